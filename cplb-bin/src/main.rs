@@ -1,0 +1,3 @@
+//! The `cplb` binary: parse, build, spawn, supervise, report.
+
+fn main() {}

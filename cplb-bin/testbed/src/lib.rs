@@ -1,0 +1,1 @@
+//! A LAN of controllers in network namespaces, for cplb's tests, benchmarks and demonstration.

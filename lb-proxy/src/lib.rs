@@ -1,0 +1,1 @@
+//! Zero-copy TCP load balancer: accept, pick, connect, relay by splice, check health, drain, and the nftables table that feeds it.
