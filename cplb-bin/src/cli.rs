@@ -1,0 +1,174 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the daemon answers `cplb status` unless told otherwise.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/cplb/cplb.sock";
+/// Where the daemon records what it owns unless told otherwise.
+pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/cplb";
+
+/// A highly available address and load balancer for a Kubernetes control plane.
+#[derive(Debug, Parser)]
+#[command(name = "cplb", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon in the foreground
+    ///
+    /// Elects the holder of each virtual IP over VRRP, holds it while elected, and balances the TCP
+    /// connections that arrive at it over every healthy backend. SIGTERM or SIGINT hands over and cleans up,
+    /// SIGHUP reloads the configuration without dropping a connection.
+    Run(RunArgs),
+    /// Validate a configuration and print the effective one
+    ///
+    /// Reads a k0s.yaml, a k0sctl.yaml or a native document. Exits with 0, or with 65 after printing every
+    /// error with its line and column. Warnings go to standard error.
+    Check(CheckArgs),
+    /// Show who is Active, why and since when, and the backends
+    Status(StatusArgs),
+    /// Show a failover on this machine, without privileges
+    ///
+    /// Network namespaces play the controllers; the daemons, their virtual IP and the traffic are real. The
+    /// demonstration kills the Active, measures what a client saw, brings the node back, and cleans up.
+    Demo(DemoArgs),
+    /// Print a shell's completion script
+    Completions {
+        /// The shell to write for
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArg {
+    /// The configuration: k0s.yaml, k0sctl.yaml or a native document
+    #[arg(long, short, value_name = "FILE", env = "CPLB_CONFIG")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
+    /// A backend in addition to those of the configuration: ADDRESS or ADDRESS:PORT (repeatable)
+    #[arg(long = "backend", value_name = "ADDR", value_parser = parse_backend)]
+    pub(crate) backends: Vec<BackendArg>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+    /// Where to record what the daemon owns, so that a restart can clean up after a crash
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "CPLB_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// How to write the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text", env = "CPLB_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
+    /// What to print
+    #[arg(long, value_name = "WHAT", default_value = "effective")]
+    pub(crate) print: Print,
+    /// Print authPass as it is instead of a placeholder
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+    /// Print the documented JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Repeat every second until interrupted (with --json: one document a line)
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How many controllers to show
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    pub(crate) nodes: u8,
+    /// No colours and no drawing: lines fit for a log
+    #[arg(long)]
+    pub(crate) plain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SocketArg {
+    /// The daemon's status socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "CPLB_SOCKET")]
+    pub(crate) socket: PathBuf,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+/// What `cplb check` prints on success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Print {
+    /// The effective native configuration with every default filled in
+    Effective,
+    /// The JSON schema of the native document
+    Schema,
+    /// Nothing
+    None,
+}
+
+/// `--backend`: an address, with the service's backend port unless one is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BackendArg {
+    pub(crate) ip: std::net::IpAddr,
+    pub(crate) port: Option<u16>,
+}
+
+fn parse_backend(text: &str) -> Result<BackendArg, String> {
+    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
+        return Ok(BackendArg { ip, port: None });
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() != 0 => Ok(BackendArg { ip: addr.ip(), port: Some(addr.port()) }),
+        _ => Err("expected an IP address or ADDRESS:PORT, such as 10.0.0.11, 10.0.0.11:6443 or [fd00::11]:6443"
+            .to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn backends_are_addresses_with_or_without_a_port() {
+        let parsed = |text| parse_backend(text).map(|b| (b.ip.to_string(), b.port));
+        assert_eq!(parsed("10.0.0.11"), Ok(("10.0.0.11".to_owned(), None)));
+        assert_eq!(parsed("10.0.0.11:7443"), Ok(("10.0.0.11".to_owned(), Some(7443))));
+        assert_eq!(parsed("fd00::11"), Ok(("fd00::11".to_owned(), None)));
+        assert_eq!(parsed("[fd00::11]"), Ok(("fd00::11".to_owned(), None)));
+        assert_eq!(parsed("[fd00::11]:6443"), Ok(("fd00::11".to_owned(), Some(6443))));
+        for wrong in ["api.example", "10.0.0.11:0", "10.0.0.11:66000", ""] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Errors that end the process, and their exit codes after `sysexits.h`.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// What a caller (an init system, a script) can tell from the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `EX_USAGE`: the command line is wrong.
+    Usage = 64,
+    /// `EX_DATAERR`: the configuration is wrong; starting again will not help.
+    Config = 65,
+    /// `EX_NOINPUT`: a file that was named cannot be read.
+    NoInput = 66,
+    /// `EX_UNAVAILABLE`: the system lacks something the configuration cannot do without.
+    Unavailable = 69,
+    /// `EX_SOFTWARE`: a defect of ours.
+    Internal = 70,
+    /// `EX_OSERR`: the system refused a call that normally works.
+    System = 71,
+    /// `EX_CANTCREAT`: a directory, socket or file of ours cannot be created.
+    CannotCreate = 73,
+    /// `EX_TEMPFAIL`: somebody else holds what we need; starting again later may help.
+    Temporary = 75,
+    /// `EX_NOPERM`: privileges are missing.
+    Permission = 77,
+}
+
+/// A failure with what to do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    message: String,
+    help: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string(), help: None }
+    }
+
+    /// Adds what the operator should do.
+    pub(crate) fn help(mut self, help: impl fmt::Display) -> Self {
+        self.help = Some(help.to_string());
+        self
+    }
+
+    pub(crate) fn code(&self) -> ExitCode {
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "\n  help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,112 @@
+//! `cplb status` for people.
+
+use std::fmt::Write;
+
+use super::schema::{Backend, Instance, Service, Status};
+
+/// The whole status as a few aligned lines.
+pub(crate) fn table(status: &Status) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "cplb {} · pid {} · up {} · {}", status.version, status.pid, age(status.uptime_seconds), status.config);
+    let serving = &status.serving;
+    let _ = match &serving.reason {
+        _ if serving.serving => writeln!(out, "serving for {}", age(serving.since_seconds)),
+        reason => writeln!(
+            out,
+            "NOT SERVING for {}: {}",
+            age(serving.since_seconds),
+            reason.as_deref().unwrap_or("not yet known")
+        ),
+    };
+    for problem in &status.degraded {
+        let _ = writeln!(out, "degraded: {problem}");
+    }
+    for instance in &status.instances {
+        render_instance(&mut out, instance);
+    }
+    for service in &status.services {
+        render_service(&mut out, service);
+    }
+    out
+}
+
+fn render_instance(out: &mut String, instance: &Instance) {
+    let Instance { virtual_router_id: vrid, interface, state, reason, .. } = instance;
+    let _ = writeln!(out, "\nvirtual router {vrid} on {interface}: {}", instance.virtual_ips.join(", "));
+    let _ = writeln!(out, "  {state} for {} ({reason})", age(instance.since_seconds));
+    let degraded = if instance.advertised_priority < instance.priority {
+        format!(", advertised as {} while not serving", instance.advertised_priority)
+    } else {
+        String::new()
+    };
+    let _ = writeln!(out, "  priority {}{degraded}, every {} s", instance.priority, instance.advert_interval_seconds);
+    if let Some(active) = &instance.active_router {
+        let _ = writeln!(out, "  Active is {} with priority {}", active.address, active.priority);
+    }
+    let discarded: Vec<_> = instance.discarded.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let _ = write!(
+        out,
+        "  advertisements: {} sent, {} received",
+        instance.advertisements_sent, instance.advertisements_received
+    );
+    let _ = if discarded.is_empty() { writeln!(out) } else { writeln!(out, ", discarded: {}", discarded.join(", ")) };
+    for transition in instance.transitions.iter().take(3) {
+        let (from, to, why) = (&transition.from, &transition.to, &transition.reason);
+        let _ = writeln!(out, "  {} ago: {from} → {to}: {why}", age(transition.seconds_ago));
+    }
+}
+
+fn render_service(out: &mut String, service: &Service) {
+    let Service { name, port, bind_port, balance, .. } = service;
+    let _ = writeln!(
+        out,
+        "\n{name} :{port} → :{bind_port}, {balance}: {} open, {} accepted, {} refused",
+        service.connections_active, service.connections_accepted, service.connections_refused
+    );
+    let width = service.backends.iter().map(|b| b.address.len()).max().unwrap_or(0);
+    for backend in &service.backends {
+        let Backend { address, state, .. } = backend;
+        let reason = backend.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "  {address:width$}  {state} for {}{reason}: {} open, {} in total, {} failed",
+            age(backend.since_seconds),
+            backend.connections_active,
+            backend.connections_total,
+            backend.connect_failures
+        );
+    }
+}
+
+/// A duration in the two largest units that matter.
+fn age(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::schema::Serving;
+
+    #[test]
+    fn ages_are_short() {
+        let shown: Vec<_> = [0.26, 11.9, 119.0, 120.0, 7_199.0, 7_260.0, 200_000.0].map(age).into();
+        assert_eq!(shown, ["0.3 s", "11 s", "119 s", "2 min", "119 min", "2 h 1 min", "2 d 7 h"]);
+    }
+
+    #[test]
+    fn a_problem_is_shown_with_its_reason() {
+        let serving = Serving { serving: false, since_seconds: 3.0, reason: Some("no healthy backend".into()) };
+        let status = Status { serving, degraded: vec!["nft is missing".into()], ..Status::default() };
+        let text = table(&status);
+        assert!(text.contains("NOT SERVING for 3.0 s: no healthy backend"), "{text}");
+        assert!(text.contains("degraded: nft is missing"), "{text}");
+    }
+}

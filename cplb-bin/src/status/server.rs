@@ -1,0 +1,128 @@
+//! Answers each connection on a Unix socket with one JSON document and closes it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::schema::Status;
+
+/// A reader that takes longer than this is dropped.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the socket could not be opened.
+#[derive(Debug, Error)]
+pub(crate) enum BindError {
+    #[error("another cplb answers at {}", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot create the status socket {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// The listening socket; its file is removed on drop.
+#[derive(Debug)]
+pub(crate) struct StatusSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl StatusSocket {
+    /// Binds `path` (mode 0660; its directory is created with 0700), replacing a socket that nobody answers.
+    pub(crate) fn bind(path: &Path) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_owned(), source };
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
+        }
+        if StdUnixStream::connect(path).is_ok() {
+            return Err(BindError::InUse(path.to_owned()));
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+                fs::remove_file(path).map_err(io)?;
+            }
+            Ok(_) => return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket"))),
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(io)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// The next reader; an error of `accept` is waited out here because there is nothing else to do about it.
+    pub(crate) async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) => {
+                    tracing::debug!(%error, "status socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for StatusSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Writes `status` to a reader, without letting a slow one wait forever.
+pub(crate) async fn answer(mut stream: UnixStream, status: Status) {
+    let Ok(mut text) = serde_json::to_vec(&status) else { return };
+    text.push(b'\n');
+    let write = async {
+        stream.write_all(&text).await?;
+        stream.shutdown().await
+    };
+    if !matches!(tokio::time::timeout(WRITE_TIMEOUT, write).await, Ok(Ok(()))) {
+        tracing::debug!("a status reader went away");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::client;
+
+    #[tokio::test]
+    async fn a_reader_gets_the_document_and_the_file_goes_with_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/cplb.sock");
+        let socket = StatusSocket::bind(&path).unwrap();
+        assert!(matches!(StatusSocket::bind(&path), Err(BindError::InUse(_))));
+        let serve = async {
+            // The refused bind above has left one connection that asks for nothing.
+            for _ in 0..2 {
+                answer(socket.accept().await, Status { schema: 1, pid: 7, ..Status::default() }).await;
+            }
+        };
+        let reader = {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || client::fetch(&path))
+        };
+        serve.await;
+        assert_eq!(reader.await.unwrap().unwrap().pid, 7);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_another_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cplb.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(StatusSocket::bind(&path).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(StatusSocket::bind(&path), Err(BindError::Io { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}
