@@ -1,0 +1,216 @@
+//! The wire between the election (`vrrp`) and the addresses (`netlink-vip`).
+//!
+//! Both run on real-time threads of their own and talk to each other through this module without a detour over
+//! the main thread: a claim must reach the kernel even while the main thread is busy.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use netlink_vip::{InterfaceState, KeeperEvent, KeeperHandle};
+use tokio::sync::mpsc::UnboundedSender;
+use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
+use vrrp::{Claim, Release, VipEvent};
+
+use crate::lock::{LockError, RouterLock};
+
+/// What the main thread hears.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The election reports.
+    Runner(RunnerEvent),
+    /// The keeper reports.
+    Keeper(KeeperEvent),
+    /// An instance gives its VIPs up on purpose: reset their sessions, then remove them.
+    PlannedRelease(InstanceId),
+    /// An instance has lost its VIPs: reset what hangs on them.
+    Lost(InstanceId),
+    /// The instance's interface is used by another daemon with the same VRID.
+    Locked(InstanceId, LockError),
+    /// The instance's interface is known and ours.
+    Ready(InstanceId),
+    /// The load balancer reports.
+    Balancer(lb_proxy::Event),
+}
+
+/// What one instance needs of the link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) vrid: u8,
+    /// Source of unicast advertisements, if configured.
+    pub(crate) source: Option<IpAddr>,
+}
+
+/// Shared by the callbacks of both threads.
+#[derive(Debug)]
+pub(crate) struct Link {
+    keeper: OnceLock<KeeperHandle>,
+    runner: OnceLock<RunnerHandle>,
+    events: UnboundedSender<Event>,
+    lock_dir: PathBuf,
+    members: Mutex<BTreeMap<u32, Seat>>,
+}
+
+#[derive(Debug)]
+struct Seat {
+    member: Member,
+    lock: Option<(String, RouterLock)>,
+    last_seen: Option<InterfaceState>,
+}
+
+impl Link {
+    pub(crate) fn new(events: UnboundedSender<Event>, lock_dir: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            keeper: OnceLock::new(),
+            runner: OnceLock::new(),
+            events,
+            lock_dir,
+            members: Mutex::default(),
+        })
+    }
+
+    /// Connects the two ends; events that come earlier are remembered by [`Seat::last_seen`].
+    pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
+        let _ = self.keeper.set(keeper);
+        let _ = self.runner.set(runner);
+        let ids: Vec<u32> = self.seats().keys().copied().collect();
+        for id in ids {
+            self.admit(id);
+        }
+    }
+
+    /// Makes an instance known; its interface is announced to the election as soon as it is locked.
+    pub(crate) fn join(&self, id: InstanceId, member: Member) {
+        self.seats().entry(id.0).or_insert(Seat { member, lock: None, last_seen: None }).member = member;
+        self.admit(id.0);
+    }
+
+    /// Forgets an instance and its lock.
+    pub(crate) fn leave(&self, id: InstanceId) {
+        self.seats().remove(&id.0);
+    }
+
+    /// Tries again for the instances whose lock was held by somebody else.
+    pub(crate) fn retry_locks(&self) {
+        let waiting: Vec<u32> =
+            self.seats().iter().filter(|(_, seat)| seat.lock.is_none()).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.admit(id);
+        }
+    }
+
+    /// Called on the keeper's thread.
+    pub(crate) fn on_keeper(&self, event: KeeperEvent) {
+        match &event {
+            KeeperEvent::Interface { id, state } => {
+                if let Some(seat) = self.seats().get_mut(id) {
+                    seat.last_seen.clone_from(state);
+                }
+                self.admit(*id);
+            }
+            KeeperEvent::Installed { id } => self.tell(*id, VipEvent::Installed),
+            KeeperEvent::Missing { id, .. } => self.tell(*id, VipEvent::Missing),
+            KeeperEvent::LeaseLost { id } => self.tell(*id, VipEvent::LeaseLost),
+            _ => {}
+        }
+        let _ = self.events.send(Event::Keeper(event));
+    }
+
+    /// Called on the election's thread.
+    pub(crate) fn on_runner(&self, event: RunnerEvent) {
+        let _ = self.events.send(Event::Runner(event));
+    }
+
+    /// Hands the instance's interface to the election, provided that this daemon owns the VRID there.
+    fn admit(&self, id: u32) {
+        let Some(runner) = self.runner.get() else { return };
+        let mut seats = self.seats();
+        let Some(seat) = seats.get_mut(&id) else { return };
+        let interface = match &seat.last_seen {
+            None => {
+                seat.lock = None;
+                None
+            }
+            Some(state) => match seat.hold(&self.lock_dir, &state.name.clone()) {
+                Ok(newly) => {
+                    if newly {
+                        let _ = self.events.send(Event::Ready(InstanceId(id)));
+                    }
+                    seat.interface()
+                }
+                Err(error) => {
+                    let _ = self.events.send(Event::Locked(InstanceId(id), error));
+                    None
+                }
+            },
+        };
+        runner.interface(InstanceId(id), interface);
+    }
+
+    fn tell(&self, id: u32, event: VipEvent) {
+        if let Some(runner) = self.runner.get() {
+            runner.vip(InstanceId(id), event);
+        }
+    }
+
+    fn seats(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Seat>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// Holds the lock for `interface`; true if it was not held before.
+    fn hold(&mut self, dir: &std::path::Path, interface: &str) -> Result<bool, LockError> {
+        if self.lock.as_ref().is_some_and(|(name, _)| name == interface) {
+            return Ok(false);
+        }
+        self.lock = None;
+        let lock = RouterLock::acquire(dir, interface, self.member.vrid)?;
+        self.lock = Some((interface.to_owned(), lock));
+        Ok(true)
+    }
+
+    /// What the election needs to know of the interface.
+    fn interface(&self) -> Option<Interface> {
+        let state = self.last_seen.as_ref()?;
+        let configured = |wanted_v4: bool| self.member.source.filter(|ip| ip.is_ipv4() == wanted_v4);
+        let v4 = match configured(true) {
+            Some(IpAddr::V4(ip)) => Some(ip),
+            _ => state.source_v4(),
+        };
+        let v6 = match configured(false) {
+            Some(IpAddr::V6(ip)) => Some(ip),
+            _ => state.link_local(),
+        };
+        Some(Interface { name: state.name.clone(), index: state.index, mac: state.mac, up: state.up, v4, v6 })
+    }
+}
+
+/// The election's end: claims and releases go straight to the keeper.
+#[derive(Debug)]
+pub(crate) struct Wire(pub(crate) Arc<Link>);
+
+impl VipKeeper for Wire {
+    fn claim(&self, instance: InstanceId, claim: Claim) {
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.claim(instance.0, claim.valid_until);
+        }
+    }
+
+    fn release(&self, instance: InstanceId, release: Release) {
+        match release {
+            // The main thread resets the sessions first: once the address is gone not even a RST leaves. If the
+            // main thread is stuck, the lease ends and the kernel removes the address.
+            Release::Planned => {
+                let _ = self.0.events.send(Event::PlannedRelease(instance));
+            }
+            Release::Lost => {
+                if let Some(keeper) = self.0.keeper.get() {
+                    keeper.release(instance.0, netlink_vip::Release::Lost);
+                }
+                let _ = self.0.events.send(Event::Lost(instance));
+            }
+        }
+    }
+}
