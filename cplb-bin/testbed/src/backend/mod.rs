@@ -1,0 +1,291 @@
+//! Servers that stand for API servers.
+
+mod http;
+mod server;
+mod tls;
+
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{Error, Node, Thread};
+
+/// A server in a node, on a thread of its own. Dropping it closes its port and its connections.
+///
+/// It answers any request with its name, so that a client can tell backends apart, and can be made to fail in all
+/// the ways in which API servers fail. Connections that it closes on command are reset, as those of a killed
+/// process are.
+#[derive(Debug)]
+pub struct Backend {
+    name: String,
+    address: SocketAddr,
+    certificate: Option<String>,
+    shared: Arc<Shared>,
+    commands: UnboundedSender<Order>,
+    thread: Option<Thread<()>>,
+}
+
+/// What a backend does with the connections that it accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Behaviour {
+    /// Answers.
+    #[default]
+    Serve,
+    /// Accepts, reads nothing and answers nothing.
+    Hang,
+    /// Closes every connection as soon as it has accepted it.
+    Close,
+}
+
+/// How a TLS backend answers `/readyz`, `/healthz` and `/livez`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// With this status; 200 means ready, 401 or 403 that anonymous requests are refused.
+    Status(u16),
+    /// By closing the connection.
+    Close,
+    /// Not at all.
+    Hang,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::Status(200)
+    }
+}
+
+/// What a backend has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackendStats {
+    /// Connections accepted so far.
+    pub accepted: u64,
+    /// Connections open now.
+    pub open: u64,
+    /// TLS handshakes that succeeded.
+    pub handshakes: u64,
+    /// HTTP requests for readiness.
+    pub checks: u64,
+    /// Other requests: HTTP over TLS, and first lines of plain connections.
+    pub requests: u64,
+}
+
+impl Backend {
+    /// A plain server on `[::]:port` (which includes IPv4): sends its name and a line end to whoever connects,
+    /// then echoes whatever it gets, until the client closes.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the port is taken.
+    pub fn echo(node: &Node, name: &str, port: u16) -> Result<Self, Error> {
+        Self::start(node, name, wildcard(port), Protocol::Echo, None)
+    }
+
+    /// Like [`Backend::echo`] on one address.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the port is taken or the address is not there.
+    pub fn echo_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
+        Self::start(node, name, address, Protocol::Echo, None)
+    }
+
+    /// A TLS server on `[::]:port` (which includes IPv4) with a self-signed certificate for `name`. Over TLS it
+    /// speaks HTTP/1.1: readiness paths are answered as [`Backend::set_readiness`] says, any other with its name.
+    /// A connection that does not begin with TLS gets the name and a line end after its first line, then an echo.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the port is taken; [`Error::Certificate`].
+    pub fn tls(node: &Node, name: &str, port: u16) -> Result<Self, Error> {
+        Self::tls_on(node, name, wildcard(port))
+    }
+
+    /// Like [`Backend::tls`] on one address.
+    ///
+    /// # Errors
+    /// As [`Backend::tls`], also if the address is not there.
+    pub fn tls_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
+        let (acceptor, certificate) = tls::acceptor(name)?;
+        Self::start(node, name, address, Protocol::Tls(acceptor), Some(certificate))
+    }
+
+    /// Its name: what it answers, and the subject of its certificate.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its certificate, PEM; `None` for a plain one.
+    #[must_use]
+    pub fn certificate_pem(&self) -> Option<&str> {
+        self.certificate.as_deref()
+    }
+
+    /// What it has seen.
+    #[must_use]
+    pub fn stats(&self) -> BackendStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (opened, closed) = (read(&self.shared.accepted), read(&self.shared.closed));
+        BackendStats {
+            accepted: opened,
+            open: opened.saturating_sub(closed),
+            handshakes: read(&self.shared.handshakes),
+            checks: read(&self.shared.checks),
+            requests: read(&self.shared.requests),
+        }
+    }
+
+    /// Changes what it does with connections from now on.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
+        self.shared.settings().behaviour = behaviour;
+    }
+
+    /// Changes how it answers readiness requests from now on, also on open connections.
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.shared.settings().readiness = readiness;
+    }
+
+    /// Closes the port, so that new connections are refused, and resets the open ones: as if the server had been
+    /// killed.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if the server thread has ended.
+    pub fn refuse(&self) -> Result<(), Error> {
+        self.order(Command::Refuse)?;
+        self.order(Command::ResetAll)
+    }
+
+    /// Closes the port, so that new connections are refused, and keeps the open ones.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if the server thread has ended.
+    pub fn refuse_new(&self) -> Result<(), Error> {
+        self.order(Command::Refuse)
+    }
+
+    /// Ignores every packet that arrives for the port, of new and of open connections: as if the node were
+    /// behind a broken cable.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel refuses the filter.
+    pub fn blackhole(&self) -> Result<(), Error> {
+        self.order(Command::Silence)
+    }
+
+    /// Ends [`Backend::refuse`] and [`Backend::blackhole`].
+    ///
+    /// # Errors
+    /// [`Error::System`] if the port is taken meanwhile.
+    pub fn accept(&self) -> Result<(), Error> {
+        self.order(Command::Listen)
+    }
+
+    /// Resets all open connections.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if the server thread has ended.
+    pub fn close_all(&self) -> Result<(), Error> {
+        self.order(Command::ResetAll)
+    }
+
+    fn start(
+        node: &Node,
+        name: &str,
+        address: SocketAddr,
+        protocol: Protocol,
+        certificate: Option<String>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared { name: name.to_owned(), ..Shared::default() });
+        let (commands, orders) = tokio::sync::mpsc::unbounded_channel();
+        let server = server::Server::new(address, protocol, Arc::clone(&shared), orders);
+        let thread = node.thread(&format!("backend {name}"), move || server.run())?;
+        let backend =
+            Self { name: name.to_owned(), address, certificate, shared, commands, thread: Some(thread) };
+        backend.order(Command::Listen)?;
+        Ok(backend)
+    }
+
+    /// Has the server thread do something, and waits until it is done.
+    fn order(&self, command: Command) -> Result<(), Error> {
+        let (done, result) = mpsc::sync_channel(1);
+        let gone = || Error::Misuse(format!("backend {} has ended", self.name));
+        self.commands.send(Order { command, done }).map_err(|_| gone())?;
+        result
+            .recv_timeout(PATIENCE)
+            .map_err(|_| gone())?
+            .map_err(Error::system(format!("{command:?} on backend {} ({})", self.name, self.address)))
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.order(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How long the server thread may take to do what it is told.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+enum Protocol {
+    Echo,
+    Tls(tokio_rustls::TlsAcceptor),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    name: String,
+    settings: Mutex<Settings>,
+    accepted: AtomicU64,
+    closed: AtomicU64,
+    handshakes: AtomicU64,
+    checks: AtomicU64,
+    requests: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Settings {
+    behaviour: Behaviour,
+    readiness: Readiness,
+}
+
+impl Shared {
+    fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    Listen,
+    Refuse,
+    Silence,
+    ResetAll,
+    Stop,
+}
+
+struct Order {
+    command: Command,
+    done: mpsc::SyncSender<std::io::Result<()>>,
+}
+
+fn wildcard(port: u16) -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, port).into()
+}

@@ -1,0 +1,195 @@
+//! The thread of a backend.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc::UnboundedReceiver, watch},
+};
+
+use super::{Behaviour, Command, Order, Protocol, Shared, http};
+
+pub(super) struct Server {
+    address: SocketAddr,
+    protocol: Protocol,
+    shared: Arc<Shared>,
+    orders: UnboundedReceiver<Order>,
+    listener: Option<TcpListener>,
+    /// What is to become of the open connections.
+    fate: watch::Sender<Fate>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Fate {
+    resets: u64,
+    silent: bool,
+}
+
+/// A classic BPF program of one instruction, "return 0": it lets nothing through.
+const DROP_ALL: [(u16, u32); 1] = [(0x06, 0)];
+
+const BACKLOG: i32 = 1024;
+
+impl Server {
+    pub(super) fn new(
+        address: SocketAddr,
+        protocol: Protocol,
+        shared: Arc<Shared>,
+        orders: UnboundedReceiver<Order>,
+    ) -> Self {
+        Self { address, protocol, shared, orders, listener: None, fate: watch::Sender::default() }
+    }
+
+    pub(super) fn run(mut self) {
+        // Without a runtime nobody answers orders, and the backend reports that it has ended.
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    biased;
+                    order = self.orders.recv() => {
+                        let Some(order) = order else { return };
+                        let result = self.obey(order.command);
+                        let _ = order.done.send(result);
+                        if matches!(order.command, Command::Stop) {
+                            return;
+                        }
+                    }
+                    stream = accept(self.listener.as_ref()) => self.welcome(stream).await,
+                }
+            }
+        });
+    }
+
+    fn obey(&mut self, command: Command) -> io::Result<()> {
+        match command {
+            Command::Listen => {
+                if let Some(listener) = &self.listener {
+                    let _ = SockRef::from(listener).detach_filter();
+                } else {
+                    self.listener = Some(listen(self.address)?);
+                }
+                self.fate.send_modify(|fate| fate.silent = false);
+            }
+            Command::Refuse | Command::Stop => self.listener = None,
+            Command::Silence => {
+                if let Some(listener) = &self.listener {
+                    silence(&SockRef::from(listener))?;
+                }
+                self.fate.send_modify(|fate| fate.silent = true);
+            }
+            Command::ResetAll => self.fate.send_modify(|fate| fate.resets += 1),
+        }
+        Ok(())
+    }
+
+    async fn welcome(&self, stream: io::Result<TcpStream>) {
+        let Ok(stream) = stream else {
+            // Out of descriptors: rest, rather than spin.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            return;
+        };
+        self.shared.accepted.fetch_add(1, Ordering::Relaxed);
+        let (protocol, shared, fate) =
+            (self.protocol.clone(), Arc::clone(&self.shared), self.fate.subscribe());
+        tokio::spawn(async move {
+            live(stream, protocol, &shared, fate).await;
+            shared.closed.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => Ok(listener.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves a connection until it ends by itself or is reset.
+async fn live(stream: TcpStream, protocol: Protocol, shared: &Shared, mut fate: watch::Receiver<Fate>) {
+    // A second descriptor of the socket, because the first one disappears inside of the TLS session.
+    let Ok(control) = SockRef::from(&stream).try_clone() else { return };
+    let resets = fate.borrow().resets;
+    let serving = serve(stream, protocol, shared);
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            _ = &mut serving => return,
+            changed = fate.changed() => {
+                let now = *fate.borrow_and_update();
+                if changed.is_err() || now.resets != resets {
+                    let _ = control.set_linger(Some(Duration::ZERO));
+                    return;
+                }
+                let _ = if now.silent { silence(&control) } else { control.detach_filter() };
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, protocol: Protocol, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let behaviour = shared.settings().behaviour;
+    match behaviour {
+        Behaviour::Serve => {}
+        Behaviour::Close => return Ok(()),
+        Behaviour::Hang => return std::future::pending().await,
+    }
+    let Protocol::Tls(acceptor) = protocol else {
+        stream.write_all(format!("{}\n", shared.name).as_bytes()).await?;
+        return echo(stream).await;
+    };
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
+        let session = acceptor.accept(stream).await?;
+        shared.handshakes.fetch_add(1, Ordering::Relaxed);
+        return http::serve(session, shared).await;
+    }
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    (&mut stream).take(MAX_LINE).read_until(b'\n', &mut line).await?;
+    shared.requests.fetch_add(1, Ordering::Relaxed);
+    stream.write_all(format!("{}\n", shared.name).as_bytes()).await?;
+    echo(stream).await
+}
+
+/// The content type that a TLS connection begins with (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+const MAX_LINE: u64 = 4096;
+
+async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return stream.shutdown().await;
+        }
+        stream.write_all(&buffer[..n]).await?;
+        stream.flush().await?;
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Has the kernel drop whatever arrives for a socket; connections inherit that from their listener.
+fn silence(socket: &Socket) -> io::Result<()> {
+    socket.attach_filter(&DROP_ALL.map(|(code, k)| SockFilter::new(code, 0, 0, k)))
+}

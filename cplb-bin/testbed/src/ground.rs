@@ -1,0 +1,191 @@
+//! The namespaces that everything runs in.
+
+use std::{
+    env, fs, io,
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitCode},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
+    unistd::{Pid, getegid, geteuid, getpid},
+};
+
+use crate::netns;
+
+/// Tells the second process that the first has prepared its namespaces; its value is the first one's PID.
+pub(crate) const MARKER: &str = "CPLB_TESTBED_PARENT";
+
+/// Which of the two processes that [`enter`] makes of one this is.
+#[derive(Debug)]
+#[must_use = "the first process must end with the code of the second"]
+pub enum Ground {
+    /// This process is in its own namespaces (and the init of its PID namespace): go on.
+    Inside,
+    /// This process stayed outside and only waited; it must now end with this code.
+    Finished(ExitCode),
+}
+
+/// Why the namespaces could not be entered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnterError {
+    /// A process with several threads cannot change its user namespace.
+    #[error(
+        "namespaces must be entered while the process has one thread, but it has {0}: call testbed::enter() first in main"
+    )]
+    Threads(usize),
+    /// The kernel or its configuration forbids user namespaces.
+    #[error(
+        "cannot {step}: {source}\n  Ordinary users may not create user namespaces here. Either run as root, or allow them:\n  \
+         sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=10000"
+    )]
+    Forbidden {
+        /// What was tried.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Something else went wrong on the way.
+    #[error("cannot {step}: {source}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Moves the program into mount, network and PID namespaces of its own, and, unless it is root, into a user
+/// namespace in which it is root.
+///
+/// Call it first thing in `main`, before any thread starts. A process cannot enter a PID namespace itself, only
+/// its next child does, so the program is started a second time with the same arguments: the first process gets
+/// [`Ground::Finished`] once the second has ended, and must return that code; the second gets
+/// [`Ground::Inside`]. If the first one is killed, the kernel kills the second, and with it, as it is the init of
+/// its PID namespace, everything that was started from it. So nothing survives, whoever is killed how.
+///
+/// Inside, `/run` is an empty tmpfs, `/proc` shows the new PID namespace only, `lo` is up, and mounts are private.
+/// Root of the initial user namespace stays there, because real-time scheduling and `mlockall` need it.
+///
+/// # Errors
+/// [`EnterError::Threads`] if called too late, [`EnterError::Forbidden`] with the sysctls to set where ordinary
+/// users may not create user namespaces.
+pub fn enter() -> Result<Ground, EnterError> {
+    match env::var(MARKER) {
+        Ok(parent) if getpid() == Pid::from_raw(1) => settle(&parent).map(|()| Ground::Inside),
+        _ => leave().map(Ground::Finished),
+    }
+}
+
+/// Whether this process is root of the initial user namespace, so that it can get real-time scheduling.
+#[must_use]
+pub fn is_initial_root() -> bool {
+    let identity = fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    identity && geteuid().is_root()
+}
+
+/// Whether [`enter`] has put this process inside.
+pub(crate) fn is_inside() -> bool {
+    env::var_os(MARKER).is_some() && getpid() == Pid::from_raw(1)
+}
+
+/// The first process: makes the namespaces, starts the second and waits for it.
+fn leave() -> Result<ExitCode, EnterError> {
+    let threads = thread_count().map_err(step("count the threads of this process"))?;
+    if threads != 1 {
+        return Err(EnterError::Threads(threads));
+    }
+    let program = env::current_exe().map_err(step("find this program's own file"))?;
+    let parent = getpid();
+    separate()?;
+    let mut child = Command::new(program)
+        .args(env::args_os().skip(1))
+        .env(MARKER, parent.to_string())
+        .spawn()
+        .map_err(step("start this program again in its namespaces"))?;
+    let status = child.wait().map_err(step("wait for this program in its namespaces"))?;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn separate() -> Result<(), EnterError> {
+    let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
+    let (uid, gid) = (geteuid(), getegid());
+    // Root in a container may lack the capability, and is then in the position of an ordinary user.
+    if !uid.is_root() || unshare(own).is_err() {
+        unshare(CloneFlags::CLONE_NEWUSER | own)
+            .map_err(|errno| forbidden("create a user namespace")(errno.into()))?;
+        write_map("setgroups", "deny")?;
+        write_map("uid_map", &format!("0 {uid} 1"))?;
+        write_map("gid_map", &format!("0 {gid} 1"))?;
+    }
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+        .map_err(|errno| forbidden("make mounts private")(errno.into()))
+}
+
+fn write_map(file: &'static str, content: &str) -> Result<(), EnterError> {
+    fs::write(format!("/proc/self/{file}"), content).map_err(forbidden("map users into the user namespace"))
+}
+
+/// The second process: binds its life to the first one's and furnishes the namespaces.
+fn settle(parent: &str) -> Result<(), EnterError> {
+    let errno = |what| move |errno: nix::Error| step(what)(errno.into());
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(errno("bind this process to its parent"))?;
+    // The parent may have died before the request above. This /proc is still the parent's, so it shows the
+    // parent's PID as the parent knows it.
+    if outer_parent().map_err(step("read /proc/self/stat"))? != parent {
+        return Err(step("go on")(io::Error::other("the parent process is gone")));
+    }
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("proc"), "/proc", Some("proc"), hardened | MsFlags::MS_NOEXEC, None::<&str>).map_err(
+        errno("mount /proc for the new PID namespace (a container that masks parts of /proc forbids it)"),
+    )?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), hardened, Some("mode=0755"))
+        .map_err(errno("mount a tmpfs over /run"))?;
+    // Probes hold many sockets at once.
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(errno("raise the limit of open files"))?;
+    }
+    netns::loopback_up_here().map_err(step("bring the loopback interface up"))
+}
+
+fn thread_count() -> io::Result<usize> {
+    Ok(fs::read_dir("/proc/self/task")?.count())
+}
+
+/// The fourth field of `/proc/self/stat`; the second one may hold spaces, but ends with the last parenthesis.
+fn outer_parent() -> io::Result<String> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().nth(1).unwrap_or_default().to_owned())
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> EnterError {
+    move |source| EnterError::Step { step, source }
+}
+
+fn forbidden(step: &'static str) -> impl FnOnce(io::Error) -> EnterError {
+    move |source| match source.raw_os_error() {
+        Some(libc_errno) if is_refusal(libc_errno) => EnterError::Forbidden { step, source },
+        _ => EnterError::Step { step, source },
+    }
+}
+
+fn is_refusal(errno: i32) -> bool {
+    use nix::Error as Errno;
+    matches!(
+        Errno::from_raw(errno),
+        Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS | Errno::ENOSYS
+    )
+}

@@ -1,0 +1,155 @@
+//! The network of a node, as the node itself sees and changes it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use super::{INTERFACE, Node};
+use crate::{Address, Error, Mac, Neighbour, netlink};
+
+/// What a node's interface is configured with.
+#[derive(Debug, Clone)]
+pub(crate) struct Interface {
+    pub(crate) mac: Mac,
+    pub(crate) addresses: Vec<(IpAddr, u8)>,
+    /// How long the addresses are valid; `None` for ever.
+    pub(crate) lifetime: Option<Duration>,
+    pub(crate) gateways: Vec<IpAddr>,
+}
+
+impl Node {
+    /// All addresses of the node, on all interfaces.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn addresses(&self) -> Result<Vec<Address>, Error> {
+        netlink::request(&self.0.netns, self.doing("list addresses"), |handle| async move {
+            netlink::addresses(&handle).await
+        })
+    }
+
+    /// Its link-local address, the source of VRRP over IPv6.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn link_local(&self) -> Result<Option<Ipv6Addr>, Error> {
+        Ok(self.addresses()?.into_iter().find_map(|address| match address.ip {
+            IpAddr::V6(ip) if ip.is_unicast_link_local() && !address.tentative => Some(ip),
+            _ => None,
+        }))
+    }
+
+    /// Whether the node has this address on any interface.
+    ///
+    /// # Panics
+    /// If addresses cannot be listed.
+    #[must_use]
+    pub fn has_address(&self, ip: impl Into<IpAddr>) -> bool {
+        let ip = ip.into();
+        let addresses = self.addresses().unwrap_or_else(|error| panic!("{error}"));
+        addresses.iter().any(|address| address.ip == ip)
+    }
+
+    /// Adds an address to `eth0`.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn add_address(&self, ip: impl Into<IpAddr>, prefix_len: u8) -> Result<(), Error> {
+        let ip = ip.into();
+        netlink::request(&self.0.netns, self.doing(&format!("add {ip}")), |handle| async move {
+            let index = netlink::index(&handle, INTERFACE).await?;
+            netlink::add_address(&handle, index, ip, prefix_len, None).await
+        })
+    }
+
+    /// Removes an address from wherever it is.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn delete_address(&self, ip: impl Into<IpAddr>) -> Result<(), Error> {
+        let ip = ip.into();
+        netlink::request(&self.0.netns, self.doing(&format!("delete {ip}")), |handle| async move {
+            netlink::delete_address(&handle, ip).await
+        })
+    }
+
+    /// The node's neighbour (ARP or NDP) entry for `ip`.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn neighbour(&self, ip: impl Into<IpAddr>) -> Result<Option<Neighbour>, Error> {
+        let ip = ip.into();
+        netlink::request(&self.0.netns, self.doing("list neighbours"), |handle| async move {
+            netlink::neighbour(&handle, ip).await
+        })
+    }
+
+    /// Empties the node's neighbour caches.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn flush_neighbours(&self) -> Result<(), Error> {
+        netlink::request(&self.0.netns, self.doing("flush neighbours"), |handle| async move {
+            netlink::flush_neighbours(&handle).await
+        })
+    }
+
+    /// Takes `eth0` down from inside, as `ip link set eth0 down` does.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn link_down(&self) -> Result<(), Error> {
+        netlink::request(&self.0.netns, self.doing("take the link down"), |handle| async move {
+            netlink::set_down(&handle, netlink::index(&handle, INTERFACE).await?).await
+        })
+    }
+
+    /// Brings `eth0` up again. The kernel has dropped its IPv6 addresses and routes meanwhile, as it does.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn link_up(&self) -> Result<(), Error> {
+        netlink::request(&self.0.netns, self.doing("bring the link up"), |handle| async move {
+            netlink::set_up(&handle, netlink::index(&handle, INTERFACE).await?).await
+        })
+    }
+
+    /// Brings `eth0` up with the node's own addresses and its default routes. Call it after [`Node::link_up`]
+    /// where the test wants what a network manager does.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`].
+    pub fn configure(&self) -> Result<(), Error> {
+        let Interface { addresses, lifetime, gateways, .. } = &self.0.interface;
+        netlink::request(&self.0.netns, self.doing("assign addresses"), |handle| async move {
+            let index = netlink::index(&handle, INTERFACE).await?;
+            netlink::set_up(&handle, index).await?;
+            for &(ip, prefix_len) in addresses {
+                netlink::add_address(&handle, index, ip, prefix_len, *lifetime).await?;
+            }
+            let is_host =
+                |v4: bool| addresses.iter().any(|(ip, len)| ip.is_ipv4() == v4 && *len == host_len(ip));
+            for &gateway in gateways {
+                if is_host(gateway.is_ipv4()) {
+                    netlink::add_route(&handle, (gateway, host_len(&gateway)), None, Some(index)).await?;
+                }
+                netlink::add_route(&handle, default_of(gateway), Some(gateway), Some(index)).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The prefix length of a single address.
+fn host_len(ip: &IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// The default destination of an address's family.
+fn default_of(ip: IpAddr) -> (IpAddr, u8) {
+    match ip {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), 0),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), 0),
+    }
+}

@@ -1,0 +1,158 @@
+//! Long-lived connections through the address, as watchers hold them.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::LocalSet,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::Failure;
+use crate::{Error, Node, Thread, wait_until};
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// Not yet established.
+    Opening,
+    /// Established; the instant is that of the last echo.
+    Alive(Instant),
+    /// Ended by the other side, or by the network, at this instant.
+    Ended(Instant, Failure),
+}
+
+/// Connections that are held open. Each sends a byte every 10 ms to a [`crate::Backend`], which echoes it.
+#[derive(Debug)]
+pub struct Sessions {
+    shared: Arc<Shared>,
+    thread: Option<Thread<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    states: Mutex<Vec<SessionState>>,
+}
+
+/// How often a session sends a byte.
+const BEAT: Duration = Duration::from_millis(10);
+
+/// How long it may take until all sessions are open.
+const OPENING: Duration = Duration::from_secs(5);
+
+impl Sessions {
+    /// Opens `count` sessions from a node, and waits until all have had an echo.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if that takes more than five seconds.
+    pub fn open(node: &Node, target: SocketAddr, count: usize) -> Result<Self, Error> {
+        let states = Mutex::new(vec![SessionState::Opening; count]);
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), states });
+        let worker = Arc::clone(&shared);
+        let thread = node.thread("sessions", move || run(target, count, &worker))?;
+        let sessions = Self { shared, thread: Some(thread) };
+        wait_until(format!("{count} sessions to {target} are open"), OPENING, || {
+            sessions.states().iter().all(|state| matches!(state, SessionState::Alive(_)))
+        })?;
+        Ok(sessions)
+    }
+
+    /// Where each of them stands.
+    #[must_use]
+    pub fn states(&self) -> Vec<SessionState> {
+        self.shared.states().clone()
+    }
+
+    /// How many are established but had no echo for `silence`: their clients hang.
+    #[must_use]
+    pub fn hanging(&self, silence: Duration) -> usize {
+        self.states()
+            .iter()
+            .filter(|state| matches!(state, SessionState::Alive(last) if last.elapsed() > silence))
+            .count()
+    }
+
+    /// How many have ended, for whatever reason.
+    #[must_use]
+    pub fn ended(&self) -> usize {
+        self.states().iter().filter(|state| matches!(state, SessionState::Ended(..))).count()
+    }
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn states(&self) -> MutexGuard<'_, Vec<SessionState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn run(target: SocketAddr, count: usize, shared: &Arc<Shared>) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    LocalSet::new().block_on(&runtime, async {
+        for index in 0..count {
+            let shared = Arc::clone(shared);
+            tokio::task::spawn_local(async move {
+                let failure = match hold(target, index, &shared).await {
+                    Ok(()) => Failure::Closed,
+                    Err(error) => Failure::from(&error),
+                };
+                shared.states()[index] = SessionState::Ended(Instant::now(), failure);
+            });
+        }
+        while !shared.stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(BEAT).await;
+        }
+    });
+}
+
+/// Keeps one session alive until the other side ends it.
+async fn hold(target: SocketAddr, index: usize, shared: &Shared) -> io::Result<()> {
+    let stream = TcpStream::connect(target).await?;
+    stream.set_nodelay(true)?;
+    let (mut read, mut write) = stream.into_split();
+    // A TLS backend answers the first line of a plain connection with its name, and then echoes.
+    write.write_all(b"\n").await?;
+    let mut beats = interval(BEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut buffer = [0; 256];
+    loop {
+        tokio::select! {
+            n = read.read(&mut buffer) => {
+                let n = n?;
+                if n == 0 {
+                    return Ok(());
+                }
+                if buffer[..n].contains(&BYTE) {
+                    shared.states()[index] = SessionState::Alive(Instant::now());
+                }
+            }
+            // A full send buffer must not keep the session from noticing its end.
+            _ = beats.tick() => match write.try_write(&[BYTE]) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            },
+        }
+    }
+}
+
+/// What a session sends; it occurs in no backend's name.
+const BYTE: u8 = b'\x07';

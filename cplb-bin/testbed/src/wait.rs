@@ -1,0 +1,55 @@
+//! Waiting for a condition instead of sleeping.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A condition did not come true in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: not within {timeout:?}")]
+pub struct TimedOut {
+    /// The condition, in words.
+    pub what: String,
+    /// How long it was given.
+    pub timeout: Duration,
+}
+
+/// How long to rest between two looks at a condition.
+const POLL: Duration = Duration::from_millis(2);
+
+/// Looks at `condition` every 2 ms until it holds, and returns how long that took.
+///
+/// # Errors
+/// [`TimedOut`] with `what` (the condition in words) after `timeout`.
+pub fn wait_until(
+    what: impl Into<String>,
+    timeout: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Result<Duration, TimedOut> {
+    let start = Instant::now();
+    loop {
+        // The condition is looked at once more after a stall of this thread, so that a loaded machine does
+        // not turn a condition that holds into a timeout.
+        let late = start.elapsed() >= timeout;
+        if condition() {
+            return Ok(start.elapsed());
+        }
+        if late {
+            return Err(TimedOut { what: what.into(), timeout });
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Like [`wait_until`] for tests.
+///
+/// # Panics
+/// With `what` if the condition does not hold within `timeout`.
+#[track_caller]
+pub fn eventually(what: impl Into<String>, timeout: Duration, condition: impl FnMut() -> bool) -> Duration {
+    match wait_until(what, timeout, condition) {
+        Ok(elapsed) => elapsed,
+        Err(error) => panic!("{error}"),
+    }
+}

@@ -1,0 +1,103 @@
+//! Cuts, partitions and cables.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
+
+use testbed::{Direction, Lan, Node, Test, Tool, eventually};
+
+use crate::network::{pings, reaches};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("a_cut_works_in_each_direction", a_cut_works_in_each_direction)
+            .needs([Tool::Nft, Tool::Ping]),
+        Test::new("a_partition_separates_groups", a_partition_separates_groups)
+            .needs([Tool::Nft, Tool::Ping]),
+        Test::new("a_partition_can_be_one_way", a_partition_can_be_one_way).needs([Tool::Nft]),
+        Test::new("an_unplugged_node_has_no_carrier", an_unplugged_node_has_no_carrier)
+            .needs([Tool::Ip, Tool::Ping]),
+    ]
+}
+
+/// Whether a datagram gets from one node to the other, in that direction.
+fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
+    let receiver = to.run(|| UdpSocket::bind((ip, 0))).expect("a socket");
+    receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+    let address = receiver.local_addr().expect("an address");
+    from.run(|| {
+        let any: IpAddr = if ip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        UdpSocket::bind((any, 0))
+            .and_then(|socket| socket.send_to(b"x", address))
+            .expect("a datagram leaves");
+    });
+    match receiver.recv(&mut [0]) {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn a_cut_works_in_each_direction() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let (node, other) = (lan.controller(0), lan.controller(1));
+    for (direction, node_hears, other_hears) in
+        [(Direction::To, false, true), (Direction::From, true, false), (Direction::Both, false, false)]
+    {
+        for (ip, other_ip) in node.own_ips().into_iter().zip(other.own_ips()) {
+            // Neighbours must know each other, since a one-way cut stops resolution in both directions.
+            assert!(pings(node, other_ip) && pings(other, ip));
+            lan.cut(node, direction).expect("a cut");
+            assert_eq!(hears(node, other, ip), node_hears, "{direction:?} {ip}");
+            assert_eq!(hears(other, node, other_ip), other_hears, "{direction:?} {ip}");
+            assert!(pings(other, lan.client(0).v4()), "the others are not concerned");
+            assert!(carrier(node));
+            lan.heal(node).expect("healed");
+            assert!(hears(node, other, ip) && hears(other, node, other_ip));
+        }
+    }
+}
+
+fn a_partition_separates_groups() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let [c1, c2, c3] = [0, 1, 2].map(|index| lan.controller(index));
+    let client = lan.client(0);
+    lan.partition(&[&[c1], &[c2, c3]]).expect("a partition");
+    for ip in [0, 1].map(|family| c1.own_ips()[family]) {
+        assert!(!pings(c2, ip) && !pings(c3, ip) && pings(client, ip));
+    }
+    assert!(pings(c2, c3.v4()) && pings(c2, client.v4()) && pings(c1, lan.v4(254)));
+    lan.heal(c2).expect("healed");
+    reaches(c2, c1.v4());
+    assert!(!pings(c3, c1.v4()));
+    lan.heal_all().expect("healed");
+    reaches(c3, c1.v4());
+}
+
+fn a_partition_can_be_one_way() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let [c1, c2] = [0, 1].map(|index| lan.controller(index));
+    assert!(pings(c1, c2.v4()));
+    lan.cut_between(&[c1], &[c2]).expect("a cut");
+    assert!(!hears(c2, c1, c2.v4().into()) && hears(c1, c2, c1.v4().into()));
+}
+
+fn an_unplugged_node_has_no_carrier() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let (node, client) = (lan.controller(0), lan.client(0));
+    assert!(carrier(node));
+    lan.unplug(node).expect("unplugged");
+    eventually("the node sees that its cable is gone", Duration::from_secs(2), || !carrier(node));
+    assert!(!pings(client, node.v4()));
+    assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses stay");
+    lan.plug(node).expect("plugged");
+    eventually("the node sees its cable", Duration::from_secs(2), || carrier(node));
+    reaches(client, node.v4());
+    reaches(client, node.v6());
+}
+
+fn carrier(node: &Node) -> bool {
+    node.exec("ip", ["link", "show", "eth0"]).expect("a link").contains("LOWER_UP")
+}

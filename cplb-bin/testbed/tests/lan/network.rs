@@ -1,0 +1,141 @@
+//! Addresses, routes and reachability.
+
+use std::{net::IpAddr, time::Duration};
+
+use testbed::{Lan, Node, Test, Tool, eventually};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("everybody_reaches_everybody", everybody_reaches_everybody).needs([Tool::Ping]),
+        Test::new("nodes_look_as_described", nodes_look_as_described).needs([Tool::Ip]),
+        Test::new("secondaries_follow_the_option", secondaries_follow_the_option),
+        Test::new("addresses_can_be_leased", addresses_can_be_leased),
+        Test::new("a_link_can_go_down_and_come_back", a_link_can_go_down_and_come_back).needs([Tool::Ping]),
+        Test::new("neighbours_can_be_forgotten", neighbours_can_be_forgotten).needs([Tool::Ping]),
+        Test::new("lans_do_not_see_each_other", lans_do_not_see_each_other).needs([Tool::Ping]),
+    ]
+}
+
+/// Whether one echo request is answered within half a second.
+pub(crate) fn pings(from: &Node, to: impl Into<IpAddr>) -> bool {
+    from.exec("ping", ["-c1", "-W0.5", &to.into().to_string()]).is_ok()
+}
+
+/// A node that has just tried in vain asks for the hardware address once a second only.
+pub(crate) fn reaches(from: &Node, to: impl Into<IpAddr>) {
+    let to = to.into();
+    eventually(format!("{} reaches {to}", from.name()), Duration::from_secs(5), || pings(from, to));
+}
+
+fn everybody_reaches_everybody() {
+    let lan = Lan::builder().clients(2).routed_client(0).routed_client(2).build().expect("a LAN");
+    for from in lan.nodes() {
+        for to in lan.nodes().chain([lan.switch()]) {
+            for ip in to.own_ips() {
+                assert!(pings(from, ip), "{} does not reach {} at {ip}", from.name(), to.name());
+            }
+        }
+    }
+}
+
+fn nodes_look_as_described() {
+    let lan = Lan::builder()
+        .network_v4([192, 168, 7, 0].into(), 22)
+        .network_v6("fd77::".parse().expect("an address"), 112)
+        .routed_client(1)
+        .build()
+        .expect("a LAN");
+    let c2 = lan.controller(1);
+    assert_eq!(
+        (c2.name(), c2.v4().to_string(), c2.v6().to_string()),
+        ("c2", "192.168.7.2".into(), "fd77::2".into())
+    );
+    assert_eq!(lan.client(0).v6().to_string(), "fd77::101");
+    assert_eq!(
+        (lan.v4(100).to_string(), lan.v6(100).to_string()),
+        ("192.168.7.100".into(), "fd77::100".into())
+    );
+    let refused = Lan::builder().network_v4([192, 168, 7, 0].into(), 25).build().expect_err("no room");
+    assert!(refused.to_string().contains("/24"), "{refused}");
+    assert_eq!(c2.sysctl("net.ipv4.ip_forward").expect("a value"), "1");
+    assert_eq!(lan.client(0).sysctl("net.ipv4.ip_forward").expect("a value"), "0");
+    let addresses = c2.addresses().expect("addresses");
+    assert!(addresses.iter().all(|address| !address.tentative && address.valid.is_none()), "{addresses:?}");
+    assert!(
+        addresses.iter().any(|address| address.ip == c2.v4() && address.prefix_len == 22),
+        "{addresses:?}"
+    );
+    assert!(c2.link_local().expect("addresses").is_some());
+    assert!(c2.exec("ip", ["route"]).expect("routes").contains("default via 192.168.7.254 dev eth0"));
+    assert!(c2.exec("ip", ["-6", "route"]).expect("routes").contains("default via fd77::254 dev eth0"));
+    let link = c2.exec("ip", ["link", "show", "eth0"]).expect("a link");
+    assert!(link.contains(&c2.mac().to_string()), "{link}");
+    let behind = c2.exec("ip", ["-4", "address", "show", "dev", "cali1"]).expect("addresses");
+    assert_eq!(behind, "", "the interface towards a routed client has no IPv4 address");
+    let bridge = lan.switch().exec("ip", ["-d", "link", "show", "br0"]).expect("a bridge");
+    for expected in ["forward_delay 0", "stp_state 0", "mcast_snooping 0"] {
+        assert!(bridge.contains(expected), "{expected} in {bridge}");
+    }
+}
+
+fn secondaries_follow_the_option() {
+    for promote in [false, true] {
+        let builder = Lan::builder().controllers(1);
+        let builder = if promote { builder.promote_secondaries() } else { builder };
+        let lan = builder.build().expect("a LAN");
+        let node = lan.controller(0);
+        node.add_address(lan.v4(50), 24).expect("a secondary address");
+        node.delete_address(node.v4()).expect("the primary is deleted");
+        assert_eq!(node.has_address(lan.v4(50)), promote);
+    }
+}
+
+fn addresses_can_be_leased() {
+    let lan = Lan::builder().leased_addresses(Duration::from_secs(300)).build().expect("a LAN");
+    let lease = |node: &Node, ip: IpAddr| {
+        let addresses = node.addresses().expect("addresses");
+        addresses.iter().find(|address| address.ip == ip).expect("the node's own address").valid
+    };
+    for ip in lan.controller(0).own_ips() {
+        let lease = lease(lan.controller(0), ip).expect("a lease");
+        assert!(lease > Duration::from_secs(290) && lease <= Duration::from_secs(300), "{lease:?}");
+    }
+    assert_eq!(lease(lan.client(0), lan.client(0).v4().into()), None);
+}
+
+fn a_link_can_go_down_and_come_back() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let (client, node) = (lan.client(0), lan.controller(0));
+    assert!(pings(client, node.v6()));
+    node.link_down().expect("down");
+    assert!(!pings(client, node.v4()) && !pings(client, node.v6()));
+    node.link_up().expect("up");
+    reaches(client, node.v4());
+    assert!(!node.has_address(node.v6()), "the kernel drops IPv6 addresses of a link that goes down");
+    node.configure().expect("configured");
+    reaches(client, node.v6());
+    reaches(node, lan.v4(254));
+}
+
+fn neighbours_can_be_forgotten() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let (client, node) = (lan.client(0), lan.controller(1));
+    for ip in node.own_ips() {
+        assert!(pings(client, ip));
+        let neighbour = client.neighbour(ip).expect("the cache").expect("an entry");
+        assert_eq!(neighbour.mac, Some(node.mac()));
+    }
+    client.flush_neighbours().expect("flushed");
+    for ip in node.own_ips() {
+        assert_eq!(client.neighbour(ip).expect("the cache"), None);
+    }
+}
+
+fn lans_do_not_see_each_other() {
+    let (one, other) =
+        (Lan::builder().build().expect("a LAN"), Lan::builder().controllers(1).build().expect("a LAN"));
+    assert!(pings(one.client(0), one.controller(2).v4()));
+    assert!(!pings(other.client(0), one.controller(2).v4()));
+    drop(one);
+    assert!(pings(other.client(0), other.controller(0).v4()));
+}

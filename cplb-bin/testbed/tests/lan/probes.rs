@@ -1,0 +1,188 @@
+//! Backends and what probes make of them.
+
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use testbed::{
+    Backend, Behaviour, Direction, Failure, Lan, Probe, Readiness, SessionState, Sessions, Test, Tool,
+    eventually,
+};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("a_probe_measures_an_induced_gap", a_probe_measures_an_induced_gap).needs([Tool::Nft]),
+        Test::new("a_probe_tells_failures_apart", a_probe_tells_failures_apart),
+        Test::new("a_fresh_probe_follows_the_owner_at_once", a_fresh_probe_follows_the_owner_at_once),
+        Test::new("sessions_notice_their_end", sessions_notice_their_end).needs([Tool::Nft]),
+        Test::new("a_tls_backend_has_a_certificate", a_tls_backend_has_a_certificate)
+            .needs([Tool::Openssl, Tool::Curl]),
+        Test::new("a_tls_backend_is_as_ready_as_told", a_tls_backend_is_as_ready_as_told).needs([Tool::Curl]),
+    ]
+}
+
+const MS: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_secs(5);
+
+fn a_probe_measures_an_induced_gap() {
+    let lan = Lan::builder().build().expect("a LAN");
+    let node = lan.controller(0);
+    let backend = Backend::echo(node, "one", 7000).expect("a backend");
+    for ip in node.own_ips() {
+        let probe = Probe::to((ip, 7000).into()).start(lan.client(0)).expect("a probe");
+        probe.wait_for_calm(100 * MS, LONG).expect("calm");
+        let quiet = probe.report().blackout_since(Instant::now() - 50 * MS).duration();
+        assert!(quiet < 40 * MS, "{quiet:?} without a reason");
+        for gap in [60 * MS, 300 * MS] {
+            let before = Instant::now();
+            lan.cut(node, Direction::From).expect("a cut");
+            let cut = Instant::now();
+            thread::sleep(gap);
+            let healing = Instant::now();
+            lan.heal(node).expect("healed");
+            let back = probe.wait_for_success(healing, LONG).expect("a success");
+            let seen = probe.report().blackout_since(before);
+            assert!(seen.duration() >= healing - cut, "{seen:?} is shorter than {:?}", healing - cut);
+            assert!(
+                seen.duration() <= back - before + 20 * MS,
+                "{seen:?} is longer than {:?}",
+                back - before
+            );
+            assert!(seen.from + 20 * MS >= before && seen.until >= healing);
+        }
+        let report = probe.stop();
+        assert!(report.served_by_since(report.samples()[0].ended)["one"] > 50);
+    }
+    assert!(backend.stats().accepted > 100);
+    eventually("no connection is left", LONG, || backend.stats().open == 0);
+}
+
+fn a_probe_tells_failures_apart() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
+    let target: SocketAddr = (lan.controller(0).v4(), 7000).into();
+    let probe = Probe::to(target).timeout(30 * MS).start(lan.client(0)).expect("a probe");
+    let only = |expected: Failure| {
+        let mark = Instant::now() + 60 * MS;
+        eventually(format!("connections fail as {expected:?}"), LONG, || {
+            let report = probe.report();
+            report.failures_since(mark).get(&expected).is_some_and(|count| *count > 5)
+        });
+        let report = probe.report();
+        assert_eq!(report.failures_since(mark).len(), 1, "{:?}", report.failures_since(mark));
+        assert_eq!(report.served_by_since(mark).len(), 0);
+    };
+    backend.refuse().expect("refusing");
+    only(Failure::Refused);
+    backend.accept().expect("accepting");
+    backend.blackhole().expect("silent");
+    only(Failure::TimedOut);
+    backend.accept().expect("accepting");
+    backend.set_behaviour(Behaviour::Hang);
+    only(Failure::TimedOut);
+    backend.set_behaviour(Behaviour::Serve);
+    probe.wait_for_calm(50 * MS, LONG).expect("calm");
+}
+
+fn a_fresh_probe_follows_the_owner_at_once() {
+    let lan = Lan::builder().controllers(2).build().expect("a LAN");
+    let backends = [("one", 0), ("two", 1)];
+    let _backends =
+        backends.map(|(name, index)| Backend::echo(lan.controller(index), name, 7000).expect("a backend"));
+    // A former owner that forwards would pass the client's packets on.
+    for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        lan.controller(0).set_sysctl(setting, "0").expect("a setting");
+    }
+    for (ip, len) in [(lan.v4(100).into(), 32), (lan.v6(100).into(), 128)] {
+        let ip: std::net::IpAddr = ip;
+        let [old, new] = [lan.controller(0), lan.controller(1)];
+        old.add_address(ip, len).expect("an address");
+        let probe = |fresh: bool| {
+            let probe = Probe::to((ip, 7000).into());
+            let probe = if fresh { probe.fresh_neighbour() } else { probe };
+            probe.start(lan.client(0)).expect("a probe")
+        };
+        let warm = probe(false);
+        warm.wait_for_calm(50 * MS, LONG).expect("calm");
+        // Nobody announces anything, so a warm cache goes on pointing to the old owner.
+        old.delete_address(ip).expect("deleted");
+        new.add_address(ip, len).expect("an address");
+        let mark = Instant::now();
+        thread::sleep(100 * MS);
+        assert_eq!(warm.stop().served_by_since(mark + 20 * MS).get("two"), None);
+        let fresh = probe(true);
+        fresh.wait_for_calm(100 * MS, LONG).expect("calm");
+        let report = fresh.stop();
+        assert!(report.served_by_since(mark)["two"] > 20, "{:?}", report.served_by_since(mark));
+        new.delete_address(ip).expect("deleted");
+    }
+}
+
+fn sessions_notice_their_end() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    for backend in [
+        Backend::echo(lan.controller(0), "one", 7000).expect("a backend"),
+        Backend::tls(lan.controller(0), "one", 7001).expect("a backend"),
+    ] {
+        let target = (lan.controller(0).v6(), backend.address().port()).into();
+        let sessions = Sessions::open(lan.client(0), target, 5).expect("sessions");
+        assert_eq!((sessions.ended(), backend.stats().open), (0, 5));
+        lan.cut(lan.controller(0), Direction::Both).expect("a cut");
+        eventually("all sessions hang", LONG, || sessions.hanging(100 * MS) == 5);
+        lan.heal_all().expect("healed");
+        eventually("all sessions go on", LONG, || sessions.hanging(100 * MS) == 0);
+        backend.close_all().expect("closed");
+        eventually("all sessions have ended", LONG, || sessions.ended() == 5);
+        let reset = |state: &SessionState| matches!(state, SessionState::Ended(_, Failure::Reset));
+        assert!(sessions.states().iter().all(reset), "{:?}", sessions.states());
+    }
+}
+
+fn a_tls_backend_has_a_certificate() {
+    let lan = Lan::builder().controllers(2).build().expect("a LAN");
+    let _backends = [0, 1].map(|index| {
+        let name = format!("api-{index}");
+        Backend::tls(lan.controller(index), &name, 6443).expect("a backend")
+    });
+    for (index, node) in lan.controllers().iter().enumerate() {
+        for target in [format!("{}:6443", node.v4()), format!("[{}]:6443", node.v6())] {
+            let script = format!(
+                "openssl s_client -connect {target} </dev/null | openssl x509 -noout -subject -ext subjectAltName"
+            );
+            let subject = lan.client(0).exec("sh", ["-c", &script]).expect("a certificate");
+            assert!(subject.contains(&format!("CN = api-{index}")), "{subject}");
+            assert!(subject.contains(&format!("DNS:api-{index}")), "{subject}");
+            let body = lan.client(0).exec("curl", ["-sk", &format!("https://{target}/")]).expect("an answer");
+            assert_eq!(body, format!("api-{index}\n"));
+        }
+    }
+}
+
+fn a_tls_backend_is_as_ready_as_told() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    let backend = Backend::tls(lan.controller(0), "api", 6443).expect("a backend");
+    let url = format!("https://{}:6443/readyz?verbose", lan.controller(0).v4());
+    let status = || {
+        let arguments = ["-sk", "-m", "0.3", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        lan.client(0).exec("curl", arguments).unwrap_or_else(|error| error.to_string())
+    };
+    assert_eq!(status(), "200");
+    for code in [500, 401] {
+        backend.set_readiness(Readiness::Status(code));
+        assert_eq!(status(), code.to_string());
+    }
+    // curl's exit codes: 52 is an empty reply, 28 a timeout, 7 a refused connection.
+    for (readiness, code) in [(Readiness::Close, 52), (Readiness::Hang, 28)] {
+        backend.set_readiness(readiness);
+        assert!(status().contains(&format!("exit status: {code}")), "{}", status());
+    }
+    let stats = backend.stats();
+    assert_eq!((stats.checks, stats.requests), (stats.handshakes, 0));
+    backend.refuse().expect("refusing");
+    assert!(status().contains("exit status: 7"), "{}", status());
+    backend.accept().expect("accepting");
+    backend.set_readiness(Readiness::Status(200));
+    assert_eq!(status(), "200");
+}
