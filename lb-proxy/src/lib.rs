@@ -1,1 +1,5 @@
 //! Zero-copy TCP load balancer: accept, pick, connect, relay by splice, check health, drain, and the nftables table that feeds it.
+
+mod config;
+
+pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use netlink_vip::{InterfaceState, KeeperEvent, KeeperHandle};
+use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 use vrrp::{Claim, Release, VipEvent};
@@ -104,14 +104,14 @@ impl Link {
     pub(crate) fn on_keeper(&self, event: KeeperEvent) {
         match &event {
             KeeperEvent::Interface { id, state } => {
-                if let Some(seat) = self.seats().get_mut(id) {
+                if let Some(seat) = self.seats().get_mut(&id.0) {
                     seat.last_seen.clone_from(state);
                 }
-                self.admit(*id);
+                self.admit(id.0);
             }
-            KeeperEvent::Installed { id } => self.tell(*id, VipEvent::Installed),
-            KeeperEvent::Missing { id, .. } => self.tell(*id, VipEvent::Missing),
-            KeeperEvent::LeaseLost { id } => self.tell(*id, VipEvent::LeaseLost),
+            KeeperEvent::Installed { id, .. } => self.tell(id.0, VipEvent::Installed),
+            KeeperEvent::Missing { id, .. } => self.tell(id.0, VipEvent::Missing),
+            KeeperEvent::LeaseLost { id, .. } => self.tell(id.0, VipEvent::LeaseLost),
             _ => {}
         }
         let _ = self.events.send(Event::Keeper(event));
@@ -181,9 +181,9 @@ impl Seat {
         };
         let v6 = match configured(false) {
             Some(IpAddr::V6(ip)) => Some(ip),
-            _ => state.link_local(),
+            _ => state.source_v6(),
         };
-        Some(Interface { name: state.name.clone(), index: state.index, mac: state.mac, up: state.up, v4, v6 })
+        Some(Interface { name: state.name.clone(), index: state.index, mac: state.mac?, up: state.up, v4, v6 })
     }
 }
 
@@ -194,7 +194,7 @@ pub(crate) struct Wire(pub(crate) Arc<Link>);
 impl VipKeeper for Wire {
     fn claim(&self, instance: InstanceId, claim: Claim) {
         if let Some(keeper) = self.0.keeper.get() {
-            keeper.claim(instance.0, claim.valid_until);
+            keeper.claim(GroupId(instance.0), claim.valid_until);
         }
     }
 
@@ -207,7 +207,7 @@ impl VipKeeper for Wire {
             }
             Release::Lost => {
                 if let Some(keeper) = self.0.keeper.get() {
-                    keeper.release(instance.0, netlink_vip::Release::Lost);
+                    keeper.release(GroupId(instance.0), netlink_vip::Release::Lost);
                 }
                 let _ = self.0.events.send(Event::Lost(instance));
             }

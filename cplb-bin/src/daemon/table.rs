@@ -1,6 +1,6 @@
 //! Keeps the nftables table in the kernel as the configuration wants it.
 
-use lb_proxy::nft::{Nft, NftError, Table};
+use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table};
 
 use crate::status::schema;
 
@@ -31,13 +31,13 @@ impl TableKeeper {
     }
 
     /// Replaces the desired table and applies it.
-    pub(crate) async fn set(&mut self, desired: Table) -> Result<(), NftError> {
+    pub(crate) async fn set(&mut self, desired: Table) -> Result<(), ApplyError> {
         self.desired = desired;
         self.apply().await
     }
 
     /// Applies the desired table in one batch.
-    pub(crate) async fn apply(&mut self) -> Result<(), NftError> {
+    pub(crate) async fn apply(&mut self) -> Result<(), ApplyError> {
         let result = self.nft.apply(&self.desired).await;
         self.applied = result.is_ok();
         self.error = result.as_ref().err().map(ToString::to_string);
@@ -47,12 +47,12 @@ impl TableKeeper {
     /// Looks whether the table is as it was applied, and restores it if not.
     pub(crate) async fn look(&mut self) -> Look {
         if self.applied {
-            match self.nft.present(&self.desired).await {
-                Ok(true) => {
+            match self.nft.present(&self.desired) {
+                Ok(Presence::Intact) => {
                     self.error = None;
                     return Look::Present;
                 }
-                Ok(false) => {}
+                Ok(Presence::Missing) => {}
                 Err(error) => {
                     self.error = Some(error.to_string());
                     return Look::Failed(error.to_string());
@@ -70,9 +70,9 @@ impl TableKeeper {
     }
 
     /// Removes the table.
-    pub(crate) async fn remove(&mut self) -> Result<(), NftError> {
+    pub(crate) async fn remove(&mut self) -> Result<(), RunError> {
         self.applied = false;
-        self.nft.remove().await
+        self.nft.remove(&self.desired.name).await
     }
 
     pub(crate) fn status(&self) -> schema::Table {

@@ -1,0 +1,70 @@
+//! What the audience sees: a coloured narration, or plain lines with `--plain`.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+/// Writes to standard output; a closed pipe is no reason to fail a demonstration.
+#[derive(Debug)]
+pub(crate) struct Show {
+    plain: bool,
+    started: Instant,
+}
+
+const BOLD: &str = "\x1b[1m";
+const GREEN: &str = "\x1b[32m";
+const DIM: &str = "\x1b[2m";
+const RESET: &str = "\x1b[0m";
+/// Width of a full bar.
+const BAR: usize = 40;
+
+impl Show {
+    pub(crate) fn new(plain: bool) -> Self {
+        Self { plain: plain || !std::io::stdout().is_terminal(), started: Instant::now() }
+    }
+
+    pub(crate) fn title(&self, text: &str) {
+        self.put(BOLD, "", text);
+    }
+
+    /// Something is about to happen.
+    pub(crate) fn step(&self, text: &str) {
+        let _ = writeln!(std::io::stdout());
+        self.put(BOLD, "▶ ", text);
+    }
+
+    /// Something was measured.
+    pub(crate) fn result(&self, text: &str) {
+        self.put(GREEN, "✔ ", text);
+    }
+
+    pub(crate) fn line(&self, text: &str) {
+        self.put("", "  ", text);
+    }
+
+    /// A configuration file or a log, line by line.
+    pub(crate) fn config(&self, text: &str) {
+        for line in text.lines() {
+            self.put(DIM, "    ", line);
+        }
+    }
+
+    pub(crate) fn log(&self, text: &str) {
+        self.config(text);
+    }
+
+    /// A share of a whole.
+    pub(crate) fn bar(&self, name: &str, part: usize, whole: usize) {
+        let filled = "█".repeat(part * BAR / whole.max(1));
+        let text = if self.plain { format!("{name}: {part} of {whole}") } else { format!("{name} {filled} {part}") };
+        self.put("", "  ", &text);
+    }
+
+    fn put(&self, style: &str, mark: &str, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = if self.plain {
+            writeln!(out, "[{:5.1} s] {}{text}", self.started.elapsed().as_secs_f64(), mark.replace(['▶', '✔'], " "))
+        } else {
+            writeln!(out, "{style}{mark}{text}{RESET}")
+        };
+    }
+}

@@ -1,0 +1,196 @@
+//! What the balancer is told to do: options of the process, services, backends and their checks.
+//!
+//! Plain values without behaviour, public fields and defaults; `LoadBalancer::start` checks them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Settings that all services of one `LoadBalancer` share. They hold until it stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Number of worker threads, 1 to 64; 0 means one for each processor, at most 4.
+    pub workers: usize,
+    /// `SO_MARK` of every socket towards a backend; 0 sets none.
+    ///
+    /// The rules of the nftables table let packets with this mark pass, so that the proxy cannot reach itself through
+    /// the virtual address. Needs `CAP_NET_ADMIN`; without it an `Event::MarkRefused` is sent once.
+    pub mark: u32,
+    /// Addresses that are never a backend: the virtual IPs. A backend with one of them is dropped with an event.
+    pub forbidden: Vec<IpAddr>,
+    /// `TCP_CONGESTION` of the sockets towards backends, for example `cubic`; `None` keeps the system's choice.
+    pub congestion: Option<String>,
+    /// How payload moves between the two sockets of a pair.
+    pub relay: RelayMode,
+    /// Idle time before TCP keepalive probes, on both sides. Three probes, a third of this apart, then reset.
+    pub keepalive: Duration,
+    /// `TCP_USER_TIMEOUT` on both sides: how long sent data may stay unacknowledged. Zero keeps the system's.
+    pub user_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            workers: 0,
+            mark: 0,
+            forbidden: Vec::new(),
+            congestion: None,
+            relay: RelayMode::Auto,
+            keepalive: Duration::from_secs(15),
+            user_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How payload moves between the two sockets of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RelayMode {
+    /// Small traffic through a buffer, bulk traffic through a pipe with `splice(2)`; decided for each direction.
+    #[default]
+    Auto,
+    /// Always through a buffer.
+    Copy,
+    /// Always through a pipe.
+    Splice,
+}
+
+/// One balanced TCP service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Unique name; identifies the service over reconfigurations, in events and in statistics.
+    pub name: String,
+    /// Addresses to accept on. `[::]` is dual-stack and falls back to `0.0.0.0` where IPv6 is disabled.
+    pub listen: Vec<SocketAddr>,
+    /// Where connections go. May be empty: clients are then refused.
+    pub backends: Vec<Backend>,
+    /// How a backend is chosen.
+    pub balance: Balance,
+    /// How a backend is checked.
+    pub health: HealthCheck,
+    /// How long a connect to one backend may take before it counts as failed.
+    pub connect_timeout: Duration,
+    /// How long a connect may stay unanswered before the next backend is tried beside it.
+    pub hedge_after: Duration,
+    /// Over which time a backend that came back is given its full share again; zero for at once.
+    pub slow_start: Duration,
+}
+
+impl Service {
+    /// A service with the default balancing, health check and timings: connect timeout 2 s, next backend after
+    /// 200 ms, slow start over 10 s.
+    pub fn new(name: impl Into<String>, listen: Vec<SocketAddr>, backends: Vec<Backend>) -> Self {
+        Service {
+            name: name.into(),
+            listen,
+            backends,
+            balance: Balance::default(),
+            health: HealthCheck::default(),
+            connect_timeout: Duration::from_secs(2),
+            hedge_after: Duration::from_millis(200),
+            slow_start: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One server behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Where it listens. Identifies the backend within its service.
+    pub addr: SocketAddr,
+    /// Share of connections under [`Balance::Weighted`] and [`Balance::SourceHash`]. 0 drains the backend: it gets
+    /// no new connections, and those it has live on.
+    pub weight: u32,
+    /// A name for people, for example the controller's host name.
+    pub name: Option<String>,
+}
+
+impl Backend {
+    /// A backend of weight 1 without a name.
+    pub fn new(addr: SocketAddr) -> Self {
+        Backend { addr, weight: 1, name: None }
+    }
+}
+
+impl From<SocketAddr> for Backend {
+    fn from(addr: SocketAddr) -> Self {
+        Backend::new(addr)
+    }
+}
+
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Balance {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest connections; ties in turn. Good for long-lived watches.
+    LeastConnections,
+    /// In proportion to the weights, smoothly interleaved.
+    Weighted,
+    /// By the client's address: the same client gets the same backend while that is healthy, and only the clients
+    /// of a lost backend move (rendezvous hashing).
+    SourceHash,
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Balance::RoundRobin => "roundRobin",
+            Balance::LeastConnections => "leastConnections",
+            Balance::Weighted => "weighted",
+            Balance::SourceHash => "sourceHash",
+        })
+    }
+}
+
+/// How and how often the backends of a service are checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What a check does.
+    pub kind: HealthKind,
+    /// Time from the start of one check to the start of the next; at least 10 ms.
+    pub interval: Duration,
+    /// How long one check may take.
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend up, at least 1.
+    pub rise: u32,
+    /// Failures in a row that take a backend down, at least 1.
+    pub fall: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        HealthCheck {
+            kind: HealthKind::Tcp,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 1,
+            fall: 2,
+        }
+    }
+}
+
+/// What a health check does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub enum HealthKind {
+    /// The TCP handshake completes.
+    #[default]
+    Tcp,
+    /// The TLS handshake completes; certificates are not judged.
+    Tls,
+    /// `GET path` over TLS is answered: 2xx is ready, 401 and 403 are alive with readiness unknown.
+    Https {
+        /// Absolute path with optional query, for example `/readyz`.
+        path: String,
+    },
+}
+
+impl fmt::Display for HealthKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HealthKind::Tcp => f.write_str("tcp"),
+            HealthKind::Tls => f.write_str("tls"),
+            HealthKind::Https { path } => write!(f, "https {path}"),
+        }
+    }
+}
