@@ -1,0 +1,214 @@
+//! The nftables table that leads connections to a virtual IP into the proxy.
+//!
+//! One table of family `inet` is ours; no other is read or written. It is replaced as a whole in one
+//! transaction, guards every rule by "this address is local now", and can be checked each second for the
+//! price of one small netlink message.
+//!
+//! Call order: [`Nft::find`], [`Nft::apply`], then [`Nft::present`] as often as liked and [`Nft::apply`] again
+//! when it says [`Presence::Missing`], and [`Nft::remove`] at the end. All work happens in the network
+//! namespace of the calling thread.
+
+mod kernel;
+mod run;
+mod table;
+mod wire;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use kernel::QueryError;
+pub use run::RunError;
+pub use table::{Table, TableName, TableNameError};
+pub use wire::WireError;
+
+use kernel::{Fingerprint, Generation, Kernel};
+
+/// How long one run of nft may take.
+const RUN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an apply is repeated when the kernel's tables changed at the same moment.
+const ATTEMPTS: usize = 4;
+
+/// `nft` is not installed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the program 'nft' is missing: install the package 'nftables' (looked in {})",
+    looked_in.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+)]
+pub struct Missing {
+    /// The directories that were searched, in order.
+    pub looked_in: Vec<PathBuf>,
+}
+
+/// The table could not be put in place.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// nft did not do it; the previous table, if any, is still there.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// It was applied, but whether it is there could not be found out.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// Something else removes or changes the table as fast as it is applied.
+    #[error("table inet {name} was applied {ATTEMPTS} times and each time changed at once by somebody else")]
+    Contended {
+        /// The table.
+        name: TableName,
+    },
+}
+
+/// Whether the kernel has the table as it was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nobody touched it.
+    Intact,
+    /// Somebody deleted or changed the table, a chain, a rule, a set or an element; or it was never applied.
+    Missing,
+}
+
+/// Applies and watches our table.
+#[derive(Debug)]
+pub struct Nft {
+    path: PathBuf,
+    timeout: Duration,
+    kernel: Option<Kernel>,
+    applied: Option<Applied>,
+}
+
+#[derive(Debug)]
+struct Applied {
+    table: Table,
+    fingerprint: Fingerprint,
+    /// The ruleset in which the fingerprint was last seen; none after contention, so that it is looked at.
+    seen_in: Option<Generation>,
+}
+
+impl Nft {
+    /// Looks for `nft` in the directories of `$PATH`, `/usr/sbin` and `/sbin`.
+    pub fn find() -> Result<Self, Missing> {
+        Self::find_from(std::env::var_os("PATH").as_deref())
+    }
+
+    /// As [`Self::find`] with another value of `$PATH`.
+    pub fn find_from(path: Option<&OsStr>) -> Result<Self, Missing> {
+        run::find(path).map(Self::at).map_err(|looked_in| Missing { looked_in })
+    }
+
+    /// Looks only in `directories`.
+    pub fn find_in(directories: &[PathBuf]) -> Result<Self, Missing> {
+        let missing = || Missing { looked_in: directories.to_vec() };
+        run::find_in(directories).map(Self::at).ok_or_else(missing)
+    }
+
+    /// Uses the program at `path`.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, timeout: RUN_TIMEOUT, kernel: None, applied: None }
+    }
+
+    /// Limits one run of nft to `timeout` instead of 5 s.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The program that is used.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces our table by `table` in one transaction. Established connections keep their translation.
+    ///
+    /// A table applied before under another name stays: [`Self::remove`] it first.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]. Needs `CAP_NET_ADMIN` in the network namespace's user namespace.
+    pub async fn apply(&mut self, table: &Table) -> Result<(), ApplyError> {
+        self.applied = None;
+        let result = self.replace(table).await;
+        if matches!(result, Err(ApplyError::Query(_))) {
+            self.kernel = None;
+        }
+        self.applied = Some(result?);
+        Ok(())
+    }
+
+    /// Whether the kernel still has `table` exactly as [`Self::apply`] left it. Does not block noticeably:
+    /// one netlink message while no table of the namespace changes, ten after a change of any.
+    ///
+    /// # Errors
+    /// See [`QueryError`]; the next call opens a new socket.
+    pub fn present(&mut self, table: &Table) -> Result<Presence, QueryError> {
+        let result = self.look(table);
+        if result.is_err() {
+            self.kernel = None;
+        }
+        result
+    }
+
+    /// Leaves no table of this name, whether there was one or not.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn remove(&mut self, name: &TableName) -> Result<(), RunError> {
+        if self.applied.as_ref().is_some_and(|applied| applied.table.name == *name) {
+            self.applied = None;
+        }
+        run::run(&self.path, &encode(name.removal()), self.timeout).await
+    }
+
+    async fn replace(&mut self, table: &Table) -> Result<Applied, ApplyError> {
+        let batch = encode(table.replacement());
+        for _ in 0..ATTEMPTS {
+            let before = self.kernel()?.generation()?;
+            run::run(&self.path, &batch, self.timeout).await?;
+            let kernel = self.kernel()?;
+            let Some(fingerprint) = kernel.fingerprint(&table.name)? else { continue };
+            let after = kernel.generation()?;
+            // Only a change between our commit and our look could hide in the fingerprint. Where other
+            // software keeps committing to its own tables, the number of rules and addresses has to do.
+            let complete =
+                (fingerprint.rules, fingerprint.elements) == (table.rule_count(), table.element_count());
+            if !complete {
+                continue;
+            }
+            let seen_in = (after == before.next()).then_some(after);
+            return Ok(Applied { table: table.clone(), fingerprint, seen_in });
+        }
+        Err(ApplyError::Contended { name: table.name.clone() })
+    }
+
+    fn look(&mut self, table: &Table) -> Result<Presence, QueryError> {
+        let kernel = kernel(&mut self.kernel)?;
+        let Some(applied) = self.applied.as_mut().filter(|applied| applied.table == *table) else {
+            return Ok(Presence::Missing);
+        };
+        let generation = kernel.generation()?;
+        if applied.seen_in == Some(generation) {
+            return Ok(Presence::Intact);
+        }
+        if kernel.fingerprint(&table.name)? != Some(applied.fingerprint) {
+            return Ok(Presence::Missing);
+        }
+        // Read before the table, so a change in between is looked at next time.
+        applied.seen_in = Some(generation);
+        Ok(Presence::Intact)
+    }
+
+    fn kernel(&mut self) -> Result<&mut Kernel, QueryError> {
+        kernel(&mut self.kernel)
+    }
+}
+
+fn kernel(slot: &mut Option<Kernel>) -> Result<&mut Kernel, QueryError> {
+    match slot {
+        Some(kernel) => Ok(kernel),
+        None => Ok(slot.insert(Kernel::open()?)),
+    }
+}
+
+fn encode(batch: nftables::batch::Batch<'_>) -> Vec<u8> {
+    // Writing strings and numbers to memory cannot fail; nft would refuse an empty batch.
+    serde_json::to_vec(&batch.to_nftables()).unwrap_or_default()
+}

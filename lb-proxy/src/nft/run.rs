@@ -1,0 +1,149 @@
+//! Finds `nft` and runs it once per change, bounded in time and output.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+
+/// Where distributions put `nft`; services and unprivileged users often lack these in PATH.
+const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// The most of nft's error text that is kept, in bytes.
+const STDERR_MAX: u64 = 16 * 1024;
+
+/// nft accepted nothing, so the kernel's tables are as they were.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The program could not be started.
+    #[error("{} could not be started: {source}", path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The program did not end in time and was killed.
+    #[error("{} did not end within {after:?} and was stopped{}", path.display(), quoted(text))]
+    TimedOut {
+        /// The program.
+        path: PathBuf,
+        /// The time it had.
+        after: Duration,
+        /// What it had written to standard error.
+        text: String,
+    },
+    /// The kernel refused because the process lacks a privilege.
+    #[error("nft needs CAP_NET_ADMIN (run as root or grant the capability){}", quoted(text))]
+    Permission {
+        /// nft's own words.
+        text: String,
+    },
+    /// The kernel lacks something the table uses.
+    #[error(
+        "the kernel lacks an nftables feature this needs (nf_tables, nft_chain_nat, nft_fib_inet, \
+         IPv6 included){}",
+        quoted(text)
+    )]
+    Unsupported {
+        /// nft's own words.
+        text: String,
+    },
+    /// nft failed for another reason.
+    #[error("nft failed ({status}){}", quoted(text))]
+    Failed {
+        /// How it ended.
+        status: ExitStatus,
+        /// nft's own words.
+        text: String,
+    },
+}
+
+fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("; it said: {text}") }
+}
+
+/// The first executable `nft` in the directories of `path` (as in `$PATH`), then the system directories;
+/// else where it was looked for.
+pub(super) fn find(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
+    let mut directories: Vec<PathBuf> = path.map(std::env::split_paths).into_iter().flatten().collect();
+    // An empty entry means the working directory, which a privileged daemon must not trust.
+    directories.retain(|directory| directory.is_absolute());
+    directories.extend(SYSTEM_DIRECTORIES.map(PathBuf::from));
+    find_in(&directories).ok_or(directories)
+}
+
+/// The first executable `nft` in `directories`.
+pub(super) fn find_in(directories: &[PathBuf]) -> Option<PathBuf> {
+    directories.iter().map(|directory| directory.join("nft")).find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Feeds `batch` to `nft -j -f -` and waits for its end, at most `timeout`.
+pub(super) async fn run(path: &Path, batch: &[u8], timeout: Duration) -> Result<(), RunError> {
+    let start = |source| RunError::Start { path: path.to_owned(), source };
+    let mut child = Command::new(path)
+        .args(["-j", "-f", "-"])
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(start)?;
+    let mut text = Vec::new();
+    let Ok(ended) = tokio::time::timeout(timeout, talk(&mut child, batch, &mut text)).await else {
+        // Reaps it as well, unless even the kernel cannot end it; then tokio does later.
+        let _ = tokio::time::timeout(Duration::from_secs(1), child.kill()).await;
+        return Err(RunError::TimedOut { path: path.to_owned(), after: timeout, text: printable(&text) });
+    };
+    let status = ended.map_err(start)?;
+    if status.success() { Ok(()) } else { Err(refusal(status, printable(&text))) }
+}
+
+async fn talk(child: &mut Child, batch: &[u8], text: &mut Vec<u8>) -> io::Result<ExitStatus> {
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let write = async {
+        let Some(mut stdin) = stdin else { return };
+        // A program that fails before it has read everything breaks the pipe; its exit status tells more.
+        let _ = stdin.write_all(batch).await;
+        let _ = stdin.shutdown().await;
+    };
+    let read = async {
+        let Some(mut stderr) = stderr else { return };
+        let _ = (&mut stderr).take(STDERR_MAX).read_to_end(text).await;
+        // Whatever more it has to say is swallowed, so that it does not block on a full pipe.
+        let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    };
+    tokio::join!(write, read);
+    child.wait().await
+}
+
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).trim().to_owned()
+}
+
+/// nft has one exit status for everything; the kernel's word is in its text (in English: see `LC_ALL`).
+fn refusal(status: ExitStatus, text: String) -> RunError {
+    let says = |needle| text.contains(needle);
+    if says("Operation not permitted") || says("must be root") {
+        RunError::Permission { text }
+    } else if says("Operation not supported")
+        || says("Protocol not supported")
+        || says("No such file or directory")
+    {
+        // The batch names nothing that it has not made itself, so what is missing is a kernel module.
+        RunError::Unsupported { text }
+    } else {
+        RunError::Failed { status, text }
+    }
+}

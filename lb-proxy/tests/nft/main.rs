@@ -1,0 +1,60 @@
+//! The nftables table on a real kernel, in network namespaces that the test makes; no root needed.
+//!
+//! No default harness: it has threads, and a process with threads cannot enter a user namespace.
+
+mod faults;
+mod ns;
+mod traffic;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::process::ExitCode;
+
+use lb_proxy::nft::{Nft, Table, TableName};
+use libtest_mimic::{Arguments, Trial};
+
+const MARK: u32 = 0x0063_706c;
+
+/// VIPs of both families, 6443 → 6444.
+fn table() -> Table {
+    Table {
+        name: TableName::default(),
+        vips: ["10.0.0.100", "fd00::100"].map(ns::ip).into(),
+        redirects: redirects(&[(6443, 6444)]),
+        mark: NonZeroU32::new(MARK),
+    }
+}
+
+fn redirects(ports: &[(u16, u16)]) -> BTreeMap<NonZeroU16, NonZeroU16> {
+    let port = |number| NonZeroU16::new(number).unwrap();
+    ports.iter().map(|(from, to)| (port(*from), port(*to))).collect()
+}
+
+fn find() -> Nft {
+    Nft::find().unwrap_or_else(|missing| panic!("{missing}"))
+}
+
+/// Runs `future` on a runtime of the calling thread, so that nft is started in its namespace.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(faults::PROBE) {
+        return faults::probe();
+    }
+    let arguments = Arguments::from_args();
+    if let Err(why) = ns::enter() {
+        eprintln!("{why}");
+        return ExitCode::FAILURE;
+    }
+    let tests: Vec<(&str, fn())> = [traffic::TESTS, watch::TESTS, faults::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            ns::isolated(test);
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}

@@ -1,0 +1,243 @@
+//! Where connections to a VIP arrive while the table is applied.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
+use std::time::Duration;
+
+use lb_proxy::nft::Table;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::ns::{Peer, accepted_at, add_address, connect, ip, is_idle, listen, run};
+use crate::{MARK, block_on, find, redirects, table};
+
+pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("the_node_itself_reaches_the_proxy_through_the_vip", the_node_itself_reaches_the_proxy_through_the_vip),
+    ("another_host_reaches_the_proxy_through_the_vip", another_host_reaches_the_proxy_through_the_vip),
+    ("a_link_local_vip_is_redirected", a_link_local_vip_is_redirected),
+    ("an_interface_without_addresses_works", an_interface_without_addresses_works),
+    ("a_vip_on_another_host_is_left_alone", a_vip_on_another_host_is_left_alone),
+    ("marked_connections_are_not_redirected", marked_connections_are_not_redirected),
+    ("services_have_ports_of_their_own", services_have_ports_of_their_own),
+    ("replacing_the_table_loses_no_connection", replacing_the_table_loses_no_connection),
+];
+
+const VIP4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100)), 6443);
+const VIP6: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100)), 6443);
+
+fn at(port: u16, of: SocketAddr) -> SocketAddr {
+    SocketAddr::new(of.ip(), port)
+}
+
+fn apply(table: &Table) {
+    block_on(find().apply(table)).unwrap();
+}
+
+/// A node with a client beside it on 10.0.0.0/24 and fd00::/64.
+fn node_and_client() -> Peer {
+    let client = Peer::new("lan");
+    add_address("10.0.0.1/24", "lan");
+    add_address("fd00::1/64", "lan");
+    client.run(|| {
+        add_address("10.0.0.9/24", "eth0");
+        add_address("fd00::9/64", "eth0");
+    });
+    client
+}
+
+fn the_node_itself_reaches_the_proxy_through_the_vip() {
+    let _client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    let proxy = listen(6444);
+    for vip in [VIP4, VIP6] {
+        let refused = TcpStream::connect_timeout(&vip, Duration::from_secs(5));
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{vip}: nothing applied yet"
+        );
+    }
+    apply(&table());
+    for vip in [VIP4, VIP6] {
+        let _stream = connect(vip);
+        assert_eq!(accepted_at(&proxy), at(6444, vip));
+        // The port itself stays reachable, and other addresses of the node are not touched.
+        let _direct = connect(at(6444, vip));
+        assert_eq!(accepted_at(&proxy), at(6444, vip));
+    }
+    assert!(TcpStream::connect(("10.0.0.1", 6443)).is_err());
+}
+
+fn another_host_reaches_the_proxy_through_the_vip() {
+    let client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    let proxy = listen(6444);
+    apply(&table());
+    for vip in [VIP4, VIP6] {
+        let _stream = client.run(move || connect(vip));
+        assert_eq!(accepted_at(&proxy), at(6444, vip));
+    }
+}
+
+fn a_link_local_vip_is_redirected() {
+    let client = node_and_client();
+    add_address("fe80::100/128", "lan");
+    run("ip", &["-6", "route", "add", "fe80::/64", "dev", "lan", "metric", "1"]);
+    let proxy = listen(6444);
+    apply(&Table { vips: [ip("fe80::100")].into(), ..table() });
+    let target = |scope| SocketAddr::V6(SocketAddrV6::new("fe80::100".parse().unwrap(), 6443, 0, scope));
+    let scope_of = |output: String| output.split(':').next().unwrap().parse::<u32>().unwrap();
+    // The interface's number is its scope.
+    let remote = client.run(move || scope_of(run("ip", &["-o", "link", "show", "eth0"])));
+    let _stream = client.run(move || connect(target(remote)));
+    assert_eq!(accepted_at(&proxy).ip(), ip("fe80::100"));
+    let local = scope_of(run("ip", &["-o", "link", "show", "lan"]));
+    let _stream = connect(target(local));
+    assert_eq!(accepted_at(&proxy).ip(), ip("fe80::100"));
+}
+
+fn mac_of(interface: &str) -> String {
+    let link = run("ip", &["-o", "link", "show", interface]);
+    link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// As Calico's veths: the node's end has no address at all, only a route to the workload.
+fn an_interface_without_addresses_works() {
+    let _client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    let workload = Peer::new("cali0");
+    fs::write("/proc/sys/net/ipv6/conf/cali0/disable_ipv6", "1").unwrap();
+    fs::write("/proc/sys/net/ipv6/conf/cali0/addr_gen_mode", "1").unwrap();
+    fs::write("/proc/sys/net/ipv6/conf/cali0/disable_ipv6", "0").unwrap();
+    run("ip", &["route", "add", "192.168.7.7/32", "dev", "cali0", "scope", "link"]);
+    run("ip", &["-6", "route", "add", "fd07::7/128", "dev", "cali0"]);
+    assert_eq!(run("ip", &["-o", "addr", "show", "dev", "cali0"]), "");
+    // Without an address of its own, the node cannot answer neighbour solicitations here.
+    let node_mac = mac_of("cali0");
+    let workload_mac = workload.run(|| mac_of("eth0"));
+    run("ip", &["-6", "neigh", "add", "fd07::7", "lladdr", &workload_mac, "dev", "cali0"]);
+    workload.run(move || {
+        run("ip", &["-6", "neigh", "add", "fd00::100", "lladdr", &node_mac, "dev", "eth0"]);
+        add_address("192.168.7.7/32", "eth0");
+        add_address("fd07::7/128", "eth0");
+        run("ip", &["route", "add", "default", "dev", "eth0"]);
+        run("ip", &["-6", "route", "add", "default", "dev", "eth0"]);
+    });
+    let proxy = listen(6444);
+    apply(&table());
+    for vip in [VIP4, VIP6] {
+        let _stream = workload.run(move || connect(vip));
+        assert_eq!(accepted_at(&proxy), at(6444, vip));
+    }
+}
+
+fn a_vip_on_another_host_is_left_alone() {
+    let owner = node_and_client();
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let remote = owner.run(|| {
+        add_address("10.0.0.100/32", "eth0");
+        add_address("fd00::100/128", "eth0");
+        listen(6443)
+    });
+    let proxy = listen(6444);
+    apply(&table());
+    for vip in [VIP4, VIP6] {
+        let _stream = connect(vip);
+        assert_eq!(accepted_at(&remote), vip, "the other host owns it");
+    }
+    // A packet that only passes through the node keeps its port, too.
+    let visitor = Peer::new("side");
+    add_address("172.16.0.1/24", "side");
+    visitor.run(|| {
+        add_address("172.16.0.2/24", "eth0");
+        run("ip", &["route", "add", "default", "via", "172.16.0.1"]);
+    });
+    owner.run(|| run("ip", &["route", "add", "172.16.0.0/24", "via", "10.0.0.1"]));
+    let _stream = visitor.run(|| connect(VIP4));
+    assert_eq!(accepted_at(&remote), VIP4);
+    assert!(is_idle(&proxy));
+    // The address moves here: the same rules now apply.
+    owner.run(|| run("ip", &["addr", "del", "10.0.0.100/32", "dev", "eth0"]));
+    add_address("10.0.0.100/32", "lan");
+    let _stream = visitor.run(|| connect(VIP4));
+    assert_eq!(accepted_at(&proxy), at(6444, VIP4));
+}
+
+fn marked_connections_are_not_redirected() {
+    let _client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    let (proxy, direct) = (listen(6444), listen(6443));
+    apply(&table());
+    let marked = |vip: SocketAddr, mark: u32| -> TcpStream {
+        let socket = Socket::new(Domain::for_address(vip), Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_mark(mark).unwrap();
+        socket.connect_timeout(&vip.into(), Duration::from_secs(5)).unwrap();
+        socket.into()
+    };
+    for vip in [VIP4, VIP6] {
+        for mark in [MARK, MARK | 0x4000_0000] {
+            let _stream = marked(vip, mark);
+            assert_eq!(accepted_at(&direct), vip);
+        }
+        for mark in [0, 0x4000_0000, MARK & 0xff] {
+            let _stream = marked(vip, mark);
+            assert_eq!(accepted_at(&proxy), at(6444, vip));
+        }
+    }
+    apply(&Table { mark: None, ..table() });
+    let _stream = marked(VIP4, MARK);
+    assert_eq!(accepted_at(&proxy), at(6444, VIP4));
+}
+
+fn services_have_ports_of_their_own() {
+    let client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    add_address("10.0.0.101/32", "lan");
+    let ports = [(6443, 6444), (8132, 8133), (9443, 6446)];
+    let vips = ["10.0.0.100", "10.0.0.101", "fd00::100"].map(ip);
+    let listeners: Vec<TcpListener> = ports.iter().map(|(_, bind_port)| listen(*bind_port)).collect();
+    apply(&Table { vips: vips.into(), redirects: redirects(&ports), ..table() });
+    for vip in vips {
+        for ((port, bind_port), listener) in ports.iter().zip(&listeners) {
+            let target = SocketAddr::new(vip, *port);
+            let _remote = client.run(move || connect(target));
+            assert_eq!(accepted_at(listener), SocketAddr::new(vip, *bind_port));
+            let _local = connect(target);
+            assert_eq!(accepted_at(listener), SocketAddr::new(vip, *bind_port));
+        }
+    }
+}
+
+fn replacing_the_table_loses_no_connection() {
+    let client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    let proxy = listen(6444);
+    apply(&table());
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let count = client
+                .run(|| (0..400).map(|_| connect(VIP4)).filter(|stream| stream.peer_addr().is_ok()).count());
+            done.send(count).unwrap();
+        });
+        let mut applied = 0;
+        let count = loop {
+            apply(&table());
+            applied += 1;
+            while !is_idle(&proxy) {
+                accepted_at(&proxy);
+            }
+            if let Ok(count) = finished.try_recv() {
+                break count;
+            }
+            assert!(applied < 10_000, "the client does not end");
+        };
+        assert_eq!(count, 400);
+        println!("{count} connections while the table was replaced {applied} times");
+    });
+}
