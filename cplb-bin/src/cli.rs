@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -45,20 +44,20 @@ pub(crate) enum Command {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArg {
     /// The configuration: k0s.yaml, k0sctl.yaml or a native document
     #[arg(long, short, value_name = "FILE", env = "CPLB_CONFIG")]
     pub(crate) config: PathBuf,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArg,
-    /// A backend in addition to those of the configuration: ADDRESS or ADDRESS:PORT (repeatable)
-    #[arg(long = "backend", value_name = "ADDR", value_parser = parse_backend)]
-    pub(crate) backends: Vec<BackendArg>,
+    /// A backend in addition to those of the configuration: ADDRESS, ADDRESS:PORT or NAME:PORT (repeatable)
+    #[arg(long = "backend", value_name = "ADDR")]
+    pub(crate) backends: Vec<cplb_config::Backend>,
     #[command(flatten)]
     pub(crate) socket: SocketArg,
     /// Where to record what the daemon owns, so that a restart can clean up after a crash
@@ -103,7 +102,7 @@ pub(crate) struct DemoArgs {
     pub(crate) plain: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct SocketArg {
     /// The daemon's status socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "CPLB_SOCKET")]
@@ -130,24 +129,6 @@ pub(crate) enum Print {
     None,
 }
 
-/// `--backend`: an address, with the service's backend port unless one is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BackendArg {
-    pub(crate) ip: std::net::IpAddr,
-    pub(crate) port: Option<u16>,
-}
-
-fn parse_backend(text: &str) -> Result<BackendArg, String> {
-    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
-        return Ok(BackendArg { ip, port: None });
-    }
-    match text.parse::<SocketAddr>() {
-        Ok(addr) if addr.port() != 0 => Ok(BackendArg { ip: addr.ip(), port: Some(addr.port()) }),
-        _ => Err("expected an IP address or ADDRESS:PORT, such as 10.0.0.11, 10.0.0.11:6443 or [fd00::11]:6443"
-            .to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -161,14 +142,12 @@ mod tests {
 
     #[test]
     fn backends_are_addresses_with_or_without_a_port() {
-        let parsed = |text| parse_backend(text).map(|b| (b.ip.to_string(), b.port));
-        assert_eq!(parsed("10.0.0.11"), Ok(("10.0.0.11".to_owned(), None)));
-        assert_eq!(parsed("10.0.0.11:7443"), Ok(("10.0.0.11".to_owned(), Some(7443))));
-        assert_eq!(parsed("fd00::11"), Ok(("fd00::11".to_owned(), None)));
-        assert_eq!(parsed("[fd00::11]"), Ok(("fd00::11".to_owned(), None)));
-        assert_eq!(parsed("[fd00::11]:6443"), Ok(("fd00::11".to_owned(), Some(6443))));
-        for wrong in ["api.example", "10.0.0.11:0", "10.0.0.11:66000", ""] {
-            assert!(parsed(wrong).is_err(), "{wrong}");
+        let parse = |text: &str| Cli::try_parse_from(["cplb", "run", "--config", "c.yaml", "--backend", text]);
+        for right in ["10.0.0.11", "10.0.0.11:7443", "fd00::11", "[fd00::11]:6443"] {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in ["10.0.0.11:0", "10.0.0.11:66000", ""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,3 +1,43 @@
 //! The `cplb` binary: parse, build, spawn, supervise, report.
 
-fn main() {}
+mod check;
+mod cli;
+mod daemon;
+mod demo;
+mod exit;
+mod lock;
+mod logging;
+mod source;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+use exit::Kind;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; what cannot be printed has no reader.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(Kind::Usage as u8) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match &cli.command {
+        Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "cplb", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("cplb: {failure}");
+        failure.code()
+    })
+}

@@ -3,23 +3,18 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::time::Duration;
 
 use cplb_config::{Config, Host};
 use lb_proxy::nft::{Table, TableName};
 use netlink_vip::{GroupId, LeaseTime, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
-use vrrp::{ChecksumPolicy, RouterConfig, lease_time};
+use vrrp::{ChecksumPolicy, RouterConfig};
 
 use super::link::Member;
+use super::names::Names;
 
 /// `SO_MARK` of the load balancer's own connections; the nftables table lets them pass. "cplb" in ASCII.
 pub(crate) const MARK: u32 = 0x6370_6c62;
-/// How long a router that yielded because it cannot serve, or is not heard, stays out.
-const HOLD_TIME: Duration = Duration::from_secs(30);
-/// How long a Backup must have served before it takes over from a degraded Active.
-const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
-
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]
 pub(crate) struct Instance {
@@ -48,25 +43,16 @@ fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::Lea
         Some(unicast) => (unicast.source, unicast.peers.clone()),
         None => (None, Vec::new()),
     };
-    let router = RouterConfig {
-        vrid: config.vrid,
-        version: config.version,
-        priority: config.priority,
-        advert_interval: config.advert_interval,
-        auth: config.auth_pass,
-        addresses_v4: v4,
-        addresses_v6: v6,
-        preempt: config.preempt,
-        hold_time: HOLD_TIME,
-        takeover_after: TAKEOVER_AFTER,
-        only_peers: config.unicast.is_some(),
-        peers: peers.clone(),
-        accept_owner_priority: false,
-        lease: Duration::ZERO,
-        seed: 0,
-    };
-    let lease = lease_time(&router);
-    let router = RouterConfig { lease, ..router };
+    let mut router = RouterConfig::new(config.vrid, config.version, config.priority, config.advert_interval);
+    router.auth = config.auth_pass;
+    router.addresses_v4 = v4;
+    router.addresses_v6 = v6;
+    router.preempt = config.preempt;
+    router.only_peers = config.unicast.is_some();
+    router.peers.clone_from(&peers);
+    // The addresses say which version decides, so the lease is only known now.
+    router.lease = RouterConfig::lease_for(router.down_interval());
+    let lease = LeaseTime::new(router.lease)?;
     let transport = if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id: InstanceId(id),
@@ -76,39 +62,38 @@ fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::Lea
             interface: config.interface.clone(),
             addresses: config.virtual_ips.clone(),
             address_label: Some(config.address_label),
-            lease: LeaseTime::new(lease)?,
+            lease,
         },
         router: InstanceConfig { id: InstanceId(id), router, transport, checksum: ChecksumPolicy::Lenient },
     })
 }
 
-/// The services for the load balancer; `resolve` turns a host name into addresses.
-pub(crate) fn services(config: &Config, resolve: &dyn Fn(&str) -> Vec<IpAddr>) -> Vec<lb_proxy::Service> {
+/// The options of the load balancer.
+pub(crate) fn options(config: &Config) -> lb_proxy::Options {
+    lb_proxy::Options { mark: MARK, forbidden: config.virtual_ips().collect(), ..lb_proxy::Options::default() }
+}
+
+/// The services for the load balancer.
+pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service> {
     if config.disable_load_balancer {
         return Vec::new();
     }
-    config.services.iter().map(|service| balanced(config, service, resolve)).collect()
+    config.services.iter().map(|service| balanced(config, service, names)).collect()
 }
 
-fn balanced(
-    config: &Config,
-    service: &cplb_config::Service,
-    resolve: &dyn Fn(&str) -> Vec<IpAddr>,
-) -> lb_proxy::Service {
+fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> lb_proxy::Service {
     let mut backends: Vec<lb_proxy::Backend> = Vec::new();
     for backend in &config.backends_of(service).fixed {
         let port = backend.port.unwrap_or(service.backend_port).number();
-        let addresses = match &backend.host {
-            Host::Address(ip) => vec![*ip],
-            Host::Name(name) => resolve(name),
+        let (addresses, host_name) = match &backend.host {
+            Host::Address(ip) => (std::slice::from_ref(ip), None),
+            Host::Name(name) => (names.addresses(name), Some(name)),
         };
         for ip in addresses {
             let addr = SocketAddr::new(ip.to_canonical(), port);
-            let name = backend.name.clone().or_else(|| match &backend.host {
-                Host::Name(name) => Some(name.clone()),
-                Host::Address(_) => None,
-            });
-            if backends.iter().all(|known| known.addr != addr) {
+            let name = backend.name.as_ref().or(host_name).cloned();
+            // A name may turn out to mean a VIP; the proxy would talk to itself.
+            if !config.is_virtual_ip(*ip) && backends.iter().all(|known| known.addr != addr) {
                 backends.push(lb_proxy::Backend { addr, weight: backend.weight, name });
             }
         }

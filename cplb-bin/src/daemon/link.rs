@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
-use vrrp::{Claim, Release, VipEvent};
+use vrrp::{Claim, MacAddr, Release, VipEvent};
 
 use crate::lock::{LockError, RouterLock};
+
+use super::verdict::Finding;
 
 /// What the main thread hears.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) enum Event {
     Ready(InstanceId),
     /// The load balancer reports.
     Balancer(lb_proxy::Event),
+    /// A round of the serving verdict is over.
+    Finding(Finding),
 }
 
 /// What one instance needs of the link.
@@ -183,7 +187,7 @@ impl Seat {
             Some(IpAddr::V6(ip)) => Some(ip),
             _ => state.source_v6(),
         };
-        Some(Interface { name: state.name.clone(), index: state.index, mac: state.mac?, up: state.up, v4, v6 })
+        Some(Interface { name: state.name.clone(), index: state.index, mac: MacAddr(state.mac?), up: state.up, v4, v6 })
     }
 }
 

@@ -4,16 +4,33 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use cplb_config::Config;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
 
 /// Bit numbers of capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
+/// Everything that can be known before the first change to the system.
+pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<(), Failure> {
+    raise_descriptor_limit();
+    if !config.virtual_servers.is_empty() {
+        let message = "virtualServers ask for the kernel's IPVS, which this version of cplb does not drive";
+        return Err(Failure::new(Kind::Unavailable, message)
+            .help("remove virtualServers: the userspace load balancer then serves the same addresses"));
+    }
+    if config.instances.is_empty() {
+        return Ok(());
+    }
+    privileges()?;
+    state_dir(&args.state_dir)
+}
+
 /// Refuses to start without the capabilities that VIPs need, naming each missing one.
-pub(crate) fn privileges() -> Result<(), Failure> {
+fn privileges() -> Result<(), Failure> {
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|error| Failure::new(Kind::System, format_args!("cannot read /proc/self/status: {error}")))?;
     let missing = missing_capabilities(&status);
@@ -40,7 +57,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 }
 
 /// Creates the state directory (0700) and proves that it can be written.
-pub(crate) fn state_dir(dir: &Path) -> Result<(), Failure> {
+fn state_dir(dir: &Path) -> Result<(), Failure> {
     let probe = dir.join(".write-test");
     fs::DirBuilder::new()
         .recursive(true)
@@ -55,7 +72,7 @@ pub(crate) fn state_dir(dir: &Path) -> Result<(), Failure> {
 }
 
 /// Each connection needs two descriptors; the soft limit of 1024 is for programs that use select(2).
-pub(crate) fn raise_descriptor_limit() {
+fn raise_descriptor_limit() {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     if soft < hard
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)

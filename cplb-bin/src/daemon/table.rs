@@ -1,8 +1,12 @@
 //! Keeps the nftables table in the kernel as the configuration wants it.
 
+use cplb_config::Config;
 use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table};
 
+use crate::exit::{Failure, Kind};
 use crate::status::schema;
+
+use super::blueprint;
 
 /// Owns the desired table and what is known of the kernel's.
 #[derive(Debug)]
@@ -78,4 +82,27 @@ impl TableKeeper {
     pub(crate) fn status(&self) -> schema::Table {
         schema::Table { present: self.applied && self.error.is_none(), restored: self.restored, error: self.error.clone() }
     }
+}
+
+/// Finds `nft` and applies the table that `config` asks for; `None` if it asks for none.
+pub(crate) async fn start(config: &Config) -> Result<Option<TableKeeper>, Failure> {
+    let Some(desired) = blueprint::table(config) else { return Ok(None) };
+    let nft = Nft::find().map_err(|missing| {
+        Failure::new(Kind::Unavailable, missing).help("`apt-get install nftables`, or set disableLoadBalancer: true")
+    })?;
+    let mut keeper = TableKeeper::new(nft, desired);
+    match keeper.apply().await {
+        Ok(()) => Ok(Some(keeper)),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn failure(error: &ApplyError) -> Failure {
+    let kind = match error {
+        ApplyError::Run(RunError::Permission { .. }) => Kind::Permission,
+        ApplyError::Run(RunError::Unsupported { .. } | RunError::Start { .. }) => Kind::Unavailable,
+        _ => Kind::System,
+    };
+    Failure::new(kind, format_args!("the nftables table cannot be applied: {error}"))
+        .help("without it the traffic of the VIPs would not reach the load balancer; mend nft, or set disableLoadBalancer: true")
 }

@@ -104,7 +104,7 @@ impl Scene {
         wait_until("one controller is Active", timeout, || {
             let owners: Vec<_> = self.owners().into_iter().filter(|&index| Some(index) != except).collect();
             found = match owners.as_slice() {
-                [index] if self.state(*index).as_deref() == Some("Active") => Some(*index),
+                [index] if self.state(*index).as_deref() == Some("active") => Some(*index),
                 _ => None,
             };
             found.is_some()

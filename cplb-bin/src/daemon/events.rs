@@ -1,0 +1,132 @@
+//! Turns the parts' events into log lines and lasting problems.
+
+use std::collections::BTreeMap;
+
+use lb_proxy::Event as Balancer;
+use netlink_vip::KeeperEvent;
+use vrrp::runner::RunnerEvent;
+
+/// What is wrong now, by cause; shown by `cplb status` until it is mended.
+#[derive(Debug, Default)]
+pub(crate) struct Problems(BTreeMap<String, String>);
+
+impl Problems {
+    pub(crate) fn raise(&mut self, cause: impl Into<String>, text: impl Into<String>) {
+        self.0.insert(cause.into(), text.into());
+    }
+
+    pub(crate) fn clear(&mut self, cause: &str) {
+        self.0.remove(cause);
+    }
+
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.0.values().cloned().collect()
+    }
+}
+
+/// Logs an event of the election.
+pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
+    match event {
+        RunnerEvent::Transition { id, transition } => tracing::info!(
+            vrid = id.0,
+            from = %transition.from,
+            to = %transition.to,
+            reason = %transition.reason,
+            after_seconds = transition.after.as_secs_f64(),
+            "state"
+        ),
+        RunnerEvent::Warning { id, warning, suppressed } => {
+            tracing::warn!(vrid = id.0, suppressed, "{warning}");
+        }
+        RunnerEvent::Discarded { id, reason, source, suppressed } => {
+            tracing::warn!(vrid = id.0, %source, suppressed, "advertisement discarded: {reason}");
+        }
+        RunnerEvent::RealtimeUnavailable { why } => {
+            tracing::warn!("the election runs without real-time priority: {why}");
+            problems.raise("realtime", format!("the election runs without real-time priority: {why}"));
+        }
+        RunnerEvent::SocketError { interface, operation, error, suppressed } => {
+            tracing::warn!(interface, %error, suppressed, "{operation}");
+        }
+        other => tracing::debug!(?other, "election"),
+    }
+}
+
+/// Logs an event of the keeper.
+pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
+    match event {
+        KeeperEvent::Interface { id, state } => {
+            let cause = format!("interface {id}");
+            match state {
+                None => {
+                    tracing::warn!(vrid = id.0, "no interface matches; waiting for one");
+                    problems.raise(cause, format!("virtual router {id} waits for its interface"));
+                }
+                Some(state) if !state.up => {
+                    tracing::warn!(vrid = id.0, interface = %state.name, "the interface is down");
+                    problems.raise(cause, format!("virtual router {id}: {} is down", state.name));
+                }
+                Some(state) => {
+                    tracing::info!(vrid = id.0, interface = %state.name, source = ?state.source_v4(), "interface");
+                    problems.clear(&cause);
+                }
+            }
+        }
+        KeeperEvent::Installed { id, took } => {
+            tracing::info!(vrid = id.0, took_ms = took.as_secs_f64() * 1e3, "the virtual IPs are here");
+            problems.clear(&format!("refused {id}"));
+        }
+        KeeperEvent::Removed { id, reason } => tracing::info!(vrid = id.0, ?reason, "the virtual IPs are gone"),
+        KeeperEvent::Missing { id, ip } => {
+            tracing::warn!(vrid = id.0, %ip, "somebody removed the virtual IP; restoring it");
+        }
+        KeeperEvent::LeaseLost { id } => tracing::warn!(vrid = id.0, "the lease of the virtual IPs was lost"),
+        KeeperEvent::Refused { id, ip, reason } => {
+            tracing::error!(vrid = id.0, %ip, "the virtual IP cannot be installed: {reason}");
+            problems.raise(format!("refused {id}"), format!("{ip} cannot be installed: {reason}"));
+        }
+        KeeperEvent::Warning { id, warning } => match id {
+            Some(id) => tracing::warn!(vrid = id.0, "{warning}"),
+            None => tracing::warn!("{warning}"),
+        },
+        KeeperEvent::Resynced { cause } => tracing::debug!(?cause, "read the kernel's tables anew"),
+        other => tracing::debug!(?other, "keeper"),
+    }
+}
+
+/// Logs an event of the load balancer.
+pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
+    match event {
+        Balancer::BackendUp { service, backend, reason, after } => {
+            tracing::info!(%service, %backend, reason, after_seconds = after.as_secs_f64(), "backend up");
+        }
+        Balancer::BackendDown { service, backend, reason, sessions } => {
+            tracing::warn!(%service, %backend, reason, sessions, "backend down");
+        }
+        Balancer::BackendSuspected { service, backend, reason } => {
+            tracing::info!(%service, %backend, %reason, "backend suspected");
+        }
+        Balancer::BackendTrusted { service, backend } => tracing::info!(%service, %backend, "backend trusted again"),
+        Balancer::BackendForbidden { service, backend } => {
+            tracing::warn!(%service, %backend, "the backend is a virtual IP of this configuration and is left out");
+        }
+        Balancer::ClientsRefused { service, total } => {
+            tracing::warn!(%service, total, "clients are refused: no backend takes a connection");
+        }
+        Balancer::ListenFallback { configured, actual, reason } => {
+            tracing::info!(%configured, %actual, reason, "listening on IPv4 only");
+        }
+        Balancer::MarkRefused { reason } => {
+            tracing::warn!(reason, "connections to backends are not marked");
+        }
+        Balancer::CongestionRefused { algorithm, reason } => tracing::warn!(algorithm, reason, "congestion control"),
+        Balancer::ResourcesExhausted { worker, reason } => {
+            tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");
+        }
+        Balancer::WorkerGone { worker } => {
+            tracing::error!(worker, "a worker of the load balancer ended");
+            problems.raise("worker", format!("worker {worker} of the load balancer ended: restart cplb"));
+        }
+        other => tracing::debug!(?other, "load balancer"),
+    }
+}

@@ -1,0 +1,184 @@
+//! `cplb run`: builds the parts from the configuration, wires them, supervises them, and takes them down in order.
+//!
+//! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
+//! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
+//! through [`link::Link`] without this thread.
+
+mod blueprint;
+mod election;
+mod events;
+mod link;
+mod names;
+mod preflight;
+mod report;
+mod serving;
+mod supervise;
+mod table;
+mod verdict;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cplb_config::Config;
+use lb_proxy::{LoadBalancer, StartError};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::cli::RunArgs;
+use crate::exit::{Failure, Kind};
+use crate::logging;
+use crate::source;
+use crate::status::server::{BindError, StatusSocket};
+
+use election::Election;
+use link::Event;
+use names::Names;
+use table::TableKeeper;
+use verdict::Verdict;
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) args: RunArgs,
+    pub(crate) config: Config,
+    pub(crate) started: Instant,
+    pub(crate) names: Names,
+    pub(crate) balancer: Option<Arc<LoadBalancer>>,
+    pub(crate) table: Arc<tokio::sync::Mutex<Option<TableKeeper>>>,
+    pub(crate) election: Option<Election>,
+    pub(crate) verdict: Verdict,
+    pub(crate) socket: StatusSocket,
+    pub(crate) events: UnboundedReceiver<Event>,
+    pub(crate) sender: UnboundedSender<Event>,
+    /// What keeps this node from doing its whole job, by cause.
+    pub(crate) problems: events::Problems,
+}
+
+/// Runs until a signal ends it.
+pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
+    logging::init(args.log_format);
+    let mut loaded = source::load(&args.config.config)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
+    }
+    source::add_backends(&mut loaded, &args.backends);
+    preflight::check(&loaded.config, args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the event loop: {error}")))?;
+    runtime.block_on(async {
+        let daemon = Daemon::start(args.clone(), loaded.config).await?;
+        daemon.supervise().await
+    })
+}
+
+impl Daemon {
+    /// Builds everything; what was built is taken down again if a later part fails.
+    async fn start(args: RunArgs, config: Config) -> Result<Self, Failure> {
+        let (sender, events) = unbounded_channel();
+        let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
+        let names = Names::resolve(&config).await;
+        let balancer = start_balancer(&config, &names, &sender)?;
+        let table = match table::start(&config).await {
+            Ok(table) => table,
+            Err(failure) => {
+                stop_balancer(balancer);
+                return Err(failure);
+            }
+        };
+        let mut daemon = Self {
+            args,
+            config,
+            started: Instant::now(),
+            names,
+            balancer,
+            table: Arc::new(tokio::sync::Mutex::new(table)),
+            election: None,
+            verdict: Verdict::default(),
+            socket,
+            events,
+            sender,
+            problems: events::Problems::default(),
+        };
+        match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
+            Ok(election) => daemon.election = election,
+            Err(failure) => {
+                daemon.take_down().await;
+                return Err(failure);
+            }
+        }
+        tracing::info!(
+            config = %daemon.args.config.config.display(),
+            instances = daemon.config.instances.len(),
+            services = daemon.config.services.len(),
+            "started"
+        );
+        Ok(daemon)
+    }
+
+    /// Removes what is left of ours after the election has ended, or after a start that failed half-way.
+    pub(crate) async fn take_down(&mut self) {
+        if let Some(election) = self.election.take() {
+            election.end().await;
+        }
+        if let Some(table) = self.table.lock().await.as_mut()
+            && let Err(error) = table.remove().await
+        {
+            tracing::warn!(%error, "the nftables table is left behind");
+        }
+        stop_balancer(self.balancer.take());
+    }
+
+    /// The state directory.
+    pub(crate) fn state_dir(&self) -> &PathBuf {
+        &self.args.state_dir
+    }
+}
+
+fn start_balancer(
+    config: &Config,
+    names: &Names,
+    sender: &UnboundedSender<Event>,
+) -> Result<Option<Arc<LoadBalancer>>, Failure> {
+    let services = blueprint::services(config, names);
+    if services.is_empty() {
+        return Ok(None);
+    }
+    let sender = sender.clone();
+    let report = Box::new(move |event| {
+        let _ = sender.send(Event::Balancer(event));
+    });
+    match LoadBalancer::start(blueprint::options(config), services, report) {
+        Ok(balancer) => Ok(Some(Arc::new(balancer))),
+        Err(error) => Err(balancer_failure(&error)),
+    }
+}
+
+fn stop_balancer(balancer: Option<Arc<LoadBalancer>>) {
+    if let Some(balancer) = balancer {
+        balancer.stop();
+    }
+}
+
+fn balancer_failure(error: &StartError) -> Failure {
+    match error {
+        StartError::PortInUse { addr } => Failure::new(Kind::Temporary, format_args!("the load balancer cannot start: {error}"))
+            .help(format_args!(
+                "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), \
+                 or choose another userSpaceProxyBindPort",
+                addr.port()
+            )),
+        StartError::Invalid(_) => Failure::new(Kind::Config, error),
+        _ => Failure::new(Kind::System, format_args!("the load balancer cannot start: {error}")),
+    }
+}
+
+fn socket_failure(error: BindError) -> Failure {
+    match error {
+        BindError::InUse(_) => {
+            Failure::new(Kind::Temporary, error).help("stop it, or give this one another --socket and --state-dir")
+        }
+        BindError::Io { .. } => Failure::new(Kind::CannotCreate, error).help("name another path with --socket"),
+    }
+}

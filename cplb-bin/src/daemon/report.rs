@@ -1,0 +1,127 @@
+//! Gathers the status of all parts.
+
+use std::time::Instant;
+
+use lb_proxy::{BackendSnapshot, ServiceSnapshot};
+use netlink_vip::GroupState;
+use vrrp::runner::InstanceStatus;
+
+use crate::status::schema::{ActiveRouter, Backend, Instance, SCHEMA, Service, Status, Transition};
+
+use super::Daemon;
+use super::election::Election;
+
+impl Daemon {
+    /// What `cplb status` shows.
+    pub(crate) async fn status(&self) -> Status {
+        let mut instances = Vec::new();
+        let mut real_time = false;
+        if let Some(election) = &self.election {
+            let status = election.runner.status();
+            real_time = status.realtime.realtime;
+            instances = status.instances.iter().map(|found| instance(found, election)).collect();
+        }
+        let table = self.table.lock().await.as_ref().map(super::table::TableKeeper::status);
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            config: self.args.config.config.display().to_string(),
+            degraded: self.problems.texts(),
+            serving: self.verdict.status(),
+            real_time,
+            instances,
+            services: self.services(),
+            table,
+        }
+    }
+
+    fn services(&self) -> Vec<Service> {
+        let Some(balancer) = &self.balancer else { return Vec::new() };
+        let snapshot = balancer.snapshot();
+        let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
+        let shown = self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
+        shown.collect()
+    }
+}
+
+fn instance(found: &InstanceStatus, election: &Election) -> Instance {
+    let config = election.instances.get(&found.id);
+    let keeper = election.keeper.status();
+    let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
+    let interface = group.and_then(|group| group.interface.as_ref());
+    let lowest = |priority: u8| config.map_or(priority, |config| config.router.router.priority.get());
+    Instance {
+        virtual_router_id: found.vrid.get(),
+        interface: match (interface, group) {
+            (Some(interface), _) => interface.name.clone(),
+            (None, Some(group)) => group.selector.clone(),
+            (None, None) => String::new(),
+        },
+        interface_up: interface.is_some_and(|interface| interface.up),
+        virtual_ips: config
+            .map(|config| config.group.addresses.iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
+        state: found.state.as_str().to_owned(),
+        since_seconds: age(found.since),
+        reason: found.reason.to_string(),
+        holds_virtual_ips: group.is_some_and(|group| matches!(group.state, GroupState::Held { .. })),
+        priority: lowest(found.priority.0),
+        advertised_priority: found.priority.0,
+        advert_interval_seconds: found.interval.as_secs_f64(),
+        lease_seconds: group.map_or(0.0, |group| f64::from(group.lease.as_secs())),
+        active_router: found
+            .active
+            .map(|active| ActiveRouter { address: active.source.to_string(), priority: active.priority.0 }),
+        advertisements_sent: found.traffic.sent,
+        advertisements_received: found.traffic.received,
+        discarded: found
+            .counters
+            .discarded
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.as_str().to_owned(), count))
+            .collect(),
+        transitions: found.transitions.iter().rev().map(transition).collect(),
+    }
+}
+
+fn transition(past: &vrrp::runner::PastTransition) -> Transition {
+    Transition {
+        seconds_ago: past.at.elapsed().unwrap_or_default().as_secs_f64(),
+        from: past.transition.from.as_str().to_owned(),
+        to: past.transition.to.as_str().to_owned(),
+        reason: past.transition.reason.to_string(),
+    }
+}
+
+fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
+    Service {
+        name: config.name.clone(),
+        port: config.port.number(),
+        bind_port: config.bind_port.number(),
+        balance: found.balance.to_string(),
+        connections_active: found.backends.iter().map(|backend| backend.active as u64).sum(),
+        connections_accepted: found.accepted,
+        connections_refused: found.refused,
+        backends: found.backends.iter().map(backend).collect(),
+    }
+}
+
+fn backend(found: &BackendSnapshot) -> Backend {
+    Backend {
+        address: found.addr.to_string(),
+        state: found.state.as_str().to_owned(),
+        since_seconds: age(found.since),
+        reason: (!found.reason.is_empty()).then(|| found.reason.clone()),
+        connections_active: found.active as u64,
+        connections_total: found.total,
+        connect_failures: found.failures,
+        last_check_seconds_ago: found.last_check.as_ref().map(|check| age(check.at)),
+    }
+}
+
+fn age(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}

@@ -1,0 +1,45 @@
+//! Reads a configuration file for `run`, `check` and a reload.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+
+use cplb_config::{Backend, Errors, Loaded, MAX_BYTES, Theme, load_bytes};
+
+use crate::exit::{Failure, Kind};
+
+/// Columns of a report where the terminal's width is not known.
+const WIDTH: usize = 100;
+
+/// Reads and validates `path`.
+pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
+    let bytes = read(path).map_err(|error| {
+        let kind = if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
+        Failure::new(kind, format_args!("cannot read the configuration {}: {error}", path.display()))
+    })?;
+    load_bytes(&bytes, &path.display().to_string()).map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
+}
+
+/// Adds the backends of the command line; one that would make the proxy talk to itself is left out with a warning.
+pub(crate) fn add_backends(loaded: &mut Loaded, backends: &[Backend]) {
+    for backend in backends {
+        if let Err(refused) = loaded.config.add_backend(backend.clone()) {
+            tracing::warn!(backend = %backend, "--backend is ignored: {refused}");
+        }
+    }
+}
+
+/// More than the limit is not read; the library says that the file is too large.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Drawn with the lines around each error on a terminal, one line each otherwise.
+fn describe(errors: &Errors) -> String {
+    let report = errors.report();
+    let text = if io::stderr().is_terminal() { report.graphical(Theme::Color, WIDTH) } else { report.plain() };
+    format!("{errors}\n\n{}", text.trim_end())
+}
