@@ -1,1 +1,26 @@
 //! VRRPv2/v3 codec, ARP/NDP announcements and a sans-IO election state machine, with an optional real-time runner.
+//!
+//! The crate has three layers that can be used on their own:
+//!
+//! * [`packet`]: VRRP messages as bytes and as values (RFC 3768 with the PASS field of RFC 2338, RFC 9568).
+//! * [`announce`]: the Ethernet frames that move a virtual address in the neighbours' caches.
+//! * [`router`]: [`VirtualRouter`], the election. It does no I/O and reads no clock: events and the time go in
+//!   through `handle_*`, actions and the next deadline come out through `poll_*`.
+//!
+//! The vocabulary is that of RFC 9568: the router that holds the virtual addresses is the *Active* router (older
+//! texts say Master), the others are *Backup* routers.
+
+pub mod announce;
+pub mod packet;
+pub mod router;
+
+mod types;
+
+pub use announce::{Announcement, gratuitous_arp, parse_announcement, unsolicited_na};
+pub use packet::{Addresses, Advertisement, Auth, ChecksumPolicy, DecodeError, PseudoHeader};
+
+pub use router::{RouterConfig, VirtualRouter};
+pub use types::{
+    AdvertInterval, AuthPass, AuthPassError, Family, HOP_LIMIT, IP_PROTOCOL, IntervalError, MULTICAST_V4,
+    MULTICAST_V6, MacAddr, OutOfRange, Priority, Version, Vrid, WirePriority,
+};

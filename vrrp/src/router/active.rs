@@ -1,0 +1,235 @@
+//! The Active state (RFC 9568 §6.4.3).
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::State;
+use super::announcer::{Announcer, Round};
+use super::backup::Backup;
+use super::common::{Core, Heard, Hold};
+use super::event::VipEvent;
+use super::handover::{Listening, Resigning};
+use super::output::{Output, Reason, Release, StateName, Warning};
+use super::timers::TimerName;
+use crate::types::WirePriority;
+
+/// The least time between an advertisement and one that a rival provokes, so that nobody can make us flood the LAN.
+const ASSERT_GAP: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Active {
+    last_advert: Instant,
+    /// What the last advertisement said; others act on that, so this router is bound to it, too.
+    advertised: WirePriority,
+    last_claim: Instant,
+    installed: bool,
+    /// Since when a rival has been advertising against us.
+    rival_since: Option<Instant>,
+    announcer: Announcer,
+}
+
+impl Active {
+    /// RFC 9568 §6.4.2 (405): advertise first, so that other Backups hear of it as early as possible, then take the
+    /// addresses. They are announced once they are installed.
+    pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.transition(now, StateName::Active, reason);
+        let mut announcer = Announcer::new(now, core.config.seed);
+        announcer.repeat_until(now + core.config.predecessor_span());
+        let advertised = core.effective();
+        let active = Self {
+            last_advert: now,
+            advertised,
+            last_claim: now,
+            installed: false,
+            rival_since: None,
+            announcer,
+        };
+        core.advertise(advertised);
+        core.claim(active.claim_until(core));
+        core.timers.set(TimerName::Advertise, now + core.config.interval());
+        State::Active(active)
+    }
+
+    /// Until when this router may hold the addresses unless it advertises again.
+    pub(super) fn claim_until(&self, core: &Core) -> Instant {
+        self.last_advert + core.config.claim_span()
+    }
+
+    /// Stays Active only if the claim is still valid: afterwards a successor may be Active.
+    pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
+        if now < self.claim_until(core) {
+            return State::Active(self);
+        }
+        core.counters.overslept += 1;
+        core.warn(Warning::Overslept { by: now.saturating_duration_since(self.last_advert) });
+        Listening::enter(core, now, Reason::Overslept)
+    }
+
+    pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        if heard.priority == WirePriority::RESIGN {
+            // RFC 9568 §6.4.3 (615): advertise and rearm. Its announcements may have come last, too.
+            core.counters.resignations_received += 1;
+            self.announce_once(core, now);
+            self.assert(core, now);
+            return State::Active(self);
+        }
+        core.counters.rival_advertisements += 1;
+        let Some(own) = core.own() else { return State::Active(self) };
+        // RFC 9568 §6.4.3 (650): the higher priority wins, among equals the higher address, unsigned in network order.
+        if (heard.priority, heard.source) > (self.advertised, own) {
+            return self.outranked(core, now, heard);
+        }
+        self.contend(core, now, heard)
+    }
+
+    pub(super) fn vip(mut self, core: &mut Core, now: Instant, event: VipEvent) -> State {
+        match event {
+            VipEvent::Installed if self.installed => {}
+            VipEvent::Installed => {
+                self.installed = true;
+                self.announcer.installed(now);
+                self.announce_if_due(core, now);
+            }
+            VipEvent::Missing => {
+                core.counters.missing += 1;
+                self.installed = false;
+                self.last_claim = now;
+                core.claim(self.claim_until(core));
+            }
+            VipEvent::LeaseLost => return Listening::enter(core, now, Reason::LeaseLost),
+        }
+        State::Active(self)
+    }
+
+    pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName, due: Instant) -> State {
+        match name {
+            TimerName::Advertise => {
+                self.send(core, now);
+                // Keep the rhythm after a late wake-up, but never catch up.
+                let next = due + core.config.interval();
+                core.timers
+                    .set(TimerName::Advertise, if next > now { next } else { now + core.config.interval() });
+            }
+            TimerName::Announce => self.announce_if_due(core, now),
+            TimerName::RivalSilent => {
+                self.rival_since = None;
+                self.announce_once(core, now);
+            }
+            _ => {}
+        }
+        State::Active(self)
+    }
+
+    /// Own priority changed. Recovery is said at once, before a Backup takes over for want of it; loss can wait.
+    pub(super) fn priority_changed(mut self, core: &mut Core, now: Instant) -> State {
+        if core.effective() > self.advertised {
+            self.assert(core, now);
+        }
+        State::Active(self)
+    }
+
+    /// The configuration or the source address changed.
+    pub(super) fn reconfigured(mut self, core: &mut Core, now: Instant) -> State {
+        self.assert(core, now);
+        self.installed = false;
+        self.last_claim = now;
+        core.claim(self.claim_until(core));
+        State::Active(self)
+    }
+
+    pub(super) fn resign(self, core: &mut Core, now: Instant) -> State {
+        Resigning::enter(core, now)
+    }
+
+    /// RFC 9568 §6.4.3 (655–670): become Backup and learn the interval.
+    fn outranked(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        core.release(Release::Lost);
+        // The winner of a split may have heard nothing of it, while our announcements came last in some caches. This
+        // last advertisement, which loses, tells it to announce again.
+        core.advertise(self.advertised);
+        if self.advertised.is_degraded() && !heard.priority.is_degraded() {
+            core.hold(now, Hold::Patient);
+        }
+        let reason = Reason::Outranked { source: heard.source, priority: heard.priority };
+        Backup::enter(core, now, reason, Some(heard))
+    }
+
+    /// RFC 9568 §6.4.3 (690–695): discard, and advertise at once so that the rival yields.
+    fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        let interval = core.config.interval().max(heard.interval);
+        let down = 3 * interval + core.skew(interval);
+        let since = *self.rival_since.get_or_insert(now);
+        if since == now {
+            self.announcer.repeat_until(now + core.config.predecessor_span());
+            self.announce_once(core, now);
+        }
+        core.timers.set(TimerName::RivalSilent, now + down);
+        if now >= since + down {
+            core.warn(Warning::Contended { source: heard.source });
+            if !self.is_heard(core, heard) {
+                return Self::unheard(core, now, heard);
+            }
+        }
+        self.assert(core, now);
+        State::Active(self)
+    }
+
+    /// Whether a rival that goes on must be deaf, rather than us mute: serving proves that our packets arrive
+    /// somewhere, and the rival says itself that it serves nobody.
+    fn is_heard(&self, core: &Core, heard: &Heard) -> bool {
+        core.serving.settled() && !self.advertised.is_degraded() && heard.priority.is_degraded()
+    }
+
+    fn unheard(core: &mut Core, now: Instant, heard: &Heard) -> State {
+        let source: IpAddr = heard.source;
+        core.counters.unheard += 1;
+        core.release(Release::Lost);
+        core.warn(Warning::Unheard { source });
+        core.hold(now, Hold::Unheard);
+        Backup::enter(core, now, Reason::Unheard { source }, Some(heard))
+    }
+
+    /// Advertises now, or as soon as the last advertisement is long enough ago.
+    fn assert(&mut self, core: &mut Core, now: Instant) {
+        let gap = ASSERT_GAP.min(core.config.interval() / 4);
+        let at = self.last_advert + gap;
+        if at <= now {
+            self.send(core, now);
+            core.timers.set(TimerName::Advertise, now + core.config.interval());
+        } else if core.timers.get(TimerName::Advertise).is_none_or(|next| at < next) {
+            core.timers.set(TimerName::Advertise, at);
+        }
+    }
+
+    /// The addresses are refreshed just before an advertisement, because a refresh after it could let them outlive the
+    /// silence that makes a successor.
+    fn send(&mut self, core: &mut Core, now: Instant) {
+        self.last_advert = now;
+        self.advertised = core.effective();
+        if !self.installed || now >= self.last_claim + core.config.lease / 4 {
+            self.last_claim = now;
+            core.claim(self.claim_until(core));
+        }
+        core.advertise(self.advertised);
+    }
+
+    fn announce_once(&mut self, core: &mut Core, now: Instant) {
+        self.announcer.once(now);
+        self.announce_if_due(core, now);
+    }
+
+    fn announce_if_due(&mut self, core: &mut Core, now: Instant) {
+        if self.announcer.next().is_some_and(|at| at <= now) {
+            let round = self.announcer.round(now);
+            // A degraded Active that no longer hears its successor must not call clients back.
+            if round == Round::Needed || !self.advertised.is_degraded() {
+                core.counters.announcements += 1;
+                core.outputs.push_back(Output::Announce);
+            }
+        }
+        match self.announcer.next() {
+            Some(at) => core.timers.set(TimerName::Announce, at),
+            None => core.timers.clear(TimerName::Announce),
+        }
+    }
+}

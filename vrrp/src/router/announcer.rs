@@ -1,0 +1,139 @@
+//! When to announce the virtual addresses.
+//!
+//! A takeover needs a burst, then repetition while a dead predecessor's kernel may still answer for an address whose
+//! lease has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because its
+//! own may have come last. Nothing a peer sends makes more than two rounds a second.
+
+use std::time::{Duration, Instant};
+
+const BURST: u8 = 5;
+const BURST_GAP: Duration = Duration::from_millis(5);
+const REPEAT_GAP: Duration = Duration::from_millis(500);
+const REFRESH_GAP: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone)]
+pub(super) struct Announcer {
+    /// The last round; none before the addresses are installed.
+    last: Option<Instant>,
+    burst_left: u8,
+    repeat_until: Instant,
+    once_at: Option<Instant>,
+    refresh_gap: Duration,
+}
+
+/// Whether a round may be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Round {
+    /// Somebody may need it.
+    Needed,
+    /// Only time has passed.
+    Refresh,
+}
+
+impl Announcer {
+    /// A silent announcer. `seed` spreads the refreshes of many routers over 6 s.
+    pub(super) fn new(now: Instant, seed: u64) -> Self {
+        let spread = Duration::from_millis((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 6000);
+        Self {
+            last: None,
+            burst_left: 0,
+            repeat_until: now,
+            once_at: None,
+            refresh_gap: REFRESH_GAP + spread,
+        }
+    }
+
+    /// The addresses are installed: a burst if they were not before, else one round.
+    pub(super) fn installed(&mut self, now: Instant) {
+        if self.last.is_some() {
+            return self.once(now);
+        }
+        self.burst_left = BURST;
+        self.once_at = Some(now);
+    }
+
+    /// Repeats rounds until a predecessor has lost the addresses.
+    pub(super) fn repeat_until(&mut self, until: Instant) {
+        self.repeat_until = self.repeat_until.max(until);
+    }
+
+    /// One more round, soon.
+    pub(super) fn once(&mut self, now: Instant) {
+        let Some(last) = self.last else { return };
+        let at = now.max(last + REPEAT_GAP);
+        self.once_at = Some(self.once_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// When the next round is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let Some(last) = self.last else { return self.once_at };
+        if self.burst_left > 0 {
+            return Some(last + BURST_GAP);
+        }
+        let repeat = Some(last + REPEAT_GAP).filter(|at| *at <= self.repeat_until);
+        let refresh = last + self.refresh_gap;
+        [self.once_at, repeat].into_iter().flatten().min().or(Some(refresh))
+    }
+
+    /// Notes that the round that was due is made now, and tells whether it may be skipped.
+    pub(super) fn round(&mut self, now: Instant) -> Round {
+        let refresh = self.last.is_some_and(|last| now >= last + self.refresh_gap);
+        let needed = self.burst_left > 0 || self.once_at.is_some() || !refresh;
+        self.burst_left = self.burst_left.saturating_sub(1);
+        self.once_at = None;
+        self.last = Some(now);
+        if needed { Round::Needed } else { Round::Refresh }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The times in ms of all rounds until `end`.
+    fn rounds(announcer: &mut Announcer, start: Instant, end: Duration) -> Vec<u128> {
+        let mut rounds = Vec::new();
+        while let Some(at) = announcer.next().filter(|at| *at <= start + end) {
+            announcer.round(at);
+            rounds.push(at.duration_since(start).as_millis());
+        }
+        rounds
+    }
+
+    #[test]
+    fn a_takeover_bursts_repeats_and_refreshes() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(start, 0);
+        assert_eq!(announcer.next(), None, "nothing to announce before the addresses are installed");
+        announcer.repeat_until(start + Duration::from_millis(1600));
+        announcer.installed(start);
+        let rounds = rounds(&mut announcer, start, Duration::from_secs(70));
+        assert_eq!(rounds, [0, 5, 10, 15, 20, 520, 1020, 1520, 61_520]);
+    }
+
+    #[test]
+    fn rounds_on_demand_are_rate_limited() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(start, 0);
+        announcer.installed(start);
+        rounds(&mut announcer, start, Duration::from_millis(100));
+        let mut count = 0;
+        for ms in 100..10_100 {
+            let now = start + Duration::from_millis(ms);
+            announcer.once(now);
+            while announcer.next().is_some_and(|at| at <= now) {
+                assert_eq!(announcer.round(now), Round::Needed);
+                count += 1;
+            }
+        }
+        assert!((19..=20).contains(&count), "{count} rounds in 10 s");
+    }
+
+    #[test]
+    fn seeds_spread_refreshes() {
+        let start = Instant::now();
+        let gaps: std::collections::BTreeSet<_> =
+            (1..=255).map(|seed| Announcer::new(start, seed).refresh_gap).collect();
+        assert!(gaps.len() > 200, "{} different gaps", gaps.len());
+    }
+}

@@ -1,0 +1,220 @@
+//! The Backup state (RFC 9568 §6.4.2).
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::State;
+use super::active::Active;
+use super::common::{Core, Heard};
+use super::config::Preempt;
+use super::output::{Reason, StateName, Warning};
+use super::timers::TimerName;
+use crate::types::WirePriority;
+
+/// How many advertisements in a row must say degraded before this router takes over.
+const DEGRADED_PROOF: u8 = 2;
+
+#[derive(Debug)]
+pub(super) struct Backup {
+    wait: Wait,
+    /// When the wait began.
+    since: Instant,
+    active: Option<Followed>,
+    /// Lower priorities were heard and ignored during this wait.
+    ignored_lower: bool,
+    proof: Proof,
+}
+
+/// What the down timer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// The Active to be silent for Active_Down_Interval.
+    Down,
+    /// Somebody of higher priority to follow an Active that resigned.
+    Resigned,
+    /// Proof that nobody became Active while this process slept.
+    Overslept,
+}
+
+/// The Active, as far as known.
+#[derive(Debug, Clone, Copy)]
+struct Followed {
+    source: IpAddr,
+    interval: Duration,
+    /// The highest priority it is known to have; a degraded one if it was never heard otherwise.
+    full: WirePriority,
+}
+
+/// How often in a row the Active said that it is degraded, while this router could serve.
+#[derive(Debug, Clone, Copy, Default)]
+struct Proof {
+    count: u8,
+    last: Option<Instant>,
+}
+
+impl Backup {
+    /// Begins to wait, behind the router that was heard if there was one.
+    pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason, heard: Option<&Heard>) -> State {
+        core.transition(now, StateName::Backup, reason);
+        let mut backup = Self {
+            wait: Wait::Down,
+            since: now,
+            active: None,
+            ignored_lower: false,
+            proof: Proof::default(),
+        };
+        match heard {
+            Some(heard) => backup.follow(core, now, heard),
+            None => backup.arm(core, now),
+        }
+        State::Backup(backup)
+    }
+
+    /// The router that this one waits behind.
+    pub(super) fn followed(&self) -> Option<IpAddr> {
+        self.active.map(|active| active.source)
+    }
+
+    /// The interval that the Active is judged by.
+    pub(super) fn interval(&self, core: &Core) -> Duration {
+        core.judged_interval(self.active.map(|active| active.interval))
+    }
+
+    pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        if heard.priority == WirePriority::RESIGN {
+            self.resigned(core, now, heard);
+            return State::Backup(self);
+        }
+        self.weigh(core, now, heard);
+        if heard.priority < core.effective() {
+            if self.outranks_upstart(core, now, heard) {
+                return Active::enter(core, now, Reason::LowerPriority);
+            }
+            // RFC 9568 §6.4.2 (450): with Preempt_Mode True a lower priority is discarded and the timer runs on.
+            if core.config.preempt == Preempt::Always && core.hold.is_none() {
+                self.ignored_lower = true;
+                return State::Backup(self);
+            }
+        }
+        self.follow(core, now, heard);
+        State::Backup(self)
+    }
+
+    pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName, late: Duration) -> State {
+        let interval = self.interval(core);
+        let overslept = late >= interval && self.wait != Wait::Overslept;
+        if overslept {
+            // Whoever became Active meanwhile advertises within one interval. What it said while this process slept
+            // may not have been queued (a paused virtual machine), so a drained socket proves nothing.
+            core.counters.overslept += 1;
+            core.warn(Warning::Overslept { by: late });
+            self.proof = Proof::default();
+            core.timers.clear(TimerName::Takeover);
+            (self.wait, self.since) = (Wait::Overslept, now);
+            self.arm(core, now);
+            return State::Backup(self);
+        }
+        match name {
+            TimerName::Down => Active::enter(core, now, self.reason()),
+            TimerName::Takeover => Active::enter(core, now, Reason::ActiveDegraded),
+            _ => State::Backup(self),
+        }
+    }
+
+    /// Own priority, address or configuration changed.
+    pub(super) fn changed(mut self, core: &mut Core, now: Instant) -> State {
+        if !core.may_take_over(now) || core.config.preempt == Preempt::Never {
+            self.proof = Proof::default();
+            core.timers.clear(TimerName::Takeover);
+        }
+        self.arm(core, now);
+        State::Backup(self)
+    }
+
+    fn reason(&self) -> Reason {
+        match self.wait {
+            Wait::Resigned => Reason::ActiveResigned,
+            Wait::Down if self.ignored_lower => Reason::LowerPriority,
+            Wait::Down => Reason::ActiveSilent,
+            Wait::Overslept => Reason::NobodyElse,
+        }
+    }
+
+    /// RFC 9568 §6.4.2 (425): Active_Down_Timer = Skew_Time. Only for the Active: a resignation that arrives late or
+    /// twice must not put its successor in question.
+    fn resigned(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
+        core.counters.resignations_received += 1;
+        let from_active = self.active.is_none_or(|active| active.source == heard.source);
+        let skew = core.skew(self.interval(core));
+        if !from_active || self.wait == Wait::Resigned || self.rfc_deadline(core) <= now + skew {
+            return;
+        }
+        core.timers.clear(TimerName::Takeover);
+        (self.wait, self.since) = (Wait::Resigned, now);
+        self.arm(core, now);
+    }
+
+    /// RFC 9568 §6.4.2 (435–445): learn the interval, Active_Down_Timer = Active_Down_Interval.
+    fn follow(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
+        let known = self.active.filter(|active| active.source == heard.source).map(|active| active.full);
+        let full = match known {
+            Some(full) if heard.priority.is_degraded() => full,
+            _ => heard.priority,
+        };
+        self.active = Some(Followed { source: heard.source, interval: heard.interval, full });
+        (self.wait, self.since, self.ignored_lower) = (Wait::Down, now, false);
+        self.arm(core, now);
+    }
+
+    /// Counts degraded advertisements of the Active while this router could do better.
+    fn weigh(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
+        let better = heard.priority.is_degraded() && core.effective() > heard.priority;
+        let same = self.active.is_some_and(|active| active.source == heard.source);
+        if !better || !core.may_take_over(now) || core.config.preempt == Preempt::Never {
+            self.proof = Proof::default();
+            core.timers.clear(TimerName::Takeover);
+            return;
+        }
+        if !same {
+            self.proof = Proof::default();
+            core.timers.clear(TimerName::Takeover);
+        }
+        let interval = core.judged_interval(Some(heard.interval));
+        // The network may deliver one advertisement twice.
+        if self.proof.last.is_some_and(|last| now < last + interval / 2) {
+            return;
+        }
+        self.proof = Proof { count: self.proof.count.saturating_add(1), last: Some(now) };
+        if self.proof.count >= DEGRADED_PROOF && core.timers.get(TimerName::Takeover).is_none() {
+            let active = self.active.map(|active| active.full);
+            let wait = core.skew(interval) + core.offset(interval, active);
+            core.timers.set(TimerName::Takeover, now + wait);
+        }
+    }
+
+    /// Whether a new Active of lower priority got ahead only because this router waited for its equals: without the
+    /// offset it would have been Active by now, and the other one would have yielded (RFC 9568 §6.4.3).
+    fn outranks_upstart(&self, core: &Core, now: Instant, heard: &Heard) -> bool {
+        let new = self.active.is_none_or(|active| active.source != heard.source);
+        let in_time = core.timers.get(TimerName::Down).is_some_and(|deadline| now <= deadline);
+        new && in_time && now >= self.rfc_deadline(core)
+    }
+
+    /// When the down timer expires by the letter of RFC 9568 §6.1.
+    fn rfc_deadline(&self, core: &Core) -> Instant {
+        let interval = self.interval(core);
+        let skew = core.skew(interval);
+        self.since
+            + match self.wait {
+                Wait::Down => 3 * interval + skew,
+                Wait::Resigned => skew,
+                Wait::Overslept => interval + skew,
+            }
+    }
+
+    fn arm(&self, core: &mut Core, now: Instant) {
+        let offset = core.offset(self.interval(core), self.active.map(|active| active.full));
+        let deadline = self.rfc_deadline(core) + offset;
+        core.timers.set(TimerName::Down, deadline.max(now));
+    }
+}

@@ -1,0 +1,174 @@
+//! What all states of a router share.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::config::{RouterConfig, skew_time};
+use super::counters::Counters;
+use super::offset::offset;
+use super::output::{Claim, Output, Reason, Release, StateName, Transition, Warning};
+use super::serving::Serving;
+use super::timers::{TimerName, Timers};
+use crate::packet::{Advertisement, Auth};
+use crate::types::{Family, Version, WirePriority};
+
+/// The addresses of the interface that we advertise from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sources {
+    pub(super) v4: Option<Ipv4Addr>,
+    pub(super) v6: Option<Ipv6Addr>,
+}
+
+impl Sources {
+    pub(super) fn of(self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// An advertisement of the deciding family that passed all checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub(super) source: IpAddr,
+    pub(super) priority: WirePriority,
+    pub(super) interval: Duration,
+}
+
+/// Why this router does not ask for the addresses back for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hold {
+    /// It gave them to a router that can serve.
+    Patient,
+    /// Nobody heard it, so it counts as degraded, too.
+    Unheard,
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: RouterConfig,
+    pub(super) sources: Sources,
+    pub(super) serving: Serving,
+    pub(super) hold: Option<Hold>,
+    pub(super) timers: Timers,
+    pub(super) counters: Counters,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) name: StateName,
+    pub(super) since: Instant,
+    pub(super) reason: Reason,
+}
+
+impl Core {
+    pub(super) fn new(config: RouterConfig, now: Instant) -> Self {
+        Self {
+            config,
+            sources: Sources::default(),
+            serving: Serving::default(),
+            hold: None,
+            timers: Timers::default(),
+            counters: Counters::default(),
+            outputs: VecDeque::new(),
+            name: StateName::Init,
+            since: now,
+            reason: Reason::Created,
+        }
+    }
+
+    /// Changes the state's name and forgets its deadlines.
+    pub(super) fn transition(&mut self, now: Instant, to: StateName, reason: Reason) {
+        let from = self.name;
+        match (from, to) {
+            (StateName::Active, StateName::Backup) => self.counters.became_backup += 1,
+            (_, StateName::Active) => self.counters.became_active += 1,
+            _ => {}
+        }
+        let after = now.saturating_duration_since(self.since);
+        self.timers.leave_state();
+        (self.name, self.since, self.reason) = (to, now, reason);
+        tracing::debug!(vrid = self.config.vrid.get(), %from, %to, %reason, ?after, "transition");
+        self.outputs.push_back(Output::Transition(Transition { from, to, reason, after }));
+    }
+
+    /// The source of our deciding advertisements, if the interface has one.
+    pub(super) fn own(&self) -> Option<IpAddr> {
+        self.sources.of(self.config.deciding_family())
+    }
+
+    /// What this router advertises now.
+    pub(super) fn effective(&self) -> WirePriority {
+        if self.serving.settled() && self.hold != Some(Hold::Unheard) {
+            self.config.priority.full()
+        } else {
+            self.config.priority.degraded()
+        }
+    }
+
+    /// Whether this router may take over from a degraded Active, after this much proof that it can serve itself.
+    pub(super) fn may_take_over(&self, now: Instant) -> bool {
+        let served = self.serving.duration(now).is_some_and(|served| served >= self.config.takeover_after);
+        served && self.serving.settled() && self.hold.is_none()
+    }
+
+    /// The interval to judge an Active by: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version 2,
+    /// where both should have the same, the longer one.
+    pub(super) fn judged_interval(&self, heard: Option<Duration>) -> Duration {
+        let own = self.config.interval();
+        match (heard, self.config.deciding_version()) {
+            (None, _) => own,
+            (Some(heard), Version::V2) => heard.max(own),
+            (Some(heard), Version::V3) => heard,
+        }
+    }
+
+    /// Skew_Time (RFC 9568 §6.1) at the priority advertised now.
+    pub(super) fn skew(&self, interval: Duration) -> Duration {
+        skew_time(self.config.deciding_version(), self.effective(), interval)
+    }
+
+    /// What equal priorities add to a wait.
+    pub(super) fn offset(&self, interval: Duration, active: Option<WirePriority>) -> Duration {
+        let Some(own) = self.own() else { return Duration::ZERO };
+        offset(&self.config, own, interval, self.effective(), active)
+    }
+
+    /// Sends an advertisement for every family that has addresses and a source.
+    pub(super) fn advertise(&mut self, priority: WirePriority) {
+        for family in [Family::V4, Family::V6] {
+            if self.sources.of(family).is_none() {
+                continue;
+            }
+            let Some(addresses) = self.config.addresses(family) else { continue };
+            let version = self.config.version_of(family);
+            let auth = match (version, self.config.auth) {
+                (Version::V2, Some(pass)) => Auth::Pass(pass),
+                _ => Auth::None,
+            };
+            let interval = self.config.advert_interval.in_version(version);
+            let vrid = self.config.vrid;
+            self.counters.advertisements_sent += 1;
+            self.counters.resignations_sent += u64::from(priority == WirePriority::RESIGN);
+            let advertisement = Advertisement { version, vrid, priority, interval, addresses, auth };
+            self.outputs.push_back(Output::Advertise(advertisement));
+        }
+    }
+
+    pub(super) fn claim(&mut self, valid_until: Instant) {
+        self.outputs.push_back(Output::Claim(Claim { valid_until }));
+    }
+
+    pub(super) fn release(&mut self, release: Release) {
+        self.outputs.push_back(Output::Release(release));
+    }
+
+    pub(super) fn warn(&mut self, warning: Warning) {
+        self.outputs.push_back(Output::Warning(warning));
+    }
+
+    /// Starts or strengthens a hold of the configured length.
+    pub(super) fn hold(&mut self, now: Instant, hold: Hold) {
+        self.hold = self.hold.max(Some(hold));
+        self.timers.set(TimerName::HoldEnd, now + self.config.hold_time);
+    }
+}

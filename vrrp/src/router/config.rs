@@ -1,0 +1,198 @@
+//! What a virtual router is configured with, and the intervals that follow from it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use crate::packet::Addresses;
+use crate::types::{AdvertInterval, AuthPass, Family, Priority, Version, Vrid, WirePriority};
+
+/// When a Backup takes over from an Active that still advertises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Preempt {
+    /// Never: only silence and resignation move the addresses (RFC 9568 §6.1, Preempt_Mode False).
+    Never,
+    /// From an Active that says it cannot serve, if this router can. Nobody fails back.
+    #[default]
+    Degraded,
+    /// From any Active of lower priority, too (RFC 9568 §6.1, Preempt_Mode True).
+    Always,
+}
+
+/// The configuration of one virtual router: one election over the addresses of one or two families.
+///
+/// IPv4 decides if it is present; IPv6 then follows, so that one router holds both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// The virtual router identifier, for both families.
+    pub vrid: Vrid,
+    /// The version of the IPv4 advertisements. Those of IPv6 are version 3.
+    pub version: Version,
+    /// The priority while this router can serve.
+    pub priority: Priority,
+    /// The interval of our own advertisements, rounded up to what the version can say.
+    pub advert_interval: AdvertInterval,
+    /// The password of version 2; ignored in version 3.
+    pub auth: Option<AuthPass>,
+    /// The virtual IPv4 addresses in the order of the message, at most 255.
+    ///
+    /// Peers compare lists, and keepalived before 2.3.3 drops an advertisement whose list differs.
+    pub addresses_v4: Vec<Ipv4Addr>,
+    /// The virtual IPv6 addresses in the order of the message, at most 255.
+    pub addresses_v6: Vec<Ipv6Addr>,
+    /// Whether to take over from an Active that still advertises.
+    pub preempt: Preempt,
+    /// How long a router that gave the addresses away for being degraded or unheard does not ask for them back.
+    pub hold_time: Duration,
+    /// How long this router must have served before it takes over from a degraded Active.
+    pub takeover_after: Duration,
+    /// The addresses of the other routers, where they are known. They rank routers of equal priority.
+    pub peers: Vec<IpAddr>,
+    /// Whether advertisements from anybody but `peers` are discarded.
+    pub only_peers: bool,
+    /// Whether to obey priority 255. Nobody owns a floating address, so the default refuses it.
+    pub accept_owner_priority: bool,
+    /// How long the kernel keeps an address that is not refreshed; see [`RouterConfig::lease_for`].
+    pub lease: Duration,
+    /// Spreads periodic work of many routers; the election does not depend on it.
+    pub seed: u64,
+}
+
+impl RouterConfig {
+    /// The default of `hold_time`.
+    pub const HOLD_TIME: Duration = Duration::from_secs(30);
+    /// The default of `takeover_after`.
+    pub const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
+
+    /// A configuration with the defaults and no address yet: priority 100, one second, `preempt: degraded`.
+    #[must_use]
+    pub fn new(vrid: Vrid, version: Version, priority: Priority, advert_interval: AdvertInterval) -> Self {
+        let mut config = Self {
+            vrid,
+            version,
+            priority,
+            advert_interval,
+            auth: None,
+            addresses_v4: Vec::new(),
+            addresses_v6: Vec::new(),
+            preempt: Preempt::default(),
+            hold_time: Self::HOLD_TIME,
+            takeover_after: Self::TAKEOVER_AFTER,
+            peers: Vec::new(),
+            only_peers: false,
+            accept_owner_priority: false,
+            lease: Duration::ZERO,
+            seed: u64::from(vrid.get()),
+        };
+        config.lease = Self::lease_for(config.down_interval());
+        config
+    }
+
+    /// The lease of an address for an Active_Down_Interval: max(2, ⌊Down − 1.02 s⌋) seconds.
+    ///
+    /// A kernel removes an expired address up to 1.02 s late, so a dead router has lost the address before its
+    /// successor takes over, as long as the interval is long enough for that.
+    #[must_use]
+    pub fn lease_for(down: Duration) -> Duration {
+        let whole = down.saturating_sub(KERNEL_EXPIRY_DELAY).as_secs();
+        Duration::from_secs(whole.max(2))
+    }
+
+    /// The family whose advertisements decide.
+    #[must_use]
+    pub const fn deciding_family(&self) -> Family {
+        if self.addresses_v4.is_empty() && !self.addresses_v6.is_empty() { Family::V6 } else { Family::V4 }
+    }
+
+    /// The version of the advertisements of a family.
+    #[must_use]
+    pub const fn version_of(&self, family: Family) -> Version {
+        match family {
+            Family::V4 => self.version,
+            Family::V6 => Version::V3,
+        }
+    }
+
+    /// The version of the advertisements that decide.
+    #[must_use]
+    pub const fn deciding_version(&self) -> Version {
+        self.version_of(self.deciding_family())
+    }
+
+    /// The interval of the advertisements that decide.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.advert_interval.in_version(self.deciding_version()).get()
+    }
+
+    /// Active_Down_Interval (RFC 9568 §6.1) at the configured priority and the own interval.
+    #[must_use]
+    pub fn down_interval(&self) -> Duration {
+        let interval = self.interval();
+        3 * interval + skew_time(self.deciding_version(), self.priority.full(), interval)
+    }
+
+    /// How long after an advertisement a claim is valid: until 0.9 of the lease or Active_Down_Interval is over.
+    ///
+    /// It never ends before the next advertisement is due, however short the configured lease is.
+    #[must_use]
+    pub fn claim_span(&self) -> Duration {
+        let interval = self.interval();
+        (self.lease.min(MAX_DURATION) * 9 / 10).min(self.down_interval()).max(interval + interval / 4)
+    }
+
+    /// The configuration with durations that cannot overflow any sum of the state machine.
+    pub(super) fn bounded(mut self) -> Self {
+        for duration in [&mut self.hold_time, &mut self.takeover_after, &mut self.lease] {
+            *duration = (*duration).min(MAX_DURATION);
+        }
+        self
+    }
+
+    /// How long a predecessor can still hold an address after its last refresh: its lease and the kernel's delay.
+    pub(super) fn predecessor_span(&self) -> Duration {
+        self.lease.max(Duration::from_secs(2)) + KERNEL_EXPIRY_DELAY
+    }
+
+    /// The addresses of a family in the order of the message, if there are any.
+    pub(super) fn addresses(&self, family: Family) -> Option<Addresses> {
+        match family {
+            Family::V4 if !self.addresses_v4.is_empty() => Some(Addresses::V4(self.addresses_v4.clone())),
+            Family::V6 if !self.addresses_v6.is_empty() => Some(Addresses::V6(self.addresses_v6.clone())),
+            _ => None,
+        }
+    }
+
+    /// Whether `received` names the same addresses, in whatever order.
+    pub(super) fn same_addresses(&self, received: &Addresses) -> bool {
+        match received {
+            Addresses::V4(received) => same_set(&self.addresses_v4, received),
+            Addresses::V6(received) => same_set(&self.addresses_v6, received),
+        }
+    }
+}
+
+/// How late the kernel may remove an expired address.
+const KERNEL_EXPIRY_DELAY: Duration = Duration::from_millis(1020);
+
+/// Longer than anybody waits for an election.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+fn same_set<T: PartialEq>(ours: &[T], theirs: &[T]) -> bool {
+    ours == theirs || (ours.len() == theirs.len() && ours.iter().all(|address| theirs.contains(address)))
+}
+
+/// Skew_Time (RFC 9568 §6.1; RFC 3768 §6.1): (256 − priority) / 256 of the interval, in version 2 of a second.
+///
+/// Nanoseconds keep the steps between priorities apart at any interval.
+#[must_use]
+pub fn skew_time(version: Version, priority: WirePriority, interval: Duration) -> Duration {
+    let unit = skew_unit(version, interval);
+    unit * (256 - u32::from(priority.0)) / 256
+}
+
+pub(super) const fn skew_unit(version: Version, interval: Duration) -> Duration {
+    match version {
+        Version::V2 => Duration::from_secs(1),
+        Version::V3 => interval,
+    }
+}

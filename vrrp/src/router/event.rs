@@ -1,0 +1,70 @@
+//! What goes into a [`VirtualRouter`](super::VirtualRouter).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use super::config::RouterConfig;
+
+/// How an advertisement was addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// To the group of its family.
+    Multicast,
+    /// To an address of ours.
+    Unicast,
+}
+
+/// What the IP header said about an advertisement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RxMeta {
+    /// The source address, which breaks ties.
+    pub source: IpAddr,
+    /// The TTL or hop limit; only 255 proves that a multicast message was not forwarded.
+    pub hop_limit: u8,
+    /// How it was addressed.
+    pub delivery: Delivery,
+}
+
+/// What happened to the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InterfaceEvent {
+    /// It is up (with carrier) and has these source addresses. Also sent when the addresses change.
+    Up {
+        /// The source of IPv4 advertisements. Never a virtual address.
+        v4: Option<Ipv4Addr>,
+        /// The source of IPv6 advertisements, the link-local one for multicast. Never a virtual address.
+        v6: Option<Ipv6Addr>,
+    },
+    /// It is down or gone.
+    Down,
+}
+
+/// What happened to the virtual addresses on the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VipEvent {
+    /// All of them are there.
+    Installed,
+    /// Somebody else removed one. Drain the sockets before reporting it: a rival may be Active already.
+    Missing,
+    /// They could not be refreshed in time or at all.
+    LeaseLost,
+}
+
+/// What the operator or the daemon wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// This node can serve, which holds until the given time unless it is said again.
+    Serving {
+        /// When the evidence is too old.
+        until: Instant,
+    },
+    /// This node cannot serve.
+    NotServing,
+    /// Hand the addresses over and stop for good.
+    Resign,
+    /// Go on with another configuration.
+    ///
+    /// The state is kept unless the identity of the router changes: its identifier, its deciding family or the version
+    /// of that.
+    Reconfigure(Box<RouterConfig>),
+}

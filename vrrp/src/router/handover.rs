@@ -1,0 +1,162 @@
+//! The states on the way out of Active: listening after a long sleep, and the planned handover.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::State;
+use super::active::Active;
+use super::backup::Backup;
+use super::common::{Core, Heard};
+use super::event::VipEvent;
+use super::output::{Output, Reason, Release, StateName, Watch};
+use super::timers::TimerName;
+use crate::types::WirePriority;
+
+/// How long after the successor's first advertisement the addresses are kept: enough to install and announce them.
+const SUCCESSOR_TIME: Duration = Duration::from_millis(100);
+
+/// How many times the resignation is repeated if nobody answers it.
+const REPEATS: u8 = 2;
+
+/// Was Active and slept longer than its claim was valid. One interval of silence proves that nobody took over.
+#[derive(Debug)]
+pub(super) struct Listening;
+
+impl Listening {
+    pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.release(Release::Lost);
+        core.transition(now, StateName::Listening, reason);
+        Self::arm(core, now);
+        State::Listening(Self)
+    }
+
+    pub(super) fn advertisement(core: &mut Core, now: Instant, heard: &Heard) -> State {
+        let reason = Reason::RivalHeard { source: heard.source };
+        if heard.priority == WirePriority::RESIGN {
+            return match Backup::enter(core, now, reason, None) {
+                State::Backup(backup) => backup.advertisement(core, now, heard),
+                other => other,
+            };
+        }
+        Backup::enter(core, now, reason, Some(heard))
+    }
+
+    pub(super) fn timeout(core: &mut Core, now: Instant, late: Duration) -> State {
+        if late >= core.config.claim_span() {
+            core.counters.overslept += 1;
+            Self::arm(core, now);
+            return State::Listening(Self);
+        }
+        Active::enter(core, now, Reason::NobodyElse)
+    }
+
+    /// A little more than an interval, as the rival's clock and ours are not the same; less than Backups that slept
+    /// along with us, so that nothing moves.
+    fn arm(core: &mut Core, now: Instant) {
+        let interval = core.config.interval();
+        core.timers.set(TimerName::Listen, now + interval + interval / 16);
+    }
+}
+
+/// Resigned, but answers for the addresses until a successor does.
+#[derive(Debug)]
+pub(super) struct Resigning {
+    until: Instant,
+    successor: Option<IpAddr>,
+    repeats: u8,
+}
+
+impl Resigning {
+    /// RFC 9568 §6.4.3 (605): an advertisement with priority 0.
+    pub(super) fn enter(core: &mut Core, now: Instant) -> State {
+        core.transition(now, StateName::Resigning, Reason::Commanded);
+        let interval = core.config.interval();
+        let until = now + core.config.down_interval();
+        core.advertise(WirePriority::RESIGN);
+        core.outputs.push_back(Output::Watch(Watch::Start));
+        core.timers.set(TimerName::Handover, until);
+        core.timers.set(TimerName::Advertise, now + interval);
+        let resigning = Self { until, successor: None, repeats: REPEATS };
+        resigning.refresh(core, now);
+        State::Resigning(resigning)
+    }
+
+    pub(super) fn claim_until(&self, core: &Core, now: Instant) -> Instant {
+        self.until.min(now + core.config.claim_span())
+    }
+
+    pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        if heard.priority != WirePriority::RESIGN && self.successor.is_none() {
+            self.successor = Some(heard.source);
+            self.until = self.until.min(now + SUCCESSOR_TIME);
+            core.timers.set(TimerName::Handover, self.until);
+            core.timers.clear(TimerName::Advertise);
+        }
+        State::Resigning(self)
+    }
+
+    /// Neighbours know the successor now.
+    pub(super) fn announced(core: &mut Core, now: Instant) -> State {
+        Self::end(core, now, Reason::SuccessorAnnounced)
+    }
+
+    pub(super) fn vip(self, core: &mut Core, now: Instant, event: VipEvent) -> State {
+        match event {
+            VipEvent::Installed => {}
+            VipEvent::Missing => {
+                core.counters.missing += 1;
+                self.refresh(core, now);
+            }
+            VipEvent::LeaseLost => return Self::abort(core, now, Reason::LeaseLost),
+        }
+        State::Resigning(self)
+    }
+
+    pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName) -> State {
+        match name {
+            TimerName::Handover => {
+                let reason = match self.successor {
+                    Some(_) => Reason::SuccessorAdvertised,
+                    None => Reason::NoSuccessor,
+                };
+                return Self::end(core, now, reason);
+            }
+            // The first resignation may have been lost. Not before an interval has passed, which is longer than any
+            // Skew_Time: peers begin to wait anew with each.
+            TimerName::Advertise if self.repeats > 0 => {
+                self.repeats -= 1;
+                core.advertise(WirePriority::RESIGN);
+                core.timers.set(TimerName::Advertise, now + core.config.interval());
+            }
+            TimerName::Refresh => self.refresh(core, now),
+            _ => {}
+        }
+        State::Resigning(self)
+    }
+
+    /// Gives up without waiting for a successor.
+    pub(super) fn abort(core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.release(Release::Lost);
+        Self::stop(core, now, reason)
+    }
+
+    fn end(core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.release(Release::Planned);
+        Self::stop(core, now, reason)
+    }
+
+    fn stop(core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.outputs.push_back(Output::Watch(Watch::Stop));
+        core.transition(now, StateName::Stopped, reason);
+        State::Stopped
+    }
+
+    /// Nothing is advertised any more that could carry the claim along.
+    fn refresh(&self, core: &mut Core, now: Instant) {
+        core.claim(self.claim_until(core, now));
+        let next = now + core.config.lease / 4;
+        if next < self.until {
+            core.timers.set(TimerName::Refresh, next);
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The election: one virtual router as a state machine without I/O and clock.
+
+mod active;
+mod announcer;
+mod backup;
+mod common;
+mod config;
+mod counters;
+mod event;
+mod handover;
+mod offset;
+mod output;
+mod receive;
+mod serving;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+pub use config::{Preempt, RouterConfig, skew_time};
+pub use counters::{Counters, Discard, Discards};
+pub use event::{Command, Delivery, InterfaceEvent, RxMeta, VipEvent};
+pub use output::{Claim, Output, Reason, Release, StateName, Transition, Warning, Watch};
+pub use timers::TimerName;
+
+use self::active::Active;
+use self::backup::Backup;
+use self::common::{Core, Sources};
+use self::handover::{Listening, Resigning};
+use self::receive::Accepted;
+use crate::packet::{Advertisement, DecodeError};
+use crate::types::WirePriority;
+
+/// One virtual router.
+///
+/// Events go in: [`handle_interface`](Self::handle_interface) first, which starts it, then
+/// [`handle_advertisement`](Self::handle_advertisement), [`handle_malformed`](Self::handle_malformed),
+/// [`handle_announcement`](Self::handle_announcement), [`handle_vip`](Self::handle_vip),
+/// [`handle_command`](Self::handle_command), and [`handle_timeout`](Self::handle_timeout) when the time of
+/// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it is
+/// empty, do what it says in that order, and poll the timeout again.
+///
+/// Hand in what has been received before an expired timeout: after a stall the queue may hold the advertisement that
+/// makes a takeover wrong. `now` never goes backwards; an earlier one counts as the latest seen.
+#[derive(Debug)]
+pub struct VirtualRouter {
+    core: Core,
+    state: State,
+    /// The latest time seen.
+    clock: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Init,
+    Backup(Backup),
+    Active(Active),
+    Listening(Listening),
+    Resigning(Resigning),
+    Stopped,
+}
+
+/// How many deadlines one call handles at most; any others stay due.
+const MAX_TIMEOUTS: usize = 32;
+
+impl VirtualRouter {
+    /// A router that waits for its interface.
+    #[must_use]
+    pub fn new(config: RouterConfig, now: Instant) -> Self {
+        Self { core: Core::new(config.bounded(), now), state: State::Init, clock: now }
+    }
+
+    /// The interface changed, or its addresses did.
+    pub fn handle_interface(&mut self, now: Instant, event: InterfaceEvent) {
+        let now = self.wake(now);
+        let (sources, down) = match event {
+            InterfaceEvent::Up { v4, v6 } => (Sources { v4, v6 }, Reason::NoSourceAddress),
+            InterfaceEvent::Down => (Sources::default(), Reason::InterfaceDown),
+        };
+        let changed = sources != self.core.sources;
+        self.core.sources = sources;
+        let up = self.core.own().is_some();
+        self.step(|state, core| match state {
+            State::Stopped => State::Stopped,
+            State::Init if !up => {
+                core.reason = down;
+                State::Init
+            }
+            State::Resigning(_) if !up => Resigning::abort(core, now, down),
+            state if !up => {
+                if matches!(state, State::Active(_)) {
+                    core.release(Release::Lost);
+                }
+                core.transition(now, StateName::Init, down);
+                State::Init
+            }
+            // RFC 9568 §6.4.1 (100): nobody owns the address, so everybody starts as Backup.
+            State::Init => Backup::enter(core, now, Reason::InterfaceUp, None),
+            State::Backup(backup) if changed => backup.changed(core, now),
+            State::Active(active) if changed => active.reconfigured(core, now),
+            state => state,
+        });
+    }
+
+    /// A message was received and decoded.
+    ///
+    /// # Errors
+    ///
+    /// Why the message does not count; it is counted under that reason.
+    pub fn handle_advertisement(
+        &mut self,
+        now: Instant,
+        meta: &RxMeta,
+        advertisement: &Advertisement,
+    ) -> Result<(), Discard> {
+        let now = self.wake(now);
+        let running = !matches!(self.state, State::Init | State::Stopped);
+        let accepted = if running { self.core.accept(meta, advertisement) } else { Err(Discard::NotRunning) };
+        let heard = match accepted {
+            Ok(Accepted::Decides(heard)) => heard,
+            Ok(Accepted::Follows(heard)) => {
+                self.note_follower(now, heard.source, heard.priority);
+                return Ok(());
+            }
+            Err(reason) => {
+                self.core.counters.discarded.count(reason);
+                return Err(reason);
+            }
+        };
+        self.step(|state, core| match state {
+            State::Backup(backup) => backup.advertisement(core, now, &heard),
+            State::Active(active) => active.advertisement(core, now, &heard),
+            State::Listening(_) => Listening::advertisement(core, now, &heard),
+            State::Resigning(resigning) => resigning.advertisement(core, now, &heard),
+            state @ (State::Init | State::Stopped) => state,
+        });
+        Ok(())
+    }
+
+    /// A message was received and could not be decoded. Counts it and names the reason.
+    pub fn handle_malformed(&mut self, error: DecodeError) -> Discard {
+        let reason = Discard::from(error);
+        self.core.counters.discarded.count(reason);
+        reason
+    }
+
+    /// Somebody else announced this address (see [`Output::Watch`]).
+    pub fn handle_announcement(&mut self, now: Instant, ip: IpAddr) {
+        let now = self.wake(now);
+        let ours = match ip {
+            IpAddr::V4(ip) => self.core.config.addresses_v4.contains(&ip),
+            IpAddr::V6(ip) => self.core.config.addresses_v6.contains(&ip),
+        };
+        self.step(|state, core| match state {
+            State::Resigning(_) if ours => Resigning::announced(core, now),
+            state => state,
+        });
+    }
+
+    /// Something happened to the virtual addresses.
+    pub fn handle_vip(&mut self, now: Instant, event: VipEvent) {
+        let now = self.wake(now);
+        self.step(|state, core| match state {
+            State::Active(active) => active.vip(core, now, event),
+            State::Resigning(resigning) => resigning.vip(core, now, event),
+            state => state,
+        });
+    }
+
+    /// The operator or the daemon wants something.
+    pub fn handle_command(&mut self, now: Instant, command: Command) {
+        let now = self.wake(now);
+        match command {
+            Command::Serving { until } if until > now => {
+                if let Some(settled) = self.core.serving.begin(now, self.core.config.takeover_after) {
+                    self.core.timers.set(TimerName::ServingSettled, settled);
+                }
+                self.core.timers.set(TimerName::ServingExpiry, until);
+            }
+            Command::Serving { .. } | Command::NotServing => self.not_serving(now),
+            Command::Resign => self.resign(now),
+            Command::Reconfigure(config) => self.reconfigure(now, *config),
+        }
+    }
+
+    /// The time of a deadline may have come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let now = self.wake(now);
+        for _ in 0..MAX_TIMEOUTS {
+            let Some((due, name)) = self.core.timers.take_due(now) else { return };
+            tracing::trace!(vrid = self.core.config.vrid.get(), timer = name.as_str(), "expired");
+            self.expired(now, name, due);
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.core.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), never earlier than the latest time seen.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, TimerName)> {
+        self.core.timers.next().map(|(at, name)| (at.max(self.clock), name))
+    }
+
+    /// The state's name.
+    #[must_use]
+    pub const fn state(&self) -> StateName {
+        self.core.name
+    }
+
+    /// When the state was entered.
+    #[must_use]
+    pub const fn since(&self) -> Instant {
+        self.core.since
+    }
+
+    /// Why the state was entered.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.core.reason
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.core.counters
+    }
+
+    /// The configuration in use.
+    #[must_use]
+    pub const fn config(&self) -> &RouterConfig {
+        &self.core.config
+    }
+
+    /// What this router would advertise now.
+    #[must_use]
+    pub fn priority(&self) -> WirePriority {
+        self.core.effective()
+    }
+
+    /// Whether this node is believed to serve.
+    #[must_use]
+    pub const fn is_serving(&self) -> bool {
+        self.core.serving.settled()
+    }
+
+    /// The source of the Active's advertisements, as far as known; our own while this router is Active.
+    #[must_use]
+    pub fn active_source(&self) -> Option<IpAddr> {
+        match &self.state {
+            State::Backup(backup) => backup.followed(),
+            State::Active(_) => self.core.own(),
+            _ => None,
+        }
+    }
+
+    /// Active_Down_Interval as it is now (RFC 9568 §6.1), without the offset for equal priorities.
+    #[must_use]
+    pub fn down_interval(&self) -> Duration {
+        let interval = match &self.state {
+            State::Backup(backup) => backup.interval(&self.core),
+            _ => self.core.config.interval(),
+        };
+        3 * interval + self.core.skew(interval)
+    }
+
+    /// Until when this node may hold the addresses, if it may.
+    #[must_use]
+    pub fn claim_until(&self) -> Option<Instant> {
+        match &self.state {
+            State::Active(active) => Some(active.claim_until(&self.core)),
+            State::Resigning(resigning) => Some(resigning.claim_until(&self.core, self.clock)),
+            _ => None,
+        }
+    }
+
+    /// Until when this router does not ask for the addresses back, if it gave them away.
+    #[must_use]
+    pub const fn hold_until(&self) -> Option<Instant> {
+        self.core.timers.get(TimerName::HoldEnd)
+    }
+
+    /// Takes the state through `transition`.
+    fn step(&mut self, transition: impl FnOnce(State, &mut Core) -> State) {
+        let state = std::mem::replace(&mut self.state, State::Stopped);
+        self.state = transition(state, &mut self.core);
+    }
+
+    /// Advances the clock. Whatever the event is, an Active that slept too long is none any more.
+    fn wake(&mut self, now: Instant) -> Instant {
+        self.clock = self.clock.max(now);
+        let now = self.clock;
+        self.step(|state, core| match state {
+            State::Active(active) => active.awake(core, now),
+            state => state,
+        });
+        now
+    }
+
+    fn expired(&mut self, now: Instant, name: TimerName, due: Instant) {
+        let late = now.saturating_duration_since(due);
+        match name {
+            TimerName::ServingExpiry => self.not_serving(now),
+            TimerName::ServingSettled => {
+                self.core.serving.settle();
+                self.priority_changed(now);
+            }
+            TimerName::HoldEnd => {
+                self.core.hold = None;
+                self.priority_changed(now);
+            }
+            _ => self.step(|state, core| match state {
+                State::Backup(backup) => backup.timeout(core, now, name, late),
+                State::Active(active) => active.timeout(core, now, name, due),
+                State::Listening(_) => Listening::timeout(core, now, late),
+                State::Resigning(resigning) => resigning.timeout(core, now, name),
+                state @ (State::Init | State::Stopped) => state,
+            }),
+        }
+    }
+
+    fn not_serving(&mut self, now: Instant) {
+        self.core.serving.end();
+        self.core.timers.clear(TimerName::ServingExpiry);
+        self.core.timers.clear(TimerName::ServingSettled);
+        self.priority_changed(now);
+    }
+
+    fn priority_changed(&mut self, now: Instant) {
+        self.step(|state, core| match state {
+            State::Backup(backup) => backup.changed(core, now),
+            State::Active(active) => active.priority_changed(core, now),
+            state => state,
+        });
+    }
+
+    fn resign(&mut self, now: Instant) {
+        self.step(|state, core| match state {
+            State::Active(active) => active.resign(core, now),
+            state @ (State::Resigning(_) | State::Stopped) => state,
+            State::Init | State::Backup(_) | State::Listening(_) => {
+                core.transition(now, StateName::Stopped, Reason::Commanded);
+                State::Stopped
+            }
+        });
+    }
+
+    /// Another identity is another election. Anything else is taken over in place, so that nothing moves.
+    fn reconfigure(&mut self, now: Instant, config: RouterConfig) {
+        let config = config.bounded();
+        let identity =
+            |config: &RouterConfig| (config.vrid, config.deciding_family(), config.deciding_version());
+        let same = identity(&config) == identity(&self.core.config);
+        if matches!(self.state, State::Resigning(_) | State::Stopped) {
+            return;
+        }
+        self.core.config = config;
+        let up = self.core.own().is_some();
+        self.step(|state, core| match state {
+            State::Init if up => Backup::enter(core, now, Reason::InterfaceUp, None),
+            State::Backup(backup) if same => backup.changed(core, now),
+            State::Active(active) if same => active.reconfigured(core, now),
+            state if same => state,
+            state => {
+                if matches!(state, State::Active(_)) {
+                    core.release(Release::Lost);
+                }
+                if up {
+                    return Backup::enter(core, now, Reason::Reconfigured, None);
+                }
+                if !matches!(state, State::Init) {
+                    core.transition(now, StateName::Init, Reason::NoSourceAddress);
+                }
+                State::Init
+            }
+        });
+    }
+
+    /// The other family follows, so its advertisements never decide. They show when a peer does not tie the families.
+    fn note_follower(&mut self, now: Instant, source: IpAddr, priority: WirePriority) {
+        let settled = now >= self.core.since + self.core.config.down_interval();
+        if matches!(self.state, State::Active(_)) && settled && priority != WirePriority::RESIGN {
+            self.core.warn(Warning::FamilySplit { source });
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What comes out of a [`VirtualRouter`](super::VirtualRouter).
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::packet::Advertisement;
+use crate::types::WirePriority;
+
+/// Something to do, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send this, to the group or the peers of the family of its addresses.
+    Advertise(Advertisement),
+    /// This node may hold the virtual addresses for a while; install or refresh them.
+    Claim(Claim),
+    /// This node may no longer hold the virtual addresses; remove them.
+    Release(Release),
+    /// Send one gratuitous ARP or unsolicited neighbour advertisement for each virtual address now.
+    Announce,
+    /// Whether to listen for announcements of our virtual addresses by others, from now on.
+    Watch(Watch),
+    /// The state changed.
+    Transition(Transition),
+    /// Somebody should know. May repeat with every packet, so limit what is logged.
+    Warning(Warning),
+}
+
+/// The right to hold the virtual addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// When the right ends unless it is renewed.
+    pub valid_until: Instant,
+}
+
+/// The end of the right to hold the virtual addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Release {
+    /// A successor answers already: reset the sessions that came through the addresses, then remove them.
+    Planned,
+    /// Another router may hold them: remove them at once.
+    Lost,
+}
+
+/// Whether foreign announcements matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Watch {
+    /// Report them through `handle_announcement`.
+    Start,
+    /// No longer.
+    Stop,
+}
+
+/// The name of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateName {
+    /// Waiting for the interface and its address (RFC 9568 §6.4.1).
+    Init,
+    /// Watching the Active (RFC 9568 §6.4.2).
+    Backup,
+    /// Holding the virtual addresses (RFC 9568 §6.4.3).
+    Active,
+    /// Was Active, but slept too long to know whether it still is.
+    Listening,
+    /// Hands the virtual addresses over.
+    Resigning,
+    /// Takes part no more.
+    Stopped,
+}
+
+impl StateName {
+    /// The name in lower case, for metrics and status.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Backup => "backup",
+            Self::Active => "active",
+            Self::Listening => "listening",
+            Self::Resigning => "resigning",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for StateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A change of state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transition {
+    /// The state left.
+    pub from: StateName,
+    /// The state entered.
+    pub to: StateName,
+    /// Why.
+    pub reason: Reason,
+    /// How long the state left had lasted.
+    pub after: Duration,
+}
+
+/// Why a state was entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The router was made.
+    Created,
+    /// The interface is up and has an address.
+    InterfaceUp,
+    /// The interface is down.
+    InterfaceDown,
+    /// The interface has no address of the deciding family.
+    NoSourceAddress,
+    /// Nobody advertised for Active_Down_Interval.
+    ActiveSilent,
+    /// The Active resigned and Skew_Time is over.
+    ActiveResigned,
+    /// The Active cannot serve and this router can.
+    ActiveDegraded,
+    /// Only routers of lower priority advertised.
+    LowerPriority,
+    /// Another Active has the higher priority, or the same and the higher address.
+    Outranked {
+        /// The source of its advertisement.
+        source: IpAddr,
+        /// Its priority.
+        priority: WirePriority,
+    },
+    /// A rival went on for Active_Down_Interval after we asserted ourselves, so nobody hears us.
+    Unheard {
+        /// The source of its advertisements.
+        source: IpAddr,
+    },
+    /// The last advertisement was too long ago to be sure that nobody took over.
+    Overslept,
+    /// The addresses could not be refreshed in time.
+    LeaseLost,
+    /// Nobody else advertised while we listened.
+    NobodyElse,
+    /// Somebody else advertised while we listened.
+    RivalHeard {
+        /// The source of its advertisement.
+        source: IpAddr,
+    },
+    /// It was commanded.
+    Commanded,
+    /// The successor announced the addresses.
+    SuccessorAnnounced,
+    /// The successor advertised a while ago.
+    SuccessorAdvertised,
+    /// Nobody took over in time.
+    NoSuccessor,
+    /// The router has another identity now.
+    Reconfigured,
+}
+
+impl Reason {
+    /// The reason as one word in snake case, for metrics and status.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::InterfaceUp => "interface_up",
+            Self::InterfaceDown => "interface_down",
+            Self::NoSourceAddress => "no_source_address",
+            Self::ActiveSilent => "active_silent",
+            Self::ActiveResigned => "active_resigned",
+            Self::ActiveDegraded => "active_degraded",
+            Self::LowerPriority => "lower_priority",
+            Self::Outranked { .. } => "outranked",
+            Self::Unheard { .. } => "unheard",
+            Self::Overslept => "overslept",
+            Self::LeaseLost => "lease_lost",
+            Self::NobodyElse => "nobody_else",
+            Self::RivalHeard { .. } => "rival_heard",
+            Self::Commanded => "commanded",
+            Self::SuccessorAnnounced => "successor_announced",
+            Self::SuccessorAdvertised => "successor_advertised",
+            Self::NoSuccessor => "no_successor",
+            Self::Reconfigured => "reconfigured",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created => f.write_str("just started"),
+            Self::InterfaceUp => f.write_str("the interface is up"),
+            Self::InterfaceDown => f.write_str("the interface is down"),
+            Self::NoSourceAddress => f.write_str("the interface has no address to advertise from"),
+            Self::ActiveSilent => f.write_str("nobody advertised"),
+            Self::ActiveResigned => f.write_str("the active router resigned"),
+            Self::ActiveDegraded => f.write_str("the active router cannot serve"),
+            Self::LowerPriority => f.write_str("only routers of lower priority advertised"),
+            Self::Outranked { source, priority } => write!(f, "{source} is active with priority {priority}"),
+            Self::Unheard { source } => write!(f, "{source} stays active and does not seem to hear us"),
+            Self::Overslept => f.write_str("this node slept through its own advertisements"),
+            Self::LeaseLost => f.write_str("the addresses could not be refreshed in time"),
+            Self::NobodyElse => f.write_str("nobody else is active"),
+            Self::RivalHeard { source } => write!(f, "{source} became active meanwhile"),
+            Self::Commanded => f.write_str("as commanded"),
+            Self::SuccessorAnnounced => f.write_str("the successor announced the addresses"),
+            Self::SuccessorAdvertised => f.write_str("the successor advertised"),
+            Self::NoSuccessor => f.write_str("nobody took over in time"),
+            Self::Reconfigured => f.write_str("the configuration changed"),
+        }
+    }
+}
+
+/// Something an operator should know about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Somebody else advertises from our own address.
+    Conflict {
+        /// The shared address.
+        source: IpAddr,
+    },
+    /// A peer advertises other virtual addresses under our identifier.
+    AddressListMismatch {
+        /// The peer.
+        source: IpAddr,
+    },
+    /// A version 2 peer has another interval; the longer one counts.
+    IntervalMismatch {
+        /// The peer.
+        source: IpAddr,
+        /// Its interval.
+        theirs: Duration,
+    },
+    /// Two routers are Active and the other one does not yield.
+    Contended {
+        /// The other one.
+        source: IpAddr,
+    },
+    /// A rival goes on although we asserted ourselves, so we give up for the hold time.
+    Unheard {
+        /// The rival.
+        source: IpAddr,
+    },
+    /// Another router is Active for IPv6 while we are for IPv4; only routers that tie the families prevent it.
+    FamilySplit {
+        /// The other router.
+        source: IpAddr,
+    },
+    /// The process was stopped or starved.
+    Overslept {
+        /// How long ago the last advertisement was sent, or how late a deadline was handled.
+        by: Duration,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict { source } => write!(f, "another host advertises from our own address {source}"),
+            Self::AddressListMismatch { source } => {
+                write!(f, "{source} advertises other virtual addresses under the same identifier")
+            }
+            Self::IntervalMismatch { source, theirs } => {
+                write!(f, "{source} advertises every {theirs:?}, we do not")
+            }
+            Self::Contended { source } => write!(f, "{source} is active, too, and does not yield"),
+            Self::Unheard { source } => {
+                write!(
+                    f,
+                    "{source} does not yield, so our advertisements do not arrive; giving the addresses up"
+                )
+            }
+            Self::FamilySplit { source } => {
+                write!(f, "{source} is active for IPv6 while this node is active for IPv4")
+            }
+            Self::Overslept { by } => write!(f, "this process did not run for {by:?}"),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Whether this node can serve.
+
+use std::time::{Duration, Instant};
+
+/// How long evidence must last before it is believed, at most: shorter than `takeover_after`, so that an Active that
+/// recovers together with its Backups says so before one of them takes over; long enough that a check that flaps
+/// several times a second never looks like recovery.
+const SETTLE: Duration = Duration::from_millis(400);
+
+/// Since when this node can serve, and whether that is believed yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Serving {
+    since: Option<Instant>,
+    settled: bool,
+}
+
+impl Serving {
+    /// Notes evidence; tells when it will be believed if it is the first.
+    pub(super) fn begin(&mut self, now: Instant, takeover_after: Duration) -> Option<Instant> {
+        if self.since.is_some() {
+            return None;
+        }
+        self.since = Some(now);
+        Some(now + SETTLE.min(takeover_after / 5))
+    }
+
+    pub(super) const fn settle(&mut self) {
+        self.settled = self.since.is_some();
+    }
+
+    pub(super) const fn end(&mut self) {
+        *self = Self { since: None, settled: false };
+    }
+
+    pub(super) const fn settled(&self) -> bool {
+        self.settled
+    }
+
+    /// For how long the evidence has been there.
+    pub(super) fn duration(&self, now: Instant) -> Option<Duration> {
+        self.since.map(|since| now.saturating_duration_since(since))
+    }
+}
