@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Scene {
     pub(crate) lan: Lan,
-    _backends: Vec<Backend>,
+    backends: Vec<Backend>,
     daemons: Vec<Option<Process>>,
     program: PathBuf,
 }
@@ -37,7 +37,7 @@ impl Scene {
             .iter()
             .map(|node| Backend::tls(node, &format!("api-{}", node.name()), PORT))
             .collect::<Result<_, _>>()?;
-        let mut scene = Self { lan, _backends: backends, daemons: Vec::new(), program };
+        let mut scene = Self { lan, backends, daemons: Vec::new(), program };
         for index in 0..scene.lan.controllers().len() {
             scene.daemons.push(None);
             scene.start_daemon(index)?;
@@ -144,19 +144,21 @@ impl Scene {
     /// Connects over TLS that many times from the client; counts the certificates by name.
     pub(crate) fn ask_certificates(&self, count: usize) -> Result<BTreeMap<String, usize>, Error> {
         let address = self.address();
-        let names = self.client().block_on(move || async move {
-            let mut names = Vec::new();
+        let certificates = self.client().block_on(move || async move {
+            let mut certificates = Vec::new();
             for _ in 0..count {
-                names.push(testbed::certificate_name(address).await?);
+                certificates.push(testbed::peer_certificate(address).await?);
             }
-            Ok::<_, std::io::Error>(names)
+            Ok::<_, std::io::Error>(certificates)
         })?;
-        let names =
-            names.map_err(|source| Error::System { what: format!("open a TLS connection to {address}"), source })?;
-        Ok(names.into_iter().fold(BTreeMap::new(), |mut counts, name| {
-            *counts.entry(name).or_default() += 1;
-            counts
-        }))
+        let certificates = certificates
+            .map_err(|source| Error::System { what: format!("open a TLS connection to {address}"), source })?;
+        let mut counts = BTreeMap::new();
+        for certificate in certificates {
+            let owner = self.backends.iter().find(|backend| backend.has_certificate(&certificate));
+            *counts.entry(owner.map_or("an unknown server", Backend::name).to_owned()).or_default() += 1;
+        }
+        Ok(counts)
     }
 
     /// The logs of everything that ran.

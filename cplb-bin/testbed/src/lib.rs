@@ -25,7 +25,7 @@ mod process;
 mod tool;
 mod wait;
 
-pub use backend::{Backend, BackendStats, Behaviour, Readiness};
+pub use backend::{Backend, BackendStats, Behaviour, Readiness, peer_certificate};
 pub use error::Error;
 pub use ground::{EnterError, Ground, enter, is_initial_root};
 pub use harness::{Test, main};

@@ -1,5 +1,6 @@
 //! Servers that stand for API servers.
 
+mod client;
 mod http;
 mod server;
 mod tls;
@@ -15,6 +16,8 @@ use std::{
 };
 
 use tokio::sync::mpsc::UnboundedSender;
+
+pub use client::peer_certificate;
 
 use crate::{Error, Node, Thread};
 
