@@ -12,9 +12,12 @@
 //! message that says what was expected, and say so in their documentation.
 
 mod backend;
+mod capture;
 mod error;
+mod freeze;
 mod ground;
 mod harness;
+mod keepalived;
 mod lan;
 mod log;
 mod netlink;
@@ -26,9 +29,12 @@ mod tool;
 mod wait;
 
 pub use backend::{Backend, BackendStats, Behaviour, Readiness, peer_certificate};
+pub use capture::{Announcement, AnnouncementKind, Capture, Frame, TcpSegment, Travel, VrrpAdvert};
 pub use error::Error;
+pub use freeze::FrozenThreads;
 pub use ground::{EnterError, Ground, enter, is_initial_root};
 pub use harness::{Test, main};
+pub use keepalived::{Keepalived, KeepalivedState, VrrpInstance};
 pub use lan::{Direction, Lan, LanBuilder};
 pub use log::{Line, Log, Stream};
 pub use netlink::{Address, Mac, Neighbour};

@@ -136,7 +136,7 @@ impl Process {
         Self { name, pid, child: Mutex::new(child), log, journal }
     }
 
-    fn guard(&self) -> MutexGuard<'_, Child> {
+    pub(crate) fn guard(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

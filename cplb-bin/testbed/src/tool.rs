@@ -28,7 +28,7 @@ pub enum Tool {
     Wrk,
     /// `nginx`, a fast backend.
     Nginx,
-    /// `arping`.
+    /// `arping`, the one from iputils.
     Arping,
     /// `ping`.
     Ping,
@@ -74,7 +74,7 @@ impl Tool {
             Self::Haproxy => ("haproxy", "haproxy"),
             Self::Wrk => ("wrk", "wrk"),
             Self::Nginx => ("nginx", "nginx-light"),
-            Self::Arping => ("arping", "arping"),
+            Self::Arping => ("arping", "iputils-arping"),
             Self::Ping => ("ping", "iputils-ping"),
             Self::Setpriv => ("setpriv", "util-linux"),
         }

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Lan, Network};
 use crate::{
-    Error, Mac, Node, ground,
+    Address, Error, Mac, Node, ground,
     log::Journal,
     netlink::{self, End},
     netns::{self, Netns},
@@ -298,6 +298,7 @@ impl Maker<'_> {
 const COMMON: &[(&str, &str)] = &[
     ("net.ipv6.conf.all.disable_ipv6", "0"),
     ("net.ipv6.conf.default.disable_ipv6", "0"),
+    ("net.ipv6.conf.default.addr_gen_mode", "0"),
     ("net.ipv6.conf.all.accept_dad", "0"),
     ("net.ipv6.conf.default.accept_dad", "0"),
     ("net.ipv6.conf.all.accept_ra", "0"),
@@ -311,8 +312,10 @@ impl Lan {
     /// Link-local addresses come from the kernel, soon after the link; IPv6 VRRP needs them.
     fn wait_for_link_local(&self) -> Result<(), Error> {
         for node in self.controllers.iter().chain(&self.clients) {
+            let own = IpAddr::V6(node.link_local());
             wait_until(format!("{} has a link-local address", node.name()), SETTLE, || {
-                node.link_local().is_ok_and(|ip| ip.is_some())
+                let usable = |address: &Address| address.ip == own && !address.tentative;
+                node.addresses().is_ok_and(|addresses| addresses.iter().any(usable))
             })?;
         }
         Ok(())

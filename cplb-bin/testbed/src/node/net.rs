@@ -29,15 +29,15 @@ impl Node {
         })
     }
 
-    /// Its link-local address, the source of VRRP over IPv6.
-    ///
-    /// # Errors
-    /// [`Error::Netlink`].
-    pub fn link_local(&self) -> Result<Option<Ipv6Addr>, Error> {
-        Ok(self.addresses()?.into_iter().find_map(|address| match address.ip {
-            IpAddr::V6(ip) if ip.is_unicast_link_local() && !address.tentative => Some(ip),
-            _ => None,
-        }))
+    /// Its own link-local address, the source of VRRP over IPv6. The kernel makes it from the hardware address
+    /// (RFC 4291 appendix A), also after the link was down.
+    #[must_use]
+    pub fn link_local(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.mac().0;
+        let pair = u16::from_be_bytes;
+        let identifier = [pair([a ^ 2, b]), pair([c, 0xff]), pair([0xfe, d]), pair([e, f])];
+        let [a, b, c, d] = identifier;
+        Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d)
     }
 
     /// Whether the node has this address on any interface.

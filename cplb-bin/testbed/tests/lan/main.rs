@@ -1,6 +1,10 @@
 //! The test ground tested: everything that other tests take for granted.
 
+mod captures;
 mod cuts;
+mod freezing;
+mod keepalived;
+mod life;
 mod network;
 mod probes;
 mod processes;
@@ -8,6 +12,18 @@ mod processes;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests = [network::tests(), cuts::tests(), processes::tests(), probes::tests()];
+    if let Some(role) = life::role() {
+        return life::play(&role);
+    }
+    let tests = [
+        life::tests(),
+        network::tests(),
+        cuts::tests(),
+        processes::tests(),
+        freezing::tests(),
+        captures::tests(),
+        probes::tests(),
+        keepalived::tests(),
+    ];
     testbed::main(tests.into_iter().flatten().collect())
 }

@@ -1,0 +1,253 @@
+//! Frames seen on the LAN.
+
+mod frame;
+mod pcap;
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSliceMut},
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    cmsg_space,
+    sys::{
+        socket::{
+            AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType,
+            recvmsg, setsockopt, socket, sockopt,
+        },
+        time::{TimeSpec, TimeVal, TimeValLike},
+    },
+};
+
+pub use frame::{Announcement, AnnouncementKind, Frame, TcpSegment, Travel, VrrpAdvert};
+
+use crate::{Error, Lan, Mac, Node, Thread, netlink, node::INTERFACE, probe::prefer_this_thread, wait_until};
+
+/// Frames that pass an interface, recorded from its start on. Dropping it ends it.
+#[derive(Debug)]
+pub struct Capture {
+    shared: Arc<Shared>,
+    thread: Option<Thread<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    frames: Mutex<Vec<Frame>>,
+}
+
+impl Lan {
+    /// Records every frame that reaches the switch, once, as it arrives; [`Frame::interface`] is the node it came
+    /// from. This is what nodes have sent, also where a cut then drops it. Frames of the gateway itself are not
+    /// among them.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel refuses the socket.
+    pub fn capture(&self) -> Result<Capture, Error> {
+        let ports =
+            self.controllers().iter().chain(self.clients()).map(|node| node.name().to_owned()).collect();
+        Capture::start(self.switch(), ports, Some(Travel::In))
+    }
+
+    /// Records what passes the node's cable, in both directions, at the end of the switch: frames from the node
+    /// travel [`Travel::In`], also those that a cut then drops; those that reach it travel [`Travel::Out`].
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel refuses the socket; [`Error::Misuse`] for a node that has no port.
+    pub fn capture_port(&self, node: &Node) -> Result<Capture, Error> {
+        Capture::start(self.switch(), vec![self.port(node)?.to_owned()], None)
+    }
+
+    /// The node with this hardware address.
+    #[must_use]
+    pub fn who(&self, mac: Mac) -> Option<&Node> {
+        self.nodes().find(|node| node.mac() == mac)
+    }
+}
+
+impl Capture {
+    /// Records what passes the node's own interface: what it sends travels [`Travel::Out`].
+    ///
+    /// # Errors
+    /// [`Error::System`] if the kernel refuses the socket.
+    pub fn on(node: &Node) -> Result<Self, Error> {
+        Self::start(node, vec![INTERFACE.to_owned()], None)
+    }
+
+    /// All frames so far, in the order in which the kernel saw them.
+    #[must_use]
+    pub fn frames(&self) -> Vec<Frame> {
+        self.shared.frames().clone()
+    }
+
+    /// The frames so far that `matches`.
+    #[must_use]
+    pub fn select(&self, matches: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+        self.shared.frames().iter().filter(|frame| matches(frame)).cloned().collect()
+    }
+
+    /// How many frames so far `matches`.
+    #[must_use]
+    pub fn count(&self, matches: impl Fn(&Frame) -> bool) -> usize {
+        self.shared.frames().iter().filter(|frame| matches(frame)).count()
+    }
+
+    /// Waits for a frame that `matches`, and returns the first one; it may already be there.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] with `what`.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        timeout: Duration,
+        matches: impl Fn(&Frame) -> bool,
+    ) -> Result<Frame, Error> {
+        let mut found = None;
+        let mut seen = 0;
+        wait_until(format!("a frame: {what}"), timeout, || {
+            let frames = self.shared.frames();
+            found = frames.iter().skip(seen).find(|frame| matches(frame)).cloned();
+            seen = frames.len();
+            found.is_some()
+        })?;
+        found.ok_or_else(|| Error::Misuse("a frame was found and lost".into()))
+    }
+
+    /// Who said, in ARP or neighbour discovery, that it has this address, and when: the frame's time and the
+    /// hardware address that was announced.
+    #[must_use]
+    pub fn announcements(&self, ip: impl Into<IpAddr>) -> Vec<(Instant, Announcement)> {
+        let ip = ip.into();
+        let frames = self.shared.frames();
+        let announced = frames.iter().filter_map(|frame| Some((frame.at, frame.announcement()?)));
+        announced.filter(|(_, announcement)| announcement.ip == ip).collect()
+    }
+
+    /// All VRRP advertisements with this virtual router id, and when.
+    #[must_use]
+    pub fn adverts(&self, vrid: u8) -> Vec<(Instant, VrrpAdvert)> {
+        let frames = self.shared.frames();
+        let adverts = frames.iter().filter_map(|frame| Some((frame.at, frame.vrrp()?)));
+        adverts.filter(|(_, advert)| advert.vrid == vrid).collect()
+    }
+
+    /// The frames with this address as their IP source. ARP and neighbour advertisements about it are not among
+    /// them unless they carry it in their IP header.
+    #[must_use]
+    pub fn sent_as(&self, ip: impl Into<IpAddr>) -> Vec<Frame> {
+        let ip = ip.into();
+        self.select(|frame| frame.ip_source() == Some(ip))
+    }
+
+    /// Writes the frames so far to a file that tshark and tcpdump read, with the kernel's times to the
+    /// nanosecond.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn to_pcap(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        pcap::write(path.as_ref(), &self.shared.frames()).map_err(Error::file(path.as_ref()))
+    }
+
+    fn start(node: &Node, interfaces: Vec<String>, only: Option<Travel>) -> Result<Self, Error> {
+        let names = netlink::request(node.netns(), node.doing("find interfaces"), |handle| async move {
+            let mut names = BTreeMap::new();
+            for name in interfaces {
+                names.insert(netlink::index(&handle, &name).await? as usize, Arc::from(name));
+            }
+            Ok(names)
+        })?;
+        let shared = Arc::new(Shared::default());
+        let socket = node.try_run(open)?.map_err(Error::system(node.doing("open a packet socket")))?;
+        let tap = Tap { socket, names, only, shared: Arc::clone(&shared) };
+        // The socket already queues frames, so nothing is missed until the thread runs.
+        let thread = node.thread("capture", move || tap.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn frames(&self) -> MutexGuard<'_, Vec<Frame>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often a tap without traffic looks whether it shall stop.
+const POLL_MS: i64 = 20;
+
+/// The socket buffer that is asked for; an ordinary user gets what `net.core.rmem_max` allows.
+const BUFFER: usize = 16 << 20;
+
+/// The longest frame; segmentation offload makes them longer than any wire would carry.
+const LONGEST: usize = 68 * 1024;
+
+struct Tap {
+    socket: OwnedFd,
+    names: BTreeMap<usize, Arc<str>>,
+    only: Option<Travel>,
+    shared: Arc<Shared>,
+}
+
+impl Tap {
+    fn run(self) {
+        prefer_this_thread();
+        let mut buffer = vec![0; LONGEST];
+        let mut control = cmsg_space!(TimeSpec);
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            // Nothing within the socket's timeout, or a signal: look again whether to stop.
+            let Ok(Some(frame)) = self.receive(&mut buffer, &mut control) else { continue };
+            self.shared.frames().push(frame);
+        }
+    }
+
+    /// The next frame, unless it passed another interface or travelled the other way.
+    fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> nix::Result<Option<Frame>> {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message =
+            recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
+        let stamp = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
+            _ => None,
+        });
+        let (Some(address), length) = (message.address, message.bytes) else { return Ok(None) };
+        let travel = if address.pkttype() == PACKET_OUTGOING { Travel::Out } else { Travel::In };
+        let Some(name) = self.names.get(&address.ifindex()) else { return Ok(None) };
+        if self.only.is_some_and(|only| only != travel) {
+            return Ok(None);
+        }
+        let (now, wall_now) = (Instant::now(), SystemTime::now());
+        let wall = stamp.map_or(wall_now, |stamp| SystemTime::UNIX_EPOCH + stamp);
+        // The kernel stamps frames with the wall clock; its distance to now places them among instants.
+        let at = now.checked_sub(wall_now.duration_since(wall).unwrap_or_default()).unwrap_or(now);
+        Ok(Some(Frame { at, wall, travel, interface: Arc::clone(name), bytes: buffer[..length].to_vec() }))
+    }
+}
+
+/// The packet type of `linux/if_packet.h`.
+const PACKET_OUTGOING: u8 = 4;
+
+fn open() -> io::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(POLL_MS))?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
+    }
+    Ok(socket)
+}

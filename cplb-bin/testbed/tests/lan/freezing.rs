@@ -1,0 +1,67 @@
+//! Single threads of a process stopped.
+
+use std::{process::Command, time::Duration};
+
+use testbed::{Lan, Log, Process, Test};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("one_thread_freezes_and_the_other_goes_on", one_thread_freezes_and_the_other_goes_on),
+        Test::new("a_process_with_frozen_threads_can_be_killed", a_process_with_frozen_threads_can_be_killed),
+        Test::new("no_thread_is_an_error", no_thread_is_an_error),
+    ]
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+/// This very program as a process with two threads besides its main thread.
+fn ticker(lan: &Lan) -> Process {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.env(crate::life::ROLE, "ticker");
+    let process = lan.controller(0).spawn("ticker", command).expect("a process");
+    for line in ["tick", "tock"] {
+        process.wait_for_line(line, LONG).expect("a line");
+    }
+    process
+}
+
+/// Whether the line is written again from now on.
+fn goes_on(log: &Log, line: &str) -> bool {
+    // What was written before may still be on its way.
+    std::thread::sleep(Duration::from_millis(30));
+    log.wait_for_line_after(log.len(), line, Duration::from_millis(300)).is_ok()
+}
+
+fn one_thread_freezes_and_the_other_goes_on() {
+    let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
+    let process = ticker(&lan);
+    let frozen = process.freeze_threads(|name| name == "ticks").expect("frozen");
+    assert_eq!(frozen.names(), ["ticks"]);
+    assert!(!goes_on(process.log(), "tick") && goes_on(process.log(), "tock"));
+    let others = process.freeze_threads(|name| name == "tocks").expect("frozen as well");
+    assert!(!goes_on(process.log(), "tock") && process.is_running());
+    drop(others);
+    assert!(!goes_on(process.log(), "tick") && goes_on(process.log(), "tock"));
+    frozen.thaw();
+    assert!(goes_on(process.log(), "tick"));
+}
+
+fn a_process_with_frozen_threads_can_be_killed() {
+    let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
+    for main_too in [false, true] {
+        let process = ticker(&lan);
+        let frozen = process.freeze_threads(|name| name == "ticks" || main_too).expect("frozen");
+        assert_eq!(frozen.names().len(), if main_too { 3 } else { 1 });
+        assert!(process.is_running());
+        let status = process.kill().expect("an end");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        drop(frozen);
+    }
+}
+
+fn no_thread_is_an_error() {
+    let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
+    let process = ticker(&lan);
+    let error = process.freeze_threads(|name| name == "nobody").expect_err("no such thread").to_string();
+    assert!(error.contains("tocks"), "{error}");
+}

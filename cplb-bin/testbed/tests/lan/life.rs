@@ -1,0 +1,221 @@
+//! How the namespaces begin and end. Some of these tests start this program again in another role.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use testbed::{Backend, Ground, Lan, Probe, Signal, Test, Tool, eventually};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("a_killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
+        Test::new("a_terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
+        Test::new("exit_codes_come_through", exit_codes_come_through),
+        Test::new("threads_come_too_early", threads_come_too_early),
+        Test::new("the_outside_is_out_of_reach", the_outside_is_out_of_reach),
+        Test::new("a_dropped_lan_frees_everything", a_dropped_lan_frees_everything).needs([Tool::Ip]),
+        Test::new("a_missing_tool_fails_with_its_install_line", a_missing_tool_fails_with_its_install_line),
+        Test::new("an_ordinary_user_suffices", an_ordinary_user_suffices).needs([Tool::Setpriv, Tool::Ping]),
+        Test::new("root_has_real_time_scheduling", root_has_real_time_scheduling).needs_root_realtime(),
+    ]
+}
+
+/// Which part this process has to play instead of running tests.
+pub(crate) fn role() -> Option<String> {
+    env::var(ROLE).ok()
+}
+
+pub(crate) fn play(role: &str) -> ExitCode {
+    match role {
+        "victim" => {
+            let Ok(Ground::Inside) = testbed::enter() else { return ExitCode::SUCCESS };
+            let lan = Lan::builder().build().expect("a LAN");
+            let sleepers = lan.controllers().iter().map(|node| {
+                let mut command = Command::new("sh");
+                // It ignores what a dying parent may send, and has a child of its own.
+                command.args(["-c", "trap '' HUP TERM INT; sleep 1000 & wait"]);
+                node.spawn("sleeper", command).expect("a process")
+            });
+            let _sleepers: Vec<_> = sleepers.collect();
+            println!("ready");
+            loop {
+                thread::park();
+            }
+        }
+        "code" => match testbed::enter() {
+            Ok(Ground::Inside) => ExitCode::from(42),
+            Ok(Ground::Finished(code)) => code,
+            Err(error) => panic!("{error}"),
+        },
+        "threads" => {
+            let _other = thread::spawn(thread::park);
+            println!("{}", testbed::enter().expect_err("it is too late"));
+            ExitCode::SUCCESS
+        }
+        "ticker" => {
+            let speak = |name: &str, line: &'static str| {
+                let endless = move || {
+                    loop {
+                        println!("{line}");
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                };
+                thread::Builder::new().name(name.into()).spawn(endless).expect("a thread")
+            };
+            let threads = [speak("ticks", "tick"), speak("tocks", "tock")];
+            let _ended = threads.map(thread::JoinHandle::join);
+            ExitCode::SUCCESS
+        }
+        "tools" => testbed::main(vec![Test::new("tool", || {}).needs([Tool::Arping])]),
+        other => panic!("no role {other}"),
+    }
+}
+
+pub(crate) const ROLE: &str = "TESTBED_TEST_ROLE";
+const LONG: Duration = Duration::from_secs(10);
+
+fn start(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.env(ROLE, role);
+    command
+}
+
+fn nothing_survives(signal: Signal) {
+    let mut victim = start("victim").stdout(Stdio::piped()).spawn().expect("a process");
+    let mut line = String::new();
+    BufReader::new(victim.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    let mut family = Vec::new();
+    eventually("the second process, three shells and three sleeps run", LONG, || {
+        family = descendants(&victim);
+        family.len() == 7
+    });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim.id().cast_signed()), signal).expect("a signal");
+    victim.wait().expect("an end");
+    eventually("all descendants have ended", LONG, || family.iter().all(|pid| !runs(*pid)));
+}
+
+/// All processes below this one, from the parents that processes name.
+fn descendants(root: &Child) -> Vec<u32> {
+    let mut family = vec![root.id()];
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .expect("processes")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| Some((pid, stat(pid)?.1)))
+        .collect();
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        family.extend(parents.iter().filter(|(_, its_parent)| *its_parent == parent).map(|(pid, _)| pid));
+        next += 1;
+    }
+    family.split_off(1)
+}
+
+/// The state and the parent of a process.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process runs. One that has ended but has not been noticed by its parent does not.
+fn runs(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+fn exit_codes_come_through() {
+    let output = start("code").output().expect("a process");
+    assert_eq!(output.status.code(), Some(42), "{output:?}");
+}
+
+fn threads_come_too_early() {
+    let output = start("threads").output().expect("a process");
+    let message = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(message.contains("it has 2"), "{message}");
+}
+
+fn the_outside_is_out_of_reach() {
+    assert_eq!(std::process::id(), 1);
+    let here = fs::read_to_string("/proc/net/dev").expect("interfaces");
+    assert_eq!(here.lines().skip(2).count(), 1, "only lo: {here}");
+    // The second process of a machine is the kernel's.
+    let names: Vec<String> = fs::read_dir("/proc")
+        .expect("processes")
+        .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
+        .collect();
+    assert!(!names.is_empty() && !names.iter().any(|name| name.trim() == "kthreadd"), "{names:?}");
+    assert!(fs::read_dir("/run").expect("a directory").count() < 5);
+}
+
+fn a_dropped_lan_frees_everything() {
+    let count = |directory: &str| fs::read_dir(directory).expect("a directory").count();
+    // Links here whose other ends are inside of a namespace vanish with it.
+    let links = || fs::read_to_string("/proc/self/net/dev").expect("interfaces").matches("spy").count();
+    let before = (count("/proc/self/task"), count("/proc/self/fd"), count("/run"));
+    let lan = Lan::builder().routed_client(0).build().expect("a LAN");
+    let nodes: Vec<_> = lan.nodes().chain([lan.switch()]).cloned().collect();
+    for (i, node) in nodes.iter().enumerate() {
+        let spy = format!("spy{i}");
+        node.exec("ip", ["link", "add", "far", "type", "veth", "peer", "name", &spy, "netns", "1"])
+            .expect("a link");
+    }
+    assert_eq!(links(), nodes.len());
+    drop(nodes);
+    let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
+    let probe = Probe::to((lan.controller(0).v4(), 7000).into()).start(lan.client(0)).expect("a probe");
+    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("calm");
+    let mut sleep = Command::new("sleep");
+    sleep.arg("1000");
+    let process = lan.controller(2).spawn("sleep", sleep).expect("a process");
+    drop((probe, backend));
+    drop(lan);
+    eventually("the process has been killed", LONG, || !process.is_running());
+    drop(process);
+    eventually("the namespaces are gone", LONG, || links() == 0);
+    eventually("threads, descriptors and directories are gone", LONG, || {
+        (count("/proc/self/task"), count("/proc/self/fd"), count("/run")) == before
+    });
+}
+
+fn a_missing_tool_fails_with_its_install_line() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let present = Tool::Arping.path().is_ok();
+    let output = start("tools").env("PATH", empty.path()).output().expect("a process");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // The usual directories are searched besides PATH, so the tool may be found all the same.
+    assert_eq!(output.status.success(), present, "{text}");
+    assert_eq!(text.contains("apt-get install -y iputils-arping"), !present, "{text}");
+}
+
+fn an_ordinary_user_suffices() {
+    // A copy, because a user need not be allowed to see the directory that this program was built in.
+    let copy = std::path::Path::new("/run/testbed-copy");
+    fs::copy(env::current_exe().expect("this program"), copy).expect("a copy");
+    let mut command = Command::new(copy);
+    if testbed::is_initial_root() {
+        command = Command::new(Tool::Setpriv.path().expect("a program"));
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
+    }
+    let output = command.args(["--exact", "everybody_reaches_everybody"]).output().expect("a process");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    assert!(text.contains("1 real-time tests need root"), "{text}");
+    fs::remove_file(copy).expect("removed");
+}
+
+fn root_has_real_time_scheduling() {
+    use thread_priority::{
+        RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+        thread_native_id,
+    };
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
+    let inside = thread::spawn(move || {
+        set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy)
+    });
+    inside.join().expect("a thread").expect("real-time scheduling");
+}
