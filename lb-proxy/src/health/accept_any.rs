@@ -1,0 +1,71 @@
+//! A certificate verifier that accepts every certificate.
+//!
+//! **Only for liveness checks.** They ask "is a TLS server alive there?", mostly before anything tells which
+//! authority signs its certificate, send no secret and act on nothing but "it answered". A host that can
+//! answer in a backend's place can also swallow the connections of clients, who do verify, so a verified check
+//! would protect nothing more. Nothing that presents a credential may use this.
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+/// The TLS settings that all checks share: TLS 1.2 and 1.3, no ALPN (HTTP/1.1 then, and no server that wants
+/// another protocol refuses), any certificate.
+pub(super) fn client_config() -> Result<Arc<ClientConfig>, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(AcceptAny { provider: Arc::clone(&provider) });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    // A handshake check wants a whole handshake, and HTTPS checks keep their connection.
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+#[derive(Debug)]
+struct AcceptAny {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    /// Not verified either: a signature by a key that is not trusted proves nothing, and algorithms unknown
+    /// here must not make a live server look dead.
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,190 @@
+//! Turns the results of checks into a status: no time, no I/O.
+
+use std::fmt;
+
+use super::outcome::{Answer, CheckFailure};
+
+/// What is known of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Status {
+    /// Not checked yet, or this node could not check it lately.
+    #[default]
+    Unknown,
+    /// It answers and says that it is ready.
+    Up,
+    /// It answers, but does not tell strangers whether it is ready (401, 403, client certificate demanded).
+    /// Takes connections like [`Self::Up`].
+    UpUnready,
+    /// It does not answer, or says that it does not serve.
+    Down {
+        /// The failure that took it down.
+        reason: CheckFailure,
+    },
+}
+
+impl Status {
+    /// The name in logs, metrics and the status report.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::UpUnready => "up-readiness-unknown",
+            Self::Down { .. } => "down",
+        }
+    }
+
+    /// Whether the backend was seen to answer: [`Self::Up`] or [`Self::UpUnready`].
+    pub fn is_up(&self) -> bool {
+        matches!(self, Self::Up | Self::UpUnready)
+    }
+
+    /// Whether the backend was seen to fail.
+    pub fn is_down(&self) -> bool {
+        matches!(self, Self::Down { .. })
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down { reason } => write!(f, "down ({reason})"),
+            other => f.write_str(other.as_str()),
+        }
+    }
+}
+
+/// Counts results in a row. The first result after [`Status::Unknown`] decides at once, since nothing speaks
+/// against it; then `rise` successes or `fall` failures in a row do.
+#[derive(Debug)]
+pub(super) struct Judge {
+    rise: u32,
+    fall: u32,
+    status: Status,
+    passed: u32,
+    failed: u32,
+    inconclusive: u32,
+}
+
+impl Judge {
+    /// `rise` and `fall` below 1 count as 1.
+    pub(super) fn new(rise: u32, fall: u32, status: Status) -> Self {
+        Self { rise: rise.max(1), fall: fall.max(1), status, passed: 0, failed: 0, inconclusive: 0 }
+    }
+
+    pub(super) fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Takes a result and returns the previous status if it changed. `corroborated`: something else saw the
+    /// backend fail since the last result; a failure then counts twice, a success makes it void.
+    pub(super) fn record(
+        &mut self,
+        result: &Result<Answer, CheckFailure>,
+        corroborated: bool,
+    ) -> Option<Status> {
+        let next = match result {
+            Ok(answer) => self.pass(*answer),
+            Err(failure) if failure.is_evidence() => self.fail(failure, if corroborated { 2 } else { 1 }),
+            Err(_) => self.shrug(),
+        }?;
+        let same = match (&self.status, &next) {
+            (Status::Down { .. }, Status::Down { .. }) => true,
+            (before, after) => before == after,
+        };
+        (!same).then(|| std::mem::replace(&mut self.status, next))
+    }
+
+    fn pass(&mut self, answer: Answer) -> Option<Status> {
+        (self.failed, self.inconclusive) = (0, 0);
+        self.passed = self.passed.saturating_add(1);
+        let enough = !self.status.is_down() || self.passed >= self.rise;
+        enough.then_some(match answer {
+            Answer::Ready => Status::Up,
+            Answer::Denied => Status::UpUnready,
+        })
+    }
+
+    fn fail(&mut self, failure: &CheckFailure, weight: u32) -> Option<Status> {
+        (self.passed, self.inconclusive) = (0, 0);
+        self.failed = self.failed.saturating_add(weight);
+        let enough = self.status == Status::Unknown || self.failed >= self.fall;
+        enough.then(|| Status::Down { reason: failure.clone() })
+    }
+
+    /// A node that cannot check must not go on calling a backend healthy for ever.
+    fn shrug(&mut self) -> Option<Status> {
+        self.inconclusive = self.inconclusive.saturating_add(1);
+        (self.status.is_up() && self.inconclusive > self.fall).then_some(Status::Unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: Result<Answer, CheckFailure> = Ok(Answer::Ready);
+    const DENIED: Result<Answer, CheckFailure> = Ok(Answer::Denied);
+    const REFUSED: Result<Answer, CheckFailure> = Err(CheckFailure::Refused);
+
+    fn local() -> Result<Answer, CheckFailure> {
+        Err(CheckFailure::Local("EMFILE".into()))
+    }
+
+    fn down() -> Status {
+        Status::Down { reason: CheckFailure::Refused }
+    }
+
+    #[test]
+    fn the_first_result_decides() {
+        for (result, status) in [(OK, Status::Up), (DENIED, Status::UpUnready), (REFUSED, down())] {
+            let mut judge = Judge::new(3, 3, Status::Unknown);
+            assert_eq!(judge.record(&result, false), Some(Status::Unknown));
+            assert_eq!(*judge.status(), status);
+        }
+    }
+
+    #[test]
+    fn rise_and_fall_count_results_in_a_row() {
+        let mut judge = Judge::new(2, 3, Status::Up);
+        for result in [REFUSED, REFUSED, OK, REFUSED, REFUSED] {
+            assert_eq!(judge.record(&result, false), None);
+        }
+        assert_eq!(judge.record(&REFUSED, false), Some(Status::Up));
+        assert_eq!(judge.record(&Err(CheckFailure::Status(500)), false), None, "still down");
+        for result in [OK, REFUSED, OK] {
+            assert_eq!(judge.record(&result, false), None);
+        }
+        assert_eq!(judge.record(&DENIED, false), Some(down()));
+        assert_eq!(*judge.status(), Status::UpUnready);
+        assert_eq!(judge.record(&OK, false), Some(Status::UpUnready), "between the two at once");
+    }
+
+    #[test]
+    fn a_corroborated_failure_counts_twice_and_a_success_clears_it() {
+        let mut judge = Judge::new(1, 2, Status::Up);
+        assert_eq!(judge.record(&OK, true), None);
+        assert_eq!(judge.record(&REFUSED, false), None);
+        assert_eq!(judge.record(&OK, false), None);
+        assert_eq!(judge.record(&REFUSED, true), Some(Status::Up));
+    }
+
+    #[test]
+    fn a_node_that_cannot_check_stops_claiming_to_know() {
+        let mut judge = Judge::new(1, 2, Status::Up);
+        assert_eq!(judge.record(&local(), true), None);
+        assert_eq!(judge.record(&local(), false), None);
+        assert_eq!(judge.record(&local(), false), Some(Status::Up));
+        assert_eq!(*judge.status(), Status::Unknown);
+        let mut judge = Judge::new(1, 1, down());
+        for _ in 0..10 {
+            assert_eq!(judge.record(&local(), false), None, "what is down stays down");
+        }
+    }
+
+    #[test]
+    fn zero_counts_as_one() {
+        let mut judge = Judge::new(0, 0, Status::Up);
+        assert_eq!(judge.record(&REFUSED, false), Some(Status::Up));
+        assert_eq!(judge.record(&OK, false), Some(down()));
+    }
+}

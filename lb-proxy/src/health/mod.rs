@@ -1,0 +1,118 @@
+//! Health checks of backends: TCP, TLS and HTTPS, on one thread for all targets.
+//!
+//! Each target has a task of its own, so a server that hangs, drips or floods delays nobody else's check. An
+//! HTTPS check keeps its connection and asks again over it; if the server has closed that meanwhile, the check
+//! silently opens a new one. Certificates are **not** verified: before the cluster's authority is known a
+//! check can only tell whether a server is alive, sends no credential and trusts no answer beyond that.
+//!
+//! Call order: [`Monitor::spawn`], then [`Monitor::update`] with all targets whenever they change;
+//! [`Monitor::report_failure`] when a client's connection to a backend was refused; [`Monitor::snapshot`] at any
+//! time; [`Monitor::stop`].
+
+mod accept_any;
+mod connect;
+mod http;
+mod judge;
+mod outcome;
+mod probe;
+mod schedule;
+mod supervisor;
+mod target;
+mod task;
+#[cfg(test)]
+mod testing;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+pub use judge::Status;
+pub use outcome::{CheckFailure, Step};
+pub use target::{Change, LastCheck, Target, TargetError, TargetKey, TargetSnapshot};
+
+use probe::NetProbe;
+use supervisor::{Handle, Supervisor};
+
+/// Told of every change of a status, on the monitor's thread; must not block.
+type Sink = Arc<dyn Fn(Change) + Send + Sync>;
+
+/// The thread needs little; the rest of its address space would only look like use.
+const STACK: usize = 512 * 1024;
+
+/// Settings of a monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MonitorOptions {
+    /// `SO_MARK` of the checks' connections, the same as that of the proxy's; 0 for none. Needs `CAP_NET_ADMIN`;
+    /// without it the connections go unmarked.
+    pub mark: u32,
+    /// Where the jitter of the checks starts; should differ between nodes.
+    pub seed: u64,
+}
+
+/// The monitor could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MonitorError {
+    /// The system gave no thread or no descriptors.
+    #[error("the health checks could not be started: {0}")]
+    System(#[from] io::Error),
+    /// The TLS library refused its settings.
+    #[error("the health checks could not be started: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Checks targets until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Monitor {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Monitor {
+    /// Starts the thread, with no targets yet. `sink` is told of every change of a status, on that thread; it must
+    /// not block.
+    ///
+    /// # Errors
+    /// See [`MonitorError`].
+    pub fn spawn(
+        options: MonitorOptions,
+        sink: Box<dyn Fn(Change) + Send + Sync>,
+    ) -> Result<Self, MonitorError> {
+        let tls = accept_any::client_config()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let probe = move |target: &Target| {
+            NetProbe::new(target.key().backend, options.mark, Arc::clone(&tls), target.method().clone())
+        };
+        let (handle, supervisor) = Supervisor::new(probe, sink.into(), options.seed);
+        let thread = thread::Builder::new()
+            .name("lb-health".to_owned())
+            .stack_size(STACK)
+            .spawn(move || runtime.block_on(supervisor.run()))?;
+        Ok(Self { handle, thread })
+    }
+
+    /// Makes `targets` the whole of what is checked. A target that is there already with the same check goes on
+    /// undisturbed; one whose check changed keeps its status; new ones are [`Status::Unknown`] and are checked at
+    /// once. Of several with one key the last counts.
+    pub fn update(&self, targets: Vec<Target>) {
+        self.handle.update(targets);
+    }
+
+    /// A connection to the backend failed in a way that speaks against it, such as a refusal. It is checked at
+    /// once, and if that fails, too, the two count as two failures. Cheap, from any thread, any number of times.
+    pub fn report_failure(&self, target: &TargetKey) {
+        self.handle.report_failure(target);
+    }
+
+    /// What is known of all targets, ordered by their keys.
+    pub fn snapshot(&self) -> Vec<TargetSnapshot> {
+        self.handle.snapshot()
+    }
+
+    /// Ends the checks and waits for the thread. Not from within the sink.
+    pub fn stop(self) {
+        drop(self.handle);
+        // The thread panics only where a sink does.
+        let _ = self.thread.join();
+    }
+}

@@ -1,0 +1,127 @@
+//! What a check found, in words a program and an operator can both use.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A backend answered as it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It says, as far as this kind of check can ask, that it serves.
+    Ready,
+    /// It is alive, but tells strangers nothing about its readiness (401, 403, client certificate demanded).
+    Denied,
+}
+
+/// Why a check did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckFailure {
+    /// Nothing listens there.
+    #[error("connection refused")]
+    Refused,
+    /// There is no way to it.
+    #[error("unreachable: {0}")]
+    Unreachable(Arc<str>),
+    /// It was silent, or too slow.
+    #[error("no {step} within {after:?}")]
+    TimedOut {
+        /// What it did not complete.
+        step: Step,
+        /// The time a whole check has.
+        after: Duration,
+    },
+    /// It hung up before it had answered.
+    #[error("connection closed before the {step} was complete: {why}")]
+    Closed {
+        /// What it did not complete.
+        step: Step,
+        /// What was seen.
+        why: Arc<str>,
+    },
+    /// It does not speak TLS, or no version or cipher of it that this program knows.
+    #[error("TLS handshake failed: {0}")]
+    Tls(Arc<str>),
+    /// What it says over TLS is no HTTP/1 answer of acceptable size.
+    #[error("no valid HTTP answer: {0}")]
+    Http(Arc<str>),
+    /// It answered with an HTTP status that means it does not serve.
+    #[error("answered with HTTP status {0}")]
+    Status(u16),
+    /// This node could not check, for want of descriptors, ports or memory. Says nothing about the backend.
+    #[error("this node could not check: {0}")]
+    Local(Arc<str>),
+    /// The check itself broke. Says nothing about the backend.
+    #[error("the check broke off")]
+    Internal,
+}
+
+/// The part of a check that was under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Step {
+    /// TCP handshake.
+    Connect,
+    /// TLS handshake.
+    Handshake,
+    /// HTTP answer.
+    Answer,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connection",
+            Self::Handshake => "TLS handshake",
+            Self::Answer => "HTTP answer",
+        })
+    }
+}
+
+impl CheckFailure {
+    /// Whether this tells something about the backend rather than about this node.
+    pub fn is_evidence(&self) -> bool {
+        !matches!(self, Self::Local(_) | Self::Internal)
+    }
+
+    pub(super) fn connecting(error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::ConnectionRefused => return Self::Refused,
+            // The kernel's own limit, shorter than ours.
+            Kind::TimedOut => return Self::Unreachable("the kernel got no answer".into()),
+            Kind::ConnectionReset | Kind::ConnectionAborted => return Self::closed(Step::Connect, error),
+            _ => {}
+        }
+        // A local firewall answers EPERM and prohibit routes EACCES: like no route, they bar clients as well.
+        let way =
+            [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
+        if way.contains(&error.kind()) { Self::Unreachable(text(error)) } else { Self::Local(text(error)) }
+    }
+
+    pub(super) fn closed(step: Step, why: &dyn fmt::Display) -> Self {
+        Self::Closed { step, why: text(why) }
+    }
+}
+
+pub(super) fn text(value: &dyn fmt::Display) -> Arc<str> {
+    value.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::libc;
+
+    #[test]
+    fn errors_of_this_node_are_no_evidence() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
+            assert!(!CheckFailure::connecting(&io::Error::from_raw_os_error(errno)).is_evidence(), "{errno}");
+        }
+        for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT, libc::EPERM]
+        {
+            assert!(CheckFailure::connecting(&io::Error::from_raw_os_error(errno)).is_evidence(), "{errno}");
+        }
+    }
+}

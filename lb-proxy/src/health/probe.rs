@@ -1,0 +1,114 @@
+//! One check of one backend, by its kind.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::connect::connect;
+use super::http::{Ask, Kept, certificate_demanded, tls_error};
+use super::outcome::{Answer, CheckFailure, Step, text};
+
+/// A check, as the task of a target sees it. Dropping the future of a check abandons its connection.
+pub(super) trait Probe: Send + 'static {
+    /// Checks once, without a limit of time.
+    fn check(&mut self) -> impl Future<Output = Result<Answer, CheckFailure>> + Send;
+
+    /// What the check that was last begun was doing.
+    fn step(&self) -> Step;
+
+    /// Returns when, between two checks, there is reason for one at once: a connection that had proved itself
+    /// ended. May never return.
+    fn alarm(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// How a target is asked.
+#[derive(Debug, Clone)]
+pub(super) enum Method {
+    Tcp,
+    Tls,
+    Https(Ask),
+}
+
+/// A check over real sockets.
+pub(super) struct NetProbe {
+    backend: SocketAddr,
+    mark: u32,
+    tls: Arc<ClientConfig>,
+    method: Method,
+    step: Step,
+    kept: Option<Kept>,
+}
+
+impl NetProbe {
+    pub(super) fn new(backend: SocketAddr, mark: u32, tls: Arc<ClientConfig>, method: Method) -> Self {
+        Self { backend, mark, tls, method, step: Step::Connect, kept: None }
+    }
+
+    async fn connect(&mut self) -> Result<TcpStream, CheckFailure> {
+        self.step = Step::Connect;
+        connect(self.backend, self.mark).await
+    }
+
+    /// Completes a TLS handshake; `None` if the server is alive but wants a client certificate.
+    async fn handshake(&mut self) -> Result<Option<TlsStream<TcpStream>>, CheckFailure> {
+        let stream = self.connect().await?;
+        self.step = Step::Handshake;
+        let name = ServerName::IpAddress(self.backend.ip().into());
+        match TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if certificate_demanded(&error) => Ok(None),
+            Err(error) if tls_error(&error).is_some() => Err(CheckFailure::Tls(text(&error))),
+            Err(error) => Err(CheckFailure::closed(Step::Handshake, &error)),
+        }
+    }
+
+    async fn https(&mut self, ask: &Ask) -> Result<Answer, CheckFailure> {
+        if let Some(kept) = self.kept.take() {
+            self.step = Step::Answer;
+            // The server may close a kept connection at any time, even while we ask (RFC 9112 section 9.5): only
+            // what a new connection does says something about the server.
+            if let Ok((verdict, kept)) = kept.ask(ask).await {
+                self.kept = kept;
+                return verdict;
+            }
+        }
+        let Some(stream) = self.handshake().await? else { return Ok(Answer::Denied) };
+        self.step = Step::Answer;
+        let (verdict, kept) = Kept::new(stream).await?.ask(ask).await?;
+        self.kept = kept;
+        verdict
+    }
+}
+
+impl Probe for NetProbe {
+    async fn check(&mut self) -> Result<Answer, CheckFailure> {
+        match self.method.clone() {
+            Method::Tcp => self.connect().await.map(|_| Answer::Ready),
+            // Whoever demands a certificate speaks TLS, which is all that is asked here.
+            Method::Tls => self.handshake().await.map(|_| Answer::Ready),
+            Method::Https(ask) => self.https(&ask).await,
+        }
+    }
+
+    fn step(&self) -> Step {
+        self.step
+    }
+
+    async fn alarm(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.lost().await;
+            // Servers that close after each answer must not be asked ten times as often.
+            let proven = kept.answers() > 1;
+            self.kept = None;
+            if proven {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,239 @@
+//! What is checked, and what is known of it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::header::HeaderValue;
+use hyper::http::uri::PathAndQuery;
+use tokio::sync::Notify;
+
+use super::http::Ask;
+use super::judge::Status;
+use super::outcome::CheckFailure;
+use super::probe::Method;
+use crate::config::{HealthCheck, HealthKind};
+
+/// Names a backend of a service. The same address in two services is two targets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetKey {
+    /// Name of the service.
+    pub service: Arc<str>,
+    /// Where the backend listens.
+    pub backend: SocketAddr,
+}
+
+impl fmt::Display for TargetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.service, self.backend)
+    }
+}
+
+/// A backend and how it is checked.
+#[derive(Debug, Clone)]
+pub struct Target {
+    key: TargetKey,
+    check: HealthCheck,
+    method: Method,
+}
+
+/// A health check cannot be done as configured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// The path is not the absolute path, with optional query, of an HTTP request (RFC 9112 section 3.2.1).
+    #[error("health check path '{0}' is not valid: write an absolute path such as /readyz")]
+    Path(String),
+}
+
+impl Target {
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn new(
+        service: impl Into<Arc<str>>,
+        backend: SocketAddr,
+        check: HealthCheck,
+    ) -> Result<Self, TargetError> {
+        let method = match &check.kind {
+            HealthKind::Tcp => Method::Tcp,
+            HealthKind::Tls => Method::Tls,
+            HealthKind::Https { path } => Method::Https(ask(path, backend)?),
+        };
+        Ok(Self { key: TargetKey { service: service.into(), backend }, check, method })
+    }
+
+    /// Its name.
+    pub fn key(&self) -> &TargetKey {
+        &self.key
+    }
+
+    /// How it is checked.
+    pub fn check(&self) -> &HealthCheck {
+        &self.check
+    }
+
+    pub(super) fn method(&self) -> &Method {
+        &self.method
+    }
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        // The method follows from the other two.
+        (&self.key, &self.check) == (&other.key, &other.check)
+    }
+}
+
+fn ask(path: &str, backend: SocketAddr) -> Result<Ask, TargetError> {
+    let wrong = || TargetError::Path(path.to_owned());
+    // The type also takes "*", which is for OPTIONS, and "?query" alone.
+    let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(wrong)?;
+    // A scope (fe80::1%3) means nothing to the other end.
+    let host = match backend {
+        SocketAddr::V4(_) => backend.to_string(),
+        SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
+    };
+    let host = HeaderValue::from_str(&host).map_err(|_| wrong())?;
+    Ok(Ask::new(parsed, host))
+}
+
+/// The status of a target changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// The target.
+    pub target: TargetKey,
+    /// What it was.
+    pub from: Status,
+    /// What it is.
+    pub to: Status,
+    /// How long it was that.
+    pub after: Duration,
+}
+
+/// What is known of a target.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TargetSnapshot {
+    /// The target.
+    pub target: TargetKey,
+    /// Its status.
+    pub status: Status,
+    /// Since when it has this status, or is known.
+    pub since: Instant,
+    /// The last check that ended.
+    pub last_check: Option<LastCheck>,
+    /// Checks so far.
+    pub checks: u64,
+    /// Of these, those that failed.
+    pub failures: u64,
+}
+
+/// The last check of a target that ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LastCheck {
+    /// When it ended.
+    pub at: Instant,
+    /// How long it took.
+    pub latency: Duration,
+    /// Why it failed, if it did.
+    pub failure: Option<CheckFailure>,
+}
+
+/// The part of a target that its task, the workers and the status report share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    observed: Mutex<TargetSnapshot>,
+    reported: AtomicBool,
+    wake: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(target: TargetKey, status: Status, since: Instant) -> Self {
+        let observed = TargetSnapshot { target, status, since, last_check: None, checks: 0, failures: 0 };
+        Self { observed: Mutex::new(observed), reported: AtomicBool::new(false), wake: Notify::new() }
+    }
+
+    pub(super) fn snapshot(&self) -> TargetSnapshot {
+        self.observe(|observed| observed.clone())
+    }
+
+    pub(super) fn observe<T>(&self, action: impl FnOnce(&mut TargetSnapshot) -> T) -> T {
+        // Nothing in here panics half-way through a change.
+        action(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a result. `status` is the new one if it changed.
+    pub(super) fn record(&self, check: LastCheck, status: Option<Status>) -> Option<Change> {
+        self.observe(|observed| {
+            let at = check.at;
+            observed.checks += 1;
+            observed.failures += u64::from(check.failure.is_some());
+            observed.last_check = Some(check);
+            let to = status?;
+            let from = std::mem::replace(&mut observed.status, to.clone());
+            let since = std::mem::replace(&mut observed.since, at);
+            let after = at.saturating_duration_since(since);
+            Some(Change { target: observed.target.clone(), from, to, after })
+        })
+    }
+
+    /// Whatever was known no longer is.
+    pub(super) fn forget(&self, why: CheckFailure) -> Option<Change> {
+        let known = self.observe(|observed| observed.status != Status::Unknown);
+        let check = LastCheck { at: Instant::now(), latency: Duration::ZERO, failure: Some(why) };
+        self.record(check, known.then_some(Status::Unknown))
+    }
+
+    /// From any thread, any number of times; all reports until the next check are one.
+    pub(super) fn report_failure(&self) {
+        if !self.reported.swap(true, Ordering::AcqRel) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits for a report that came since [`Self::take_report`].
+    pub(super) async fn reported(&self) {
+        // A wake-up outlives the report that a check has taken meanwhile.
+        while !self.reported.load(Ordering::Acquire) {
+            self.wake.notified().await;
+        }
+    }
+
+    /// Whether a failure was reported since the last call.
+    pub(super) fn take_report(&self) -> bool {
+        self.reported.swap(false, Ordering::AcqRel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: &str, backend: &str) -> Result<Target, TargetError> {
+        let kind = HealthKind::Https { path: path.to_owned() };
+        Target::new("api", backend.parse().unwrap(), HealthCheck { kind, ..HealthCheck::default() })
+    }
+
+    #[test]
+    fn paths_are_absolute() {
+        for path in ["/", "/readyz", "/readyz?verbose&exclude=etcd"] {
+            assert!(target(path, "10.0.0.1:6443").is_ok(), "{path}");
+        }
+        for path in ["", "readyz", "*", "?a", "/a b", "/\r\nX: y", "https://host/readyz", "/\u{0}"] {
+            assert_eq!(target(path, "10.0.0.1:6443"), Err(TargetError::Path(path.to_owned())));
+        }
+        assert!(target("/readyz", "[fe80::1%3]:6443").is_ok());
+    }
+
+    #[test]
+    fn reports_between_two_checks_are_one() {
+        let shared = Shared::new(target("/", "10.0.0.1:1").unwrap().key, Status::Unknown, Instant::now());
+        (0..1000).for_each(|_| shared.report_failure());
+        assert!(shared.take_report());
+        assert!(!shared.take_report());
+    }
+}

@@ -1,0 +1,117 @@
+//! A check that does what a test tells it, for tests of everything around it in paused time.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::outcome::{Answer, CheckFailure, Step};
+use super::probe::Probe;
+use super::target::{Target, TargetKey};
+use crate::config::HealthCheck;
+
+/// What one check does.
+#[derive(Debug, Clone)]
+pub(super) struct Shot {
+    takes: Duration,
+    step: Step,
+    result: Result<Answer, CheckFailure>,
+    panics: bool,
+}
+
+impl Shot {
+    pub(super) fn ok() -> Self {
+        Self::answered(Answer::Ready)
+    }
+
+    pub(super) fn answered(answer: Answer) -> Self {
+        Self { takes: Duration::from_millis(1), step: Step::Answer, result: Ok(answer), panics: false }
+    }
+
+    pub(super) fn failed(failure: CheckFailure) -> Self {
+        Self { result: Err(failure), ..Self::ok() }
+    }
+
+    pub(super) fn hangs(step: Step) -> Self {
+        Self { takes: Duration::from_secs(1_000_000), step, ..Self::ok() }
+    }
+
+    pub(super) fn panics() -> Self {
+        Self { panics: true, ..Self::ok() }
+    }
+
+    pub(super) fn after(self, takes: Duration) -> Self {
+        Self { takes, ..self }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    shots: VecDeque<Shot>,
+    starts: Vec<Instant>,
+    step: Option<Step>,
+}
+
+/// Checks that go as written, then succeed for ever.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Script {
+    state: Arc<Mutex<State>>,
+    lost: Arc<Notify>,
+}
+
+impl Script {
+    pub(super) fn new(shots: impl IntoIterator<Item = Shot>) -> Self {
+        let script = Self::default();
+        script.state().shots.extend(shots);
+        script
+    }
+
+    pub(super) fn push(&self, shot: Shot) {
+        self.state().shots.push_back(shot);
+    }
+
+    pub(super) fn starts(&self) -> Vec<Instant> {
+        self.state().starts.clone()
+    }
+
+    pub(super) fn lose_connection(&self) {
+        self.lost.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Probe for Script {
+    async fn check(&mut self) -> Result<Answer, CheckFailure> {
+        let shot = {
+            let mut state = self.state();
+            let shot = state.shots.pop_front().unwrap_or_else(Shot::ok);
+            state.starts.push(Instant::now());
+            state.step = Some(shot.step);
+            shot
+        };
+        sleep(shot.takes).await;
+        assert!(!shot.panics, "as the test wants it");
+        shot.result
+    }
+
+    fn step(&self) -> Step {
+        self.state().step.unwrap_or(Step::Connect)
+    }
+
+    async fn alarm(&mut self) {
+        self.lost.notified().await;
+    }
+}
+
+pub(super) fn key(number: u8) -> TargetKey {
+    TargetKey { service: "api".into(), backend: ([10, 0, 0, number], 6443).into() }
+}
+
+pub(super) fn target(number: u8, check: HealthCheck) -> Target {
+    Target::new("api", key(number).backend, check).unwrap()
+}
