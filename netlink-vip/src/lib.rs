@@ -1,1 +1,76 @@
-//! Virtual IP addresses as kernel leases: desired-versus-observed management of VIPs, dummy links, address labels and sysctls on rtnetlink.
+//! Virtual IP addresses as kernel leases.
+//!
+//! A [`Keeper`] holds groups of virtual addresses (VIPs) on interfaces for as long as somebody, usually a VRRP
+//! election, keeps claiming them:
+//!
+//! - **A VIP is a lease.** It is added with a finite lifetime and refreshed under each [`KeeperHandle::claim`]. If
+//!   the process is killed, hangs or starves, the kernel itself removes the address.
+//! - **Nothing foreign is touched.** Addresses and routes carry a mark (`IFA_PROTO`, `rtm_protocol` 203) and are listed
+//!   in a state directory; only what is both is ever changed or deleted. A restart reclaims its own leftovers.
+//! - **The node's own addresses are safe.** VIPs are installed as /32 and /128 whatever their subnet, without prefix
+//!   routes, and are never a default source.
+//! - **It looks rather than believes.** Events of the kernel are hints to look at its tables; lost or unreadable
+//!   events lead to a look at everything.
+//!
+//! Beside it stand helpers that do one thing each: [`sessions`] resets TCP sessions through a VIP, [`DummyLink`] keeps
+//! addresses on a dummy link, [`SysctlGuard`] changes sysctls and restores them.
+//!
+//! The crate is Linux only, needs CAP_NET_ADMIN in its network namespace, and works in the namespace of the thread
+//! that calls it.
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//! use netlink_vip::{
+//!     InterfaceSelector, Keeper, KeeperOptions, LeaseTime, Release, VipAddress, VipGroupConfig,
+//! };
+//!
+//! let group = VipGroupConfig {
+//!     id: 1.into(),
+//!     interface: InterfaceSelector::DefaultRoute,
+//!     addresses: vec![VipAddress::new([10, 0, 0, 100].into(), 24)?],
+//!     address_label: None,
+//!     lease: LeaseTime::MIN,
+//! };
+//! let events = Box::new(|event| println!("{event:?}"));
+//! let keeper = Keeper::spawn(KeeperOptions::new("/var/lib/example"), vec![group], events)?;
+//! for _ in 0..10 {
+//!     keeper.claim(1.into(), Instant::now() + Duration::from_millis(1_800));
+//!     std::thread::sleep(Duration::from_millis(600));
+//! }
+//! keeper.release(1.into(), Release::Planned);
+//! keeper.shutdown();
+//! keeper.join()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod event;
+mod files;
+mod group;
+mod keeper;
+mod kernel;
+mod lease;
+mod listener;
+mod mailbox;
+mod manager;
+mod netlink;
+pub mod plan;
+mod realtime;
+mod record;
+mod select;
+pub mod sessions;
+mod socket;
+mod status;
+mod turns;
+mod types;
+pub mod wire;
+
+pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning};
+pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
+pub use kernel::KernelError;
+pub use manager::SessionPolicy;
+pub use record::RegisterError;
+pub use status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
+pub use types::{
+    AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
+    Release, VipAddress, VipGroupConfig,
+};

@@ -1,0 +1,201 @@
+//! The keeper's thread and the handle to it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::event::{KeeperEvent, Warning};
+use crate::kernel::KernelError;
+use crate::mailbox::{Mailbox, Order};
+use crate::manager::{Manager, SessionPolicy};
+use crate::netlink::NetlinkKernel;
+use crate::record::{RegisterError, Registrar};
+use crate::status::Status;
+use crate::turns;
+use crate::types::{GroupError, GroupId, Release, VipGroupConfig};
+
+/// Where the keeper delivers its events, on its own thread. It must not block: refreshes wait for it.
+pub type EventSink = Box<dyn Fn(KeeperEvent) + Send>;
+
+/// How a keeper runs.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct KeeperOptions {
+    /// Directory for its record, created with mode 0700 if absent, and locked: one keeper per directory.
+    pub state_dir: PathBuf,
+    /// Ask for real-time priority; without it a [`Warning::RealtimeUnavailable`] is sent and work goes on.
+    pub realtime: bool,
+    /// Receive buffer for the kernel's events in bytes. Too small only means more looks at everything.
+    pub event_buffer: usize,
+    /// What happens to TCP sessions through an address that goes.
+    pub sessions: SessionPolicy,
+}
+
+impl KeeperOptions {
+    /// Real-time priority, 1 MiB of event buffer, sessions reset.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        let (realtime, event_buffer) = (true, 1 << 20);
+        Self { state_dir: state_dir.into(), realtime, event_buffer, sessions: SessionPolicy::default() }
+    }
+}
+
+/// Why a keeper could not start. Nothing of it is left then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// CAP_NET_ADMIN is missing in this network namespace.
+    #[error("changing addresses needs CAP_NET_ADMIN: run as root or grant the capability")]
+    Permission,
+    /// The groups or the state directory cannot be used.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// A netlink socket could not be opened.
+    #[error("opening a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The thread or its event loop could not be started.
+    #[error("starting the VIP keeper's thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Starts keepers.
+#[derive(Debug)]
+pub struct Keeper;
+
+impl Keeper {
+    /// Removes what an earlier run left behind, then starts the thread `vip-keeper` in the calling thread's network
+    /// namespace. It reports every group's interface at once and touches no address before the first claim.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; the state directory is written before this returns.
+    pub fn spawn(
+        options: KeeperOptions,
+        groups: Vec<VipGroupConfig>,
+        events: EventSink,
+    ) -> Result<KeeperHandle, SpawnError> {
+        let KeeperOptions { state_dir, realtime, event_buffer, sessions } = options;
+        let mut kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
+        kernel.check_privilege().map_err(|_: KernelError| SpawnError::Permission)?;
+        let (mut registrar, found) = Registrar::open(&state_dir, kernel)?;
+        let (groups, foreign) = registrar.add(groups)?;
+        let mut warnings: Vec<_> = found.into_iter().map(|warning| (None, warning)).collect();
+        warnings.extend(foreign.into_iter().map(|(id, warning)| (Some(id), warning)));
+
+        let kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
+        let mailbox = Arc::new(Mailbox::default());
+        let mut manager = Manager::new(kernel, sessions);
+        groups.into_iter().for_each(|group| manager.add(group));
+        warnings.into_iter().for_each(|(id, warning)| manager.warn(id, warning));
+
+        let (started, start) = mpsc::sync_channel(1);
+        let shared = Arc::clone(&mailbox);
+        let body = move || turns::run(manager, event_buffer, shared, events, realtime, &started);
+        let thread =
+            std::thread::Builder::new().name("vip-keeper".into()).spawn(body).map_err(SpawnError::Thread)?;
+        let ended = || Err(io::Error::other("the thread ended early"));
+        start.recv().unwrap_or_else(|_| ended()).map_err(SpawnError::Thread)?;
+        let registrar = Mutex::new(registrar);
+        let inner = Inner { mailbox, registrar, thread: Mutex::new(Some(thread)) };
+        Ok(KeeperHandle { inner: Arc::new(inner) })
+    }
+}
+
+/// Commands for a keeper. Clones command the same one. When the last is dropped the keeper removes everything of its
+/// own and ends.
+#[derive(Clone)]
+pub struct KeeperHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    mailbox: Arc<Mailbox>,
+    registrar: Mutex<Registrar<NetlinkKernel>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.mailbox.order(Order::Shutdown);
+    }
+}
+
+impl KeeperHandle {
+    /// This node may hold the group's addresses until `valid_until`. The first claim installs them, later ones
+    /// refresh the lease; without them the addresses go. Never blocks.
+    pub fn claim(&self, id: GroupId, valid_until: Instant) {
+        self.inner.mailbox.claim(id, valid_until);
+    }
+
+    /// This node gives the group's addresses up: they are removed at once, and only a later claim brings them back.
+    /// Answered by [`KeeperEvent::Removed`]. Never blocks.
+    pub fn release(&self, id: GroupId, release: Release) {
+        self.inner.mailbox.release(id, release);
+    }
+
+    /// Adds a group. Blocks for writing and syncing the state file (milliseconds; longer on a busy disk).
+    ///
+    /// # Errors
+    /// [`RegisterError`]; the keeper then goes on as before.
+    pub fn add_group(&self, config: VipGroupConfig) -> Result<(), RegisterError> {
+        let (groups, warnings) = self.registrar(|registrar| registrar.add(vec![config]))?;
+        for group in groups {
+            self.inner.mailbox.order(Order::Add(Box::new(group)));
+        }
+        self.announce(warnings);
+        Ok(())
+    }
+
+    /// Changes the group of the same id: addresses that stay are not touched, those that are no longer wanted are
+    /// removed now, new ones come with the next claim. Blocks as [`KeeperHandle::add_group`] does.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; the keeper then goes on as before.
+    pub fn update_group(&self, config: VipGroupConfig) -> Result<(), RegisterError> {
+        let (group, warnings) = self.registrar(|registrar| registrar.update(config))?;
+        self.inner.mailbox.order(Order::Update(Box::new(group)));
+        self.announce(warnings);
+        Ok(())
+    }
+
+    /// Removes the group and what is there of it, as a planned release. Never blocks for long.
+    ///
+    /// # Errors
+    /// [`GroupError::Unknown`].
+    pub fn remove_group(&self, id: GroupId) -> Result<(), GroupError> {
+        self.registrar(|registrar| registrar.remove(id))?;
+        self.inner.mailbox.order(Order::Remove(id));
+        Ok(())
+    }
+
+    /// The last published snapshot: at most a second old, newer whenever a state changed.
+    pub fn status(&self) -> Arc<Status> {
+        self.inner.mailbox.status()
+    }
+
+    /// Removes everything of ours and ends the thread. Returns at once; see [`KeeperHandle::join`].
+    pub fn shutdown(&self) {
+        self.inner.mailbox.order(Order::Shutdown);
+    }
+
+    /// Waits for the thread to end and then forgets the record. The first call does; others return at once.
+    ///
+    /// # Errors
+    /// If the thread panicked, or the record could not be removed.
+    pub fn join(&self) -> io::Result<()> {
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
+        thread.join().map_err(|_| io::Error::other("the VIP keeper's thread panicked"))?;
+        self.registrar(Registrar::forget)
+    }
+
+    fn registrar<T>(&self, act: impl FnOnce(&mut Registrar<NetlinkKernel>) -> T) -> T {
+        act(&mut self.inner.registrar.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn announce(&self, warnings: Vec<(GroupId, Warning)>) {
+        for (id, warning) in warnings {
+            self.inner.mailbox.order(Order::Warn(id, warning));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! When a claim may refresh a lease. Pure; the clock is a parameter.
+//!
+//! The kernel has no "refresh if it is still there": a refresh re-creates an absent address. So the question before
+//! each refresh is whether the address can have vanished since the last one, and the question after it is whether so
+//! much time passed on the way (a stopped process, a paused machine) that it re-created one.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::types::LeaseTime;
+
+/// Permission to hold a group's addresses, given by the election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// When it was made. A claim does not answer what happened after it.
+    pub(crate) issued: Instant,
+    /// Until when it holds.
+    pub(crate) valid_until: Instant,
+}
+
+/// Whether this node has the addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tenure {
+    /// It does not.
+    Vacant,
+    /// It does.
+    Held(Held),
+    /// It did until the lease ran out without a claim. The next claim comes from somebody who does not know that.
+    Lapsed,
+}
+
+/// A held lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// When the last refresh began: the kernel's lease is not older than that.
+    pub(crate) since: Instant,
+    /// Until when the last claim holds.
+    pub(crate) valid_until: Instant,
+    /// Addresses that somebody removed; only a claim made after that was reported restores them.
+    pub(crate) missing: BTreeSet<IpAddr>,
+}
+
+/// What to do with a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Add the addresses (or restore the missing ones).
+    Install,
+    /// Refresh them.
+    Refresh,
+    /// The last refresh is recent enough.
+    Fresh,
+    /// The claim is over, or older than an event that the claimant had not heard of.
+    Stale,
+    /// The addresses may be gone already: give them up and say so.
+    Lost,
+}
+
+/// A lease and the claims on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Its length.
+    pub(crate) time: LeaseTime,
+    /// Where it stands.
+    pub(crate) tenure: Tenure,
+    /// Claims made before this do not count.
+    not_before: Option<Instant>,
+}
+
+impl Lease {
+    pub(crate) fn new(time: LeaseTime) -> Self {
+        Self { time, tenure: Tenure::Vacant, not_before: None }
+    }
+
+    /// Judges a claim that arrived at `now`.
+    pub(crate) fn judge(&self, now: Instant, claim: &Claim) -> Verdict {
+        if now >= claim.valid_until {
+            return Verdict::Stale;
+        }
+        let outdated = self.not_before.is_some_and(|barrier| claim.issued < barrier);
+        match &self.tenure {
+            Tenure::Lapsed => Verdict::Lost,
+            _ if outdated => Verdict::Stale,
+            Tenure::Vacant => Verdict::Install,
+            Tenure::Held(held) => {
+                let age = now.saturating_duration_since(held.since);
+                if age >= self.time.nearly_over() {
+                    Verdict::Lost
+                } else if !held.missing.is_empty() {
+                    Verdict::Install
+                } else if age >= self.time.refresh_spacing() {
+                    Verdict::Refresh
+                } else {
+                    Verdict::Fresh
+                }
+            }
+        }
+    }
+
+    /// Whether writing took so long, read from the clock after an acknowledgement, that what was written may have
+    /// been re-created without permission.
+    pub(crate) fn overslept(&self, acked: Instant, claim: &Claim) -> bool {
+        let previous = match &self.tenure {
+            Tenure::Held(held) => Some(held.since),
+            _ => None,
+        };
+        acked >= claim.valid_until
+            || previous
+                .is_some_and(|before| acked.saturating_duration_since(before) >= self.time.nearly_over())
+    }
+
+    /// The addresses were written, the first not before `since`.
+    pub(crate) fn refreshed(&mut self, since: Instant, claim: &Claim) {
+        self.tenure = Tenure::Held(Held { since, valid_until: claim.valid_until, missing: BTreeSet::new() });
+    }
+
+    /// A claim was not followed by a refresh because the last one is recent; it still counts for the status.
+    pub(crate) fn extended(&mut self, claim: &Claim) {
+        if let Tenure::Held(held) = &mut self.tenure {
+            held.valid_until = claim.valid_until;
+        }
+    }
+
+    /// The addresses were given up. Claims made before `now` do not bring them back.
+    pub(crate) fn vacate(&mut self, now: Instant) {
+        self.tenure = Tenure::Vacant;
+        self.not_before = Some(now);
+    }
+
+    /// The lease ran out without a claim. The next claim, even one made before that, is told so.
+    pub(crate) fn lapse(&mut self) {
+        self.tenure = Tenure::Lapsed;
+    }
+
+    /// Somebody removed `ip`. Returns whether that is news.
+    pub(crate) fn lose(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let Tenure::Held(held) = &mut self.tenure else { return false };
+        let news = held.missing.insert(ip);
+        if news {
+            self.not_before = Some(now);
+        }
+        news
+    }
+
+    /// Addresses that were never there are due with the next claim.
+    pub(crate) fn owe(&mut self, ips: impl Iterator<Item = IpAddr>) {
+        if let Tenure::Held(held) = &mut self.tenure {
+            held.missing.extend(ips);
+        }
+    }
+
+    /// When the lease lapses unless it is refreshed.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.held().map(|held| held.since + self.time.nearly_over())
+    }
+
+    /// Whether the kernel itself may have removed the address by `now`: it does so from 0.02 s before the lease is
+    /// over (measured), here with a margin.
+    pub(crate) fn may_have_expired(&self, now: Instant) -> bool {
+        const MARGIN: Duration = Duration::from_millis(100);
+        self.held()
+            .is_some_and(|held| now.saturating_duration_since(held.since) + MARGIN >= self.time.duration())
+    }
+
+    pub(crate) fn held(&self) -> Option<&Held> {
+        match &self.tenure {
+            Tenure::Held(held) => Some(held),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn claim(issued: Instant, valid_ms: u32) -> Claim {
+        Claim { issued, valid_until: issued + MS * valid_ms }
+    }
+
+    fn held(at: Instant) -> Lease {
+        let mut lease = Lease::new(LeaseTime::MIN);
+        lease.refreshed(at, &claim(at, 1_800));
+        lease
+    }
+
+    #[test]
+    fn a_held_lease_is_refreshed_between_a_sixth_and_nine_tenths_of_it() {
+        let start = Instant::now();
+        let lease = held(start);
+        for (after, verdict) in
+            [(0, Verdict::Fresh), (333, Verdict::Fresh), (334, Verdict::Refresh), (1_799, Verdict::Refresh)]
+        {
+            let now = start + MS * after;
+            assert_eq!(lease.judge(now, &claim(now, 1_800)), verdict, "{after}");
+        }
+        let now = start + MS * 1_800;
+        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        assert_eq!(lease.deadline(), Some(now));
+    }
+
+    #[test]
+    fn a_claim_that_is_over_or_older_than_the_news_does_nothing() {
+        let start = Instant::now();
+        let mut lease = held(start);
+        let old = claim(start + MS * 500, 1_800);
+        assert_eq!(lease.judge(start + MS * 2_300, &old), Verdict::Stale);
+        assert!(lease.lose(start + MS * 600, [10, 0, 0, 1].into()));
+        assert!(!lease.lose(start + MS * 601, [10, 0, 0, 1].into()), "reported once");
+        assert_eq!(lease.judge(start + MS * 602, &old), Verdict::Stale);
+        let new = claim(start + MS * 610, 1_800);
+        assert_eq!(lease.judge(start + MS * 610, &new), Verdict::Install);
+        lease.vacate(start + MS * 700);
+        assert_eq!(lease.judge(start + MS * 701, &new), Verdict::Stale);
+        assert_eq!(lease.judge(start + MS * 701, &claim(start + MS * 700, 1_800)), Verdict::Install);
+    }
+
+    #[test]
+    fn the_claim_after_a_lapse_reports_it_and_only_the_next_one_installs() {
+        let start = Instant::now();
+        let mut lease = held(start);
+        lease.lapse();
+        let now = start + MS * 5_000;
+        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        lease.vacate(now);
+        assert_eq!(lease.judge(now + MS, &claim(now - MS, 1_800)), Verdict::Stale);
+        assert_eq!(lease.judge(now + MS, &claim(now + MS, 1_800)), Verdict::Install);
+    }
+
+    #[test]
+    fn a_write_that_took_too_long_is_noticed() {
+        let start = Instant::now();
+        let lease = held(start);
+        let permission = claim(start + MS * 1_000, 1_800);
+        assert!(!lease.overslept(start + MS * 1_001, &permission));
+        assert!(
+            lease.overslept(start + MS * 1_800, &permission),
+            "the address may have been gone in between"
+        );
+        assert!(lease.overslept(start + MS * 2_800, &permission));
+        let vacant = Lease::new(LeaseTime::MIN);
+        assert!(!vacant.overslept(start + MS * 2_799, &permission));
+        assert!(vacant.overslept(start + MS * 2_800, &permission), "the claim was over");
+    }
+
+    #[test]
+    fn expiry_by_the_kernel_is_told_from_removal_by_somebody() {
+        let start = Instant::now();
+        let lease = held(start);
+        assert!(!lease.may_have_expired(start + MS * 1_899));
+        assert!(lease.may_have_expired(start + MS * 1_900));
+    }
+
+    proptest! {
+        /// Whatever the cadence of the claims, no two refreshes lie further apart than the longer of the cadence and
+        /// a third of the lease, and there are never more than six in a lease (and the first).
+        #[test]
+        fn refreshes_are_neither_too_rare_nor_too_many(secs in 2_u64..30, cadence_ms in 10_u32..1_700) {
+            let time = LeaseTime::new(Duration::from_secs(secs)).unwrap();
+            let start = Instant::now();
+            let mut lease = Lease::new(time);
+            lease.refreshed(start, &claim(start, 1_800));
+            let (mut last, mut count) = (start, 0);
+            let mut now = start;
+            while now < start + time.duration() * 4 {
+                now += MS * cadence_ms;
+                match lease.judge(now, &claim(now, 1_800)) {
+                    Verdict::Refresh => {
+                        prop_assert!(now - last <= (MS * cadence_ms).max(time.duration() / 3));
+                        last = now;
+                        count += 1;
+                        lease.refreshed(now, &claim(now, 1_800));
+                    }
+                    verdict => prop_assert_eq!(verdict, Verdict::Fresh),
+                }
+            }
+            prop_assert!(count <= 24, "{count}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Keeps the groups' addresses as the claims and the kernel's events ask.
+//!
+//! Inputs: [`Manager::add`], [`Manager::update`], [`Manager::remove`], [`Manager::claim`], [`Manager::release`],
+//! [`Manager::hear`], [`Manager::handle_timeout`]; after each batch of them [`Manager::settle`]. Outputs:
+//! [`Manager::poll_event`] and [`Manager::poll_timeout`]. Everything runs on one thread, so refreshes and removals
+//! are in order by construction.
+//!
+//! Events of the kernel are only hints to look: what counts is what a look at the tables shows. Own changes thus
+//! need no exact filter, and the order in which an event and an answer arrive does not matter.
+
+mod claims;
+mod observe;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::event::{KeeperEvent, Removal, ResyncCause, Warning};
+use crate::group::{Group, Registered};
+use crate::kernel::Kernel;
+use crate::select::Link;
+use crate::status::{Counters, Status};
+use crate::types::{GroupId, InterfaceSelector, Release};
+use crate::wire::decode::ObservedRoute;
+
+/// Whether sessions are reset when an address goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionPolicy {
+    /// Before a planned removal (their peers get a RST), and after any other.
+    #[default]
+    Reset,
+    /// They are left to their owner.
+    Leave,
+}
+
+/// See the module's documentation.
+pub(crate) struct Manager<K> {
+    kernel: K,
+    sessions: SessionPolicy,
+    groups: BTreeMap<GroupId, Group>,
+    links: BTreeMap<u32, Link>,
+    defaults: Vec<ObservedRoute>,
+    dirty: Dirty,
+    /// Whether a route of ours may exist, so that routes need watching.
+    routes_in_use: bool,
+    /// Warnings of which once is enough until things change.
+    warned_sessions: bool,
+    warned_unobserved: bool,
+    events: VecDeque<KeeperEvent>,
+    counters: Counters,
+}
+
+/// What has to be looked at again.
+#[derive(Debug, Default)]
+struct Dirty {
+    everything: Option<ResyncCause>,
+    selection: bool,
+    defaults: bool,
+    interfaces: BTreeSet<u32>,
+    /// When to look.
+    due: Option<Instant>,
+    /// Not before this is everything read again.
+    next_resync: Option<Instant>,
+}
+
+/// How soon to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Urgency {
+    Now,
+    /// Changes that come in bursts are looked at together.
+    Soon,
+}
+
+/// How long changes that are not urgent may gather.
+const GATHER: Duration = Duration::from_millis(20);
+/// Two readings of everything lie at least so far apart, however often events are dropped.
+const RESYNC_SPACING: Duration = Duration::from_millis(100);
+/// After a failed look.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Dirty {
+    fn mark(&mut self, now: Instant, urgency: Urgency) {
+        let due = match urgency {
+            Urgency::Now => now,
+            Urgency::Soon => now + GATHER,
+        };
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+    }
+
+    fn everything(&mut self, now: Instant, cause: ResyncCause) {
+        self.everything = self.everything.or(Some(cause));
+        let due = self.next_resync.map_or(now, |next| next.max(now));
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+    }
+}
+
+impl<K: Kernel> Manager<K> {
+    pub(crate) fn new(kernel: K, sessions: SessionPolicy) -> Self {
+        let mut dirty = Dirty::default();
+        dirty.everything(kernel.now(), ResyncCause::Start);
+        Self {
+            kernel,
+            sessions,
+            groups: BTreeMap::new(),
+            links: BTreeMap::new(),
+            defaults: Vec::new(),
+            dirty,
+            routes_in_use: false,
+            warned_sessions: false,
+            warned_unobserved: false,
+            events: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Adds a group; a group of that id is replaced as by [`Manager::update`].
+    pub(crate) fn add(&mut self, registered: Registered) {
+        if self.groups.contains_key(&registered.config.id) {
+            self.update(registered);
+            return;
+        }
+        self.groups.insert(registered.config.id, Group::new(registered));
+        self.look_for_interfaces();
+    }
+
+    /// Changes a group. Addresses that it keeps stay, those that it loses go now, new ones come with the next claim.
+    pub(crate) fn update(&mut self, registered: Registered) {
+        let Some(group) = self.groups.get_mut(&registered.config.id) else {
+            self.add(registered);
+            return;
+        };
+        let Registered { config, labels } = registered;
+        let id = config.id;
+        let before = group.managed();
+        let relabelled = group.labels != labels;
+        let due = |ip: &IpAddr| !before.addresses.contains(ip) || relabelled && ip.is_ipv6();
+        let added: Vec<IpAddr> = config.ips().into_iter().filter(due).collect();
+        group.lease.time = config.lease;
+        group.lease.owe(added.into_iter());
+        group.refused.retain(|ip, _| config.addresses.iter().any(|vip| vip.ip() == *ip));
+        let moved = group.config.interface != config.interface;
+        (group.config, group.labels) = (config, labels);
+        self.drop_obsolete(id, &before);
+        if moved {
+            self.take_down(id, Removal::Reconfigured, Release::Planned);
+            self.groups.entry(id).and_modify(|group| group.interface = None);
+        }
+        self.look_for_interfaces();
+    }
+
+    /// Removes a group and what is there of it.
+    pub(crate) fn remove(&mut self, id: GroupId) {
+        self.take_down(id, Removal::Reconfigured, Release::Planned);
+        self.groups.remove(&id);
+    }
+
+    /// Removes everything, at the end.
+    pub(crate) fn shutdown(&mut self) {
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            self.take_down(id, Removal::Shutdown, Release::Planned);
+        }
+    }
+
+    /// Lets time pass: leases that nobody refreshed are given up before the kernel does it.
+    pub(crate) fn handle_timeout(&mut self) {
+        let now = self.kernel.now();
+        let over = |group: &Group| group.lease.deadline().is_some_and(|deadline| deadline <= now);
+        let lapsed: Vec<GroupId> = self.groups.iter().filter(|(_, g)| over(g)).map(|(id, _)| *id).collect();
+        for id in lapsed {
+            self.counters.leases_lapsed += 1;
+            let reason = match self.groups.get(&id) {
+                Some(group) if group.lease.may_have_expired(now) => Removal::Expired,
+                _ => Removal::Lapsed,
+            };
+            self.take_down(id, reason, Release::Lost);
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.lease.lapse();
+            }
+        }
+        if self.groups.values().any(|group| group.switch_at.is_some_and(|at| at <= now)) {
+            self.dirty.selection = true;
+            self.dirty.mark(now, Urgency::Now);
+        }
+    }
+
+    /// When [`Manager::handle_timeout`] and [`Manager::settle`] have something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let groups = self.groups.values().flat_map(|group| [group.lease.deadline(), group.switch_at]);
+        groups.chain([self.dirty.due]).flatten().min()
+    }
+
+    /// The next event to deliver.
+    pub(crate) fn poll_event(&mut self) -> Option<KeeperEvent> {
+        self.events.pop_front()
+    }
+
+    /// Whether changes of routes matter.
+    pub(crate) fn needs_routes(&self) -> bool {
+        self.routes_in_use
+            || self.groups.values().any(|group| group.config.interface == InterfaceSelector::DefaultRoute)
+    }
+
+    /// The clock.
+    pub(crate) fn now(&self) -> Instant {
+        self.kernel.now()
+    }
+
+    /// Adds an event of somebody else to the queue.
+    pub(crate) fn warn(&mut self, id: Option<GroupId>, warning: Warning) {
+        self.events.push_back(KeeperEvent::Warning { id, warning });
+    }
+
+    /// A snapshot.
+    pub(crate) fn status(&self, realtime: bool) -> Status {
+        Status {
+            groups: self.groups.values().map(Group::status).collect(),
+            realtime,
+            counters: self.counters,
+        }
+    }
+
+    /// Routes may have changed unheard.
+    pub(crate) fn look_at_routes(&mut self) {
+        self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
+        self.look_for_interfaces();
+    }
+
+    fn look_for_interfaces(&mut self) {
+        self.dirty.selection = true;
+        self.dirty.defaults = true;
+        self.dirty.mark(self.kernel.now(), Urgency::Now);
+    }
+}

@@ -1,0 +1,302 @@
+//! Looking: the kernel's events, and what a look at its tables leads to.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Manager, RESYNC_SPACING, RETRY, Urgency};
+use crate::event::{InterfaceAddress, InterfaceState, KeeperEvent, Removal, ResyncCause, Warning};
+use crate::group::Group;
+use crate::kernel::{Kernel, KernelError, is_ours};
+use crate::lease::Tenure;
+use crate::listener::Heard;
+use crate::plan::plan;
+use crate::select::{Link, merge, select};
+use crate::types::{GroupId, InterfaceSelector, Release};
+use crate::wire::PROTOCOL;
+use crate::wire::decode::{NetEvent, ObservedAddress, ObservedRoute};
+
+/// A default route that leads elsewhere is followed when it still does so after this long: a DHCP renewal or a
+/// restart of the network manager takes it away for a moment.
+const SWITCH_AFTER: Duration = Duration::from_secs(1);
+
+impl<K: Kernel> Manager<K> {
+    /// Takes in what the listener heard. Nothing is done before [`Manager::settle`].
+    pub(crate) fn hear(&mut self, heard: Heard) {
+        let now = self.kernel.now();
+        match heard {
+            Heard::Event(NetEvent::Link(update)) => {
+                let index = update.index;
+                merge(&mut self.links, update);
+                self.dirty.selection = true;
+                if self.is_relevant(index) {
+                    self.dirty.interfaces.insert(index);
+                }
+                self.dirty.mark(now, Urgency::Now);
+            }
+            Heard::Event(NetEvent::LinkRemoved { index }) => {
+                self.links.remove(&index);
+                self.dirty.selection = true;
+                self.dirty.mark(now, Urgency::Now);
+            }
+            Heard::Event(NetEvent::Address(address)) => self.hear_address(&address),
+            Heard::Event(NetEvent::AddressRemoved(address)) => self.hear_removal(&address),
+            Heard::Event(NetEvent::Route(route) | NetEvent::RouteRemoved(route)) => self.hear_route(&route),
+            Heard::Event(NetEvent::Label(_) | NetEvent::Other { .. }) => {}
+            Heard::Unreadable(error) => {
+                tracing::debug!(%error, "netlink event");
+                self.counters.unreadable += 1;
+                self.dirty.everything(now, ResyncCause::Unreadable);
+            }
+            Heard::Overrun => {
+                self.counters.overruns += 1;
+                self.dirty.everything(now, ResyncCause::Overrun);
+            }
+        }
+    }
+
+    /// An address came or changed. Our own refreshes, which are most of these, change nothing.
+    fn hear_address(&mut self, address: &ObservedAddress) {
+        let ours = is_ours(address, self.kernel.marks_addresses());
+        let expected = |group: &Group| group.interface == Some(address.index) && group.has(address.ip);
+        if !self.is_relevant(address.index) || ours && self.groups.values().any(expected) {
+            return;
+        }
+        self.dirty.interfaces.insert(address.index);
+        self.dirty.mark(self.kernel.now(), Urgency::Soon);
+    }
+
+    /// An address went. That of a VIP which should be here is looked into at once; that of one which should not is
+    /// our own doing.
+    fn hear_removal(&mut self, address: &ObservedAddress) {
+        if !self.is_relevant(address.index) {
+            return;
+        }
+        let owner = self
+            .groups
+            .values()
+            .find(|group| group.interface == Some(address.index) && group.has(address.ip));
+        let urgency = match owner {
+            Some(group) if group.present().contains(&address.ip) => Urgency::Now,
+            Some(group) if !group.refused.contains_key(&address.ip) => return,
+            _ => Urgency::Soon,
+        };
+        self.dirty.interfaces.insert(address.index);
+        self.dirty.mark(self.kernel.now(), urgency);
+    }
+
+    fn hear_route(&mut self, route: &ObservedRoute) {
+        if route.destination.is_empty() {
+            self.dirty.defaults = true;
+        } else if route.protocol == PROTOCOL && self.routes_in_use {
+            self.dirty.interfaces.extend(route.interfaces.iter().copied());
+        } else {
+            return;
+        }
+        self.dirty.mark(self.kernel.now(), Urgency::Soon);
+    }
+
+    fn is_relevant(&self, index: u32) -> bool {
+        self.groups.values().any(|group| group.interface == Some(index))
+    }
+
+    /// Looks at what was marked, when it is due.
+    pub(crate) fn settle(&mut self) {
+        let now = self.kernel.now();
+        if self.dirty.due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.dirty.due = None;
+        match self.look() {
+            Ok(()) => self.warned_unobserved = false,
+            Err(error) => self.unobserved(error),
+        }
+    }
+
+    fn look(&mut self) -> Result<(), KernelError> {
+        let now = self.kernel.now();
+        if let Some(cause) = self.dirty.everything {
+            if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
+                self.dirty.due = Some(next);
+                self.look_at_selection()?;
+                return self.look_at_interfaces();
+            }
+            self.dirty.next_resync = Some(now + RESYNC_SPACING);
+            // Should it fail on the way, it is still to be done.
+            self.dirty.everything = Some(ResyncCause::Retry);
+            let links = self.kernel.links()?;
+            self.links.clear();
+            for update in links {
+                merge(&mut self.links, update);
+            }
+            self.dirty.defaults = true;
+            self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
+            self.look_at_selection()?;
+            self.look_at_interfaces()?;
+            self.dirty.everything = None;
+            self.counters.resyncs += 1;
+            self.events.push_back(KeeperEvent::Resynced { cause });
+            return Ok(());
+        }
+        self.look_at_selection()?;
+        self.look_at_interfaces()
+    }
+
+    fn look_at_selection(&mut self) -> Result<(), KernelError> {
+        if self.dirty.defaults {
+            let wanted = |group: &Group| group.config.interface == InterfaceSelector::DefaultRoute;
+            if self.groups.values().any(wanted) {
+                self.defaults = self.kernel.default_routes()?;
+            }
+            self.dirty.defaults = false;
+            self.dirty.selection = true;
+        }
+        if std::mem::take(&mut self.dirty.selection) {
+            let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+            for id in ids {
+                self.choose_interface(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates the group's selector and moves it if its interface is another one now.
+    fn choose_interface(&mut self, id: GroupId) {
+        let now = self.kernel.now();
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let selector = &group.config.interface;
+        let current = group.interface;
+        let chosen = select(selector, group.config.has_ipv4(), current, &self.links, &self.defaults);
+        let still_there = current.is_some_and(|index| self.links.contains_key(&index));
+        if chosen == current {
+            group.switch_at = None;
+        } else if still_there && *selector == InterfaceSelector::DefaultRoute {
+            let at = *group.switch_at.get_or_insert(now + SWITCH_AFTER);
+            if now < at {
+                return;
+            }
+        }
+        group.switch_at = None;
+        let vacant = group.lease.tenure == Tenure::Vacant;
+        let up = chosen.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
+        if !vacant && chosen != current {
+            self.take_down(id, Removal::InterfaceGone, Release::Lost);
+        } else if !vacant && !up {
+            self.take_down(id, Removal::InterfaceDown, Release::Lost);
+        }
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.interface = chosen;
+        }
+        match chosen {
+            Some(index) if chosen != current => {
+                self.dirty.interfaces.insert(index);
+            }
+            None => self.report(id, None),
+            Some(_) => {}
+        }
+    }
+
+    fn look_at_interfaces(&mut self) -> Result<(), KernelError> {
+        while let Some(index) = self.dirty.interfaces.pop_first() {
+            let ids: Vec<GroupId> =
+                self.groups.iter().filter(|(_, g)| g.interface == Some(index)).map(|(id, _)| *id).collect();
+            if ids.is_empty() {
+                continue;
+            }
+            let addresses = match self.kernel.addresses(index) {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    self.dirty.interfaces.insert(index);
+                    return Err(error);
+                }
+            };
+            let state = self.interface_state(index, &addresses);
+            for id in ids {
+                self.report(id, state.clone());
+                self.verify(id, index, &addresses);
+            }
+        }
+        Ok(())
+    }
+
+    fn interface_state(&self, index: u32, addresses: &[ObservedAddress]) -> Option<InterfaceState> {
+        let link = self.links.get(&index)?;
+        let vips: BTreeSet<IpAddr> = self.groups.values().flat_map(Group::ips).collect();
+        let own = addresses.iter().filter(|address| !vips.contains(&address.ip));
+        Some(InterfaceState {
+            name: link.name.clone(),
+            index,
+            mac: link.mac,
+            up: link.is_up(),
+            addresses: own
+                .map(|&ObservedAddress { ip, prefix_len, scope, flags, .. }| InterfaceAddress {
+                    ip,
+                    prefix_len,
+                    scope,
+                    flags,
+                })
+                .collect(),
+        })
+    }
+
+    fn report(&mut self, id: GroupId, state: Option<InterfaceState>) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.reported.as_ref() != Some(&state) {
+            group.reported = Some(state.clone());
+            self.events.push_back(KeeperEvent::Interface { id, state });
+        }
+    }
+
+    /// Compares what a held group should have with what is there.
+    fn verify(&mut self, id: GroupId, index: u32, addresses: &[ObservedAddress]) {
+        let now = self.kernel.now();
+        let marks = self.kernel.marks_addresses();
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.lease.held().is_none() {
+            return;
+        }
+        let there = |ip: IpAddr| addresses.iter().any(|seen| seen.ip == ip && is_ours(seen, marks));
+        let gone: Vec<IpAddr> = group.present().into_iter().filter(|ip| !there(*ip)).collect();
+        if !gone.is_empty() && group.lease.may_have_expired(now) {
+            self.counters.leases_lapsed += 1;
+            self.take_down(id, Removal::Expired, Release::Lost);
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.lease.lapse();
+            }
+            return;
+        }
+        for ip in gone {
+            if self.groups.get_mut(&id).is_some_and(|group| group.lease.lose(now, ip)) {
+                self.counters.missing += 1;
+                self.events.push_back(KeeperEvent::Missing { id, ip });
+            }
+        }
+        self.maintain_routes(id, index);
+    }
+
+    /// The node's own addresses changed: a subnet may need a route of ours now, or no longer.
+    fn maintain_routes(&mut self, id: GroupId, index: u32) {
+        let Some(group) = self.groups.get(&id) else { return };
+        let desired = self.desired_with_others(group, index);
+        let managed = group.managed();
+        match self.observe_for(id, index, &desired) {
+            Ok(observed) => {
+                let mut steps = plan(index, &desired, &managed, &observed).steps;
+                steps.retain(|step| !step.needs_claim());
+                self.carry_out(id, &steps);
+            }
+            Err(error) => self.unobserved(error),
+        }
+    }
+
+    /// A look failed: everything is looked at again, soon.
+    pub(super) fn unobserved(&mut self, error: KernelError) {
+        let now = self.kernel.now();
+        self.counters.kernel_errors += 1;
+        self.dirty.everything = Some(ResyncCause::Retry);
+        self.dirty.due = Some(now + RETRY);
+        if !std::mem::replace(&mut self.warned_unobserved, true) {
+            self.warn(None, Warning::Unobserved(error));
+        }
+    }
+}

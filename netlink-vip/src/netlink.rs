@@ -1,0 +1,190 @@
+//! The real kernel.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+
+use crate::kernel::{Kernel, KernelError};
+use crate::plan::{Step, VipScope};
+use crate::sessions::{Sessions, SessionsError};
+use crate::socket::RequestSocket;
+use crate::wire::PROTOCOL;
+use crate::wire::decode::{
+    LinkUpdate, Message, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute, decode_event,
+};
+use crate::wire::encode::{self, Lifetime, Request};
+
+/// Unicast routes of the main table (`rtnetlink.h`).
+const RTN_UNICAST: u8 = 1;
+const RT_TABLE_MAIN: u32 = 254;
+
+/// Speaks rtnetlink in the network namespace in which it was opened.
+pub(crate) struct NetlinkKernel {
+    socket: RequestSocket,
+    sessions: Option<Sessions>,
+    marks_addresses: bool,
+}
+
+impl NetlinkKernel {
+    /// Opens the socket.
+    pub(crate) fn open() -> io::Result<Self> {
+        let socket = RequestSocket::open(NETLINK_ROUTE)?;
+        Ok(Self { socket, sessions: None, marks_addresses: kernel_is_at_least(5, 18) })
+    }
+
+    /// Whether the process may change addresses, found by asking for a change that cannot be made.
+    pub(crate) fn check_privilege(&mut self) -> Result<(), KernelError> {
+        let nowhere = encode::delete_address(u32::MAX >> 1, IpAddr::from([192, 0, 2, 1]), 32);
+        match self.write(nowhere) {
+            Err(error) if error.refused() == Some(Errno::EPERM) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&mut self, request: Request) -> Result<(), KernelError> {
+        self.socket.transact(|sequence| request.encode(sequence))
+    }
+
+    fn dump<T>(
+        &mut self,
+        request: impl Fn() -> Request,
+        pick: impl Fn(NetEvent) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        let read = |message: &Message<'_>| decode_event(message).ok().and_then(&pick);
+        self.socket.dump(|sequence| request().encode(sequence), read)
+    }
+
+    /// Routes of the main table. An IPv4 main table that nobody has used yet does not exist.
+    fn routes(
+        &mut self,
+        protocol: Option<u8>,
+        keep: impl Fn(&ObservedRoute) -> bool,
+    ) -> Result<Vec<ObservedRoute>, KernelError> {
+        let mut found = Vec::new();
+        for v4 in [true, false] {
+            let pick = |event| match event {
+                NetEvent::Route(route) if route.table == RT_TABLE_MAIN && keep(&route) => Some(route),
+                _ => None,
+            };
+            match self.dump(|| encode::dump_routes(v4, protocol), pick) {
+                Ok(routes) => found.extend(routes),
+                Err(error) if error.refused() == Some(Errno::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Creates a dummy link.
+    pub(crate) fn create_dummy(&mut self, name: &str) -> Result<(), KernelError> {
+        self.write(encode::create_dummy(name))
+    }
+
+    /// Sets a link up.
+    pub(crate) fn set_link_up(&mut self, index: u32) -> Result<(), KernelError> {
+        self.write(encode::set_link_up(index))
+    }
+
+    /// Deletes a link; one that is gone is fine.
+    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), KernelError> {
+        tolerate(self.write(encode::delete_link(index)), &[Errno::ENODEV])
+    }
+
+    /// Adds an address without end.
+    pub(crate) fn put_permanent(&mut self, index: u32, ip: IpAddr) -> Result<(), KernelError> {
+        self.write(encode::put_address(index, ip, Lifetime::Permanent, VipScope::Host))
+    }
+}
+
+impl Kernel for NetlinkKernel {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn links(&mut self) -> Result<Vec<LinkUpdate>, KernelError> {
+        self.dump(encode::dump_links, |event| match event {
+            NetEvent::Link(link) => Some(link),
+            _ => None,
+        })
+    }
+
+    fn addresses(&mut self, index: u32) -> Result<Vec<ObservedAddress>, KernelError> {
+        let pick = |event| match event {
+            NetEvent::Address(address) if index == 0 || address.index == index => Some(address),
+            _ => None,
+        };
+        match self.dump(|| encode::dump_addresses(index), pick) {
+            Err(error) if error.refused() == Some(Errno::ENODEV) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    fn default_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
+        self.routes(None, |route| route.destination.is_empty() && route.kind == RTN_UNICAST)
+    }
+
+    fn marked_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
+        self.routes(Some(PROTOCOL), |route| route.protocol == PROTOCOL)
+    }
+
+    fn labels(&mut self) -> Result<Vec<ObservedLabel>, KernelError> {
+        self.dump(encode::dump_labels, |event| match event {
+            NetEvent::Label(label) => Some(label),
+            _ => None,
+        })
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
+        match *step {
+            Step::PutAddress { index, ip, lease, scope } => {
+                self.write(encode::put_address(index, ip, Lifetime::Lease(lease), scope))
+            }
+            Step::DeleteAddress { index, ip, prefix_len } => {
+                let gone = [Errno::EADDRNOTAVAIL, Errno::ENODEV, Errno::ENXIO];
+                tolerate(self.write(encode::delete_address(index, ip, prefix_len)), &gone)
+            }
+            Step::PutRoute { index, prefix } => {
+                tolerate(self.write(encode::put_route(index, prefix)), &[Errno::EEXIST])
+            }
+            Step::DeleteRoute { index, prefix } => {
+                tolerate(self.write(encode::delete_route(index, prefix)), &[Errno::ESRCH, Errno::ENODEV])
+            }
+            Step::PutLabel { ip, label } => {
+                tolerate(self.write(encode::put_label(ip, label)), &[Errno::EEXIST])
+            }
+            Step::DeleteLabel { ip, label } => {
+                tolerate(self.write(encode::delete_label(ip, label)), &[Errno::ESRCH])
+            }
+        }
+    }
+
+    fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
+        if self.sessions.is_none() {
+            self.sessions = Some(Sessions::open()?);
+        }
+        self.sessions.as_mut().map_or(Ok(0), |sessions| sessions.destroy(ips))
+    }
+
+    fn marks_addresses(&self) -> bool {
+        self.marks_addresses
+    }
+}
+
+/// Takes errors that say "it is so already" for success.
+fn tolerate(result: Result<(), KernelError>, fine: &[Errno]) -> Result<(), KernelError> {
+    match result {
+        Err(error) if error.refused().is_some_and(|errno| fine.contains(&errno)) => Ok(()),
+        other => other,
+    }
+}
+
+/// By `uname`, because a kernel that does not know an attribute ignores it silently.
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let Ok(uname) = nix::sys::utsname::uname() else { return true };
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}

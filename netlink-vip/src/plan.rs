@@ -1,0 +1,249 @@
+//! From what should be and what is to the steps in between. Pure.
+//!
+//! Order: labels before addresses, so that no address is ever without its label; additions before routes that serve
+//! them; deletions of addresses before anything else, because they are what other nodes wait for.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::kernel::is_ours;
+use crate::types::{LeaseTime, Prefix, VipAddress, full_prefix};
+use crate::wire::PROTOCOL;
+use crate::wire::decode::{ObservedAddress, ObservedLabel, ObservedRoute};
+
+/// One change to the kernel's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Step {
+    /// Deletes an address.
+    DeleteAddress {
+        /// Interface index.
+        index: u32,
+        /// The address.
+        ip: IpAddr,
+        /// Its prefix length.
+        prefix_len: u8,
+    },
+    /// Deletes a prefix route of ours.
+    DeleteRoute {
+        /// Interface index.
+        index: u32,
+        /// Destination.
+        prefix: Prefix,
+    },
+    /// Deletes an address label.
+    DeleteLabel {
+        /// The address that it is for.
+        ip: IpAddr,
+        /// The label.
+        label: u32,
+    },
+    /// Adds an address label.
+    PutLabel {
+        /// The address that it is for.
+        ip: IpAddr,
+        /// The label.
+        label: u32,
+    },
+    /// Adds or refreshes a leased address.
+    PutAddress {
+        /// Interface index.
+        index: u32,
+        /// The address.
+        ip: IpAddr,
+        /// How long the kernel keeps it.
+        lease: LeaseTime,
+        /// Its scope.
+        scope: VipScope,
+    },
+    /// Adds a prefix route.
+    PutRoute {
+        /// Interface index.
+        index: u32,
+        /// Destination.
+        prefix: Prefix,
+    },
+}
+
+impl Step {
+    /// Whether the step adds an address, which only a valid claim permits.
+    pub fn needs_claim(&self) -> bool {
+        matches!(self, Self::PutAddress { .. } | Self::PutLabel { .. })
+    }
+}
+
+/// The scope of an IPv4 VIP; IPv6 has none to choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VipScope {
+    /// Valid everywhere, where an address of the node covers the VIP: the kernel then lists the VIP after it, and
+    /// programs that take an interface's first address take the node's.
+    Universe,
+    /// Valid on this host, where none does (the node's own address may be a /32): the kernel then never chooses the
+    /// VIP as a source towards others, but lists it first.
+    Host,
+}
+
+/// What should be on one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// The leased addresses.
+    pub addresses: BTreeSet<(IpAddr, LeaseTime)>,
+    /// Their labels.
+    pub labels: BTreeSet<(IpAddr, u32)>,
+    /// Addresses whose subnet must be reachable on the interface, by an address of the node or by a route of ours.
+    /// They need not be among [`Desired::addresses`]: several groups can share a subnet.
+    pub reachable: BTreeSet<VipAddress>,
+}
+
+/// What the plan may delete; anything else is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Managed {
+    /// Addresses that are ours where they carry our mark.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Labels that are ours. Labels carry no mark: the caller knows.
+    pub labels: BTreeSet<(IpAddr, u32)>,
+    /// Destinations of routes that are ours where they carry our mark.
+    pub subnets: BTreeSet<Prefix>,
+}
+
+/// What is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// Addresses, of any interface.
+    pub addresses: Vec<ObservedAddress>,
+    /// Labels.
+    pub labels: Vec<ObservedLabel>,
+    /// Routes; those without our mark are ignored.
+    pub routes: Vec<ObservedRoute>,
+    /// Whether the kernel keeps marks on addresses (Linux 5.18).
+    pub kernel_marks: bool,
+}
+
+/// The way from observed to desired.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Steps, in the order in which to take them.
+    pub steps: Vec<Step>,
+    /// Writes those desired addresses again that are there already: a refresh.
+    pub refresh: Vec<Step>,
+    /// Desired addresses that are there already as somebody else's, with their prefix length. They are left alone.
+    pub foreign: Vec<(IpAddr, u8)>,
+}
+
+/// Plans for the interface `index`. Taking the steps leads to `desired` but for [`Plan::foreign`]; planning again
+/// then yields nothing. Of the same destination, label or address nothing is touched that is not both `managed` and
+/// marked.
+pub fn plan(index: u32, desired: &Desired, managed: &Managed, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let is_ours = |address: &ObservedAddress| is_ours(address, observed.kernel_marks);
+    plan.steps.extend(obsolete_addresses(index, desired, managed, observed));
+    plan.steps.extend(obsolete_routes(index, desired, managed, observed));
+    plan.steps.extend(obsolete_labels(desired, managed, observed));
+    for &(ip, label) in &desired.labels {
+        let stays = |seen: &ObservedLabel| {
+            labels_exactly(seen, ip) && !plan.steps.contains(&Step::DeleteLabel { ip, label: seen.label })
+        };
+        if !observed.labels.iter().any(stays) {
+            plan.steps.push(Step::PutLabel { ip, label });
+        }
+    }
+    for &(ip, lease) in &desired.addresses {
+        let covered = is_covered(index, ip, desired, managed, observed);
+        let scope = if ip.is_ipv6() || covered { VipScope::Universe } else { VipScope::Host };
+        let put = Step::PutAddress { index, ip, lease, scope };
+        let here = || observed.addresses.iter().filter(|seen| seen.index == index && seen.ip == ip);
+        match here().find(|seen| !is_ours(seen)) {
+            _ if here().any(is_ours) => plan.refresh.push(put),
+            Some(foreign) => plan.foreign.push((ip, foreign.prefix_len)),
+            None => plan.steps.push(put),
+        }
+    }
+    for prefix in routes_needed(index, desired, managed, observed) {
+        if !observed.routes.iter().any(|route| is_our_route(route, index, prefix)) {
+            plan.steps.push(Step::PutRoute { index, prefix });
+        }
+    }
+    plan
+}
+
+fn obsolete_addresses<'a>(
+    index: u32,
+    desired: &'a Desired,
+    managed: &'a Managed,
+    observed: &'a Observed,
+) -> impl Iterator<Item = Step> + 'a {
+    let desired_here = move |ip| desired.addresses.iter().any(|&(wanted, _)| wanted == ip);
+    observed
+        .addresses
+        .iter()
+        .filter(move |seen| {
+            managed.addresses.contains(&seen.ip)
+                && is_ours(seen, observed.kernel_marks)
+                && !(seen.index == index && desired_here(seen.ip))
+        })
+        .map(|seen| Step::DeleteAddress { index: seen.index, ip: seen.ip, prefix_len: seen.prefix_len })
+}
+
+fn obsolete_routes<'a>(
+    index: u32,
+    desired: &'a Desired,
+    managed: &'a Managed,
+    observed: &'a Observed,
+) -> impl Iterator<Item = Step> + 'a {
+    let needed = routes_needed(index, desired, managed, observed);
+    let ours = observed
+        .routes
+        .iter()
+        .filter(move |route| route.protocol == PROTOCOL && managed.subnets.contains(&route.destination));
+    ours.flat_map(|route| route.interfaces.iter().map(|&at| (at, route.destination)))
+        .filter(move |&(at, prefix)| at != index || !needed.contains(&prefix))
+        .map(|(index, prefix)| Step::DeleteRoute { index, prefix })
+}
+
+fn obsolete_labels<'a>(
+    desired: &'a Desired,
+    managed: &'a Managed,
+    observed: &'a Observed,
+) -> impl Iterator<Item = Step> + 'a {
+    let mine = managed.labels.difference(&desired.labels);
+    mine.filter(|&&(ip, label)| {
+        observed.labels.iter().any(|seen| labels_exactly(seen, ip) && seen.label == label)
+    })
+    .map(|&(ip, label)| Step::DeleteLabel { ip, label })
+}
+
+fn labels_exactly(seen: &ObservedLabel, ip: IpAddr) -> bool {
+    seen.index == 0 && seen.prefix == Prefix::new(ip, full_prefix(ip))
+}
+
+fn is_our_route(route: &ObservedRoute, index: u32, prefix: Prefix) -> bool {
+    route.protocol == PROTOCOL && route.destination == prefix && route.interfaces == [index]
+}
+
+/// A subnet needs a route of ours unless an address of the node on the interface brings one.
+pub(crate) fn routes_needed(
+    index: u32,
+    desired: &Desired,
+    managed: &Managed,
+    observed: &Observed,
+) -> BTreeSet<Prefix> {
+    let uncovered = desired.reachable.iter().filter(|vip| {
+        vip.prefix_len() < full_prefix(vip.ip()) && !is_covered(index, vip.ip(), desired, managed, observed)
+    });
+    uncovered.map(VipAddress::subnet).collect()
+}
+
+/// Whether the subnet of an address of the node on the interface contains `ip`. Addresses that are or may become
+/// ours count for nothing: they bring no route.
+fn is_covered(index: u32, ip: IpAddr, desired: &Desired, managed: &Managed, observed: &Observed) -> bool {
+    let is_vip = |ip: IpAddr| {
+        managed.addresses.contains(&ip) || desired.addresses.iter().any(|&(wanted, _)| wanted == ip)
+    };
+    observed.addresses.iter().any(|seen| {
+        seen.index == index && !is_vip(seen.ip) && Prefix::new(seen.ip, seen.prefix_len).contains(ip)
+    })
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,96 @@
+//! Resets TCP sessions that came through a VIP.
+//!
+//! Once an address is gone not even a RST leaves in its name and the client hangs. So sessions are reset *before* a
+//! planned removal; after an unplanned loss they are destroyed so that nothing lingers.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use nix::errno::Errno;
+
+use crate::kernel::KernelError;
+use crate::socket::RequestSocket;
+use crate::wire::diag::{self, SocketId};
+
+/// Resets every TCP session (not a listener) whose local address is one of `ips`, with a RST to the peer, whichever
+/// process it belongs to, in the calling thread's network namespace. Returns how many there were.
+///
+/// # Errors
+/// [`SessionsError::Unsupported`] if there is a session and the kernel was built without
+/// `CONFIG_INET_DIAG_DESTROY`, or if it cannot list sessions at all; the other variants if it could not be asked.
+pub fn destroy(ips: &[IpAddr]) -> Result<usize, SessionsError> {
+    Sessions::open()?.destroy(ips)
+}
+
+/// Why sessions were not reset.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionsError {
+    /// The kernel lacks `CONFIG_INET_DIAG` or `CONFIG_INET_DIAG_DESTROY`.
+    #[error("the kernel cannot destroy sockets (CONFIG_INET_DIAG_DESTROY)")]
+    Unsupported,
+    /// CAP_NET_ADMIN is missing.
+    #[error("destroying sockets needs CAP_NET_ADMIN")]
+    Permission,
+    /// The kernel gave another answer.
+    #[error("destroying sockets: {0}")]
+    Kernel(#[from] KernelError),
+    /// The socket could not be opened.
+    #[error("opening a socket for inet_diag: {0}")]
+    Socket(Errno),
+}
+
+/// An open inet_diag socket.
+pub(crate) struct Sessions(RequestSocket);
+
+impl Sessions {
+    pub(crate) fn open() -> Result<Self, SessionsError> {
+        RequestSocket::open(NETLINK_SOCK_DIAG).map(Self).map_err(|error: io::Error| {
+            match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EPROTONOSUPPORT) => SessionsError::Unsupported,
+                errno => SessionsError::Socket(errno.unwrap_or(Errno::EIO)),
+            }
+        })
+    }
+
+    pub(crate) fn destroy(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
+        let mut reset = 0;
+        for &ip in ips {
+            for &family in diag::families(ip) {
+                let sessions = self
+                    .0
+                    .dump(
+                        |sequence| diag::dump_sessions(sequence, family, ip),
+                        |message| SocketId::decode(message.body),
+                    )
+                    .map_err(classify_listing)?;
+                for session in sessions.iter().filter(|session| session.local() == Some(ip)) {
+                    match self.0.transact(|sequence| diag::destroy(sequence, session)).map_err(classify) {
+                        Ok(()) => reset += 1,
+                        // It ended by itself in the meantime.
+                        Err(SessionsError::Kernel(error)) if error.refused() == Some(Errno::ENOENT) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(reset)
+    }
+}
+
+/// Without inet_diag for TCP there is no such family of requests.
+fn classify_listing(error: KernelError) -> SessionsError {
+    match error.refused() {
+        Some(Errno::ENOENT | Errno::EINVAL) => SessionsError::Unsupported,
+        _ => classify(error),
+    }
+}
+
+fn classify(error: KernelError) -> SessionsError {
+    match error.refused() {
+        Some(Errno::EOPNOTSUPP) => SessionsError::Unsupported,
+        Some(Errno::EPERM | Errno::EACCES) => SessionsError::Permission,
+        _ => SessionsError::Kernel(error),
+    }
+}

@@ -1,0 +1,162 @@
+//! The socket for requests. The kernel handles an rtnetlink request inside `send`, so the answer is there when it
+//! returns: one request at a time, in order, without a runtime.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::NLM_F_ACK_TLVS;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::kernel::KernelError;
+use crate::wire::decode::{self, Message};
+use crate::wire::kind;
+
+/// The kernel fills at most 32 KiB of a dump into one read.
+const READ_SIZE: usize = 32 * 1024;
+/// A dump that the tables changed under is taken again this often.
+const DUMP_ATTEMPTS: usize = 4;
+/// Answers are immediate; this bounds the wait should one ever be lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// `NLM_F_DUMP_INTR` of `netlink.h`: the table changed during the dump.
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// `NLMSGERR_ATTR_MSG` of `netlink.h`.
+const ERROR_TEXT: u16 = 1;
+
+/// One netlink socket, used by one caller at a time.
+pub(crate) struct RequestSocket {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl RequestSocket {
+    /// Opens a socket of a netlink protocol in the calling thread's network namespace.
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        let timeout = TimeVal::microseconds(i64::try_from(ANSWER_TIMEOUT.as_micros()).unwrap_or(i64::MAX));
+        setsockopt(&socket, ReceiveTimeout, &timeout)?;
+        // All three are conveniences of newer kernels: error texts, short error messages, filtered dumps.
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_cap_ack(true);
+        let _ = socket.set_netlink_get_strict_chk(true);
+        Ok(Self { socket, sequence: 0, buffer: vec![0; READ_SIZE] })
+    }
+
+    /// Sends a request and waits for its acknowledgement.
+    pub(crate) fn transact(&mut self, encode: impl FnOnce(u32) -> Vec<u8>) -> Result<(), KernelError> {
+        let sequence = self.send(encode)?;
+        let mut result = Err(KernelError::NoAnswer);
+        self.receive(sequence, |message| match message.kind {
+            kind::NLMSG_ERROR => {
+                result = acknowledgement(message);
+                true
+            }
+            _ => false,
+        })?;
+        result
+    }
+
+    /// Sends a dump request and collects what `read` makes of the messages. A table that changes meanwhile is read
+    /// again, because the kernel then may have left entries out.
+    pub(crate) fn dump<T>(
+        &mut self,
+        encode: impl Fn(u32) -> Vec<u8>,
+        read: impl Fn(&Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let sequence = self.send(&encode)?;
+            let mut items = Vec::new();
+            let mut interrupted = false;
+            let mut result = Ok(());
+            self.receive(sequence, |message| {
+                interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+                match message.kind {
+                    kind::NLMSG_DONE => result = done(message),
+                    kind::NLMSG_ERROR => result = acknowledgement(message),
+                    _ => {
+                        items.extend(read(message));
+                        return false;
+                    }
+                }
+                true
+            })?;
+            result?;
+            if !interrupted {
+                return Ok(items);
+            }
+        }
+        Err(KernelError::NoAnswer)
+    }
+
+    fn send(&mut self, encode: impl FnOnce(u32) -> Vec<u8>) -> Result<u32, KernelError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = encode(self.sequence);
+        loop {
+            match self.socket.send(&request, 0) {
+                Ok(_) => return Ok(self.sequence),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(KernelError::Socket(errno_of(&error))),
+            }
+        }
+    }
+
+    /// Feeds the answers to `sequence` to `take` until it says that it has the last one.
+    fn receive(
+        &mut self,
+        sequence: u32,
+        mut take: impl FnMut(&Message<'_>) -> bool,
+    ) -> Result<(), KernelError> {
+        loop {
+            let length = match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(KernelError::NoAnswer),
+                Err(error) => return Err(KernelError::Socket(errno_of(&error))),
+            };
+            for message in decode::messages(&self.buffer[..length.min(READ_SIZE)]) {
+                let Ok(message) = message else { return Err(KernelError::NoAnswer) };
+                // Late answers to a request that was given up are passed over.
+                if message.sequence == sequence && take(&message) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32))
+}
+
+fn acknowledgement(message: &Message<'_>) -> Result<(), KernelError> {
+    let code = code_of(message).ok_or(KernelError::NoAnswer)?;
+    if code == 0 {
+        return Ok(());
+    }
+    // With short acknowledgements the attributes follow the error number and the header of the request.
+    let texts = if message.flags & NLM_F_ACK_TLVS != 0 { 4 + 16 } else { usize::MAX };
+    let text = decode::attributes(message.body, texts).find(|(number, _)| *number == ERROR_TEXT);
+    Err(KernelError::Refused {
+        errno: Errno::from_raw(code.saturating_neg()),
+        message: text.and_then(|(_, value)| decode::text(value)),
+    })
+}
+
+fn done(message: &Message<'_>) -> Result<(), KernelError> {
+    match code_of(message) {
+        Some(code) if code < 0 => {
+            Err(KernelError::Refused { errno: Errno::from_raw(code.saturating_neg()), message: None })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn code_of(message: &Message<'_>) -> Option<i32> {
+    message.body.get(..4)?.try_into().ok().map(i32::from_ne_bytes)
+}

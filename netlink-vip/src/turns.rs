@@ -1,0 +1,156 @@
+//! The keeper's thread: it waits, then takes in everything there is, then tells.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::event::Warning;
+use crate::keeper::EventSink;
+use crate::kernel::Kernel;
+use crate::listener::{Heard, Listener};
+use crate::mailbox::{Intent, Letters, Mailbox, Order};
+use crate::manager::Manager;
+use crate::realtime::make_current_thread_realtime;
+
+/// Reads of the event socket before anything else gets its turn.
+const READS_PER_TURN: usize = 64;
+/// The published status is at most this old while only counters change.
+const STATUS_SPACING: Duration = Duration::from_secs(1);
+/// Wakes up at least so often; there is no reason but to bound what a mistake can do.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// The body of the thread. Tells `started` whether it runs.
+pub(crate) fn run<K: Kernel>(
+    mut manager: Manager<K>,
+    event_buffer: usize,
+    mailbox: Arc<Mailbox>,
+    events: EventSink,
+    realtime: bool,
+    started: &SyncSender<io::Result<()>>,
+) {
+    // The receiver waits for exactly this; if it is gone, so is the reason to run.
+    let (runtime, listener) = match set_up(event_buffer) {
+        Ok(parts) => parts,
+        Err(error) => return started.send(Err(error)).unwrap_or_default(),
+    };
+    let mut is_realtime = false;
+    if realtime {
+        match make_current_thread_realtime() {
+            Ok(()) => is_realtime = true,
+            Err(why) => manager.warn(None, Warning::RealtimeUnavailable { why }),
+        }
+    }
+    let published = manager.now();
+    let turns = Turns { manager, listener, mailbox, events, realtime: is_realtime, published };
+    if started.send(Ok(())).is_ok() {
+        runtime.block_on(turns.take());
+    }
+}
+
+fn set_up(event_buffer: usize) -> io::Result<(Runtime, Listener)> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+    let listener = runtime.block_on(async { Listener::open(event_buffer) })?;
+    Ok((runtime, listener))
+}
+
+struct Turns<K> {
+    manager: Manager<K>,
+    listener: Listener,
+    mailbox: Arc<Mailbox>,
+    events: EventSink,
+    realtime: bool,
+    published: Instant,
+}
+
+impl<K: Kernel> Turns<K> {
+    async fn take(mut self) {
+        loop {
+            let unread = self.read_events();
+            self.manager.settle();
+            self.manager.handle_timeout();
+            let letters = self.mailbox.take();
+            let last = self.obey(letters);
+            self.watch_routes();
+            self.deliver();
+            if last {
+                return;
+            }
+            if !unread {
+                self.wait().await;
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let Self { manager, listener, mailbox, .. } = self;
+        let now = manager.now();
+        let deadline = manager.poll_timeout().unwrap_or(now + IDLE).min(now + IDLE);
+        tokio::select! {
+            () = mailbox.arrival() => {}
+            () = listener.wait(|heard| manager.hear(heard)) => {}
+            () = tokio::time::sleep_until(deadline.into()) => {}
+        }
+    }
+
+    /// Takes in the kernel's events. Returns whether some may be left.
+    fn read_events(&mut self) -> bool {
+        let Self { manager, listener, .. } = self;
+        (0..READS_PER_TURN).all(|_| listener.read(|heard| manager.hear(heard)))
+    }
+
+    /// Carries out what other threads ask for. Returns whether that was the end.
+    fn obey(&mut self, letters: Letters) -> bool {
+        let mut last = false;
+        for order in letters.orders {
+            match order {
+                Order::Add(group) => self.manager.add(*group),
+                Order::Update(group) => self.manager.update(*group),
+                Order::Remove(id) => self.manager.remove(id),
+                Order::Warn(id, warning) => self.manager.warn(Some(id), warning),
+                Order::Shutdown => last = true,
+            }
+        }
+        for (id, intent) in letters.intents {
+            match intent {
+                Intent::Claim(claim) => self.manager.claim(id, &claim),
+                Intent::Release(release, claim) => {
+                    self.manager.release(id, release);
+                    if let Some(claim) = claim {
+                        self.manager.claim(id, &claim);
+                    }
+                }
+            }
+        }
+        if last {
+            self.manager.shutdown();
+        }
+        last
+    }
+
+    fn watch_routes(&mut self) {
+        let wanted = self.manager.needs_routes();
+        // What changed before the subscription is not told by it.
+        match self.listener.watch_routes(wanted) {
+            Ok(true) if wanted => self.manager.look_at_routes(),
+            Ok(_) => {}
+            Err(_) => self.manager.hear(Heard::Overrun),
+        }
+    }
+
+    fn deliver(&mut self) {
+        let mut news = false;
+        while let Some(event) = self.manager.poll_event() {
+            news = true;
+            tracing::debug!(?event, "vip keeper");
+            (self.events)(event);
+        }
+        let now = self.manager.now();
+        if news || now.saturating_duration_since(self.published) >= STATUS_SPACING {
+            self.published = now;
+            self.mailbox.publish(self.manager.status(self.realtime));
+        }
+    }
+}

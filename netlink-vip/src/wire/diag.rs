@@ -1,0 +1,159 @@
+//! `inet_diag` messages (`inet_diag.h`, `sock_diag.h`), written by hand: the usual crate knows neither the filter
+//! program nor SOCK_DESTROY.
+
+use std::net::IpAddr;
+
+use super::family;
+
+/// Message types.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+
+const IPPROTO_TCP: u8 = 6;
+/// `INET_DIAG_REQ_BYTECODE`.
+const REQ_BYTECODE: u16 = 1;
+/// `INET_DIAG_BC_S_COND`: compares the local address.
+const BC_SOURCE: u8 = 7;
+/// TCP states as bits: all but TIME_WAIT (6) and CLOSE (7), which hold no session, and LISTEN (10), which is
+/// somebody's service and stays.
+const SESSION_STATES: u32 = 0xfff & !(1 << 6) & !(1 << 7) & !(1 << 10);
+
+const MESSAGE_HEADER: usize = 16;
+/// `struct inet_diag_sockid`.
+const SOCKET_ID: usize = 48;
+/// Where the id begins in `struct inet_diag_msg`, after family, state, timer and retransmissions.
+const ID_IN_REPLY: usize = 4;
+/// Where the local address begins in the id, after two ports.
+const SOURCE_IN_ID: usize = 4;
+
+/// A socket as the kernel identifies it: ports, addresses, interface and cookie, kept as they came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SocketId {
+    family: u8,
+    id: [u8; SOCKET_ID],
+}
+
+impl SocketId {
+    /// Reads one reply of a dump.
+    pub(crate) fn decode(body: &[u8]) -> Option<Self> {
+        let family = *body.first()?;
+        let id = body.get(ID_IN_REPLY..ID_IN_REPLY + SOCKET_ID)?.try_into().ok()?;
+        Some(Self { family, id })
+    }
+
+    /// The local address; that of an IPv4 session of a dual-stack socket is IPv4.
+    pub(crate) fn local(&self) -> Option<IpAddr> {
+        let bytes = self.id.get(SOURCE_IN_ID..SOURCE_IN_ID + 16)?;
+        match self.family {
+            family::INET => <[u8; 4]>::try_from(bytes.get(..4)?).ok().map(IpAddr::from),
+            family::INET6 => {
+                <[u8; 16]>::try_from(bytes).ok().map(|octets| IpAddr::from(octets).to_canonical())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The families in which sessions at `ip` are found: those of dual-stack sockets are IPv6 whatever the address.
+pub(crate) fn families(ip: IpAddr) -> &'static [u8] {
+    if ip.is_ipv4() { &[family::INET, family::INET6] } else { &[family::INET6] }
+}
+
+/// Asks for the TCP sessions of one family whose local address is `local`; the kernel does the comparing.
+pub(crate) fn dump_sessions(sequence: u32, family: u8, local: IpAddr) -> Vec<u8> {
+    let program = source_filter(local);
+    let mut body = request(family, SESSION_STATES, &[0; SOCKET_ID]);
+    body.extend(u16_bytes(4 + program.len()));
+    body.extend(REQ_BYTECODE.to_ne_bytes());
+    body.extend(program);
+    message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, &body)
+}
+
+/// Asks for the reset of one session.
+pub(crate) fn destroy(sequence: u32, socket: &SocketId) -> Vec<u8> {
+    let body = request(socket.family, u32::MAX, &socket.id);
+    message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, sequence, &body)
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, states: u32, id: &[u8; SOCKET_ID]) -> Vec<u8> {
+    let mut body = vec![family, IPPROTO_TCP, 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    body
+}
+
+/// One instruction: if the local address equals, jump just behind the program (accept), else four bytes further
+/// (reject).
+fn source_filter(local: IpAddr) -> Vec<u8> {
+    let (family, octets) = match local {
+        IpAddr::V4(v4) => (family::INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (family::INET6, v6.octets().to_vec()),
+    };
+    let length = 4 + 8 + octets.len();
+    let bits = u8::try_from(octets.len() * 8).unwrap_or(u8::MAX);
+    let mut program = vec![BC_SOURCE, u8::try_from(length).unwrap_or(u8::MAX)];
+    program.extend(u16_bytes(length + 4));
+    // struct inet_diag_hostcond: family, prefix length, padding, port (-1: any).
+    program.extend([family, bits, 0, 0]);
+    program.extend((-1_i32).to_ne_bytes());
+    program.extend(octets);
+    program
+}
+
+fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(MESSAGE_HEADER + body.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(MESSAGE_HEADER + body.len());
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0_u32.to_ne_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn u16_bytes(value: usize) -> [u8; 2] {
+    u16::try_from(value).unwrap_or(u16::MAX).to_ne_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_address_is_read_in_every_form() {
+        let reply = |family: u8, source: &[u8]| {
+            let mut body = vec![family, 1, 0, 0, 0x19, 0x2b, 0x9c, 0x40];
+            body.extend(source);
+            body.resize(ID_IN_REPLY + SOCKET_ID + 16, 0);
+            SocketId::decode(&body).unwrap()
+        };
+        assert_eq!(reply(family::INET, &[10, 0, 0, 100]).local(), Some([10, 0, 0, 100].into()));
+        let mapped = "::ffff:10.0.0.100".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        assert_eq!(reply(family::INET6, &mapped).local(), Some([10, 0, 0, 100].into()));
+        let v6: std::net::Ipv6Addr = "fd00::100".parse().unwrap();
+        assert_eq!(reply(family::INET6, &v6.octets()).local(), Some(v6.into()));
+        assert_eq!(reply(1, &[0; 16]).local(), None);
+        assert_eq!(SocketId::decode(&[2; 51]), None);
+    }
+
+    #[test]
+    fn requests_have_the_layout_of_the_headers() {
+        let dump = dump_sessions(7, family::INET, [10, 0, 0, 100].into());
+        assert_eq!(dump.len(), 16 + 56 + 4 + 16);
+        assert_eq!(dump[..4], u32::try_from(dump.len()).unwrap().to_ne_bytes());
+        assert_eq!(dump[16..20], [2, 6, 0, 0]);
+        assert_eq!(dump[20..24], 0x0b3f_u32.to_ne_bytes(), "no LISTEN, TIME_WAIT or CLOSE");
+        assert_eq!(dump[76..80], [7, 16, 20, 0], "accept just behind, reject four further");
+        assert_eq!(dump[88..], [10, 0, 0, 100]);
+        let id = SocketId { family: family::INET6, id: [9; SOCKET_ID] };
+        let destroy = destroy(8, &id);
+        assert_eq!((destroy.len(), destroy[4], destroy[16]), (16 + 56, 21, 10));
+        assert_eq!(destroy[24..], [9; SOCKET_ID]);
+    }
+}

@@ -1,0 +1,89 @@
+//! A VIP comes with a claim, stays with claims, goes without.
+
+use std::time::Duration;
+
+use netlink_vip::{GroupState, KeeperEvent, Release, Removal};
+
+use crate::ground::{Ground, MS, ONE, group};
+
+crate::trials![
+    a_claim_installs_both_families_and_a_release_leaves_no_trace,
+    claims_keep_the_addresses_and_their_end_removes_them,
+    from_claim_to_installed,
+];
+
+fn a_claim_installs_both_families_and_a_release_leaves_no_trace(ground: &Ground) {
+    ground.with_eth0();
+    let before = ground.tables();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+    keeper.wait(
+        "Interface",
+        |event| matches!(event, KeeperEvent::Interface { state: Some(state), .. } if state.up),
+    );
+    assert_eq!(ground.tables(), before, "nothing is touched before the first claim");
+
+    keeper.install(ONE);
+    let v4 = ground.ip("-4 addr show dev eth0");
+    assert!(v4.contains("inet 10.0.0.100/32 scope global dynamic noprefixroute eth0"), "{v4}");
+    assert!(v4.contains("valid_lft 2sec preferred_lft 2sec"), "{v4}");
+    let v6 = ground.ip("-6 addr show dev eth0");
+    assert!(v6.contains("inet6 fd00::100/128 scope global nodad deprecated dynamic noprefixroute"), "{v6}");
+    assert!(v6.contains("valid_lft 2sec preferred_lft 0sec"), "{v6}");
+    assert!(ground.ip("addrlabel list").contains("prefix fd00::100/128 label 10000"));
+    assert!(matches!(keeper.handle.status().groups[0].state, GroupState::Held { .. }));
+
+    keeper.handle.release(ONE, Release::Planned);
+    let released = Removal::Released(Release::Planned);
+    keeper
+        .wait("Removed", |event| matches!(event, KeeperEvent::Removed { reason, .. } if *reason == released));
+    assert_eq!(ground.tables(), before);
+    keeper.install(ONE);
+    keeper.end();
+    assert_eq!(ground.tables(), before, "the end leaves nothing either");
+}
+
+fn claims_keep_the_addresses_and_their_end_removes_them(ground: &Ground) {
+    ground.with_eth0();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+    keeper.install(ONE);
+    keeper.while_claiming(ONE, 600 * MS, || {
+        for _ in 0..500 {
+            assert!(ground.has("10.0.0.100") && ground.has("fd00::100"));
+            std::thread::sleep(8 * MS);
+        }
+    });
+    let quiet = keeper.said();
+    assert!(quiet.is_empty(), "refreshes are silent: {quiet:?}");
+    let last = keeper.claim(ONE);
+    let (at, event) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
+    assert_eq!(event, KeeperEvent::Removed { id: ONE, reason: Removal::Lapsed });
+    assert!(at - last < Duration::from_secs(2), "before the kernel's own time");
+    assert!(!ground.has("10.0.0.100") && !ground.has("fd00::100"));
+
+    keeper.claim(ONE);
+    keeper.wait("LeaseLost", |event| matches!(event, KeeperEvent::LeaseLost { .. }));
+    assert!(!ground.has("10.0.0.100"), "the claimant did not know that the lease was over");
+    keeper.install(ONE);
+    keeper.end();
+}
+
+fn from_claim_to_installed(ground: &Ground) {
+    ground.with_eth0();
+    for addresses in [&["10.0.0.100/24"][..], &["10.0.0.100/24", "fd00::100/64"]] {
+        let keeper = ground.keeper(vec![group(ONE, "eth0", addresses)]);
+        keeper.wait("Interface", |event| matches!(event, KeeperEvent::Interface { state: Some(_), .. }));
+        let mut took: Vec<Duration> = (0..200)
+            .map(|_| {
+                let took = keeper.install(ONE);
+                keeper.handle.release(ONE, Release::Lost);
+                keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
+                took
+            })
+            .collect();
+        took.sort();
+        let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+        println!("claim to Installed, {addresses:?}: median {median:?}, worst {worst:?} of {}", took.len());
+        assert!(median < 20 * MS, "{median:?}");
+        keeper.end();
+    }
+}
