@@ -43,6 +43,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod dummy;
 mod event;
 mod files;
 mod group;
@@ -64,6 +65,7 @@ mod turns;
 mod types;
 pub mod wire;
 
+pub use dummy::{DummyError, DummyLink};
 pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning};
 pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
 pub use kernel::KernelError;
