@@ -61,6 +61,7 @@ mod select;
 pub mod sessions;
 mod socket;
 mod status;
+mod sysctl;
 mod turns;
 mod types;
 pub mod wire;
@@ -72,6 +73,7 @@ pub use kernel::KernelError;
 pub use manager::SessionPolicy;
 pub use record::RegisterError;
 pub use status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
+pub use sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 pub use types::{
     AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
     Release, VipAddress, VipGroupConfig,

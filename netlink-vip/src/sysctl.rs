@@ -1,0 +1,314 @@
+//! Sysctls that are changed for a while and restored, also after a crash.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, Loaded};
+
+/// A per-interface IPv4 sysctl, `net.ipv4.conf.<interface>.<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysctlKey {
+    interface: String,
+    name: String,
+}
+
+impl SysctlKey {
+    /// For any name that consists of lower-case letters, digits and underscores. `None` if the name does not, or the
+    /// interface name could lead elsewhere.
+    pub fn ipv4_conf(interface: &str, name: &str) -> Option<Self> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let safe = !interface.is_empty() && !interface.contains('/') && !matches!(interface, "." | "..");
+        let good = safe && !name.is_empty() && name.chars().all(plain);
+        good.then(|| Self { interface: interface.to_owned(), name: name.to_owned() })
+    }
+
+    fn path(&self, root: &Path) -> PathBuf {
+        root.join("net/ipv4/conf").join(&self.interface).join(&self.name)
+    }
+}
+
+impl std::fmt::Display for SysctlKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "net.ipv4.conf.{}.{}", self.interface, self.name)
+    }
+}
+
+/// Why a sysctl could not be changed or restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SysctlError {
+    /// It could not be read or written; an interface that vanished shows as "not found".
+    #[error("{key}: {source}")]
+    Access {
+        /// Which.
+        key: SysctlKey,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// Its original could not be saved, so it was not changed.
+    #[error("state directory {path}: {source}", path = .path.display())]
+    StateDir {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The interface's name cannot be part of a path.
+    #[error("{0:?} is not the name of an interface")]
+    Name(String),
+}
+
+/// What became of the sysctls that a crashed predecessor had changed.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Restored to their originals.
+    pub restored: Vec<SysctlKey>,
+    /// Left alone, because they no longer have the value that was written: somebody else changed them.
+    pub changed_since: Vec<SysctlKey>,
+    /// Could not be restored.
+    pub failed: Vec<SysctlError>,
+    /// The predecessor's list could not be read and was put aside, for this reason.
+    pub unreadable: Option<String>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Change {
+    key: SysctlKey,
+    original: String,
+    written: String,
+}
+
+/// Changes sysctls in the calling thread's network namespace. Each original is synced to the state directory before
+/// its first change; dropping the guard restores them, last first.
+#[derive(Debug)]
+pub struct SysctlGuard {
+    root: PathBuf,
+    path: PathBuf,
+    changes: Vec<Change>,
+}
+
+impl SysctlGuard {
+    /// Restores what a crashed predecessor with the same state directory had changed, and starts with nothing
+    /// changed. One guard per directory; the directory is created with mode 0700 if absent.
+    ///
+    /// # Errors
+    /// [`SysctlError::StateDir`] if the directory cannot be used.
+    pub fn open(state_dir: &Path) -> Result<(Self, Recovery), SysctlError> {
+        Self::open_below(Path::new("/proc/sys"), state_dir)
+    }
+
+    fn open_below(root: &Path, state_dir: &Path) -> Result<(Self, Recovery), SysctlError> {
+        let fault = |path: &Path| {
+            let path = path.to_owned();
+            move |source| SysctlError::StateDir { path, source }
+        };
+        files::create_directory(state_dir).map_err(fault(state_dir))?;
+        let path = state_dir.join("sysctls.json");
+        let mut guard = Self { root: root.to_owned(), path: path.clone(), changes: Vec::new() };
+        let mut recovery = Recovery::default();
+        match files::load(&path).map_err(fault(&path))? {
+            Loaded::Nothing => {}
+            Loaded::Content(changes) => {
+                guard.changes = changes;
+                recovery = guard.restore();
+            }
+            Loaded::Unreadable(why) => recovery.unreadable = Some(why),
+        }
+        Ok((guard, recovery))
+    }
+
+    /// Sets a sysctl. Setting it again keeps the first original.
+    ///
+    /// # Errors
+    /// [`SysctlError`]; nothing is changed unless the original is safe.
+    pub fn set(&mut self, key: &SysctlKey, value: &str) -> Result<(), SysctlError> {
+        let known = self.changes.iter().position(|change| change.key == *key);
+        let before = self.changes.clone();
+        match known.and_then(|at| self.changes.get_mut(at)) {
+            Some(change) => change.written = value.to_owned(),
+            None => {
+                let original = self.read(key)?;
+                let written = value.to_owned();
+                self.changes.push(Change { key: key.clone(), original, written });
+            }
+        }
+        if let Err(source) = files::store(&self.path, &self.changes) {
+            self.changes = before;
+            return Err(SysctlError::StateDir { path: self.path.clone(), source });
+        }
+        self.write(key, value)
+    }
+
+    /// Makes an interface answer ARP only for its own addresses and ask only with them, as a real server behind
+    /// direct routing must (arp_ignore 1, arp_announce 2). Call it before the addresses appear on another link.
+    ///
+    /// # Errors
+    /// As [`SysctlGuard::set`].
+    pub fn hide_other_addresses(&mut self, interface: &str) -> Result<(), SysctlError> {
+        for (name, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            let key = SysctlKey::ipv4_conf(interface, name)
+                .ok_or_else(|| SysctlError::Name(interface.to_owned()))?;
+            self.set(&key, value)?;
+        }
+        Ok(())
+    }
+
+    /// Restores everything, last change first. A value that somebody else has changed since stays theirs, and one
+    /// whose interface is gone has nothing to restore.
+    pub fn restore(&mut self) -> Recovery {
+        let mut recovery = Recovery::default();
+        let mut left = Vec::new();
+        while let Some(change) = self.changes.pop() {
+            match self.restore_one(&change) {
+                Ok(true) => recovery.restored.push(change.key),
+                Ok(false) => recovery.changed_since.push(change.key),
+                Err(SysctlError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    recovery.failed.push(error);
+                    left.push(change);
+                }
+            }
+        }
+        left.reverse();
+        self.changes = left;
+        let saved = if self.changes.is_empty() {
+            files::remove(&self.path)
+        } else {
+            files::store(&self.path, &self.changes)
+        };
+        if let Err(source) = saved {
+            recovery.failed.push(SysctlError::StateDir { path: self.path.clone(), source });
+        }
+        recovery
+    }
+
+    fn restore_one(&self, change: &Change) -> Result<bool, SysctlError> {
+        let now = self.read(&change.key)?;
+        if now == change.original {
+            return Ok(true);
+        }
+        if now != change.written {
+            return Ok(false);
+        }
+        self.write(&change.key, &change.original).map(|()| true)
+    }
+
+    fn read(&self, key: &SysctlKey) -> Result<String, SysctlError> {
+        std::fs::read_to_string(key.path(&self.root))
+            .map(|text| text.trim().to_owned())
+            .map_err(|source| SysctlError::Access { key: key.clone(), source })
+    }
+
+    fn write(&self, key: &SysctlKey, value: &str) -> Result<(), SysctlError> {
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).open(key.path(&self.root));
+        file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+            .map_err(|source| SysctlError::Access { key: key.clone(), source })
+    }
+}
+
+impl Drop for SysctlGuard {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(values: &[(&str, &str)]) -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            std::fs::create_dir_all(tree.conf()).unwrap();
+            for (name, value) in values {
+                std::fs::write(tree.conf().join(name), format!("{value}\n")).unwrap();
+            }
+            tree
+        }
+
+        fn conf(&self) -> PathBuf {
+            self.0.path().join("sys/net/ipv4/conf/eth0")
+        }
+
+        fn value(&self, name: &str) -> String {
+            // A regular file keeps what a shorter write leaves; sysctls do not.
+            std::fs::read_to_string(self.conf().join(name)).unwrap().lines().next().unwrap().to_owned()
+        }
+
+        fn open(&self) -> (SysctlGuard, Recovery) {
+            SysctlGuard::open_below(&self.0.path().join("sys"), &self.0.path().join("state")).unwrap()
+        }
+    }
+
+    fn key(name: &str) -> SysctlKey {
+        SysctlKey::ipv4_conf("eth0", name).unwrap()
+    }
+
+    #[test]
+    fn originals_come_back_last_first() {
+        let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1")]);
+        let (mut guard, recovery) = tree.open();
+        assert!(recovery.restored.is_empty());
+        guard.hide_other_addresses("eth0").unwrap();
+        guard.set(&key("arp_ignore"), "8").unwrap();
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("8", "2"));
+        let recovery = guard.restore();
+        assert_eq!(recovery.restored, [key("arp_announce"), key("arp_ignore")]);
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("0", "1"));
+        assert!(!guard.path.exists());
+    }
+
+    #[test]
+    fn dropping_restores() {
+        let tree = Tree::new(&[("arp_ignore", "0")]);
+        let (mut guard, _) = tree.open();
+        guard.set(&key("arp_ignore"), "1").unwrap();
+        drop(guard);
+        assert_eq!(tree.value("arp_ignore"), "0");
+    }
+
+    #[test]
+    fn a_crash_is_made_good_at_the_next_start() {
+        let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1"), ("gone", "5")]);
+        let (mut guard, _) = tree.open();
+        for name in ["arp_ignore", "arp_announce", "gone"] {
+            guard.set(&key(name), "2").unwrap();
+        }
+        std::mem::forget(guard);
+        std::fs::remove_file(tree.conf().join("gone")).unwrap();
+        std::fs::write(tree.conf().join("arp_announce"), "0\n").unwrap();
+        let (guard, recovery) = tree.open();
+        assert_eq!(recovery.restored, [key("arp_ignore")]);
+        assert_eq!(recovery.changed_since, [key("arp_announce")], "somebody else's value stays");
+        assert!(recovery.failed.is_empty() && guard.changes.is_empty());
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("0", "0"));
+    }
+
+    #[test]
+    fn the_original_is_safe_before_the_first_write() {
+        let tree = Tree::new(&[("arp_ignore", "0")]);
+        let (mut guard, _) = tree.open();
+        // The state file cannot be replaced: a directory is in its place.
+        std::fs::create_dir_all(guard.path.with_extension("new")).unwrap();
+        assert!(matches!(guard.set(&key("arp_ignore"), "1"), Err(SysctlError::StateDir { .. })));
+        assert_eq!(tree.value("arp_ignore"), "0");
+        assert!(guard.changes.is_empty());
+    }
+
+    #[test]
+    fn names_cannot_lead_elsewhere() {
+        for (interface, name) in
+            [("", "x"), ("..", "x"), ("a/b", "x"), ("eth0", ""), ("eth0", "../x"), ("eth0", "A")]
+        {
+            assert_eq!(SysctlKey::ipv4_conf(interface, name), None);
+        }
+        assert_eq!(key("arp_ignore").to_string(), "net.ipv4.conf.eth0.arp_ignore");
+    }
+}
