@@ -1,1 +1,51 @@
 //! k0s-compatible control plane load balancing configuration: YAML in, validated domain types or located errors out.
+//!
+//! [`load`] reads a k0s `ClusterConfig`, a k0sctl `Cluster` or the native `ControlPlaneLoadBalancer` of
+//! `cplb/v1alpha1`, applies every rule that k0s applies and those it forgets, and gives one [`Config`] with every
+//! default filled in. All mistakes are told at once: each [`Diagnostic`] has line, column, the offending text and what
+//! to write instead.
+//!
+//! ```
+//! let text = "
+//! apiVersion: cplb/v1alpha1
+//! kind: ControlPlaneLoadBalancer
+//! spec:
+//!   vrrpInstances:
+//!   - virtualIPs: [10.0.0.100]
+//!     authPas: Example
+//! ";
+//! let errors = cplb_config::load(text, "cplb.yaml").unwrap_err();
+//! assert_eq!(
+//!     errors.report().plain(),
+//!     "cplb.yaml:6:18: error: the virtual IP has no prefix length [vrrpInstances[0].virtualIPs[0]]\n    \
+//!          help: write `10.0.0.100/24` with the prefix length of its subnet\n\
+//!      cplb.yaml:7:5: error: there is no field `authPas` here [vrrpInstances[0].authPas]\n    \
+//!          help: did you mean `authPass`?\n"
+//! );
+//! ```
+//!
+//! The crate reads no file and no system state. Whether addresses fit the node's interfaces is answered by
+//! [`Config::check_interfaces`], which is given what was observed.
+
+mod diagnostic;
+mod document;
+mod duration;
+mod interfaces;
+mod load;
+mod model;
+mod native;
+mod read;
+mod rules;
+mod suggest;
+mod walk;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
+pub use interfaces::ObservedInterface;
+pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
+pub use model::{
+    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, RefusedBackend, Service, Unicast,
+    VirtualServer,
+};
+pub use native::{Redact, WriteError, json_schema};
+pub use read::BackendError;

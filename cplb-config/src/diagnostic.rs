@@ -1,0 +1,292 @@
+//! What is wrong with a document, where, and what to write instead.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+
+use crate::yaml::Span;
+
+/// How bad a [`Diagnostic`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing; nothing needs doing.
+    Advice,
+    /// Works, but probably not as intended.
+    Warning,
+    /// The document is refused.
+    Error,
+}
+
+/// A range of the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, from 1, in characters.
+    pub column: usize,
+    /// First byte, from 0.
+    pub offset: usize,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+/// One finding about a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Stable name of the rule, such as `duplicate-vrid`.
+    pub rule: &'static str,
+    /// Where in the configuration: a path such as `vrrpInstances[0].authPass`, relative to the load balancing section
+    /// for what is inside it. Empty if the whole file is meant.
+    pub path: String,
+    /// Where in the file; absent for findings about the system rather than the text.
+    pub location: Option<Location>,
+    /// The offending text, as written; passwords are masked.
+    pub text: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to write or do instead.
+    pub help: String,
+}
+
+/// Diagnostics together with the document they speak about.
+///
+/// The text kept here has its passwords masked, so a rendered report may go to a log.
+#[derive(Clone)]
+pub struct Report {
+    /// Name of the file, as given to [`load`](crate::load).
+    pub file: String,
+    /// All findings, in order of their place in the document.
+    pub diagnostics: Vec<Diagnostic>,
+    source: Arc<str>,
+}
+
+/// Why a document was refused: at least one [`Severity::Error`], and the warnings found besides.
+#[derive(Clone, Debug)]
+pub struct Errors(Report);
+
+impl Severity {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Advice => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl Diagnostic {
+    /// Line of the finding, from 1; 0 if it has no place in the file.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        self.location.map_or(0, |location| location.line)
+    }
+
+    /// Column of the finding, from 1, in characters; 0 if it has no place in the file.
+    #[must_use]
+    pub fn column(&self) -> usize {
+        self.location.map_or(0, |location| location.column)
+    }
+}
+
+impl Report {
+    pub(crate) fn new(file: &str, source: Arc<str>, diagnostics: Vec<Diagnostic>) -> Self {
+        Self { file: file.to_owned(), diagnostics, source }
+    }
+
+    /// One line per finding, `file:line:column: error: …`, and an indented line with the help.
+    #[must_use]
+    pub fn plain(&self) -> String {
+        let mut out = String::new();
+        for diagnostic in &self.diagnostics {
+            self.plain_one(diagnostic, &mut out);
+        }
+        out
+    }
+
+    /// Drawn by miette with the text around each finding; `width` is the number of columns to fill.
+    #[must_use]
+    pub fn graphical(&self, theme: Theme, width: usize) -> String {
+        let theme = match theme {
+            Theme::Color => GraphicalTheme::unicode(),
+            Theme::Monochrome => GraphicalTheme::unicode_nocolor(),
+            Theme::Ascii => GraphicalTheme::none(),
+        };
+        let handler = GraphicalReportHandler::new_themed(theme).with_width(width).with_links(false);
+        let mut out = String::new();
+        for located in self.located() {
+            // Writing to a string cannot fail; what miette cannot draw is still told in the plain form.
+            let before = out.len();
+            if handler.render_report(&mut out, &located).is_err() {
+                out.truncate(before);
+                self.plain_one(located.diagnostic, &mut out);
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    fn plain_one(&self, diagnostic: &Diagnostic, out: &mut String) {
+        out.push_str(&self.file);
+        if let Some(location) = diagnostic.location {
+            out.push_str(&format!(":{}:{}", location.line, location.column));
+        }
+        out.push_str(&format!(": {}: {}", diagnostic.severity.word(), diagnostic.message));
+        if !diagnostic.path.is_empty() {
+            out.push_str(&format!(" [{}]", diagnostic.path));
+        }
+        out.push('\n');
+        if !diagnostic.help.is_empty() {
+            out.push_str(&format!("    help: {}\n", diagnostic.help));
+        }
+    }
+
+    fn located(&self) -> impl Iterator<Item = Located<'_>> {
+        self.diagnostics.iter().map(|diagnostic| Located {
+            source: NamedSource::new(&self.file, Arc::clone(&self.source)),
+            diagnostic,
+        })
+    }
+}
+
+/// How [`Report::graphical`] draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Theme {
+    /// Unicode and ANSI colours.
+    Color,
+    /// Unicode without colours.
+    Monochrome,
+    /// ASCII without colours.
+    Ascii,
+}
+
+impl Errors {
+    pub(crate) fn new(report: Report) -> Self {
+        Self(report)
+    }
+
+    /// Everything found, errors and warnings.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.0
+    }
+
+    /// Only the findings that made the document be refused.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.0.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.errors().count();
+        let plural = if count == 1 { "" } else { "s" };
+        write!(f, "{}: {count} error{plural}", self.0.file)?;
+        if let Some(first) = self.errors().next() {
+            write!(f, ", the first at line {}, column {}: {}", first.line(), first.column(), first.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}
+
+impl miette::Diagnostic for Errors {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new("config"))
+    }
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Report")
+            .field("file", &self.file)
+            .field("diagnostics", &self.diagnostics)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Span> for Location {
+    fn from(span: Span) -> Self {
+        Self { line: span.line, column: span.column, offset: span.start, len: span.end - span.start }
+    }
+}
+
+/// The source with every range replaced by asterisks of the same length, so that places keep their meaning.
+pub(crate) fn masked(source: &str, secrets: &[Range<usize>]) -> String {
+    let mut bytes = source.as_bytes().to_vec();
+    for range in secrets {
+        if let Some(secret) = bytes.get_mut(range.clone()) {
+            secret.iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b'*');
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A finding in the shape miette draws.
+struct Located<'a> {
+    source: NamedSource<Arc<str>>,
+    diagnostic: &'a Diagnostic,
+}
+
+impl fmt::Display for Located<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diagnostic.message)
+    }
+}
+
+impl fmt::Debug for Located<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.diagnostic, f)
+    }
+}
+
+impl std::error::Error for Located<'_> {}
+
+impl miette::Diagnostic for Located<'_> {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(self.diagnostic.rule))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.diagnostic.severity {
+            Severity::Advice => miette::Severity::Advice,
+            Severity::Warning => miette::Severity::Warning,
+            Severity::Error => miette::Severity::Error,
+        })
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        let help = self.diagnostic.help.as_str();
+        (!help.is_empty()).then(|| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+        self.diagnostic.location.map(|_| &self.source as &dyn miette::SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let location = self.diagnostic.location?;
+        let span = SourceSpan::from((location.offset, location.len));
+        let label = (!self.diagnostic.path.is_empty()).then(|| self.diagnostic.path.clone());
+        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(label, span))))
+    }
+}
+
+/// What follows `authPass:` and `password:` on every line that has one, for text that is no YAML.
+pub(crate) fn secret_lines(text: &str) -> Vec<Range<usize>> {
+    let lower = text.to_ascii_lowercase();
+    let mut ranges = Vec::new();
+    for word in ["authpass", "password"] {
+        for (at, _) in lower.match_indices(word) {
+            let start = at + word.len();
+            let end = lower[start..].find('\n').map_or(lower.len(), |len| start + len);
+            let value = lower[start..end].find(':').map_or(end, |colon| start + colon + 1);
+            ranges.push(value..end);
+        }
+    }
+    ranges
+}

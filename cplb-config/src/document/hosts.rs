@@ -1,0 +1,104 @@
+//! The controllers of a k0sctl file become static backends.
+
+use std::collections::HashMap;
+
+use crate::model::{Backend, Host};
+use crate::read::{Placed, PlacedBackend, host};
+use crate::walk::{Field, Finding, Table};
+
+const FLAG: &str = "endpoint-reconciler";
+
+/// What the hosts say.
+#[derive(Debug, Default)]
+pub(super) struct Controllers {
+    pub(super) backends: Vec<PlacedBackend>,
+    /// Whether every controller disables the component; `false` if there is none.
+    pub(super) endpoint_reconciler_disabled: bool,
+}
+
+pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
+    let mut controllers = Controllers { backends: Vec::new(), endpoint_reconciler_disabled: true };
+    let mut seen = HashMap::new();
+    for item in list.items().unwrap_or_default() {
+        let Some(table) = item.table().filter(is_controller) else { continue };
+        controllers.endpoint_reconciler_disabled &= disables_reconciler(&table);
+        let Some(backend) = read_host(&table) else { continue };
+        if let Some(line) = seen.get(&backend.value.host) {
+            let message = format!("{} is already a controller on line {line}", backend.value.host);
+            let help = "give each host its own address";
+            list.out.warn(&backend.path, backend.at, Finding::new("duplicate-backend", message, help));
+            continue;
+        }
+        seen.insert(backend.value.host.clone(), backend.at.line);
+        controllers.backends.push(backend);
+    }
+    controllers.endpoint_reconciler_disabled &= !controllers.backends.is_empty();
+    controllers
+}
+
+/// Hosts that k0sctl is to remove (`reset: true`) are none.
+fn is_controller(host: &Table<'_>) -> bool {
+    let role = host.field("role").and_then(|role| role.child.text().map(str::to_owned));
+    let reset = host.field("reset").and_then(|reset| reset.bool()).unwrap_or(false);
+    matches!(role.as_deref(), Some("controller" | "controller+worker" | "single")) && !reset
+}
+
+fn disables_reconciler(host: &Table<'_>) -> bool {
+    let mentions = |field: &Field<'_>| {
+        let items = field.child.sequence().unwrap_or_default();
+        items.iter().filter_map(|item| item.text()).any(|flag| flag.contains(FLAG))
+    };
+    if host.field("installFlags").is_some_and(|flags| mentions(&flags)) {
+        return true;
+    }
+    let ssh = host.field("ssh").filter(|ssh| ssh.child.mapping().is_some()).and_then(|ssh| ssh.table());
+    if let Some(flags) = ssh.and_then(|ssh| ssh.field("installFlags")).filter(|flags| mentions(flags)) {
+        let message = "k0sctl does not look for installFlags under `ssh`";
+        let help = "move it out of `ssh`, beside `role`";
+        flags.out.warn(&flags.path, flags.key, Finding::new("misplaced", message, help));
+    }
+    false
+}
+
+/// privateAddress, else an IP address of the connection, else its name, to be resolved when needed.
+fn read_host(table: &Table<'_>) -> Option<PlacedBackend> {
+    let connection: Vec<Field<'_>> = ["ssh", "openSSH"]
+        .into_iter()
+        .filter_map(|name| table.field(name))
+        .filter(|connection| connection.child.mapping().is_some())
+        .filter_map(|connection| connection.table()?.field("address"))
+        .collect();
+    let private = table.field("privateAddress").filter(|field| field.child.text() != Some(""));
+    let literal = |field: &&Field<'_>| matches!(field.child.text().map(host), Some(Ok(Host::Address(_))));
+    let Some(field) = private.as_ref().or(connection.iter().find(literal)).or(connection.first()) else {
+        let message = "this controller has no address, so it is no server of the load balancer";
+        table.out().warn(
+            &table.path,
+            table.first_key(),
+            Finding::new("host-address", message, "add `privateAddress:`"),
+        );
+        return None;
+    };
+    let text = field.string()?;
+    let host = match host(&text) {
+        Ok(host) => host,
+        Err(error) => {
+            let help = if text.contains("${") {
+                "k0sctl replaces `${…}` from its environment and cplb does not: pass the file through envsubst first"
+            } else {
+                "write the controller's IP address or host name"
+            };
+            field.error(Finding::new("host-address", error.to_string(), help));
+            return None;
+        }
+    };
+    let name = match &host {
+        Host::Name(_) => None,
+        Host::Address(_) => connection
+            .first()
+            .and_then(|field| field.child.text())
+            .filter(|text| matches!(self::host(text), Ok(Host::Name(_))))
+            .map(str::to_owned),
+    };
+    Some(Placed::new(Backend { host, port: None, weight: 1, name }, field))
+}

@@ -1,0 +1,305 @@
+//! The validated configuration: what all three kinds of input become.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lb_proxy::{Balance, HealthCheck};
+use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
+use vrrp::router::Preempt;
+use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
+
+/// What the daemon is to do. Every default is filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Virtual routers; VRIDs and addresses are unique among them. None makes a plain load balancer.
+    pub instances: Vec<Instance>,
+    /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
+    pub virtual_servers: Vec<VirtualServer>,
+    /// Only move the virtual IPs; balance nothing.
+    pub disable_load_balancer: bool,
+    /// First port the userspace proxy binds; where services got their default bind ports from.
+    pub proxy_bind_port: Port,
+    /// What is balanced. Names, ports and bind ports are unique.
+    pub services: Vec<Service>,
+    /// The servers behind every service that has none of its own.
+    pub backends: Backends,
+    /// Where the status page is served, if at all.
+    pub status_listen: Option<SocketAddr>,
+}
+
+/// One virtual router: addresses that move together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The virtual IPs in the order they are advertised, at least one; IPv4, IPv6 or both.
+    pub virtual_ips: Vec<VipAddress>,
+    /// Where they go.
+    pub interface: InterfaceSelector,
+    /// VRRP virtual router identifier.
+    pub vrid: Vrid,
+    /// Version of the IPv4 advertisements; IPv6 is always version 3 (RFC 9568 §1). Version 3 if there is no IPv4.
+    pub version: Version,
+    /// Time between advertisements.
+    pub advert_interval: AdvertInterval,
+    /// 50 to 254; a fifth of it is advertised while the node cannot serve.
+    pub priority: Priority,
+    /// When a backup takes the addresses from a living active router.
+    pub preempt: Preempt,
+    /// Password of version 2 advertisements.
+    pub auth_pass: Option<AuthPass>,
+    /// Advertise to these peers instead of by multicast.
+    pub unicast: Option<Unicast>,
+    /// RFC 6724 label of the IPv6 addresses.
+    pub address_label: AddressLabel,
+}
+
+/// Unicast advertisements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unicast {
+    /// Source address; `None` takes the interface's.
+    pub source: Option<IpAddr>,
+    /// The other routers, at least one; none of them is the source or a virtual IP.
+    pub peers: Vec<IpAddr>,
+}
+
+/// A virtual IP balanced by IPVS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualServer {
+    /// The virtual IP.
+    pub address: IpAddr,
+    /// Time between health checks, in whole microseconds, above zero.
+    pub delay_loop: Duration,
+    /// Scheduling algorithm.
+    pub algorithm: LbAlgorithm,
+    /// Forwarding method.
+    pub kind: LbKind,
+    /// How long a client stays with its server: 1 to 2,678,400 s (31 days).
+    pub persistence_timeout: Duration,
+}
+
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_meta])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value with its word in the configuration.
+            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),+];
+
+            /// The word in the configuration.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// IPVS scheduler of a [`VirtualServer`].
+    LbAlgorithm {
+        /// Round robin.
+        RoundRobin = "rr",
+        /// Weighted round robin.
+        WeightedRoundRobin = "wrr",
+        /// Least connections.
+        LeastConnections = "lc",
+        /// Weighted least connections.
+        WeightedLeastConnections = "wlc",
+        /// Locality-based least connections.
+        LocalityBasedLeastConnections = "lblc",
+        /// Destination hashing.
+        DestinationHashing = "dh",
+        /// Source hashing.
+        SourceHashing = "sh",
+        /// Shortest expected delay.
+        ShortestExpectedDelay = "sed",
+        /// Never queue.
+        NeverQueue = "nq",
+    }
+}
+
+words! {
+    /// IPVS forwarding method of a [`VirtualServer`].
+    LbKind {
+        /// Network address translation.
+        Nat = "NAT",
+        /// Direct routing.
+        DirectRouting = "DR",
+        /// IP-in-IP tunnels.
+        Tunnel = "TUN",
+    }
+}
+
+/// One balanced TCP service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// Port clients use on the virtual IPs.
+    pub port: Port,
+    /// Port the proxy listens on.
+    pub bind_port: Port,
+    /// Port of backends that name none.
+    pub backend_port: Port,
+    /// Its own servers; `None` means [`Config::backends`].
+    pub backends: Option<Backends>,
+    /// How a backend is chosen.
+    pub balance: Balance,
+    /// How backends are checked.
+    pub health: HealthCheck,
+}
+
+/// Where servers are known from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    /// Listed in the configuration, or the controllers of a k0sctl file. Never a virtual IP.
+    pub fixed: Vec<Backend>,
+    /// Discovered through the Kubernetes API with this kubeconfig.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Address, or a name to be resolved when it is needed.
+    pub host: Host,
+    /// Its port, if it is not the service's [`Service::backend_port`].
+    pub port: Option<Port>,
+    /// Share of connections where weights count, 0 to 256; 0 takes no new ones.
+    pub weight: u32,
+    /// A name for people.
+    pub name: Option<String>,
+}
+
+/// An address or a host name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Host {
+    /// An address; never an IPv4-mapped IPv6 address.
+    Address(IpAddr),
+    /// A DNS name.
+    Name(String),
+}
+
+/// A TCP port, 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port(NonZeroU16);
+
+impl Port {
+    /// The port with this number; `None` for 0.
+    #[must_use]
+    pub const fn new(number: u16) -> Option<Self> {
+        match NonZeroU16::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.host, self.port) {
+            (Host::Address(IpAddr::V6(address)), Some(port)) => write!(f, "[{address}]:{port}"),
+            (host, Some(port)) => write!(f, "{host}:{port}"),
+            (host, None) => host.fmt(f),
+        }
+    }
+}
+
+impl Backends {
+    /// Whether there is neither a server nor a way to find one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fixed.is_empty() && self.kubeconfig.is_none()
+    }
+}
+
+impl Config {
+    /// Every virtual IP of every instance.
+    pub fn virtual_ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.instances.iter().flat_map(|instance| &instance.virtual_ips).map(VipAddress::ip)
+    }
+
+    /// Whether `ip` is a virtual IP, also in its IPv4-mapped form.
+    #[must_use]
+    pub fn is_virtual_ip(&self, ip: IpAddr) -> bool {
+        self.virtual_ips().any(|vip| vip == ip.to_canonical())
+    }
+
+    /// The servers of `service`.
+    #[must_use]
+    pub fn backends_of<'a>(&'a self, service: &'a Service) -> &'a Backends {
+        service.backends.as_ref().unwrap_or(&self.backends)
+    }
+
+    /// Adds a server to those that all services share, as `cplb run --backend` does.
+    ///
+    /// # Errors
+    /// [`RefusedBackend`] if the proxy would talk to itself.
+    pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
+        if let Host::Address(address) = backend.host {
+            if self.is_virtual_ip(address) {
+                return Err(RefusedBackend::VirtualIp(address));
+            }
+            if self.loops_back(address, backend.port, &self.services) {
+                return Err(RefusedBackend::Proxy(backend));
+            }
+        }
+        if !self.backends.fixed.contains(&backend) {
+            self.backends.fixed.push(backend);
+        }
+        Ok(())
+    }
+
+    fn loops_back(&self, address: IpAddr, port: Option<Port>, services: &[Service]) -> bool {
+        (address.is_loopback() || address.is_unspecified())
+            && services.iter().any(|service| {
+                let port = port.unwrap_or(service.backend_port);
+                services.iter().any(|other| other.bind_port == port)
+            })
+    }
+}
+
+/// Why a server may not be added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefusedBackend {
+    /// It is a virtual IP: the node that holds it would connect to itself.
+    #[error("{0} is a virtual IP of this configuration; name the controllers' own addresses")]
+    VirtualIp(IpAddr),
+    /// It is this node's own proxy.
+    #[error("{0} is where this node's own proxy listens; name the server's port")]
+    Proxy(Backend),
+}

@@ -1,0 +1,202 @@
+//! The native document as data: what the schema describes and what the effective configuration is written as.
+//!
+//! Reading does not go through these types, because they could only say that something is wrong, not where and what to
+//! write instead; a test holds both to the same field names.
+
+mod mirror;
+
+use lb_proxy::{Balance, HealthCheck, HealthKind};
+use netlink_vip::InterfaceSelector;
+use schemars::{Schema, schema_for};
+use vrrp::Version;
+use vrrp::router::Preempt;
+
+use crate::duration;
+use crate::model::{Backend, Backends, Config, Instance, LbAlgorithm, LbKind, Service, VirtualServer};
+
+use mirror::{
+    ApiVersion, BackendSpec, BackendsSpec, BalanceSpec, Document, FullBackendSpec, HealthCheckSpec,
+    HealthType, Kind, KubernetesSpec, LbAlgo, PreemptSpec, ServiceSpec, Spec, StatusSpec, VirtualServerSpec,
+    VrrpInstance,
+};
+
+/// Whether passwords are written or masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redact {
+    /// Written, so that the document can be used.
+    Nothing,
+    /// Replaced by `<redacted>`, so that the document can be shown. It is too long for a password, so that such a
+    /// document is not used by mistake.
+    Passwords,
+}
+
+/// What stands for a password that is not shown.
+pub(crate) const REDACTED: &str = "<redacted>";
+
+/// The JSON schema of the native document.
+///
+/// It describes shape and ranges of single fields. Rules between fields (unique VRIDs, families, ports) are checked by
+/// [`load`](crate::load) only.
+#[must_use]
+pub fn json_schema() -> Schema {
+    schema_for!(Document)
+}
+
+impl Config {
+    /// The effective native document: every default written out, no comments. Loading it gives an equal configuration
+    /// unless its passwords were redacted.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the YAML writer refuses, which no configuration is known to cause.
+    pub fn to_native_yaml(&self, redact: Redact) -> Result<String, WriteError> {
+        let options = serde_saphyr::ser_options! { compact_list_indent: true };
+        serde_saphyr::to_string_with_options(&Document::new(self, redact), options)
+            .map_err(|error| WriteError(error.to_string()))
+    }
+}
+
+/// The YAML writer refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration could not be written as YAML: {0}")]
+pub struct WriteError(String);
+
+impl Document {
+    fn new(config: &Config, redact: Redact) -> Self {
+        let spec = Spec {
+            vrrp_instances: Some(
+                config.instances.iter().map(|instance| VrrpInstance::new(instance, redact)).collect(),
+            ),
+            virtual_servers: Some(config.virtual_servers.iter().map(VirtualServerSpec::from).collect()),
+            disable_load_balancer: Some(config.disable_load_balancer),
+            user_space_proxy_bind_port: Some(config.proxy_bind_port.number()),
+            services: Some(config.services.iter().map(ServiceSpec::from).collect()),
+            backends: (!config.backends.is_empty()).then(|| BackendsSpec::from(&config.backends)),
+            balance: None,
+            health_check: None,
+            status: config.status_listen.map(|listen| StatusSpec { listen: Some(listen.to_string()) }),
+        };
+        Self { api_version: ApiVersion::V1Alpha1, kind: Kind::ControlPlaneLoadBalancer, metadata: None, spec }
+    }
+}
+
+impl VrrpInstance {
+    fn new(instance: &Instance, redact: Redact) -> Self {
+        let interface = match &instance.interface {
+            InterfaceSelector::DefaultRoute => None,
+            selector => Some(selector.to_string()),
+        };
+        let auth_pass = instance.auth_pass.map(|pass| match redact {
+            Redact::Passwords => REDACTED.to_owned(),
+            Redact::Nothing => String::from_utf8_lossy(&pass.wire()).trim_end_matches('\0').to_owned(),
+        });
+        let unicast = instance.unicast.as_ref();
+        Self {
+            virtual_ips: instance.virtual_ips.iter().map(ToString::to_string).collect(),
+            interface,
+            virtual_router_id: Some(instance.vrid.get()),
+            auth_pass,
+            version: Some(match instance.version {
+                Version::V2 => 2,
+                Version::V3 => 3,
+            }),
+            advert_interval: Some(duration::format(instance.advert_interval.get())),
+            advert_interval_seconds: None,
+            priority: Some(instance.priority.get()),
+            preempt: Some(match instance.preempt {
+                Preempt::Never => PreemptSpec::Never,
+                Preempt::Degraded => PreemptSpec::Degraded,
+                Preempt::Always => PreemptSpec::Always,
+            }),
+            unicast_source_ip: unicast.and_then(|unicast| unicast.source),
+            unicast_peers: unicast.map(|unicast| unicast.peers.clone()),
+            address_label: Some(instance.address_label.value()),
+        }
+    }
+}
+
+impl From<&VirtualServer> for VirtualServerSpec {
+    fn from(server: &VirtualServer) -> Self {
+        Self {
+            ip_address: server.address,
+            delay_loop: Some(duration::format(server.delay_loop)),
+            lb_algo: Some(match server.algorithm {
+                LbAlgorithm::RoundRobin => LbAlgo::Rr,
+                LbAlgorithm::WeightedRoundRobin => LbAlgo::Wrr,
+                LbAlgorithm::LeastConnections => LbAlgo::Lc,
+                LbAlgorithm::WeightedLeastConnections => LbAlgo::Wlc,
+                LbAlgorithm::LocalityBasedLeastConnections => LbAlgo::Lblc,
+                LbAlgorithm::DestinationHashing => LbAlgo::Dh,
+                LbAlgorithm::SourceHashing => LbAlgo::Sh,
+                LbAlgorithm::ShortestExpectedDelay => LbAlgo::Sed,
+                LbAlgorithm::NeverQueue => LbAlgo::Nq,
+            }),
+            lb_kind: Some(match server.kind {
+                LbKind::Nat => mirror::LbKind::Nat,
+                LbKind::DirectRouting => mirror::LbKind::Dr,
+                LbKind::Tunnel => mirror::LbKind::Tun,
+            }),
+            persistence_timeout_seconds: Some(server.persistence_timeout.as_secs()),
+        }
+    }
+}
+
+impl From<&Service> for ServiceSpec {
+    fn from(service: &Service) -> Self {
+        Self {
+            name: service.name.clone(),
+            port: service.port.number(),
+            bind_port: Some(service.bind_port.number()),
+            backend_port: Some(service.backend_port.number()),
+            backends: service.backends.as_ref().map(BackendsSpec::from),
+            balance: Some(match service.balance {
+                Balance::RoundRobin => BalanceSpec::RoundRobin,
+                Balance::LeastConnections => BalanceSpec::LeastConnections,
+                Balance::Weighted => BalanceSpec::Weighted,
+                Balance::SourceHash => BalanceSpec::SourceHash,
+            }),
+            health_check: Some(HealthCheckSpec::from(&service.health)),
+        }
+    }
+}
+
+impl From<&Backends> for BackendsSpec {
+    fn from(backends: &Backends) -> Self {
+        let kubernetes = backends
+            .kubeconfig
+            .as_ref()
+            .map(|path| KubernetesSpec { kubeconfig: Some(path.to_string_lossy().into_owned()) });
+        Self { fixed: Some(backends.fixed.iter().map(BackendSpec::from).collect()), kubernetes }
+    }
+}
+
+impl From<&Backend> for BackendSpec {
+    fn from(backend: &Backend) -> Self {
+        if backend.weight == 1 && backend.name.is_none() {
+            return Self::Address(backend.to_string());
+        }
+        Self::Full(FullBackendSpec {
+            address: backend.host.to_string(),
+            port: backend.port.map(crate::model::Port::number),
+            weight: Some(backend.weight),
+            name: backend.name.clone(),
+        })
+    }
+}
+
+impl From<&HealthCheck> for HealthCheckSpec {
+    fn from(health: &HealthCheck) -> Self {
+        let (kind, path) = match &health.kind {
+            HealthKind::Tcp => (HealthType::Tcp, None),
+            HealthKind::Tls => (HealthType::Tls, None),
+            HealthKind::Https { path } => (HealthType::Https, Some(path.clone())),
+        };
+        Self {
+            kind: Some(kind),
+            path,
+            interval: Some(duration::format(health.interval)),
+            timeout: Some(duration::format(health.timeout)),
+            rise: Some(health.rise),
+            fall: Some(health.fall),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `balance` and `healthCheck`.
+
+use std::time::Duration;
+
+use lb_proxy::{Balance, HealthCheck, HealthKind};
+
+use crate::walk::{Field, Finding};
+
+use super::{Dialect, finish};
+
+/// The words of `balance`.
+pub(crate) const BALANCE: &[(&str, Balance)] = &[
+    ("roundRobin", Balance::RoundRobin),
+    ("leastConnections", Balance::LeastConnections),
+    ("weighted", Balance::Weighted),
+    ("sourceHash", Balance::SourceHash),
+];
+
+/// What the API server answers while it can serve.
+pub(crate) const READYZ: &str = "/readyz";
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tcp,
+    Tls,
+    Https,
+}
+
+/// `healthCheck` as far as it was given.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HealthDraft {
+    pub(crate) kind: Option<Kind>,
+    pub(crate) path: Option<String>,
+    pub(crate) interval: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) rise: Option<u32>,
+    pub(crate) fall: Option<u32>,
+}
+
+pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
+    let Some(table) = field.table() else {
+        return HealthDraft::default();
+    };
+    let kinds = [("https", Kind::Https), ("tls", Kind::Tls), ("tcp", Kind::Tcp)];
+    let kind = table.field("type").and_then(|field| field.choice(&kinds));
+    let path_field = table.field("path");
+    let path = path_field.as_ref().and_then(path);
+    let draft = HealthDraft {
+        // A path says https as clearly as the word does.
+        kind: kind.or_else(|| path.is_some().then_some(Kind::Https)),
+        path,
+        interval: table.field("interval").and_then(|field| field.duration(SHORTEST, LONGEST)),
+        timeout: table.field("timeout").and_then(|field| field.duration(SHORTEST, LONGEST)),
+        rise: table.field("rise").and_then(|field| field.integer(1..=100)),
+        fall: table.field("fall").and_then(|field| field.integer(1..=100)),
+    };
+    finish(table, dialect);
+    if let (Some(field), Some(Kind::Tcp | Kind::Tls)) = (&path_field, draft.kind) {
+        let help = "remove the path, or write `type: https`";
+        field.error(Finding::new("health-path", "only a check of type https asks for a path", help));
+    }
+    draft
+}
+
+/// An absolute path with optional query (RFC 9112 §3.2.1).
+fn path(field: &Field<'_>) -> Option<String> {
+    let text = field.string()?;
+    if text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        return Some(text);
+    }
+    let help = "write a path that begins with `/`, such as `/readyz`";
+    field.error(Finding::new("health-path", format!("`{text}` is no path"), help));
+    None
+}
+
+impl HealthDraft {
+    /// Fills what the service leaves open from the common check, then from the defaults.
+    ///
+    /// A common `https` is meant for the API server: konnectivity and the join API have no such path, so they get
+    /// the TLS handshake with the common timing.
+    pub(crate) fn resolve(&self, common: &Self, is_api: bool) -> HealthCheck {
+        let inherited = match common.kind {
+            Some(Kind::Https) | None => {
+                if is_api {
+                    Kind::Https
+                } else {
+                    Kind::Tls
+                }
+            }
+            Some(kind) => kind,
+        };
+        let kind = match self.kind.unwrap_or(inherited) {
+            Kind::Tcp => HealthKind::Tcp,
+            Kind::Tls => HealthKind::Tls,
+            Kind::Https => {
+                let path = self.path.clone().or_else(|| common.path.clone());
+                HealthKind::Https { path: path.unwrap_or_else(|| READYZ.to_owned()) }
+            }
+        };
+        HealthCheck {
+            kind,
+            interval: self.interval.or(common.interval).unwrap_or(Duration::from_secs(1)),
+            timeout: self.timeout.or(common.timeout).unwrap_or(Duration::from_secs(1)),
+            rise: self.rise.or(common.rise).unwrap_or(1),
+            fall: self.fall.or(common.fall).unwrap_or(2),
+        }
+    }
+}

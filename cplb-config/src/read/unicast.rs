@@ -1,0 +1,126 @@
+//! `unicastSourceIP` and `unicastPeers`.
+
+use std::net::IpAddr;
+
+use netlink_vip::VipAddress;
+
+use crate::model::Unicast;
+use crate::walk::{Field, Finding, Table};
+
+use super::instance::Families;
+use super::network::unicast_address;
+use super::{Dialect, Placed, Reported};
+
+/// Each is sent every advertisement.
+const MOST_PEERS: usize = 255;
+
+/// The peers, or `None` for multicast.
+pub(super) fn unicast(
+    table: &Table<'_>,
+    dialect: Dialect,
+    families: Families,
+    vips: &[Placed<VipAddress>],
+) -> Result<Option<Unicast>, Reported> {
+    let source_field = table.field("unicastSourceIP").filter(|field| field.child.text() != Some(""));
+    let source = source_field.as_ref().map(|field| unicast_address(field).ok_or(Reported)).transpose();
+    let list = table.field("unicastPeers");
+    let items = match &list {
+        Some(list) => list.items_up_to(MOST_PEERS, "list the other controllers only").ok_or(Reported)?,
+        None => Vec::new(),
+    };
+    let Some(list) = list.filter(|_| !items.is_empty()) else {
+        if let Some(field) = &source_field {
+            let help = "add `unicastPeers:` with the other controllers, or remove it";
+            let message = "unicastSourceIP has no effect without unicastPeers";
+            field.warn(Finding::new("unicast-unused", message, help));
+        }
+        return source.map(|_| None);
+    };
+    let mut sound = true;
+    if source_field.is_none() && dialect == Dialect::K0s {
+        let help = "add `unicastSourceIP:` with this node's own address";
+        let finding = Finding::new("unicast-source", "unicastPeers need unicastSourceIP", help);
+        list.out.error(&list.path, list.key, finding);
+        sound = false;
+    }
+    let read: Vec<_> = items.iter().map(|item| (item, unicast_address(item))).collect();
+    sound &= read.iter().all(|(_, peer)| peer.is_some());
+    let peers: Vec<_> = read.into_iter().filter_map(|(item, peer)| Some((item, peer?))).collect();
+    let source = source?;
+    for (index, (item, peer)) in peers.iter().enumerate() {
+        if let Some(finding) = peer_finding(peer.value, &peers[..index], source.as_ref(), families, vips) {
+            item.error(finding);
+            sound = false;
+        }
+    }
+    let peers: Vec<IpAddr> = peers.into_iter().map(|(_, peer)| peer.value).collect();
+    sound &= check_families(&list, source_field.as_ref(), source.as_ref(), &peers, families);
+    let unicast = Unicast { source: source.map(|source| source.value), peers };
+    if sound { Ok(Some(unicast)) } else { Err(Reported) }
+}
+
+fn peer_finding(
+    peer: IpAddr,
+    earlier: &[(&Field<'_>, Placed<IpAddr>)],
+    source: Option<&Placed<IpAddr>>,
+    families: Families,
+    vips: &[Placed<VipAddress>],
+) -> Option<Finding> {
+    if source.is_some_and(|source| source.value == peer) {
+        let help = "list only the other controllers";
+        return Some(Finding::new("unicast-self", format!("{peer} is unicastSourceIP itself"), help));
+    }
+    if let Some((_, first)) = earlier.iter().find(|(_, other)| other.value == peer) {
+        let message = format!("{peer} was already given on line {}", first.at.line);
+        return Some(Finding::new("duplicate-peer", message, "keep one of them"));
+    }
+    if vips.iter().any(|vip| vip.value.ip() == peer) {
+        let help = "list the controllers' own addresses";
+        return Some(Finding::new("unicast-vip", format!("{peer} is a virtual IP of this instance"), help));
+    }
+    let (family, other, present) =
+        if peer.is_ipv4() { ("IPv4", "IPv6", families.v4) } else { ("IPv6", "IPv4", families.v6) };
+    if !present && (families.v4 || families.v6) {
+        let message = format!("an {family} peer cannot take part in the election of {other} addresses");
+        return Some(Finding::new("unicast-family", message, format!("write the peer's {other} address")));
+    }
+    None
+}
+
+/// IPv4 decides where an instance has both families, so it must reach the peers.
+fn check_families(
+    list: &Field<'_>,
+    source_field: Option<&Field<'_>>,
+    source: Option<&Placed<IpAddr>>,
+    peers: &[IpAddr],
+    families: Families,
+) -> bool {
+    let (family, decides_v4) = if families.v4 { ("IPv4", true) } else { ("IPv6", false) };
+    if !families.v4 && !families.v6 {
+        return true;
+    }
+    let deciding = peers.iter().filter(|peer| peer.is_ipv4() == decides_v4).count();
+    let mut sound = true;
+    if families.v4 && families.v6 && deciding == 0 && !peers.is_empty() {
+        let help = "list the peers' IPv4 addresses; IPv6 follows";
+        list.error(Finding::new(
+            "unicast-family",
+            "IPv4 decides this instance, and no peer has an IPv4 address",
+            help,
+        ));
+        sound = false;
+    }
+    if let (Some(field), Some(source)) = (source_field, source)
+        && source.value.is_ipv4() != decides_v4
+    {
+        let message = format!("{} cannot be the source of {family} advertisements", source.value);
+        field.error(Finding::new("unicast-family", message, format!("write this node's {family} address")));
+        sound = false;
+    }
+    if families.v4 && families.v6 && deciding == peers.len() {
+        let message = "no peer has an IPv6 address, so the IPv6 virtual IPs are never advertised";
+        let help = "harmless among cplb nodes, where IPv6 follows IPv4; for other routers add the peers' IPv6 addresses";
+        list.warn(Finding::new("unicast-ipv6", message, help));
+    }
+    sound
+}

@@ -1,0 +1,112 @@
+//! Servers must not be the balancer itself.
+
+use std::net::IpAddr;
+
+use lb_proxy::Balance;
+
+use crate::load::Format;
+use crate::model::{Backends, Host, Port};
+use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
+use crate::walk::{Finding, Reporter};
+
+use super::is_vip;
+use super::services::Common;
+
+/// What servers are compared with.
+pub(super) struct Context<'a> {
+    pub(super) vips: &'a [IpAddr],
+    pub(super) bind_ports: &'a [Option<Placed<Port>>],
+    pub(super) out: &'a Reporter<'a>,
+}
+
+/// Rules about the servers that several services share.
+pub(super) fn check_shared(
+    shared: &BackendsDraft,
+    drafts: &[ServiceDraft],
+    common: &Common<'_>,
+    format: Format,
+    context: &Context<'_>,
+) {
+    let users: Vec<&ServiceDraft> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
+    if users.len() > 1 {
+        for backend in shared.fixed.iter().filter(|backend| backend.value.port.is_some()) {
+            let message =
+                format!("{} services share this server, and it names one port for all of them", users.len());
+            let help =
+                "leave the port out (services have `backendPort`), or list the server under its service";
+            context.out.error(&backend.path, backend.at, Finding::new("shared-port", message, help));
+        }
+    }
+    warn_about_weights(shared, &users, common, context);
+    for draft in drafts {
+        if let Some(own) = &draft.backends {
+            warn_about_weights(own, &[draft], common, context);
+        }
+        // After an error, a server may only have failed to be read.
+        if format == Format::Native
+            && !context.out.has_errors()
+            && draft.backends.as_ref().unwrap_or(shared).is_empty()
+        {
+            let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
+            let message = format!("no server is configured for the service {name}");
+            let help = "add `backends:` with `static:` addresses, or give --backend on the command line";
+            context.out.warn("backends", draft.at, Finding::new("no-backends", message, help));
+        }
+    }
+}
+
+/// The servers without those that would lead back here. `users` are the services that connect to them.
+pub(super) fn build(draft: &BackendsDraft, users: &[&ServiceDraft], context: &Context<'_>) -> Backends {
+    let kept = draft.fixed.iter().filter(|backend| !leads_back(backend, users, context));
+    Backends {
+        fixed: kept.map(|backend| backend.value.clone()).collect(),
+        kubeconfig: draft.kubeconfig.clone(),
+    }
+}
+
+fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Context<'_>) -> bool {
+    let Host::Address(ip) = backend.value.host else {
+        return false;
+    };
+    if is_vip(context.vips, ip) {
+        let message = format!(
+            "{ip} is a virtual IP: the node that holds it would connect to itself; the server is left out"
+        );
+        let help = "list the controllers' own addresses";
+        context.out.warn(&backend.path, backend.at, Finding::new("backend-vip", message, help));
+        return true;
+    }
+    let port_for = |user: &&ServiceDraft| {
+        let port = user.port.as_ref().map(|placed| placed.value);
+        backend.value.port.or_else(|| user.backend_port.or(port))
+    };
+    let bound = |port: Port| context.bind_ports.iter().flatten().any(|placed| placed.value == port);
+    if let Some(port) = users.iter().filter_map(port_for).find(|&port| bound(port))
+        && ip.is_loopback()
+    {
+        let message = format!("{ip} with port {port} is where the proxy itself listens");
+        let help = "write the port of the server, such as 6443";
+        context.out.error(&backend.path, backend.at, Finding::new("backend-proxy", message, help));
+    }
+    false
+}
+
+fn warn_about_weights(
+    draft: &BackendsDraft,
+    users: &[&ServiceDraft],
+    common: &Common<'_>,
+    context: &Context<'_>,
+) {
+    let counts = |user: &&ServiceDraft| {
+        !matches!(common.balance_of(user), Some(Balance::RoundRobin | Balance::LeastConnections))
+    };
+    if users.iter().any(counts) {
+        return;
+    }
+    if let Some(backend) = draft.fixed.iter().find(|backend| backend.value.weight > 1) {
+        let message = "weights count only with the balance weighted or sourceHash";
+        let finding =
+            Finding::new("unused-weight", message, "write `balance: weighted`, or remove the weights");
+        context.out.warn(&backend.path, backend.at, finding);
+    }
+}

@@ -1,0 +1,107 @@
+//! Rules between virtual routers, and between them and what k0s does beside them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::read::{InstanceDraft, Placed, Section};
+use crate::walk::{Finding, Reporter};
+
+use super::{Surroundings, is_vip};
+
+/// k0s documents that VRIDs must be unique and does not check it; keepalived then fights with itself.
+pub(super) fn unique_vrids(drafts: &[InstanceDraft], out: &Reporter<'_>) {
+    let mut seen = BTreeMap::new();
+    for draft in drafts {
+        let Some(vrid) = &draft.vrid else { continue };
+        let id = vrid.value.get();
+        let Some(first) = seen.insert(id, vrid) else { continue };
+        seen.insert(id, first);
+        let owner = first.path.trim_end_matches(".virtualRouterID");
+        let default = if draft.vrid_is_default { " (the default, 51 + index)" } else { "" };
+        let message =
+            format!("virtualRouterID {id}{default} is already that of {owner} on line {}", first.at.line);
+        let help = match free_vrid(drafts) {
+            Some(free) => format!("write `virtualRouterID: {free}`, on every controller"),
+            None => "give each instance its own virtualRouterID".to_owned(),
+        };
+        out.error(&vrid.path, vrid.at, Finding::new("duplicate-vrid", message, help));
+    }
+}
+
+fn free_vrid(drafts: &[InstanceDraft]) -> Option<u8> {
+    let used =
+        |id: u8| drafts.iter().filter_map(|draft| draft.vrid.as_ref()).any(|vrid| vrid.value.get() == id);
+    (51..=255).chain(1..51).find(|&id| !used(id))
+}
+
+/// Returns every virtual IP that could be read.
+pub(super) fn unique_vips(drafts: &[InstanceDraft], out: &Reporter<'_>) -> Vec<IpAddr> {
+    let mut seen: BTreeMap<IpAddr, &Placed<_>> = BTreeMap::new();
+    for vip in drafts.iter().flat_map(|draft| &draft.vips) {
+        let ip = vip.value.ip();
+        if let Some(first) = seen.get(&ip) {
+            let message = format!("{ip} is already a virtual IP on line {}", first.at.line);
+            let help = "an address can move with one instance only: keep one of them";
+            out.error(&vip.path, vip.at, Finding::new("duplicate-vip", message, help));
+        } else {
+            seen.insert(ip, vip);
+        }
+    }
+    seen.into_keys().collect()
+}
+
+pub(super) fn check_virtual_servers(
+    section: &Section,
+    around: &Surroundings,
+    vips: &[IpAddr],
+    out: &Reporter<'_>,
+) {
+    let Some(first) = section.virtual_server_addresses.first() else {
+        return;
+    };
+    if let Some(external) = &around.external_address {
+        let message = "externalAddress and virtualServers cannot be used together: k0s finds the API servers for IPVS \
+                       through endpoints that externalAddress replaces";
+        let help = format!(
+            "remove externalAddress, or remove virtualServers (line {}) to use the userspace proxy",
+            first.at.line
+        );
+        out.error(&external.path, external.at, Finding::new("external-address-ipvs", message, help));
+    }
+    if section.disable_load_balancer {
+        let help = "remove `disableLoadBalancer`, or remove `virtualServers`";
+        let finding = Finding::new("unused", "virtualServers have no effect with disableLoadBalancer", help);
+        out.warn(&first.path, first.at, finding);
+    }
+    for server in &section.virtual_server_addresses {
+        if !is_vip(vips, server.value) {
+            let message = format!("{} is no virtual IP of this configuration", server.value);
+            let help = match vips.first() {
+                Some(vip) => {
+                    format!("write one of the virtualIPs without its prefix length, such as `{vip}`")
+                }
+                None => {
+                    "add a vrrpInstance with this address, or bring it to the node by other means".to_owned()
+                }
+            };
+            out.warn(&server.path, server.at, Finding::new("virtual-server-vip", message, help));
+        }
+    }
+}
+
+pub(super) fn check_external_address(around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(external) = &around.external_address else {
+        return;
+    };
+    let Ok(ip) = external.value.parse::<IpAddr>() else {
+        return;
+    };
+    if !is_vip(vips, ip) || around.endpoint_reconciler_disabled {
+        return;
+    }
+    let message = "externalAddress is a virtual IP: k0s's endpoint reconciler then publishes only this address as the \
+                   endpoint of the API server";
+    let help = "run every controller with --disable-components=endpoint-reconciler, or list the address under \
+                spec.api.sans instead";
+    out.warn(&external.path, external.at, Finding::new("external-address-vip", message, help));
+}

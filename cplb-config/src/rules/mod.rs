@@ -1,0 +1,103 @@
+//! The rules between fields, and the configuration that obeys them.
+
+mod backends;
+mod instances;
+mod services;
+
+use std::net::IpAddr;
+
+use crate::load::Format;
+use crate::model::{Config, Port};
+use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section};
+use crate::walk::{Finding, Reporter};
+use crate::yaml::Span;
+
+/// What stands around the section and matters to it.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) format: Format,
+    /// Where to point at when nothing is configured.
+    pub(crate) at: Span,
+    /// The API server's port; `None` if it was wrong, which was reported.
+    pub(crate) api_port: Option<Port>,
+    /// `spec.api.externalAddress`, if not empty.
+    pub(crate) external_address: Option<Placed<String>>,
+    /// Whether every controller runs without k0s's endpoint reconciler.
+    pub(crate) endpoint_reconciler_disabled: bool,
+    /// The controllers of a k0sctl file.
+    pub(crate) controllers: Vec<PlacedBackend>,
+}
+
+/// Checks everything against everything. `None` only if something was reported.
+pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporter<'_>) -> Option<Config> {
+    instances::unique_vrids(&section.instances, out);
+    let vips = instances::unique_vips(&section.instances, out);
+    instances::check_virtual_servers(&section, &around, &vips, out);
+    instances::check_external_address(&around, &vips, out);
+
+    section.backends.fixed.extend(around.controllers);
+    let listed = section.services.is_some();
+    let drafts =
+        section.services.take().unwrap_or_else(|| vec![services::api_service(around.at, around.api_port)]);
+    // After another error this would only repeat that something is missing.
+    if section.instances.is_empty() && !listed && section.backends.is_empty() && !out.has_errors() {
+        let message = "nothing to do: neither virtual IPs nor servers are configured";
+        out.error("", around.at, Finding::new("nothing-configured", message, around.format.first_steps()));
+    }
+    let has_instances = !section.instances.is_empty();
+    let bind_ports = services::check(
+        &drafts,
+        &section.proxy_bind_port,
+        has_instances,
+        section.status_listen.as_ref(),
+        out,
+    );
+    if listed && section.disable_load_balancer {
+        let at = drafts.first().map_or(around.at, |draft| draft.at);
+        let help = "remove `services`, or remove `disableLoadBalancer`";
+        out.warn(
+            "services",
+            at,
+            Finding::new("unused", "services have no effect with disableLoadBalancer", help),
+        );
+    }
+    let common = services::Common { balance: &section.balance, health: &section.health };
+    let context = backends::Context { vips: &vips, bind_ports: &bind_ports, out };
+    backends::check_shared(&section.backends, &drafts, &common, around.format, &context);
+    let services = services::build(&drafts, &common, &context);
+    let shared_by: Vec<_> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
+    let backends = backends::build(&section.backends, &shared_by, &context);
+    if out.has_errors() {
+        return None;
+    }
+    Some(Config {
+        instances: section.instances.into_iter().map(|draft| draft.instance).collect::<Option<_>>()?,
+        virtual_servers: section.virtual_servers,
+        disable_load_balancer: section.disable_load_balancer,
+        proxy_bind_port: section.proxy_bind_port.or(PROXY_BIND_PORT)?,
+        services: services?,
+        backends,
+        status_listen: section.status_listen.map(|placed| placed.value),
+    })
+}
+
+/// Reports every value that an earlier item of the list has too.
+fn unique<T: PartialEq + std::fmt::Display>(
+    rule: &'static str,
+    what: &str,
+    values: &[Option<&Placed<T>>],
+    out: &Reporter<'_>,
+) {
+    for (index, placed) in values.iter().enumerate() {
+        let Some(placed) = placed else { continue };
+        if let Some(first) = values[..index].iter().flatten().find(|other| other.value == placed.value) {
+            let message = format!("{what} {} was already given on line {}", placed.value, first.at.line);
+            out.error(&placed.path, placed.at, Finding::new(rule, message, "give each service its own"));
+        }
+    }
+}
+
+/// Whether the address is one of the virtual IPs, also when written as an IPv4-mapped IPv6 address.
+fn is_vip(vips: &[IpAddr], ip: IpAddr) -> bool {
+    vips.contains(&ip.to_canonical())
+}

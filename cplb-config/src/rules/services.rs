@@ -1,0 +1,171 @@
+//! Rules between services: names, ports and what they inherit.
+
+use std::net::SocketAddr;
+
+use lb_proxy::Balance;
+
+use crate::model::{Port, Service};
+use crate::read::{API_SERVICE, Given, HealthDraft, PROXY_BIND_PORT, Placed, ServiceDraft};
+use crate::walk::{Finding, Reporter, join};
+use crate::yaml::Span;
+
+use super::{backends, unique};
+
+/// What services inherit.
+pub(super) struct Common<'a> {
+    pub(super) balance: &'a Given<Balance>,
+    pub(super) health: &'a HealthDraft,
+}
+
+impl Common<'_> {
+    pub(super) fn balance_of(&self, draft: &ServiceDraft) -> Option<Balance> {
+        draft.balance.or(self.balance.or(Some(Balance::default())))
+    }
+}
+
+/// The service that k0s balances when none is listed.
+pub(super) fn api_service(at: Span, api_port: Option<Port>) -> ServiceDraft {
+    let placed = |port| Placed { value: port, at, path: "spec.api.port".to_owned() };
+    ServiceDraft {
+        path: String::new(),
+        at,
+        name: Some(Placed { value: API_SERVICE.to_owned(), at, path: String::new() }),
+        port: api_port.map(placed),
+        bind_port: Given::Absent,
+        backend_port: Given::Absent,
+        backends: None,
+        balance: Given::Absent,
+        health: HealthDraft::default(),
+    }
+}
+
+/// Checks names and ports and returns each service's bind port, as far as it is known.
+pub(super) fn check(
+    drafts: &[ServiceDraft],
+    first_bind_port: &Given<Port>,
+    has_instances: bool,
+    status: Option<&Placed<SocketAddr>>,
+    out: &Reporter<'_>,
+) -> Vec<Option<Placed<Port>>> {
+    let names: Vec<_> = drafts.iter().map(|draft| draft.name.as_ref()).collect();
+    unique("duplicate-service", "the name", &names, out);
+    let ports: Vec<_> = drafts.iter().map(|draft| draft.port.as_ref()).collect();
+    unique("duplicate-port", "port", &ports, out);
+    let bind_ports: Vec<_> = drafts
+        .iter()
+        .enumerate()
+        .map(|(index, draft)| bind_port(draft, index, first_bind_port, out))
+        .collect();
+    for (index, bind_port) in bind_ports.iter().enumerate() {
+        let Some(bind_port) = bind_port else { continue };
+        bind_port_clash(index, bind_port, drafts, &bind_ports, out);
+        own_server(&drafts[index], bind_port, has_instances, out);
+        if let Some(status) = status.filter(|status| status.value.port() == bind_port.value.number()) {
+            let message = format!("port {} is already the bind port of a service", bind_port.value);
+            out.error(
+                &status.path,
+                status.at,
+                Finding::new("port-clash", message, "give the status page another port"),
+            );
+        }
+    }
+    bind_ports
+}
+
+fn bind_port(
+    draft: &ServiceDraft,
+    index: usize,
+    first: &Given<Port>,
+    out: &Reporter<'_>,
+) -> Option<Placed<Port>> {
+    match &draft.bind_port {
+        Given::Value(placed) => return Some(placed.clone()),
+        Given::Wrong => return None,
+        Given::Absent => {}
+    }
+    // Where no service is listed, the first bind port is all the file says about it.
+    let (path, at) = match first {
+        Given::Value(placed) if draft.path.is_empty() => (placed.path.clone(), placed.at),
+        _ => (join(&draft.path, "bindPort"), draft.at),
+    };
+    let number = usize::from(first.or(PROXY_BIND_PORT)?.number()) + index;
+    let port = u16::try_from(number).ok().and_then(Port::new);
+    if port.is_none() {
+        let message = format!("the default bind port, userSpaceProxyBindPort + {index}, would be {number}");
+        out.error(&path, at, Finding::new("bind-port-overflow", message, "give the service a `bindPort`"));
+    }
+    Some(Placed { value: port?, at, path })
+}
+
+fn bind_port_clash(
+    index: usize,
+    bind_port: &Placed<Port>,
+    drafts: &[ServiceDraft],
+    bind_ports: &[Option<Placed<Port>>],
+    out: &Reporter<'_>,
+) {
+    let port = bind_port.value;
+    let taken = |candidate: Port| {
+        bind_ports.iter().flatten().any(|other| other.value == candidate)
+            || drafts.iter().filter_map(|draft| draft.port.as_ref()).any(|other| other.value == candidate)
+    };
+    let free = (port.number()..=u16::MAX).filter_map(Port::new).find(|&candidate| !taken(candidate));
+    let help = match free {
+        Some(free) => format!("write `bindPort: {free}`"),
+        None => "give each service its own bindPort".to_owned(),
+    };
+    let earlier = bind_ports[..index].iter().flatten().find(|other| other.value == port);
+    let message = if let Some(earlier) = earlier {
+        format!("bind port {port} is already that of a service on line {}", earlier.at.line)
+    } else {
+        let mut others =
+            drafts.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, draft)| draft);
+        let Some(other) = others.find(|draft| draft.port.as_ref().is_some_and(|placed| placed.value == port))
+        else {
+            return;
+        };
+        format!("bind port {port} is the port of the service on line {}", other.at.line)
+    };
+    out.error(&bind_port.path, bind_port.at, Finding::new("port-clash", message, help));
+}
+
+/// A controller's own server already listens on its port, so the proxy cannot.
+fn own_server(draft: &ServiceDraft, bind_port: &Placed<Port>, has_instances: bool, out: &Reporter<'_>) {
+    let port = draft.port.as_ref().map(|placed| placed.value);
+    let Some(server) = draft.backend_port.or(port) else {
+        return;
+    };
+    if has_instances && server == bind_port.value {
+        let message = format!(
+            "on a controller the server itself listens on port {server}, so the proxy cannot bind it"
+        );
+        let help = "choose another bind port, unless no server runs on the nodes of this load balancer";
+        out.warn(&bind_port.path, bind_port.at, Finding::new("bind-port-server", message, help));
+    }
+}
+
+/// The services, or `None` if something about them was reported.
+pub(super) fn build(
+    drafts: &[ServiceDraft],
+    common: &Common<'_>,
+    context: &backends::Context<'_>,
+) -> Option<Vec<Service>> {
+    let single = drafts.len() == 1;
+    let service = |(draft, bind_port): (&ServiceDraft, &Option<Placed<Port>>)| {
+        let own = draft.backends.as_ref().map(|backends| backends::build(backends, &[draft], context));
+        let name = draft.name.as_ref()?.value.clone();
+        let port = draft.port.as_ref()?.value;
+        Some(Service {
+            health: draft.health.resolve(common.health, single || name == API_SERVICE),
+            name,
+            port,
+            bind_port: bind_port.as_ref()?.value,
+            backend_port: draft.backend_port.or(Some(port))?,
+            backends: own,
+            balance: common.balance_of(draft)?,
+        })
+    };
+    // Every service is looked at, so that every finding is told.
+    let services: Vec<_> = drafts.iter().zip(context.bind_ports).map(service).collect();
+    services.into_iter().collect()
+}

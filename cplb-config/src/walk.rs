@@ -1,0 +1,460 @@
+//! Walking the tree: typed reads that report what is wrong and go on.
+//!
+//! Every read returns `None` for what is absent and for what was wrong and has been reported, so a reader never stops
+//! at the first mistake.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use crate::diagnostic::{Diagnostic, Location, Severity};
+use crate::suggest::closest;
+use crate::yaml::{Child, Entry, Resolved, Scalar, Span, Value, go_text, is_octal, resolve};
+
+/// Findings of one severity beyond this number are counted only.
+const MAX_FINDINGS: usize = 100;
+
+/// Collects findings and remembers where every field stands.
+pub(crate) struct Reporter<'s> {
+    /// The text with its passwords masked.
+    source: &'s str,
+    diagnostics: RefCell<Vec<Diagnostic>>,
+    /// How many findings of each severity there were, kept or not.
+    counts: RefCell<BTreeMap<Severity, usize>>,
+    locations: RefCell<BTreeMap<String, Location>>,
+}
+
+/// Whether field names are matched as Go's JSON does, which ignores case, or exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    AnyCase,
+    Exact,
+}
+
+/// What is wrong with a field and what to write instead.
+pub(crate) struct Finding {
+    pub(crate) rule: &'static str,
+    pub(crate) message: String,
+    pub(crate) help: String,
+}
+
+/// A mapping being read.
+pub(crate) struct Table<'a> {
+    pub(crate) path: String,
+    pub(crate) at: Span,
+    entries: &'a [Entry],
+    used: Vec<Cell<bool>>,
+    asked: RefCell<Vec<&'static str>>,
+    names: Names,
+    out: &'a Reporter<'a>,
+}
+
+/// A value being read, with its name.
+#[derive(Clone)]
+pub(crate) struct Field<'a> {
+    pub(crate) path: String,
+    /// Where the key stands, or the item of a list.
+    pub(crate) key: Span,
+    pub(crate) child: &'a Child,
+    pub(crate) out: &'a Reporter<'a>,
+    pub(crate) names: Names,
+}
+
+impl Finding {
+    pub(crate) fn new(rule: &'static str, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { rule, message: message.into(), help: help.into() }
+    }
+}
+
+impl<'s> Reporter<'s> {
+    pub(crate) fn new(source: &'s str) -> Self {
+        Self {
+            source,
+            diagnostics: RefCell::default(),
+            counts: RefCell::default(),
+            locations: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn report(&self, severity: Severity, path: &str, at: Option<Span>, finding: Finding) {
+        let text = at.map(|at| self.excerpt(at)).unwrap_or_default();
+        self.push(Diagnostic {
+            severity,
+            rule: finding.rule,
+            path: path.to_owned(),
+            location: at.map(|at| self.first_line(at).into()),
+            text,
+            message: finding.message,
+            help: finding.help,
+        });
+    }
+
+    pub(crate) fn error(&self, path: &str, at: Span, finding: Finding) {
+        self.report(Severity::Error, path, Some(at), finding);
+    }
+
+    pub(crate) fn warn(&self, path: &str, at: Span, finding: Finding) {
+        self.report(Severity::Warning, path, Some(at), finding);
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.counts.borrow().contains_key(&Severity::Error)
+    }
+
+    /// Whether further errors are only counted, so that nobody needs to think about what to say.
+    fn is_full(&self) -> bool {
+        self.counts.borrow().get(&Severity::Error).is_some_and(|&count| count >= MAX_FINDINGS)
+    }
+
+    pub(crate) fn locations(&self) -> BTreeMap<String, Location> {
+        self.locations.borrow().clone()
+    }
+
+    /// The findings in order of their place.
+    ///
+    /// Advice is for those whose document is accepted.
+    pub(crate) fn finish(self) -> Vec<Diagnostic> {
+        let refused = self.has_errors();
+        let mut diagnostics = self.diagnostics.into_inner();
+        diagnostics.retain(|diagnostic| !refused || diagnostic.severity > Severity::Advice);
+        diagnostics
+            .sort_by_key(|diagnostic| (diagnostic.location.map(|l| (l.line, l.column)), diagnostic.rule));
+        for (severity, count) in self.counts.into_inner() {
+            let suppressed = count.saturating_sub(MAX_FINDINGS);
+            if suppressed > 0 && (!refused || severity > Severity::Advice) {
+                diagnostics.push(Diagnostic {
+                    severity,
+                    rule: "more",
+                    path: String::new(),
+                    location: None,
+                    text: String::new(),
+                    message: format!("{suppressed} more findings of this kind are not shown"),
+                    help: "correct the first ones and check again".to_owned(),
+                });
+            }
+        }
+        diagnostics
+    }
+
+    fn push(&self, diagnostic: Diagnostic) {
+        let mut counts = self.counts.borrow_mut();
+        let count = counts.entry(diagnostic.severity).or_default();
+        *count += 1;
+        if *count <= MAX_FINDINGS {
+            self.diagnostics.borrow_mut().push(diagnostic);
+        }
+    }
+
+    fn remember(&self, path: &str, at: Span) {
+        self.locations.borrow_mut().insert(path.to_owned(), self.first_line(at).into());
+    }
+
+    fn first_line(&self, at: Span) -> Span {
+        let text = self.source.get(at.start..at.end).unwrap_or_default();
+        let len = text.find(['\n', '\r']).unwrap_or(text.len());
+        Span { end: at.start + len, ..at }
+    }
+
+    fn excerpt(&self, at: Span) -> String {
+        const LONGEST: usize = 80;
+        let line = self.first_line(at);
+        let text = self.source.get(line.start..line.end).unwrap_or_default();
+        match text.char_indices().nth(LONGEST) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text.to_owned(),
+        }
+    }
+}
+
+/// Whether a key names a password, whose value is never shown.
+pub(crate) fn is_secret(key: &str) -> bool {
+    key.eq_ignore_ascii_case("authPass") || key.eq_ignore_ascii_case("password")
+}
+
+impl<'a> Table<'a> {
+    /// The field called `name`; absent and null are the same, as they are to Go.
+    pub(crate) fn field(&self, name: &'static str) -> Option<Field<'a>> {
+        let index = self.find(name)?;
+        let entry = &self.entries[index];
+        self.used[index].set(true);
+        let path = join(&self.path, name);
+        self.out.remember(&path, entry.child.at);
+        if entry.child.is_null() {
+            return None;
+        }
+        Some(Field { path, key: entry.key.span, child: &entry.child, out: self.out, names: self.names })
+    }
+
+    /// Reports every field nobody asked for. `hint` may explain a name better than the closest known one does.
+    pub(crate) fn finish(self, hint: impl Fn(&str) -> Option<String>) {
+        let asked = self.asked.take();
+        for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {
+            let name = entry.key.text.as_str();
+            let help = if self.out.is_full() {
+                String::new()
+            } else {
+                hint(name).unwrap_or_else(|| match closest(name, &asked) {
+                    Some(known) => format!("did you mean `{known}`?"),
+                    None => format!("known here: {}", asked.join(", ")),
+                })
+            };
+            let finding =
+                Finding::new("unknown-field", format!("there is no field `{}` here", shorten(name)), help);
+            self.out.error(&join(&self.path, &shorten(name)), entry.key.span, finding);
+        }
+    }
+
+    /// Reports a field that must be there.
+    pub(crate) fn missing(&self, name: &str, help: impl Into<String>) {
+        let path = join(&self.path, name);
+        let finding = Finding::new("required-field", format!("`{name}` is missing"), help);
+        self.out.error(&path, self.first_key(), finding);
+    }
+
+    /// The place to point at when something is missing from the mapping.
+    pub(crate) fn first_key(&self) -> Span {
+        self.entries.first().map_or(self.at, |entry| entry.key.span)
+    }
+
+    pub(crate) fn out(&self) -> &'a Reporter<'a> {
+        self.out
+    }
+
+    fn find(&self, name: &'static str) -> Option<usize> {
+        if !self.asked.borrow().contains(&name) {
+            self.asked.borrow_mut().push(name);
+        }
+        if let Some(index) = self.entries.iter().position(|entry| entry.key.text == name) {
+            return Some(index);
+        }
+        if self.names == Names::Exact {
+            return None;
+        }
+        let index = self.entries.iter().position(|entry| entry.key.text.eq_ignore_ascii_case(name))?;
+        if !self.used[index].get() {
+            let written = &self.entries[index].key.text;
+            let finding = Finding::new(
+                "field-case",
+                format!("`{written}` is read as `{name}`, as k0s does"),
+                format!("write `{name}`"),
+            );
+            self.out.warn(&join(&self.path, name), self.entries[index].key.span, finding);
+        }
+        Some(index)
+    }
+}
+
+impl<'a> Field<'a> {
+    pub(crate) fn root(child: &'a Child, names: Names, out: &'a Reporter<'a>) -> Self {
+        Self { path: String::new(), key: child.at, child, out, names }
+    }
+
+    /// The same value under another path, for a section whose place in the file differs.
+    pub(crate) fn renamed(mut self, path: &str) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+
+    pub(crate) fn at(&self) -> Span {
+        self.child.at
+    }
+
+    pub(crate) fn error(&self, finding: Finding) {
+        self.out.error(&self.path, self.child.at, finding);
+    }
+
+    pub(crate) fn warn(&self, finding: Finding) {
+        self.out.warn(&self.path, self.child.at, finding);
+    }
+
+    pub(crate) fn table(&self) -> Option<Table<'a>> {
+        let Value::Mapping(mapping) = &self.child.node.value else {
+            self.wrong_type("a mapping (`key: value` lines)");
+            return None;
+        };
+        for duplicate in &mapping.duplicates {
+            let key = shorten(&duplicate.key.text);
+            let finding = Finding::new(
+                "duplicate-key",
+                format!("`{key}` was already given on line {}", duplicate.first.line),
+                "keep one of them",
+            );
+            self.out.error(&join(&self.path, &key), duplicate.key.span, finding);
+        }
+        Some(Table {
+            path: self.path.clone(),
+            at: self.child.at,
+            used: mapping.entries.iter().map(|_| Cell::new(false)).collect(),
+            entries: &mapping.entries,
+            asked: RefCell::default(),
+            names: self.names,
+            out: self.out,
+        })
+    }
+
+    /// The items of a list that may have at most `most`.
+    pub(crate) fn items_up_to(&self, most: usize, help: &str) -> Option<Vec<Field<'a>>> {
+        let items = self.items()?;
+        if items.len() <= most {
+            return Some(items);
+        }
+        let message = format!("{} items are more than the {most} that are taken here", items.len());
+        self.error(Finding::new("too-many", message, help));
+        None
+    }
+
+    pub(crate) fn items(&self) -> Option<Vec<Field<'a>>> {
+        let Value::Sequence(items) = &self.child.node.value else {
+            match self.child.text().filter(|text| !text.is_empty() && text.len() < 60) {
+                Some(text) => {
+                    let finding = Finding::new(
+                        "wrong-type",
+                        "expected a list, found a single value",
+                        format!("write `[{text}]`"),
+                    );
+                    self.error(finding);
+                }
+                None => self.wrong_type("a list (`- item` lines or `[item, …]`)"),
+            }
+            return None;
+        };
+        let field = |(index, child): (usize, &'a Child)| {
+            let path = format!("{}[{index}]", self.path);
+            self.out.remember(&path, child.at);
+            Field { path, key: child.at, child, out: self.out, names: self.names }
+        };
+        Some(items.iter().enumerate().map(field).collect())
+    }
+
+    /// Text. What Go's YAML takes for a number or a boolean is text to k0s too, but rewritten.
+    pub(crate) fn string(&self) -> Option<String> {
+        let scalar = self.scalar("a single text value")?;
+        let resolved = resolve(scalar);
+        let Some(text) = go_text(resolved) else {
+            self.wrong_type("a single text value");
+            return None;
+        };
+        if text != scalar.text {
+            let kind = if matches!(resolved, Resolved::Bool(_)) { "boolean" } else { "number" };
+            let secret = is_secret(self.path.rsplit('.').next().unwrap_or_default());
+            let message = if secret {
+                format!(
+                    "without quotes this is a {kind}, which YAML 1.1 and k0s write differently: another password is used"
+                )
+            } else {
+                format!("without quotes this is the {kind} `{text}` to YAML 1.1 and k0s, and is used as such")
+            };
+            self.warn(Finding::new("unquoted-text", message, "put it in quotes"));
+        }
+        Some(text)
+    }
+
+    pub(crate) fn bool(&self) -> Option<bool> {
+        let scalar = self.scalar("`true` or `false`")?;
+        match resolve(scalar) {
+            Resolved::Bool(value) => Some(value),
+            Resolved::Text(text) if !scalar.plain && is_bool_word(text) => {
+                self.error(Finding::new(
+                    "wrong-type",
+                    "expected `true` or `false`, found quoted text",
+                    "remove the quotes",
+                ));
+                None
+            }
+            _ => {
+                self.wrong_type("`true` or `false`");
+                None
+            }
+        }
+    }
+
+    /// A whole number within `range`.
+    pub(crate) fn integer<T>(&self, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: Copy + Display + TryFrom<i128> + PartialOrd,
+    {
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        let scalar = self.scalar(&expected)?;
+        let value = match resolve(scalar) {
+            Resolved::Int(value) => value,
+            #[allow(clippy::cast_possible_truncation)]
+            Resolved::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => value as i128,
+            Resolved::Text(text) if !scalar.plain && text.parse::<i128>().is_ok() => {
+                self.error(Finding::new(
+                    "wrong-type",
+                    "expected a number, found quoted text",
+                    "remove the quotes",
+                ));
+                return None;
+            }
+            _ => {
+                self.wrong_type(&expected);
+                return None;
+            }
+        };
+        if is_octal(scalar) {
+            let message = format!("the leading zero makes this octal to YAML 1.1 and k0s: {value}");
+            self.warn(Finding::new("octal", message, format!("write {value}")));
+        }
+        match T::try_from(value) {
+            Ok(value) if range.contains(&value) => Some(value),
+            _ => {
+                let message = format!("{value} is out of range");
+                self.error(Finding::new("out-of-range", message, format!("write {expected}")));
+                None
+            }
+        }
+    }
+
+    /// Zero, which to Go is the same as absent.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.child.scalar().is_some_and(|scalar| match resolve(scalar) {
+            Resolved::Int(value) => value == 0,
+            Resolved::Float(value) => value == 0.0,
+            _ => false,
+        })
+    }
+
+    pub(crate) fn wrong_type(&self, expected: &str) {
+        let found = match &self.child.node.value {
+            Value::Sequence(_) => "a list",
+            Value::Mapping(_) => "a mapping",
+            Value::Scalar(scalar) => match resolve(scalar) {
+                Resolved::Null => "nothing",
+                Resolved::Bool(_) => "a boolean",
+                Resolved::Int(_) | Resolved::Float(_) => "a number",
+                Resolved::Text(_) => "text",
+            },
+        };
+        self.error(Finding::new(
+            "wrong-type",
+            format!("expected {expected}, found {found}"),
+            format!("write {expected}"),
+        ));
+    }
+
+    fn scalar(&self, expected: &str) -> Option<&'a Scalar> {
+        let scalar = self.child.scalar();
+        if scalar.is_none() {
+            self.wrong_type(expected);
+        }
+        scalar
+    }
+}
+
+pub(crate) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+fn shorten(name: &str) -> String {
+    const LONGEST: usize = 60;
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+fn is_bool_word(text: &str) -> bool {
+    ["true", "false", "yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word))
+}
