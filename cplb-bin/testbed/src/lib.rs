@@ -27,6 +27,7 @@ mod probe;
 mod process;
 mod tool;
 mod wait;
+mod watch;
 
 pub use backend::{Backend, BackendStats, Behaviour, Readiness, peer_certificate};
 pub use capture::{Announcement, AnnouncementKind, Capture, Frame, TcpSegment, Travel, VrrpAdvert};
@@ -44,3 +45,4 @@ pub use probe::{Failure, Gap, Probe, ProbeBuilder, ProbeReport, Sample, SessionS
 pub use process::{Process, Signal};
 pub use tool::Tool;
 pub use wait::{TimedOut, eventually, wait_until};
+pub use watch::{AddressChange, AddressEvent, AddressWatch, Tenure};

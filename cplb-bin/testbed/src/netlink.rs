@@ -244,7 +244,7 @@ pub(crate) async fn delete_neighbour(
 
 const FOREVER: u32 = u32::MAX;
 
-fn address(message: &AddressMessage) -> Option<Address> {
+pub(crate) fn address(message: &AddressMessage) -> Option<Address> {
     let find = |local: bool| {
         message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(ip) if local => Some(*ip),

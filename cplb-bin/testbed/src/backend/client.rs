@@ -43,7 +43,8 @@ pub async fn peer_certificate(target: SocketAddr) -> io::Result<Vec<u8>> {
         let name = ServerName::from(target.ip());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let certificate = chain.first().ok_or_else(|| io::Error::other("the server showed no certificate"))?;
+        let certificate =
+            chain.first().ok_or_else(|| io::Error::other("the server showed no certificate"))?;
         Ok(certificate.as_ref().to_vec())
     };
     timeout(TIMEOUT, handshake).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

@@ -1,5 +1,6 @@
 //! Frames seen on the LAN.
 
+mod filter;
 mod frame;
 mod pcap;
 
@@ -11,7 +12,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -27,6 +28,8 @@ use nix::{
     },
 };
 
+use socket2::SockRef;
+
 pub use frame::{Announcement, AnnouncementKind, Frame, TcpSegment, Travel, VrrpAdvert};
 
 use crate::{Error, Lan, Mac, Node, Thread, netlink, node::INTERFACE, probe::prefer_this_thread, wait_until};
@@ -41,6 +44,7 @@ pub struct Capture {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    dropped: AtomicU32,
     frames: Mutex<Vec<Frame>>,
 }
 
@@ -98,6 +102,13 @@ impl Capture {
     #[must_use]
     pub fn count(&self, matches: impl Fn(&Frame) -> bool) -> usize {
         self.shared.frames().iter().filter(|frame| matches(frame)).count()
+    }
+
+    /// How many frames the kernel has dropped because they came faster than they were read, as far as is known:
+    /// the kernel says so with the next frame. A test that asserts that something was *not* sent should look.
+    #[must_use]
+    pub fn dropped(&self) -> u32 {
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits for a frame that `matches`, and returns the first one; it may already be there.
@@ -165,7 +176,9 @@ impl Capture {
             Ok(names)
         })?;
         let shared = Arc::new(Shared::default());
-        let socket = node.try_run(open)?.map_err(Error::system(node.doing("open a packet socket")))?;
+        let socket = node
+            .try_run(|| open(names.keys().copied(), only))?
+            .map_err(Error::system(node.doing("open a packet socket")))?;
         let tap = Tap { socket, names, only, shared: Arc::clone(&shared) };
         // The socket already queues frames, so nothing is missed until the thread runs.
         let thread = node.thread("capture", move || tap.run())?;
@@ -208,7 +221,7 @@ impl Tap {
     fn run(self) {
         prefer_this_thread();
         let mut buffer = vec![0; LONGEST];
-        let mut control = cmsg_space!(TimeSpec);
+        let mut control = cmsg_space!(TimeSpec, u32);
         while !self.shared.stop.load(Ordering::Relaxed) {
             // Nothing within the socket's timeout, or a signal: look again whether to stop.
             let Ok(Some(frame)) = self.receive(&mut buffer, &mut control) else { continue };
@@ -221,10 +234,16 @@ impl Tap {
         let mut parts = [IoSliceMut::new(buffer)];
         let message =
             recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
-        let stamp = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
-            _ => None,
-        });
+        let mut stamp = None;
+        for control in message.cmsgs()? {
+            match control {
+                ControlMessageOwned::ScmTimestampns(time) => stamp = Some(Duration::from(time)),
+                ControlMessageOwned::RxqOvfl(dropped) => {
+                    self.shared.dropped.store(dropped, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
         let (Some(address), length) = (message.address, message.bytes) else { return Ok(None) };
         let travel = if address.pkttype() == PACKET_OUTGOING { Travel::Out } else { Travel::In };
         let Some(name) = self.names.get(&address.ifindex()) else { return Ok(None) };
@@ -242,9 +261,11 @@ impl Tap {
 /// The packet type of `linux/if_packet.h`.
 const PACKET_OUTGOING: u8 = 4;
 
-fn open() -> io::Result<OwnedFd> {
+fn open(interfaces: impl Iterator<Item = usize>, only: Option<Travel>) -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    SockRef::from(&socket).attach_filter(&filter::filter(interfaces, only))?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    setsockopt(&socket, sockopt::RxqOvfl, &1)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(POLL_MS))?;
     if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;

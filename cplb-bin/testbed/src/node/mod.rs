@@ -12,7 +12,15 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
+        mpsc::{self, RecvTimeoutError},
     },
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 pub(crate) use net::Interface;
@@ -45,6 +53,9 @@ impl Inner {
         Self { name, netns, interface, directory, journal, started: AtomicU32::new(0) }
     }
 }
+
+/// How long [`Node::output`] waits for a program.
+const LONGEST_RUN: Duration = Duration::from_secs(60);
 
 /// The interface of every node.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -182,17 +193,36 @@ impl Node {
         Ok(process)
     }
 
-    /// Runs a program in the node to its end and returns its output, whatever its exit code.
+    /// Runs a program in the node to its end and returns its output, whatever its exit code. It is killed after
+    /// a minute.
     ///
     /// # Errors
-    /// [`Error::Spawn`] if it cannot be started.
+    /// [`Error::Spawn`] if it cannot be started, [`Error::StillRunning`].
     pub fn output(&self, mut command: Command) -> Result<Output, Error> {
         prepare(&mut command);
-        let (output, command) = self.try_run(move || (command.output(), command))?;
-        output.map_err(|source| Error::Spawn {
-            name: self.name().to_owned(),
-            program: command_line(&command),
-            source,
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (child, command) = self.try_run(move || (command.spawn(), command))?;
+        let failed =
+            |source| Error::Spawn { name: self.name().to_owned(), program: command_line(&command), source };
+        let child = child.map_err(failed)?;
+        // Its number stays its own until it is waited for, which happens at the end of this function at the
+        // earliest.
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let (ended, end) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let guard = scope.spawn(move || {
+                let late = end.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout);
+                if late {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+                late
+            });
+            let output = child.wait_with_output();
+            drop(ended);
+            if guard.join().unwrap_or(false) {
+                return Err(Error::StillRunning { name: command_line(&command), timeout: LONGEST_RUN });
+            }
+            output.map_err(failed)
         })
     }
 

@@ -1,7 +1,8 @@
 //! What captures see, and how frames are read.
 
 use std::{
-    net::IpAddr,
+    cell::Cell,
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
             .needs([Tool::Ping]),
         Test::new("gratuitous_arp_is_recognised", gratuitous_arp_is_recognised).needs([Tool::Arping]),
         Test::new("segments_are_read", segments_are_read),
+        Test::new("lost_frames_are_counted", lost_frames_are_counted),
         Test::new("a_port_shows_what_passes_a_cut", a_port_shows_what_passes_a_cut)
             .needs([Tool::Nft, Tool::Ping]),
         Test::new("a_file_is_read_by_tshark", a_file_is_read_by_tshark).needs([Tool::Tshark, Tool::Ping]),
@@ -104,6 +106,36 @@ fn segments_are_read() {
         let reset = |frame: &testbed::Frame| frame.tcp().is_some_and(|tcp| tcp.rst && tcp.source == target);
         capture.wait_for("a reset", LONG, reset).expect("a frame");
     }
+}
+
+fn lost_frames_are_counted() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    let (node, target) = (lan.controller(0), SocketAddr::from((lan.client(0).v4(), 9)));
+    let capture = Capture::on(node).expect("a capture");
+    let flood = |count: u32| {
+        node.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            // Refusals come back as errors, which do not matter.
+            (0..count).for_each(|_| drop(socket.send_to(&[0; 60_000], target)));
+        });
+    };
+    flood(1);
+    capture
+        .wait_for("a datagram", LONG, |frame| frame.ip_source() == Some(node.v4().into()))
+        .expect("a frame");
+    assert_eq!(capture.dropped(), 0);
+    // While somebody looks at the frames, the reader has to wait; meanwhile more come than its buffer holds.
+    let flooded = Cell::new(false);
+    let _ = capture.count(|_| {
+        if !flooded.replace(true) {
+            flood(1000);
+        }
+        false
+    });
+    eventually("frames are lost and counted", LONG, || {
+        flood(1);
+        capture.dropped() > 0
+    });
 }
 
 fn a_port_shows_what_passes_a_cut() {

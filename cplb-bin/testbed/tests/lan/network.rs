@@ -1,8 +1,11 @@
 //! Addresses, routes and reachability.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use testbed::{Lan, Node, Test, Tool, eventually};
+use testbed::{AddressWatch, Lan, Node, Tenure, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -12,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("addresses_can_be_leased", addresses_can_be_leased),
         Test::new("a_link_can_go_down_and_come_back", a_link_can_go_down_and_come_back).needs([Tool::Ping]),
         Test::new("neighbours_can_be_forgotten", neighbours_can_be_forgotten).needs([Tool::Ping]),
+        Test::new("an_address_watch_misses_nothing", an_address_watch_misses_nothing).needs([Tool::Ip]),
         Test::new("lans_do_not_see_each_other", lans_do_not_see_each_other).needs([Tool::Ping]),
     ]
 }
@@ -128,6 +132,37 @@ fn neighbours_can_be_forgotten() {
     client.flush_neighbours().expect("flushed");
     for ip in node.own_ips() {
         assert_eq!(client.neighbour(ip).expect("the cache"), None);
+    }
+}
+
+fn an_address_watch_misses_nothing() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    let node = lan.controller(0);
+    let watch = AddressWatch::on(node).expect("a watch");
+    for ip in [IpAddr::from(lan.v4(100)), lan.v6(100).into()] {
+        assert!(watch.has(node.v4()) && !watch.has(ip));
+        assert_eq!(watch.wait_for_loss(ip, Duration::ZERO).expect("it is not there"), None);
+        let length = if ip.is_ipv4() { "32" } else { "128" };
+        let (before, address) = (Instant::now(), format!("{ip}/{length}"));
+        let lease = |seconds: &str| {
+            let arguments =
+                ["addr", "replace", &address, "dev", "eth0", "valid_lft", seconds, "preferred_lft", "0"];
+            node.exec("ip", arguments).expect("an address");
+        };
+        lease("30");
+        let since = watch.wait_for(ip, Duration::from_secs(1)).expect("it is there");
+        assert!(since >= before);
+        lease("1");
+        let lost =
+            watch.wait_for_loss(ip, Duration::from_secs(4)).expect("it expires").expect("it was there");
+        assert!(lost - since >= Duration::from_millis(900), "{:?}", lost - since);
+        assert_eq!(watch.tenures(ip), [Tenure { from: since, until: Some(lost) }]);
+        // Shorter than any poll.
+        node.exec("sh", ["-c", &format!("ip addr add {address} dev eth0; ip addr del {address} dev eth0")])
+            .expect("both");
+        testbed::eventually("both changes are seen", Duration::from_secs(1), || {
+            watch.tenures(ip).len() == 2 && !watch.has(ip)
+        });
     }
 }
 

@@ -142,7 +142,7 @@ fn sessions_notice_their_end() {
 
 fn a_tls_backend_has_a_certificate() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
-    let _backends = [0, 1].map(|index| {
+    let backends = [0, 1].map(|index| {
         let name = format!("api-{index}");
         Backend::tls(lan.controller(index), &name, 6443).expect("a backend")
     });
@@ -156,6 +156,10 @@ fn a_tls_backend_has_a_certificate() {
             assert!(subject.contains(&format!("DNS:api-{index}")), "{subject}");
             let body = lan.client(0).exec("curl", ["-sk", &format!("https://{target}/")]).expect("an answer");
             assert_eq!(body, format!("api-{index}\n"));
+            let target = target.parse().expect("an address");
+            let shown =
+                lan.client(0).block_on(|| testbed::peer_certificate(target)).expect("a thread").expect("one");
+            assert!(backends[index].has_certificate(&shown) && !backends[1 - index].has_certificate(&shown));
         }
     }
 }
