@@ -230,9 +230,13 @@ impl Keepalived {
     /// [`Error::StillRunning`]; [`Error::System`] if it has ended before.
     pub fn crash(&self) -> Result<Instant, Error> {
         let child = self.child_pid();
-        let at = self.process.signal(Signal::SIGKILL)?;
+        let at = Instant::now();
         if let Some(child) = child {
-            // It may have noticed its parent's end.
+            // The child asks to be told of its parent's end, and would remove its addresses.
+            kill(child, Signal::SIGSTOP).map_err(Error::errno("stop keepalived's child"))?;
+        }
+        self.process.signal(Signal::SIGKILL)?;
+        if let Some(child) = child {
             let _ = kill(child, Signal::SIGKILL);
         }
         self.process.kill()?;
