@@ -31,6 +31,7 @@ pub(super) async fn run(target: Target, mut probe: impl Probe, shared: Arc<Share
         let now = Instant::now();
         // A report during the check is older than its result only if the check failed.
         corroborated |= result.is_err() && shared.take_report();
+        tracing::trace!(target = %target.key(), ?result, latency = ?(now - started), corroborated, "checked");
         let changed = judge.record(&result, corroborated).is_some();
         let check = LastCheck { at: now.into_std(), latency: now - started, failure: result.err() };
         let change = shared.record(check, changed.then(|| judge.status().clone()));

@@ -161,7 +161,8 @@ impl Nft {
     async fn replace(&mut self, table: &Table) -> Result<Applied, ApplyError> {
         let batch = encode(table.replacement());
         for _ in 0..ATTEMPTS {
-            let before = self.kernel()?.generation()?;
+            // Where the kernel does not let us look, nft says why better than we could.
+            let before = self.kernel().and_then(Kernel::generation).ok();
             run::run(&self.path, &batch, self.timeout).await?;
             let kernel = self.kernel()?;
             let Some(fingerprint) = kernel.fingerprint(&table.name)? else { continue };
@@ -173,7 +174,7 @@ impl Nft {
             if !complete {
                 continue;
             }
-            let seen_in = (after == before.next()).then_some(after);
+            let seen_in = (before.map(Generation::next) == Some(after)).then_some(after);
             return Ok(Applied { table: table.clone(), fingerprint, seen_in });
         }
         Err(ApplyError::Contended { name: table.name.clone() })

@@ -158,6 +158,7 @@ fn without_privilege_the_capability_is_named() {
         .expect("setpriv (apt-get install util-linux)");
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<_> = text.lines().collect();
-    assert!(lines[0].starts_with("apply: ") && lines[0].contains("CAP_NET_ADMIN"), "{text}");
+    assert!(lines[0].starts_with("apply: nft needs CAP_NET_ADMIN"), "{text}");
+    assert!(text.contains("it said: "), "{text}");
     assert!(text.contains("remove: nft needs CAP_NET_ADMIN"), "{text}");
 }

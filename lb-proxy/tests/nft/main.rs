@@ -2,6 +2,7 @@
 //!
 //! No default harness: it has threads, and a process with threads cannot enter a user namespace.
 
+mod checks;
 mod faults;
 mod ns;
 mod traffic;
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         eprintln!("{why}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<(&str, fn())> = [traffic::TESTS, watch::TESTS, faults::TESTS].concat();
+    let tests: Vec<(&str, fn())> = [traffic::TESTS, watch::TESTS, faults::TESTS, checks::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             ns::isolated(test);

@@ -1,0 +1,227 @@
+//! Servers that hang, drip, flood or talk nonsense: a precise status in bounded time, and nobody else notices.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lb_proxy::health::{CheckFailure, Status, Step};
+use lb_proxy::{HealthCheck, HealthKind};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::sleep;
+
+use crate::servers::{Api, BlackHole, Server, tls};
+use crate::{PATIENCE, Watch, check, https, key, target};
+
+const LIMIT: Duration = Duration::from_millis(300);
+
+fn quick(kind: HealthKind) -> HealthCheck {
+    HealthCheck { timeout: LIMIT, ..check(kind) }
+}
+
+/// The first status of a target, which tells why.
+async fn failure(server: &Server, kind: HealthKind) -> CheckFailure {
+    let mut watch = Watch::new([target(server.addr, quick(kind))]);
+    let status = watch.status().await;
+    let known = watch.after_checks(3).await;
+    assert_eq!((known.failures, known.status.is_down()), (known.checks, true), "no check succeeds");
+    match status {
+        Status::Down { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn timed_out(step: Step) -> CheckFailure {
+    CheckFailure::TimedOut { step, after: LIMIT }
+}
+
+/// Answers each connection over TLS with `bytes`, after having read something.
+fn says(bytes: impl Into<Bytes>) -> Server {
+    let bytes = bytes.into();
+    Server::tls(tls(), move |mut stream| {
+        let bytes = bytes.clone();
+        async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.flush().await;
+            // Stays open: the client must come to its own conclusion.
+            sleep(PATIENCE).await;
+        }
+    })
+}
+
+async fn drip(mut stream: impl AsyncWrite + Unpin, text: &[u8]) {
+    for byte in text.iter().cycle() {
+        if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn silence_is_named_by_its_step() {
+    let mute = Server::tcp(|stream| async move {
+        sleep(PATIENCE).await;
+        drop(stream);
+    });
+    assert_eq!(failure(&mute, HealthKind::Tls).await, timed_out(Step::Handshake));
+    assert_eq!(failure(&mute, https()).await, timed_out(Step::Handshake));
+    let deaf = Server::tls(tls(), |stream| async move {
+        sleep(PATIENCE).await;
+        drop(stream);
+    });
+    assert_eq!(failure(&deaf, https()).await, timed_out(Step::Answer));
+}
+
+#[tokio::test]
+async fn a_black_hole_times_out_while_connecting() {
+    let hole = BlackHole::new();
+    for kind in [HealthKind::Tcp, HealthKind::Tls, https()] {
+        let mut watch = Watch::new([target(hole.addr, quick(kind))]);
+        assert_eq!(watch.status().await, Status::Down { reason: timed_out(Step::Connect) });
+    }
+}
+
+#[tokio::test]
+async fn dripping_servers_get_no_more_than_the_timeout() {
+    let head = Server::tls(tls(), |stream| drip(stream, b"HTTP/1.1 200 OK\r\nX: y\r\n"));
+    assert_eq!(failure(&head, https()).await, timed_out(Step::Answer));
+    let body = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        drip(stream, b"1\r\nx\r\n").await;
+    });
+    assert_eq!(failure(&body, https()).await, timed_out(Step::Answer));
+    let interim = Server::tls(tls(), |stream| drip(stream, b"HTTP/1.1 100 Continue\r\n\r\n"));
+    assert_eq!(failure(&interim, https()).await, timed_out(Step::Answer));
+    // A record header of a handshake message, then one byte at a time.
+    let record = Server::tcp(|mut stream| async move {
+        let _ = stream.write_all(&[22, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xf0]).await;
+        drip(stream, b"\0").await;
+    });
+    assert_eq!(failure(&record, HealthKind::Tls).await, timed_out(Step::Handshake));
+}
+
+#[tokio::test]
+async fn garbage_instead_of_tls_is_named() {
+    for garbage in ["HTTP/1.1 400 Bad Request\r\n\r\nthis is no TLS", "SSH-2.0-OpenSSH_9.2\r\n"] {
+        let server = Server::tcp(move |mut stream| async move {
+            let _ = stream.write_all(garbage.as_bytes()).await;
+            sleep(PATIENCE).await;
+        });
+        for kind in [HealthKind::Tls, https()] {
+            let reason = failure(&server, kind).await;
+            assert!(matches!(reason, CheckFailure::Tls(_)), "{reason:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn garbage_instead_of_http_is_named() {
+    let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(1_000_000));
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(1_000));
+    for garbage in
+        ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 9999 No\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n", &long, &many]
+    {
+        let reason = failure(&says(garbage.to_owned()), https()).await;
+        assert!(matches!(reason, CheckFailure::Http(_)), "{garbage:.40} {reason:?}");
+    }
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n";
+    let reason = failure(&says(chunks), https()).await;
+    assert!(
+        matches!(reason, CheckFailure::Closed { step: Step::Answer, .. } | CheckFailure::Http(_)),
+        "{reason:?}"
+    );
+}
+
+#[tokio::test]
+async fn hanging_up_early_is_named() {
+    let at_once = Server::tcp(|stream| async move { drop(stream) });
+    let reason = failure(&at_once, https()).await;
+    assert!(matches!(reason, CheckFailure::Closed { step: Step::Handshake, .. }), "{reason:?}");
+    let after_request = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+    });
+    let reason = failure(&after_request, https()).await;
+    assert!(matches!(reason, CheckFailure::Closed { step: Step::Answer, .. }), "{reason:?}");
+    let in_body = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort").await;
+        let _ = stream.shutdown().await;
+    });
+    let reason = failure(&in_body, https()).await;
+    assert!(matches!(reason, CheckFailure::Closed { step: Step::Answer, .. }), "{reason:?}");
+}
+
+#[tokio::test]
+async fn a_huge_body_is_not_read() {
+    let api = Api::new();
+    api.set(|behaviour| behaviour.body = Bytes::from(vec![b'x'; 10_000_000]));
+    let mut watch = Watch::new([target(api.server.addr, quick(https()))]);
+    assert_eq!(watch.status().await, Status::Up);
+    let known = watch.after_checks(5).await;
+    assert_eq!(known.failures, 0);
+    assert!(api.server.accepted() >= 6, "each answer costs its connection");
+    api.set(|behaviour| behaviour.status = 500);
+    assert_eq!(watch.status().await, Status::Down { reason: CheckFailure::Status(500) });
+    let endless = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        while stream.write_all(b"1000\r\n").await.is_ok()
+            && stream.write_all(&[b'x'; 0x1000]).await.is_ok()
+            && stream.write_all(b"\r\n").await.is_ok()
+        {}
+    });
+    let mut watch = Watch::new([target(endless.addr, quick(https()))]);
+    assert_eq!(watch.status().await, Status::Up);
+}
+
+#[tokio::test]
+async fn unasked_answers_are_not_taken_for_the_next_one() {
+    let server = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let answer =
+            b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let _ = stream.write_all(answer).await;
+        sleep(PATIENCE).await;
+    });
+    let reason = failure(&server, https()).await;
+    assert_eq!(reason, CheckFailure::Status(500));
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_still_an_answer() {
+    let api = Api::new();
+    api.set(|behaviour| behaviour.delay = Duration::from_millis(400));
+    let patient = HealthCheck { timeout: Duration::from_secs(2), fall: 1, ..check(https()) };
+    let mut watch = Watch::new([target(api.server.addr, patient)]);
+    assert_eq!(watch.status().await, Status::Up);
+    let known = watch.after_checks(3).await;
+    assert_eq!(known.failures, 0);
+    assert!(known.last_check.unwrap().latency >= Duration::from_millis(400));
+    assert_eq!(api.server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn hostile_servers_delay_nobody_else() {
+    let good = Api::new();
+    let hole = BlackHole::new();
+    let mute = Server::tcp(|stream| async move {
+        sleep(PATIENCE).await;
+        drop(stream);
+    });
+    let flood = Server::tls(tls(), |mut stream| async move {
+        while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {}
+    });
+    let slow = HealthCheck { timeout: Duration::from_secs(5), ..check(https()) };
+    let mut targets: Vec<_> =
+        [hole.addr, mute.addr, flood.addr].map(|addr| target(addr, slow.clone())).into();
+    targets.push(target(good.server.addr, HealthCheck { fall: 1, ..check(https()) }));
+    let mut watch = Watch::new(targets);
+    let change = watch.change().await;
+    assert_eq!((change.target, change.to), (key(good.server.addr), Status::Up));
+    sleep(Duration::from_secs(3)).await;
+    let known =
+        watch.monitor.snapshot().into_iter().find(|known| known.target == key(good.server.addr)).unwrap();
+    assert_eq!(known.failures, 0);
+    // 60 would be undisturbed; the flood shares this test's two processors.
+    assert!(known.checks >= 30, "{}", known.checks);
+    assert!(known.last_check.unwrap().latency < Duration::from_millis(500));
+}
