@@ -8,7 +8,7 @@ use std::time::Duration;
 use cplb_config::Config;
 use netlink_vip::{Keeper, KeeperHandle, KeeperOptions, SpawnError as KeeperError};
 use tokio::sync::mpsc::UnboundedSender;
-use vrrp::StateName;
+use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions};
 
 use crate::exit::{Failure, Kind};
@@ -21,7 +21,6 @@ use super::link::{Event, Link, Wire};
 const END_GRACE: Duration = Duration::from_secs(2);
 
 /// The two real-time threads and what they run.
-#[derive(Debug)]
 pub(crate) struct Election {
     pub(crate) runner: RunnerHandle,
     pub(crate) keeper: KeeperHandle,

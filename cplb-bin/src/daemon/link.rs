@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
-use vrrp::{Claim, MacAddr, Release, VipEvent};
+use vrrp::MacAddr;
+use vrrp::router::{Claim, Release, VipEvent};
 
 use crate::lock::{LockError, RouterLock};
 
@@ -47,7 +48,6 @@ pub(crate) struct Member {
 }
 
 /// Shared by the callbacks of both threads.
-#[derive(Debug)]
 pub(crate) struct Link {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
@@ -192,7 +192,6 @@ impl Seat {
 }
 
 /// The election's end: claims and releases go straight to the keeper.
-#[derive(Debug)]
 pub(crate) struct Wire(pub(crate) Arc<Link>);
 
 impl VipKeeper for Wire {

@@ -37,7 +37,6 @@ use table::TableKeeper;
 use verdict::Verdict;
 
 /// Everything that runs.
-#[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) args: RunArgs,
     pub(crate) config: Config,

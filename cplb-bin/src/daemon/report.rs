@@ -69,7 +69,7 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
         holds_virtual_ips: group.is_some_and(|group| matches!(group.state, GroupState::Held { .. })),
         priority: lowest(found.priority.0),
         advertised_priority: found.priority.0,
-        advert_interval_seconds: found.interval.as_secs_f64(),
+        advert_interval_seconds: config.map_or(0.0, |config| config.router.router.interval().as_secs_f64()),
         lease_seconds: group.map_or(0.0, |group| f64::from(group.lease.as_secs())),
         active_router: found
             .active
