@@ -1,11 +1,13 @@
 //! VRRPv2/v3 codec, ARP/NDP announcements and a sans-IO election state machine, with an optional real-time runner.
 //!
-//! The crate has three layers that can be used on their own:
+//! The crate has four layers; each can be used without the ones below it in this list:
 //!
 //! * [`packet`]: VRRP messages as bytes and as values (RFC 3768 with the PASS field of RFC 2338, RFC 9568).
 //! * [`announce`]: the Ethernet frames that move a virtual address in the neighbours' caches.
 //! * [`router`]: [`VirtualRouter`], the election. It does no I/O and reads no clock: events and the time go in
 //!   through `handle_*`, actions and the next deadline come out through `poll_*`.
+//! * `runner` (feature `runner`, Linux): the sockets, the timer and the real-time thread that drive any number of
+//!   virtual routers.
 //!
 //! The vocabulary is that of RFC 9568: the router that holds the virtual addresses is the *Active* router (older
 //! texts say Master), the others are *Backup* routers.
@@ -13,6 +15,8 @@
 pub mod announce;
 pub mod packet;
 pub mod router;
+#[cfg(feature = "runner")]
+pub mod runner;
 
 mod types;
 

@@ -1,0 +1,88 @@
+//! What the runner tells its owner.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+
+use super::InstanceId;
+use crate::router::{Discard, Transition, Warning};
+
+/// Something the owner of the runner may want to log or act on.
+///
+/// Everything that a peer could cause with every packet comes once per minute and reason; `suppressed` then says how
+/// many like it came in between.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunnerEvent {
+    /// A router changed its state.
+    Transition {
+        /// The router.
+        id: InstanceId,
+        /// The change.
+        transition: Transition,
+    },
+    /// A router found something an operator should know.
+    Warning {
+        /// The router.
+        id: InstanceId,
+        /// What it found.
+        warning: Warning,
+        /// How many like it were held back since the last one.
+        suppressed: u64,
+    },
+    /// A router did not obey an advertisement.
+    Discarded {
+        /// The router.
+        id: InstanceId,
+        /// Why not.
+        reason: Discard,
+        /// Where it came from.
+        source: IpAddr,
+        /// How many like it were held back since the last one.
+        suppressed: u64,
+    },
+    /// The thread runs, but a loaded machine may delay it.
+    RealtimeUnavailable {
+        /// What was refused, and what would allow it.
+        why: String,
+    },
+    /// Sockets of an interface could not be opened, or a packet could not be sent or read. It is tried again.
+    SocketError {
+        /// The interface.
+        interface: String,
+        /// What failed.
+        operation: SocketOperation,
+        /// How.
+        error: io::Error,
+        /// How many like it were held back since the last one.
+        suppressed: u64,
+    },
+}
+
+/// What the runner does with sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum SocketOperation {
+    /// Opening the sockets of an interface; tried again after a second.
+    Open,
+    /// Sending an advertisement; the next one is due after the interval.
+    Advertise,
+    /// Sending a gratuitous ARP or neighbour advertisement; more follow.
+    Announce,
+    /// Reading advertisements.
+    Receive,
+    /// Reading other nodes' announcements.
+    Watch,
+}
+
+impl fmt::Display for SocketOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "opening sockets",
+            Self::Advertise => "sending an advertisement",
+            Self::Announce => "announcing the virtual addresses",
+            Self::Receive => "receiving advertisements",
+            Self::Watch => "watching for announcements",
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! One router and what it needs to act.
+
+use std::net::IpAddr;
+use std::time::{Instant, SystemTime};
+
+use super::opener::{FamilyNeeds, Needs};
+use super::outside::Outside;
+use super::socket::Received;
+use super::status::{ActivePeer, History, InstanceStatus, PastTransition, Traffic};
+use super::{InstanceConfig, InstanceId, Interface, Transport};
+use crate::packet::{Advertisement, PseudoHeader};
+use crate::router::{
+    Command, Delivery, Discard, InterfaceEvent, Output, RxMeta, StateName, TimerName, Transition, VipEvent,
+    VirtualRouter, Watch,
+};
+use crate::types::Family;
+
+pub(super) struct Instance {
+    pub(super) config: InstanceConfig,
+    pub(super) router: VirtualRouter,
+    /// As last reported.
+    pub(super) interface: Option<Interface>,
+    /// The index of the link it takes part in.
+    pub(super) link: Option<u32>,
+    /// The router has been told that its interface is up.
+    pub(super) up: bool,
+    /// It is to be forgotten once it has stopped.
+    pub(super) leaving: bool,
+    /// The deadline under which the engine has it filed.
+    pub(super) filed: Option<Instant>,
+    traffic: Traffic,
+    history: History,
+    last_sent: Option<Instant>,
+    /// The last advertisement of another router that counted.
+    heard: Option<ActivePeer>,
+    /// The advertisement that is being sent was due then.
+    due: Option<Instant>,
+}
+
+impl Instance {
+    pub(super) fn new(config: InstanceConfig, now: Instant) -> Self {
+        let config = normalised(config);
+        Self {
+            router: VirtualRouter::new(config.router.clone(), now),
+            config,
+            interface: None,
+            link: None,
+            up: false,
+            leaving: false,
+            filed: None,
+            traffic: Traffic::default(),
+            history: History::default(),
+            last_sent: None,
+            heard: None,
+            due: None,
+        }
+    }
+
+    pub(super) const fn id(&self) -> InstanceId {
+        self.config.id
+    }
+
+    /// What it needs of its interface.
+    pub(super) fn needs(&self) -> Needs {
+        let wanted = match self.config.transport {
+            Transport::Multicast => FamilyNeeds::Multicast,
+            Transport::Unicast { .. } => FamilyNeeds::Unicast,
+        };
+        let of = |absent: bool| if absent { FamilyNeeds::Nothing } else { wanted };
+        let router = &self.config.router;
+        Needs { v4: of(router.addresses_v4.is_empty()), v6: of(router.addresses_v6.is_empty()) }
+    }
+
+    /// What it listens to.
+    pub(super) fn routes(&self) -> impl Iterator<Item = (Family, u8)> + use<> {
+        let needs = self.needs();
+        let vrid = self.config.router.vrid.get();
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter(move |f| needs.of(*f) != FamilyNeeds::Nothing)
+            .map(move |f| (f, vrid))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.router.poll_timeout().map(|(at, _)| at)
+    }
+
+    pub(super) fn reconfigure(&mut self, config: InstanceConfig, now: Instant) {
+        self.config = normalised(config);
+        self.leaving = false;
+        self.router.handle_command(now, Command::Reconfigure(Box::new(self.config.router.clone())));
+    }
+
+    pub(super) fn command(&mut self, command: Command, now: Instant) {
+        self.router.handle_command(now, command);
+    }
+
+    pub(super) fn vip(&mut self, event: VipEvent, now: Instant) {
+        self.router.handle_vip(now, event);
+    }
+
+    /// Tells the router that its interface is usable, or has other addresses.
+    pub(super) fn interface_up(&mut self, now: Instant) {
+        let Some(interface) = &self.interface else { return };
+        self.up = true;
+        self.router.handle_interface(now, InterfaceEvent::Up { v4: interface.v4, v6: interface.v6 });
+    }
+
+    pub(super) fn interface_down(&mut self, now: Instant) {
+        self.up = false;
+        self.router.handle_interface(now, InterfaceEvent::Down);
+    }
+
+    /// Handles the earliest deadline.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let Some((at, name)) = self.router.poll_timeout() else { return };
+        let late = Instant::now().saturating_duration_since(at);
+        self.traffic.latest_deadline = self.traffic.latest_deadline.max(late);
+        if name == TimerName::Advertise {
+            self.due = Some(at);
+        }
+        self.router.handle_timeout(now);
+    }
+
+    /// Takes a message for this router's identifier.
+    pub(super) fn receive(&mut self, received: &Received<'_>, outside: &mut Outside, now: Instant) {
+        if let Err(reason) = self.try_receive(received, now) {
+            outside.discarded(self.id(), reason, received.source, now);
+        }
+    }
+
+    fn try_receive(&mut self, received: &Received<'_>, now: Instant) -> Result<(), Discard> {
+        let pseudo = PseudoHeader::new(received.source, received.destination).ok_or(Discard::Family)?;
+        let advertisement = Advertisement::decode(received.message, &pseudo, self.config.checksum)
+            .map_err(|error| self.router.handle_malformed(error))?;
+        self.traffic.received += 1;
+        let delivery =
+            if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
+        let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
+        self.router.handle_advertisement(now, &meta, &advertisement)?;
+        if advertisement.family() == self.config.router.deciding_family() {
+            let priority = advertisement.priority;
+            self.heard = Some(ActivePeer { source: received.source, priority, heard: now });
+        }
+        Ok(())
+    }
+
+    /// Tells the router of an announcement, if it is by another node and for one of its addresses.
+    pub(super) fn announced(&mut self, announcement: &crate::Announcement, now: Instant) {
+        let foreign = self.interface.as_ref().is_some_and(|interface| interface.mac != announcement.mac);
+        if foreign && self.addresses().any(|address| address == announcement.ip) {
+            self.router.handle_announcement(now, announcement.ip);
+        }
+    }
+
+    /// Does what the router wants done.
+    pub(super) fn perform(&mut self, outside: &mut Outside, now: Instant) {
+        while let Some(output) = self.router.poll_output() {
+            match output {
+                Output::Advertise(advertisement) => self.advertise(&advertisement, outside, now),
+                Output::Claim(claim) => outside.claim(self.id(), claim),
+                Output::Release(release) => outside.release(self.id(), release),
+                Output::Announce => self.announce(outside, now),
+                Output::Watch(watch) => {
+                    if let Some(link) = self.link {
+                        outside.watch(link, self.id(), watch == Watch::Start, now);
+                    }
+                }
+                Output::Transition(transition) => self.transition(transition, outside, now),
+                Output::Warning(warning) => outside.warning(self.id(), warning, now),
+            }
+        }
+        self.due = None;
+    }
+
+    fn advertise(&mut self, advertisement: &Advertisement, outside: &mut Outside, now: Instant) {
+        let family = advertisement.family();
+        let (Some(link), Some(source)) = (self.link, self.source(family)) else {
+            self.traffic.send_errors += 1;
+            return;
+        };
+        let mut sent = false;
+        for destination in self.destinations(family) {
+            if outside.advertise(link, advertisement, source, destination, now).is_ok() {
+                self.traffic.sent += 1;
+                sent = true;
+            } else {
+                self.traffic.send_errors += 1;
+            }
+        }
+        if sent && family == self.config.router.deciding_family() {
+            self.measure_advertisement();
+        }
+    }
+
+    fn measure_advertisement(&mut self) {
+        let sent = Instant::now();
+        if let Some(due) = self.due.take() {
+            let late = sent.saturating_duration_since(due);
+            self.traffic.latest_advertisement = self.traffic.latest_advertisement.max(late);
+        }
+        if let Some(last) = self.last_sent.replace(sent) {
+            self.traffic.longest_gap = self.traffic.longest_gap.max(sent.saturating_duration_since(last));
+        }
+    }
+
+    fn source(&self, family: Family) -> Option<IpAddr> {
+        let interface = self.interface.as_ref()?;
+        match family {
+            Family::V4 => interface.v4.map(IpAddr::V4),
+            Family::V6 => interface.v6.map(IpAddr::V6),
+        }
+    }
+
+    fn destinations(&self, family: Family) -> Vec<IpAddr> {
+        match &self.config.transport {
+            Transport::Multicast => vec![family.multicast()],
+            Transport::Unicast { peers } => {
+                peers.iter().copied().filter(|peer| Family::of(*peer) == family).collect()
+            }
+        }
+    }
+
+    fn announce(&mut self, outside: &mut Outside, now: Instant) {
+        let (Some(link), Some(mac)) = (self.link, self.interface.as_ref().map(|interface| interface.mac))
+        else {
+            self.traffic.announce_errors += 1;
+            return;
+        };
+        for address in self.addresses().collect::<Vec<_>>() {
+            match outside.announce(link, mac, address, now) {
+                Ok(()) => self.traffic.announced += 1,
+                Err(()) => self.traffic.announce_errors += 1,
+            }
+        }
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let router = &self.config.router;
+        let v4 = router.addresses_v4.iter().map(|address| IpAddr::V4(*address));
+        v4.chain(router.addresses_v6.iter().map(|address| IpAddr::V6(*address)))
+    }
+
+    fn transition(&mut self, transition: Transition, outside: &Outside, now: Instant) {
+        if transition.to != StateName::Active {
+            // Gaps are measured within one term only.
+            self.last_sent = None;
+        }
+        let since_last_heard = self.heard.map(|peer| now.saturating_duration_since(peer.heard));
+        self.history.push(PastTransition { at: SystemTime::now(), transition, since_last_heard });
+        outside.transition(self.id(), transition);
+    }
+
+    fn active(&self) -> Option<ActivePeer> {
+        let followed = self.router.active_source().filter(|_| self.router.state() != StateName::Active);
+        self.heard.filter(|peer| Some(peer.source) == followed)
+    }
+
+    pub(super) fn status(&self) -> InstanceStatus {
+        InstanceStatus {
+            id: self.id(),
+            vrid: self.config.router.vrid,
+            version: self.config.router.deciding_version(),
+            state: self.router.state(),
+            since: self.router.since(),
+            reason: self.router.reason(),
+            priority: self.router.priority(),
+            serving: self.router.is_serving(),
+            down_interval: self.router.down_interval(),
+            interface: self.interface.as_ref().filter(|_| self.up).map(|interface| interface.name.clone()),
+            active: self.active(),
+            counters: *self.router.counters(),
+            traffic: self.traffic,
+            transitions: self.history.to_vec(),
+        }
+    }
+}
+
+/// In unicast mode the transport's peers are the only ones.
+fn normalised(mut config: InstanceConfig) -> InstanceConfig {
+    if let Transport::Unicast { peers } = &config.transport {
+        config.router.peers.clone_from(peers);
+        config.router.only_peers = true;
+    }
+    config
+}

@@ -1,0 +1,243 @@
+//! An interface as the runner sees it: its sockets and who shares them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use super::InstanceId;
+use super::link_layer::{self, Watching};
+use super::opener::{FamilySockets, Needs, OpenSockets};
+use super::readiness::Watched;
+use super::status::InterfaceStatus;
+use crate::types::Family;
+
+/// How long to wait after sockets could not be opened.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An interface that at least one router uses.
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) status: InterfaceStatus,
+    sockets: Option<LinkSockets>,
+    users: BTreeMap<InstanceId, Needs>,
+    routes: BTreeMap<(Family, u8), Vec<InstanceId>>,
+    watching: BTreeSet<InstanceId>,
+    pending: Option<u64>,
+    retry_at: Option<Instant>,
+}
+
+/// The open sockets, registered with the runtime.
+struct LinkSockets {
+    needs: Needs,
+    v4: Option<WatchedFamily>,
+    v6: Option<WatchedFamily>,
+    announcer: OwnedFd,
+}
+
+struct WatchedFamily {
+    messages: Watched,
+    watcher: Watched,
+    /// There may be something to read.
+    readable: bool,
+    watcher_readable: bool,
+}
+
+impl Link {
+    pub(super) fn new(index: u32, name: String) -> Self {
+        Self {
+            index,
+            status: InterfaceStatus::new(index, name.clone()),
+            name,
+            sockets: None,
+            users: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            watching: BTreeSet::new(),
+            pending: None,
+            retry_at: None,
+        }
+    }
+
+    /// Lets a router take part; `vrids` says what it wants to hear.
+    pub(super) fn join(&mut self, id: InstanceId, needs: Needs, vrids: impl Iterator<Item = (Family, u8)>) {
+        self.leave(id);
+        self.users.insert(id, needs);
+        for route in vrids {
+            self.routes.entry(route).or_default().push(id);
+        }
+    }
+
+    /// Takes a router out. True if nobody is left.
+    pub(super) fn leave(&mut self, id: InstanceId) -> bool {
+        self.users.remove(&id);
+        self.routes.retain(|_, ids| {
+            ids.retain(|other| *other != id);
+            !ids.is_empty()
+        });
+        self.watching.remove(&id);
+        self.users.is_empty()
+    }
+
+    pub(super) fn users(&self) -> impl Iterator<Item = InstanceId> + use<> {
+        self.users.keys().copied().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The routers that listen to this identifier.
+    pub(super) fn route(&self, family: Family, vrid: u8) -> Option<Vec<InstanceId>> {
+        self.routes.get(&(family, vrid)).cloned()
+    }
+
+    /// What all routers together need.
+    fn needs(&self) -> Needs {
+        self.users.values().fold(Needs::default(), |all, needs| all.union(*needs))
+    }
+
+    /// Whether the sockets that this router needs are open.
+    pub(super) fn serves(&self, id: InstanceId) -> bool {
+        match (&self.sockets, self.users.get(&id)) {
+            (Some(sockets), Some(needs)) => sockets.needs.covers(*needs),
+            _ => false,
+        }
+    }
+
+    /// What to open now, if anything is missing, nothing is under way, and no failure is too recent.
+    pub(super) fn wanted(&mut self, ticket: u64, now: Instant) -> Option<Needs> {
+        let needs = self.needs();
+        let satisfied = self.sockets.as_ref().is_some_and(|sockets| sockets.needs.covers(needs));
+        let too_early = self.retry_at.is_some_and(|at| now < at);
+        if satisfied || too_early || self.pending.is_some() {
+            return None;
+        }
+        self.retry_at = None;
+        self.pending = Some(ticket);
+        Some(needs)
+    }
+
+    /// When to ask [`Link::wanted`] again.
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Whether `ticket` is the request under way; if so, none is any more.
+    pub(super) fn settle(&mut self, ticket: u64) -> bool {
+        let expected = self.pending == Some(ticket);
+        if expected {
+            self.pending = None;
+        }
+        expected
+    }
+
+    /// Waits before the next attempt.
+    pub(super) fn back_off(&mut self, now: Instant) {
+        self.retry_at = Some(now + RETRY);
+    }
+
+    /// Puts new sockets into use and returns the old ones for closing.
+    pub(super) fn install(&mut self, sockets: OpenSockets) -> io::Result<Vec<OwnedFd>> {
+        let OpenSockets { needs, v4, v6, announcer } = sockets;
+        let fresh = LinkSockets {
+            needs,
+            v4: v4.map(WatchedFamily::new).transpose()?,
+            v6: v6.map(WatchedFamily::new).transpose()?,
+            announcer,
+        };
+        let old = self.sockets.replace(fresh).map(LinkSockets::into_fds).unwrap_or_default();
+        self.apply_watching()?;
+        Ok(old)
+    }
+
+    /// The sockets, for closing.
+    pub(super) fn into_fds(self) -> Vec<OwnedFd> {
+        self.sockets.map(LinkSockets::into_fds).unwrap_or_default()
+    }
+
+    /// Starts or stops listening to other nodes' announcements on behalf of a router.
+    pub(super) fn set_watching(&mut self, id: InstanceId, watching: bool) -> io::Result<()> {
+        let before = !self.watching.is_empty();
+        if watching {
+            self.watching.insert(id);
+        } else {
+            self.watching.remove(&id);
+        }
+        if before == self.watching.is_empty() { self.apply_watching() } else { Ok(()) }
+    }
+
+    pub(super) fn watching(&self) -> Vec<InstanceId> {
+        self.watching.iter().copied().collect()
+    }
+
+    fn apply_watching(&self) -> io::Result<()> {
+        let watching = if self.watching.is_empty() { Watching::Off } else { Watching::On };
+        for family in [Family::V4, Family::V6] {
+            if let Some(sockets) = self.family(family) {
+                link_layer::watch(sockets.watcher.as_fd(), family, watching)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers for being woken; true if something can be read already.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut readable = false;
+        let Some(sockets) = &mut self.sockets else { return false };
+        for family in [&mut sockets.v4, &mut sockets.v6].into_iter().flatten() {
+            family.readable = family.messages.poll_readable(cx).is_ready();
+            family.watcher_readable = family.watcher.poll_readable(cx).is_ready();
+            readable |= family.readable || family.watcher_readable;
+        }
+        readable
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| self.family(family))
+            .any(|family| family.readable || family.watcher_readable)
+    }
+
+    /// The socket for messages of a family, if it is open.
+    pub(super) fn messages(&self, family: Family) -> Option<&Watched> {
+        self.family(family).map(|sockets| &sockets.messages)
+    }
+
+    /// The socket for announcements of a family, if it is open.
+    pub(super) fn watcher(&self, family: Family) -> Option<&Watched> {
+        self.family(family).map(|sockets| &sockets.watcher)
+    }
+
+    /// The socket to announce through, if it is open.
+    pub(super) fn announcer(&self) -> Option<&OwnedFd> {
+        self.sockets.as_ref().map(|sockets| &sockets.announcer)
+    }
+
+    fn family(&self, family: Family) -> Option<&WatchedFamily> {
+        let sockets = self.sockets.as_ref()?;
+        match family {
+            Family::V4 => sockets.v4.as_ref(),
+            Family::V6 => sockets.v6.as_ref(),
+        }
+    }
+}
+
+impl LinkSockets {
+    fn into_fds(self) -> Vec<OwnedFd> {
+        let families = [self.v4, self.v6].into_iter().flatten();
+        families
+            .flat_map(|family| [family.messages.into_inner(), family.watcher.into_inner()])
+            .chain([self.announcer])
+            .collect()
+    }
+}
+
+impl WatchedFamily {
+    fn new(sockets: FamilySockets) -> io::Result<Self> {
+        Ok(Self {
+            messages: Watched::new(sockets.messages)?,
+            watcher: Watched::new(sockets.watcher)?,
+            readable: true,
+            watcher_readable: false,
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! A snapshot of everything, for `status` and metrics.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::InstanceId;
+use crate::router::{Counters, Reason, StateName, Transition};
+use crate::types::{Version, Vrid, WirePriority};
+
+/// How many transitions are remembered per router.
+const HISTORY: usize = 16;
+
+/// The state of the runner at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RunnerStatus {
+    /// When it was taken; at most 200 ms after the last change, unless the thread is held up.
+    pub taken: Instant,
+    /// Whether the thread has real-time priority and locked memory, or why not.
+    pub realtime: Punctuality,
+    /// The routers, by identifier.
+    pub instances: Vec<InstanceStatus>,
+    /// The interfaces in use, by index.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+impl RunnerStatus {
+    pub(super) fn empty(now: Instant) -> Self {
+        Self { taken: now, realtime: Punctuality::default(), instances: Vec::new(), interfaces: Vec::new() }
+    }
+}
+
+/// What was done for the punctuality of the thread.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Punctuality {
+    /// The thread runs under SCHED_RR.
+    pub realtime: bool,
+    /// The memory of the process is locked as it is touched.
+    pub memory_locked: bool,
+    /// Why not, where it was asked for and refused.
+    pub refused: Option<String>,
+}
+
+/// One router.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct InstanceStatus {
+    /// Which.
+    pub id: InstanceId,
+    /// Its identifier on the wire.
+    pub vrid: Vrid,
+    /// The version of the advertisements that decide.
+    pub version: Version,
+    /// The state.
+    pub state: StateName,
+    /// Since when.
+    pub since: Instant,
+    /// Why.
+    pub reason: Reason,
+    /// What it advertises as its priority, or would.
+    pub priority: WirePriority,
+    /// Whether this node is believed to serve.
+    pub serving: bool,
+    /// Active_Down_Interval as it is now: with the Active's interval, where one was learned.
+    pub down_interval: Duration,
+    /// The interface it is on, if it is up and its sockets are open.
+    pub interface: Option<String>,
+    /// The Active router it follows; none while this router is Active itself or knows of nobody.
+    pub active: Option<ActivePeer>,
+    /// What the election counted.
+    pub counters: Counters,
+    /// What its sockets and timers did.
+    pub traffic: Traffic,
+    /// The last transitions, the newest last.
+    pub transitions: Vec<PastTransition>,
+}
+
+/// The Active router as a Backup sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ActivePeer {
+    /// The source of its advertisements.
+    pub source: IpAddr,
+    /// The priority it advertises.
+    pub priority: WirePriority,
+    /// When it was heard last.
+    pub heard: Instant,
+}
+
+/// What happened between the wire and one router. Nothing is ever reset, except as noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Advertisements handed to the kernel; one per peer in unicast mode.
+    pub sent: u64,
+    /// Advertisements that decoded and were given to the router, obeyed or not.
+    pub received: u64,
+    /// Advertisements that the kernel did not take.
+    pub send_errors: u64,
+    /// Gratuitous ARP and neighbour advertisements handed to the kernel.
+    pub announced: u64,
+    /// Announcements that the kernel did not take.
+    pub announce_errors: u64,
+    /// The latest that a periodic advertisement ever left after it was due.
+    pub latest_advertisement: Duration,
+    /// The longest time between two advertisements while Active.
+    pub longest_gap: Duration,
+    /// The latest that any deadline was ever handled.
+    pub latest_deadline: Duration,
+}
+
+/// A transition with the circumstances that only the runner can measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PastTransition {
+    /// The wall-clock time.
+    pub at: SystemTime,
+    /// What happened; `after` is how long the state left had lasted.
+    pub transition: Transition,
+    /// How long before that the last advertisement of another router was received. For a takeover after a crash this
+    /// is the time that nobody was known to be Active.
+    pub since_last_heard: Option<Duration>,
+}
+
+/// One interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InterfaceStatus {
+    /// Its index.
+    pub index: u32,
+    /// Its name when it was first seen.
+    pub name: String,
+    /// Whether the sockets are open.
+    pub open: bool,
+    /// VRRP packets received, whoever they were for.
+    pub received: u64,
+    /// Packets that are not even the start of an advertisement.
+    pub malformed: u64,
+    /// Packets for routers that do not exist here, by identifier.
+    pub foreign: BTreeMap<u8, u64>,
+    /// Failed reads and opening attempts.
+    pub errors: u64,
+}
+
+impl InterfaceStatus {
+    pub(super) const fn new(index: u32, name: String) -> Self {
+        Self { index, name, open: false, received: 0, malformed: 0, foreign: BTreeMap::new(), errors: 0 }
+    }
+}
+
+/// The last transitions of a router.
+#[derive(Debug, Default)]
+pub(super) struct History(std::collections::VecDeque<PastTransition>);
+
+impl History {
+    pub(super) fn push(&mut self, transition: PastTransition) {
+        if self.0.len() == HISTORY {
+            self.0.pop_front();
+        }
+        self.0.push_back(transition);
+    }
+
+    pub(super) fn to_vec(&self) -> Vec<PastTransition> {
+        self.0.iter().copied().collect()
+    }
+}
