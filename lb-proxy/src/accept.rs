@@ -1,0 +1,151 @@
+//! Accepting clients on one listener of one worker.
+
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::SyncSender;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use crate::listener::BACKLOG;
+use crate::shared::Listening;
+use crate::socket::{is_exhaustion, reset_on_close};
+use crate::worker::{Command, Worker};
+
+/// Clients accepted in one turn.
+const BATCH: usize = 64;
+/// First and longest pause after the process ran out of descriptors.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// What a heartbeat is answered with.
+pub(crate) const ANSWER: &[u8] = b"\x06";
+
+type Stop = oneshot::Receiver<SyncSender<()>>;
+
+/// Accepts until stopped, then takes the clients that are queued already, closes and acknowledges.
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    listening: Arc<Listening>,
+    mut stop: Stop,
+) {
+    let mut spare = Spare::new();
+    let mut pause = PAUSE_MIN;
+    loop {
+        let turn = poll_fn(|cx| poll_batch(&worker, &listener, &listening, &mut stop, &mut pause, cx));
+        let error = match turn.await {
+            Ok(done) => {
+                accept_queued(&worker, &listener, &listening).await;
+                drop(listener);
+                let _ = done.map(|done| done.send(()));
+                return;
+            }
+            Err(error) => error,
+        };
+        if is_peers_fault(&error) {
+            continue;
+        }
+        worker.shared.exhausted(worker.index, &error);
+        if pause > PAUSE_MIN && is_exhaustion(&error) {
+            spare.refuse(&worker, &listener, &listening);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Ready when stopped or on an error. Each success makes the next pause short again.
+fn poll_batch(
+    worker: &Rc<Worker>,
+    listener: &TcpListener,
+    listening: &Listening,
+    stop: &mut Stop,
+    pause: &mut Duration,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Option<SyncSender<()>>>> {
+    if let Poll::Ready(done) = Pin::new(stop).poll(cx) {
+        return Poll::Ready(Ok(done.ok()));
+    }
+    for _ in 0..BATCH {
+        let (client, peer) = ready!(listener.poll_accept(cx))?;
+        welcome(worker, listening, client, peer);
+        *pause = PAUSE_MIN;
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Clients in the queue have a connection already: closing the listener would reset them.
+async fn accept_queued(worker: &Rc<Worker>, listener: &TcpListener, listening: &Listening) {
+    let accept = poll_fn(|cx| {
+        for _ in 0..BACKLOG {
+            let Poll::Ready(Ok((client, peer))) = listener.poll_accept(cx) else { break };
+            welcome(worker, listening, client, peer);
+        }
+        Poll::Ready(())
+    });
+    tokio::task::coop::unconstrained(accept).await;
+}
+
+/// `accept(2)` passes on errors that the new connection has met already.
+fn is_peers_fault(error: &io::Error) -> bool {
+    use nix::libc::{ECONNABORTED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, EPERM, EPROTO, ETIMEDOUT};
+    matches!(
+        error.raw_os_error(),
+        Some(ECONNABORTED | EHOSTUNREACH | EINTR | ENETDOWN | ENETUNREACH | EPERM | EPROTO | ETIMEDOUT)
+    )
+}
+
+fn welcome(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: SocketAddr) {
+    if worker.shared.heartbeats.take(peer) {
+        // A fresh socket has room for one byte; if not, the heartbeat rightly fails.
+        let _ = client.try_write(ANSWER);
+        return;
+    }
+    let service = listening.service.load_full();
+    let own = &worker.shared.workers[worker.index];
+    service.accepted.fetch_add(1, Relaxed);
+    own.accepted.fetch_add(1, Relaxed);
+    let Some(other) = worker.better_worker() else {
+        own.load.fetch_add(1, Relaxed);
+        worker.start(client, peer.ip(), service);
+        return;
+    };
+    let other = &worker.shared.workers[other];
+    let Ok(client) = client.into_std() else { return };
+    other.load.fetch_add(1, Relaxed);
+    own.handed_off.fetch_add(1, Relaxed);
+    let command = Command::Serve { client, address: peer.ip(), service };
+    if other.commands.send(command).is_err() {
+        other.load.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A descriptor kept back. While there are no others, it lets clients be accepted and refused at once, instead of
+/// leaving them without any answer.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Self {
+        Spare(File::open("/dev/null").ok())
+    }
+
+    fn refuse(&mut self, worker: &Worker, listener: &TcpListener, listening: &Listening) {
+        self.0 = None;
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..BATCH {
+            let Poll::Ready(Ok((client, _))) = listener.poll_accept(&mut cx) else { break };
+            reset_on_close(&client);
+            worker.shared.client_refused(&listening.service.load());
+        }
+        *self = Spare::new();
+    }
+}

@@ -1,0 +1,383 @@
+//! A backend while the balancer runs: verdicts of its checks, suspicion from its connections, counters.
+//!
+//! Two sources judge a backend. Health checks give a *verdict*, which holds until the next one. Connects of clients
+//! give a *suspicion*, which only makes other backends preferred and ends by itself: when its time is over, one
+//! client at a time tries the backend again, for a longer time after each failure.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::balance::{READY, backend_key};
+use crate::event::Failure;
+use crate::snapshot::{BackendSnapshot, BackendState};
+
+/// First suspicion, in milliseconds; doubled with every failed trial up to [`SUSPICION_MAX`].
+const SUSPICION_MIN: u64 = 1_000;
+const SUSPICION_MAX: u64 = 10_000;
+/// Share at the start of a slow start, in thousandths.
+const SLOW_START_SHARE: u64 = 100;
+/// Connects under way at once to a backend in slow start.
+const SLOW_START_CONNECTS: usize = 8;
+
+/// Milliseconds since the balancer started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Clock(Instant::now())
+    }
+
+    /// Never 0, which means "not" in the atomics below.
+    pub(crate) fn now(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+/// What the checks say of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Unknown,
+    Up,
+    Down,
+}
+
+impl Verdict {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Verdict::Unknown,
+            1 => Verdict::Up,
+            _ => Verdict::Down,
+        }
+    }
+}
+
+/// How willingly a backend is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// Fully usable.
+    Good,
+    /// Suspect, or in slow start with enough connects under way: only when no good one is left.
+    Spare,
+    /// Down: only when nothing else is left.
+    Last,
+}
+
+#[derive(Debug)]
+struct Detail {
+    since: Instant,
+    reason: String,
+}
+
+/// See the module. Shared by all workers; identified by `id`, which is never used again.
+#[derive(Debug)]
+pub(crate) struct LiveBackend {
+    pub id: u32,
+    pub addr: SocketAddr,
+    pub key: u64,
+    pub active: AtomicUsize,
+    pub connecting: AtomicUsize,
+    pub total: AtomicU64,
+    pub failures: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    verdict: AtomicU8,
+    /// Times it went down, so that a connect can notice that this happened meanwhile.
+    downs: AtomicU32,
+    /// When a slow start began; 0 for none.
+    back_since: AtomicU64,
+    /// Until when it is suspect; 0 if it is not. A suspicion that is over stays here until a trial succeeds.
+    suspect_until: AtomicU64,
+    strikes: AtomicU32,
+    /// Whether the suspicion came from a refusal, that is, its process was gone.
+    was_refused: AtomicBool,
+    detail: Mutex<Detail>,
+}
+
+impl LiveBackend {
+    pub(crate) fn new(id: u32, addr: SocketAddr) -> Self {
+        LiveBackend {
+            id,
+            addr,
+            key: backend_key(addr),
+            active: AtomicUsize::new(0),
+            connecting: AtomicUsize::new(0),
+            total: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            verdict: AtomicU8::new(Verdict::Unknown as u8),
+            downs: AtomicU32::new(0),
+            back_since: AtomicU64::new(0),
+            suspect_until: AtomicU64::new(0),
+            strikes: AtomicU32::new(0),
+            was_refused: AtomicBool::new(false),
+            detail: Mutex::new(Detail { since: Instant::now(), reason: "not checked yet".to_owned() }),
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> Verdict {
+        Verdict::from_u8(self.verdict.load(Relaxed))
+    }
+
+    /// Grows each time the verdict becomes [`Verdict::Down`].
+    pub(crate) fn downs(&self) -> u32 {
+        self.downs.load(Relaxed)
+    }
+
+    /// Share of its normal load it may get, in thousandths.
+    pub(crate) fn readiness(&self, now: u64, slow_start: Duration) -> u32 {
+        let back_since = self.back_since.load(Relaxed);
+        let whole = u64::try_from(slow_start.as_millis()).unwrap_or(u64::MAX);
+        let passed = now.saturating_sub(back_since);
+        if back_since == 0 || passed >= whole {
+            return READY;
+        }
+        let full = u64::from(READY);
+        let share = SLOW_START_SHARE + (full - SLOW_START_SHARE) * passed / whole;
+        u32::try_from(share.min(full)).unwrap_or(READY)
+    }
+
+    pub(crate) fn tier(&self, now: u64, readiness: u32) -> Tier {
+        if self.verdict() == Verdict::Down {
+            return Tier::Last;
+        }
+        let crowded = readiness < READY && self.connecting.load(Relaxed) >= SLOW_START_CONNECTS;
+        if crowded || now < self.suspect_until.load(Relaxed) { Tier::Spare } else { Tier::Good }
+    }
+
+    /// To be called when it is chosen: if its suspicion is over, this client is the trial, and the others keep off
+    /// for the time that follows a failed one.
+    pub(crate) fn chosen(&self, now: u64) {
+        let until = self.suspect_until.load(Relaxed);
+        if until != 0 && now >= until {
+            self.strike(now);
+        }
+    }
+
+    /// A connect succeeded. Tells whether that ended a suspicion.
+    pub(crate) fn connected(&self, now: u64) -> bool {
+        if self.suspect_until.load(Relaxed) == 0 || self.suspect_until.swap(0, Relaxed) == 0 {
+            return false;
+        }
+        self.strikes.store(0, Relaxed);
+        if self.was_refused.swap(false, Relaxed) {
+            self.back_since.store(now, Relaxed);
+        }
+        true
+    }
+
+    /// A connect failed. Tells whether that began a suspicion.
+    pub(crate) fn failed(&self, now: u64, failure: Failure) -> bool {
+        self.failures.fetch_add(1, Relaxed);
+        if failure == Failure::Refused {
+            self.was_refused.store(true, Relaxed);
+        }
+        if self.suspect_until.load(Relaxed) != 0 {
+            return false;
+        }
+        self.strike(now);
+        true
+    }
+
+    fn strike(&self, now: u64) {
+        let strikes = self.strikes.fetch_add(1, Relaxed).min(10);
+        let length = (SUSPICION_MIN << strikes).min(SUSPICION_MAX);
+        self.suspect_until.store(now + length, Relaxed);
+    }
+
+    /// Takes a verdict of the checks. If it changes anything, returns for how long the previous one held.
+    pub(crate) fn judge(&self, verdict: Verdict, now: u64, reason: &str) -> Option<Duration> {
+        let mut detail = self.detail();
+        let before = Verdict::from_u8(self.verdict.swap(verdict as u8, Relaxed));
+        if before == verdict {
+            return None;
+        }
+        match verdict {
+            Verdict::Down => {
+                self.downs.fetch_add(1, Relaxed);
+            }
+            Verdict::Up => {
+                self.suspect_until.store(0, Relaxed);
+                self.strikes.store(0, Relaxed);
+                if before == Verdict::Down {
+                    self.back_since.store(now, Relaxed);
+                }
+            }
+            Verdict::Unknown => {}
+        }
+        let held = detail.since.elapsed();
+        detail.since = Instant::now();
+        reason.clone_into(&mut detail.reason);
+        Some(held)
+    }
+
+    pub(crate) fn snapshot(&self, now: u64, weight: u32, name: Option<String>) -> BackendSnapshot {
+        let state = match self.verdict() {
+            _ if weight == 0 => BackendState::Draining,
+            Verdict::Down => BackendState::Down,
+            _ if now < self.suspect_until.load(Relaxed) => BackendState::Suspect,
+            Verdict::Up => BackendState::Up,
+            Verdict::Unknown => BackendState::Unknown,
+        };
+        let detail = self.detail();
+        BackendSnapshot {
+            addr: self.addr,
+            name,
+            weight,
+            state,
+            since: detail.since,
+            reason: detail.reason.clone(),
+            last_check: None,
+            active: self.active.load(Relaxed),
+            connecting: self.connecting.load(Relaxed),
+            total: self.total.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+        }
+    }
+
+    fn detail(&self) -> MutexGuard<'_, Detail> {
+        self.detail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's share in the counters of its backend.
+#[derive(Debug)]
+pub(crate) struct Lease(Arc<LiveBackend>);
+
+impl Lease {
+    pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
+        backend.active.fetch_add(1, Relaxed);
+        backend.total.fetch_add(1, Relaxed);
+        Lease(backend)
+    }
+
+    pub(crate) fn backend(&self) -> &LiveBackend {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connect's share in the counters of its backend.
+#[derive(Debug)]
+pub(crate) struct Connecting(Arc<LiveBackend>);
+
+impl Connecting {
+    pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
+        backend.connecting.fetch_add(1, Relaxed);
+        Connecting(backend)
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<LiveBackend> {
+        &self.0
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.connecting.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOW_START: Duration = Duration::from_secs(10);
+
+    fn backend() -> LiveBackend {
+        LiveBackend::new(1, "192.0.2.1:6443".parse().unwrap())
+    }
+
+    fn tier(backend: &LiveBackend, now: u64) -> Tier {
+        backend.tier(now, backend.readiness(now, SLOW_START))
+    }
+
+    #[test]
+    fn many_failures_at_once_are_one_strike() {
+        let backend = backend();
+        assert!(backend.failed(100, Failure::TimedOut));
+        for _ in 0..50 {
+            assert!(!backend.failed(100, Failure::TimedOut));
+        }
+        assert_eq!(tier(&backend, 1_099), Tier::Spare);
+        assert_eq!(tier(&backend, 1_100), Tier::Good);
+    }
+
+    #[test]
+    fn one_trial_at_a_time_and_longer_suspicion_after_each() {
+        let backend = backend();
+        backend.failed(1, Failure::Slow);
+        let mut now = 1_001;
+        for wait in [2_000, 4_000, 8_000, 10_000, 10_000] {
+            assert_eq!(tier(&backend, now), Tier::Good);
+            backend.chosen(now);
+            assert_eq!(tier(&backend, now), Tier::Spare, "only one client tries");
+            backend.failed(now + 1, Failure::Slow);
+            assert_eq!(tier(&backend, now + wait - 1), Tier::Spare);
+            now += wait;
+        }
+        backend.chosen(now);
+        assert!(backend.connected(now));
+        assert!(!backend.connected(now));
+        assert_eq!(tier(&backend, now), Tier::Good);
+        assert!(backend.failed(now, Failure::Slow), "a new suspicion");
+        assert_eq!(tier(&backend, now + 1_000), Tier::Good, "begins short again");
+    }
+
+    #[test]
+    fn slow_start_after_down_and_after_a_refusal_only() {
+        let backend = backend();
+        backend.judge(Verdict::Up, 5, "ok");
+        assert_eq!(backend.readiness(6, SLOW_START), READY, "the first verdict is no comeback");
+        backend.judge(Verdict::Down, 10, "timeout");
+        assert_eq!(tier(&backend, 10), Tier::Last);
+        backend.judge(Verdict::Up, 20, "ok");
+        assert_eq!(backend.readiness(20, SLOW_START), 100);
+        assert_eq!(backend.readiness(5_020, SLOW_START), 550);
+        assert_eq!(backend.readiness(10_020, SLOW_START), READY);
+        assert_eq!(backend.readiness(20, Duration::ZERO), READY);
+
+        backend.failed(20_000, Failure::Slow);
+        backend.connected(21_500);
+        assert_eq!(backend.readiness(21_500, SLOW_START), READY);
+        backend.failed(22_000, Failure::Refused);
+        backend.connected(23_000);
+        assert_eq!(backend.readiness(23_000, SLOW_START), 100);
+    }
+
+    #[test]
+    fn a_backend_in_slow_start_gets_few_connects_at_once() {
+        let backend = Arc::new(backend());
+        backend.judge(Verdict::Down, 1, "");
+        backend.judge(Verdict::Up, 2, "");
+        let connects: Vec<_> =
+            (0..SLOW_START_CONNECTS).map(|_| Connecting::new(Arc::clone(&backend))).collect();
+        assert_eq!(tier(&backend, 3), Tier::Spare);
+        drop(connects);
+        assert_eq!(tier(&backend, 3), Tier::Good);
+    }
+
+    #[test]
+    fn a_verdict_ends_suspicion_and_reports_changes_only() {
+        let backend = backend();
+        backend.failed(1, Failure::Refused);
+        assert!(backend.judge(Verdict::Up, 2, "ok").is_some());
+        assert_eq!(tier(&backend, 2), Tier::Good);
+        assert!(backend.judge(Verdict::Up, 3, "ok").is_none());
+        assert!(backend.judge(Verdict::Down, 4, "gone").is_some());
+        assert_eq!(backend.downs(), 1);
+        let snapshot = backend.snapshot(5, 1, None);
+        assert_eq!((snapshot.state, snapshot.reason.as_str()), (BackendState::Down, "gone"));
+        assert_eq!(backend.snapshot(5, 0, None).state, BackendState::Draining);
+    }
+}

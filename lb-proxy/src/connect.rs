@@ -1,0 +1,242 @@
+//! Finding a backend that answers, before a byte of the client is read.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
+use crate::event::{Event, Failure};
+use crate::health::TargetKey;
+use crate::service::{Backends, LiveService};
+use crate::socket::{is_exhaustion, is_self_connected};
+use crate::worker::Worker;
+
+/// Connects of one client under way at once.
+const ABREAST: usize = 4;
+/// A client is refused when it has waited for this many connect timeouts.
+const PATIENCE: u32 = 2;
+
+/// A backend's socket with its share in the backend's counters.
+pub(crate) struct Connected {
+    pub server: TcpStream,
+    pub lease: Lease,
+}
+
+/// One connect under way.
+struct Attempt {
+    stream: TcpStream,
+    backend: Connecting,
+    started: Instant,
+    expires: Instant,
+    /// [`LiveBackend::downs`] when it was chosen.
+    downs: u32,
+}
+
+/// The connects of one client: the first to succeed wins.
+///
+/// A refusal starts the next at once. Silence starts the next beside it after a short while, as Happy Eyeballs do
+/// (RFC 8305 section 5), so that a backend that lost its power costs its first clients that while and not the connect
+/// timeout; the suspicion it gets by losing spares it to later clients. No backend is tried twice.
+struct Race<'a> {
+    worker: &'a Worker,
+    service: &'a LiveService,
+    backends: &'a Backends,
+    client: IpAddr,
+    tried: Vec<u32>,
+    attempts: Vec<Attempt>,
+    give_up: Instant,
+    /// When to start the next beside those under way.
+    hedge: Instant,
+}
+
+/// Connects a client to a backend of a service, or tells that it is to be refused.
+pub(crate) async fn connect(
+    worker: Rc<Worker>,
+    service: Arc<LiveService>,
+    client: IpAddr,
+) -> Option<Connected> {
+    let backends = service.backends.load_full();
+    let now = Instant::now();
+    let mut race = Race {
+        worker: &worker,
+        service: &service,
+        backends: &backends,
+        client,
+        tried: Vec::new(),
+        attempts: Vec::new(),
+        give_up: now + backends.connect_timeout * PATIENCE,
+        hedge: now,
+    };
+    let connected = race.run(now).await;
+    if connected.is_none() {
+        worker.shared.client_refused(&service);
+    } else if race.tried.len() > 1 {
+        service.redispatched.fetch_add(1, Relaxed);
+    }
+    connected
+}
+
+impl Race<'_> {
+    async fn run(&mut self, now: Instant) -> Option<Connected> {
+        self.start_next(now);
+        let mut timer = pin!(sleep_until(now));
+        while !self.attempts.is_empty() {
+            timer.as_mut().reset(self.next_deadline());
+            let finished = poll_fn(|cx| match self.poll_attempts(cx) {
+                Poll::Ready(finished) => Poll::Ready(Some(finished)),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+            });
+            let Some((attempt, result)) = finished.await else {
+                self.handle_deadline(Instant::now());
+                continue;
+            };
+            let result = result.and_then(|()| self.accept(&attempt));
+            match result {
+                Ok(()) => return Some(self.win(attempt)),
+                Err(error) => {
+                    self.fail(attempt.backend.backend(), failure(&error));
+                    drop(attempt);
+                    self.start_next(Instant::now());
+                }
+            }
+        }
+        None
+    }
+
+    /// Starts connects until one is under way or no backend is left.
+    fn start_next(&mut self, now: Instant) {
+        while self.attempts.len() < ABREAST {
+            let clock = self.worker.shared.clock.now();
+            let Some(backend) = self.backends.choose(clock, self.client, &self.tried) else { return };
+            self.tried.push(backend.id);
+            match self.start(backend, now) {
+                Ok(attempt) => {
+                    self.attempts.push(attempt);
+                    self.hedge = now + self.backends.hedge_after;
+                    return;
+                }
+                Err(error) if is_exhaustion(&error) => {
+                    self.worker.shared.exhausted(self.worker.index, &error);
+                    return;
+                }
+                Err(error) => self.fail(backend, failure(&error)),
+            }
+        }
+    }
+
+    fn start(&self, backend: &Arc<LiveBackend>, now: Instant) -> io::Result<Attempt> {
+        let shared = &self.worker.shared;
+        let downs = backend.downs();
+        let stream = shared.tuning.connect(backend.addr, |refused| shared.option_refused(&refused))?;
+        let backend = Connecting::new(Arc::clone(backend));
+        Ok(Attempt { stream, started: now, expires: now + self.timeout(backend.backend()), downs, backend })
+    }
+
+    /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.
+    fn timeout(&self, backend: &LiveBackend) -> Duration {
+        let timeout = self.backends.connect_timeout;
+        if backend.verdict() == Verdict::Down { timeout.min(self.backends.hedge_after * 2) } else { timeout }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let expires = self.attempts.iter().map(|attempt| attempt.expires).min();
+        let deadline = expires.unwrap_or(self.give_up).min(self.give_up);
+        if self.may_hedge() { deadline.min(self.hedge) } else { deadline }
+    }
+
+    fn may_hedge(&self) -> bool {
+        self.attempts.len() < ABREAST && self.tried.len() < self.backends.members.len()
+    }
+
+    /// An attempt that ended, well or not; it is under way no more.
+    fn poll_attempts(&mut self, cx: &mut Context<'_>) -> Poll<(Attempt, io::Result<()>)> {
+        for i in 0..self.attempts.len() {
+            if let Poll::Ready(result) = self.attempts[i].poll(cx) {
+                return Poll::Ready((self.attempts.swap_remove(i), result));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn handle_deadline(&mut self, now: Instant) {
+        let all = now >= self.give_up;
+        let expired: Vec<_> = self.attempts.extract_if(.., |a| all || now >= a.expires).collect();
+        for attempt in &expired {
+            self.fail(attempt.backend.backend(), Failure::TimedOut);
+        }
+        if all {
+            return;
+        }
+        if !expired.is_empty() || now >= self.hedge {
+            // Whatever comes of it, not again at once.
+            self.hedge = now + self.backends.hedge_after;
+            self.start_next(now);
+        }
+    }
+
+    /// Judges a connection that was made.
+    fn accept(&self, attempt: &Attempt) -> io::Result<()> {
+        let backend = attempt.backend.backend();
+        // One that went down meanwhile has had its sessions reset; this one would have been forgotten.
+        let went_down = backend.downs() != attempt.downs && backend.verdict() == Verdict::Down;
+        if went_down || is_self_connected(&attempt.stream, backend.addr) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Ok(())
+    }
+
+    fn win(&mut self, attempt: Attempt) -> Connected {
+        let now = Instant::now();
+        for loser in std::mem::take(&mut self.attempts) {
+            if now.duration_since(loser.started) >= self.backends.hedge_after {
+                self.fail(loser.backend.backend(), Failure::Slow);
+            }
+        }
+        let Attempt { stream, backend, .. } = attempt;
+        let backend = Arc::clone(backend.backend());
+        if backend.connected(self.worker.shared.clock.now()) {
+            self.tell(|service| Event::BackendTrusted { service, backend: backend.addr });
+        }
+        Connected { server: stream, lease: Lease::new(backend) }
+    }
+
+    fn fail(&self, backend: &LiveBackend, failure: Failure) {
+        let target = TargetKey { service: Arc::clone(&self.service.name), backend: backend.addr };
+        self.worker.shared.with_monitor(|monitor| monitor.report_failure(&target));
+        if backend.failed(self.worker.shared.clock.now(), failure) {
+            let backend = backend.addr;
+            self.tell(|service| Event::BackendSuspected { service, backend, reason: failure });
+        }
+    }
+
+    fn tell(&self, event: impl FnOnce(Arc<str>) -> Event) {
+        self.worker.shared.tell(event(Arc::clone(&self.service.name)));
+    }
+}
+
+impl Attempt {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.stream.poll_write_ready(cx))?;
+        Poll::Ready(match self.stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(()),
+        })
+    }
+}
+
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Failure::Refused,
+        io::ErrorKind::TimedOut => Failure::TimedOut,
+        _ => Failure::Unreachable,
+    }
+}

@@ -1,0 +1,96 @@
+//! Proof that the balancer can serve: every worker turns over, and every listener accepts and answers.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use futures::future::{join, try_join_all};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::accept::ANSWER;
+use crate::error::HeartbeatError;
+use crate::shared::Shared;
+use crate::socket::reset_on_close;
+use crate::worker::Command;
+
+/// Succeeds if all is well within `timeout`. A frozen worker is reported before a silent listener, its likely result.
+pub(crate) async fn heartbeat(
+    shared: &Shared,
+    listeners: &[SocketAddr],
+    timeout: Duration,
+) -> Result<(), HeartbeatError> {
+    let deadline = Instant::now() + timeout;
+    let workers = ping_workers(shared, deadline, timeout);
+    let listeners = try_join_all(listeners.iter().map(|&addr| async move {
+        match timeout_at(deadline, probe(shared, addr)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(HeartbeatError::ListenerUnreachable { addr, source }),
+            Err(_) => Err(HeartbeatError::ListenerSilent { addr, timeout }),
+        }
+    }));
+    let (workers, listeners) = join(workers, listeners).await;
+    workers.and(listeners.map(drop))
+}
+
+async fn ping_workers(shared: &Shared, deadline: Instant, timeout: Duration) -> Result<(), HeartbeatError> {
+    let pings: Vec<_> = shared
+        .workers
+        .iter()
+        .map(|worker| {
+            let (reply, answer) = oneshot::channel();
+            worker.commands.send(Command::Ping(reply)).map(|()| answer)
+        })
+        .collect();
+    for (worker, ping) in pings.into_iter().enumerate() {
+        let answer = ping.map_err(|_| HeartbeatError::WorkerGone { worker })?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(HeartbeatError::WorkerGone { worker }),
+            Err(_) => return Err(HeartbeatError::WorkerFrozen { worker, timeout }),
+        }
+    }
+    Ok(())
+}
+
+/// Forgets an announced heartbeat that was never accepted.
+struct Announced<'a>(&'a Shared, SocketAddr);
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        self.0.heartbeats.take(self.1);
+    }
+}
+
+/// Connects to a listener from a port that the workers know, and awaits their answer.
+async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
+    let ip = if listener.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listener.ip() };
+    let target = SocketAddr::new(ip, listener.port());
+    let socket =
+        Socket::new(Domain::for_address(target), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::new(ip, 0).into())?;
+    let Some(source) = socket.local_addr()?.as_socket() else {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    };
+    shared.heartbeats.announce(source);
+    let _announced = Announced(shared, source);
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    // Leaves nothing in TIME_WAIT, however often this is done.
+    reset_on_close(&stream);
+    let mut answer = [0; 2];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut answer) {
+            Ok(n) if answer[..n] == *ANSWER => return Ok(()),
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The relay between a client and its backend.
+//!
+//! Both directions are driven by the one task of the pair. Small traffic goes through a buffer that all pairs of a
+//! worker share; a direction that turns out to be bulk moves whole pages through a pipe with `splice(2)` until it is
+//! small again. A pair that waits for bytes holds neither. Half-closes are forwarded in each direction when all that
+//! was sent before has been; a reset or any other error of one side resets the other.
+
+mod direction;
+mod pipe;
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::backend::Lease;
+use crate::config::RelayMode;
+use direction::{Direction, Step, forget_readiness};
+use pipe::Pool;
+
+/// Bytes of the buffer that the pairs of one worker share.
+const SCRATCH: usize = 16 * 1024;
+
+/// What all pairs of one worker share.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    mode: RelayMode,
+    scratch: RefCell<Box<[u8]>>,
+    pipes: RefCell<Pool>,
+    /// Set after a large splice. The worker then yields its processor once before it sleeps, so that a peer on the
+    /// same host can take what was sent and sleep and wake-up are saved; without bulk traffic that gains nothing.
+    bulk: Arc<AtomicBool>,
+}
+
+impl Tools {
+    pub(crate) fn new(mode: RelayMode, bulk: Arc<AtomicBool>) -> Self {
+        let scratch = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+        Tools { mode, scratch, pipes: RefCell::default(), bulk }
+    }
+
+    /// Closes pipes that are not in use.
+    pub(crate) fn close_idle_pipes(&self) {
+        self.pipes.borrow_mut().clear();
+    }
+}
+
+/// The backend side of a pair and the state of both directions.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub server: TcpStream,
+    lease: Lease,
+    up: Direction,
+    down: Direction,
+}
+
+impl Relay {
+    pub(crate) fn new(server: TcpStream, lease: Lease, tools: &Tools) -> Self {
+        Relay { server, lease, up: Direction::new(tools.mode), down: Direction::new(tools.mode) }
+    }
+
+    /// Ready when both directions have ended, or with the error of the side that broke. Must then be dropped, in the
+    /// latter case after both sockets were set to reset.
+    pub(crate) fn poll(
+        &mut self,
+        client: &TcpStream,
+        tools: &Tools,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Relay { server, lease, up, down } = self;
+        let (bytes_in, bytes_out) = (&lease.backend().bytes_in, &lease.backend().bytes_out);
+        let up_step = up.pump(client, server, tools, bytes_in, cx);
+        // Even after a failure upwards: what the server said before it reset is still to be delivered.
+        let down_step = down.pump(server, client, tools, bytes_out, cx);
+        let (up_step, down_step) = (up_step?, down_step?);
+        match (up_step, down_step) {
+            (Step::Done, Step::Done) => return Poll::Ready(Ok(())),
+            (Step::Turn, _) | (_, Step::Turn) => cx.waker().wake_by_ref(),
+            _ => {
+                if is_unwatched(up_step, down_step) {
+                    watch(client, cx)?;
+                }
+                if is_unwatched(down_step, up_step) {
+                    watch(server, cx)?;
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Gives pooled pipes back.
+    pub(crate) fn release(&mut self, tools: &Tools) {
+        self.up.release(tools);
+        self.down.release(tools);
+    }
+}
+
+/// Whether nobody waits for a socket, given the direction away from it and the one towards it, while it is still open
+/// for writing. After that its end cannot be told from a reset.
+fn is_unwatched(away: Step, towards: Step) -> bool {
+    matches!(away, Step::Blocked | Step::Done) && towards == Step::Idle
+}
+
+/// Has the task woken when a socket breaks that it would otherwise not look at: because its bytes have nowhere to go,
+/// or because it has ended its direction and the other side is silent.
+///
+/// A broken socket reports itself writable. Forgetting that this one is writable lets the task wait for that; writes
+/// do not ask for readiness before they are refused, so they are not held up.
+fn watch(stream: &TcpStream, cx: &mut Context<'_>) -> io::Result<()> {
+    forget_readiness(stream, Interest::WRITABLE);
+    if stream.poll_write_ready(cx)?.is_ready() {
+        return Err(stream.take_error()?.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
+    }
+    Ok(())
+}

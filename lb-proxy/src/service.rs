@@ -1,0 +1,154 @@
+//! A service while the balancer runs: its backends of the moment and the choice among them.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::backend::{LiveBackend, Tier};
+use crate::balance::{Candidate, Chooser, client_key};
+use crate::config::Balance;
+
+/// A backend with what this configuration says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub backend: Arc<LiveBackend>,
+    pub weight: u32,
+    pub name: Option<String>,
+}
+
+/// The part of a service that a reconfiguration replaces as a whole.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    pub members: Vec<Member>,
+    pub balance: Balance,
+    pub connect_timeout: Duration,
+    pub hedge_after: Duration,
+    pub slow_start: Duration,
+    choice: Mutex<(Chooser, Vec<Candidate>)>,
+}
+
+impl Backends {
+    pub(crate) fn new(service: &crate::config::Service, members: Vec<Member>) -> Self {
+        Backends {
+            balance: service.balance,
+            connect_timeout: service.connect_timeout,
+            hedge_after: service.hedge_after,
+            slow_start: service.slow_start,
+            choice: Mutex::new((Chooser::new(service.balance, members.len()), Vec::new())),
+            members,
+        }
+    }
+
+    /// The backend for a client, none of those `tried` (ids); `None` when there is none left.
+    ///
+    /// Good ones first, then spare ones, those that are down at last: if all are down, all are tried.
+    pub(crate) fn choose(&self, now: u64, client: IpAddr, tried: &[u32]) -> Option<&Arc<LiveBackend>> {
+        let mut choice = self.choice.lock().unwrap_or_else(PoisonError::into_inner);
+        let (chooser, candidates) = &mut *choice;
+        for tier in [Tier::Good, Tier::Spare, Tier::Last] {
+            candidates.clear();
+            candidates.extend(self.members.iter().map(|member| {
+                let backend = &member.backend;
+                let ready = backend.readiness(now, self.slow_start);
+                let usable = backend.tier(now, ready) == tier && !tried.contains(&backend.id);
+                let load = backend.active.load(Relaxed) + backend.connecting.load(Relaxed);
+                Candidate {
+                    weight: member.weight,
+                    ready: if usable { ready } else { 0 },
+                    load,
+                    key: backend.key,
+                }
+            }));
+            if let Some(chosen) = chooser.choose(candidates, client_key(client)) {
+                let backend = &self.members[chosen].backend;
+                backend.chosen(now);
+                return Some(backend);
+            }
+        }
+        None
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct LiveService {
+    pub name: Arc<str>,
+    pub backends: ArcSwap<Backends>,
+    /// Removed backends that may still have sessions, for the snapshot.
+    pub leaving: Mutex<Vec<Member>>,
+    pub accepted: AtomicU64,
+    pub refused: AtomicU64,
+    pub redispatched: AtomicU64,
+    /// When an event about refused clients was last sent, so that they stay rare.
+    pub refusal_told: AtomicU64,
+}
+
+impl LiveService {
+    pub(crate) fn new(name: Arc<str>, backends: Backends) -> Self {
+        LiveService {
+            name,
+            backends: ArcSwap::from_pointee(backends),
+            leaving: Mutex::new(Vec::new()),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            redispatched: AtomicU64::new(0),
+            refusal_told: AtomicU64::new(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Verdict;
+    use crate::config::{Backend, Service};
+    use crate::event::Failure;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn backends(weights: &[u32]) -> Backends {
+        let service = Service::new("api", Vec::new(), Vec::new());
+        let member = |(i, &weight): (usize, &u32)| {
+            let addr = ([10, 0, 0, i as u8], 6443).into();
+            let config = Backend { addr, weight, name: None };
+            Member { backend: Arc::new(LiveBackend::new(i as u32, config.addr)), weight, name: None }
+        };
+        let members = weights.iter().enumerate().map(member).collect();
+        Backends::new(&service, members)
+    }
+
+    fn order(backends: &Backends, now: u64) -> Vec<u32> {
+        let mut tried = Vec::new();
+        while let Some(backend) = backends.choose(now, CLIENT, &tried) {
+            assert!(!tried.contains(&backend.id));
+            tried.push(backend.id);
+        }
+        tried
+    }
+
+    #[test]
+    fn good_then_spare_then_down_and_never_drained() {
+        let set = backends(&[1, 1, 0, 1]);
+        set.members[0].backend.judge(Verdict::Down, 1, "gone");
+        set.members[1].backend.failed(1, Failure::Slow);
+        assert_eq!(order(&set, 2), [3, 1, 0]);
+    }
+
+    #[test]
+    fn the_trial_of_a_suspect_goes_to_one_client() {
+        let set = backends(&[1, 1]);
+        set.members[0].backend.failed(1, Failure::Slow);
+        let firsts: Vec<u32> = (0..10).map(|_| set.choose(1_500, CLIENT, &[]).unwrap().id).collect();
+        assert_eq!(firsts.iter().filter(|&&id| id == 0).count(), 1, "{firsts:?}");
+    }
+
+    #[test]
+    fn nothing_left_is_none() {
+        assert!(backends(&[]).choose(1, CLIENT, &[]).is_none());
+        assert!(backends(&[0]).choose(1, CLIENT, &[]).is_none());
+        assert!(backends(&[1]).choose(1, CLIENT, &[0]).is_none());
+    }
+}

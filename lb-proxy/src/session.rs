@@ -1,0 +1,99 @@
+//! A session: the one task of a client, from its acceptance to the end of its relay.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+
+use crate::connect::{Connected, connect};
+use crate::relay::Relay;
+use crate::service::LiveService;
+use crate::socket::reset_on_close;
+use crate::worker::Worker;
+
+/// A future written by hand, because there is one for each idle watch of each kubelet: its size is asserted below.
+///
+/// Unless it ends in order, dropping it resets what it has connected: that is how sessions are reset from outside.
+pub(crate) struct Session {
+    worker: Rc<Worker>,
+    client: TcpStream,
+    /// Its entry in the worker's table.
+    key: u32,
+    in_order: bool,
+    phase: Phase,
+}
+
+enum Phase {
+    /// Boxed: connecting needs much more room, and not for long.
+    Connecting(Pin<Box<dyn Future<Output = Option<Connected>>>>),
+    Relaying(Relay),
+}
+
+impl Session {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        key: usize,
+        client: TcpStream,
+        address: IpAddr,
+        service: Arc<LiveService>,
+    ) -> Self {
+        let connecting = connect(Rc::clone(&worker), service, address);
+        // A table of this size cannot exist: descriptors are 32-bit numbers.
+        let key = u32::try_from(key).unwrap_or(u32::MAX);
+        Session { worker, client, key, in_order: false, phase: Phase::Connecting(Box::pin(connecting)) }
+    }
+}
+
+impl Future for Session {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Session { worker, client, key, in_order, phase } = &mut *self;
+        loop {
+            match phase {
+                Phase::Connecting(connecting) => match std::task::ready!(connecting.as_mut().poll(cx)) {
+                    Some(Connected { server, lease }) => {
+                        worker.connected(*key as usize, lease.backend().id);
+                        *phase = Phase::Relaying(Relay::new(server, lease, &worker.tools));
+                    }
+                    // The client is refused by the reset that dropping this sends.
+                    None => return Poll::Ready(()),
+                },
+                Phase::Relaying(relay) => {
+                    let ended = std::task::ready!(relay.poll(client, &worker.tools, cx));
+                    *in_order = ended.is_ok();
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.in_order {
+            reset_on_close(&self.client);
+        }
+        if let Phase::Relaying(relay) = &mut self.phase {
+            relay.release(&self.worker.tools);
+            if !self.in_order {
+                reset_on_close(&relay.server);
+            }
+        }
+        self.worker.ended(self.key as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Session>() <= 152, "{}", size_of::<Session>());
+    }
+}

@@ -1,0 +1,164 @@
+//! What the workers, the health checks and the handle of a balancer share.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::backend::Clock;
+use crate::config::RelayMode;
+use crate::event::Event;
+use crate::health::Monitor;
+use crate::service::LiveService;
+use crate::socket::{RefusedOption, Tuning};
+use crate::worker::Command;
+
+/// Least time between two events about the same lasting trouble, in milliseconds.
+pub(crate) const EVENT_INTERVAL: u64 = 10_000;
+
+/// See the module.
+pub(crate) struct Shared {
+    pub clock: Clock,
+    pub tuning: Tuning,
+    pub relay: RelayMode,
+    pub workers: Vec<WorkerHandle>,
+    pub heartbeats: Heartbeats,
+    /// The services of the moment in configuration order.
+    pub services: ArcSwap<Vec<Arc<LiveService>>>,
+    /// Set while the balancer runs.
+    pub monitor: Mutex<Option<Monitor>>,
+    sink: Box<dyn Fn(Event) + Send + Sync>,
+    mark_refused: AtomicBool,
+    congestion_refused: AtomicBool,
+    exhaustion_told: AtomicU64,
+}
+
+/// A worker as the others see it.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    /// Sessions, with those handed to it that it has not taken yet.
+    pub load: AtomicUsize,
+    pub accepted: AtomicU64,
+    pub handed_off: AtomicU64,
+    pub commands: UnboundedSender<Command>,
+}
+
+/// A listening address. A reconfiguration may give it to another service.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub id: u32,
+    pub service: ArcSwap<LiveService>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        tuning: Tuning,
+        relay: RelayMode,
+        commands: Vec<UnboundedSender<Command>>,
+        sink: Box<dyn Fn(Event) + Send + Sync>,
+    ) -> Self {
+        let worker = |commands| WorkerHandle {
+            load: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            handed_off: AtomicU64::new(0),
+            commands,
+        };
+        Shared {
+            clock: Clock::new(),
+            tuning,
+            relay,
+            workers: commands.into_iter().map(worker).collect(),
+            heartbeats: Heartbeats::default(),
+            services: ArcSwap::default(),
+            monitor: Mutex::new(None),
+            sink,
+            mark_refused: AtomicBool::new(false),
+            congestion_refused: AtomicBool::new(false),
+            exhaustion_told: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        (self.sink)(event);
+    }
+
+    /// Applies `action` to the health checks, if they run.
+    pub(crate) fn with_monitor<T>(&self, action: impl FnOnce(&Monitor) -> T) -> Option<T> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(action)
+    }
+
+    /// Tells once that the system refused a socket option.
+    pub(crate) fn option_refused(&self, refused: &RefusedOption) {
+        match refused {
+            RefusedOption::Mark(error) => {
+                if !self.mark_refused.swap(true, Relaxed) {
+                    self.tell(Event::MarkRefused { reason: error.to_string() });
+                }
+            }
+            RefusedOption::Congestion(error) => {
+                if !self.congestion_refused.swap(true, Relaxed) {
+                    let algorithm = self.tuning.congestion.clone().unwrap_or_default();
+                    self.tell(Event::CongestionRefused { algorithm, reason: error.to_string() });
+                }
+            }
+        }
+    }
+
+    /// Tells, but not too often, that the process ran out of descriptors or the like.
+    pub(crate) fn exhausted(&self, worker: usize, error: &io::Error) {
+        if self.is_time_to_tell(&self.exhaustion_told) {
+            self.tell(Event::ResourcesExhausted { worker, reason: error.to_string() });
+        }
+    }
+
+    /// Tells, but not too often, that clients of a service are refused.
+    pub(crate) fn client_refused(&self, service: &LiveService) {
+        let total = service.refused.fetch_add(1, Relaxed) + 1;
+        if self.is_time_to_tell(&service.refusal_told) {
+            self.tell(Event::ClientsRefused { service: Arc::clone(&service.name), total });
+        }
+    }
+
+    fn is_time_to_tell(&self, told: &AtomicU64) -> bool {
+        let now = self.clock.now();
+        let last = told.load(Relaxed);
+        let due = last == 0 || now >= last + EVENT_INTERVAL;
+        due && told.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+}
+
+/// Connections of the balancer to its own listeners: announced by their source before they are made, answered by the
+/// worker that accepts them, never shown to a backend.
+#[derive(Debug, Default)]
+pub(crate) struct Heartbeats {
+    count: AtomicUsize,
+    sources: Mutex<HashSet<SocketAddr>>,
+}
+
+impl Heartbeats {
+    pub(crate) fn announce(&self, source: SocketAddr) {
+        let mut sources = self.sources();
+        sources.insert(source);
+        self.count.store(sources.len(), Relaxed);
+    }
+
+    /// Whether a connection from `source` is a heartbeat. Each is known once.
+    pub(crate) fn take(&self, source: SocketAddr) -> bool {
+        if self.count.load(Relaxed) == 0 {
+            return false;
+        }
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let mut sources = self.sources();
+        let known = sources.remove(&source);
+        self.count.store(sources.len(), Relaxed);
+        known
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

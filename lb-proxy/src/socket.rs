@@ -1,0 +1,133 @@
+//! Socket options and the few calls on sockets that tokio has no name for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+use crate::config::Options;
+
+/// Unacknowledged keepalive probes after which a connection is reset.
+const KEEPALIVE_PROBES: u32 = 3;
+/// From here on a local port may be an ephemeral one; Linux starts at 32768 unless told otherwise.
+const EPHEMERAL_MIN: u16 = 10_240;
+
+/// Options of all sockets of a balancer.
+#[derive(Clone, Debug)]
+pub(crate) struct Tuning {
+    pub mark: u32,
+    pub congestion: Option<String>,
+    keepalive: TcpKeepalive,
+    user_timeout: Option<Duration>,
+}
+
+/// An option that the system refused; the socket works without it.
+#[derive(Debug)]
+pub(crate) enum RefusedOption {
+    Mark(io::Error),
+    Congestion(io::Error),
+}
+
+impl Tuning {
+    pub(crate) fn new(options: &Options) -> Self {
+        let second = Duration::from_secs(1);
+        let keepalive = TcpKeepalive::new()
+            .with_time(options.keepalive.max(second))
+            .with_interval((options.keepalive / 3).max(second))
+            .with_retries(KEEPALIVE_PROBES);
+        let user_timeout = Some(options.user_timeout).filter(|timeout| !timeout.is_zero());
+        Tuning { mark: options.mark, congestion: options.congestion.clone(), keepalive, user_timeout }
+    }
+
+    /// What both sides of a pair need. On a listener, accepted sockets inherit it: one call for all of them.
+    pub(crate) fn apply(&self, socket: &Socket) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&self.keepalive)?;
+        socket.set_tcp_user_timeout(self.user_timeout)
+    }
+
+    /// Begins to connect to a backend. `refused` is told which wishes the system did not grant.
+    pub(crate) fn connect(
+        &self,
+        addr: SocketAddr,
+        mut refused: impl FnMut(RefusedOption),
+    ) -> io::Result<TcpStream> {
+        let socket = Socket::new(
+            Domain::for_address(addr),
+            Type::STREAM.nonblocking().cloexec(),
+            Some(Protocol::TCP),
+        )?;
+        self.apply(&socket)?;
+        if self.mark != 0 {
+            socket.set_mark(self.mark).unwrap_or_else(|error| refused(RefusedOption::Mark(error)));
+        }
+        if let Some(congestion) = &self.congestion {
+            let result = socket.set_tcp_congestion(congestion.as_bytes());
+            result.unwrap_or_else(|error| refused(RefusedOption::Congestion(error)));
+        }
+        match socket.connect(&addr.into()) {
+            Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
+            _ => TcpStream::from_std(socket.into()),
+        }
+    }
+}
+
+/// Whether a connected socket is connected to itself, which happens on loopback when the port chosen for it is the
+/// very one it connects to: nobody listens there.
+pub(crate) fn is_self_connected(stream: &TcpStream, backend: SocketAddr) -> bool {
+    backend.port() >= EPHEMERAL_MIN && stream.local_addr().is_ok_and(|local| local == backend)
+}
+
+/// Makes the coming close send RST instead of FIN, and discard what is unsent.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    // Only an invalid descriptor or argument can fail here.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Whether an error means that this process or host ran out of something, so that no backend is to blame.
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
+    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EAGAIN | EMFILE | ENFILE | ENOBUFS | ENOMEM | ENOSPC))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_inherit_the_options() {
+        let tuning = Tuning::new(&Options { keepalive: Duration::from_secs(21), ..Options::default() });
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        tuning.apply(&listener).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(1).unwrap();
+        let addr = listener.local_addr().unwrap().as_socket().unwrap();
+        let _client = std::net::TcpStream::connect(addr).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(21));
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_itself_is_recognised() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let own = socket.local_addr().unwrap();
+        // What the kernel does by chance when it picks the port, here on purpose.
+        socket.connect(&own).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let stream = TcpStream::from_std(socket.into()).unwrap();
+        assert!(is_self_connected(&stream, own.as_socket().unwrap()));
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(addr).await.unwrap();
+        assert!(!is_self_connected(&stream, addr));
+    }
+}
