@@ -71,6 +71,8 @@ pub(crate) struct Direction {
     blocked: bool,
     /// Full reads in a row while copying, small ones while splicing.
     streak: u8,
+    /// The other direction met an error of this one's source, which reports the error once and afterwards its end.
+    broken: bool,
 }
 
 impl Direction {
@@ -81,7 +83,13 @@ impl Direction {
             splicing: mode == RelayMode::Splice,
             blocked: false,
             streak: 0,
+            broken: false,
         }
+    }
+
+    /// From now on an end of the source is none: it stands for an error that has been reported already.
+    pub(crate) fn distrust_source(&mut self) {
+        self.broken = true;
     }
 
     /// Moves bytes until there are no more, there is no room, or the turn is over. Leaves the task registered for
@@ -100,6 +108,7 @@ impl Direction {
             }
             match self.end {
                 End::Forwarded => return Ok(Step::Done),
+                End::Seen if self.broken => return Ok(Step::Idle),
                 End::Seen => {
                     SockRef::from(to).shutdown(std::net::Shutdown::Write)?;
                     self.end = End::Forwarded;

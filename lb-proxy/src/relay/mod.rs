@@ -73,7 +73,10 @@ impl Relay {
         let Relay { server, lease, up, down } = self;
         let (bytes_in, bytes_out) = (&lease.backend().bytes_in, &lease.backend().bytes_out);
         let up_step = up.pump(client, server, tools, bytes_in, cx);
-        // Even after a failure upwards: what the server said before it reset is still to be delivered.
+        if up_step.is_err() {
+            // What the server said before it reset is still delivered, but not an end.
+            down.distrust_source();
+        }
         let down_step = down.pump(server, client, tools, bytes_out, cx);
         let (up_step, down_step) = (up_step?, down_step?);
         match (up_step, down_step) {

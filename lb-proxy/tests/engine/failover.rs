@@ -1,0 +1,196 @@
+//! The client never sees a dead backend.
+
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use lb_proxy::{BackendState, Event, Failure};
+
+use crate::support::{
+    Balancer, BlackHole, Echo, Refusing, ask, connect, end_of, in_threads, visit, wait_until,
+};
+
+const CONNECTIONS: usize = 10_000;
+const CLIENTS: usize = 16;
+
+/// Makes all connections; returns how long each took.
+fn visit_often(balancer: &Balancer) -> Vec<Duration> {
+    let times = in_threads(CLIENTS, |_| {
+        let visits = (0..CONNECTIONS / CLIENTS).map(|i| {
+            let start = Instant::now();
+            visit(balancer.addr).unwrap_or_else(|error| panic!("connection {i}: {error}"));
+            start.elapsed()
+        });
+        visits.collect::<Vec<_>>()
+    });
+    times.concat()
+}
+
+#[test]
+fn one_of_three_refuses_and_no_client_notices() {
+    let echoes = [Echo::start(1), Echo::start(2)];
+    let dying = Echo::start(3);
+    let dead = dying.addr;
+    let balancer = Balancer::start(&[echoes[0].addr, dead, echoes[1].addr], |_, service| {
+        service.health.interval = Duration::from_secs(3);
+    })
+    .checked();
+    assert_eq!(visit_often(&balancer).len(), CONNECTIONS);
+    assert!(dying.count() > CONNECTIONS / 4, "it had its share");
+    dying.kill();
+    visit_often(&balancer);
+    let both = echoes.iter().map(Echo::count).sum::<usize>();
+    assert!(both >= CONNECTIONS + CONNECTIONS / 2, "{both}");
+    assert_eq!(balancer.lb.snapshot().services[0].refused, 0);
+    let failures = balancer.backend(dead).failures;
+    assert!((1..200).contains(&failures), "avoided after the first failures, yet {failures}");
+    wait_until("the check made after the refusals agrees", || {
+        balancer.backend(dead).state == BackendState::Down
+    });
+}
+
+#[test]
+fn one_of_three_is_a_black_hole_and_few_clients_wait() {
+    let echoes = [Echo::start(1), Echo::start(2)];
+    let mut hole = BlackHole::new();
+    let balancer = Balancer::start(&[echoes[0].addr, hole.addr, echoes[1].addr], |_, service| {
+        // Nothing but clients' own connects may find out.
+        service.health.timeout = Duration::from_secs(600);
+        service.connect_timeout = Duration::from_secs(60);
+    })
+    .checked();
+    hole.swallow();
+    let times = visit_often(&balancer);
+    assert_eq!(echoes.iter().map(Echo::count).sum::<usize>(), CONNECTIONS);
+    let slow = times.iter().filter(|time| **time >= Duration::from_millis(190)).count();
+    assert!((1..CONNECTIONS / 100).contains(&slow), "{slow} clients waited");
+    let slowest = times.iter().max().unwrap();
+    assert!(*slowest < Duration::from_secs(10), "nobody waits for the connect timeout: {slowest:?}");
+    let suspected = |event: &Event| matches!(event, Event::BackendSuspected { reason: Failure::Slow, .. });
+    assert!(balancer.has_event(suspected));
+}
+
+#[test]
+fn all_dead_is_refused_fast() {
+    let dead = [Refusing::new(), Refusing::new(), Refusing::new()];
+    let balancer = Balancer::start(&[dead[0].0, dead[1].0, dead[2].0], |_, _| {}).checked();
+    for _ in 0..100 {
+        let start = Instant::now();
+        assert_eq!(visit(balancer.addr).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+    let snapshot = &balancer.lb.snapshot().services[0];
+    assert_eq!((snapshot.refused, snapshot.accepted), (100, 100));
+    for backend in &snapshot.backends {
+        assert_eq!(backend.state, BackendState::Down);
+        assert_eq!(backend.failures, 100, "all are tried, each once for a client");
+    }
+    assert!(balancer.has_event(|event| matches!(event, Event::ClientsRefused { .. })));
+    wait_until("no session is left", || balancer.sessions() == 0);
+}
+
+#[test]
+fn all_black_holes_known_to_be_down_are_refused_soon() {
+    let mut holes = [BlackHole::new(), BlackHole::new()];
+    holes.iter_mut().for_each(BlackHole::swallow);
+    let balancer = Balancer::start(&[holes[0].addr, holes[1].addr], |_, service| {
+        service.health.timeout = Duration::from_millis(100);
+        service.connect_timeout = Duration::from_secs(600);
+    })
+    .checked();
+    let start = Instant::now();
+    assert_eq!(visit(balancer.addr).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn no_backend_at_all_is_refused() {
+    let balancer = Balancer::start(&[], |_, _| {});
+    assert_eq!(visit(balancer.addr).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn all_down_by_their_checks_but_alive_are_used() {
+    // They speak no TLS, so every check fails.
+    let echo = Echo::start(7);
+    let balancer = Balancer::start(&[echo.addr], |_, service| {
+        service.health.kind = lb_proxy::HealthKind::Tls;
+        service.health.timeout = Duration::from_millis(200);
+    })
+    .checked();
+    assert_eq!(balancer.backends()[0].state, BackendState::Down);
+    assert_eq!(visit(balancer.addr).unwrap(), 7);
+}
+
+#[test]
+fn a_backend_that_resets_mid_stream_resets_its_client_only() {
+    let listener = std::net::TcpListener::bind(crate::support::loopback()).unwrap();
+    let echo = Echo::start(1);
+    let balancer = Balancer::start(&[listener.local_addr().unwrap(), echo.addr], |_, _| {}).checked();
+    let (check, _) = listener.accept().unwrap();
+    drop(check);
+    let mut victim = std::net::TcpStream::connect(balancer.addr).unwrap();
+    let (backend, _) = listener.accept().unwrap();
+    let mut bystander = connect(balancer.addr).unwrap().0;
+    // Dies with something unread, as a process under load does.
+    std::io::Write::write_all(&mut victim, b"unread").unwrap();
+    wait_until("the bytes have arrived", || backend.peek(&mut [0; 16]).unwrap() == 6);
+    drop(backend);
+    drop(listener);
+    assert_eq!(end_of(&mut victim), Some(ErrorKind::ConnectionReset));
+    ask(&mut bystander).unwrap();
+    for _ in 0..20 {
+        assert_eq!(visit(balancer.addr).unwrap(), 1);
+    }
+}
+
+#[test]
+fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
+    let [dying, healthy] = [Echo::start(1), Echo::start(2)];
+    let balancer = Balancer::start(&[dying.addr, healthy.addr], |_, service| {
+        service.health.interval = Duration::from_millis(50);
+    })
+    .checked();
+    let mut sessions: Vec<_> = (0..40).map(|_| connect(balancer.addr).unwrap()).collect();
+    sessions.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
+    // Its connections stay open and silent; only checks can tell.
+    dying.close_listener();
+    for (stream, identity) in &mut sessions {
+        if *identity == 1 {
+            assert_eq!(end_of(stream), Some(ErrorKind::ConnectionReset));
+        } else {
+            ask(stream).unwrap();
+        }
+    }
+    let had = sessions.iter().filter(|(_, identity)| *identity == 1).count();
+    assert_eq!(had, 20);
+    wait_until("the backend's side is reset too", || {
+        let errors = dying.errors.lock().unwrap();
+        errors.iter().filter(|kind| **kind == ErrorKind::ConnectionReset).count() == had
+    });
+    let told = |event: &Event| matches!(event, Event::BackendDown { sessions, .. } if *sessions == had);
+    assert!(balancer.has_event(told));
+    assert_eq!(healthy.open.load(SeqCst), 20);
+}
+
+#[test]
+fn a_backend_that_comes_back_is_used_again() {
+    let [first, second] = [Echo::start(1), Echo::start(2)];
+    let addr = second.addr;
+    let balancer = Balancer::start(&[first.addr, addr], |_, service| {
+        service.health.interval = Duration::from_millis(20);
+        service.slow_start = Duration::from_millis(200);
+    })
+    .checked();
+    second.kill();
+    wait_until("down", || balancer.backend(addr).state == BackendState::Down);
+    let second = Echo::start_at(2, addr);
+    wait_until("up", || balancer.backend(addr).state == BackendState::Up);
+    wait_until("clients reach it", || visit(balancer.addr).unwrap() == 2);
+    wait_until("it has its full share", || {
+        (0..10).filter(|_| visit(balancer.addr).unwrap() == 2).count() == 5
+    });
+    assert!(second.count() > 5);
+    let up = |event: &Event| matches!(event, Event::BackendUp { backend, .. } if *backend == addr);
+    assert!(balancer.has_event(up));
+}
