@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ pub(crate) const MS: Duration = Duration::from_millis(1);
 /// A generous bound for things that take milliseconds: other tests share the processors.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
 pub(crate) const ONE: GroupId = GroupId(1);
+pub(crate) const TWO: GroupId = GroupId(2);
 
 /// Runs `body` in a network namespace of its own.
 pub(crate) fn in_namespace(body: impl FnOnce(&Ground) + Send + 'static) {
@@ -27,6 +29,22 @@ pub(crate) fn in_namespace(body: impl FnOnce(&Ground) + Send + 'static) {
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// As [`in_namespace`], for a second namespace beside the test's own; `ready` gets the thread's id so that an
+/// interface can be moved there.
+pub(crate) fn beside<T: Send + 'static>(
+    body: impl FnOnce(&Ground) -> T + Send + 'static,
+) -> (i32, std::sync::mpsc::Sender<()>, std::thread::JoinHandle<T>) {
+    let (tell_id, id) = channel();
+    let (go, wait) = channel();
+    let thread = std::thread::spawn(move || {
+        let ground = Ground::new();
+        tell_id.send(nix::unistd::gettid().as_raw()).unwrap();
+        wait.recv().unwrap();
+        body(&ground)
+    });
+    (id.recv().unwrap(), go, thread)
 }
 
 /// The calling thread's namespace.
@@ -49,6 +67,7 @@ impl Ground {
         self.ip("addr add 10.0.0.1/24 dev eth0");
         self.ip("addr add fd00::1/64 dev eth0 nodad");
         self.wait_for_link_local("eth0");
+        self.wait_for_link_local("peer0");
     }
 
     pub(crate) fn veth(&self, name: &str, peer: &str) {
@@ -79,8 +98,32 @@ impl Ground {
         shown.split_whitespace().any(|word| word.split('/').next() == Some(ip))
     }
 
-    /// Everything that must be as before: addresses without their lifetimes, all routes, all labels.
+    /// Whether the address is local, found without starting a process: for measuring.
+    pub(crate) fn is_local(&self, ip: &str) -> bool {
+        UdpSocket::bind((ip.parse::<IpAddr>().unwrap(), 0)).is_ok()
+    }
+
+    pub(crate) fn write_sysctl(&self, name: &str, value: &str) {
+        std::fs::write(Path::new("/proc/sys").join(name), value).unwrap();
+    }
+
+    /// Everything that must be as before: addresses without their lifetimes, all routes, all labels. The kernel
+    /// completes IPv6 addresses a moment after it has acknowledged them, so this waits for three equal looks.
     pub(crate) fn tables(&self) -> BTreeSet<String> {
+        let mut looks = [BTreeSet::new(), BTreeSet::new(), self.look()];
+        for _ in 0..100 {
+            if looks[0] == looks[1] && looks[1] == looks[2] {
+                break;
+            }
+            std::thread::sleep(10 * MS);
+            looks.rotate_left(1);
+            looks[2] = self.look();
+        }
+        let [_, _, last] = looks;
+        last
+    }
+
+    fn look(&self) -> BTreeSet<String> {
         let mut lines = BTreeSet::new();
         for what in ["-o addr show", "-4 route show table all", "-6 route show table all", "addrlabel list"] {
             let shown = self.ip(what);
@@ -91,6 +134,13 @@ impl Ground {
             }));
         }
         lines
+    }
+
+    pub(crate) fn assert_unchanged_since(&self, before: &BTreeSet<String>) {
+        let after = self.tables();
+        let gone: Vec<_> = before.difference(&after).collect();
+        let new: Vec<_> = after.difference(before).collect();
+        assert!(gone.is_empty() && new.is_empty(), "gone: {gone:#?}, new: {new:#?}");
     }
 
     pub(crate) fn until(&self, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
@@ -139,6 +189,14 @@ pub(crate) fn group(id: GroupId, interface: &str, addresses: &[&str]) -> VipGrou
         address_label: Some(AddressLabel::DEFAULT),
         lease: LeaseTime::MIN,
     }
+}
+
+/// The middle one. What a test promises to hold on a machine that others use as well is asserted of this, not of the
+/// worst.
+pub(crate) fn median(mut took: Vec<Duration>) -> Duration {
+    took.sort();
+    println!("median {:?}, worst {:?} of {}", took[took.len() / 2], took[took.len() - 1], took.len());
+    took[took.len() / 2]
 }
 
 /// A keeper, and what it said.

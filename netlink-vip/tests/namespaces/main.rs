@@ -4,19 +4,31 @@
 //! why there is no libtest here. As root it does not, so that real-time priority is tried as well.
 
 mod basic;
+mod child;
+mod crash;
+mod disturbance;
 mod ground;
+mod interfaces;
+mod survival;
+mod system;
 
 use libtest_mimic::{Arguments, Trial};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
 fn main() {
+    child::run_if_child();
     become_root_of_a_namespace();
     let mut arguments = Arguments::from_args();
     // Nearly all the time is spent waiting for leases.
     arguments.test_threads.get_or_insert(8);
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(basic::trials());
+    trials.extend(disturbance::trials());
+    trials.extend(interfaces::trials());
+    trials.extend(crash::trials());
+    trials.extend(survival::trials());
+    trials.extend(system::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

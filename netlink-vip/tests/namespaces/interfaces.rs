@@ -1,0 +1,212 @@
+//! Interfaces that are not there, go, come, change their name, or are chosen by a route; groups that share one.
+
+use netlink_vip::{
+    GroupState, InterfaceSelector, InterfaceState, KeeperEvent, Release, Removal, VipGroupConfig,
+};
+
+use crate::ground::{Ground, MS, ONE, Observer, TWO, group};
+
+crate::trials![
+    an_interface_that_is_missing_at_the_start_is_waited_for,
+    an_interface_that_vanishes_takes_the_group_to_waiting,
+    a_renamed_interface_is_another_one,
+    a_mac_is_followed_through_a_rename,
+    the_best_default_route_chooses_the_interface,
+    an_ipv6_default_route_chooses_where_there_is_no_other,
+    two_groups_share_an_interface_and_a_route,
+    groups_are_added_changed_and_removed_at_work,
+];
+
+fn interface(
+    keeper: &Observer,
+    what: &str,
+    matches: impl Fn(Option<&InterfaceState>) -> bool,
+) -> Option<InterfaceState> {
+    let event = keeper
+        .wait(what, |event| matches!(event, KeeperEvent::Interface { state, .. } if matches(state.as_ref())));
+    let KeeperEvent::Interface { state, .. } = event.1 else { unreachable!() };
+    state
+}
+
+fn named(keeper: &Observer, name: &str) -> InterfaceState {
+    interface(keeper, name, |state| state.is_some_and(|state| state.up && state.name == name)).unwrap()
+}
+
+fn selected(ground: &Ground, interface: InterfaceSelector, addresses: &[&str]) -> Observer {
+    ground.keeper(vec![VipGroupConfig { interface, ..group(ONE, "", addresses) }])
+}
+
+fn an_interface_that_is_missing_at_the_start_is_waited_for(ground: &Ground) {
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+    interface(&keeper, "None", |state| state.is_none());
+    assert_eq!(keeper.handle.status().groups[0].state, GroupState::WaitingForInterface);
+    keeper.claim(ONE);
+    ground.until("a counted claim", || {
+        keeper.handle.status().counters.claims_without_interface > 0 || {
+            keeper.claim(ONE);
+            false
+        }
+    });
+    ground.veth("eth0", "peer0");
+    let state = named(&keeper, "eth0");
+    assert!(state.mac.is_some() && state.source_v4().is_none());
+    ground.ip("addr add 10.0.0.1/24 dev eth0");
+    let state =
+        interface(&keeper, "the address", |state| state.is_some_and(|state| state.source_v4().is_some()));
+    assert_eq!(state.unwrap().source_v4(), Some([10, 0, 0, 1].into()));
+    interface(&keeper, "a ready link-local address", |state| {
+        state.is_some_and(|state| state.source_v6().is_some())
+    });
+    keeper.install(ONE);
+    keeper.end();
+}
+
+fn an_interface_that_vanishes_takes_the_group_to_waiting(ground: &Ground) {
+    ground.with_eth0();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+    keeper.install(ONE);
+    ground.ip("link del eth0");
+    let (_, event) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
+    let KeeperEvent::Removed { reason, .. } = event else { unreachable!() };
+    assert!(matches!(reason, Removal::InterfaceGone | Removal::InterfaceDown), "{reason:?}");
+    interface(&keeper, "None", |state| state.is_none());
+    assert!(!ground.ip("addrlabel list").contains("fd00::100"), "its label went with it");
+    ground.with_eth0();
+    named(&keeper, "eth0");
+    keeper.install(ONE);
+    assert!(ground.has("fd00::100"));
+    keeper.end();
+}
+
+fn a_renamed_interface_is_another_one(ground: &Ground) {
+    ground.with_eth0();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+    keeper.install(ONE);
+    ground.ip("link set eth0 name lan0");
+    interface(&keeper, "None", |state| state.is_none());
+    assert!(!ground.has("10.0.0.100"));
+    ground.ip("link set lan0 name eth0");
+    named(&keeper, "eth0");
+    keeper.install(ONE);
+    keeper.end();
+}
+
+fn a_mac_is_followed_through_a_rename(ground: &Ground) {
+    ground.with_eth0();
+    ground.veth("eth1", "peer1");
+    ground.ip("link set eth0 address 02:00:00:00:00:aa");
+    let mac = [2, 0, 0, 0, 0, 0xaa];
+    let keeper = selected(ground, InterfaceSelector::Mac(mac), &["10.0.0.100/24"]);
+    assert_eq!(named(&keeper, "eth0").mac, Some(mac));
+    keeper.install(ONE);
+    ground.ip("link set eth0 name lan0");
+    named(&keeper, "lan0");
+    assert!(ground.has("10.0.0.100"), "the same interface");
+    assert!(matches!(keeper.handle.status().groups[0].state, GroupState::Held { .. }));
+    ground.ip("link set lan0 address 02:00:00:00:00:bb");
+    interface(&keeper, "None", |state| state.is_none());
+    ground.ip("link set eth1 address 02:00:00:00:00:aa");
+    named(&keeper, "eth1");
+    keeper.end();
+}
+
+fn the_best_default_route_chooses_the_interface(ground: &Ground) {
+    ground.with_eth0();
+    ground.veth("eth1", "peer1");
+    ground.ip("addr add 10.0.1.1/24 dev eth1");
+    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    ground.ip("route add default via 10.0.1.254 dev eth1 metric 200");
+    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
+    named(&keeper, "eth0");
+    keeper.install(ONE);
+
+    // A route that vanishes for a moment moves nothing.
+    ground.ip("route del default via 10.0.0.254 dev eth0 metric 100");
+    std::thread::sleep(300 * MS);
+    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    std::thread::sleep(1_200 * MS);
+    assert!(keeper.said().iter().all(|event| !matches!(event, KeeperEvent::Interface { .. })));
+
+    ground.ip("route add default via 10.0.1.254 dev eth1 metric 50");
+    named(&keeper, "eth1");
+    assert!(!ground.has("10.0.0.100"), "it does not stay behind");
+    ground.ip("route flush exact 0.0.0.0/0");
+    std::thread::sleep(1_500 * MS);
+    assert!(keeper.said().is_empty(), "without any default route the interface stays");
+    keeper.end();
+}
+
+fn an_ipv6_default_route_chooses_where_there_is_no_other(ground: &Ground) {
+    ground.with_eth0();
+    ground.veth("eth1", "peer1");
+    ground.ip("-6 route add default via fd00::fe dev eth0 metric 1024");
+    ground.ip("addr add 10.0.1.1/24 dev eth1");
+    ground.ip("route add default via 10.0.1.254 dev eth1 metric 10");
+    let v4 = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
+    named(&v4, "eth1");
+    let v6 = selected(ground, InterfaceSelector::DefaultRoute, &["fd00::100/64"]);
+    named(&v6, "eth0");
+    ground.ip("route del default");
+    let other = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.101/24"]);
+    named(&other, "eth0");
+    for keeper in [v4, v6, other] {
+        keeper.end();
+    }
+}
+
+fn two_groups_share_an_interface_and_a_route(ground: &Ground) {
+    ground.with_eth0();
+    let groups = vec![
+        group(ONE, "eth0", &["192.0.2.100/24"]),
+        group(TWO, "eth0", &["192.0.2.101/24", "fd00::101/64"]),
+    ];
+    let keeper = ground.keeper(groups);
+    keeper.install(ONE);
+    keeper.install(TWO);
+    let routed =
+        || ground.ip("route show").contains("192.0.2.0/24 dev eth0 proto 203 scope link metric 1024");
+    assert!(routed() && ground.has("192.0.2.100") && ground.has("192.0.2.101") && ground.has("fd00::101"));
+    keeper.handle.release(ONE, Release::Lost);
+    keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: ONE, .. }));
+    assert!(
+        !ground.has("192.0.2.100") && ground.has("192.0.2.101") && routed(),
+        "the other group needs the route"
+    );
+    ground.ip("route del 192.0.2.0/24 dev eth0 proto 203");
+    ground.until("the route is restored", routed);
+    keeper.handle.release(TWO, Release::Lost);
+    keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
+    assert!(!routed() && !ground.has("fd00::101"));
+    keeper.end();
+}
+
+fn groups_are_added_changed_and_removed_at_work(ground: &Ground) {
+    ground.with_eth0();
+    let before = ground.tables();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "10.0.0.101/24"])]);
+    keeper.install(ONE);
+    keeper.handle.add_group(group(TWO, "eth0", &["fd00::100/64"])).unwrap();
+    keeper.wait("Interface", |event| matches!(event, KeeperEvent::Interface { id: TWO, state: Some(_) }));
+    keeper.install(TWO);
+    assert!(keeper.handle.add_group(group(TWO, "eth0", &["fd00::102/64"])).is_err());
+    assert!(
+        keeper.handle.update_group(group(ONE, "eth0", &["fd00::100/64"])).is_err(),
+        "the other group's address"
+    );
+
+    keeper.handle.update_group(group(ONE, "eth0", &["10.0.0.101/24", "10.0.0.102/24"])).unwrap();
+    ground.until("the first address is gone", || !ground.has("10.0.0.100"));
+    assert!(
+        ground.has("10.0.0.101") && !ground.has("10.0.0.102"),
+        "what stays is not touched, what comes needs a claim"
+    );
+    keeper.install(ONE);
+    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.102") && ground.has("fd00::100"));
+
+    keeper.handle.remove_group(TWO).unwrap();
+    keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
+    assert!(!ground.has("fd00::100") && ground.has("10.0.0.101"));
+    assert!(keeper.handle.remove_group(TWO).is_err());
+    keeper.end();
+    ground.assert_unchanged_since(&before);
+}
