@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::kernel::KernelError;
 use crate::sessions::SessionsError;
-use crate::types::{GroupError, GroupId, Release};
+use crate::types::{GroupError, GroupId, Prefix, Release};
 use crate::wire::{address_flag, scope};
 
 /// An event of the keeper, delivered on the keeper's thread in the order in which things happened.
@@ -186,8 +186,13 @@ pub enum Warning {
         why: String,
     },
     /// Leftovers of an earlier run were removed.
-    #[error("removed what an earlier run left behind: {}", list(.0))]
-    Reclaimed(Vec<IpAddr>),
+    #[error("removed what an earlier run left behind: {}", list(.addresses, .routes))]
+    Reclaimed {
+        /// Addresses that were there or had a label.
+        addresses: Vec<IpAddr>,
+        /// Destinations of prefix routes.
+        routes: Vec<Prefix>,
+    },
     /// The address has a label already, which is left alone.
     #[error("{ip} has the address label {found} already, set by somebody else; it stays")]
     ForeignLabel {
@@ -215,8 +220,10 @@ pub enum Warning {
     Group(GroupError),
 }
 
-fn list(ips: &[IpAddr]) -> String {
-    ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn list(addresses: &[IpAddr], routes: &[Prefix]) -> String {
+    let addresses = addresses.iter().map(ToString::to_string);
+    let routes = routes.iter().map(|prefix| format!("route to {prefix}"));
+    addresses.chain(routes).collect::<Vec<_>>().join(", ")
 }
 
 /// Why everything was read anew.

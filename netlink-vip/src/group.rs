@@ -32,10 +32,24 @@ pub(crate) struct Group {
     pub(crate) reported: Option<Option<InterfaceState>>,
     /// The steps that wrote the addresses last; a refresh takes them again.
     pub(crate) written: Vec<Step>,
+    /// Addresses that the kernel has acknowledged but does not accept packets for yet.
+    pub(crate) arriving: Option<Arriving>,
     pub(crate) refused: BTreeMap<IpAddr, Refusal>,
     /// Not before this is a group tried again of which every address was refused.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) last_removal: Option<Removal>,
+}
+
+/// New IPv6 addresses. The kernel acknowledges them, then a worker thread adds the route that makes it accept packets
+/// for them, and says so with an event. Whoever announces such an address before that sends clients to a node that
+/// answers "no route".
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    pub(crate) ips: BTreeSet<IpAddr>,
+    /// When the claim was made.
+    pub(crate) issued: Instant,
+    /// Not to be waited for any longer.
+    pub(crate) deadline: Instant,
 }
 
 impl Group {
@@ -49,6 +63,7 @@ impl Group {
             switch_at: None,
             reported: None,
             written: Vec::new(),
+            arriving: None,
             refused: BTreeMap::new(),
             retry_at: None,
             last_removal: None,

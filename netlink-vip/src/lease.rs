@@ -39,6 +39,8 @@ pub(crate) struct Held {
     pub(crate) valid_until: Instant,
     /// Addresses that somebody removed; only a claim made after that was reported restores them.
     pub(crate) missing: BTreeSet<IpAddr>,
+    /// Whether the next claim is to look and write everything, not just to refresh.
+    pub(crate) rewrite: bool,
 }
 
 /// What to do with a claim.
@@ -86,7 +88,7 @@ impl Lease {
                 let age = now.saturating_duration_since(held.since);
                 if age >= self.time.nearly_over() {
                     Verdict::Lost
-                } else if !held.missing.is_empty() {
+                } else if held.rewrite || !held.missing.is_empty() {
                     Verdict::Install
                 } else if age >= self.time.refresh_spacing() {
                     Verdict::Refresh
@@ -111,7 +113,12 @@ impl Lease {
 
     /// The addresses were written, the first not before `since`.
     pub(crate) fn refreshed(&mut self, since: Instant, claim: &Claim) {
-        self.tenure = Tenure::Held(Held { since, valid_until: claim.valid_until, missing: BTreeSet::new() });
+        self.tenure = Tenure::Held(Held {
+            since,
+            valid_until: claim.valid_until,
+            missing: BTreeSet::new(),
+            rewrite: false,
+        });
     }
 
     /// A claim was not followed by a refresh because the last one is recent; it still counts for the status.
@@ -146,6 +153,13 @@ impl Lease {
     pub(crate) fn owe(&mut self, ips: impl Iterator<Item = IpAddr>) {
         if let Tenure::Held(held) = &mut self.tenure {
             held.missing.extend(ips);
+        }
+    }
+
+    /// The next claim looks and writes everything.
+    pub(crate) fn rewrite(&mut self) {
+        if let Tenure::Held(held) = &mut self.tenure {
+            held.rewrite = true;
         }
     }
 

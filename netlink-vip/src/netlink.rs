@@ -11,6 +11,7 @@ use crate::kernel::{Kernel, KernelError};
 use crate::plan::{Step, VipScope};
 use crate::sessions::{Sessions, SessionsError};
 use crate::socket::RequestSocket;
+use crate::types::full_prefix;
 use crate::wire::PROTOCOL;
 use crate::wire::decode::{
     LinkUpdate, Message, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute, decode_event,
@@ -141,6 +142,10 @@ impl Kernel for NetlinkKernel {
         match *step {
             Step::PutAddress { index, ip, lease, scope } => {
                 self.write(encode::put_address(index, ip, Lifetime::Lease(lease), scope))
+            }
+            Step::MoveAddress { index, ip, .. } => {
+                self.apply(&Step::DeleteAddress { index, ip, prefix_len: full_prefix(ip) })?;
+                self.apply(&step.again())
             }
             Step::DeleteAddress { index, ip, prefix_len } => {
                 let gone = [Errno::EADDRNOTAVAIL, Errno::ENODEV, Errno::ENXIO];

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use crate::kernel::is_ours;
 use crate::types::{LeaseTime, Prefix, VipAddress, full_prefix};
-use crate::wire::PROTOCOL;
 use crate::wire::decode::{ObservedAddress, ObservedLabel, ObservedRoute};
+use crate::wire::{self, PROTOCOL};
 
 /// One change to the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +56,18 @@ pub enum Step {
         /// Its scope.
         scope: VipScope,
     },
+    /// Deletes a leased IPv4 address and adds it again, because neither its scope nor its place in the interface's
+    /// list can be changed otherwise. It is away for some microseconds; sessions survive.
+    MoveAddress {
+        /// Interface index.
+        index: u32,
+        /// The address.
+        ip: IpAddr,
+        /// How long the kernel keeps it.
+        lease: LeaseTime,
+        /// Its scope.
+        scope: VipScope,
+    },
     /// Adds a prefix route.
     PutRoute {
         /// Interface index.
@@ -68,7 +80,23 @@ pub enum Step {
 impl Step {
     /// Whether the step adds an address, which only a valid claim permits.
     pub fn needs_claim(&self) -> bool {
-        matches!(self, Self::PutAddress { .. } | Self::PutLabel { .. })
+        matches!(self, Self::PutAddress { .. } | Self::MoveAddress { .. } | Self::PutLabel { .. })
+    }
+
+    /// The address that the step adds or refreshes.
+    pub fn leases(&self) -> Option<IpAddr> {
+        match self {
+            Self::PutAddress { ip, .. } | Self::MoveAddress { ip, .. } => Some(*ip),
+            _ => None,
+        }
+    }
+
+    /// The step that refreshes what this one added.
+    pub(crate) fn again(self) -> Self {
+        match self {
+            Self::MoveAddress { index, ip, lease, scope } => Self::PutAddress { index, ip, lease, scope },
+            other => other,
+        }
     }
 }
 
@@ -109,7 +137,7 @@ pub struct Managed {
 /// What is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
-    /// Addresses, of any interface.
+    /// Addresses, of any interface, in the kernel's order.
     pub addresses: Vec<ObservedAddress>,
     /// Labels.
     pub labels: Vec<ObservedLabel>,
@@ -148,17 +176,23 @@ pub fn plan(index: u32, desired: &Desired, managed: &Managed, observed: &Observe
         }
     }
     for &(ip, lease) in &desired.addresses {
-        let covered = is_covered(index, ip, desired, managed, observed);
-        let scope = if ip.is_ipv6() || covered { VipScope::Universe } else { VipScope::Host };
+        let scope =
+            if ip.is_ipv6() || is_covered(index, ip, observed) { VipScope::Universe } else { VipScope::Host };
         let put = Step::PutAddress { index, ip, lease, scope };
-        let here = || observed.addresses.iter().filter(|seen| seen.index == index && seen.ip == ip);
-        match here().find(|seen| !is_ours(seen)) {
-            _ if here().any(is_ours) => plan.refresh.push(put),
-            Some(foreign) => plan.foreign.push((ip, foreign.prefix_len)),
-            None => plan.steps.push(put),
+        let mut here = observed.addresses.iter().filter(|seen| seen.index == index && seen.ip == ip);
+        let Some(any) = here.clone().next() else {
+            plan.steps.push(put);
+            continue;
+        };
+        match here.find(|seen| is_ours(seen)) {
+            None => plan.foreign.push((ip, any.prefix_len)),
+            Some(ours) if is_misplaced(ours, scope, observed) => {
+                plan.steps.push(Step::MoveAddress { index, ip, lease, scope });
+            }
+            Some(_) => plan.refresh.push(put),
         }
     }
-    for prefix in routes_needed(index, desired, managed, observed) {
+    for prefix in routes_needed(index, desired, observed) {
         if !observed.routes.iter().any(|route| is_our_route(route, index, prefix)) {
             plan.steps.push(Step::PutRoute { index, prefix });
         }
@@ -190,7 +224,7 @@ fn obsolete_routes<'a>(
     managed: &'a Managed,
     observed: &'a Observed,
 ) -> impl Iterator<Item = Step> + 'a {
-    let needed = routes_needed(index, desired, managed, observed);
+    let needed = routes_needed(index, desired, observed);
     let ours = observed
         .routes
         .iter()
@@ -221,26 +255,43 @@ fn is_our_route(route: &ObservedRoute, index: u32, prefix: Prefix) -> bool {
 }
 
 /// A subnet needs a route of ours unless an address of the node on the interface brings one.
-pub(crate) fn routes_needed(
-    index: u32,
-    desired: &Desired,
-    managed: &Managed,
-    observed: &Observed,
-) -> BTreeSet<Prefix> {
-    let uncovered = desired.reachable.iter().filter(|vip| {
-        vip.prefix_len() < full_prefix(vip.ip()) && !is_covered(index, vip.ip(), desired, managed, observed)
-    });
+pub(crate) fn routes_needed(index: u32, desired: &Desired, observed: &Observed) -> BTreeSet<Prefix> {
+    let uncovered = desired
+        .reachable
+        .iter()
+        .filter(|vip| vip.prefix_len() < full_prefix(vip.ip()) && !is_covered(index, vip.ip(), observed));
     uncovered.map(VipAddress::subnet).collect()
 }
 
-/// Whether the subnet of an address of the node on the interface contains `ip`. Addresses that are or may become
-/// ours count for nothing: they bring no route.
-fn is_covered(index: u32, ip: IpAddr, desired: &Desired, managed: &Managed, observed: &Observed) -> bool {
-    let is_vip = |ip: IpAddr| {
-        managed.addresses.contains(&ip) || desired.addresses.iter().any(|&(wanted, _)| wanted == ip)
+/// Whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although it could
+/// come after. Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
+/// first address of an interface, and routes without a preferred source, would then use the VIP.
+fn is_misplaced(vip: &ObservedAddress, scope: VipScope, observed: &Observed) -> bool {
+    if vip.ip.is_ipv6() {
+        return false;
+    }
+    let scope_number = match scope {
+        VipScope::Universe => wire::scope::UNIVERSE,
+        VipScope::Host => wire::scope::HOST,
     };
+    let mut later = observed.addresses.iter().skip_while(|seen| *seen != vip);
+    let mut before_the_nodes = || {
+        later.any(|seen| {
+            seen.index == vip.index
+                && seen.ip.is_ipv4()
+                && seen.scope == wire::scope::UNIVERSE
+                && seen.prefix_len < full_prefix(seen.ip)
+        })
+    };
+    vip.scope != scope_number || scope == VipScope::Universe && before_the_nodes()
+}
+
+/// Whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no subnet.
+fn is_covered(index: u32, ip: IpAddr, observed: &Observed) -> bool {
     observed.addresses.iter().any(|seen| {
-        seen.index == index && !is_vip(seen.ip) && Prefix::new(seen.ip, seen.prefix_len).contains(ip)
+        seen.index == index
+            && seen.prefix_len < full_prefix(seen.ip)
+            && Prefix::new(seen.ip, seen.prefix_len).contains(ip)
     })
 }
 

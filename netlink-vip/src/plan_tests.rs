@@ -29,12 +29,30 @@ impl Model {
                 assert!(!tables.labels.iter().any(|seen| labels_exactly(seen, ip)), "EEXIST");
                 tables.labels.push(ObservedLabel { prefix: Prefix::new(ip, 128), index: 0, label });
             }
-            Step::PutAddress { index, ip, lease, .. } => {
+            Step::PutAddress { index, ip, scope, .. } => self.put(index, ip, scope),
+            Step::MoveAddress { index, ip, scope, .. } => {
                 tables.addresses.retain(|a| (a.index, a.ip, a.prefix_len) != (index, ip, full_prefix(ip)));
-                tables.addresses.push(vip(index, ip, lease.as_secs()));
+                self.put(index, ip, scope);
             }
             Step::PutRoute { index, prefix } => {
                 tables.routes.push(route(index, prefix, PROTOCOL));
+            }
+        }
+    }
+}
+
+impl Model {
+    /// As the kernel does it: a refresh changes neither scope nor place, a new address of wider validity comes last,
+    /// one of less first.
+    fn put(&mut self, index: u32, ip: IpAddr, scope: VipScope) {
+        let addresses = &mut self.0.addresses;
+        if addresses.iter().any(|a| (a.index, a.ip, a.prefix_len) == (index, ip, full_prefix(ip))) {
+            return;
+        }
+        match scope {
+            VipScope::Universe => addresses.push(vip(index, ip, 2)),
+            VipScope::Host => {
+                addresses.insert(0, ObservedAddress { scope: scope::HOST, ..vip(index, ip, 2) });
             }
         }
     }
@@ -47,7 +65,7 @@ fn vip(index: u32, ip: IpAddr, valid: u32) -> ObservedAddress {
         index,
         ip,
         prefix_len: full_prefix(ip),
-        scope: if v4 { scope::HOST } else { scope::UNIVERSE },
+        scope: scope::UNIVERSE,
         flags: address_flag::NOPREFIXROUTE | if v4 { 0 } else { v6_flags },
         protocol: Some(PROTOCOL),
         valid: Some(valid),
@@ -122,8 +140,8 @@ fn a_route_is_added_only_where_no_address_of_the_node_covers_the_vip() {
     assert_eq!(routes(vec![node(2, "10.0.0.5/32")]), 1);
     assert_eq!(routes(vec![node(2, "10.0.1.5/24")]), 1);
     assert_eq!(routes(vec![node(3, "10.0.0.5/24")]), 1);
-    // A VIP itself covers nothing.
-    assert_eq!(routes(vec![vip(2, ip("10.0.0.100"), 2)]), 1);
+    // VIPs themselves cover nothing, those of other groups neither.
+    assert_eq!(routes(vec![vip(2, ip("10.0.0.100"), 2), vip(2, ip("10.0.0.101"), 2)]), 1);
 }
 
 #[test]
@@ -144,14 +162,33 @@ fn the_scope_of_a_vip_follows_the_nodes_own_address() {
 }
 
 #[test]
+fn a_vip_that_comes_before_the_nodes_address_is_moved_behind_it() {
+    let (desired, managed) = wanted("10.0.0.100/24");
+    let vip = vip(2, ip("10.0.0.100"), 2);
+    let host = ObservedAddress { scope: scope::HOST, ..vip.clone() };
+    let moved = |addresses| plan(2, &desired, &managed, &observed(addresses)).steps;
+    let step = |scope| Step::MoveAddress { index: 2, ip: vip.ip, lease: LeaseTime::MIN, scope };
+    assert_eq!(moved(vec![vip.clone(), node(2, "10.0.0.5/24")]), [step(VipScope::Universe)]);
+    assert_eq!(moved(vec![host.clone(), node(2, "10.0.0.5/24")]), [step(VipScope::Universe)]);
+    assert_eq!(moved(vec![vip.clone(), node(2, "10.0.0.5/32")])[0], step(VipScope::Host));
+    assert_eq!(moved(vec![node(2, "10.0.0.5/24"), vip.clone()]), []);
+    assert_eq!(
+        moved(vec![vip.clone(), node(3, "10.0.0.5/24"), node(2, "10.0.0.5/24")]),
+        [step(VipScope::Universe)]
+    );
+    let without = |step: &Step| !matches!(step, Step::PutRoute { .. });
+    assert!(!moved(vec![host, node(2, "10.0.0.5/32")]).iter().any(without));
+}
+
+#[test]
 fn a_route_that_is_no_longer_needed_goes_and_a_shared_one_stays() {
     let (desired, managed) = wanted("10.0.0.100/24");
-    let mut now = observed(vec![vip(2, ip("10.0.0.100"), 2), node(2, "10.0.0.5/24")]);
+    let mut now = observed(vec![node(2, "10.0.0.5/24"), vip(2, ip("10.0.0.100"), 2)]);
     now.routes = vec![route(2, Prefix::new(ip("10.0.0.0"), 24), PROTOCOL)];
     let gone = Step::DeleteRoute { index: 2, prefix: Prefix::new(ip("10.0.0.0"), 24) };
     assert_eq!(plan(2, &desired, &managed, &now).steps, [gone]);
 
-    now.addresses.pop();
+    now.addresses.remove(0);
     let others = Desired { reachable: desired.reachable.clone(), ..Desired::default() };
     let without_ours = plan(2, &others, &managed, &now);
     let address = Step::DeleteAddress { index: 2, ip: ip("10.0.0.100"), prefix_len: 32 };
@@ -279,7 +316,7 @@ proptest! {
         for &(ip, _) in &desired.labels {
             prop_assert!(after.labels.iter().any(|seen| labels_exactly(seen, ip)));
         }
-        let needed = routes_needed(index, &desired, &managed, after);
+        let needed = routes_needed(index, &desired, after);
         for &prefix in &needed {
             prop_assert!(after.routes.iter().any(|route| is_our_route(route, index, prefix)));
         }

@@ -217,14 +217,17 @@ fn reclaim<K: Kernel>(kernel: &mut K, record: &RawRecord) -> Result<Option<Warni
         kernel_marks: kernel.marks_addresses(),
     };
     let steps = plan(NOWHERE, &Desired::default(), &managed, &observed).steps;
-    let mut ips = BTreeSet::new();
+    let (mut addresses, mut routes) = (BTreeSet::new(), BTreeSet::new());
     for step in &steps {
         kernel.apply(step)?;
         match step {
-            Step::DeleteAddress { ip, .. } | Step::DeleteLabel { ip, .. } => ips.insert(*ip),
-            Step::DeleteRoute { prefix, .. } => ips.insert(prefix.network()),
+            Step::DeleteAddress { ip, .. } | Step::DeleteLabel { ip, .. } => addresses.insert(*ip),
+            Step::DeleteRoute { prefix, .. } => routes.insert(*prefix),
             _ => false,
         };
     }
-    Ok((!ips.is_empty()).then(|| Warning::Reclaimed(ips.into_iter().collect())))
+    let (addresses, routes): (Vec<_>, Vec<_>) =
+        (addresses.into_iter().collect(), routes.into_iter().collect());
+    let nothing = addresses.is_empty() && routes.is_empty();
+    Ok((!nothing).then_some(Warning::Reclaimed { addresses, routes }))
 }

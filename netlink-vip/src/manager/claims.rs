@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::{Manager, SessionPolicy, Urgency};
 use crate::event::{KeeperEvent, Refusal, Removal, Warning};
-use crate::group::Group;
+use crate::group::{Arriving, Group};
 use crate::kernel::{Kernel, KernelError};
 use crate::lease::{Claim, Verdict};
 use crate::plan::{Desired, Managed, Observed, Step, plan, routes_needed};
@@ -17,6 +17,9 @@ use crate::types::{GroupId, Release, VipAddress};
 
 /// A group of which every address was refused is tried again after this.
 const REFUSED_RETRY: Duration = Duration::from_millis(500);
+
+/// New IPv6 addresses are reported as installed after this, even if the kernel has not said that they work.
+const ARRIVAL_LIMIT: Duration = Duration::from_millis(100);
 
 /// What became of writing addresses.
 enum Written {
@@ -68,15 +71,14 @@ impl<K: Kernel> Manager<K> {
         };
         let Some(group) = self.groups.get_mut(&id) else { return };
         let plan = plan(index, &desired, &group.managed(), &observed);
-        let absent = plan.steps.iter().filter_map(address_of);
+        let absent = plan.steps.iter().filter_map(Step::leases);
         let missing = group.lease.held().into_iter().flat_map(|held| held.missing.iter().copied());
         let news: BTreeSet<IpAddr> = absent.chain(missing).collect();
         let first = group.lease.held().is_none();
 
         // Labels first, then all addresses (those that are there start a new lease together with the others), then
         // routes.
-        let (addresses, rest): (Vec<_>, Vec<_>) =
-            plan.steps.iter().partition(|step| address_of(step).is_some());
+        let (addresses, rest): (Vec<_>, Vec<_>) = plan.steps.iter().partition(|step| step.leases().is_some());
         let (routes, before): (Vec<_>, Vec<_>) =
             rest.into_iter().partition(|step| matches!(step, Step::PutRoute { .. }));
         let addresses: Vec<Step> = addresses.into_iter().chain(plan.refresh).collect();
@@ -88,17 +90,25 @@ impl<K: Kernel> Manager<K> {
             Written::Overslept => self.lose(id),
             Written::Done { since, steps } => {
                 self.carry_out(id, &routes);
-                let installed = first || steps.iter().filter_map(address_of).any(|ip| news.contains(&ip));
-                self.written(id, since, steps, claim, installed);
+                let written = steps.iter().filter_map(Step::leases);
+                let news = written.filter(|ip| first || news.contains(ip)).collect();
+                self.written(id, since, steps, claim, news);
             }
         }
     }
 
     /// Takes note of what was written, and says so if there is something new.
-    fn written(&mut self, id: GroupId, since: Instant, steps: Vec<Step>, claim: &Claim, news: bool) {
+    fn written(
+        &mut self,
+        id: GroupId,
+        since: Instant,
+        steps: Vec<Step>,
+        claim: &Claim,
+        news: BTreeSet<IpAddr>,
+    ) {
         let now = self.kernel.now();
         let Some(group) = self.groups.get_mut(&id) else { return };
-        group.refused.retain(|ip, _| !steps.iter().any(|step| address_of(step) == Some(*ip)));
+        group.refused.retain(|ip, _| !steps.iter().any(|step| step.leases() == Some(*ip)));
         if steps.is_empty() {
             group.retry_at = Some(now + REFUSED_RETRY);
             return;
@@ -106,12 +116,27 @@ impl<K: Kernel> Manager<K> {
         group.retry_at = None;
         group.written = steps;
         group.lease.refreshed(since, claim);
-        if news {
-            self.counters.installs += 1;
-            let took = now.saturating_duration_since(claim.issued);
-            self.events.push_back(KeeperEvent::Installed { id, took });
-        } else {
+        if news.is_empty() {
             self.counters.refreshes += 1;
+            return;
+        }
+        self.counters.installs += 1;
+        let new_v6 = news
+            .into_iter()
+            .filter(|ip| ip.is_ipv6() && group.written.iter().any(|s| s.leases() == Some(*ip)));
+        let ips: BTreeSet<IpAddr> = new_v6.collect();
+        group.arriving = Some(Arriving { ips, issued: claim.issued, deadline: now + ARRIVAL_LIMIT });
+        self.tell_arrivals(now);
+    }
+
+    /// Reports the groups of which nothing is on the way any more.
+    pub(super) fn tell_arrivals(&mut self, now: Instant) {
+        for (&id, group) in &mut self.groups {
+            let done = |arriving: &mut Arriving| arriving.ips.is_empty() || arriving.deadline <= now;
+            if let Some(Arriving { issued, .. }) = group.arriving.take_if(done) {
+                let took = now.saturating_duration_since(issued);
+                self.events.push_back(KeeperEvent::Installed { id, took });
+            }
         }
     }
 
@@ -136,14 +161,14 @@ impl<K: Kernel> Manager<K> {
         let since = self.kernel.now();
         let mut done = Vec::new();
         for step in steps {
-            let Some(ip) = address_of(step) else { continue };
+            let Some(ip) = step.leases() else { continue };
             let result = self.kernel.apply(step);
             let acked = self.kernel.now();
             if self.groups.get(&id).is_some_and(|group| group.lease.overslept(acked, claim)) {
                 return Written::Overslept;
             }
             match result {
-                Ok(()) => done.push(*step),
+                Ok(()) => done.push(step.again()),
                 Err(error) => {
                     self.counters.kernel_errors += 1;
                     self.refuse(id, ip, refusal_of(ip, error));
@@ -176,6 +201,7 @@ impl<K: Kernel> Manager<K> {
         let now = self.kernel.now();
         if let Some(group) = self.groups.get_mut(&id) {
             group.lease.vacate(now);
+            group.arriving = None;
         }
         self.events.push_back(KeeperEvent::LeaseLost { id });
     }
@@ -186,6 +212,7 @@ impl<K: Kernel> Manager<K> {
         let now = self.kernel.now();
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.lease.vacate(now);
+        group.arriving = None;
         group.refused.clear();
         group.retry_at = None;
         group.last_removal = Some(reason);
@@ -278,7 +305,7 @@ impl<K: Kernel> Manager<K> {
         if !managed.labels.is_empty() {
             observed.labels = self.kernel.labels()?;
         }
-        if self.routes_in_use || !routes_needed(index, desired, &managed, &observed).is_empty() {
+        if self.routes_in_use || !routes_needed(index, desired, &observed).is_empty() {
             observed.routes = self.kernel.marked_routes()?;
             self.routes_in_use = !observed.routes.is_empty();
         }
@@ -311,13 +338,6 @@ impl<K: Kernel> Manager<K> {
     }
 }
 
-fn address_of(step: &Step) -> Option<IpAddr> {
-    match step {
-        Step::PutAddress { ip, .. } => Some(*ip),
-        _ => None,
-    }
-}
-
 fn delete(index: u32, ip: IpAddr) -> Step {
     Step::DeleteAddress { index, ip, prefix_len: crate::types::full_prefix(ip) }
 }
@@ -332,7 +352,7 @@ fn refusal_of(ip: IpAddr, error: KernelError) -> Refusal {
 fn describe(step: &Step) -> String {
     match step {
         Step::DeleteAddress { ip, .. } => format!("removing {ip}"),
-        Step::PutAddress { ip, .. } => format!("adding {ip}"),
+        Step::PutAddress { ip, .. } | Step::MoveAddress { ip, .. } => format!("adding {ip}"),
         Step::DeleteRoute { prefix, .. } => format!("removing the route to {prefix}"),
         Step::PutRoute { prefix, .. } => format!("adding a route to {prefix}"),
         Step::DeleteLabel { ip, .. } => format!("removing the address label of {ip}"),

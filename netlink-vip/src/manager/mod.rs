@@ -132,10 +132,9 @@ impl<K: Kernel> Manager<K> {
         let Registered { config, labels } = registered;
         let id = config.id;
         let before = group.managed();
-        let relabelled = group.labels != labels;
-        let due = |ip: &IpAddr| !before.addresses.contains(ip) || relabelled && ip.is_ipv6();
-        let added: Vec<IpAddr> = config.ips().into_iter().filter(due).collect();
+        let added: Vec<IpAddr> = config.ips().difference(&before.addresses).copied().collect();
         group.lease.time = config.lease;
+        group.lease.rewrite();
         group.lease.owe(added.into_iter());
         group.refused.retain(|ip, _| config.addresses.iter().any(|vip| vip.ip() == *ip));
         let moved = group.config.interface != config.interface;
@@ -178,6 +177,7 @@ impl<K: Kernel> Manager<K> {
                 group.lease.lapse();
             }
         }
+        self.tell_arrivals(now);
         if self.groups.values().any(|group| group.switch_at.is_some_and(|at| at <= now)) {
             self.dirty.selection = true;
             self.dirty.mark(now, Urgency::Now);
@@ -186,7 +186,10 @@ impl<K: Kernel> Manager<K> {
 
     /// When [`Manager::handle_timeout`] and [`Manager::settle`] have something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let groups = self.groups.values().flat_map(|group| [group.lease.deadline(), group.switch_at]);
+        let groups = self.groups.values().flat_map(|group| {
+            let arrival = group.arriving.as_ref().map(|arriving| arriving.deadline);
+            [group.lease.deadline(), group.switch_at, arrival]
+        });
         groups.chain([self.dirty.due]).flatten().min()
     }
 

@@ -10,7 +10,7 @@ use crate::group::Group;
 use crate::kernel::{Kernel, KernelError, is_ours};
 use crate::lease::Tenure;
 use crate::listener::Heard;
-use crate::plan::plan;
+use crate::plan::{Step, plan};
 use crate::select::{Link, merge, select};
 use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::wire::PROTOCOL;
@@ -57,13 +57,23 @@ impl<K: Kernel> Manager<K> {
 
     /// An address came or changed. Our own refreshes, which are most of these, change nothing.
     fn hear_address(&mut self, address: &ObservedAddress) {
-        let ours = is_ours(address, self.kernel.marks_addresses());
-        let expected = |group: &Group| group.interface == Some(address.index) && group.has(address.ip);
-        if !self.is_relevant(address.index) || ours && self.groups.values().any(expected) {
+        if !self.is_relevant(address.index) {
             return;
         }
-        self.dirty.interfaces.insert(address.index);
-        self.dirty.mark(self.kernel.now(), Urgency::Soon);
+        let now = self.kernel.now();
+        let expected = |group: &&mut Group| group.interface == Some(address.index) && group.has(address.ip);
+        let owner = self.groups.values_mut().find(expected);
+        match owner.filter(|_| is_ours(address, self.kernel.marks_addresses())) {
+            Some(group) => {
+                if group.arriving.as_mut().is_some_and(|arriving| arriving.ips.remove(&address.ip)) {
+                    self.tell_arrivals(now);
+                }
+            }
+            None => {
+                self.dirty.interfaces.insert(address.index);
+                self.dirty.mark(now, Urgency::Soon);
+            }
+        }
     }
 
     /// An address went. That of a VIP which should be here is looked into at once; that of one which should not is
@@ -271,17 +281,20 @@ impl<K: Kernel> Manager<K> {
                 self.events.push_back(KeeperEvent::Missing { id, ip });
             }
         }
-        self.maintain_routes(id, index);
+        self.maintain(id, index);
     }
 
-    /// The node's own addresses changed: a subnet may need a route of ours now, or no longer.
-    fn maintain_routes(&mut self, id: GroupId, index: u32) {
+    /// The node's own addresses changed: a subnet may need a route of ours now, or no longer, and a VIP another place.
+    fn maintain(&mut self, id: GroupId, index: u32) {
         let Some(group) = self.groups.get(&id) else { return };
         let desired = self.desired_with_others(group, index);
         let managed = group.managed();
         match self.observe_for(id, index, &desired) {
             Ok(observed) => {
                 let mut steps = plan(index, &desired, &managed, &observed).steps;
+                if steps.iter().any(|step| matches!(step, Step::MoveAddress { .. })) {
+                    self.groups.entry(id).and_modify(|group| group.lease.rewrite());
+                }
                 steps.retain(|step| !step.needs_claim());
                 self.carry_out(id, &steps);
             }
