@@ -185,10 +185,13 @@ impl fmt::Display for Errors {
         let count = self.errors().count();
         let plural = if count == 1 { "" } else { "s" };
         write!(f, "{}: {count} error{plural}", self.0.file)?;
-        if let Some(first) = self.errors().next() {
-            write!(f, ", the first at line {}, column {}: {}", first.line(), first.column(), first.message)?;
+        let Some(first) = self.errors().next() else {
+            return Ok(());
+        };
+        match first.location {
+            Some(at) => write!(f, ", the first at line {}, column {}: {}", at.line, at.column, first.message),
+            None => write!(f, ": {}", first.message),
         }
-        Ok(())
     }
 }
 

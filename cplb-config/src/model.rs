@@ -273,9 +273,12 @@ impl Config {
             if self.is_virtual_ip(address) {
                 return Err(RefusedBackend::VirtualIp(address));
             }
-            if self.loops_back(address, backend.port, &self.services) {
+            if self.loops_back(address, backend.port) {
                 return Err(RefusedBackend::Proxy(backend));
             }
+        }
+        if backend.port.is_some() && self.sharing().count() > 1 {
+            return Err(RefusedBackend::SharedPort(backend));
         }
         if !self.backends.fixed.contains(&backend) {
             self.backends.fixed.push(backend);
@@ -283,12 +286,15 @@ impl Config {
         Ok(())
     }
 
-    fn loops_back(&self, address: IpAddr, port: Option<Port>, services: &[Service]) -> bool {
+    /// The services that connect to the shared servers.
+    fn sharing(&self) -> impl Iterator<Item = &Service> {
+        self.services.iter().filter(|service| service.backends.is_none())
+    }
+
+    fn loops_back(&self, address: IpAddr, port: Option<Port>) -> bool {
+        let bound = |port: Port| self.services.iter().any(|service| service.bind_port == port);
         (address.is_loopback() || address.is_unspecified())
-            && services.iter().any(|service| {
-                let port = port.unwrap_or(service.backend_port);
-                services.iter().any(|other| other.bind_port == port)
-            })
+            && self.sharing().any(|service| bound(port.unwrap_or(service.backend_port)))
     }
 }
 
@@ -302,4 +308,7 @@ pub enum RefusedBackend {
     /// It is this node's own proxy.
     #[error("{0} is where this node's own proxy listens; name the server's port")]
     Proxy(Backend),
+    /// Several services would connect to its one port.
+    #[error("{0} names one port, and several services share it; leave the port out")]
+    SharedPort(Backend),
 }

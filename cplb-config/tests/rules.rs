@@ -18,7 +18,7 @@ fn cases(text: &str) -> Vec<Case> {
     let blocks = text.split("=== ").skip(1);
     let case = |block: &str| {
         let (title, rest) = block.split_once('\n').expect("a title line");
-        let (document, expected) = rest.split_once("\n---> \n").unwrap_or((rest.trim_end(), ""));
+        let (document, expected) = rest.split_once("\n--->\n").unwrap_or((rest.trim_end(), ""));
         Case {
             title: title.to_owned(),
             document: document.to_owned(),
@@ -66,7 +66,7 @@ fn check(path: &Path) -> Vec<String> {
         let text: String = cases
             .iter()
             .map(|case| {
-                format!("=== {}\n{}\n---> \n{}\n\n", case.title, case.document, findings(&case.document))
+                format!("=== {}\n{}\n--->\n{}\n\n", case.title, case.document, findings(&case.document))
             })
             .collect();
         std::fs::write(path, format!("{}\n", text.trim_end())).unwrap();

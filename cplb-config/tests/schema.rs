@@ -146,7 +146,7 @@ fn schema_and_reader_refuse_the_same_native_documents() {
             continue;
         }
         for case in text.split("=== ").skip(1) {
-            let (document, _) = case.split_once("\n---> \n").unwrap();
+            let (document, _) = case.split_once("\n--->\n").unwrap();
             let (title, document) = document.split_once('\n').unwrap();
             match load(document, "f.yaml") {
                 Ok(_) => {

@@ -10,12 +10,14 @@ use super::{Surroundings, is_vip};
 
 /// k0s documents that VRIDs must be unique and does not check it; keepalived then fights with itself.
 pub(super) fn unique_vrids(drafts: &[InstanceDraft], out: &Reporter<'_>) {
-    let mut seen = BTreeMap::new();
+    let mut seen: BTreeMap<u8, &Placed<_>> = BTreeMap::new();
     for draft in drafts {
         let Some(vrid) = &draft.vrid else { continue };
         let id = vrid.value.get();
-        let Some(first) = seen.insert(id, vrid) else { continue };
-        seen.insert(id, first);
+        let Some(first) = seen.get(&id) else {
+            seen.insert(id, vrid);
+            continue;
+        };
         let owner = first.path.trim_end_matches(".virtualRouterID");
         let default = if draft.vrid_is_default { " (the default, 51 + index)" } else { "" };
         let message =

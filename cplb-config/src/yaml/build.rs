@@ -30,6 +30,7 @@ struct Builder<'t> {
     text: &'t str,
     documents: Vec<Document>,
     open: Vec<Frame>,
+    /// By number, which the parser gives once in a file.
     anchors: HashMap<usize, Rc<Node>>,
     values: usize,
 }
@@ -62,7 +63,6 @@ impl<'t> Builder<'t> {
     fn event(&mut self, event: Event<'_>, span: granit_parser::Span) -> Result<(), SyntaxError> {
         let at = self.span(span);
         match event {
-            Event::DocumentStart(..) => self.anchors.clear(),
             Event::Scalar(text, style, anchor, tag) => {
                 // The parser says `~` for a value that is not written at all.
                 let text = if at.start == at.end { String::new() } else { text.into_owned() };

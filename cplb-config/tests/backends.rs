@@ -1,0 +1,105 @@
+//! Which servers a configuration comes to, and that the proxy never gets itself as one.
+
+use cplb_config::{Config, RefusedBackend, load};
+
+fn config(text: &str) -> Config {
+    load(text, "f.yaml").unwrap_or_else(|errors| panic!("{}", errors.report().plain())).config
+}
+
+fn native(spec: &str) -> Config {
+    config(&format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}"))
+}
+
+fn shared(config: &Config) -> Vec<String> {
+    config.backends.fixed.iter().map(ToString::to_string).collect()
+}
+
+fn k0sctl(hosts: &str) -> Config {
+    config(&format!(
+        "apiVersion: k0sctl.k0sproject.io/v1beta1\nkind: Cluster\nspec:\n  hosts:\n{hosts}  k0s:\n    config:\n      spec:\n        network:\n          controlPlaneLoadBalancing:\n            keepalived:\n              vrrpInstances:\n              - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n                authPass: Example\n"
+    ))
+}
+
+const VIP: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n";
+
+#[test]
+fn virtual_ips_are_no_servers_in_whatever_form() {
+    let listed = "[10.0.0.11, 10.0.0.100, '[::ffff:10.0.0.100]:6443', '10.0.0.100:7443', 'fd00::100', 'fd00:0::100:0:0']";
+    let spec = format!("{VIP}  backends: {{static: {listed}}}\n");
+    assert_eq!(shared(&native(&spec)), ["10.0.0.11", "fd00::100:0:0"]);
+    let spec =
+        format!("{VIP}  services:\n  - name: api\n    port: 6443\n    backends: {{static: {listed}}}\n");
+    let config = native(&spec);
+    let own = &config.backends_of(&config.services[0]).fixed;
+    assert_eq!(own.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.11", "fd00::100:0:0"]);
+    let hosts = "  - {role: controller, privateAddress: 10.0.0.11}\n  - {role: controller, ssh: {address: 10.0.0.100}}\n  \
+                 - {role: controller+worker, openSSH: {address: '::ffff:10.0.0.100'}}\n";
+    assert_eq!(shared(&k0sctl(hosts)), ["10.0.0.11"]);
+}
+
+#[test]
+fn servers_of_the_command_line_are_compared_too() {
+    let mut config = native(&format!("{VIP}  backends: {{static: [10.0.0.11]}}\n"));
+    let mut add = |text: &str| config.add_backend(text.parse().unwrap()).map_err(|error| error.to_string());
+    assert_eq!(add("10.0.0.12"), Ok(()));
+    assert_eq!(add("10.0.0.12"), Ok(()), "twice is once");
+    assert_eq!(add("controller-3"), Ok(()));
+    for vip in ["10.0.0.100", "[::ffff:10.0.0.100]:6443", "fd00::100"] {
+        assert!(add(vip).unwrap_err().contains("is a virtual IP of this configuration"), "{vip}");
+    }
+    for own in ["127.0.0.1:6444", "[::1]:6444"] {
+        assert!(add(own).unwrap_err().contains("this node's own proxy listens"), "{own}");
+    }
+    assert_eq!(add("127.0.0.1"), Ok(()));
+    assert_eq!(add("10.0.0.13:6444"), Ok(()));
+    assert_eq!(shared(&config), ["10.0.0.11", "10.0.0.12", "controller-3", "127.0.0.1", "10.0.0.13:6444"]);
+    assert!(config.is_virtual_ip("::ffff:10.0.0.100".parse().unwrap()));
+    assert!(!config.is_virtual_ip("10.0.0.11".parse().unwrap()));
+}
+
+#[test]
+fn a_port_for_several_services_is_refused_from_the_command_line_too() {
+    let services = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132}\n";
+    let mut config = native(&format!("{services}  backends: {{static: [10.0.0.11]}}\n"));
+    let refused = config.add_backend("10.0.0.12:6443".parse().unwrap());
+    assert!(matches!(refused, Err(RefusedBackend::SharedPort(_))), "{refused:?}");
+    assert_eq!(config.add_backend("10.0.0.12".parse().unwrap()), Ok(()));
+}
+
+#[test]
+fn a_controllers_private_address_comes_first_then_a_literal_then_a_name() {
+    let hosts = "  - {role: controller, privateAddress: 10.0.0.11, ssh: {address: 192.0.2.1}}
+  - {role: controller, ssh: {address: 192.0.2.2}}
+  - {role: controller, openSSH: {address: 'fd00::13'}}
+  - {role: controller, ssh: {address: jump-host}, openSSH: {address: 192.0.2.4}}
+  - {role: controller, ssh: {address: controller-5.lab}}
+  - {role: controller, privateAddress: 10.0.0.16, ssh: {address: controller-6.lab}}
+  - {role: worker, ssh: {address: 192.0.2.7}}
+  - {role: controller, reset: true, ssh: {address: 192.0.2.8}}
+";
+    let config = k0sctl(hosts);
+    assert_eq!(
+        shared(&config),
+        ["10.0.0.11", "192.0.2.2", "fd00::13", "192.0.2.4", "controller-5.lab", "10.0.0.16"]
+    );
+    let named: Vec<_> = config.backends.fixed.iter().map(|backend| backend.name.as_deref()).collect();
+    assert_eq!(named, [None, None, None, Some("jump-host"), None, Some("controller-6.lab")]);
+}
+
+#[test]
+fn a_common_https_check_is_for_the_api_server_only() {
+    let kinds = |spec: &str| -> Vec<String> {
+        native(spec).services.iter().map(|service| service.health.kind.to_string()).collect()
+    };
+    let three = "  backends: {static: [10.0.0.11]}\n  services:\n  - {name: kube-apiserver, port: 6443}\n  - {name: konnectivity, port: 8132}\n  \
+                 - {name: join-api, port: 9443, healthCheck: {type: tcp}}\n";
+    let one = "  backends: {static: [10.0.0.11]}\n  services:\n  - {name: api, port: 6443}\n";
+    assert_eq!(kinds(three), ["https /readyz", "tls", "tcp"]);
+    assert_eq!(
+        kinds(&format!("{three}  healthCheck: {{type: https, path: /livez}}\n")),
+        ["https /livez", "tls", "tcp"]
+    );
+    assert_eq!(kinds(&format!("{three}  healthCheck: {{type: tcp}}\n")), ["tcp", "tcp", "tcp"]);
+    assert_eq!(kinds(one), ["https /readyz"]);
+    assert_eq!(kinds(&format!("{one}  healthCheck: {{path: /healthz}}\n")), ["https /healthz"]);
+}
