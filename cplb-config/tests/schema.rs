@@ -45,16 +45,12 @@ fn validate(value: &Value, schema: &Value, root: &Value) -> Result<(), String> {
                 value.as_array().into_iter().flatten().try_for_each(|item| validate(item, rule, root))?;
                 true
             }
-            "minItems" => value.as_array().is_none_or(|items| items.len() as f64 >= rule.as_f64().unwrap()),
-            "maxItems" => value.as_array().is_none_or(|items| items.len() as f64 <= rule.as_f64().unwrap()),
-            "minLength" => {
-                value.as_str().is_none_or(|text| text.chars().count() as f64 >= rule.as_f64().unwrap())
+            "minItems" | "minLength" | "minimum" => {
+                size(value, keyword).is_none_or(|size| number().is_ok_and(|least| size >= least))
             }
-            "maxLength" => {
-                value.as_str().is_none_or(|text| text.chars().count() as f64 <= rule.as_f64().unwrap())
+            "maxItems" | "maxLength" | "maximum" => {
+                size(value, keyword).is_none_or(|size| number().is_ok_and(|most| size <= most))
             }
-            "minimum" => value.as_f64().is_none_or(|value| number().is_ok_and(|least| value >= least)),
-            "maximum" => value.as_f64().is_none_or(|value| number().is_ok_and(|most| value <= most)),
             other => return Err(format!("the test does not know the keyword {other}")),
         };
         if !holds {
@@ -68,6 +64,15 @@ fn validate(value: &Value, schema: &Value, root: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What a limit is compared with; `None` if the limit is about values of another type.
+fn size(value: &Value, keyword: &str) -> Option<f64> {
+    match keyword {
+        "minItems" | "maxItems" => value.as_array().map(|items| items.len() as f64),
+        "minLength" | "maxLength" => value.as_str().map(|text| text.chars().count() as f64),
+        _ => value.as_f64(),
+    }
 }
 
 fn others(

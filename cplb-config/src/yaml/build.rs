@@ -64,14 +64,12 @@ impl<'t> Builder<'t> {
         let at = self.span(span);
         match event {
             Event::Scalar(text, style, anchor, tag) => {
-                // The parser says `~` for a value that is not written at all.
-                let text = if at.start == at.end { String::new() } else { text.into_owned() };
                 let tag = match tag {
                     None => Tag::Absent,
                     Some(tag) if tag.core_suffix() == Some("str") => Tag::Text,
                     Some(_) => Tag::Other,
                 };
-                let scalar = Scalar { text, plain: style == ScalarStyle::Plain, tag };
+                let scalar = Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain, tag };
                 self.value(at, anchor, Value::Scalar(scalar))?;
             }
             Event::SequenceStart(_, anchor, _) => self.push(at, anchor, Content::Sequence(Vec::new()))?,
