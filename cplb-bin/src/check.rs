@@ -20,13 +20,17 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
     if !warnings.is_empty() {
         let report = loaded.document.report(warnings);
-        let drawn = if io::stderr().is_terminal() { report.graphical(Theme::Color, 100) } else { report.plain() };
+        let drawn =
+            if io::stderr().is_terminal() { report.graphical(Theme::Color, 100) } else { report.plain() };
         eprintln!("{}", drawn.trim_end());
     }
     let redact = if args.show_secrets { Redact::Nothing } else { Redact::Passwords };
     let text = match args.print {
-        Print::Effective => loaded.config.to_native_yaml(redact).map_err(|error| Failure::new(Kind::Internal, error))?,
-        Print::Schema => serde_json::to_string_pretty(&json_schema()).map_err(|error| Failure::new(Kind::Internal, error))?,
+        Print::Effective => {
+            loaded.config.to_native_yaml(redact).map_err(|error| Failure::new(Kind::Internal, error))?
+        }
+        Print::Schema => serde_json::to_string_pretty(&json_schema())
+            .map_err(|error| Failure::new(Kind::Internal, error))?,
         Print::None => return Ok(()),
     };
     writeln!(io::stdout(), "{}", text.trim_end())
@@ -51,11 +55,17 @@ fn observe() -> io::Result<Vec<ObservedInterface>> {
         }
         let netmask = entry.netmask;
         if let Some(v4) = address.as_sockaddr_in() {
-            let bits = netmask.as_ref().and_then(|mask| mask.as_sockaddr_in()).map_or(32, |m| m.ip().to_bits().count_ones());
+            let bits = netmask
+                .as_ref()
+                .and_then(|mask| mask.as_sockaddr_in())
+                .map_or(32, |m| m.ip().to_bits().count_ones());
             interface.addresses.push((IpAddr::V4(v4.ip()), prefix_len(bits)));
         }
         if let Some(v6) = address.as_sockaddr_in6() {
-            let bits = netmask.as_ref().and_then(|mask| mask.as_sockaddr_in6()).map_or(128, |m| m.ip().to_bits().count_ones());
+            let bits = netmask
+                .as_ref()
+                .and_then(|mask| mask.as_sockaddr_in6())
+                .map_or(128, |m| m.ip().to_bits().count_ones());
             interface.addresses.push((IpAddr::V6(v6.ip()), prefix_len(bits)));
         }
     }

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn backends_are_addresses_with_or_without_a_port() {
-        let parse = |text: &str| Cli::try_parse_from(["cplb", "run", "--config", "c.yaml", "--backend", text]);
+        let parse =
+            |text: &str| Cli::try_parse_from(["cplb", "run", "--config", "c.yaml", "--backend", text]);
         for right in ["10.0.0.11", "10.0.0.11:7443", "fd00::11", "[fd00::11]:6443"] {
             assert!(parse(right).is_ok(), "{right}");
         }

@@ -14,10 +14,12 @@ const WIDTH: usize = 100;
 /// Reads and validates `path`.
 pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
     let bytes = read(path).map_err(|error| {
-        let kind = if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
+        let kind =
+            if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
         Failure::new(kind, format_args!("cannot read the configuration {}: {error}", path.display()))
     })?;
-    load_bytes(&bytes, &path.display().to_string()).map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
+    load_bytes(&bytes, &path.display().to_string())
+        .map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
 }
 
 /// Adds the backends of the command line; one that would make the proxy talk to itself is left out with a warning.
@@ -40,6 +42,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Drawn with the lines around each error on a terminal, one line each otherwise.
 fn describe(errors: &Errors) -> String {
     let report = errors.report();
-    let text = if io::stderr().is_terminal() { report.graphical(Theme::Color, WIDTH) } else { report.plain() };
+    let text =
+        if io::stderr().is_terminal() { report.graphical(Theme::Color, WIDTH) } else { report.plain() };
     format!("{errors}\n\n{}", text.trim_end())
 }

@@ -51,9 +51,9 @@ fn config(setup: &Setup) -> Option<RouterConfig> {
     let version = if setup.v3 { Version::V3 } else { Version::V2 };
     let interval = Duration::from_millis(u64::from(setup.centiseconds % 400 + 1) * 10);
     let interval = if setup.v3 || setup.v6_only {
-        AdvertInterval::v3(interval).ok()?
+        AdvertInterval::new(Version::V3, interval).ok()?
     } else {
-        AdvertInterval::v2(Duration::from_secs(u64::from(setup.centiseconds % 5) + 1)).ok()?
+        AdvertInterval::from_seconds(u8::try_from(setup.centiseconds % 5 + 1).ok()?)?
     };
     let mut config = RouterConfig::new(Vrid::new(51)?, version, Priority::new(setup.priority).ok()?, interval);
     if !setup.v6_only {
@@ -62,7 +62,7 @@ fn config(setup: &Setup) -> Option<RouterConfig> {
     if setup.dual_stack || setup.v6_only {
         config.addresses_v6 = vec![VIP6];
     }
-    config.auth = "Example".parse::<AuthPass>().ok();
+    config.auth = AuthPass::new("Example").ok();
     config.preempt = [Preempt::Never, Preempt::Degraded, Preempt::Always][usize::from(setup.preempt % 3)];
     config.peers = (1..=setup.peers % 4).map(|host| IpAddr::V4(Ipv4Addr::new(10, 9, 0, host))).collect();
     config.lease = RouterConfig::lease_for(config.down_interval());
@@ -88,7 +88,7 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
                 priority: WirePriority(priority),
                 interval: Duration::from_millis(u64::from(centiseconds & 0xfff) * 10),
                 addresses,
-                auth: "Example".parse().map_or(Auth::None, Auth::Pass),
+                auth: AuthPass::new("Example").map_or(Auth::None, Auth::Pass),
             };
             let source = if v6 {
                 IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host.into()))

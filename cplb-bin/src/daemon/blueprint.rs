@@ -53,7 +53,8 @@ fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::Lea
     // The addresses say which version decides, so the lease is only known now.
     router.lease = RouterConfig::lease_for(router.down_interval());
     let lease = LeaseTime::new(router.lease)?;
-    let transport = if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
+    let transport =
+        if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id: InstanceId(id),
         member: Member { vrid: config.vrid.get(), source },
@@ -70,7 +71,11 @@ fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::Lea
 
 /// The options of the load balancer.
 pub(crate) fn options(config: &Config) -> lb_proxy::Options {
-    lb_proxy::Options { mark: MARK, forbidden: config.virtual_ips().collect(), ..lb_proxy::Options::default() }
+    lb_proxy::Options {
+        mark: MARK,
+        forbidden: config.virtual_ips().collect(),
+        ..lb_proxy::Options::default()
+    }
 }
 
 /// The services for the load balancer.
@@ -112,7 +117,8 @@ pub(crate) fn table(config: &Config) -> Option<Table> {
         return None;
     }
     let port = |port: cplb_config::Port| NonZeroU16::new(port.number());
-    let redirects = config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
+    let redirects =
+        config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
     Some(Table { name: TableName::default(), vips, redirects, mark: NonZeroU32::new(MARK) })
 }
 

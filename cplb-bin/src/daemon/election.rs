@@ -46,19 +46,27 @@ impl Election {
         let runner = {
             let (wire, heard) = (Wire(Arc::clone(&link)), Arc::clone(&link));
             let routers = instances.values().map(|instance| instance.router.clone()).collect();
-            Runner::spawn(RunnerOptions::default(), routers, Box::new(wire), Box::new(move |event| heard.on_runner(event)))
-                .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the election: {error}")))?
+            Runner::spawn(
+                RunnerOptions::default(),
+                routers,
+                Box::new(wire),
+                Box::new(move |event| heard.on_runner(event)),
+            )
+            .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the election: {error}")))?
         };
         let groups = instances.values().map(|instance| instance.group.clone()).collect();
         let heard = Arc::clone(&link);
-        let keeper =
-            match Keeper::spawn(KeeperOptions::new(state_dir), groups, Box::new(move |event| heard.on_keeper(event))) {
-                Ok(keeper) => keeper,
-                Err(error) => {
-                    runner.abort();
-                    return Err(keeper_failure(&error));
-                }
-            };
+        let keeper = match Keeper::spawn(
+            KeeperOptions::new(state_dir),
+            groups,
+            Box::new(move |event| heard.on_keeper(event)),
+        ) {
+            Ok(keeper) => keeper,
+            Err(error) => {
+                runner.abort();
+                return Err(keeper_failure(&error));
+            }
+        };
         link.connect(keeper.clone(), runner.clone());
         Ok(Some(Self { runner, keeper, instances, link }))
     }
@@ -66,7 +74,8 @@ impl Election {
     /// Applies another configuration: what is equal goes on undisturbed.
     pub(crate) fn reload(&mut self, config: &Config) -> Result<(), Failure> {
         let wanted = plan(config)?;
-        let gone: Vec<InstanceId> = self.instances.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        let gone: Vec<InstanceId> =
+            self.instances.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
         for id in gone {
             self.runner.remove(id);
             self.instances.remove(&id);
@@ -120,7 +129,9 @@ impl Election {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
             Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),
-            Err(_) => tracing::warn!("the VIP keeper does not end; the kernel removes the addresses when their lease is over"),
+            Err(_) => tracing::warn!(
+                "the VIP keeper does not end; the kernel removes the addresses when their lease is over"
+            ),
         }
     }
 }

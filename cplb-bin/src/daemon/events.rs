@@ -76,7 +76,9 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
             tracing::info!(vrid = id.0, took_ms = took.as_secs_f64() * 1e3, "the virtual IPs are here");
             problems.clear(&format!("refused {id}"));
         }
-        KeeperEvent::Removed { id, reason } => tracing::info!(vrid = id.0, ?reason, "the virtual IPs are gone"),
+        KeeperEvent::Removed { id, reason } => {
+            tracing::info!(vrid = id.0, ?reason, "the virtual IPs are gone");
+        }
         KeeperEvent::Missing { id, ip } => {
             tracing::warn!(vrid = id.0, %ip, "somebody removed the virtual IP; restoring it");
         }
@@ -106,7 +108,9 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::BackendSuspected { service, backend, reason } => {
             tracing::info!(%service, %backend, %reason, "backend suspected");
         }
-        Balancer::BackendTrusted { service, backend } => tracing::info!(%service, %backend, "backend trusted again"),
+        Balancer::BackendTrusted { service, backend } => {
+            tracing::info!(%service, %backend, "backend trusted again");
+        }
         Balancer::BackendForbidden { service, backend } => {
             tracing::warn!(%service, %backend, "the backend is a virtual IP of this configuration and is left out");
         }
@@ -119,7 +123,9 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::MarkRefused { reason } => {
             tracing::warn!(reason, "connections to backends are not marked");
         }
-        Balancer::CongestionRefused { algorithm, reason } => tracing::warn!(algorithm, reason, "congestion control"),
+        Balancer::CongestionRefused { algorithm, reason } => {
+            tracing::warn!(algorithm, reason, "congestion control");
+        }
         Balancer::ResourcesExhausted { worker, reason } => {
             tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");
         }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
-use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 use vrrp::MacAddr;
 use vrrp::router::{Claim, Release, VipEvent};
+use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 
 use crate::lock::{LockError, RouterLock};
 
@@ -187,7 +187,14 @@ impl Seat {
             Some(IpAddr::V6(ip)) => Some(ip),
             _ => state.source_v6(),
         };
-        Some(Interface { name: state.name.clone(), index: state.index, mac: MacAddr(state.mac?), up: state.up, v4, v6 })
+        Some(Interface {
+            name: state.name.clone(),
+            index: state.index,
+            mac: MacAddr(state.mac?),
+            up: state.up,
+            v4,
+            v6,
+        })
     }
 }
 

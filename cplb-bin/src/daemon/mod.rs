@@ -175,9 +175,10 @@ fn balancer_failure(error: &StartError) -> Failure {
 
 fn socket_failure(error: BindError) -> Failure {
     match error {
-        BindError::InUse(_) => {
-            Failure::new(Kind::Temporary, error).help("stop it, or give this one another --socket and --state-dir")
+        BindError::InUse(_) => Failure::new(Kind::Temporary, error)
+            .help("stop it, or give this one another --socket and --state-dir"),
+        BindError::Io { .. } => {
+            Failure::new(Kind::CannotCreate, error).help("name another path with --socket")
         }
-        BindError::Io { .. } => Failure::new(Kind::CannotCreate, error).help("name another path with --socket"),
     }
 }

@@ -18,7 +18,8 @@ impl Names {
     pub(crate) async fn resolve(config: &Config) -> Self {
         let mut names = Self::default();
         let shared = config.backends.fixed.iter();
-        let own = config.services.iter().filter_map(|service| service.backends.as_ref()).flat_map(|own| &own.fixed);
+        let own =
+            config.services.iter().filter_map(|service| service.backends.as_ref()).flat_map(|own| &own.fixed);
         for backend in shared.chain(own) {
             if let Host::Name(name) = &backend.host
                 && !names.0.contains_key(name)

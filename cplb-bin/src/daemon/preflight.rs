@@ -31,13 +31,15 @@ pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<(), Failure> {
 
 /// Refuses to start without the capabilities that VIPs need, naming each missing one.
 fn privileges() -> Result<(), Failure> {
-    let status = fs::read_to_string("/proc/self/status")
-        .map_err(|error| Failure::new(Kind::System, format_args!("cannot read /proc/self/status: {error}")))?;
+    let status = fs::read_to_string("/proc/self/status").map_err(|error| {
+        Failure::new(Kind::System, format_args!("cannot read /proc/self/status: {error}"))
+    })?;
     let missing = missing_capabilities(&status);
     if missing.is_empty() {
         return Ok(());
     }
-    let message = format!("virtual IPs need the privileges {}, which this process lacks", missing.join(" and "));
+    let message =
+        format!("virtual IPs need the privileges {}, which this process lacks", missing.join(" and "));
     Err(Failure::new(Kind::Permission, message).help(
         "run as root, or under systemd with AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_NICE CAP_IPC_LOCK",
     ))
@@ -66,8 +68,11 @@ fn state_dir(dir: &Path) -> Result<(), Failure> {
         .and_then(|()| fs::write(&probe, b""))
         .and_then(|()| fs::remove_file(&probe))
         .map_err(|error| {
-            Failure::new(Kind::CannotCreate, format_args!("cannot write the state directory {}: {error}", dir.display()))
-                .help("make it writable, or name another one with --state-dir")
+            Failure::new(
+                Kind::CannotCreate,
+                format_args!("cannot write the state directory {}: {error}", dir.display()),
+            )
+            .help("make it writable, or name another one with --state-dir")
         })
 }
 

@@ -41,7 +41,8 @@ impl Daemon {
         let Some(balancer) = &self.balancer else { return Vec::new() };
         let snapshot = balancer.snapshot();
         let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
-        let shown = self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
+        let shown =
+            self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
         shown.collect()
     }
 }

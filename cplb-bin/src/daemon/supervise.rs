@@ -62,7 +62,8 @@ impl Signals {
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
     pub(crate) async fn supervise(mut self) -> Result<(), Failure> {
-        let signals = Signals::new().map_err(|error| Failure::new(Kind::System, format_args!("signals: {error}")));
+        let signals =
+            Signals::new().map_err(|error| Failure::new(Kind::System, format_args!("signals: {error}")));
         let result = match signals {
             Ok(mut signals) => self.watch(&mut signals).await,
             Err(failure) => Err(failure),
@@ -141,8 +142,10 @@ impl Daemon {
     /// At the start a second daemon must say so and leave; later it waits.
     fn on_locked(&mut self, id: InstanceId, error: LockError) -> Result<(), Failure> {
         if self.started.elapsed() < START_PHASE {
-            let kind = if matches!(error, LockError::Held { .. }) { Kind::Temporary } else { Kind::CannotCreate };
-            return Err(Failure::new(kind, error).help("stop the other one, or give this instance another virtualRouterID"));
+            let kind =
+                if matches!(error, LockError::Held { .. }) { Kind::Temporary } else { Kind::CannotCreate };
+            return Err(Failure::new(kind, error)
+                .help("stop the other one, or give this instance another virtualRouterID"));
         }
         tracing::error!(%error, "waiting");
         self.problems.raise(format!("lock {id}"), error.to_string());
@@ -186,7 +189,9 @@ impl Daemon {
 
     async fn reset_sessions(&self, id: InstanceId) {
         let Some(balancer) = &self.balancer else { return };
-        let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else { return };
+        let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
+            return;
+        };
         let vips: Vec<IpAddr> = instance.group.addresses.iter().map(netlink_vip::VipAddress::ip).collect();
         match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(&vips)).await {
             Ok(0) => {}
@@ -254,7 +259,8 @@ impl Daemon {
             }
             Err(failure) => {
                 tracing::error!("the configuration is reloaded only in part: {failure}");
-                self.problems.raise("reload", format!("the configuration was reloaded only in part: {failure}"));
+                self.problems
+                    .raise("reload", format!("the configuration was reloaded only in part: {failure}"));
             }
         }
     }
@@ -277,7 +283,9 @@ impl Daemon {
     async fn apply_table(&mut self) -> Result<(), Failure> {
         let mut keeper = self.table.lock().await;
         match (keeper.as_mut(), blueprint::table(&self.config)) {
-            (Some(table), Some(desired)) => table.set(desired).await.map_err(|error| Failure::new(Kind::System, error)),
+            (Some(table), Some(desired)) => {
+                table.set(desired).await.map_err(|error| Failure::new(Kind::System, error))
+            }
             (Some(table), None) => {
                 let removed = table.remove().await.map_err(|error| Failure::new(Kind::System, error));
                 *keeper = None;

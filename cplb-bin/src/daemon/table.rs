@@ -80,7 +80,11 @@ impl TableKeeper {
     }
 
     pub(crate) fn status(&self) -> schema::Table {
-        schema::Table { present: self.applied && self.error.is_none(), restored: self.restored, error: self.error.clone() }
+        schema::Table {
+            present: self.applied && self.error.is_none(),
+            restored: self.restored,
+            error: self.error.clone(),
+        }
     }
 }
 
@@ -88,7 +92,8 @@ impl TableKeeper {
 pub(crate) async fn start(config: &Config) -> Result<Option<TableKeeper>, Failure> {
     let Some(desired) = blueprint::table(config) else { return Ok(None) };
     let nft = Nft::find().map_err(|missing| {
-        Failure::new(Kind::Unavailable, missing).help("`apt-get install nftables`, or set disableLoadBalancer: true")
+        Failure::new(Kind::Unavailable, missing)
+            .help("`apt-get install nftables`, or set disableLoadBalancer: true")
     })?;
     let mut keeper = TableKeeper::new(nft, desired);
     match keeper.apply().await {

@@ -103,7 +103,8 @@ impl Round {
         };
         let mut evidence = Evidence { table, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
-            evidence.heartbeat = balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());
+            evidence.heartbeat =
+                balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());
             evidence.backends = self.backends(balancer);
         }
         Finding { evidence, look }

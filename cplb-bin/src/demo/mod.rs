@@ -34,7 +34,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
 
 fn perform(args: &DemoArgs) -> Result<(), Failure> {
     let show = Show::new(args.plain);
-    show.title(&format!("A control plane of {} controllers, one address, no external load balancer", args.nodes));
+    show.title(&format!(
+        "A control plane of {} controllers, one address, no external load balancer",
+        args.nodes
+    ));
     let mut scene = Scene::build(args.nodes).map_err(|error| broken(&error))?;
     let played = play(&show, &mut scene);
     if played.is_err() {
@@ -66,7 +69,11 @@ fn play(show: &Show, scene: &mut Scene) -> Result<(), testbed::Error> {
 
 fn introduce(show: &Show, scene: &Scene) -> Result<(), testbed::Error> {
     for node in scene.lan.controllers() {
-        show.line(&format!("{} {} runs cplb and an API server with a certificate of its own", node.name(), node.v4()));
+        show.line(&format!(
+            "{} {} runs cplb and an API server with a certificate of its own",
+            node.name(),
+            node.v4()
+        ));
     }
     let client = scene.client();
     show.line(&format!("{} {} knows one address: {}", client.name(), client.v4(), scene.vip()));
@@ -117,7 +124,11 @@ fn crash(show: &Show, scene: &mut Scene, active: usize) -> Result<usize, testbed
         blackout.as_secs_f64()
     ));
     scene.wait_until_vip_left(active, FAILOVER)?;
-    show.line(&format!("the kernel itself took {} off {}: nothing ran there to remove it", scene.vip(), scene.name(active)));
+    show.line(&format!(
+        "the kernel itself took {} off {}: nothing ran there to remove it",
+        scene.vip(),
+        scene.name(active)
+    ));
     Ok(successor)
 }
 
@@ -130,7 +141,10 @@ fn bring_back(show: &Show, scene: &mut Scene, returned: usize, active: usize) ->
         let owners = scene.owners();
         if owners != [active] {
             let names: Vec<_> = owners.iter().map(|&index| scene.name(index)).collect();
-            return Err(testbed::Error::Misuse(format!("expected {} alone to hold the VIP, found {names:?}", scene.name(active))));
+            return Err(testbed::Error::Misuse(format!(
+                "expected {} alone to hold the VIP, found {names:?}",
+                scene.name(active)
+            )));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

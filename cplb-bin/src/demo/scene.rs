@@ -29,8 +29,8 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn build(nodes: u8) -> Result<Self, Error> {
-        let program =
-            std::env::current_exe().map_err(|source| Error::File { path: "/proc/self/exe".into(), source })?;
+        let program = std::env::current_exe()
+            .map_err(|source| Error::File { path: "/proc/self/exe".into(), source })?;
         let lan = Lan::builder().controllers(nodes).clients(1).build()?;
         let backends = lan
             .controllers()
@@ -49,7 +49,8 @@ impl Scene {
     pub(crate) fn start_daemon(&mut self, index: usize) -> Result<(), Error> {
         let node = self.node(index);
         let config = node.directory().join("cplb.yaml");
-        fs::write(&config, self.configuration()).map_err(|source| Error::File { path: config.clone(), source })?;
+        fs::write(&config, self.configuration())
+            .map_err(|source| Error::File { path: config.clone(), source })?;
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(&config);
         command.arg("--socket").arg(socket(node)).arg("--state-dir").arg(node.directory().join("state"));
@@ -61,7 +62,8 @@ impl Scene {
     /// The same file for every controller.
     pub(crate) fn configuration(&self) -> String {
         let (prefix, _) = self.lan.prefix_lengths();
-        let backends: Vec<_> = self.lan.controllers().iter().map(|node| format!("{:?}", node.v4().to_string())).collect();
+        let backends: Vec<_> =
+            self.lan.controllers().iter().map(|node| format!("{:?}", node.v4().to_string())).collect();
         format!(
             "apiVersion: cplb/v1alpha1\n\
              kind: ControlPlaneLoadBalancer\n\
@@ -114,7 +116,8 @@ impl Scene {
 
     /// Waits until the client gets an answer through the VIP.
     pub(crate) fn wait_until_served(&self, timeout: Duration) -> Result<(), Error> {
-        let probe = testbed::Probe::to(self.address()).every(Duration::from_millis(20)).start(self.client())?;
+        let probe =
+            testbed::Probe::to(self.address()).every(Duration::from_millis(20)).start(self.client())?;
         probe.wait_for_success(Instant::now(), timeout).map(|_| ())
     }
 
@@ -151,8 +154,10 @@ impl Scene {
             }
             Ok::<_, std::io::Error>(certificates)
         })?;
-        let certificates = certificates
-            .map_err(|source| Error::System { what: format!("open a TLS connection to {address}"), source })?;
+        let certificates = certificates.map_err(|source| Error::System {
+            what: format!("open a TLS connection to {address}"),
+            source,
+        })?;
         let mut counts = BTreeMap::new();
         for certificate in certificates {
             let owner = self.backends.iter().find(|backend| backend.has_certificate(&certificate));

@@ -55,14 +55,20 @@ impl Show {
     /// A share of a whole.
     pub(crate) fn bar(&self, name: &str, part: usize, whole: usize) {
         let filled = "█".repeat(part * BAR / whole.max(1));
-        let text = if self.plain { format!("{name}: {part} of {whole}") } else { format!("{name} {filled} {part}") };
+        let text =
+            if self.plain { format!("{name}: {part} of {whole}") } else { format!("{name} {filled} {part}") };
         self.put("", "  ", &text);
     }
 
     fn put(&self, style: &str, mark: &str, text: &str) {
         let mut out = std::io::stdout().lock();
         let _ = if self.plain {
-            writeln!(out, "[{:5.1} s] {}{text}", self.started.elapsed().as_secs_f64(), mark.replace(['▶', '✔'], " "))
+            writeln!(
+                out,
+                "[{:5.1} s] {}{text}",
+                self.started.elapsed().as_secs_f64(),
+                mark.replace(['▶', '✔'], " ")
+            )
         } else {
             writeln!(out, "{style}{mark}{text}{RESET}")
         };

@@ -21,7 +21,11 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     loop {
         let status = fetch(&args.socket.socket)?;
         let text = if args.json {
-            let json = if args.watch { serde_json::to_string(&status) } else { serde_json::to_string_pretty(&status) };
+            let json = if args.watch {
+                serde_json::to_string(&status)
+            } else {
+                serde_json::to_string_pretty(&status)
+            };
             json.map_err(|error| Failure::new(Kind::Internal, error))?
         } else {
             let clear = if args.watch { "\x1b[H\x1b[2J" } else { "" };
@@ -42,10 +46,18 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 /// Asks the daemon at `path` once.
 pub(crate) fn fetch(path: &Path) -> Result<Status, Failure> {
     let text = read(path).map_err(|error| explain(path, &error))?;
-    let status: Status = serde_json::from_slice(&text)
-        .map_err(|error| Failure::new(Kind::Unavailable, format_args!("what answers at {} is not cplb: {error}", path.display())))?;
+    let status: Status = serde_json::from_slice(&text).map_err(|error| {
+        Failure::new(
+            Kind::Unavailable,
+            format_args!("what answers at {} is not cplb: {error}", path.display()),
+        )
+    })?;
     if status.schema != SCHEMA {
-        let message = format!("the daemon at {} speaks status schema {}, this cplb {SCHEMA}", path.display(), status.schema);
+        let message = format!(
+            "the daemon at {} speaks status schema {}, this cplb {SCHEMA}",
+            path.display(),
+            status.schema
+        );
         return Err(Failure::new(Kind::Unavailable, message).help("use the cplb binary that the daemon runs"));
     }
     Ok(status)
@@ -69,10 +81,11 @@ fn explain(path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::PermissionDenied => {
             Failure::new(Kind::Permission, format_args!("may not open {path}")).help("run as root")
         }
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            Failure::new(Kind::Temporary, format_args!("the daemon at {path} does not answer within {} s", TIMEOUT.as_secs()))
-                .help("it may be stopped (SIGSTOP) or starved of CPU")
-        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
+            Kind::Temporary,
+            format_args!("the daemon at {path} does not answer within {} s", TIMEOUT.as_secs()),
+        )
+        .help("it may be stopped (SIGSTOP) or starved of CPU"),
         _ => Failure::new(Kind::System, format_args!("cannot read {path}: {error}")),
     }
 }

@@ -7,7 +7,14 @@ use super::schema::{Backend, Instance, Service, Status};
 /// The whole status as a few aligned lines.
 pub(crate) fn table(status: &Status) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "cplb {} · pid {} · up {} · {}", status.version, status.pid, age(status.uptime_seconds), status.config);
+    let _ = writeln!(
+        out,
+        "cplb {} · pid {} · up {} · {}",
+        status.version,
+        status.pid,
+        age(status.uptime_seconds),
+        status.config
+    );
     let serving = &status.serving;
     let _ = match &serving.reason {
         _ if serving.serving => writeln!(out, "serving for {}", age(serving.since_seconds)),
@@ -39,17 +46,26 @@ fn render_instance(out: &mut String, instance: &Instance) {
     } else {
         String::new()
     };
-    let _ = writeln!(out, "  priority {}{degraded}, every {} s", instance.priority, instance.advert_interval_seconds);
+    let _ = writeln!(
+        out,
+        "  priority {}{degraded}, every {} s",
+        instance.priority, instance.advert_interval_seconds
+    );
     if let Some(active) = &instance.active_router {
         let _ = writeln!(out, "  Active is {} with priority {}", active.address, active.priority);
     }
-    let discarded: Vec<_> = instance.discarded.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let discarded: Vec<_> =
+        instance.discarded.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let _ = write!(
         out,
         "  advertisements: {} sent, {} received",
         instance.advertisements_sent, instance.advertisements_received
     );
-    let _ = if discarded.is_empty() { writeln!(out) } else { writeln!(out, ", discarded: {}", discarded.join(", ")) };
+    let _ = if discarded.is_empty() {
+        writeln!(out)
+    } else {
+        writeln!(out, ", discarded: {}", discarded.join(", "))
+    };
     for transition in instance.transitions.iter().take(3) {
         let (from, to, why) = (&transition.from, &transition.to, &transition.reason);
         let _ = writeln!(out, "  {} ago: {from} → {to}: {why}", age(transition.seconds_ago));
@@ -103,7 +119,8 @@ mod tests {
 
     #[test]
     fn a_problem_is_shown_with_its_reason() {
-        let serving = Serving { serving: false, since_seconds: 3.0, reason: Some("no healthy backend".into()) };
+        let serving =
+            Serving { serving: false, since_seconds: 3.0, reason: Some("no healthy backend".into()) };
         let status = Status { serving, degraded: vec!["nft is missing".into()], ..Status::default() };
         let text = table(&status);
         assert!(text.contains("NOT SERVING for 3.0 s: no healthy backend"), "{text}");

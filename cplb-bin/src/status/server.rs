@@ -46,7 +46,9 @@ impl StatusSocket {
             Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
                 fs::remove_file(path).map_err(io)?;
             }
-            Ok(_) => return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket"))),
+            Ok(_) => {
+                return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket")));
+            }
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(io)?;
