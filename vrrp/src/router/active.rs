@@ -129,7 +129,13 @@ impl Active {
     }
 
     /// The configuration or the source address changed.
-    pub(super) fn reconfigured(mut self, core: &mut Core, now: Instant) -> State {
+    pub(super) fn changed(mut self, core: &mut Core, now: Instant) -> State {
+        self.assert(core, now);
+        State::Active(self)
+    }
+
+    /// There are other virtual addresses now.
+    pub(super) fn readdressed(mut self, core: &mut Core, now: Instant) -> State {
         self.assert(core, now);
         self.installed = false;
         self.last_claim = now;

@@ -22,6 +22,10 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
+    /// A lower priority got ahead of this router's offset, and this router is about to correct that.
+    overtakes: bool,
+    /// The priority that the down timer was set for.
+    armed_for: WirePriority,
     proof: Proof,
 }
 
@@ -61,6 +65,8 @@ impl Backup {
             since: now,
             active: None,
             ignored_lower: false,
+            overtakes: false,
+            armed_for: core.effective(),
             proof: Proof::default(),
         };
         match heard {
@@ -87,8 +93,11 @@ impl Backup {
         }
         self.weigh(core, now, heard);
         if heard.priority < core.effective() {
-            if self.outranks_upstart(core, now, heard) {
-                return Active::enter(core, now, Reason::LowerPriority);
+            if self.overtakes || self.outranks_upstart(core, now, heard) {
+                // Not before the rest of the queue has been heard, which may hold somebody better.
+                core.timers.set(TimerName::Down, now);
+                (self.ignored_lower, self.overtakes) = (true, true);
+                return State::Backup(self);
             }
             // RFC 9568 §6.4.2 (450): with Preempt_Mode True a lower priority is discarded and the timer runs on.
             if core.config.preempt == Preempt::Always && core.hold.is_none() {
@@ -108,8 +117,7 @@ impl Backup {
             // may not have been queued (a paused virtual machine), so a drained socket proves nothing.
             core.counters.overslept += 1;
             core.warn(Warning::Overslept { by: late });
-            self.proof = Proof::default();
-            core.timers.clear(TimerName::Takeover);
+            self.disprove(core);
             (self.wait, self.since) = (Wait::Overslept, now);
             self.arm(core, now);
             return State::Backup(self);
@@ -121,14 +129,39 @@ impl Backup {
         }
     }
 
+    /// Own priority may have changed.
+    pub(super) fn priority_changed(mut self, core: &mut Core, now: Instant) -> State {
+        if core.effective() != self.armed_for {
+            return self.changed(core, now);
+        }
+        self.check_proof(core, now);
+        State::Backup(self)
+    }
+
     /// Own priority, address or configuration changed.
     pub(super) fn changed(mut self, core: &mut Core, now: Instant) -> State {
-        if !core.may_take_over(now) || core.config.preempt == Preempt::Never {
-            self.proof = Proof::default();
-            core.timers.clear(TimerName::Takeover);
+        self.check_proof(core, now);
+        match core.timers.get(TimerName::Down) {
+            // A deadline that has passed stays where it is, so that its handler still sees how late it is.
+            Some(deadline) if deadline <= now => {}
+            Some(deadline) => {
+                self.arm(core, now);
+                self.keep_order(core, now, deadline);
+            }
+            None => self.arm(core, now),
         }
-        self.arm(core, now);
         State::Backup(self)
+    }
+
+    fn check_proof(&mut self, core: &mut Core, now: Instant) {
+        if !core.may_take_over(now) || core.config.preempt == Preempt::Never {
+            self.disprove(core);
+        }
+    }
+
+    fn disprove(&mut self, core: &mut Core) {
+        self.proof = Proof::default();
+        core.timers.clear(TimerName::Takeover);
     }
 
     fn reason(&self) -> Reason {
@@ -162,7 +195,8 @@ impl Backup {
             _ => heard.priority,
         };
         self.active = Some(Followed { source: heard.source, interval: heard.interval, full });
-        (self.wait, self.since, self.ignored_lower) = (Wait::Down, now, false);
+        (self.wait, self.since) = (Wait::Down, now);
+        (self.ignored_lower, self.overtakes) = (false, false);
         self.arm(core, now);
     }
 
@@ -171,13 +205,11 @@ impl Backup {
         let better = heard.priority.is_degraded() && core.effective() > heard.priority;
         let same = self.active.is_some_and(|active| active.source == heard.source);
         if !better || !core.may_take_over(now) || core.config.preempt == Preempt::Never {
-            self.proof = Proof::default();
-            core.timers.clear(TimerName::Takeover);
+            self.disprove(core);
             return;
         }
         if !same {
-            self.proof = Proof::default();
-            core.timers.clear(TimerName::Takeover);
+            self.disprove(core);
         }
         let interval = core.judged_interval(Some(heard.interval));
         // The network may deliver one advertisement twice.
@@ -212,9 +244,22 @@ impl Backup {
             }
     }
 
-    fn arm(&self, core: &mut Core, now: Instant) {
+    /// Sets the down timer.
+    fn arm(&mut self, core: &mut Core, now: Instant) {
+        self.armed_for = core.effective();
         let offset = core.offset(self.interval(core), self.active.map(|active| active.full));
         let deadline = self.rfc_deadline(core) + offset;
         core.timers.set(TimerName::Down, deadline.max(now));
+    }
+
+    /// If the down timer would have expired already, because the own priority rose, waits for Skew_Time and the offset
+    /// again, or as long as before if that is shorter: others rise at the same moment, and still have an order.
+    fn keep_order(&self, core: &mut Core, now: Instant, before: Instant) {
+        if self.rfc_deadline(core) > now {
+            return;
+        }
+        let interval = self.interval(core);
+        let wait = core.skew(interval) + core.offset(interval, self.active.map(|active| active.full));
+        core.timers.set(TimerName::Down, before.min(now + wait));
     }
 }

@@ -51,7 +51,7 @@ pub struct RouterConfig {
     pub only_peers: bool,
     /// Whether to obey priority 255. Nobody owns a floating address, so the default refuses it.
     pub accept_owner_priority: bool,
-    /// How long the kernel keeps an address that is not refreshed; see [`RouterConfig::lease_for`].
+    /// How long the kernel keeps an address that is not refreshed, at least 1 s; see [`RouterConfig::lease_for`].
     pub lease: Duration,
     /// Spreads periodic work of many routers; the election does not depend on it.
     pub seed: u64,
@@ -140,11 +140,13 @@ impl RouterConfig {
         (self.lease.min(MAX_DURATION) * 9 / 10).min(self.down_interval()).max(interval + interval / 4)
     }
 
-    /// The configuration with durations that cannot overflow any sum of the state machine.
+    /// The configuration with durations that no sum of the state machine overflows and no timer spins on.
     pub(super) fn bounded(mut self) -> Self {
-        for duration in [&mut self.hold_time, &mut self.takeover_after, &mut self.lease] {
+        for duration in [&mut self.hold_time, &mut self.takeover_after] {
             *duration = (*duration).min(MAX_DURATION);
         }
+        // A fraction of the lease is a timer's period.
+        self.lease = self.lease.clamp(MIN_LEASE, MAX_DURATION);
         self
     }
 
@@ -174,6 +176,9 @@ impl RouterConfig {
 /// How late the kernel may remove an expired address.
 const KERNEL_EXPIRY_DELAY: Duration = Duration::from_millis(1020);
 
+/// The kernel counts leases in whole seconds.
+const MIN_LEASE: Duration = Duration::from_secs(1);
+
 /// Longer than anybody waits for an election.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
@@ -194,5 +199,68 @@ pub(super) const fn skew_unit(version: Version, interval: Duration) -> Duration 
     match version {
         Version::V2 => Duration::from_secs(1),
         Version::V3 => interval,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(version: Version, priority: u8, milliseconds: u64) -> RouterConfig {
+        let interval = AdvertInterval::new(Version::V3, Duration::from_millis(milliseconds)).unwrap();
+        let (vrid, priority) = (Vrid::new(51).unwrap(), Priority::new(priority).unwrap());
+        let mut config = RouterConfig::new(vrid, version, priority, interval);
+        config.addresses_v4 = vec![Ipv4Addr::new(10, 9, 0, 100)];
+        config
+    }
+
+    #[test]
+    fn skew_keeps_every_step_at_every_interval() {
+        let skew = |version, priority, interval| skew_time(version, WirePriority(priority), interval);
+        let fastest = Duration::from_millis(10);
+        assert_eq!(skew(Version::V3, 254, fastest), Duration::from_nanos(78_125));
+        assert_eq!(skew(Version::V3, 255, fastest), Duration::from_nanos(39_062), "39 µs a step");
+        assert_eq!(skew(Version::V2, 200, Duration::from_secs(7)), Duration::from_nanos(218_750_000));
+        for priority in 1..=254 {
+            for interval in [fastest, Duration::from_millis(40_950)] {
+                assert!(skew(Version::V3, priority, interval) < skew(Version::V3, priority - 1, interval));
+            }
+        }
+    }
+
+    #[test]
+    fn leases_end_before_a_successor_takes_over_where_a_kernel_can_do_that() {
+        assert_eq!(config(Version::V2, 200, 1000).down_interval(), Duration::from_nanos(3_218_750_000));
+        for (milliseconds, lease) in [(10, 2), (100, 2), (1000, 2), (2000, 5), (5000, 15)] {
+            let config = config(Version::V3, 200, milliseconds);
+            assert_eq!(RouterConfig::lease_for(config.down_interval()).as_secs(), lease, "{milliseconds} ms");
+        }
+    }
+
+    #[test]
+    fn claims_outlive_an_interval_and_end_with_lease_or_down() {
+        assert_eq!(config(Version::V2, 200, 1000).claim_span(), Duration::from_millis(1800));
+        let fast = config(Version::V3, 200, 100);
+        assert_eq!(fast.claim_span(), fast.down_interval());
+        let mut absurd = config(Version::V3, 200, 1000);
+        absurd.lease = Duration::ZERO;
+        assert_eq!(absurd.claim_span(), Duration::from_millis(1250));
+        absurd.lease = Duration::MAX;
+        assert_eq!(absurd.claim_span(), absurd.down_interval());
+    }
+
+    #[test]
+    fn version_2_rounds_fractions_of_a_second_up() {
+        assert_eq!(config(Version::V2, 200, 100).interval(), Duration::from_secs(1));
+        assert_eq!(config(Version::V2, 200, 2500).interval(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn ipv4_decides_where_there_is_any() {
+        let mut config = config(Version::V2, 200, 1000);
+        config.addresses_v6 = vec!["fe80::1".parse().unwrap()];
+        assert_eq!((config.deciding_family(), config.deciding_version()), (Family::V4, Version::V2));
+        config.addresses_v4.clear();
+        assert_eq!((config.deciding_family(), config.deciding_version()), (Family::V6, Version::V3));
     }
 }

@@ -85,6 +85,11 @@ impl Resigning {
         self.until.min(now + core.config.claim_span())
     }
 
+    /// Ends a handover whose time is over before anything else refreshes it.
+    pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
+        if now >= self.until { self.timeout(core, now, TimerName::Handover) } else { State::Resigning(self) }
+    }
+
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         if heard.priority != WirePriority::RESIGN && self.successor.is_none() {
             self.successor = Some(heard.source);

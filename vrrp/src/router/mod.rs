@@ -99,7 +99,7 @@ impl VirtualRouter {
             // RFC 9568 §6.4.1 (100): nobody owns the address, so everybody starts as Backup.
             State::Init => Backup::enter(core, now, Reason::InterfaceUp, None),
             State::Backup(backup) if changed => backup.changed(core, now),
-            State::Active(active) if changed => active.reconfigured(core, now),
+            State::Active(active) if changed => active.changed(core, now),
             state => state,
         });
     }
@@ -290,12 +290,13 @@ impl VirtualRouter {
         self.state = transition(state, &mut self.core);
     }
 
-    /// Advances the clock. Whatever the event is, an Active that slept too long is none any more.
+    /// Advances the clock. Whatever the event is, a claim that ended while this process slept comes first.
     fn wake(&mut self, now: Instant) -> Instant {
         self.clock = self.clock.max(now);
         let now = self.clock;
         self.step(|state, core| match state {
             State::Active(active) => active.awake(core, now),
+            State::Resigning(resigning) => resigning.awake(core, now),
             state => state,
         });
         now
@@ -332,7 +333,7 @@ impl VirtualRouter {
 
     fn priority_changed(&mut self, now: Instant) {
         self.step(|state, core| match state {
-            State::Backup(backup) => backup.changed(core, now),
+            State::Backup(backup) => backup.priority_changed(core, now),
             State::Active(active) => active.priority_changed(core, now),
             state => state,
         });
@@ -358,12 +359,15 @@ impl VirtualRouter {
         if matches!(self.state, State::Resigning(_) | State::Stopped) {
             return;
         }
+        let moved = config.addresses_v4 != self.core.config.addresses_v4
+            || config.addresses_v6 != self.core.config.addresses_v6;
         self.core.config = config;
         let up = self.core.own().is_some();
         self.step(|state, core| match state {
             State::Init if up => Backup::enter(core, now, Reason::InterfaceUp, None),
             State::Backup(backup) if same => backup.changed(core, now),
-            State::Active(active) if same => active.reconfigured(core, now),
+            State::Active(active) if same && moved => active.readdressed(core, now),
+            State::Active(active) if same => active.changed(core, now),
             state if same => state,
             state => {
                 if matches!(state, State::Active(_)) {

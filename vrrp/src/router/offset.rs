@@ -85,3 +85,90 @@ impl Place {
         Duration::from_nanos(u64::try_from(share).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
+
+    use super::super::config::skew_time;
+    use super::*;
+    use crate::types::{AdvertInterval, Priority, Version, Vrid};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn address(low: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 9, 0, low))
+    }
+
+    fn config(version: Version, priority: u8, peers: &[u8]) -> RouterConfig {
+        let (vrid, priority) = (Vrid::new(51).unwrap(), Priority::new(priority).unwrap());
+        let mut config = RouterConfig::new(vrid, version, priority, AdvertInterval::DEFAULT);
+        config.peers = peers.iter().map(|low| address(*low)).collect();
+        config.addresses_v4 = vec![Ipv4Addr::new(10, 9, 0, 100)];
+        config
+    }
+
+    fn of(config: &RouterConfig, low: u8, interval: Duration, active: Option<u8>) -> Duration {
+        let active = active.map(WirePriority);
+        offset(config, address(low), interval, config.priority.full(), active)
+    }
+
+    #[test]
+    fn peers_take_turns_from_the_highest_address() {
+        let config = config(Version::V2, 200, &[11, 12, 13]);
+        let offsets = [13, 12, 11].map(|low| of(&config, low, SECOND, None).as_millis());
+        assert_eq!(offsets, [0, 20, 40]);
+        assert_eq!(of(&config, 11, SECOND, Some(200)).as_millis(), 40, "an equal Active changes nothing");
+        assert_eq!(of(&config, 11, SECOND, Some(40)).as_millis(), 40, "nor does an equal that is degraded");
+        let fast = Duration::from_millis(10);
+        assert!(of(&config, 11, fast, None) <= fast / 2, "short intervals take shorter turns");
+    }
+
+    #[test]
+    fn neighbouring_strangers_are_far_apart() {
+        let config = config(Version::V2, 200, &[]);
+        for start in 0..=252 {
+            let offsets: BTreeSet<_> = (start..start + 3).map(|low| of(&config, low, SECOND, None)).collect();
+            let steps = offsets.iter().zip(offsets.iter().skip(1)).map(|(low, high)| *high - *low);
+            let least = steps.min().unwrap();
+            assert!(least >= Duration::from_millis(12), "{start}: {least:?}");
+            assert!(offsets.iter().all(|offset| *offset < SPREAD));
+        }
+    }
+
+    /// For all pairs of different priorities, all places and any Active: the higher one expires first.
+    #[test]
+    fn no_offset_changes_the_order_of_priorities() {
+        let peers: [&[u8]; 2] = [&[1, 2, 3, 4, 5, 6, 7], &[]];
+        for (version, peers) in [Version::V2, Version::V3].into_iter().flat_map(|v| peers.map(|p| (v, p))) {
+            for interval in [SECOND, Duration::from_millis(10), Duration::from_secs(40)] {
+                for low_priority in [50u8, 99, 200, 253] {
+                    let high_priority = low_priority + 1;
+                    for active in (low_priority - 1..=high_priority).chain([254]) {
+                        let expiry = |priority: u8, low: u8| {
+                            let config = config(version, priority, peers);
+                            let skew = skew_time(version, config.priority.full(), interval);
+                            skew + of(&config, low, interval, Some(active))
+                        };
+                        // An Active of the group's own degraded priority would be taken for an equal.
+                        for (high, low) in [(1, 7), (7, 1), (255, 254), (128, 127)] {
+                            assert!(
+                                expiry(high_priority, high) < expiry(low_priority, low),
+                                "{version} {interval:?} {high_priority} at {high} behind {low_priority} at {low}, active {active}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_degraded_wait_for_the_whole_spread() {
+        let config = config(Version::V3, 200, &[11, 12]);
+        let degraded =
+            offset(&config, address(12), SECOND, config.priority.degraded(), Some(WirePriority(200)));
+        assert_eq!(degraded.as_millis(), 40);
+    }
+}

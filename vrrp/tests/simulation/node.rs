@@ -1,0 +1,179 @@
+//! A controller: its router, the process around it, and the kernel's part of the bargain.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use vrrp::router::{Claim, Delivery, InterfaceEvent, RxMeta, VipEvent};
+
+use vrrp::{
+    AdvertInterval, Advertisement, ChecksumPolicy, Priority, PseudoHeader, RouterConfig, Version,
+    VirtualRouter, Vrid,
+};
+
+use crate::world::Frame;
+
+/// Which addresses a virtual router has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stack {
+    V4,
+    V6,
+    Dual,
+}
+
+/// How the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    Running,
+    /// Stopped by a signal; packets wait in the sockets.
+    Paused,
+    /// Killed; only the kernel is left.
+    Dead,
+}
+
+pub(crate) struct Node {
+    pub(crate) config: RouterConfig,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+    pub(crate) router: VirtualRouter,
+    pub(crate) process: Process,
+    /// Whether the daemon finds that this node can serve.
+    pub(crate) serves: bool,
+    /// Whether the daemon says so again and again, or hangs.
+    pub(crate) judged: bool,
+    pub(crate) link_up: bool,
+    /// How long the keeper thread is kept from running.
+    pub(crate) keeper_delay: Duration,
+    /// What arrived while the process was paused.
+    pub(crate) inbox: VecDeque<Frame>,
+    pub(crate) kernel: Kernel,
+    /// Invalidates wake-ups that were scheduled before the last event.
+    pub(crate) wake: u64,
+    /// The deadline of the wake-up that is scheduled.
+    pub(crate) wake_at: Option<Instant>,
+    pub(crate) watching: bool,
+    /// The last claim of the router, if it was not released.
+    pub(crate) claim: Option<Claim>,
+    pub(crate) sent: Sent,
+}
+
+/// The virtual address in the kernel, and what the keeper thread knows about it.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel {
+    pub(crate) installed: bool,
+    /// Invalidates an expiry that was scheduled before the last refresh or removal.
+    pub(crate) lease: u64,
+    /// When the kernel acknowledged the last refresh.
+    pub(crate) refreshed: Option<Instant>,
+    /// The keeper was told to remove the address after a handover and has not done so yet.
+    pub(crate) removing: bool,
+    /// Invalidates keeper work that a release overtakes.
+    pub(crate) epoch: u64,
+}
+
+/// Frames sent, to find storms.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) advertisements: u64,
+    pub(crate) announcements: u64,
+}
+
+pub(crate) fn v4(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, 11 + u8::try_from(index).unwrap())
+}
+
+pub(crate) fn v6(index: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x11 + u16::try_from(index).unwrap())
+}
+
+/// k0s's settings: version 2 for IPv4, version 3 for IPv6, priority 200, one second.
+pub(crate) fn k0s(stack: Stack) -> RouterConfig {
+    config(stack, Version::V2, 200, Duration::from_secs(1))
+}
+
+pub(crate) fn config(stack: Stack, version: Version, priority: u8, interval: Duration) -> RouterConfig {
+    let version = if stack == Stack::V6 { Version::V3 } else { version };
+    let interval = AdvertInterval::new(version, interval).unwrap();
+    let priority = Priority::new(priority).unwrap();
+    let mut config = RouterConfig::new(Vrid::new(51).unwrap(), version, priority, interval);
+    if stack != Stack::V6 {
+        config.addresses_v4 = vec![Ipv4Addr::new(10, 9, 0, 100)];
+    }
+    if stack != Stack::V4 {
+        config.addresses_v6 = vec!["fe80::100".parse().unwrap(), "fd00::100".parse().unwrap()];
+    }
+    config.lease = RouterConfig::lease_for(config.down_interval());
+    config
+}
+
+/// Makes every router know the others.
+pub(crate) fn acquainted(mut configs: Vec<RouterConfig>) -> Vec<RouterConfig> {
+    let count = configs.len();
+    for (index, config) in configs.iter_mut().enumerate() {
+        let others = (0..count).filter(|other| *other != index);
+        config.peers = others.flat_map(|other| [IpAddr::V4(v4(other)), IpAddr::V6(v6(other))]).collect();
+    }
+    configs
+}
+
+impl Node {
+    pub(crate) fn new(index: usize, config: RouterConfig, now: Instant) -> Self {
+        Self {
+            router: VirtualRouter::new(config.clone(), now),
+            config,
+            v4: v4(index),
+            v6: v6(index),
+            process: Process::Running,
+            serves: true,
+            judged: true,
+            link_up: true,
+            keeper_delay: Duration::ZERO,
+            inbox: VecDeque::new(),
+            kernel: Kernel::default(),
+            wake: 0,
+            wake_at: None,
+            watching: false,
+            claim: None,
+            sent: Sent::default(),
+        }
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        self.process == Process::Running
+    }
+
+    pub(crate) fn interface(&self) -> InterfaceEvent {
+        if self.link_up {
+            InterfaceEvent::Up { v4: Some(self.v4), v6: Some(self.v6) }
+        } else {
+            InterfaceEvent::Down
+        }
+    }
+
+    /// Gives a frame to the router, as its runner would.
+    pub(crate) fn receive(&mut self, now: Instant, frame: &Frame) {
+        match frame {
+            Frame::Advertisement { bytes, pseudo } => {
+                let source = match pseudo {
+                    PseudoHeader::V4 { source, .. } => IpAddr::V4(*source),
+                    PseudoHeader::V6 { source, .. } => IpAddr::V6(*source),
+                };
+                let meta = RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast };
+                match Advertisement::decode(bytes, pseudo, ChecksumPolicy::Strict) {
+                    Ok(advertisement) => {
+                        let _ = self.router.handle_advertisement(now, &meta, &advertisement);
+                    }
+                    Err(error) => {
+                        self.router.handle_malformed(error);
+                    }
+                }
+            }
+            Frame::Announcement { ip } if self.watching => self.router.handle_announcement(now, *ip),
+            Frame::Announcement { .. } => {}
+        }
+    }
+
+    pub(crate) fn vip(&mut self, now: Instant, event: VipEvent) {
+        self.router.handle_vip(now, event);
+    }
+}
