@@ -173,12 +173,7 @@ impl VirtualRouter {
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         let now = self.wake(now);
         match command {
-            Command::Serving { until } if until > now => {
-                if let Some(settled) = self.core.serving.begin(now, self.core.config.takeover_after) {
-                    self.core.timers.set(TimerName::ServingSettled, settled);
-                }
-                self.core.timers.set(TimerName::ServingExpiry, until);
-            }
+            Command::Serving { until } if until > now => self.serving(now, until),
             Command::Serving { .. } | Command::NotServing => self.not_serving(now),
             Command::Resign => self.resign(now),
             Command::Reconfigure(config) => self.reconfigure(now, *config),
@@ -306,10 +301,7 @@ impl VirtualRouter {
         let late = now.saturating_duration_since(due);
         match name {
             TimerName::ServingExpiry => self.not_serving(now),
-            TimerName::ServingSettled => {
-                self.core.serving.settle();
-                self.priority_changed(now);
-            }
+            TimerName::ServingSettled => self.settled(now),
             TimerName::HoldEnd => {
                 self.core.hold = None;
                 self.priority_changed(now);
@@ -322,6 +314,20 @@ impl VirtualRouter {
                 state @ (State::Init | State::Stopped) => state,
             }),
         }
+    }
+
+    fn serving(&mut self, now: Instant, until: Instant) {
+        self.core.timers.set(TimerName::ServingExpiry, until);
+        match self.core.serving.begin(now, self.core.config.takeover_after) {
+            None => {}
+            Some(settled) if settled > now => self.core.timers.set(TimerName::ServingSettled, settled),
+            Some(_) => self.settled(now),
+        }
+    }
+
+    fn settled(&mut self, now: Instant) {
+        self.core.serving.settle();
+        self.priority_changed(now);
     }
 
     fn not_serving(&mut self, now: Instant) {

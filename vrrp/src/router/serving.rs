@@ -12,16 +12,18 @@ const SETTLE: Duration = Duration::from_millis(400);
 pub(super) struct Serving {
     since: Option<Instant>,
     settled: bool,
+    /// It could serve once and then could not, so that its evidence may come and go.
+    failed: bool,
 }
 
 impl Serving {
-    /// Notes evidence; tells when it will be believed if it is the first.
+    /// Notes evidence; if it is the first, tells when it will be believed: at once unless there was a failure before.
     pub(super) fn begin(&mut self, now: Instant, takeover_after: Duration) -> Option<Instant> {
         if self.since.is_some() {
             return None;
         }
         self.since = Some(now);
-        Some(now + SETTLE.min(takeover_after / 5))
+        Some(if self.failed { now + SETTLE.min(takeover_after / 5) } else { now })
     }
 
     pub(super) const fn settle(&mut self) {
@@ -29,7 +31,7 @@ impl Serving {
     }
 
     pub(super) const fn end(&mut self) {
-        *self = Self { since: None, settled: false };
+        *self = Self { since: None, settled: false, failed: self.failed || self.since.is_some() };
     }
 
     pub(super) const fn settled(&self) -> bool {

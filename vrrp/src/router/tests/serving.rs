@@ -58,6 +58,16 @@ fn recovery_is_believed_after_a_while_and_said_at_once() {
 }
 
 #[test]
+fn the_first_evidence_is_believed_at_once() {
+    let now = Instant::now();
+    let mut router = VirtualRouter::new(config(), now);
+    assert_eq!(router.priority(), WirePriority(20));
+    router.handle_command(now, Command::NotServing);
+    router.handle_command(now, Command::Serving { until: now + ms(1) });
+    assert_eq!((router.priority(), router.is_serving()), (WirePriority(100), true));
+}
+
+#[test]
 fn a_flapping_check_never_looks_like_recovery() {
     let mut bench = Bench::active(config());
     for _ in 0..100 {
@@ -163,7 +173,8 @@ fn equals_that_recover_together_still_differ() {
         let config = RouterConfig { peers: peers.clone(), priority: Priority::new(200).unwrap(), ..config() };
         let mut router = VirtualRouter::new(config, now);
         router.handle_interface(now, InterfaceEvent::Up { v4: Some(own), v6: None });
-        router.handle_command(now, Command::Serving { until: now + Duration::from_secs(100) });
+        let serving = Command::Serving { until: now + Duration::from_secs(100) };
+        [serving.clone(), Command::NotServing, serving].map(|command| router.handle_command(now, command));
         let (settled, name) = router.poll_timeout().unwrap();
         assert_eq!(name, TimerName::ServingSettled);
         router.handle_timeout(settled);
