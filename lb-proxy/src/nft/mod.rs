@@ -6,7 +6,8 @@
 //!
 //! Call order: [`Nft::find`], [`Nft::apply`], then [`Nft::present`] as often as liked and [`Nft::apply`] again
 //! when it says [`Presence::Missing`], and [`Nft::remove`] at the end. All work happens in the network
-//! namespace of the calling thread.
+//! namespace of the calling thread. The asynchronous methods need a tokio runtime with I/O and time enabled;
+//! dropping their future kills the nft they started.
 
 mod kernel;
 mod run;

@@ -108,6 +108,23 @@ async fn a_connection_closed_between_checks_is_opened_again_silently() {
 }
 
 #[tokio::test]
+async fn a_connection_closed_while_asking_again_is_no_failure() {
+    // Answers once on each connection, and closes it when it is asked again: the race of a keep-alive timeout.
+    let racing = Server::tls(tls(), |mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        let _ = stream.flush().await;
+        let _ = stream.read(&mut [0; 4096]).await;
+    });
+    let mut watch = Watch::new([target(racing.addr, HealthCheck { fall: 1, ..check(https()) })]);
+    assert_eq!(watch.status().await, Status::Up);
+    let known = watch.after_checks(10).await;
+    assert_eq!(known.failures, 0);
+    assert!(racing.accepted() > 10, "a new connection for each check");
+    watch.assert_quiet();
+}
+
+#[tokio::test]
 async fn a_server_that_closes_after_each_answer_is_not_asked_more_often() {
     let announcing = Api::new();
     announcing.set(|behaviour| behaviour.close = true);

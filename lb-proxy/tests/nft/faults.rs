@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_nft_that_does_not_read_is_no_problem", an_nft_that_does_not_read_is_no_problem),
     ("missing_kernel_features_are_told_apart", missing_kernel_features_are_told_apart),
     ("an_nft_that_lies_is_found_out", an_nft_that_lies_is_found_out),
+    ("a_cancelled_apply_leaves_no_process", a_cancelled_apply_leaves_no_process),
     ("a_failed_apply_keeps_the_previous_table", a_failed_apply_keeps_the_previous_table),
     ("without_privilege_the_capability_is_named", without_privilege_the_capability_is_named),
 ];
@@ -136,6 +137,41 @@ fn an_nft_that_lies_is_found_out() {
     let error = block_on(fake("cat >/dev/null; exit 0").1.apply(&table())).unwrap_err();
     assert!(matches!(&error, ApplyError::Contended { .. }), "{error:?}");
     assert!(error.to_string().contains("inet cplb"), "{error}");
+    // Applied, but not all of it: as if somebody had taken an address out at once.
+    let (_directory, mut partial) = fake("sed 's/,\"elem\":\\[\"10.0.0.100\"\\]//' | nft -j -f -");
+    let error = block_on(partial.apply(&table())).unwrap_err();
+    assert!(matches!(&error, ApplyError::Contended { .. }), "{error:?}");
+    assert!(!nft("list table inet cplb").contains("10.0.0.100"));
+}
+
+fn a_cancelled_apply_leaves_no_process() {
+    let (directory, mut nft) = fake("echo $$ >\"$(dirname \"$0\")\"/pid; exec sleep 1000");
+    let desired = table();
+    let pid = block_on(async {
+        let file = directory.path().join("pid");
+        let started = async {
+            loop {
+                match fs::read_to_string(&file) {
+                    Ok(pid) if pid.ends_with('\n') => return pid.trim().to_owned(),
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        tokio::select! {
+            result = nft.apply(&desired) => panic!("{result:?}"),
+            pid = started => pid,
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // Killed; the runtime that would have reaped it is gone as well.
+    let gone = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.contains(") Z "),
+        Err(_) => true,
+    };
+    while !gone() {
+        assert!(Instant::now() < deadline, "{pid} runs on");
+        std::thread::yield_now();
+    }
 }
 
 fn a_failed_apply_keeps_the_previous_table() {

@@ -1,5 +1,6 @@
 //! What `present` notices, and what it costs.
 
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use lb_proxy::nft::{Nft, Presence, Table, TableName};
@@ -167,20 +168,20 @@ fn looking_costs_microseconds() {
     }
     println!("present: {unchanged:?} of processor time while nothing changes, {changed:?} after a change");
     // One look each second may take a tenth of the daemon's 0.3 %.
-    assert!(unchanged < Duration::from_micros(300), "{unchanged:?}");
+    assert!(unchanged < Duration::from_micros(100), "{unchanged:?}");
+    assert!(unchanged * 4 < changed, "the table is read only after a change: {unchanged:?}, {changed:?}");
     assert!(changed < Duration::from_millis(1), "{changed:?}");
 }
 
 fn busy_neighbours_do_not_prevent_an_apply() {
-    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let (stop, stopped) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
+        // A failing assertion below must end the noise, too.
+        let stop = stop;
         // A thread inherits the namespace of the one that starts it.
         scope.spawn(move || {
-            let mut rounds = 0;
-            while stopped.try_recv().is_err() {
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
                 nft("add table inet noise; delete table inet noise");
-                rounds += 1;
-                assert!(rounds < 100_000);
             }
         });
         let mut guard = find();
@@ -188,6 +189,6 @@ fn busy_neighbours_do_not_prevent_an_apply() {
             block_on(guard.apply(&table())).unwrap();
             assert_eq!(guard.present(&table()).unwrap(), Presence::Intact);
         }
-        stop.send(()).unwrap();
+        drop(stop);
     });
 }
