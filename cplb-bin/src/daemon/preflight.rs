@@ -22,11 +22,33 @@ pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Unavailable, message)
             .help("remove virtualServers: the userspace load balancer then serves the same addresses"));
     }
+    warn_without_backends(config);
     if config.instances.is_empty() {
         return Ok(());
     }
     privileges()?;
     state_dir(&args.state_dir)
+}
+
+/// Says what a node without backends needs: its clients would be refused.
+fn warn_without_backends(config: &Config) {
+    if config.disable_load_balancer {
+        return;
+    }
+    for service in &config.services {
+        let backends = config.backends_of(service);
+        if backends.kubeconfig.is_some() {
+            tracing::warn!(
+                service = %service.name,
+                "backends.kubernetes: this version does not discover backends; name them under backends.static or with --backend"
+            );
+        } else if backends.fixed.is_empty() {
+            tracing::warn!(
+                service = %service.name,
+                "no backends: name the controllers' own addresses with --backend, or under backends.static in a native document"
+            );
+        }
+    }
 }
 
 /// Refuses to start without the capabilities that VIPs need, naming each missing one.
