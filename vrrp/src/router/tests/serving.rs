@@ -174,7 +174,9 @@ fn equals_that_recover_together_still_differ() {
         let mut router = VirtualRouter::new(config, now);
         router.handle_interface(now, InterfaceEvent::Up { v4: Some(own), v6: None });
         let serving = Command::Serving { until: now + Duration::from_secs(100) };
-        [serving.clone(), Command::NotServing, serving].map(|command| router.handle_command(now, command));
+        for command in [serving.clone(), Command::NotServing, serving] {
+            router.handle_command(now, command);
+        }
         let (settled, name) = router.poll_timeout().unwrap();
         assert_eq!(name, TimerName::ServingSettled);
         router.handle_timeout(settled);
