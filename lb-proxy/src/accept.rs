@@ -122,10 +122,12 @@ fn welcome(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: 
     let other = &worker.shared.workers[other];
     let Ok(client) = client.into_std() else { return };
     other.load.fetch_add(1, Relaxed);
+    other.waiting.fetch_add(1, Relaxed);
     own.handed_off.fetch_add(1, Relaxed);
     let command = Command::Serve { client, address: peer.ip(), service };
     if other.commands.send(command).is_err() {
         other.load.fetch_sub(1, Relaxed);
+        other.waiting.fetch_sub(1, Relaxed);
     }
 }
 

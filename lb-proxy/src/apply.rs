@@ -18,31 +18,22 @@ use crate::health::Target;
 use crate::listener::{Bound, bind, is_in_use};
 use crate::local::{is_local, local_addresses};
 use crate::service::{Backends, LiveService, Member};
-use crate::shared::{Listening, Shared};
+use crate::shared::{Listener, Listening, Shared};
 use crate::worker::Command;
 
 /// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A listening address with what was configured for it.
-#[derive(Clone, Debug)]
-pub(crate) struct Listener {
-    pub configured: SocketAddr,
-    pub actual: SocketAddr,
-    pub listening: Arc<Listening>,
-}
-
 /// What is configured now. Changes are serialised by the lock around it.
 #[derive(Debug)]
 pub(crate) struct Applied {
-    pub listeners: Vec<Listener>,
     pub forbidden: Vec<IpAddr>,
     last_id: u32,
 }
 
 impl Applied {
     pub(crate) fn new(forbidden: Vec<IpAddr>) -> Self {
-        Applied { listeners: Vec::new(), forbidden, last_id: 0 }
+        Applied { forbidden, last_id: 0 }
     }
 
     /// Makes `services` the running ones. On error nothing has changed.
@@ -54,7 +45,7 @@ impl Applied {
         validate(&services)?;
         self.drop_forbidden(shared, &mut services);
         let targets = targets(&services)?;
-        let bound = self.bind_new(shared, &services)?;
+        let bound = bind_new(shared, &services)?;
 
         let previous = shared.services.load_full();
         let mut live = Vec::with_capacity(services.len());
@@ -119,58 +110,6 @@ impl Applied {
         Arc::clone(known)
     }
 
-    /// Sockets for the addresses that are not listened on yet.
-    fn bind_new(
-        &mut self,
-        shared: &Shared,
-        services: &[Service],
-    ) -> Result<Vec<(SocketAddr, Bound)>, ReconfigureError> {
-        let wanted: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
-        let is_wanted = |listener: &Listener| wanted.contains(&listener.configured);
-        let mut bound = Vec::new();
-        let mut closed = Vec::new();
-        for &addr in &wanted {
-            if self.listeners.iter().any(|listener| listener.configured == addr) {
-                continue;
-            }
-            let mut result = bind(addr, shared.workers.len(), &shared.tuning);
-            if result.as_ref().is_err_and(is_in_use) {
-                // Perhaps by an address that is to be given up, such as 127.0.0.1 when [::] is wanted now.
-                let in_the_way: Vec<Listener> = self
-                    .listeners
-                    .extract_if(.., |listener| !is_wanted(listener) && listener.actual.port() == addr.port())
-                    .collect();
-                if !in_the_way.is_empty() {
-                    wait_closed(&close(shared, &in_the_way), CLOSE_TIMEOUT);
-                    closed.extend(in_the_way);
-                    result = bind(addr, shared.workers.len(), &shared.tuning);
-                }
-            }
-            match result {
-                Ok(sockets) => bound.push((addr, sockets)),
-                Err(error) => {
-                    drop(bound);
-                    self.reopen(shared, closed);
-                    return Err(listen_error(addr, error));
-                }
-            }
-        }
-        Ok(bound)
-    }
-
-    /// Takes back what was closed for a change that failed.
-    fn reopen(&mut self, shared: &Shared, closed: Vec<Listener>) {
-        for listener in closed {
-            match bind(listener.actual, shared.workers.len(), &shared.tuning) {
-                Ok(bound) => {
-                    open(shared, &listener.listening, bound.sockets);
-                    self.listeners.push(listener);
-                }
-                Err(error) => shared.exhausted(0, &error),
-            }
-        }
-    }
-
     /// Points listeners to their services, opens new ones and closes those no longer wanted.
     fn listen(
         &mut self,
@@ -180,11 +119,12 @@ impl Applied {
         bound: Vec<(SocketAddr, Bound)>,
     ) {
         let mut bound: HashMap<SocketAddr, Bound> = bound.into_iter().collect();
+        let mut listeners = Vec::clone(&shared.listeners.load());
         let mut kept = Vec::new();
         for (service, live) in services.iter().zip(live) {
             for &configured in &service.listen {
-                if let Some(position) = self.listeners.iter().position(|l| l.configured == configured) {
-                    let listener = self.listeners.swap_remove(position);
+                if let Some(position) = listeners.iter().position(|l| l.configured == configured) {
+                    let listener = listeners.swap_remove(position);
                     listener.listening.service.store(Arc::clone(live));
                     kept.push(listener);
                     continue;
@@ -200,8 +140,55 @@ impl Applied {
                 kept.push(Listener { configured, actual, listening });
             }
         }
-        let gone = std::mem::replace(&mut self.listeners, kept);
-        close(shared, &gone);
+        shared.listeners.store(Arc::new(kept));
+        close(shared, &listeners);
+    }
+}
+
+/// Sockets for the addresses that are not listened on yet.
+fn bind_new(shared: &Shared, services: &[Service]) -> Result<Vec<(SocketAddr, Bound)>, ReconfigureError> {
+    let wanted: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
+    let before = shared.listeners.load_full();
+    let mut bound = Vec::new();
+    let mut closed: Vec<Listener> = Vec::new();
+    for &addr in &wanted {
+        if before.iter().any(|listener| listener.configured == addr) {
+            continue;
+        }
+        let mut result = bind(addr, shared.workers.len(), &shared.tuning);
+        if result.as_ref().is_err_and(is_in_use) {
+            // Perhaps by an address that is to be given up, such as 127.0.0.1 when [::] is wanted now.
+            let is_in_the_way = |listener: &&Listener| {
+                listener.actual.port() == addr.port()
+                    && !wanted.contains(&listener.configured)
+                    && closed.iter().all(|closed| closed.configured != listener.configured)
+            };
+            let in_the_way: Vec<_> = before.iter().filter(is_in_the_way).cloned().collect();
+            if !in_the_way.is_empty() {
+                wait_closed(&close(shared, &in_the_way), CLOSE_TIMEOUT);
+                closed.extend(in_the_way);
+                result = bind(addr, shared.workers.len(), &shared.tuning);
+            }
+        }
+        match result {
+            Ok(sockets) => bound.push((addr, sockets)),
+            Err(error) => {
+                drop(bound);
+                reopen(shared, &closed);
+                return Err(listen_error(addr, error));
+            }
+        }
+    }
+    Ok(bound)
+}
+
+/// Takes back what was closed for a change that failed.
+fn reopen(shared: &Shared, closed: &[Listener]) {
+    for listener in closed {
+        match bind(listener.actual, shared.workers.len(), &shared.tuning) {
+            Ok(bound) => open(shared, &listener.listening, bound.sockets),
+            Err(error) => shared.exhausted(0, &error),
+        }
     }
 }
 

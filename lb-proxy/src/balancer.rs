@@ -69,7 +69,7 @@ struct Threads {
 impl LoadBalancer {
     /// Binds all listeners, starts the workers and begins to accept.
     ///
-    /// `events` is called from the balancer's threads and must not block.
+    /// `events` is called from the balancer's threads. It must not block, nor call the balancer.
     ///
     /// # Errors
     ///
@@ -114,10 +114,11 @@ impl LoadBalancer {
     ///
     /// See [`ReconfigureError`]. Nothing has changed then.
     pub fn reconfigure(&self, services: Vec<Service>) -> Result<(), ReconfigureError> {
+        let mut applied = self.applied();
         if self.stopping.load(Relaxed) {
             return Err(ReconfigureError::Stopping);
         }
-        self.applied().apply(&self.shared, services)
+        applied.apply(&self.shared, services)
     }
 
     /// Replaces [`Options::forbidden`]; takes effect with the next [`LoadBalancer::reconfigure`].
@@ -127,7 +128,7 @@ impl LoadBalancer {
 
     /// State and counters of this moment. Does not wait for any worker.
     pub fn snapshot(&self) -> Snapshot {
-        let listeners = self.applied().listeners.clone();
+        let listeners = self.shared.listeners.load();
         let services = self.shared.services.load();
         let checks = self.shared.with_monitor(Monitor::snapshot).unwrap_or_default();
         let checks = checks.into_iter().filter_map(|found| Some((found.target, found.last_check?))).collect();
@@ -203,7 +204,7 @@ impl LoadBalancer {
     /// Resets all sessions whose client connected to one of these addresses, towards both sides. Returns their number.
     ///
     /// To be used before a virtual IP is removed: afterwards not even a reset would reach its clients. When this
-    /// returns the workers have been told and will close the sockets within their next turn.
+    /// returns the resets have left, except those of a worker that hangs: it is not waited for longer than 2 s.
     pub async fn reset_sessions(&self, addresses: &[IpAddr]) -> usize {
         let addresses: Arc<[IpAddr]> = addresses.iter().map(IpAddr::to_canonical).collect();
         let ask = |reply| Command::ResetLocal(Arc::clone(&addresses), reply);
@@ -220,7 +221,7 @@ impl LoadBalancer {
         if self.stopping.load(Relaxed) {
             return Err(HeartbeatError::Stopping);
         }
-        let listeners: Vec<SocketAddr> = self.applied().listeners.iter().map(|l| l.actual).collect();
+        let listeners: Vec<SocketAddr> = self.shared.listeners.load().iter().map(|l| l.actual).collect();
         heartbeat::heartbeat(&self.shared, &listeners, timeout).await
     }
 
@@ -229,7 +230,10 @@ impl LoadBalancer {
     pub async fn drain(&self, timeout: Duration) -> usize {
         let deadline = Instant::now() + timeout;
         self.stopping.store(true, Relaxed);
-        let listeners = std::mem::take(&mut self.applied().listeners);
+        let listeners = {
+            let _no_change_now = self.applied();
+            self.shared.listeners.swap(Arc::default())
+        };
         let closed = close(&self.shared, &listeners);
         // A blocking wait, but on its own thread and bounded.
         let _ = tokio::task::spawn_blocking(move || wait_closed(&closed, timeout.min(PATIENCE))).await;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// Something an operator may want to know.
 ///
-/// Sent from worker threads to the callback given to [`crate::LoadBalancer::start`], which must not block. Events
-/// that could repeat with every connection are rate-limited at the source.
+/// Sent from worker threads to the callback given to [`crate::LoadBalancer::start`], which must not block nor call the
+/// balancer. Events that could repeat with every connection are rate-limited at the source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub heartbeats: Heartbeats,
     /// The services of the moment in configuration order.
     pub services: ArcSwap<Vec<Arc<LiveService>>>,
+    /// The addresses listened on.
+    pub listeners: ArcSwap<Vec<Listener>>,
     /// Set while the balancer runs.
     pub monitor: Mutex<Option<Monitor>>,
     sink: Box<dyn Fn(Event) + Send + Sync>,
@@ -42,12 +44,22 @@ pub(crate) struct Shared {
 pub(crate) struct WorkerHandle {
     /// Sessions, with those handed to it that it has not taken yet.
     pub load: AtomicUsize,
+    /// Of these, those handed to it that it has not taken yet.
+    pub waiting: AtomicUsize,
     pub accepted: AtomicU64,
     pub handed_off: AtomicU64,
     pub commands: UnboundedSender<Command>,
 }
 
-/// A listening address. A reconfiguration may give it to another service.
+/// A listening address with what was configured for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Listener {
+    pub configured: SocketAddr,
+    pub actual: SocketAddr,
+    pub listening: Arc<Listening>,
+}
+
+/// What the workers know of a listening address. A reconfiguration may give it to another service.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub id: u32,
@@ -63,6 +75,7 @@ impl Shared {
     ) -> Self {
         let worker = |commands| WorkerHandle {
             load: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             handed_off: AtomicU64::new(0),
             commands,
@@ -74,6 +87,7 @@ impl Shared {
             workers: commands.into_iter().map(worker).collect(),
             heartbeats: Heartbeats::default(),
             services: ArcSwap::default(),
+            listeners: ArcSwap::default(),
             monitor: Mutex::new(None),
             sink,
             mark_refused: AtomicBool::new(false),

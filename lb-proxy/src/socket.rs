@@ -130,4 +130,19 @@ mod tests {
         let stream = TcpStream::connect(addr).await.unwrap();
         assert!(!is_self_connected(&stream, addr));
     }
+
+    #[tokio::test]
+    async fn connections_are_marked_where_that_is_permitted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tuning =
+            Tuning::new(&Options { mark: 0x77, congestion: Some("reno".into()), ..Options::default() });
+        let mut refused = Vec::new();
+        let stream = tuning
+            .connect(listener.local_addr().unwrap(), |option| refused.push(format!("{option:?}")))
+            .unwrap();
+        let socket = SockRef::from(&stream);
+        let is_refused = refused.iter().any(|option| option.starts_with("Mark"));
+        assert_eq!(socket.mark().unwrap() == 0x77, !is_refused, "{refused:?}");
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+    }
 }

@@ -74,3 +74,89 @@ fn reset(shared: &Shared, backend: &LiveBackend) -> usize {
     }
     sessions
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Options, RelayMode, Service};
+    use crate::health::TargetKey;
+    use crate::service::{LiveService, Member};
+    use crate::socket::Tuning;
+    use std::sync::Mutex;
+    use std::time::Duration;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    struct Scene {
+        shared: Shared,
+        commands: UnboundedReceiver<Command>,
+        events: Arc<Mutex<Vec<Event>>>,
+    }
+
+    /// Backends 1 and 2 of a service, with sessions, and the ids of those reset since.
+    impl Scene {
+        fn new() -> Self {
+            let (sender, commands) = unbounded_channel();
+            let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+            let sink = Arc::clone(&events);
+            let shared = Shared::new(
+                Tuning::new(&Options::default()),
+                RelayMode::Auto,
+                vec![sender],
+                Box::new(move |event| sink.lock().unwrap().push(event)),
+            );
+            let member = |id: u32| {
+                let backend = Arc::new(LiveBackend::new(id, ([10, 0, 0, id as u8], 6443).into()));
+                backend.active.store(5, Relaxed);
+                Member { backend, weight: 1, name: None }
+            };
+            let service = Service::new("api", Vec::new(), Vec::new());
+            let backends = Backends::new(&service, vec![member(1), member(2)]);
+            shared.services.store(Arc::new(vec![Arc::new(LiveService::new("api".into(), backends))]));
+            Scene { shared, commands, events }
+        }
+
+        fn change(&mut self, id: u8, to: Status) -> Vec<u32> {
+            let target = TargetKey { service: "api".into(), backend: ([10, 0, 0, id], 6443).into() };
+            let after = Duration::from_secs(1);
+            apply(&self.shared, &Change { target, from: Status::Unknown, to, after });
+            let mut reset = Vec::new();
+            while let Ok(Command::ResetBackend(id)) = self.commands.try_recv() {
+                reset.push(id);
+            }
+            reset
+        }
+    }
+
+    fn down(reason: CheckFailure) -> Status {
+        Status::Down { reason }
+    }
+
+    #[test]
+    fn sessions_of_a_dead_backend_are_reset_once() {
+        let mut scene = Scene::new();
+        assert!(scene.change(1, Status::Up).is_empty());
+        assert_eq!(scene.change(1, down(CheckFailure::Refused)), [1]);
+        assert!(scene.change(1, down(CheckFailure::Status(500))).is_empty(), "nothing new");
+        assert_eq!(scene.change(2, down(CheckFailure::Refused)), [2], "also if it was the last");
+        let events = scene.events.lock().unwrap();
+        assert!(matches!(events[0], Event::BackendUp { .. }));
+        assert!(matches!(events[1], Event::BackendDown { sessions: 5, .. }));
+    }
+
+    #[test]
+    fn sessions_stay_on_unready_backends_until_one_is_better() {
+        let mut scene = Scene::new();
+        scene.change(2, Status::UpUnready);
+        assert_eq!(scene.change(1, down(CheckFailure::Status(500))), [1], "the other one is better");
+        assert!(scene.change(2, down(CheckFailure::Status(503))).is_empty(), "none is better");
+        assert!(matches!(scene.events.lock().unwrap().last(), Some(Event::BackendDown { sessions: 0, .. })));
+        assert_eq!(scene.change(1, Status::Up), [2]);
+    }
+
+    #[test]
+    fn a_change_of_something_unknown_is_ignored() {
+        let mut scene = Scene::new();
+        assert!(scene.change(9, down(CheckFailure::Refused)).is_empty());
+        assert!(scene.events.lock().unwrap().is_empty());
+    }
+}

@@ -27,6 +27,8 @@ use crate::shared::{Listening, Shared};
 /// Sessions that this worker may have more than another before it hands a new one over. A hand-off costs a wake-up of
 /// another thread, so short imbalances are not worth it.
 const HAND_OFF_SLACK: usize = 4;
+/// Sessions that may wait for another worker to take them. With more it seems to hang.
+const HAND_OFFS_WAITING: usize = 16;
 /// Entries above which the table of sessions is shrunk when it is empty.
 const TABLE_KEPT: usize = 1024;
 
@@ -52,7 +54,8 @@ pub(crate) enum Command {
     Ping(oneshot::Sender<()>),
     /// Reset the sessions of a backend.
     ResetBackend(u32),
-    /// Reset the sessions whose clients connected to one of these addresses; answer with their number.
+    /// Reset the sessions whose clients connected to one of these addresses; answer with their number when their
+    /// sockets are closed.
     ResetLocal(Arc<[IpAddr]>, oneshot::Sender<usize>),
     /// Answer when there are no sessions.
     Drain(oneshot::Sender<()>),
@@ -158,7 +161,8 @@ impl Worker {
                     self.reset(|entry| entry.backend == id);
                 }
                 Command::ResetLocal(addresses, reply) => {
-                    let _ = reply.send(self.reset(|entry| is_local(entry.client, &addresses)));
+                    let reset = self.reset(|entry| is_local(entry.client, &addresses));
+                    tokio::task::spawn_local(tell_when_over(reset, reply));
                 }
                 Command::Drain(reply) => {
                     self.drained.borrow_mut().push(reply);
@@ -178,7 +182,9 @@ impl Worker {
         let step = 1 + self.random_below(workers.len() - 1);
         let other = (self.index + step) % workers.len();
         let own = workers[self.index].load.load(Relaxed);
-        (own >= workers[other].load.load(Relaxed) + HAND_OFF_SLACK).then_some(other)
+        let other_has_fewer = own >= workers[other].load.load(Relaxed) + HAND_OFF_SLACK;
+        let other_is_awake = workers[other].waiting.load(Relaxed) < HAND_OFFS_WAITING;
+        (other_has_fewer && other_is_awake).then_some(other)
     }
 
     /// xorshift64; evenly enough spread for a choice between workers.
@@ -192,6 +198,7 @@ impl Worker {
     }
 
     fn take_over(self: &Rc<Self>, client: TcpStream, address: IpAddr, service: Arc<LiveService>) {
+        self.shared.workers[self.index].waiting.fetch_sub(1, Relaxed);
         match tokio::net::TcpStream::from_std(client) {
             Ok(client) => self.start(client, address, service),
             Err(error) => {
@@ -248,11 +255,23 @@ impl Worker {
     }
 
     /// Has the chosen sessions end with a reset to both sides. The runtime does it at their next turn.
-    fn reset(&self, chosen: impl Fn(&Entry) -> bool) -> usize {
+    fn reset(&self, chosen: impl Fn(&Entry) -> bool) -> Vec<AbortHandle> {
         let sessions = self.sessions.borrow();
         let chosen = sessions.iter().map(|(_, entry)| entry).filter(|entry| chosen(entry));
-        chosen.filter_map(|entry| entry.abort.as_ref()).map(AbortHandle::abort).count()
+        let chosen: Vec<_> = chosen.filter_map(|entry| entry.abort.clone()).collect();
+        chosen.iter().for_each(AbortHandle::abort);
+        chosen
     }
+}
+
+/// Answers once aborted sessions are gone. They are in the queue of the runtime already, so this takes a turn of it.
+async fn tell_when_over(sessions: Vec<AbortHandle>, reply: oneshot::Sender<usize>) {
+    for session in &sessions {
+        while !session.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+    let _ = reply.send(sessions.len());
 }
 
 fn is_local(socket: RawFd, addresses: &[IpAddr]) -> bool {

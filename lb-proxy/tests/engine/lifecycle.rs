@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use lb_proxy::{BackendState, HeartbeatError, ReconfigureError};
 
 use crate::support::{
-    Balancer, Echo, PATIENCE, Refusing, ask, block_on, connect, end_of, service, visit, wait_until,
+    Balancer, Echo, PATIENCE, Refusing, ask, block_on, connect, end_of, quiet_port, service, visit,
+    wait_until,
 };
 
 #[test]
@@ -48,8 +49,8 @@ fn drain_ends_at_its_deadline_and_stop_resets_the_rest() {
 #[test]
 fn a_stopped_balancer_leaves_the_port_to_the_next() {
     let echo = Echo::start(1);
-    let first = Balancer::start(&[echo.addr], |_, _| {}).checked();
-    let addr = first.addr;
+    let addr = ([127, 0, 0, 1], quiet_port()).into();
+    let first = Balancer::start(&[echo.addr], |_, service| service.listen = vec![addr]).checked();
     // Closed by the balancer's side first: TIME_WAIT must not be in the way.
     visit(addr).unwrap();
     drop(first);
@@ -104,4 +105,31 @@ fn an_option_the_system_refuses_is_told_once_and_does_no_harm() {
     let events = balancer.events.lock().unwrap();
     let told = events.iter().filter(|e| matches!(e, lb_proxy::Event::CongestionRefused { .. }));
     assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn the_unspecified_ipv6_address_serves_where_ipv6_is_disabled() {
+    // A user namespace, so that this needs no privilege either.
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["lifecycle::child_without_ipv6", "--exact", "--ignored", "--test-threads=1"])
+        .output()
+        .expect("unshare of util-linux: apt-get install util-linux");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{output:?}");
+}
+
+#[test]
+#[ignore = "disables IPv6 in its namespace: run by the_unspecified_ipv6_address_serves_where_ipv6_is_disabled"]
+fn child_without_ipv6() {
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("ip of iproute2: apt-get install iproute2").success());
+    std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    let echo = Echo::start(1);
+    let balancer = Balancer::start(&[echo.addr], |_, service| {
+        service.listen = vec!["[::]:0".parse().unwrap()];
+    });
+    assert_eq!(visit(([127, 0, 0, 1], balancer.addr.port()).into()).unwrap(), 1);
+    block_on(balancer.lb.heartbeat(PATIENCE)).unwrap();
 }

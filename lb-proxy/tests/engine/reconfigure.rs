@@ -8,7 +8,7 @@ use lb_proxy::{
     ReconfigureError, Service, StartError,
 };
 
-use crate::support::{Balancer, Echo, ask, connect, in_threads, service, visit, wait_until};
+use crate::support::{Balancer, Echo, ask, connect, in_threads, quiet_port, service, visit, wait_until};
 
 #[test]
 fn nothing_is_dropped_while_backends_and_listeners_come_and_go() {
@@ -73,9 +73,11 @@ fn a_removed_backend_drains_and_keeps_its_counters_when_it_returns() {
 #[test]
 fn a_listener_moves_to_an_overlapping_address_and_to_another_service() {
     let echoes = [Echo::start(0), Echo::start(1)];
-    let balancer = Balancer::start(&[echoes[0].addr], |_, _| {}).checked();
-    let port = balancer.addr.port();
-    // The configured port was 0: the first change makes it explicit, in the way of the old listener.
+    let port = quiet_port();
+    let balancer = Balancer::start(&[echoes[0].addr], |_, service| {
+        service.listen = vec![([127, 0, 0, 1], port).into()];
+    })
+    .checked();
     let mut wide = service(&[echoes[0].addr]);
     wide.listen = vec![([0, 0, 0, 0], port).into()];
     balancer.lb.reconfigure(vec![wide.clone()]).unwrap();
@@ -93,9 +95,12 @@ fn a_listener_moves_to_an_overlapping_address_and_to_another_service() {
 #[test]
 fn a_port_in_use_is_named_and_nothing_changes() {
     let echo = Echo::start(0);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let _listener = TcpListener::bind(taken).unwrap();
-    let balancer = Balancer::start(&[echo.addr], |_, _| {}).checked();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap();
+    let balancer = Balancer::start(&[echo.addr], |_, service| {
+        service.listen = vec![([127, 0, 0, 1], quiet_port()).into()];
+    })
+    .checked();
     let mut bad = service(&[]);
     bad.listen.push(taken);
     let error = balancer.lb.reconfigure(vec![bad.clone()]).unwrap_err();

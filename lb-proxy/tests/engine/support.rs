@@ -22,6 +22,19 @@ pub(crate) fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
+/// A free port that no outgoing connection gets, so that it can be given up and taken again.
+pub(crate) fn quiet_port() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Linux picks ports for connections from 32768 on. Other runs of this program start elsewhere.
+    let start = std::process::id() as usize * 97;
+    loop {
+        let port = 12_000 + ((start + NEXT.fetch_add(1, SeqCst)) % 20_000) as u16;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Waits until something holds.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -38,7 +51,7 @@ pub(crate) struct Echo {
     pub(crate) clients: Arc<AtomicUsize>,
     /// Connections open now.
     pub(crate) open: Arc<AtomicUsize>,
-    /// What clients' connections ended with, if not with the end of the stream.
+    /// What the connections of those clients ended with, if not with the end of the stream.
     pub(crate) errors: Arc<Mutex<Vec<io::ErrorKind>>>,
     stop_listening: Arc<Notify>,
     stop: Arc<Notify>,
@@ -86,7 +99,10 @@ impl Echo {
                 let (clients, open, errors) = (Arc::clone(&clients), Arc::clone(&open), Arc::clone(&errors));
                 tokio::spawn(async move {
                     open.fetch_add(1, SeqCst);
-                    if let Err(error) = echo_one(stream, identity, &clients).await {
+                    let mut counted = false;
+                    if let Err(error) = echo_one(stream, identity, &clients, &mut counted).await
+                        && counted
+                    {
                         errors.lock().unwrap().push(error.kind());
                     }
                     open.fetch_sub(1, SeqCst);
@@ -131,17 +147,21 @@ impl Drop for Echo {
     }
 }
 
-async fn echo_one(mut stream: tokio::net::TcpStream, identity: u8, clients: &AtomicUsize) -> io::Result<()> {
+async fn echo_one(
+    mut stream: tokio::net::TcpStream,
+    identity: u8,
+    clients: &AtomicUsize,
+    counted: &mut bool,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.write_all(&[identity]).await?;
     let mut buffer = vec![0; 4096];
-    let mut counted = false;
     loop {
         let n = stream.read(&mut buffer).await?;
         if n == 0 {
             return stream.shutdown().await;
         }
-        if !std::mem::replace(&mut counted, true) {
+        if !std::mem::replace(counted, true) {
             clients.fetch_add(1, SeqCst);
         }
         stream.write_all(&buffer[..n]).await?;
