@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::event::Warning;
+use crate::event::{KeeperEvent, Warning};
 use crate::keeper::EventSink;
 use crate::kernel::Kernel;
 use crate::listener::{Heard, Listener};
@@ -140,17 +140,17 @@ impl<K: Kernel> Turns<K> {
         }
     }
 
+    /// Publishes the status, then tells: whoever hears an event finds a status that knows of it.
     fn deliver(&mut self) {
-        let mut news = false;
-        while let Some(event) = self.manager.poll_event() {
-            news = true;
-            tracing::debug!(?event, "vip keeper");
-            (self.events)(event);
-        }
+        let news: Vec<KeeperEvent> = std::iter::from_fn(|| self.manager.poll_event()).collect();
         let now = self.manager.now();
-        if news || now.saturating_duration_since(self.published) >= STATUS_SPACING {
+        if !news.is_empty() || now.saturating_duration_since(self.published) >= STATUS_SPACING {
             self.published = now;
             self.mailbox.publish(self.manager.status(self.realtime));
+        }
+        for event in news {
+            tracing::debug!(?event, "vip keeper");
+            (self.events)(event);
         }
     }
 }

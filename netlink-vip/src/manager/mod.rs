@@ -9,7 +9,11 @@
 //! need no exact filter, and the order in which an event and an answer arrive does not matter.
 
 mod claims;
+#[cfg(test)]
+mod model;
 mod observe;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;

@@ -1,0 +1,329 @@
+//! A kernel made of vectors, with a clock that only the test moves.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::{Manager, SessionPolicy};
+use crate::event::KeeperEvent;
+use crate::group::Registered;
+use crate::kernel::{Kernel, KernelError};
+use crate::lease::Claim;
+use crate::listener::Heard;
+use crate::plan::{Step, VipScope};
+use crate::sessions::SessionsError;
+use crate::types::{GroupId, InterfaceSelector, LeaseTime, Prefix, VipAddress, VipGroupConfig, full_prefix};
+use crate::wire::PROTOCOL;
+use crate::wire::decode::{LinkUpdate, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute};
+
+pub(super) const ETH0: u32 = 2;
+pub(super) const UP: u32 = 0x1_0043;
+pub(super) const ONE: GroupId = GroupId(1);
+
+/// What the kernel was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Deed {
+    Step(Step),
+    ResetSessions(Vec<IpAddr>),
+}
+
+pub(super) struct World {
+    pub(super) now: Instant,
+    pub(super) links: Vec<LinkUpdate>,
+    /// Addresses and when they expire.
+    pub(super) addresses: Vec<(ObservedAddress, Option<Instant>)>,
+    pub(super) labels: Vec<ObservedLabel>,
+    pub(super) routes: Vec<ObservedRoute>,
+    pub(super) events: VecDeque<Heard>,
+    pub(super) deeds: Vec<Deed>,
+    /// So long is the process stopped just before the next write takes effect.
+    pub(super) stop_before_write: Option<Duration>,
+    /// Answers to the next writes.
+    pub(super) refusals: VecDeque<Errno>,
+    /// The next looks fail.
+    pub(super) blind: usize,
+}
+
+impl World {
+    /// Lets time pass; leases end.
+    pub(super) fn advance(&mut self, by: Duration) {
+        self.now += by;
+        let now = self.now;
+        let (over, rest): (Vec<_>, Vec<_>) =
+            self.addresses.drain(..).partition(|(_, expires)| expires.is_some_and(|at| at <= now));
+        self.addresses = rest;
+        for (address, _) in over {
+            self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+        }
+    }
+
+    /// Somebody else removes an address.
+    pub(super) fn remove(&mut self, ip: IpAddr) -> bool {
+        let Some(at) = self.addresses.iter().position(|(address, _)| address.ip == ip) else { return false };
+        let (address, _) = self.addresses.remove(at);
+        self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+        true
+    }
+
+    /// Somebody else adds an address.
+    pub(super) fn add(&mut self, ip: IpAddr, prefix_len: u8) {
+        let address = ObservedAddress {
+            index: ETH0,
+            ip,
+            prefix_len,
+            scope: 0,
+            flags: 0x80,
+            protocol: None,
+            valid: None,
+        };
+        if !self.addresses.iter().any(|(there, _)| (there.ip, there.prefix_len) == (ip, prefix_len)) {
+            self.addresses.push((address.clone(), None));
+            self.events.push_back(Heard::Event(NetEvent::Address(address)));
+        }
+    }
+
+    pub(super) fn set_link(&mut self, flags: u32) {
+        let link = LinkUpdate {
+            index: ETH0,
+            flags,
+            name: Some("eth0".into()),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            ..LinkUpdate::default()
+        };
+        self.links = vec![link.clone()];
+        self.events.push_back(Heard::Event(NetEvent::Link(link)));
+    }
+
+    pub(super) fn has(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|(address, _)| address.ip == ip)
+    }
+
+    fn put(&mut self, index: u32, ip: IpAddr, lease: LeaseTime, scope: VipScope) {
+        let expires = Some(self.now + lease.duration());
+        let same = |address: &ObservedAddress| (address.ip, address.prefix_len) == (ip, full_prefix(ip));
+        if let Some(there) = self.addresses.iter_mut().find(|(address, _)| same(address)) {
+            there.1 = expires;
+            there.0.protocol = Some(PROTOCOL);
+            there.0.valid = Some(lease.as_secs());
+            self.events.push_back(Heard::Event(NetEvent::Address(there.0.clone())));
+            return;
+        }
+        let host = scope == VipScope::Host;
+        let address = ObservedAddress {
+            index,
+            ip,
+            prefix_len: full_prefix(ip),
+            scope: if host { 254 } else { 0 },
+            flags: 0x200,
+            protocol: Some(PROTOCOL),
+            valid: Some(lease.as_secs()),
+        };
+        self.events.push_back(Heard::Event(NetEvent::Address(address.clone())));
+        let at = if host { 0 } else { self.addresses.len() };
+        self.addresses.insert(at, (address, expires));
+    }
+
+    fn delete(&mut self, ip: IpAddr, prefix_len: u8) {
+        let gone = self.addresses.iter().position(|(a, _)| (a.ip, a.prefix_len) == (ip, prefix_len));
+        if let Some(at) = gone {
+            let (address, _) = self.addresses.remove(at);
+            self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Model(pub(super) Rc<RefCell<World>>);
+
+impl Model {
+    fn look<T>(&self, read: impl FnOnce(&World) -> T) -> Result<T, KernelError> {
+        let mut world = self.0.borrow_mut();
+        if world.blind > 0 {
+            world.blind -= 1;
+            return Err(KernelError::NoAnswer);
+        }
+        Ok(read(&world))
+    }
+}
+
+impl Kernel for Model {
+    fn now(&self) -> Instant {
+        self.0.borrow().now
+    }
+
+    fn links(&mut self) -> Result<Vec<LinkUpdate>, KernelError> {
+        self.look(|world| world.links.clone())
+    }
+
+    fn addresses(&mut self, index: u32) -> Result<Vec<ObservedAddress>, KernelError> {
+        self.look(|world| {
+            let all = world.addresses.iter().map(|(address, _)| address.clone());
+            all.filter(|address| index == 0 || address.index == index).collect()
+        })
+    }
+
+    fn default_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
+        self.look(|world| world.routes.iter().filter(|route| route.destination.is_empty()).cloned().collect())
+    }
+
+    fn marked_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
+        self.look(|world| world.routes.iter().filter(|route| route.protocol == PROTOCOL).cloned().collect())
+    }
+
+    fn labels(&mut self) -> Result<Vec<ObservedLabel>, KernelError> {
+        self.look(|world| world.labels.clone())
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
+        let mut world = self.0.borrow_mut();
+        if let Some(stop) = world.stop_before_write.take() {
+            world.advance(stop);
+        }
+        world.deeds.push(Deed::Step(*step));
+        if let Some(errno) = world.refusals.pop_front() {
+            return Err(KernelError::Refused { errno, message: None });
+        }
+        match *step {
+            Step::PutAddress { index, ip, lease, scope } => world.put(index, ip, lease, scope),
+            Step::MoveAddress { index, ip, lease, scope } => {
+                world.delete(ip, full_prefix(ip));
+                world.put(index, ip, lease, scope);
+            }
+            Step::DeleteAddress { ip, prefix_len, .. } => world.delete(ip, prefix_len),
+            Step::PutRoute { index, prefix } => {
+                let (table, kind, metric) = (254, 1, 1024);
+                let interfaces = vec![index];
+                world.routes.push(ObservedRoute {
+                    destination: prefix,
+                    table,
+                    protocol: PROTOCOL,
+                    kind,
+                    metric,
+                    interfaces,
+                });
+            }
+            Step::DeleteRoute { prefix, .. } => {
+                world.routes.retain(|route| (route.protocol, route.destination) != (PROTOCOL, prefix));
+            }
+            Step::PutLabel { ip, label } => {
+                let prefix = Prefix::new(ip, full_prefix(ip));
+                world.labels.push(ObservedLabel { prefix, index: 0, label });
+            }
+            Step::DeleteLabel { ip, label } => {
+                world.labels.retain(|seen| (seen.prefix.network(), seen.label) != (ip, label));
+            }
+        }
+        Ok(())
+    }
+
+    fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
+        self.0.borrow_mut().deeds.push(Deed::ResetSessions(ips.to_vec()));
+        Ok(0)
+    }
+
+    fn marks_addresses(&self) -> bool {
+        true
+    }
+}
+
+/// A manager with its world.
+pub(super) struct Bench {
+    pub(super) manager: Manager<Model>,
+    pub(super) world: Rc<RefCell<World>>,
+    pub(super) events: Vec<KeeperEvent>,
+}
+
+impl Bench {
+    /// One group of `vips` on eth0, which is up and has 10.0.0.1/24.
+    pub(super) fn new(vips: &[&str]) -> Self {
+        let world = World {
+            now: Instant::now(),
+            links: Vec::new(),
+            addresses: Vec::new(),
+            labels: Vec::new(),
+            routes: Vec::new(),
+            events: VecDeque::new(),
+            deeds: Vec::new(),
+            stop_before_write: None,
+            refusals: VecDeque::new(),
+            blind: 0,
+        };
+        let world = Rc::new(RefCell::new(world));
+        world.borrow_mut().set_link(UP);
+        world.borrow_mut().add([10, 0, 0, 1].into(), 24);
+        let mut manager = Manager::new(Model(Rc::clone(&world)), SessionPolicy::Reset);
+        let config = config(vips);
+        let labelled = config.ips().into_iter().filter(IpAddr::is_ipv6);
+        let labels = labelled.map(|ip| (ip, 10_000)).collect();
+        manager.add(Registered { config, labels });
+        let mut bench = Self { manager, world, events: Vec::new() };
+        bench.turn();
+        bench.events.clear();
+        bench
+    }
+
+    /// What the keeper's thread does when it wakes up.
+    pub(super) fn turn(&mut self) {
+        let heard: Vec<Heard> = self.world.borrow_mut().events.drain(..).collect();
+        heard.into_iter().for_each(|heard| self.manager.hear(heard));
+        self.manager.settle();
+        self.manager.handle_timeout();
+        while let Some(event) = self.manager.poll_event() {
+            self.events.push(event);
+        }
+    }
+
+    /// Lets time pass as it does for a keeper that runs: it wakes up whenever it has to.
+    pub(super) fn pass(&mut self, by: Duration) {
+        let end = self.world.borrow().now + by;
+        loop {
+            let now = self.world.borrow().now;
+            let wake = self.manager.poll_timeout().map_or(end, |at| at.clamp(now, end));
+            self.world.borrow_mut().advance(wake - now);
+            self.turn();
+            if wake >= end {
+                return;
+            }
+            if wake == now {
+                self.world.borrow_mut().advance(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// A claim of now, valid for 1.8 s.
+    pub(super) fn claim(&mut self) {
+        let issued = self.world.borrow().now;
+        self.claim_of(Claim { issued, valid_until: issued + Duration::from_millis(1_800) });
+    }
+
+    pub(super) fn claim_of(&mut self, claim: Claim) {
+        self.manager.claim(ONE, &claim);
+        self.turn();
+    }
+
+    pub(super) fn take_events(&mut self) -> Vec<KeeperEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn take_deeds(&self) -> Vec<Deed> {
+        std::mem::take(&mut self.world.borrow_mut().deeds)
+    }
+}
+
+pub(super) fn config(vips: &[&str]) -> VipGroupConfig {
+    let parse = |text: &&str| {
+        let (ip, len) = text.split_once('/').unwrap();
+        VipAddress::new(ip.parse().unwrap(), len.parse().unwrap()).unwrap()
+    };
+    VipGroupConfig {
+        id: ONE,
+        interface: InterfaceSelector::Name("eth0".into()),
+        addresses: vips.iter().map(parse).collect(),
+        address_label: None,
+        lease: LeaseTime::MIN,
+    }
+}

@@ -1,0 +1,423 @@
+//! The manager against a model of the kernel: what happens between two instructions, and a random life.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+use super::model::{Bench, Deed, ETH0, ONE, UP, config};
+use crate::event::{KeeperEvent, Refusal, Removal, ResyncCause, Warning};
+use crate::group::Registered;
+use crate::lease::{Claim, Tenure};
+use crate::listener::Heard;
+use crate::plan::Step;
+use crate::types::{InterfaceSelector, Release};
+use crate::wire::decode::{DecodeError, NetEvent, ObservedRoute};
+
+const MS: Duration = Duration::from_millis(1);
+const VIPS: [&str; 2] = ["10.0.0.100/24", "fd00::100/64"];
+
+fn v4() -> IpAddr {
+    [10, 0, 0, 100].into()
+}
+
+fn v6() -> IpAddr {
+    "fd00::100".parse().unwrap()
+}
+
+fn installed(vips: &[&str]) -> Bench {
+    let mut bench = Bench::new(vips);
+    bench.claim();
+    bench.turn();
+    assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { id: ONE, .. }]));
+    bench.take_deeds();
+    bench
+}
+
+#[test]
+fn a_stop_just_before_a_refresh_is_noticed_just_after_it() {
+    let mut bench = installed(&VIPS);
+    bench.pass(1_000 * MS);
+    bench.world.borrow_mut().stop_before_write = Some(5_000 * MS);
+    bench.claim();
+    let world = bench.world.borrow();
+    assert!(!world.has(v4()) && !world.has(v6()), "the refresh re-created an address; it did not stay");
+    let Deed::Step(Step::PutAddress { .. }) = world.deeds[0] else { panic!("{:?}", world.deeds) };
+    assert!(matches!(world.deeds[1], Deed::Step(Step::DeleteAddress { .. })), "at once: {:?}", world.deeds);
+    drop(world);
+    let lost = KeeperEvent::Removed { id: ONE, reason: Removal::LeaseLost };
+    assert_eq!(bench.take_events(), [lost, KeeperEvent::LeaseLost { id: ONE }]);
+    bench.claim();
+    assert!(bench.world.borrow().has(v4()), "the next claim knows");
+}
+
+#[test]
+fn a_stop_during_the_first_install_is_noticed_too() {
+    let mut bench = Bench::new(&VIPS[..1]);
+    bench.world.borrow_mut().stop_before_write = Some(1_800 * MS);
+    bench.claim();
+    assert!(!bench.world.borrow().has(v4()));
+    assert_eq!(bench.take_events(), [KeeperEvent::LeaseLost { id: ONE }]);
+}
+
+#[test]
+fn a_short_stop_is_no_reason_to_give_up() {
+    let mut bench = installed(&VIPS);
+    bench.pass(1_000 * MS);
+    bench.world.borrow_mut().stop_before_write = Some(700 * MS);
+    bench.claim();
+    assert!(bench.world.borrow().has(v4()));
+    assert_eq!(bench.take_events(), []);
+}
+
+#[test]
+fn the_lease_counts_from_before_the_write() {
+    let mut bench = installed(&VIPS[..1]);
+    bench.pass(500 * MS);
+    bench.world.borrow_mut().stop_before_write = Some(1_000 * MS);
+    bench.claim();
+    // The write came 1 s after it was begun. What counts is the beginning: nothing is known of when it took effect.
+    bench.pass(799 * MS);
+    assert_eq!(bench.take_events(), []);
+    bench.pass(2 * MS);
+    assert_eq!(bench.take_events(), [KeeperEvent::Removed { id: ONE, reason: Removal::Lapsed }]);
+}
+
+#[test]
+fn sessions_are_reset_before_a_planned_release_and_after_any_other() {
+    for release in [Release::Planned, Release::Lost] {
+        let mut bench = installed(&VIPS[..1]);
+        bench.manager.release(ONE, release);
+        bench.turn();
+        let delete = Deed::Step(Step::DeleteAddress { index: ETH0, ip: v4(), prefix_len: 32 });
+        let reset = Deed::ResetSessions(vec![v4()]);
+        let expected = if release == Release::Planned { [reset, delete] } else { [delete, reset] };
+        assert_eq!(bench.take_deeds(), expected);
+        assert_eq!(
+            bench.take_events(),
+            [KeeperEvent::Removed { id: ONE, reason: Removal::Released(release) }]
+        );
+    }
+}
+
+#[test]
+fn a_claim_older_than_a_release_does_not_undo_it() {
+    let mut bench = installed(&VIPS[..1]);
+    let issued = bench.world.borrow().now;
+    bench.pass(10 * MS);
+    bench.manager.release(ONE, Release::Lost);
+    bench.claim_of(Claim { issued, valid_until: issued + 1_800 * MS });
+    assert!(!bench.world.borrow().has(v4()));
+    bench.claim();
+    assert!(bench.world.borrow().has(v4()));
+}
+
+#[test]
+fn a_claim_older_than_the_news_of_a_missing_address_does_not_restore_it() {
+    let mut bench = installed(&VIPS);
+    bench.pass(500 * MS);
+    let issued = bench.world.borrow().now;
+    bench.pass(10 * MS);
+    bench.world.borrow_mut().remove(v4());
+    bench.turn();
+    assert_eq!(bench.take_events(), [KeeperEvent::Missing { id: ONE, ip: v4() }]);
+    bench.claim_of(Claim { issued, valid_until: issued + 1_800 * MS });
+    assert!(!bench.world.borrow().has(v4()));
+    bench.claim();
+    assert!(bench.world.borrow().has(v4()));
+    assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { .. }]));
+}
+
+#[test]
+fn an_expiry_while_the_keeper_slept_is_not_missing() {
+    let mut bench = installed(&VIPS);
+    bench.world.borrow_mut().advance(10_000 * MS);
+    bench.turn();
+    assert_eq!(bench.take_events(), [KeeperEvent::Removed { id: ONE, reason: Removal::Expired }]);
+    bench.claim();
+    assert_eq!(bench.take_events(), [KeeperEvent::LeaseLost { id: ONE }]);
+    assert!(!bench.world.borrow().has(v4()));
+}
+
+#[test]
+fn an_ipv6_address_is_reported_when_it_works_or_after_a_limit() {
+    let mut bench = Bench::new(&VIPS);
+    let issued = bench.world.borrow().now;
+    bench.manager.claim(ONE, &Claim { issued, valid_until: issued + 1_800 * MS });
+    let late = bench.world.borrow_mut().events.pop_back().unwrap();
+    assert!(matches!(&late, Heard::Event(NetEvent::Address(address)) if address.ip == v6()));
+    bench.turn();
+    assert_eq!(bench.take_events(), [], "acknowledged, not working yet");
+    bench.pass(30 * MS);
+    bench.manager.hear(late);
+    bench.turn();
+    assert_eq!(bench.take_events(), [KeeperEvent::Installed { id: ONE, took: 30 * MS }]);
+
+    bench.manager.release(ONE, Release::Lost);
+    bench.turn();
+    bench.take_events();
+    let issued = bench.world.borrow().now;
+    bench.manager.claim(ONE, &Claim { issued, valid_until: issued + 1_800 * MS });
+    bench.world.borrow_mut().events.clear();
+    bench.pass(200 * MS);
+    assert_eq!(bench.take_events(), [KeeperEvent::Installed { id: ONE, took: 100 * MS }]);
+}
+
+#[test]
+fn a_refusal_is_said_once_and_tried_again() {
+    let mut bench = Bench::new(&VIPS[..1]);
+    let mut puts = 0;
+    for _ in 0..40 {
+        bench.world.borrow_mut().refusals.extend([Errno::ENOBUFS]);
+        bench.claim();
+        puts += bench.take_deeds().len();
+        bench.world.borrow_mut().refusals.clear();
+        bench.pass(50 * MS);
+    }
+    let refused = bench.take_events();
+    assert!(
+        matches!(refused[..], [KeeperEvent::Refused { ip, reason: Refusal::Kernel(_), .. }] if ip == v4()),
+        "{refused:?}"
+    );
+    assert!((3..=5).contains(&puts), "every half second: {puts}");
+    bench.pass(500 * MS);
+    bench.claim();
+    bench.turn();
+    assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { .. }]));
+    assert!(bench.manager.status(false).groups[0].addresses[0].state == crate::AddressState::Present);
+}
+
+#[test]
+fn a_look_that_fails_is_said_once_and_tried_again() {
+    let mut bench = installed(&VIPS);
+    bench.world.borrow_mut().blind = 3;
+    bench.manager.hear(Heard::Overrun);
+    bench.pass(1_000 * MS);
+    let events = bench.take_events();
+    assert!(
+        matches!(
+            events[..],
+            [
+                KeeperEvent::Warning { warning: Warning::Unobserved(_), .. },
+                KeeperEvent::Resynced { cause: ResyncCause::Retry },
+            ]
+        ),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_release_works_even_when_nothing_can_be_seen() {
+    let mut bench = installed(&VIPS);
+    bench.world.borrow_mut().blind = 1;
+    bench.manager.release(ONE, Release::Lost);
+    assert!(!bench.world.borrow().has(v4()) && !bench.world.borrow().has(v6()));
+    assert!(bench.world.borrow().has([10, 0, 0, 1].into()));
+}
+
+#[test]
+fn floods_of_unreadable_events_do_not_become_floods_of_looks() {
+    let mut bench = installed(&VIPS);
+    for _ in 0..300 {
+        bench.manager.hear(Heard::Unreadable(DecodeError::NoAddress { kind: 20 }));
+        bench.manager.hear(Heard::Overrun);
+        bench.pass(MS);
+    }
+    let resyncs = bench.manager.status(false).counters.resyncs;
+    assert!((3..=5).contains(&resyncs), "{resyncs}");
+}
+
+#[test]
+fn a_lost_event_is_found_by_the_look_that_follows() {
+    let mut bench = installed(&VIPS);
+    bench.pass(200 * MS);
+    bench.world.borrow_mut().remove(v4());
+    bench.world.borrow_mut().events.clear();
+    bench.pass(200 * MS);
+    assert_eq!(bench.take_events(), []);
+    bench.manager.hear(Heard::Overrun);
+    bench.turn();
+    let cause = ResyncCause::Overrun;
+    assert_eq!(
+        bench.take_events(),
+        [KeeperEvent::Missing { id: ONE, ip: v4() }, KeeperEvent::Resynced { cause }]
+    );
+}
+
+#[test]
+fn a_default_route_that_leads_elsewhere_is_followed_after_a_second() {
+    let mut bench = installed(&VIPS[..1]);
+    let route = |index, metric| ObservedRoute {
+        destination: crate::types::Prefix::new([0, 0, 0, 0].into(), 0),
+        table: 254,
+        protocol: 3,
+        kind: 1,
+        metric,
+        interfaces: vec![index],
+    };
+    let mut other = bench.world.borrow().links[0].clone();
+    (other.index, other.name) = (9, Some("eth1".into()));
+    bench.world.borrow_mut().routes = vec![route(ETH0, 100)];
+    bench.manager.hear(Heard::Event(NetEvent::Link(other)));
+    let by_route = crate::VipGroupConfig { interface: InterfaceSelector::DefaultRoute, ..config(&VIPS[..1]) };
+    bench.manager.update(Registered { config: by_route, labels: [].into() });
+    bench.pass(100 * MS);
+    bench.claim();
+    bench.take_events();
+
+    bench.world.borrow_mut().routes = vec![route(9, 50), route(ETH0, 100)];
+    bench.manager.hear(Heard::Event(NetEvent::Route(route(9, 50))));
+    bench.pass(900 * MS);
+    assert!(bench.world.borrow().has(v4()));
+    bench.pass(200 * MS);
+    assert!(!bench.world.borrow().has(v4()));
+    let events = bench.take_events();
+    assert!(
+        matches!(&events[..], [
+        KeeperEvent::Removed { reason: Removal::InterfaceGone, .. },
+        KeeperEvent::Interface { state: Some(state), .. },
+    ] if state.name == "eth1"),
+        "{events:?}"
+    );
+}
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+enum Happening {
+    Claim { valid_ms: u64, stopped_ms: Option<u64> },
+    OldClaim { age_ms: u64 },
+    Release(bool),
+    Pass(u64),
+    Sleep(u64),
+    Remove(bool),
+    Foreign(bool),
+    Link(bool),
+    Overrun,
+    Blind,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let stopped = prop::option::weighted(0.2, 1_u64..4_000);
+    prop_oneof![
+        8 => (1_u64..2_500, stopped).prop_map(|(valid_ms, stopped_ms)| Happening::Claim { valid_ms, stopped_ms }),
+        2 => (1_u64..2_500).prop_map(|age_ms| Happening::OldClaim { age_ms }),
+        1 => any::<bool>().prop_map(Happening::Release),
+        8 => (1_u64..1_200).prop_map(Happening::Pass),
+        1 => (1_u64..4_000).prop_map(Happening::Sleep),
+        2 => any::<bool>().prop_map(Happening::Remove),
+        1 => any::<bool>().prop_map(Happening::Foreign),
+        1 => any::<bool>().prop_map(Happening::Link),
+        1 => Just(Happening::Overrun),
+        1 => Just(Happening::Blind),
+    ]
+}
+
+fn happen(bench: &mut Bench, what: &Happening) {
+    let vip = |first: bool| if first { v4() } else { v6() };
+    let now = bench.world.borrow().now;
+    match *what {
+        Happening::Claim { valid_ms, stopped_ms } => {
+            bench.world.borrow_mut().stop_before_write = stopped_ms.map(Duration::from_millis);
+            bench.claim_of(Claim { issued: now, valid_until: now + Duration::from_millis(valid_ms) });
+            bench.world.borrow_mut().stop_before_write = None;
+        }
+        Happening::OldClaim { age_ms } => {
+            let issued = now - Duration::from_millis(age_ms);
+            bench.claim_of(Claim { issued, valid_until: issued + 1_800 * MS });
+        }
+        Happening::Release(planned) => {
+            bench.manager.release(ONE, if planned { Release::Planned } else { Release::Lost });
+        }
+        Happening::Pass(ms) => bench.pass(Duration::from_millis(ms)),
+        Happening::Sleep(ms) => bench.world.borrow_mut().advance(Duration::from_millis(ms)),
+        Happening::Remove(first) => {
+            bench.world.borrow_mut().remove(vip(first));
+        }
+        Happening::Foreign(first) => bench.world.borrow_mut().add(vip(first), 24),
+        Happening::Link(up) => bench.world.borrow_mut().set_link(if up { UP } else { 0x1002 }),
+        Happening::Overrun => {
+            bench.world.borrow_mut().events.clear();
+            bench.manager.hear(Heard::Overrun);
+        }
+        Happening::Blind => bench.world.borrow_mut().blind = 1,
+    }
+    bench.turn();
+}
+
+/// What must hold whenever the keeper has had its turn, if it could look.
+fn check(bench: &Bench, what: &Happening) {
+    let world = bench.world.borrow();
+    let group = &bench.manager.groups[&ONE];
+    let held = matches!(group.lease.tenure, Tenure::Held(_));
+    for (address, expires) in &world.addresses {
+        let ours = address.protocol == Some(crate::wire::PROTOCOL);
+        assert_eq!(
+            ours,
+            expires.is_some(),
+            "whatever we write is a lease, whatever is not ours has none: {address:?}"
+        );
+        assert!(!ours || held || world.blind > 0, "{address:?} is here although nobody holds it");
+    }
+    assert!(world.has([10, 0, 0, 1].into()), "the node's own address");
+    let wrote = world.deeds.iter().any(|deed| matches!(deed, Deed::Step(step) if step.needs_claim()));
+    let claimed = match what {
+        Happening::Claim { .. } => true,
+        Happening::OldClaim { age_ms } => *age_ms < 1_800,
+        _ => false,
+    };
+    assert!(claimed || !wrote, "written without a valid claim: {:?}", world.deeds);
+    if let Some(held) = group.lease.held() {
+        assert!(world.now < held.since + group.config.lease.nearly_over(), "held beyond its time");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+    #[test]
+    fn whatever_happens_no_address_stays_without_a_lease_and_nothing_foreign_changes(
+        happenings in prop::collection::vec(happening(), 1..40),
+    ) {
+        let mut bench = Bench::new(&VIPS);
+        for what in &happenings {
+            let foreign_before: Vec<_> = foreign(&bench);
+            happen(&mut bench, what);
+            check(&bench, what);
+            let removed_by_us = foreign_before.into_iter().any(|address| {
+                let deleted = |deed: &Deed| matches!(deed, Deed::Step(Step::DeleteAddress { ip, prefix_len, .. })
+                    if (*ip, *prefix_len) == address);
+                bench.world.borrow().deeds.iter().any(deleted)
+            });
+            prop_assert!(!removed_by_us);
+            bench.take_deeds();
+        }
+
+        // Once the disturbances are over, claims bring everything back that nobody else has.
+        bench.world.borrow_mut().blind = 0;
+        for vip in [v4(), v6()] {
+            while foreign(&bench).iter().any(|(ip, _)| *ip == vip) {
+                bench.world.borrow_mut().remove(vip);
+            }
+        }
+        bench.world.borrow_mut().set_link(UP);
+        for _ in 0..4 {
+            bench.pass(600 * MS);
+            bench.claim();
+        }
+        prop_assert!(bench.world.borrow().has(v4()) && bench.world.borrow().has(v6()));
+        let events = bench.take_events();
+        let last = events.iter().rev().find(|event| matches!(event, KeeperEvent::Installed { .. } | KeeperEvent::Removed { .. }));
+        prop_assert!(matches!(last, Some(KeeperEvent::Installed { .. })), "{:?}", events);
+    }
+}
+
+/// The VIPs that somebody else has placed.
+fn foreign(bench: &Bench) -> Vec<(IpAddr, u8)> {
+    let world = bench.world.borrow();
+    let foreign = world.addresses.iter().filter(|(address, _)| address.protocol.is_none());
+    foreign
+        .map(|(address, _)| (address.ip, address.prefix_len))
+        .filter(|(ip, _)| [v4(), v6()].contains(ip))
+        .collect()
+}
