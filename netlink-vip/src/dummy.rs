@@ -103,9 +103,15 @@ impl DummyLink {
         let marks = self.kernel.marks_addresses();
         let steps =
             plan(&self.name, addresses, link.as_ref().map(|link| (link, observed.as_slice())), marks)?;
+        let new = steps.first() == Some(&Step::Create);
         for step in steps {
-            let result = self.take(step);
-            result.map_err(|error| self.classify(error))?;
+            if let Err(error) = self.take(step) {
+                if new && self.index != 0 {
+                    // Half a link is of no use to anybody; the error that matters is the first one.
+                    let _ = self.kernel.delete_link(self.index);
+                }
+                return Err(self.classify(error));
+            }
         }
         Ok(())
     }

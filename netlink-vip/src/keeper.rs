@@ -173,6 +173,13 @@ impl KeeperHandle {
         self.inner.mailbox.status()
     }
 
+    /// Whether the keeper's thread is at work. If it is not although nobody ended it, it panicked: the kernel then
+    /// ends the leases, and only a new keeper holds an address again.
+    pub fn is_running(&self) -> bool {
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Removes everything of ours and ends the thread. Returns at once; see [`KeeperHandle::join`].
     pub fn shutdown(&self) {
         self.inner.mailbox.order(Order::Shutdown);

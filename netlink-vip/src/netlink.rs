@@ -188,8 +188,28 @@ fn tolerate(result: Result<(), KernelError>, fine: &[Errno]) -> Result<(), Kerne
 
 /// By `uname`, because a kernel that does not know an attribute ignores it silently.
 fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let Ok(uname) = nix::sys::utsname::uname() else { return true };
-    let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    release.is_ok_and(|release| version_of(&release) >= (major, minor))
+}
+
+/// The first two numbers of a kernel release.
+fn version_of(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert_eq!(version_of("6.18.44-fc-v669"), (6, 18));
+        assert_eq!(version_of("5.4.0-200-generic"), (5, 4));
+        assert_eq!(version_of("6-rc1"), (6, 0));
+        assert_eq!(version_of(""), (0, 0));
+        assert!(
+            version_of("5.18") >= (5, 18) && version_of("5.9.1") < (5, 18) && version_of("10.0") > (5, 18)
+        );
+    }
 }

@@ -5,6 +5,8 @@ pub mod decode;
 pub(crate) mod diag;
 pub(crate) mod encode;
 
+pub use decode::{DecodeError, Message, NetEvent, decode_event, decode_events, messages};
+
 /// Marks addresses (`IFA_PROTO`, Linux 5.18) and routes (`rtm_protocol`) as ours. The value is registered with
 /// nobody; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
 pub const PROTOCOL: u8 = 203;

@@ -38,7 +38,10 @@ fn a_claim_installs_both_families_and_a_release_leaves_no_trace(ground: &Ground)
         .wait("Removed", |event| matches!(event, KeeperEvent::Removed { reason, .. } if *reason == released));
     ground.assert_unchanged_since(&before);
     keeper.install(ONE);
+    let handle = keeper.handle.clone();
+    assert!(handle.is_running());
     keeper.end();
+    assert!(!handle.is_running());
     ground.assert_unchanged_since(&before);
 }
 
