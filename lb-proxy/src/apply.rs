@@ -28,12 +28,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub forbidden: Vec<IpAddr>,
+    /// Backends that were left out, so that each is told of once.
+    left_out: Vec<(Arc<str>, SocketAddr)>,
     last_id: u32,
 }
 
 impl Applied {
     pub(crate) fn new(forbidden: Vec<IpAddr>) -> Self {
-        Applied { forbidden, last_id: 0 }
+        Applied { forbidden, left_out: Vec::new(), last_id: 0 }
     }
 
     /// Makes `services` the running ones. On error nothing has changed.
@@ -65,10 +67,11 @@ impl Applied {
     }
 
     /// Leaves out backends through which the balancer would connect to itself.
-    fn drop_forbidden(&self, shared: &Shared, services: &mut [Service]) {
+    fn drop_forbidden(&mut self, shared: &Shared, services: &mut [Service]) {
         let ports: Vec<u16> =
             services.iter().flat_map(|service| &service.listen).map(SocketAddr::port).collect();
         let own = local_addresses();
+        let mut left_out = Vec::new();
         for service in services {
             let name: Arc<str> = service.name.as_str().into();
             service.backends.retain(|backend| {
@@ -77,17 +80,26 @@ impl Applied {
                 let is_forbidden =
                     self.forbidden.contains(&ip) || (ports.contains(&backend.addr.port()) && is_own());
                 if is_forbidden {
-                    let service = Arc::clone(&name);
-                    shared.tell(Event::BackendForbidden { service, backend: backend.addr });
+                    left_out.push((Arc::clone(&name), backend.addr));
                 }
                 !is_forbidden
             });
         }
+        for (service, backend) in left_out.iter().filter(|found| !self.left_out.contains(found)) {
+            shared.tell(Event::BackendForbidden { service: Arc::clone(service), backend: *backend });
+        }
+        self.left_out = left_out;
     }
 
     /// The service as it shall be: known backends keep their state, sessions and counters.
     fn revise(&mut self, known: Option<&Arc<LiveService>>, service: &Service) -> Arc<LiveService> {
         let previous = known.map(|known| known.backends.load_full());
+        if let (Some(known), Some(previous)) = (known, &previous)
+            && previous.is_as_configured(service)
+        {
+            // The choice goes on where it was.
+            return Arc::clone(known);
+        }
         let mut leaving = known.map_or_else(Vec::new, |known| {
             std::mem::take(&mut *known.leaving.lock().unwrap_or_else(PoisonError::into_inner))
         });

@@ -124,9 +124,9 @@ impl Race<'_> {
                     self.hedge = now + self.backends.hedge_after;
                     return;
                 }
+                // No fault of the backend. Another may still be reached: some of these errors depend on the address.
                 Err(error) if is_exhaustion(&error) => {
                     self.worker.shared.exhausted(self.worker.index, &error);
-                    return;
                 }
                 Err(error) => self.fail(backend, failure(&error)),
             }

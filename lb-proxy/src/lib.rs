@@ -1,4 +1,26 @@
 //! Zero-copy TCP load balancer: accept, pick, connect, relay by splice, check health, drain, and the nftables table that feeds it.
+//!
+//! [`LoadBalancer::start`] runs services; everything else is a method of the handle it returns. [`health::Monitor`] and
+//! [`nft::Nft`] also stand alone.
+//!
+//! # Threads
+//!
+//! Workers accept on listeners of their own (`SO_REUSEPORT`) and keep each session on one thread for its whole life,
+//! so that relaying takes no lock. A worker with clearly more sessions than another hands a new one over. One more
+//! thread makes the health checks. The handle only sends the workers messages and reads atomics: it never waits for
+//! a worker, except where a method says so, and then not for long.
+//!
+//! # What holds
+//!
+//! - A backend is connected before a byte of the client is read: while any backend can be connected, no client sees
+//!   one that cannot.
+//! - Every byte is relayed exactly once and in order. An end of stream is forwarded after all bytes before it, a reset
+//!   as a reset; a reset is never taken for an end.
+//! - An idle session holds two sockets and about 1.3 KiB, neither a buffer nor a pipe.
+//! - Changes of the configuration end no session. Verdicts of health checks, [`LoadBalancer::reset_sessions`] and
+//!   [`LoadBalancer::stop`] end sessions by a reset to both sides.
+//!
+//! `splice(2)` cannot be told to raise no `SIGPIPE`: the process must ignore it, as every Rust program does by default.
 
 mod accept;
 mod apply;

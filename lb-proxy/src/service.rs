@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::backend::{LiveBackend, Tier};
 use crate::balance::{Candidate, Chooser, client_key};
-use crate::config::Balance;
+use crate::config::{Backend, Balance, Service};
 
 /// A backend with what this configuration says of it.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    pub(crate) fn new(service: &crate::config::Service, members: Vec<Member>) -> Self {
+    pub(crate) fn new(service: &Service, members: Vec<Member>) -> Self {
         Backends {
             balance: service.balance,
             connect_timeout: service.connect_timeout,
@@ -40,6 +40,18 @@ impl Backends {
             choice: Mutex::new((Chooser::new(service.balance, members.len()), Vec::new())),
             members,
         }
+    }
+
+    /// Whether a configuration asks for just this.
+    pub(crate) fn is_as_configured(&self, service: &Service) -> bool {
+        let same_settings = (self.balance, self.connect_timeout, self.hedge_after, self.slow_start)
+            == (service.balance, service.connect_timeout, service.hedge_after, service.slow_start);
+        let same = |member: &Member, config: &Backend| {
+            (member.backend.addr, member.weight, &member.name) == (config.addr, config.weight, &config.name)
+        };
+        same_settings
+            && self.members.len() == service.backends.len()
+            && self.members.iter().zip(&service.backends).all(|(member, config)| same(member, config))
     }
 
     /// The backend for a client, none of those `tried` (ids); `None` when there is none left.
@@ -104,7 +116,6 @@ impl LiveService {
 mod tests {
     use super::*;
     use crate::backend::Verdict;
-    use crate::config::{Backend, Service};
     use crate::event::Failure;
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);

@@ -186,3 +186,21 @@ fn a_backend_that_is_the_balancer_itself_is_left_out() {
     balancer.lb.reconfigure(vec![service(&[echo.addr])]).unwrap();
     assert_eq!(balancer.lb.serving_evidence()[0].backends, 0);
 }
+
+#[test]
+fn the_same_configuration_again_changes_nothing() {
+    let echoes = [Echo::start(0), Echo::start(1), Echo::start(2)];
+    let all: Vec<_> = echoes.iter().map(|echo| echo.addr).collect();
+    let vip = "127.0.0.50:6443".parse().unwrap();
+    let with_vip: Vec<_> = all.iter().copied().chain([vip]).collect();
+    let balancer = Balancer::start(&with_vip, |options, _| options.forbidden = vec![vip.ip()]).checked();
+    let turns: Vec<u8> = (0..9)
+        .map(|_| {
+            balancer.lb.reconfigure(vec![service(&with_vip)]).unwrap();
+            visit(balancer.addr).unwrap()
+        })
+        .collect();
+    assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0, 1, 2], "the turn is not lost");
+    let events = balancer.events.lock().unwrap();
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::BackendForbidden { .. })).count(), 1);
+}
