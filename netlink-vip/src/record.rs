@@ -6,10 +6,9 @@
 //! The list may be longer than what exists; it is written when groups are registered, never in the path of a claim.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -190,14 +189,13 @@ impl<K: Kernel> Registrar<K> {
     }
 }
 
+/// Locks the directory itself, so that no lock file is left behind.
 fn lock(state_dir: &Path) -> Result<Flock<File>, RegisterError> {
-    let path = state_dir.join("vips.lock");
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.map_err(|source| RegisterError::StateDir { path: path.clone(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    let fault = |source| RegisterError::StateDir { path: state_dir.to_owned(), source };
+    let directory = File::open(state_dir).map_err(fault)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => RegisterError::InUse { path: state_dir.to_owned() },
-        errno => RegisterError::StateDir { path, source: errno.into() },
+        errno => fault(errno.into()),
     })
 }
 
