@@ -2,11 +2,11 @@
 //!
 //! Two routers with one VRID on one link of one host would each see the other as a conflict and both would
 //! manage the same addresses. A lock file per network namespace, interface and VRID keeps the second one out;
-//! `flock` goes with its process, so a crash leaves nothing to clean up.
+//! `flock` goes with its process, so a crash leaves nothing to clean up; a clean stop removes the file, too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -29,11 +29,23 @@ fn holder(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// A held lock; dropping it releases.
+/// A held lock; dropping it releases and removes the file.
 #[derive(Debug)]
 pub(crate) struct RouterLock {
+    // Dropped, and thereby unlocked, after the file is removed.
     _file: Flock<File>,
+    path: PathBuf,
 }
+
+impl Drop for RouterLock {
+    fn drop(&mut self) {
+        // What remains is an empty promise: it locks nobody out.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// How often a lock is tried whose file its former holder removes at the same moment.
+const ATTEMPTS: u8 = 8;
 
 impl RouterLock {
     /// Locks `vrid` on `interface` of this process's network namespace.
@@ -41,25 +53,33 @@ impl RouterLock {
         let path = dir.join(format!("{}-{interface}-{vrid}", network_namespace()));
         let io = |source| LockError::Io { path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                write_pid(&mut file).map_err(io)?;
-                Ok(Self { _file: file })
+        for _ in 0..ATTEMPTS {
+            match Flock::lock(open(&path).map_err(io)?, FlockArg::LockExclusiveNonblock) {
+                Ok(mut file) if is_at(&file, &path) => {
+                    write_pid(&mut file).map_err(io)?;
+                    return Ok(Self { _file: file, path });
+                }
+                // The former holder removed it after it was opened here; others will meet at a new one.
+                Ok(_) => {}
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let pid = read_pid(&mut file);
+                    return Err(LockError::Held { interface: interface.to_owned(), vrid, pid });
+                }
+                Err((_, errno)) => return Err(io(errno.into())),
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                Err(LockError::Held { interface: interface.to_owned(), vrid, pid: read_pid(&mut file) })
-            }
-            Err((_, errno)) => Err(io(errno.into())),
         }
+        Err(io(io::ErrorKind::ResourceBusy.into()))
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Whether this file is still the one of that name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().map(identity).ok() == fs::metadata(path).map(identity).ok()
 }
 
 /// The inode number identifies the namespace among those that exist now.
@@ -95,7 +115,22 @@ mod tests {
         RouterLock::acquire(dir.path(), "eth0", 52).unwrap();
         RouterLock::acquire(dir.path(), "eth1", 51).unwrap();
         drop(first);
-        RouterLock::acquire(dir.path(), "eth0", 51).unwrap();
+        let again = RouterLock::acquire(dir.path(), "eth0", 51).unwrap();
+        drop(again);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "no file is left behind");
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RouterLock::acquire(dir.path(), "eth0", 51).unwrap();
+        let late = open(&first.path).unwrap();
+        assert!(is_at(&late, &first.path));
+        let path = first.path.clone();
+        drop(first);
+        assert!(!is_at(&late, &path));
+        let _second = RouterLock::acquire(dir.path(), "eth0", 51).unwrap();
+        assert!(!is_at(&late, &path));
     }
 
     #[test]

@@ -124,8 +124,12 @@ impl Election {
             self.runner.abort();
         }
         self.keeper.shutdown();
-        let joined = tokio::task::spawn_blocking(move || self.keeper.join());
-        match tokio::time::timeout(END_GRACE, joined).await {
+        let keeper = self.keeper.clone();
+        let joined = tokio::task::spawn_blocking(move || keeper.join());
+        let joined = tokio::time::timeout(END_GRACE, joined).await;
+        // Not earlier: while the addresses are there, no other daemon may take their place.
+        self.link.leave_all();
+        match joined {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
             Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),

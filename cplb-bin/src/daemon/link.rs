@@ -95,6 +95,11 @@ impl Link {
         self.seats().remove(&id.0);
     }
 
+    /// Forgets all of them, and their locks. The callbacks of both threads keep this alive, so nothing else would.
+    pub(crate) fn leave_all(&self) {
+        self.seats().clear();
+    }
+
     /// Tries again for the instances whose lock was held by somebody else.
     pub(crate) fn retry_locks(&self) {
         let waiting: Vec<u32> =
