@@ -1,0 +1,197 @@
+//! What is left of a daemon after a clean stop and after a crash: nothing, and what was never ours is untouched.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use testbed::{AddressWatch, Lan, Node, Signal, Test, Tool};
+
+use support::{Cluster, Plan, VIP_HOST};
+
+fn main() -> ExitCode {
+    let tools = [Tool::Nft, Tool::Ip];
+    testbed::main(vec![
+        Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools),
+        Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
+        Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)
+            .needs(tools),
+    ])
+}
+
+/// Where daemons meet, whatever their state directories are.
+const LOCKS: &str = "/run/cplb/lock";
+
+/// An administrator's own table, with one rule like ours.
+const FOREIGN_TABLE: &str = "table inet foreign { chain pre { type nat hook prerouting priority -100; \
+                             ip daddr 10.9.0.200 tcp dport 6443 redirect to :1; }; }";
+
+/// Everything in the kernel that a daemon could have touched on a node, in words.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    addresses: Vec<String>,
+    routes: Vec<String>,
+    labels: Vec<String>,
+    ruleset: String,
+    sysctls: BTreeMap<String, String>,
+}
+
+impl Traces {
+    fn of(node: &Node) -> Self {
+        let ip = |arguments: &[&str]| sorted(&run(node, "ip", arguments));
+        let mut routes = ip(&["-4", "route", "show", "table", "all"]);
+        routes.extend(ip(&["-6", "route", "show", "table", "all"]));
+        Self {
+            addresses: ip(&["-o", "addr", "show"]),
+            routes,
+            labels: ip(&["addrlabel", "list"]),
+            ruleset: run(node, "nft", &["list", "ruleset"]),
+            sysctls: node.run(|| {
+                let mut found = sysctls(Path::new("/proc/sys/net/ipv4/conf/eth0"));
+                found.extend(sysctls(Path::new("/proc/sys/net/ipv6/conf/eth0")));
+                found
+            }),
+        }
+    }
+}
+
+fn sysctls(directory: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(directory).expect("the interface has settings");
+    entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            // Some can only be written.
+            Some((path.display().to_string(), fs::read_to_string(path).ok()?))
+        })
+        .collect()
+}
+
+fn run(node: &Node, program: &str, arguments: &[&str]) -> String {
+    node.exec(program, arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn sorted(text: &str) -> Vec<String> {
+    let mut lines: Vec<_> = text.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// Puts things on a node that look like ours but are not: a table, and addresses beside the VIPs.
+fn plant(lan: &Lan, node: &Node) {
+    run(node, "nft", &[FOREIGN_TABLE]);
+    for ip in [IpAddr::V4(lan.v4(VIP_HOST + 100)), IpAddr::V6(lan.v6(VIP_HOST + 100))] {
+        // A host address on the same interface looks most like a VIP.
+        let address = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
+        run(node, "ip", &["addr", "add", &address, "dev", "eth0"]);
+    }
+    run(node, "ip", &["addrlabel", "add", "prefix", "fd44::/64", "label", "77"]);
+}
+
+/// A dual-stack cluster with foreign things on every controller, and the traces as they are before any daemon.
+fn planted(controllers: u8, plan: Plan) -> (Cluster, Vec<Traces>) {
+    let cluster = Cluster::build(Lan::builder().controllers(controllers), plan);
+    for node in cluster.lan.controllers() {
+        plant(&cluster.lan, node);
+    }
+    let traces = cluster.lan.controllers().iter().map(Traces::of).collect();
+    (cluster, traces)
+}
+
+/// Stops a daemon and compares its node with what it was before.
+fn stop_and_compare(cluster: &Cluster, index: usize, before: &Traces) {
+    cluster.signal(index, Signal::SIGTERM);
+    let status = cluster.wait_until_ended(index);
+    cluster.check(status.success(), || format!("the daemon ended with {status}"));
+    let after = Traces::of(cluster.node(index));
+    cluster.check(&after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
+    cluster.check(!cluster.socket(index).exists(), || "the status socket is left".to_owned());
+    let left = entries(&cluster.state_dir(index));
+    cluster.check(left.is_empty(), || format!("left in the state directory: {left:?}"));
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+fn vips(cluster: &Cluster) -> [IpAddr; 2] {
+    [IpAddr::V4(cluster.lan.v4(VIP_HOST)), IpAddr::V6(cluster.lan.v6(VIP_HOST))]
+}
+
+/// The traces of a running Active differ in each point, or the comparison would prove nothing.
+fn check_presence(cluster: &Cluster, owner: usize, before: &Traces) {
+    let during = Traces::of(cluster.node(owner));
+    cluster.check(during.addresses.len() == before.addresses.len() + 2, || format!("{during:#?}"));
+    cluster.check(during.labels.len() == before.labels.len() + 1, || format!("{during:#?}"));
+    cluster.check(during.ruleset.contains("table inet cplb"), || format!("{during:#?}"));
+    cluster.check(during.ruleset.contains("table inet foreign"), || format!("{during:#?}"));
+    cluster.check(!entries(Path::new(LOCKS)).is_empty(), || "no lock".to_owned());
+    cluster.check(cluster.socket(owner).exists(), || "no socket".to_owned());
+}
+
+fn stop() {
+    let (mut cluster, before) = planted(3, Plan::v3("100ms").dual_stack());
+    cluster.start_all();
+    let first = cluster.wait_until_settled();
+    check_presence(&cluster, first, &before[first]);
+    // The Active first, then a Backup and whoever is Active last, with nobody to hand over to.
+    stop_and_compare(&cluster, first, &before[first]);
+    let second = cluster.wait_for_owner(None);
+    let backup = (0..cluster.len()).find(|index| ![first, second].contains(index)).expect("there are three");
+    stop_and_compare(&cluster, backup, &before[backup]);
+    stop_and_compare(&cluster, second, &before[second]);
+    let locks = entries(Path::new(LOCKS));
+    cluster.check(locks.is_empty(), || format!("locks are left: {locks:?}"));
+}
+
+fn restart() {
+    // One second, so that the leases of a killed daemon are still there when the next one starts.
+    let (mut cluster, before) = planted(3, Plan::default().dual_stack());
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
+    cluster.signal(owner, Signal::SIGKILL);
+    cluster.wait_until_ended(owner);
+    let left = Traces::of(cluster.node(owner));
+    for vip in vips(&cluster) {
+        cluster.check(watch.has(vip), || format!("a killed daemon cannot have removed {vip}: {left:#?}"));
+    }
+    cluster.check(left.ruleset.contains("table inet cplb"), || format!("{left:#?}"));
+
+    cluster.start_daemon(owner);
+    // It removes what its predecessor left before it does anything else, so before its status socket answers about
+    // an election; a stall of this machine only makes this later, up to the lease itself.
+    for vip in vips(&cluster) {
+        let gone = watch.wait_for_loss(vip, Duration::from_secs(1));
+        cluster.check(gone.is_ok(), || format!("{vip} of the crashed daemon is left"));
+    }
+    cluster.wait_until_settled();
+    let during = Traces::of(cluster.node(owner));
+    let tables = during.ruleset.matches("table inet cplb").count();
+    cluster.check(tables == 1, || format!("{tables} tables: {during:#?}"));
+    for (index, before) in before.iter().enumerate() {
+        stop_and_compare(&cluster, index, before);
+    }
+}
+
+fn restart_with_another_vip() {
+    let (mut cluster, before) = planted(1, Plan::v3("100ms").dual_stack());
+    cluster.start_all();
+    cluster.wait_until_settled();
+    cluster.signal(0, Signal::SIGKILL);
+    cluster.wait_until_ended(0);
+    // IPv4 only: address, label and rules of the IPv6 VIP are in nobody's configuration any more.
+    cluster.plan = Plan::v3("100ms");
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let during = Traces::of(cluster.node(0));
+    let vip6 = cluster.lan.v6(VIP_HOST).to_string();
+    cluster.wait("the former VIP is gone", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
+    cluster.check(during.labels == before[0].labels, || format!("the label is left: {during:#?}"));
+    cluster.check(!during.ruleset.contains(&vip6), || format!("a rule is left: {during:#?}"));
+    stop_and_compare(&cluster, 0, &before[0]);
+}
