@@ -82,11 +82,12 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
         Event::Advertisement { host, priority, centiseconds, v6, v3, vrid, hop_limit, list } => {
             let addresses = if v6 { Addresses::V6(vec![VIP6; list.into()]) } else { Addresses::V4(vec![VIP4; list.into()]) };
             let Some(vrid) = Vrid::new(if vrid { 51 } else { 52 }) else { return };
+            let Some(interval) = AdvertInterval::from_centiseconds(centiseconds & 0xfff) else { return };
             let advertisement = Advertisement {
                 version: if v3 { Version::V3 } else { Version::V2 },
                 vrid,
                 priority: WirePriority(priority),
-                interval: Duration::from_millis(u64::from(centiseconds & 0xfff) * 10),
+                interval,
                 addresses,
                 auth: AuthPass::new("Example").map_or(Auth::None, Auth::Pass),
             };
