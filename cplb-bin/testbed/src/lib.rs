@@ -26,6 +26,7 @@ mod node;
 mod probe;
 mod process;
 mod tool;
+mod urgency;
 mod wait;
 mod watch;
 

@@ -15,7 +15,11 @@ use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, packet_core::NetlinkPayload};
 
-use crate::{Address, Error, Node, Thread, netlink, probe::prefer_this_thread, wait_until};
+use crate::{
+    Address, Error, Node, Thread, netlink,
+    urgency::{self, Urgency},
+    wait_until,
+};
 
 /// What happened to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +155,7 @@ impl Shared {
 const POLL: Duration = Duration::from_millis(20);
 
 fn run(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) {
-    prefer_this_thread();
+    urgency::claim(Urgency::Measure);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(watch(shared, ready)),

@@ -25,7 +25,8 @@ use crate::{Error, Node, Thread};
 ///
 /// It answers any request with its name, so that a client can tell backends apart, and can be made to fail in all
 /// the ways in which API servers fail. Connections that it closes on command are reset, as those of a killed
-/// process are.
+/// process are. It runs at the lowest real-time priority where that is permitted, because it stands for a machine
+/// of its own.
 #[derive(Debug)]
 pub struct Backend {
     name: String,

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{Behaviour, Command, Order, Protocol, Shared, http};
+use crate::urgency::{self, Urgency};
 
 pub(super) struct Server {
     address: SocketAddr,
@@ -48,6 +49,7 @@ impl Server {
     }
 
     pub(super) fn run(mut self) {
+        urgency::claim(Urgency::Serve);
         // Without a runtime nobody answers orders, and the backend reports that it has ended.
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {

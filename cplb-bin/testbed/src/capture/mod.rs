@@ -32,7 +32,12 @@ use socket2::SockRef;
 
 pub use frame::{Announcement, AnnouncementKind, Frame, TcpSegment, Travel, VrrpAdvert};
 
-use crate::{Error, Lan, Mac, Node, Thread, netlink, node::INTERFACE, probe::prefer_this_thread, wait_until};
+use crate::{
+    Error, Lan, Mac, Node, Thread, netlink,
+    node::INTERFACE,
+    urgency::{self, Urgency},
+    wait_until,
+};
 
 /// Frames that pass an interface, recorded from its start on. Dropping it ends it.
 #[derive(Debug)]
@@ -219,7 +224,7 @@ struct Tap {
 
 impl Tap {
     fn run(self) {
-        prefer_this_thread();
+        urgency::claim(Urgency::Measure);
         let mut buffer = vec![0; LONGEST];
         let mut control = cmsg_space!(TimeSpec, u32);
         while !self.shared.stop.load(Ordering::Relaxed) {

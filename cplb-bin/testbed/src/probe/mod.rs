@@ -13,10 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use thread_priority::{
-    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
-    set_thread_priority_and_policy, thread_native_id,
-};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpSocket,
@@ -27,7 +23,12 @@ use tokio::{
 pub use report::{Failure, Gap, ProbeReport, Sample};
 pub use session::{SessionState, Sessions};
 
-use crate::{Error, Node, Thread, netlink, node::INTERFACE, wait_until};
+use crate::{
+    Error, Node, Thread, netlink,
+    node::INTERFACE,
+    urgency::{self, Urgency},
+    wait_until,
+};
 
 /// Describes a probe; see [`Probe::to`].
 #[derive(Debug, Clone)]
@@ -171,21 +172,10 @@ impl Shared {
     }
 }
 
-/// Above that of the daemons under test, so that their load does not look like a blackout.
-const PRIORITY: u8 = 80;
-
 fn run(plan: &ProbeBuilder, shared: &Arc<Shared>) {
-    prefer_this_thread();
+    urgency::claim(Urgency::Measure);
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     LocalSet::new().block_on(&runtime, launch(plan, shared));
-}
-
-/// Asks for real-time priority. An ordinary user does not get it, and measures a little more noise.
-pub(crate) fn prefer_this_thread() {
-    let Ok(priority) = ThreadPriorityValue::try_from(PRIORITY) else { return };
-    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
-    let _ =
-        set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(priority), policy);
 }
 
 async fn launch(plan: &ProbeBuilder, shared: &Arc<Shared>) {

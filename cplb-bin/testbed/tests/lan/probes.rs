@@ -24,6 +24,8 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 const MS: Duration = Duration::from_millis(1);
+/// How late things may be on a busy machine.
+const NOISE: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(5);
 
 fn a_probe_measures_an_induced_gap() {
@@ -34,8 +36,8 @@ fn a_probe_measures_an_induced_gap() {
         let probe = Probe::to((ip, 7000).into()).start(lan.client(0)).expect("a probe");
         probe.wait_for_calm(100 * MS, LONG).expect("calm");
         let quiet = probe.report().blackout_since(Instant::now() - 50 * MS).duration();
-        assert!(quiet < 40 * MS, "{quiet:?} without a reason");
-        for gap in [60 * MS, 300 * MS] {
+        assert!(quiet < NOISE, "{quiet:?} without a reason");
+        for gap in [300 * MS, 700 * MS] {
             let before = Instant::now();
             lan.cut(node, Direction::From).expect("a cut");
             let cut = Instant::now();
@@ -45,12 +47,8 @@ fn a_probe_measures_an_induced_gap() {
             let back = probe.wait_for_success(healing, LONG).expect("a success");
             let seen = probe.report().blackout_since(before);
             assert!(seen.duration() >= healing - cut, "{seen:?} is shorter than {:?}", healing - cut);
-            assert!(
-                seen.duration() <= back - before + 20 * MS,
-                "{seen:?} is longer than {:?}",
-                back - before
-            );
-            assert!(seen.from + 20 * MS >= before && seen.until >= healing);
+            assert!(seen.duration() <= back - before + NOISE, "{seen:?} is longer than {:?}", back - before);
+            assert!(seen.from + NOISE >= before && seen.until >= healing);
         }
         let report = probe.stop();
         assert!(report.served_by_since(report.samples()[0].ended)["one"] > 50);

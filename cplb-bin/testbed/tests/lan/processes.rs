@@ -74,6 +74,11 @@ fn a_deaf_process_is_killed() {
     process.wait_for_line("ready", GRACE).expect("a line");
     assert!(process.wait(SECOND / 50).is_err());
     assert_eq!(process.stop(SECOND / 10).expect("an end").code(), None);
+    let dropped = shell(&lan, "trap '' TERM; echo ready; while :; do sleep 0.01; done");
+    dropped.wait_for_line("ready", GRACE).expect("a line");
+    let traces = format!("/proc/{}", dropped.pid());
+    drop(dropped);
+    assert!(!std::fs::exists(traces).expect("a look"), "a dropped process has ended");
 }
 
 fn a_stopped_process_goes_on() {
