@@ -8,6 +8,41 @@
 //! Everything lives in one PID namespace whose init is the entered process: when that process ends, however
 //! it ends, the kernel ends everything else with it, and the namespaces, mounts and files are gone.
 //!
+//! A test target has `harness = false` and a `main` of this kind:
+//!
+//! ```no_run
+//! use std::{process::{Command, ExitCode}, time::Duration};
+//! use testbed::{AddressWatch, Backend, Direction, Lan, Probe, Signal, Test, Tool, eventually};
+//!
+//! fn main() -> ExitCode {
+//!     testbed::main(vec![Test::new("the_vip_moves", the_vip_moves).needs([Tool::Nft])])
+//! }
+//!
+//! fn the_vip_moves() {
+//!     let lan = Lan::builder().controllers(3).clients(1).build().expect("a LAN");
+//!     let (vip, second) = (lan.v4(100), Duration::from_secs(1));
+//!     let _apis: Vec<Backend> =
+//!         lan.controllers().iter().map(|node| Backend::tls(node, node.name(), 6443).expect("an API server")).collect();
+//!     let daemons = lan.controllers().iter().map(|node| {
+//!         let mut command = Command::new("/path/to/cplb");
+//!         command.args(["run", "--config", "k0s.yaml", "--state-dir"]).arg(node.directory());
+//!         node.spawn("cplb", command).expect("a daemon")
+//!     });
+//!     let daemons: Vec<_> = daemons.collect();
+//!     eventually("one controller holds the VIP", 5 * second, || lan.owners(vip).len() == 1);
+//!     let active = lan.controllers().iter().position(|node| node.has_address(vip)).expect("an owner");
+//!     let (capture, watch) = (lan.capture().expect("frames"), AddressWatch::on(lan.controller(active)).expect("changes"));
+//!     let probe = Probe::to((vip, 6443).into()).fresh_neighbour().start(lan.client(0)).expect("a probe");
+//!     probe.wait_for_calm(second / 5, 5 * second).expect("the VIP answers");
+//!     let killed = daemons[active].signal(Signal::SIGKILL).expect("a running daemon");
+//!     lan.cut(lan.controller(active), Direction::Both).expect("a cut");
+//!     watch.wait_for_loss(vip, 4 * second).expect("the lease ends by itself");
+//!     probe.wait_for_success(killed, 10 * second).expect("another controller takes over");
+//!     println!("blackout {:?}", probe.report().blackout_since(killed).duration());
+//!     println!("by {:?}", capture.announcements(vip).last().and_then(|(_, it)| lan.who(it.mac)));
+//! }
+//! ```
+//!
 //! Functions that the demonstration uses return [`Error`]; the few helpers that only tests use panic with a
 //! message that says what was expected, and say so in their documentation.
 

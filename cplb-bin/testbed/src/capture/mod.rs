@@ -12,13 +12,14 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
     cmsg_space,
+    errno::Errno,
     sys::{
         socket::{
             AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType,
@@ -40,6 +41,9 @@ use crate::{
 };
 
 /// Frames that pass an interface, recorded from its start on. Dropping it ends it.
+///
+/// Looking at the frames waits for a few milliseconds until those that have passed before are recorded, so a test
+/// may assert that something was not sent.
 #[derive(Debug)]
 pub struct Capture {
     shared: Arc<Shared>,
@@ -49,6 +53,8 @@ pub struct Capture {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// How often the reader has found nothing more to read.
+    idle: AtomicU64,
     dropped: AtomicU32,
     frames: Mutex<Vec<Frame>>,
 }
@@ -94,19 +100,19 @@ impl Capture {
     /// All frames so far, in the order in which the kernel saw them.
     #[must_use]
     pub fn frames(&self) -> Vec<Frame> {
-        self.shared.frames().clone()
+        self.read().clone()
     }
 
     /// The frames so far that `matches`.
     #[must_use]
     pub fn select(&self, matches: impl Fn(&Frame) -> bool) -> Vec<Frame> {
-        self.shared.frames().iter().filter(|frame| matches(frame)).cloned().collect()
+        self.read().iter().filter(|frame| matches(frame)).cloned().collect()
     }
 
     /// How many frames so far `matches`.
     #[must_use]
     pub fn count(&self, matches: impl Fn(&Frame) -> bool) -> usize {
-        self.shared.frames().iter().filter(|frame| matches(frame)).count()
+        self.read().iter().filter(|frame| matches(frame)).count()
     }
 
     /// How many frames the kernel has dropped because they came faster than they were read, as far as is known:
@@ -142,7 +148,7 @@ impl Capture {
     #[must_use]
     pub fn announcements(&self, ip: impl Into<IpAddr>) -> Vec<(Instant, Announcement)> {
         let ip = ip.into();
-        let frames = self.shared.frames();
+        let frames = self.read();
         let announced = frames.iter().filter_map(|frame| Some((frame.at, frame.announcement()?)));
         announced.filter(|(_, announcement)| announcement.ip == ip).collect()
     }
@@ -150,7 +156,7 @@ impl Capture {
     /// All VRRP advertisements with this virtual router id, and when.
     #[must_use]
     pub fn adverts(&self, vrid: u8) -> Vec<(Instant, VrrpAdvert)> {
-        let frames = self.shared.frames();
+        let frames = self.read();
         let adverts = frames.iter().filter_map(|frame| Some((frame.at, frame.vrrp()?)));
         adverts.filter(|(_, advert)| advert.vrid == vrid).collect()
     }
@@ -169,7 +175,18 @@ impl Capture {
     /// # Errors
     /// [`Error::File`].
     pub fn to_pcap(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        pcap::write(path.as_ref(), &self.shared.frames()).map_err(Error::file(path.as_ref()))
+        pcap::write(path.as_ref(), &self.read()).map_err(Error::file(path.as_ref()))
+    }
+
+    /// The frames, once everything that had passed before this call is among them.
+    fn read(&self) -> MutexGuard<'_, Vec<Frame>> {
+        let (now, idle) = (Instant::now(), self.shared.idle.load(Ordering::Relaxed));
+        // A reader that is still behind after so long loses frames and counts them.
+        let _ = wait_until("the capture has caught up", CATCH_UP, || {
+            let empty = self.shared.idle.load(Ordering::Relaxed) != idle;
+            empty || self.shared.frames().last().is_some_and(|frame| frame.at > now)
+        });
+        self.shared.frames()
     }
 
     fn start(node: &Node, interfaces: Vec<String>, only: Option<Travel>) -> Result<Self, Error> {
@@ -207,7 +224,10 @@ impl Shared {
 }
 
 /// How often a tap without traffic looks whether it shall stop.
-const POLL_MS: i64 = 20;
+const POLL_MS: i64 = 5;
+
+/// How long a look at the frames waits for the reader, if that is far behind.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// The socket buffer that is asked for; an ordinary user gets what `net.core.rmem_max` allows.
 const BUFFER: usize = 16 << 20;
@@ -228,9 +248,11 @@ impl Tap {
         let mut buffer = vec![0; LONGEST];
         let mut control = cmsg_space!(TimeSpec, u32);
         while !self.shared.stop.load(Ordering::Relaxed) {
-            // Nothing within the socket's timeout, or a signal: look again whether to stop.
-            let Ok(Some(frame)) = self.receive(&mut buffer, &mut control) else { continue };
-            self.shared.frames().push(frame);
+            match self.receive(&mut buffer, &mut control) {
+                Ok(Some(frame)) => self.shared.frames().push(frame),
+                Err(Errno::EAGAIN) => drop(self.shared.idle.fetch_add(1, Ordering::Relaxed)),
+                _ => {}
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use crate::network::{pings, silent};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("the_switch_sees_each_frame_once", the_switch_sees_each_frame_once).needs([Tool::Ping]),
+        Test::new("a_look_at_frames_misses_none", a_look_at_frames_misses_none).needs([Tool::Ping]),
         Test::new("answers_for_an_address_are_attributed", answers_for_an_address_are_attributed)
             .needs([Tool::Ping]),
         Test::new("gratuitous_arp_is_recognised", gratuitous_arp_is_recognised).needs([Tool::Arping]),
@@ -44,6 +45,20 @@ fn the_switch_sees_each_frame_once() {
     let travels = |ip: IpAddr| own.sent_as(ip).iter().map(|frame| frame.travel).collect::<Vec<_>>();
     assert_eq!(travels(client.v4().into()), [Travel::In]);
     assert_eq!(travels(node.v4().into()), [Travel::Out]);
+}
+
+fn a_look_at_frames_misses_none() {
+    let lan = Lan::builder().controllers(1).build().expect("a LAN");
+    let (node, target) = (lan.controller(0), SocketAddr::from((lan.client(0).v4(), 9)));
+    let capture = Capture::on(node).expect("a capture");
+    let socket = node.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
+    // The first one waits for the neighbour.
+    assert!(pings(node, target.ip()));
+    for sent in 1..=200 {
+        socket.send_to(b"x", target).map_or_else(|_| socket.send_to(b"x", target), Ok).expect("sent");
+        let seen = capture.count(|frame| frame.travel == Travel::Out && frame.bytes.len() == 14 + 20 + 8 + 1);
+        assert_eq!(seen, sent);
+    }
 }
 
 fn answers_for_an_address_are_attributed() {

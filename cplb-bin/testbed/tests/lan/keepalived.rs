@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use testbed::{Backend, Keepalived, KeepalivedState, Lan, Probe, Test, Tool, VrrpInstance, eventually};
+use testbed::{
+    Backend, Keepalived, KeepalivedState, Lan, Probe, Test, Tool, VrrpAdvert, VrrpInstance, eventually,
+};
 
 pub(crate) fn tests() -> Vec<Test> {
     let needs = [Tool::Keepalived];
@@ -73,15 +75,17 @@ fn keepalived_speaks_every_variant() {
         winner.wait_for_state(theirs, KeepalivedState::Master, LONG).expect("it wins");
         loser.wait_for_state(ours, KeepalivedState::Backup, LONG).expect("it loses");
     }
-    let last = |vrid| {
-        let mut from_winner = capture.adverts(vrid).into_iter().filter(|(_, advert)| advert.mac == c1.mac());
-        from_winner.next_back().unwrap_or_else(|| panic!("no advertisement for {vrid}")).1
+    let sent = |vrid| {
+        let from_winner = |advert: &VrrpAdvert| advert.vrid == vrid && advert.mac == c1.mac();
+        let frame = capture
+            .wait_for("an advertisement", LONG, |frame| frame.vrrp().is_some_and(|it| from_winner(&it)));
+        frame.unwrap_or_else(|error| panic!("{vrid}: {error}")).vrrp().expect("an advertisement")
     };
-    assert_eq!((last(51).version, last(51).interval), (2, Duration::from_secs(1)));
-    assert_eq!(last(51).message.len(), 16 + 4, "with an authentication field");
-    assert_eq!(last(52).destination, own(1));
-    assert_eq!((last(53).version, last(53).destination.to_string()), (3, "224.0.0.18".into()));
-    let v6 = last(54);
+    assert_eq!((sent(51).version, sent(51).interval), (2, Duration::from_secs(1)));
+    assert_eq!(sent(51).message.len(), 16 + 4, "with an authentication field");
+    assert_eq!(sent(52).destination, own(1));
+    assert_eq!((sent(53).version, sent(53).destination.to_string()), (3, "224.0.0.18".into()));
+    let v6 = sent(54);
     assert_eq!((v6.version, v6.destination.to_string()), (3, "ff02::12".into()));
     assert_eq!(v6.source, c1.link_local());
 }
