@@ -55,7 +55,7 @@ fn a_look_at_frames_misses_none() {
     // The first one waits for the neighbour.
     assert!(pings(node, target.ip()));
     let ours = |frame: &testbed::Frame| frame.travel == Travel::Out && frame.bytes.len() == 14 + 20 + 8 + 1;
-    for round in 1..=20 {
+    for round in 1..=60 {
         // The reader has to wait while somebody looks, so all of these are still unread afterwards.
         let sent = Cell::new(false);
         let _ = capture.count(|_| {
