@@ -3,15 +3,17 @@
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
+use nix::errno::Errno;
+
 use super::opener::{FamilyNeeds, Needs};
 use super::outside::Outside;
 use super::socket::Received;
 use super::status::{ActivePeer, History, InstanceStatus, PastTransition, Traffic};
-use super::{InstanceConfig, InstanceId, Interface, Transport};
+use super::{InstanceConfig, InstanceId, Interface, SocketOperation, Transport};
 use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{
     Command, Delivery, Discard, InterfaceEvent, Output, RxMeta, StateName, TimerName, Transition, VipEvent,
-    VirtualRouter, Watch,
+    VirtualRouter,
 };
 use crate::types::Family;
 
@@ -163,7 +165,7 @@ impl Instance {
                 Output::Announce => self.announce(outside, now),
                 Output::Watch(watch) => {
                     if let Some(link) = self.link {
-                        outside.watch(link, self.id(), watch == Watch::Start, now);
+                        outside.watch(link, self.id(), watch, now);
                     }
                 }
                 Output::Transition(transition) => self.transition(transition, outside, now),
@@ -175,8 +177,14 @@ impl Instance {
 
     fn advertise(&mut self, advertisement: &Advertisement, outside: &mut Outside, now: Instant) {
         let family = advertisement.family();
-        let (Some(link), Some(source)) = (self.link, self.source(family)) else {
+        let Some(link) = self.link else {
             self.traffic.send_errors += 1;
+            return;
+        };
+        let Some(source) = self.source(family) else {
+            self.traffic.send_errors += 1;
+            let error = Errno::EADDRNOTAVAIL.into();
+            outside.socket_error(link, SocketOperation::Advertise, error, now);
             return;
         };
         let mut sent = false;
@@ -218,6 +226,13 @@ impl Instance {
             Transport::Unicast { peers } => {
                 peers.iter().copied().filter(|peer| Family::of(*peer) == family).collect()
             }
+        }
+    }
+
+    /// Announces the addresses at once if this router holds them: the interface has a new link-layer address.
+    pub(super) fn announce_if_active(&mut self, outside: &mut Outside, now: Instant) {
+        if self.router.state() == StateName::Active {
+            self.announce(outside, now);
         }
     }
 

@@ -11,6 +11,7 @@ use super::link_layer::{self, Watching};
 use super::opener::{FamilySockets, Needs, OpenSockets};
 use super::readiness::Watched;
 use super::status::InterfaceStatus;
+use crate::router::Watch;
 use crate::types::Family;
 
 /// How long to wait after sockets could not be opened.
@@ -60,11 +61,11 @@ impl Link {
         }
     }
 
-    /// Lets a router take part; `vrids` says what it wants to hear.
-    pub(super) fn join(&mut self, id: InstanceId, needs: Needs, vrids: impl Iterator<Item = (Family, u8)>) {
-        self.leave(id);
+    /// Lets a router take part, or changes what it needs and wants to hear.
+    pub(super) fn join(&mut self, id: InstanceId, needs: Needs, routes: impl Iterator<Item = (Family, u8)>) {
         self.users.insert(id, needs);
-        for route in vrids {
+        self.unroute(id);
+        for route in routes {
             self.routes.entry(route).or_default().push(id);
         }
     }
@@ -72,12 +73,17 @@ impl Link {
     /// Takes a router out. True if nobody is left.
     pub(super) fn leave(&mut self, id: InstanceId) -> bool {
         self.users.remove(&id);
+        self.unroute(id);
+        // A filter that stays open by mistake costs a few wake-ups until the next change.
+        let _stays_open = self.set_watching(id, Watch::Stop);
+        self.users.is_empty()
+    }
+
+    fn unroute(&mut self, id: InstanceId) {
         self.routes.retain(|_, ids| {
             ids.retain(|other| *other != id);
             !ids.is_empty()
         });
-        self.watching.remove(&id);
-        self.users.is_empty()
     }
 
     pub(super) fn users(&self) -> impl Iterator<Item = InstanceId> + use<> {
@@ -154,14 +160,13 @@ impl Link {
     }
 
     /// Starts or stops listening to other nodes' announcements on behalf of a router.
-    pub(super) fn set_watching(&mut self, id: InstanceId, watching: bool) -> io::Result<()> {
-        let before = !self.watching.is_empty();
-        if watching {
-            self.watching.insert(id);
-        } else {
-            self.watching.remove(&id);
-        }
-        if before == self.watching.is_empty() { self.apply_watching() } else { Ok(()) }
+    pub(super) fn set_watching(&mut self, id: InstanceId, watch: Watch) -> io::Result<()> {
+        let before = self.watching.is_empty();
+        match watch {
+            Watch::Start => self.watching.insert(id),
+            Watch::Stop => self.watching.remove(&id),
+        };
+        if before == self.watching.is_empty() { Ok(()) } else { self.apply_watching() }
     }
 
     pub(super) fn watching(&self) -> Vec<InstanceId> {

@@ -99,7 +99,8 @@ pub struct Interface {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Whoever puts virtual addresses on interfaces. It is called on the runner's thread and must not block.
+/// Whoever puts virtual addresses on interfaces. It is called on the runner's thread and must not block, nor start
+/// threads or processes.
 pub trait VipKeeper: Send {
     /// The router may hold its addresses until the claim ends: add or refresh them.
     fn claim(&self, instance: InstanceId, claim: Claim);
@@ -146,7 +147,7 @@ impl Runner {
     /// Starts a thread that runs `instances`, in the network namespace of the caller.
     ///
     /// Each router waits until [`RunnerHandle::interface`] tells where it is. `events` is called on the runner's
-    /// thread and must not block.
+    /// thread: it must not block, nor start threads or processes, which would inherit real-time scheduling.
     ///
     /// # Errors
     ///

@@ -11,7 +11,7 @@ use super::link::Link;
 use super::{InstanceId, RunnerEvent, SocketOperation, VipKeeper, link_layer, socket};
 use crate::announce::{gratuitous_arp, unsolicited_na};
 use crate::packet::{Advertisement, PseudoHeader};
-use crate::router::{Claim, Discard, Release, Transition, Warning};
+use crate::router::{Claim, Discard, Release, Transition, Warning, Watch};
 use crate::types::{Family, MacAddr};
 
 /// The interfaces, the keeper and the owner's ear.
@@ -87,9 +87,9 @@ impl Outside {
     }
 
     /// Starts or stops watching for announcements on behalf of a router.
-    pub(super) fn watch(&mut self, link: u32, id: InstanceId, watching: bool, now: Instant) {
+    pub(super) fn watch(&mut self, link: u32, id: InstanceId, watch: Watch, now: Instant) {
         let Some(target) = self.links.get_mut(&link) else { return };
-        if let Err(error) = target.set_watching(id, watching) {
+        if let Err(error) = target.set_watching(id, watch) {
             self.socket_error(link, SocketOperation::Watch, error, now);
         }
     }

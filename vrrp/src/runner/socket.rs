@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use etherparse::Ipv4HeaderSlice;
 use nix::errno::Errno;
 use nix::libc;
+use nix::net::if_::if_indextoname;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, recv, recvmsg, sendmsg,
     setsockopt, sockopt,
@@ -55,12 +56,23 @@ pub(super) fn open(binding: Binding) -> io::Result<OwnedFd> {
     };
     let socket = Socket::new(domain, Type::RAW, protocol)?;
     socket.set_nonblocking(true)?;
+    bind_to_device(&socket, binding.index)?;
     enlarge_receive_buffer(&socket);
     match binding.family {
         Family::V4 => set_up_v4(&socket, binding)?,
         Family::V6 => set_up_v6(&socket, binding)?,
     }
     Ok(socket.into())
+}
+
+fn bind_to_device(socket: &Socket, index: u32) -> io::Result<()> {
+    match socket.bind_device_by_index_v4(NonZeroU32::new(index)) {
+        // Kernels before 5.0 bind by name only.
+        Err(error) if error.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => {
+            socket.bind_device(Some(if_indextoname(index)?.as_bytes()))
+        }
+        bound => bound,
+    }
 }
 
 fn enlarge_receive_buffer(socket: &Socket) {
@@ -71,7 +83,6 @@ fn enlarge_receive_buffer(socket: &Socket) {
 }
 
 fn set_up_v4(socket: &Socket, binding: Binding) -> io::Result<()> {
-    socket.bind_device_by_index_v4(NonZeroU32::new(binding.index))?;
     socket.set_multicast_loop_v4(false)?;
     socket.set_multicast_all_v4(false)?;
     socket.set_multicast_ttl_v4(HOP_LIMIT.into())?;
@@ -84,9 +95,9 @@ fn set_up_v4(socket: &Socket, binding: Binding) -> io::Result<()> {
 }
 
 fn set_up_v6(socket: &Socket, binding: Binding) -> io::Result<()> {
-    socket.bind_device_by_index_v6(NonZeroU32::new(binding.index))?;
     socket.set_multicast_loop_v6(false)?;
-    socket.set_multicast_all_v6(false)?;
+    // Before 4.20 the option does not exist, and other programs' groups are heard, too.
+    let _unknown = socket.set_multicast_all_v6(false);
     socket.set_multicast_hops_v6(HOP_LIMIT.into())?;
     socket.set_unicast_hops_v6(HOP_LIMIT.into())?;
     socket.set_tclass_v6(TRAFFIC_CLASS)?;

@@ -88,6 +88,24 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_rounded() {
+        run(async {
+            let mut timer = DeadlineTimer::new().unwrap();
+            let now = Instant::now();
+            timer.arm(Some(now + Duration::from_nanos(1_000_000_039)), now).unwrap();
+            let interval = timer.timer.get().unwrap();
+            let Some(Expiration::OneShot(left)) = interval else { panic!("armed: {interval:?}") };
+            let left = Duration::from(left);
+            assert!(
+                left <= Duration::from_nanos(1_000_000_039) && left > Duration::from_millis(500),
+                "{left:?}"
+            );
+            timer.arm(None, now).unwrap();
+            assert!(timer.timer.get().unwrap().is_none());
+        });
+    }
+
+    #[test]
     fn a_deadline_in_the_past_fires_at_once() {
         run(async {
             let mut timer = DeadlineTimer::new().unwrap();

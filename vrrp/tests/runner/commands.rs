@@ -9,12 +9,13 @@ use vrrp::runner::InstanceId;
 use crate::Test;
 use crate::capture::Capture;
 use crate::ground::{Lan, eventually};
-use crate::member::{ID, Member, Note, VRID, config};
+use crate::member::{ID, Member, Note, VIP6, VRID, config};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         ("routers_come_and_go", routers_come_and_go),
         ("a_new_priority_is_advertised_without_a_move", a_new_priority_is_advertised_without_a_move),
+        ("a_second_family_is_added_without_a_move", a_second_family_is_added_without_a_move),
         ("a_shutdown_ends_within_its_bound", a_shutdown_ends_within_its_bound),
         ("a_shutdown_with_nobody_active_ends_at_once", a_shutdown_with_nobody_active_ends_at_once),
         ("dropping_the_last_handle_resigns", dropping_the_last_handle_resigns),
@@ -93,6 +94,25 @@ fn a_new_priority_is_advertised_without_a_move() {
         .filter(|(at, frame)| *at > sent && frame.len() > 34 && frame[30..34] == [224, 0, 0, 18])
         .count();
     assert_eq!(to_group, 0);
+}
+
+fn a_second_family_is_added_without_a_move() {
+    let lan = Lan::new();
+    let (a, observer) = (lan.node(1), lan.node(9));
+    let capture = Capture::on(&observer);
+    let member = Member::start(&a, vec![config(100, FAST)]);
+    member.await_state(StateName::Active, 3 * SECOND);
+    let start = Instant::now();
+    let mut both = config(100, FAST);
+    both.router.addresses_v6 = vec![VIP6];
+    member.handle.reconfigure(both);
+    eventually("both families are advertised", SECOND, || {
+        let seen = capture.advertisements(start);
+        (seen.iter().any(|seen| seen.source.is_ipv6()) && seen.iter().any(|seen| seen.source.is_ipv4()))
+            .then_some(())
+    });
+    assert_eq!((member.state(), member.status().counters.became_active), (StateName::Active, 1));
+    assert!(member.notes.find(start, |note| matches!(note, Note::Release(..)).then_some(())).is_none());
 }
 
 /// Without a successor a handover takes Skew + 3 A; the bound is shorter.

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use vrrp::router::{Discard, StateName};
+use vrrp::router::{Discard, Release, StateName};
 use vrrp::runner::{InstanceId, RunnerEvent, RunnerOptions};
 use vrrp::{Addresses, AdvertInterval, Advertisement, Auth, Version, Vrid, WirePriority};
 
 use crate::Test;
-use crate::capture::{encoded, inject};
+use crate::capture::{Capture, encoded, inject};
 use crate::ground::{Lan, always, eventually, sh};
 use crate::member::{ID, Member, Note, VIP4, VRID, config};
 
@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("bad_packets_are_counted_and_change_nothing", bad_packets_are_counted_and_change_nothing),
         ("a_conflict_with_our_own_address_is_told", a_conflict_with_our_own_address_is_told),
         ("a_stalled_backup_reads_before_it_takes_over", a_stalled_backup_reads_before_it_takes_over),
+        ("a_stalled_active_listens_before_it_speaks", a_stalled_active_listens_before_it_speaks),
         ("a_flood_neither_stops_nor_kills_the_active", a_flood_neither_stops_nor_kills_the_active),
     ]
 }
@@ -174,6 +175,35 @@ fn a_stalled_backup_reads_before_it_takes_over() {
         always("one active", 8 * FAST, || backup.state() == StateName::Backup && active.is_active());
     }
     assert_eq!(backup.status().counters.became_active, 0);
+}
+
+/// The Active is held up until its successor has taken over.
+fn a_stalled_active_listens_before_it_speaks() {
+    let lan = Lan::new();
+    let (a, b, observer) = (lan.node(1), lan.node(2), lan.node(9));
+    let capture = Capture::on(&observer);
+    let hook = Box::new(|event: &RunnerEvent| {
+        if matches!(event, RunnerEvent::Discarded { reason: Discard::Checksum, .. }) {
+            std::thread::sleep(10 * FAST);
+        }
+    });
+    let first = Member::start_with(&a, RunnerOptions::default(), vec![config(200, FAST)], hook);
+    first.await_state(StateName::Active, Duration::from_secs(3));
+    let second = Member::start(&b, vec![config(100, FAST)]);
+    eventually("the backup follows", Duration::from_secs(3), || second.status().active);
+    inject(&observer, 255, spoilt(|message| message[2] ^= 1));
+    let stalled = Instant::now();
+    second.await_state(StateName::Active, Duration::from_secs(2));
+    first.await_state(StateName::Backup, Duration::from_secs(3));
+    let (yielded, why) = first
+        .notes
+        .find(stalled, |note| if let Note::Release(ID, why) = note { Some(*why) } else { None })
+        .expect("the addresses are given up");
+    assert_eq!(why, Release::Lost);
+    assert!(yielded - stalled < 13 * FAST, "given up after {:?}", yielded - stalled);
+    always("one active", 8 * FAST, || second.is_active() && first.state() == StateName::Backup);
+    let late = capture.advertisements(stalled + FAST / 2);
+    assert!(!late.is_empty() && late.iter().all(|seen| seen.source == b.v4()), "{late:?}");
 }
 
 fn a_flood_neither_stops_nor_kills_the_active() {

@@ -18,6 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("failed_sends_are_told_counted_and_repeated", failed_sends_are_told_counted_and_repeated),
         ("sockets_that_cannot_be_opened_are_tried_again", sockets_that_cannot_be_opened_are_tried_again),
         ("a_new_source_address_is_used_at_once", a_new_source_address_is_used_at_once),
+        ("a_new_link_layer_address_is_announced", a_new_link_layer_address_is_announced),
     ]
 }
 
@@ -154,4 +155,20 @@ fn a_new_source_address_is_used_at_once() {
         capture.advertisements(start).iter().find(|seen| seen.source.to_string() == "10.9.0.77").map(|_| ())
     });
     assert!(member.is_active() && member.status().counters.became_active == 1);
+}
+
+fn a_new_link_layer_address_is_announced() {
+    let lan = Lan::new();
+    let (a, observer) = (lan.node(1), lan.node(9));
+    let capture = Capture::on(&observer);
+    let member = Member::start(&a, vec![config(100, FAST)]);
+    member.await_state(StateName::Active, 3 * SECOND);
+    a.run(|| sh("ip", "link set eth0 address 02:00:00:00:00:77"));
+    let start = Instant::now();
+    member.place(ID);
+    let new = vrrp::MacAddr([2, 0, 0, 0, 0, 0x77]);
+    let announced = || capture.announcements(start).into_iter().find(|(_, seen)| seen.mac == new);
+    // The periodic announcements would come half a second later.
+    eventually("the new address is announced", SECOND / 4, announced);
+    assert_eq!(member.status().counters.became_active, 1);
 }

@@ -55,7 +55,21 @@ fn many_routers() {
     assert!(sent > 255 * 95 && sent < 255 * 110, "{sent} advertisements");
     assert!(other.instances.iter().all(|i| i.counters.became_active == 0), "no backup ever took over");
     assert!(other.interfaces[0].foreign.is_empty());
+    take_over_all(&members, FAST);
     if is_real_root() {
         assert!(gap < 3 * FAST / 2, "longest gap {gap:?}");
     }
+}
+
+/// The node with all routers crashes.
+fn take_over_all(members: &[Member<'_>; 2], interval: Duration) {
+    let crashed = members[0].crash();
+    let down = 3 * interval + interval * 156 / 256;
+    let spread = interval / 4;
+    eventually("all are taken over", Duration::from_secs(5), || {
+        members[1].handle.status().instances.iter().all(|i| i.state == StateName::Active).then_some(())
+    });
+    let last = members[1].handle.status().instances.iter().map(|i| i.since).max().expect("255 of them");
+    println!("255 routers: the last was taken over after {:?}, Down is {down:?}", last - crashed);
+    assert!(last - crashed < down + spread + Duration::from_millis(150));
 }

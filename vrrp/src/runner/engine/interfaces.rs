@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use nix::errno::Errno;
+
 use super::{Engine, Urgency};
 use crate::announce::parse_announcement;
 use crate::router::StateName;
@@ -32,7 +34,14 @@ impl Engine {
         let stays = target.as_ref().map(|(index, _)| *index) == instance.link;
         if stays {
             if instance.up && before != instance.interface {
-                self.with(id, now, |instance, _| instance.interface_up(now));
+                let mac = |interface: &Option<Interface>| interface.as_ref().map(|interface| interface.mac);
+                let renumbered = mac(&before) != mac(&instance.interface);
+                self.with(id, now, |instance, outside| {
+                    instance.interface_up(now);
+                    if renumbered {
+                        instance.announce_if_active(outside, now);
+                    }
+                });
             }
             return;
         }
@@ -46,11 +55,9 @@ impl Engine {
     pub(super) fn rejoin(&mut self, id: InstanceId, now: Instant) {
         let Some(instance) = self.instances.get(&id) else { return };
         let Some(link) = instance.link else { return };
+        // Meanwhile the router goes on with the sockets there are: a new address must not cost it the others.
         if let Some(link) = self.outside.links.get_mut(&link) {
             link.join(id, instance.needs(), instance.routes());
-            if !link.serves(id) {
-                self.with(id, now, |instance, _| instance.interface_down(now));
-            }
         }
         self.reopen(now);
     }
@@ -234,6 +241,8 @@ impl Engine {
                     watched.exhausted();
                     return;
                 }
+                // Reported once when the interface goes down; the socket revives with it.
+                Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => {}
                 Err(error) => self.outside.socket_error(index, SocketOperation::Watch, error, now),
             }
         }
