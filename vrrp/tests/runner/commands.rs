@@ -60,6 +60,9 @@ fn routers_come_and_go() {
         .notes
         .find(removed, |note| if let Note::Release(id, why) = note { Some((*id, *why)) } else { None });
     assert_eq!(released.map(|(_, release)| release), Some((second, Release::Planned)));
+    eventually("its identifier is foreign now", SECOND, || {
+        holder.handle.status().interfaces[0].foreign.get(&(VRID + 1)).map(|_| ())
+    });
     assert!(members[0].is_active(), "the first router has nothing to do with it");
 }
 
