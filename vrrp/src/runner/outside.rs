@@ -142,6 +142,11 @@ impl Outside {
         }
     }
 
+    /// Forgets what was held back for an interface that is gone; its index may never come again.
+    pub(super) fn forget_link(&mut self, link: u32) {
+        self.limiter.retain(|kind| !matches!(kind, Kind::Socket(of, _) if *of == link));
+    }
+
     /// Forgets what was held back for a router that is gone.
     pub(super) fn forget(&mut self, id: InstanceId) {
         self.limiter.retain(|kind| match kind {

@@ -97,6 +97,7 @@ impl Engine {
         let empty = self.outside.links.get_mut(&index).is_some_and(|link| link.leave(id));
         if empty && let Some(link) = self.outside.links.remove(&index) {
             self.opener.close(link.into_fds());
+            self.outside.forget_link(index);
         }
     }
 
@@ -172,7 +173,8 @@ impl Engine {
             .take_while(|(at, _)| *at <= now)
             .filter_map(|(_, id)| self.instances.get(id)?.link)
             .collect();
-        let commanded = !self.inbox.is_empty();
+        // New sockets replace old ones, so what waits in those is read now or never.
+        let commanded = !self.inbox.is_empty() || !self.answers.is_empty();
         let links = self.outside.links.values();
         let chosen: Vec<u32> = links
             .filter(|link| commanded || link.is_readable() || due.contains(&link.index))
