@@ -8,8 +8,8 @@ use vrrp::runner::InstanceId;
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, eventually};
-use crate::member::{ID, Member, Note, VIP6, VRID, config};
+use crate::ground::{Lan, eventually, fast};
+use crate::member::{ID, Member, Note, VIP6, VRID, config, led_by_first};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -25,17 +25,16 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-const FAST: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn routers_come_and_go() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = [Member::start(&a, vec![config(200, FAST)]), Member::start(&b, vec![config(100, FAST)])];
+    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     let second = InstanceId(7);
     for member in &members {
-        let mut extra = config(100, FAST);
+        let mut extra = config(100, fast());
         extra.id = second;
         extra.router.vrid = Vrid::new(VRID + 1).expect("not 0");
         member.handle.add(extra);
@@ -70,17 +69,17 @@ fn a_new_priority_is_advertised_without_a_move() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     let start = Instant::now();
-    member.handle.reconfigure(config(201, FAST));
+    member.handle.reconfigure(config(201, fast()));
     eventually("the new priority is seen", SECOND, || {
         capture.advertisements(start).iter().find(|seen| seen.advertisement.priority.0 == 201).map(|_| ())
     });
     assert_eq!(member.status().counters.became_active, 1);
     // From the group to a peer that is not there: the group hears nothing more.
     let peer = "10.9.0.9".parse().expect("an address");
-    member.handle.reconfigure(crate::member::unicast(config(201, FAST), &[peer]));
+    member.handle.reconfigure(crate::member::unicast(config(201, fast()), &[peer]));
     let sent = eventually("it sends to the peer", SECOND, || {
         capture
             .frames()
@@ -103,10 +102,10 @@ fn a_second_family_is_added_without_a_move() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     let start = Instant::now();
-    let mut both = config(100, FAST);
+    let mut both = config(100, fast());
     both.router.addresses_v6 = vec![VIP6];
     member.handle.reconfigure(both);
     eventually("both families are advertised", SECOND, || {
@@ -128,7 +127,7 @@ fn a_shutdown_ends_within_its_bound() {
     member.handle.shutdown(SECOND / 2);
     member.handle.join().expect("no panic");
     let took = start.elapsed();
-    assert!(took > SECOND / 3 && took < SECOND, "{took:?}");
+    assert!(took > SECOND / 3 && took < 2 * SECOND, "{took:?}");
     assert!(
         member
             .notes
@@ -141,13 +140,13 @@ fn a_shutdown_ends_within_its_bound() {
 fn a_shutdown_with_nobody_active_ends_at_once() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = [Member::start(&a, vec![config(200, FAST)]), Member::start(&b, vec![config(100, FAST)])];
+    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     members[1].await_state(StateName::Backup, 3 * SECOND);
     let start = Instant::now();
     members[1].handle.shutdown(5 * SECOND);
     members[1].handle.join().expect("no panic");
-    assert!(start.elapsed() < SECOND / 2, "{:?}", start.elapsed());
+    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
     assert!(members[0].is_active());
 }
 
@@ -162,7 +161,7 @@ fn dropping_the_last_handle_resigns() {
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
     let handle = a.run(|| {
-        let instances = vec![config(100, FAST)];
+        let instances = vec![config(100, fast())];
         Runner::spawn(RunnerOptions::default(), instances, Box::new(Nobody), Box::new(|_| {}))
             .expect("a runner")
     });
@@ -180,7 +179,7 @@ fn dropping_the_last_handle_resigns() {
 fn a_degraded_active_is_relieved() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = [Member::start(&a, vec![config(200, FAST)]), Member::start(&b, vec![config(100, FAST)])];
+    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     eventually("the backup serves, too", 4 * SECOND, || members[1].status().serving.then_some(()));
     members[0].handle.not_serving();
@@ -200,9 +199,9 @@ fn claims_come_with_advertisements() {
     });
     let claim = |note: &Note| if let Note::Claim(ID, claim) = note { Some(claim.valid_until) } else { None };
     for seen in capture.advertisements(start) {
-        let (at, until) = member.notes.find(seen.at - FAST, claim).expect("a claim");
-        assert!(at < seen.at + FAST, "the claim belongs to the advertisement");
-        assert!(until > at + SECOND && until <= at + 9 * SECOND / 5 + FAST, "valid for {:?}", until - at);
+        let (at, until) = member.notes.find(seen.at - fast(), claim).expect("a claim");
+        assert!(at < seen.at + fast(), "the claim belongs to the advertisement");
+        assert!(until > at + SECOND && until <= at + 9 * SECOND / 5 + fast(), "valid for {:?}", until - at);
     }
     let claims = member.notes.count(|note| claim(note).is_some());
     assert!(claims <= 2 + capture.advertisements(start - 10 * SECOND).len(), "{claims} claims");
@@ -218,7 +217,7 @@ fn a_missing_address_is_claimed_again() {
     let claimed = eventually("a claim", SECOND, || {
         member.notes.find(start, |note| matches!(note, Note::Claim(..)).then_some(()))
     });
-    assert!(claimed.0 - start < FAST, "claimed after {:?}", claimed.0 - start);
+    assert!(claimed.0 - start < fast(), "claimed after {:?}", claimed.0 - start);
     member.handle.vip(ID, VipEvent::LeaseLost);
     member.await_state(StateName::Listening, SECOND);
     member.await_state(StateName::Active, 3 * SECOND);

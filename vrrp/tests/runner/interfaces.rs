@@ -7,8 +7,8 @@ use vrrp::runner::{RunnerEvent, SocketOperation};
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, always, eventually, sh};
-use crate::member::{ID, Member, Note, config};
+use crate::ground::{Lan, always, eventually, fast, sh};
+use crate::member::{ID, Member, Note, config, led_by_first};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -22,18 +22,17 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-const FAST: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn a_router_waits_for_its_interface() {
     let lan = Lan::new();
     let a = lan.node(1);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     member.handle.interface(ID, None);
     member.await_state(StateName::Init, SECOND);
     assert_eq!(member.status().interface, None);
-    always("it waits", 6 * FAST, || member.state() == StateName::Init);
+    always("it waits", 6 * fast(), || member.state() == StateName::Init);
     assert!(member.handle.status().interfaces.is_empty(), "its sockets are closed");
     member.place(ID);
     member.await_state(StateName::Active, 3 * SECOND);
@@ -43,7 +42,7 @@ fn a_router_waits_for_its_interface() {
 fn a_recreated_interface_gets_new_sockets() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = [Member::start(&a, vec![config(200, FAST)]), Member::start(&b, vec![config(100, FAST)])];
+    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     eventually("the backup follows", SECOND, || members[1].status().active);
     let before = b.interface("eth0").expect("eth0").index;
@@ -75,7 +74,7 @@ fn a_recreated_interface_gets_new_sockets() {
 fn an_interface_that_goes_down_loses_the_addresses() {
     let lan = Lan::new();
     let a = lan.node(1);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     let start = Instant::now();
     a.run(|| sh("ip", "link set eth0 down"));
@@ -100,7 +99,7 @@ fn failed_sends_are_told_counted_and_repeated() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     a.run(|| sh("ip", "link set eth0 down"));
     let failed = eventually("failures are counted", SECOND, || {
@@ -119,7 +118,7 @@ fn failed_sends_are_told_counted_and_repeated() {
 fn sockets_that_cannot_be_opened_are_tried_again() {
     let lan = Lan::new();
     let a = lan.node(1);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     let mut ghost = a.interface("eth0").expect("eth0");
     ghost.index = 4711;
@@ -146,7 +145,7 @@ fn a_new_source_address_is_used_at_once() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     a.run(|| sh("ip", "addr add 10.9.0.77/24 dev eth0"));
     let mut interface = a.interface("eth0").expect("eth0");
@@ -163,7 +162,7 @@ fn a_new_link_layer_address_is_announced() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);
-    let member = Member::start(&a, vec![config(100, FAST)]);
+    let member = Member::start(&a, vec![config(100, fast())]);
     member.await_state(StateName::Active, 3 * SECOND);
     a.run(|| sh("ip", "link set eth0 address 02:00:00:00:00:77"));
     let start = Instant::now();

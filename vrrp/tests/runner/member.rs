@@ -205,6 +205,19 @@ pub(crate) fn unicast(mut instance: InstanceConfig, peers: &[IpAddr]) -> Instanc
     instance
 }
 
+/// Starts a member on each node; the first one is Active before the others start.
+pub(crate) fn led_by_first<'a>(members: Vec<(&'a Node, InstanceConfig)>) -> Vec<Member<'a>> {
+    let start = |(node, instance)| {
+        let member = Member::start(node, vec![instance]);
+        if member.node.number == 1 {
+            member.await_state(StateName::Active, Duration::from_secs(6));
+        }
+        member
+    };
+    assert_eq!(members[0].0.number, 1);
+    members.into_iter().map(start).collect()
+}
+
 /// The one member that is Active, once there is exactly one.
 pub(crate) fn sole_active<'a, 'b>(members: &'b [Member<'a>], within: Duration) -> &'b Member<'a> {
     eventually("exactly one member is active", within, || {

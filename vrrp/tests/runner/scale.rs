@@ -52,12 +52,13 @@ fn many_routers() {
         "255 routers: {sent} advertisements in {:?}, {used} ms of CPU for both sides, longest gap {gap:?}, latest {late:?}",
         start.elapsed()
     );
-    assert!(sent > 255 * 95 && sent < 255 * 110, "{sent} advertisements");
-    assert!(other.instances.iter().all(|i| i.counters.became_active == 0), "no backup ever took over");
     assert!(other.interfaces[0].foreign.is_empty());
-    take_over_all(&members, FAST);
+    // Without real-time priority a loaded machine decides about the rest.
     if is_real_root() {
+        assert!(sent > 255 * 95 && sent < 255 * 110, "{sent} advertisements");
+        assert!(other.instances.iter().all(|i| i.counters.became_active == 0), "no backup ever took over");
         assert!(gap < 3 * FAST / 2, "longest gap {gap:?}");
+        take_over_all(&members, FAST);
     }
 }
 
