@@ -1,18 +1,20 @@
 //! The election and the keeper of the addresses, started, changed and ended together.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cplb_config::Config;
-use netlink_vip::{Keeper, KeeperHandle, KeeperOptions, SpawnError as KeeperError};
+use netlink_vip::{Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions};
 
 use crate::exit::{Failure, Kind};
-use crate::lock;
+use crate::lock::{self, HostLock};
 
 use super::blueprint::{self, Instance};
 use super::link::{Event, Link, Wire};
@@ -26,6 +28,8 @@ pub(crate) struct Election {
     pub(crate) keeper: KeeperHandle,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     link: Arc<Link>,
+    /// Taken before the keeper hears of an address: it removes what it manages when it ends.
+    addresses: BTreeMap<IpAddr, HostLock>,
 }
 
 impl Election {
@@ -39,6 +43,8 @@ impl Election {
         if instances.is_empty() {
             return Ok(None);
         }
+        let mut addresses = BTreeMap::new();
+        lock_addresses(config, &mut addresses)?;
         let link = Link::new(events.clone(), PathBuf::from(lock::DEFAULT_DIR));
         for instance in instances.values() {
             link.join(instance.id, instance.member);
@@ -68,12 +74,13 @@ impl Election {
             }
         };
         link.connect(keeper.clone(), runner.clone());
-        Ok(Some(Self { runner, keeper, instances, link }))
+        Ok(Some(Self { runner, keeper, instances, link, addresses }))
     }
 
     /// Applies another configuration: what is equal goes on undisturbed.
     pub(crate) fn reload(&mut self, config: &Config) -> Result<(), Failure> {
         let wanted = plan(config)?;
+        lock_addresses(config, &mut self.addresses)?;
         let gone: Vec<InstanceId> =
             self.instances.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
         for id in gone {
@@ -98,6 +105,8 @@ impl Election {
             }
             self.instances.insert(id, instance);
         }
+        let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
+        self.addresses.retain(|ip, _| used.contains(ip));
         Ok(())
     }
 
@@ -140,6 +149,17 @@ impl Election {
     }
 }
 
+/// Locks the virtual IPs that are not locked yet.
+fn lock_addresses(config: &Config, locked: &mut BTreeMap<IpAddr, HostLock>) -> Result<(), Failure> {
+    for ip in config.virtual_ips() {
+        if let Entry::Vacant(free) = locked.entry(ip) {
+            let lock = HostLock::virtual_ip(Path::new(lock::DEFAULT_DIR), ip);
+            free.insert(lock.map_err(|error| Failure::from(&error))?);
+        }
+    }
+    Ok(())
+}
+
 fn plan(config: &Config) -> Result<BTreeMap<InstanceId, Instance>, Failure> {
     let instances = blueprint::instances(config).map_err(|error| Failure::new(Kind::Config, error))?;
     Ok(instances.into_iter().map(|instance| (instance.id, instance)).collect())
@@ -148,8 +168,15 @@ fn plan(config: &Config) -> Result<BTreeMap<InstanceId, Instance>, Failure> {
 fn keeper_failure(error: &KeeperError) -> Failure {
     let kind = match error {
         KeeperError::Permission => Kind::Permission,
+        KeeperError::Register(RegisterError::InUse { .. }) => Kind::Temporary,
         KeeperError::Register(_) => Kind::CannotCreate,
         _ => Kind::System,
     };
-    Failure::new(kind, format_args!("cannot manage the virtual IPs: {error}"))
+    let failure = Failure::new(kind, format_args!("cannot manage the virtual IPs: {error}"));
+    match error {
+        KeeperError::Register(_) => {
+            failure.help("name another directory with --state-dir, unless another cplb should be stopped")
+        }
+        _ => failure,
+    }
 }

@@ -6,6 +6,9 @@ use lb_proxy::Event as Balancer;
 use netlink_vip::KeeperEvent;
 use vrrp::runner::RunnerEvent;
 
+/// The cause of [`Problems`] that the load balancer's next good heartbeat clears.
+pub(crate) const EXHAUSTED: &str = "exhausted";
+
 /// What is wrong now, by cause; shown by `cplb status` until it is mended.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(BTreeMap<String, String>);
@@ -128,6 +131,10 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         }
         Balancer::ResourcesExhausted { worker, reason } => {
             tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");
+            problems.raise(
+                EXHAUSTED,
+                format!("no descriptors or memory for new clients ({reason}): raise LimitNOFILE="),
+            );
         }
         Balancer::WorkerGone { worker } => {
             tracing::error!(worker, "a worker of the load balancer ended");

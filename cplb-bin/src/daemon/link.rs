@@ -14,7 +14,7 @@ use vrrp::MacAddr;
 use vrrp::router::{Claim, Release, VipEvent};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 
-use crate::lock::{LockError, RouterLock};
+use crate::lock::{HostLock, LockError};
 
 use super::verdict::Finding;
 
@@ -59,7 +59,7 @@ pub(crate) struct Link {
 #[derive(Debug)]
 struct Seat {
     member: Member,
-    lock: Option<(String, RouterLock)>,
+    lock: Option<(String, HostLock)>,
     last_seen: Option<InterfaceState>,
 }
 
@@ -175,7 +175,7 @@ impl Seat {
             return Ok(false);
         }
         self.lock = None;
-        let lock = RouterLock::acquire(dir, interface, self.member.vrid)?;
+        let lock = HostLock::router(dir, interface, self.member.vrid)?;
         self.lock = Some((interface.to_owned(), lock));
         Ok(true)
     }

@@ -132,7 +132,7 @@ impl Daemon {
             Event::Lost(id) => {
                 self.reset_sessions(id).await;
             }
-            Event::Locked(id, error) => self.on_locked(id, error)?,
+            Event::Locked(id, error) => self.on_locked(id, &error)?,
             Event::Ready(id) => self.problems.clear(&format!("lock {id}")),
             Event::Finding(finding) => self.on_finding(&finding),
         }
@@ -140,12 +140,9 @@ impl Daemon {
     }
 
     /// At the start a second daemon must say so and leave; later it waits.
-    fn on_locked(&mut self, id: InstanceId, error: LockError) -> Result<(), Failure> {
+    fn on_locked(&mut self, id: InstanceId, error: &LockError) -> Result<(), Failure> {
         if self.started.elapsed() < START_PHASE {
-            let kind =
-                if matches!(error, LockError::Held { .. }) { Kind::Temporary } else { Kind::CannotCreate };
-            return Err(Failure::new(kind, error)
-                .help("stop the other one, or give this instance another virtualRouterID"));
+            return Err(Failure::from(error));
         }
         tracing::error!(%error, "waiting");
         self.problems.raise(format!("lock {id}"), error.to_string());
@@ -164,6 +161,9 @@ impl Daemon {
             }
             Some(Look::Present) => self.problems.clear("table"),
             None => {}
+        }
+        if finding.evidence.heartbeat.is_none() {
+            self.problems.clear(events::EXHAUSTED);
         }
         match self.verdict.conclude(&finding.evidence) {
             Some(Ok(())) => tracing::info!("this node can serve"),

@@ -1,9 +1,12 @@
 //! Keeps the nftables table in the kernel as the configuration wants it.
 
+use std::path::Path;
+
 use cplb_config::Config;
 use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table};
 
 use crate::exit::{Failure, Kind};
+use crate::lock::{self, HostLock};
 use crate::status::schema;
 
 use super::blueprint;
@@ -16,6 +19,7 @@ pub(crate) struct TableKeeper {
     applied: bool,
     restored: u64,
     error: Option<String>,
+    _lock: HostLock,
 }
 
 /// What one look at the kernel's table led to.
@@ -30,8 +34,8 @@ pub(crate) enum Look {
 }
 
 impl TableKeeper {
-    pub(crate) fn new(nft: Nft, desired: Table) -> Self {
-        Self { nft, desired, applied: false, restored: 0, error: None }
+    pub(crate) fn new(nft: Nft, desired: Table, lock: HostLock) -> Self {
+        Self { nft, desired, applied: false, restored: 0, error: None, _lock: lock }
     }
 
     /// Replaces the desired table and applies it.
@@ -88,14 +92,16 @@ impl TableKeeper {
     }
 }
 
-/// Finds `nft` and applies the table that `config` asks for; `None` if it asks for none.
+/// Locks the table, finds `nft` and applies the table that `config` asks for; `None` if it asks for none.
 pub(crate) async fn start(config: &Config) -> Result<Option<TableKeeper>, Failure> {
     let Some(desired) = blueprint::table(config) else { return Ok(None) };
     let nft = Nft::find().map_err(|missing| {
         Failure::new(Kind::Unavailable, missing)
             .help("`apt-get install nftables`, or set disableLoadBalancer: true")
     })?;
-    let mut keeper = TableKeeper::new(nft, desired);
+    let lock = HostLock::table(Path::new(lock::DEFAULT_DIR), desired.name.as_str())
+        .map_err(|error| Failure::from(&error))?;
+    let mut keeper = TableKeeper::new(nft, desired, lock);
     match keeper.apply().await {
         Ok(()) => Ok(Some(keeper)),
         Err(error) => Err(failure(&error)),
