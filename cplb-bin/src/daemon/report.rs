@@ -1,12 +1,16 @@
 //! Gathers the status of all parts.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, ServiceSnapshot};
 use netlink_vip::GroupState;
-use vrrp::runner::InstanceStatus;
+use vrrp::router::Counters;
+use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
-use crate::status::schema::{ActiveRouter, Backend, Instance, SCHEMA, Service, Status, Transition};
+use crate::status::schema::{
+    ActiveRouter, Backend, Instance, Interface, SCHEMA, Service, Status, Transition,
+};
 
 use super::Daemon;
 use super::election::Election;
@@ -14,12 +18,13 @@ use super::election::Election;
 impl Daemon {
     /// What `cplb status` shows.
     pub(crate) async fn status(&self) -> Status {
-        let mut instances = Vec::new();
+        let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
         let mut real_time = false;
         if let Some(election) = &self.election {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
             instances = status.instances.iter().map(|found| instance(found, election)).collect();
+            interfaces = status.interfaces.iter().map(interface).collect();
         }
         let table = self.table.lock().await.as_ref().map(super::table::TableKeeper::status);
         Status {
@@ -32,6 +37,7 @@ impl Daemon {
             serving: self.verdict.status(),
             real_time,
             instances,
+            interfaces,
             services: self.services(),
             table,
         }
@@ -84,7 +90,25 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| (reason.as_str().to_owned(), count))
             .collect(),
+        mismatches: mismatches(&found.counters),
         transitions: found.transitions.iter().rev().map(transition).collect(),
+    }
+}
+
+fn mismatches(counters: &Counters) -> BTreeMap<String, u64> {
+    [("address_list", counters.address_list_mismatches), ("interval", counters.interval_mismatches)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| (what.to_owned(), count))
+        .collect()
+}
+
+fn interface(found: &InterfaceStatus) -> Interface {
+    Interface {
+        name: found.name.clone(),
+        received: found.received,
+        malformed: found.malformed,
+        foreign: found.foreign.clone(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::schema::{Backend, Instance, Service, Status};
+use super::schema::{Backend, Instance, Interface, Service, Status};
 
 /// The whole status as a few aligned lines.
 pub(crate) fn table(status: &Status) -> String {
@@ -30,6 +30,9 @@ pub(crate) fn table(status: &Status) -> String {
     }
     for instance in &status.instances {
         render_instance(&mut out, instance);
+    }
+    for interface in &status.interfaces {
+        render_interface(&mut out, interface);
     }
     for service in &status.services {
         render_service(&mut out, service);
@@ -66,9 +69,24 @@ fn render_instance(out: &mut String, instance: &Instance) {
     } else {
         writeln!(out, ", discarded: {}", discarded.join(", "))
     };
+    for (what, count) in &instance.mismatches {
+        let _ = writeln!(out, "  another router's configuration differs: {what}, in {count} advertisements");
+    }
     for transition in instance.transitions.iter().take(3) {
         let (from, to, why) = (&transition.from, &transition.to, &transition.reason);
         let _ = writeln!(out, "  {} ago: {from} → {to}: {why}", age(transition.seconds_ago));
+    }
+}
+
+/// Only what is odd: what arrived for the instances is shown with them.
+fn render_interface(out: &mut String, interface: &Interface) {
+    let mut odd: Vec<_> =
+        interface.foreign.iter().map(|(vrid, count)| format!("{count} for virtual router {vrid}")).collect();
+    if interface.malformed > 0 {
+        odd.push(format!("{} malformed", interface.malformed));
+    }
+    if !odd.is_empty() {
+        let _ = writeln!(out, "\n{}: other VRRP packets: {}", interface.name, odd.join(", "));
     }
 }
 
@@ -110,6 +128,18 @@ fn age(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::status::schema::Serving;
+
+    #[test]
+    fn packets_for_nobody_here_are_shown_and_an_ordinary_interface_is_not() {
+        let mut interface = Interface { name: "eth0".into(), received: 9, ..Interface::default() };
+        let text = |interface: &Interface| {
+            table(&Status { interfaces: vec![interface.clone()], ..Status::default() })
+        };
+        assert!(!text(&interface).contains("eth0"));
+        interface.foreign.insert(99, 2);
+        interface.malformed = 3;
+        assert!(text(&interface).contains("eth0: other VRRP packets: 2 for virtual router 99, 3 malformed"));
+    }
 
     #[test]
     fn ages_are_short() {

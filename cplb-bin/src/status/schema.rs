@@ -28,6 +28,9 @@ pub(crate) struct Status {
     /// Whether the election runs at real-time priority.
     pub(crate) real_time: bool,
     pub(crate) instances: Vec<Instance>,
+    /// The interfaces that advertisements are received on.
+    #[serde(default)]
+    pub(crate) interfaces: Vec<Interface>,
     pub(crate) services: Vec<Service>,
     /// The nftables table that leads the VIPs' traffic to the load balancer; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,8 +79,25 @@ pub(crate) struct Instance {
     pub(crate) advertisements_received: u64,
     /// Discarded packets by reason.
     pub(crate) discarded: BTreeMap<String, u64>,
+    /// Advertisements that were obeyed although they tell of another configuration, by what differs:
+    /// `address_list` (other virtual IPs) or `interval` (version 2 only).
+    #[serde(default)]
+    pub(crate) mismatches: BTreeMap<String, u64>,
     /// The newest first.
     pub(crate) transitions: Vec<Transition>,
+}
+
+/// What arrived on one interface, whoever it was for. Packets of an instance's own VRID are counted there too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    /// VRRP packets.
+    pub(crate) received: u64,
+    /// Those that are too short to name a virtual router.
+    pub(crate) malformed: u64,
+    /// Those for virtual routers that do not run here, by VRID.
+    pub(crate) foreign: BTreeMap<u8, u64>,
 }
 
 /// Another router that is Active.

@@ -1,10 +1,11 @@
 //! Answers each connection on a Unix socket with one JSON document and closes it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -30,6 +31,8 @@ pub(crate) enum BindError {
 pub(crate) struct StatusSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// Given up for a reader when the process has no other descriptor left: then the status matters most.
+    spare: Mutex<Option<File>>,
 }
 
 impl StatusSocket {
@@ -53,21 +56,36 @@ impl StatusSocket {
         }
         let listener = UnixListener::bind(path).map_err(io)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), spare: Mutex::new(spare()) })
     }
 
     /// The next reader; an error of `accept` is waited out here because there is nothing else to do about it.
     pub(crate) async fn accept(&self) -> UnixStream {
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => return stream,
+                Ok((stream, _)) => {
+                    self.with_spare(|held| *held = held.take().or_else(spare));
+                    return stream;
+                }
+                // The next turn has its descriptor.
+                Err(_) if self.with_spare(|held| held.take().is_some()) => {}
                 Err(error) => {
                     tracing::debug!(%error, "status socket");
                     tokio::time::sleep(Duration::from_millis(100)).await;
+                    self.with_spare(|held| *held = spare());
                 }
             }
         }
     }
+
+    fn with_spare<T>(&self, use_it: impl FnOnce(&mut Option<File>) -> T) -> T {
+        use_it(&mut self.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Any descriptor will do; none is no misfortune while there are others.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 impl Drop for StatusSocket {
