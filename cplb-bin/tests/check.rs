@@ -1,0 +1,290 @@
+//! The command line as scripts meet it: `cplb check`, usage errors, help and completions of the real binary.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// `EX_USAGE` of sysexits; the others likewise.
+const USAGE: i32 = 64;
+const DATA: i32 = 65;
+const NO_INPUT: i32 = 66;
+const UNAVAILABLE: i32 = 69;
+
+/// The head of a native document.
+const NATIVE: &str = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n";
+
+/// How a run ended.
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    /// Fails unless it ended with `code`.
+    fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        self
+    }
+
+    /// Fails unless every text is in standard error.
+    fn says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.err.contains(text), "{text:?} is not in:\n{}", self.err);
+        }
+        self
+    }
+}
+
+fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cplb"));
+    // What the developer's shell exports must not decide a test.
+    for name in ["CPLB_CONFIG", "CPLB_SOCKET", "CPLB_STATE_DIR", "CPLB_LOG_FORMAT"] {
+        command.env_remove(name);
+    }
+    let Output { status, stdout, stderr } = command.args(arguments).output().unwrap();
+    Run {
+        code: status.code().expect("it is not killed"),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn check(path: &Path) -> Run {
+    cplb(["check".as_ref(), "--config".as_ref(), path.as_os_str()])
+}
+
+/// Runs `check` on a file with this text.
+fn check_text(text: &str) -> Run {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cplb.yaml");
+    std::fs::write(&path, text).unwrap();
+    check(&path)
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cplb-config/tests/examples")
+}
+
+fn example(name: &str) -> Run {
+    check(&examples().join(name))
+}
+
+/// The examples that are wrong, with what is said about them; all others are right.
+const WRONG_EXAMPLES: [&str; 2] = ["k0sctl-misplaced-network.yaml", "k0s-external-balancer.yaml"];
+
+#[test]
+fn every_example_is_accepted_and_its_effective_form_means_the_same() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(examples()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if WRONG_EXAMPLES.contains(&name.as_str()) {
+            continue;
+        }
+        let secrets = |path: &Path| {
+            cplb([
+                OsStr::new("check"),
+                OsStr::new("--show-secrets"),
+                OsStr::new("--config"),
+                path.as_os_str(),
+            ])
+        };
+        let first = secrets(&path).ends_with(0);
+        assert!(first.out.starts_with("apiVersion: cplb/v1alpha1\n"), "{name}: {}", first.out);
+        let directory = tempfile::tempdir().unwrap();
+        let effective = directory.path().join("effective.yaml");
+        std::fs::write(&effective, &first.out).unwrap();
+        let second = secrets(&effective).ends_with(0);
+        assert_eq!(first.out, second.out, "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 16, "only {seen} examples found");
+}
+
+#[test]
+fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
+    let run = example("k0s-userspace.yaml").ends_with(0).says(&["k0s-userspace.yaml:5:16: warning"]);
+    for default in [
+        "    virtualRouterID: 51\n",
+        "    advertInterval: 1s\n",
+        "    priority: 200\n",
+        "    version: 2\n",
+        "    addressLabel: 10000\n",
+        "  userSpaceProxyBindPort: 6444\n",
+        "  disableLoadBalancer: false\n",
+        "    port: 6443\n",
+    ] {
+        assert!(run.out.contains(default), "{default:?} is not in:\n{}", run.out);
+    }
+    assert!(!run.out.contains("BuyK0s") && !run.err.contains("BuyK0s"), "{}{}", run.out, run.err);
+}
+
+#[test]
+fn the_ipvs_defaults_of_k0s_are_shown() {
+    let run = example("k0sctl-ipvs.yaml").ends_with(0);
+    for default in ["delayLoop: 1m", "lbAlgo: rr", "lbKind: DR", "persistenceTimeoutSeconds: 360"] {
+        assert!(run.out.contains(default), "{default:?} is not in:\n{}", run.out);
+    }
+}
+
+#[test]
+fn a_misplaced_network_section_is_located_and_the_right_place_named() {
+    let run = example("k0sctl-misplaced-network.yaml")
+        .ends_with(DATA)
+        .says(&["k0sctl-misplaced-network.yaml:21:9: error", "config.spec.network"]);
+    assert_eq!(run.out, "", "a wrong configuration has no effective form");
+}
+
+#[test]
+fn a_file_without_anything_for_cplb_says_so() {
+    example("k0s-external-balancer.yaml").ends_with(DATA).says(&["k0s-external-balancer.yaml:"]);
+}
+
+#[test]
+fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
+    let text = format!(
+        "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100]\n    virtualRouterId: 51\n  \
+         backends: {{static: [10.0.0.11]}}\n"
+    );
+    check_text(&text).ends_with(DATA).says(&[
+        "cplb.yaml:5:",
+        "cplb.yaml:6:5",
+        "virtualRouterID",
+        "10.0.0.100/",
+    ]);
+}
+
+#[test]
+fn duplicates_and_mixed_families_are_refused_with_their_lines() {
+    let twice = format!(
+        "{NATIVE}  vrrpInstances:\n  - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n  \
+         - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n"
+    );
+    let run = check_text(&twice).ends_with(DATA);
+    let errors = run.err.matches("cplb.yaml:6:").count();
+    assert!(errors >= 2, "the VRID and the VIP are both reported at line 6:\n{}", run.err);
+    let key = format!("{NATIVE}  userSpaceProxyBindPort: 1\n  userSpaceProxyBindPort: 2\n");
+    check_text(&key).ends_with(DATA).says(&["cplb.yaml:5:", "userSpaceProxyBindPort"]);
+    let mixed = format!(
+        "{NATIVE}  vrrpInstances:\n  - virtualIPs: ['fd00::100/64']\n    unicastSourceIP: 10.0.0.1\n    \
+         unicastPeers: [10.0.0.2]\n"
+    );
+    check_text(&mixed).ends_with(DATA).says(&["cplb.yaml:"]);
+}
+
+#[test]
+fn what_is_not_a_configuration_is_refused() {
+    check_text("]]] : {{{").ends_with(DATA).says(&["cplb.yaml:1:"]);
+    check_text("").ends_with(DATA).says(&["cplb.yaml"]);
+    check_text("apiVersion: v1\nkind: Pod\n").ends_with(DATA).says(&["cplb.yaml:2:7", "Pod"]);
+}
+
+#[test]
+fn huge_and_deep_files_are_refused_quickly() {
+    let started = Instant::now();
+    check_text(&format!("{NATIVE}{}", "# a comment that goes on and on\n".repeat(330_000))).ends_with(DATA);
+    check_text(&format!("{NATIVE}  services: {}", "[".repeat(100_000))).ends_with(DATA);
+    let bomb: String = (1..40).fold("a0: &a0 [x, x]\n".to_owned(), |text, n| {
+        format!("{text}a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1)
+    });
+    check_text(&bomb).ends_with(DATA);
+    // Three runs of a debug build on a loaded machine; the library's own tests bound each to a fraction.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    check(Path::new("/nonexistent/k0s.yaml")).ends_with(NO_INPUT).says(&["/nonexistent/k0s.yaml"]);
+    let directory = tempfile::tempdir().unwrap();
+    assert_ne!(check(directory.path()).code, 0, "a directory is no file");
+}
+
+#[test]
+fn an_unknown_interface_is_a_warning_only() {
+    let text = format!(
+        "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    interface: nosuch0\n  \
+         backends: {{static: [10.0.0.11]}}\n"
+    );
+    check_text(&text).ends_with(0).says(&["warning", "nosuch0"]);
+}
+
+#[test]
+fn a_pure_load_balancer_is_valid() {
+    let text = format!("{NATIVE}  vrrpInstances: []\n  backends: {{static: [10.0.0.11, 10.0.0.12]}}\n");
+    let run = check_text(&text).ends_with(0);
+    assert!(run.out.contains("vrrpInstances: []"), "{}", run.out);
+}
+
+#[test]
+fn the_schema_is_printed_on_request() {
+    let path = examples().join("native-k3s.yaml");
+    let run = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
+    let schema: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    assert!(schema.get("$schema").is_some() && schema.get("properties").is_some(), "{}", run.out);
+    let quiet = cplb(["check", "--print", "none", "--config", path.to_str().unwrap()]).ends_with(0);
+    assert_eq!(quiet.out, "");
+}
+
+#[test]
+fn usage_errors_end_with_64_and_show_the_way() {
+    for wrong in [
+        vec!["frobnicate"],
+        vec!["run"],
+        vec!["check"],
+        vec!["check", "--config"],
+        vec!["run", "--config", "x", "--backend", "10.0.0.11:0"],
+        vec!["run", "--config", "x", "--log-format", "xml"],
+        vec!["demo", "--nodes", "1"],
+        vec!["completions", "cobol"],
+        vec![],
+    ] {
+        let run = cplb(&wrong).ends_with(USAGE);
+        assert!(run.err.contains("--help") || run.err.contains("Usage"), "{wrong:?}: {}", run.err);
+        assert_eq!(run.out, "", "{wrong:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let help = cplb(["--help"]).ends_with(0);
+    for command in ["run", "check", "status", "demo", "completions"] {
+        assert!(help.out.contains(&format!("  {command}")), "{command} is not in:\n{}", help.out);
+        let own = cplb([command, "--help"]).ends_with(0);
+        assert!(own.out.contains("Usage:"), "{}", own.out);
+    }
+    let run = cplb(["run", "--help"]).ends_with(0);
+    for option in ["--config", "--backend", "--socket", "--state-dir", "--log-format"] {
+        assert!(run.out.contains(option), "{option} is not in:\n{}", run.out);
+    }
+    let version = cplb(["--version"]).ends_with(0);
+    assert_eq!(version.out, format!("cplb {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let run = cplb(["completions", shell]).ends_with(0);
+        for command in ["check", "status", "demo"] {
+            assert!(run.out.contains(command), "{shell} does not complete {command}");
+        }
+    }
+}
+
+#[test]
+fn status_without_a_daemon_says_how_to_start_one() {
+    cplb(["status", "--socket", "/nonexistent/cplb.sock"]).ends_with(UNAVAILABLE).says(&[
+        "/nonexistent/cplb.sock",
+        "cplb run",
+        "--socket",
+    ]);
+}
+
+#[test]
+fn run_refuses_a_wrong_file_as_check_does() {
+    let path = examples().join("k0sctl-misplaced-network.yaml");
+    cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
+        .ends_with(DATA)
+        .says(&[":21:9: error", "config.spec.network"]);
+}
