@@ -6,6 +6,8 @@
 // Each test target uses another part of this module.
 #![allow(dead_code)]
 
+pub(crate) mod crash;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -155,6 +157,13 @@ impl Cluster {
     /// The VIP that decides: IPv4 unless the plan has IPv6 only.
     pub(crate) fn vip(&self) -> IpAddr {
         if self.plan.v4 { IpAddr::V4(self.lan.v4(VIP_HOST)) } else { IpAddr::V6(self.lan.v6(VIP_HOST)) }
+    }
+
+    /// All VIPs, IPv4 first.
+    pub(crate) fn vips(&self) -> Vec<IpAddr> {
+        let v4 = self.plan.v4.then(|| IpAddr::V4(self.lan.v4(VIP_HOST)));
+        let v6 = self.plan.v6.then(|| IpAddr::V6(self.lan.v6(VIP_HOST)));
+        v4.into_iter().chain(v6).collect()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
