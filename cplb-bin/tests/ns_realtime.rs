@@ -1,0 +1,151 @@
+//! Failovers of the real binary at intervals that only real-time scheduling keeps. They need root.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use testbed::{AddressWatch, Mac, Probe, Signal, Test, Tool};
+
+use support::crash::{Canary, Crashes, senders};
+use support::{Cluster, PATIENCE, Plan, median};
+
+fn main() -> ExitCode {
+    let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft]).needs_root_realtime();
+    testbed::main(vec![
+        test("a_crash_at_100_ms_is_over_in_450_ms", at_100_ms),
+        test("a_crash_at_10_ms_is_over_in_60_ms", at_10_ms),
+        test("busy_loops_cause_no_false_takeover_at_10_ms", beside_busy_loops),
+        test("a_client_without_neighbour_entry_is_back_when_the_lease_is_over", without_neighbour_entry),
+    ])
+}
+
+fn at_100_ms() {
+    let mut cluster = realtime(Plan::v3("100ms"));
+    Crashes::of(&mut cluster, Duration::from_millis(450)).every(Duration::from_millis(2)).run(5);
+}
+
+fn at_10_ms() {
+    let mut cluster = realtime(Plan::v3("10ms"));
+    let worst = Duration::from_millis(150);
+    let crashes = Crashes::of(&mut cluster, worst).every(Duration::from_millis(2)).that_may_bounce().run(20);
+    let blackouts: Vec<Duration> = crashes.iter().map(|crash| crash.blackout).collect();
+    // The proxies and the servers run at ordinary priority. Crashes that a stall of such threads alone accounts for
+    // are not counted against the daemon; on an idle machine there is none.
+    let own: Vec<Duration> =
+        crashes.iter().filter(|crash| crash.stall < STALL).map(|crash| crash.blackout).collect();
+    let typical = median(if own.len() >= blackouts.len() / 2 { &own } else { &blackouts });
+    let bound = Duration::from_millis(60);
+    cluster.check(typical <= bound, || format!("the median blackout is {typical:?}: {crashes:?}"));
+}
+
+/// The stall of an ordinary thread that makes a blackout of some tens of milliseconds meaningless.
+const STALL: Duration = Duration::from_millis(15);
+
+/// The number of busy loops of the issue, on however many processors there are.
+const LOOPS: usize = 12;
+const SPAN: Duration = Duration::from_secs(20);
+
+fn beside_busy_loops() {
+    let cluster = realtime(Plan::v3("10ms"));
+    let owner = cluster.wait_for_owner(None);
+    let mac = cluster.node(owner).mac();
+    let (before, capture) = (cluster.takeovers(), cluster.lan.capture().expect("the capture starts"));
+    let since = Instant::now();
+    let load = Load::start(LOOPS);
+    std::thread::sleep(SPAN);
+    drop(load);
+    let adverts = capture.adverts(support::crash::VRID);
+    let times: Vec<Instant> = adverts.iter().map(|(at, _)| *at).filter(|at| *at >= since).collect();
+    let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+    eprintln!("{} advertisements beside {LOOPS} busy loops, the longest gap {gap:?}", times.len());
+    let heard: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
+    cluster
+        .check(heard == BTreeSet::from([mac]), || format!("adverts of {heard:?}, the longest gap {gap:?}"));
+    let moved = cluster.takeovers() - before;
+    cluster.check(moved == 0, || format!("{moved} false takeovers, the longest gap {gap:?}"));
+    cluster.check(cluster.wait_for_owner(None) == owner, || "the VIP moved".to_owned());
+}
+
+/// The kernel of a killed owner answers for the VIP until its lease is over. Every client that asks meanwhile may
+/// believe it, until the successor announces itself once more.
+fn without_neighbour_entry() {
+    let mut cluster = realtime(Plan::v3("100ms"));
+    for _ in 0..3 {
+        let victim = cluster.wait_for_owner(None);
+        let watch = AddressWatch::on(cluster.node(victim)).expect("addresses are watched");
+        let canary = Canary::start();
+        let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
+        let probe = probe.start(cluster.client()).expect("the probe starts");
+        let calm = probe.wait_for_calm(Duration::from_millis(200), PATIENCE);
+        calm.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let at = cluster.signal(victim, Signal::SIGKILL);
+        cluster.wait_for_owner(Some(victim));
+        let lease = match watch.wait_for_loss(cluster.vip(), PATIENCE) {
+            Ok(lost) => lost.unwrap_or(at).saturating_duration_since(at),
+            Err(error) => cluster.fail(&error.to_string()),
+        };
+        let calm = probe.wait_for_calm(Duration::from_secs(1), PATIENCE);
+        calm.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let report = probe.stop();
+        let gap = report.blackout_since(at);
+        let stall = report.own_stall_since(at).max(canary.worst_since(at));
+        eprintln!(
+            "blackout {:?}, the dead node's lease ended after {lease:?}, stall {stall:?}",
+            gap.duration()
+        );
+        let failing =
+            report.samples().iter().filter(|sample| sample.started >= at && sample.outcome.is_err());
+        let last = failing.map(|sample| sample.started).max().unwrap_or(at).saturating_duration_since(at);
+        let bound = lease + Duration::from_millis(500) + stall;
+        cluster.check(gap.duration() <= bound, || format!("blackout {:?}, bound {bound:?}", gap.duration()));
+        cluster.check(last <= bound, || format!("a client started {last:?} after the crash failed"));
+        cluster.wait_until_ended(victim);
+        cluster.start_daemon(victim);
+        cluster.wait_until_settled();
+    }
+}
+
+/// A settled cluster whose daemons say that they have real-time priority.
+fn realtime(plan: Plan) -> Cluster {
+    let cluster = Cluster::start(plan);
+    for index in 0..cluster.len() {
+        let status = cluster.status(index);
+        cluster.check(status["realTime"] == true, || format!("no real-time priority: {status:#}"));
+    }
+    cluster
+}
+
+/// Threads that compute without a pause, until dropped.
+struct Load {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(count: usize) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let spin = |over: Arc<AtomicBool>| {
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            }
+        };
+        let threads = (0..count).map(|_| std::thread::spawn(spin(Arc::clone(&over)))).collect();
+        Self { over, threads }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
