@@ -9,6 +9,32 @@
 //! * `runner` (feature `runner`, Linux): the sockets, the timer and the real-time thread that drive any number of
 //!   virtual routers.
 //!
+//! A lonely router becomes Active after one Active_Down_Interval:
+//!
+//! ```
+//! use std::time::Instant;
+//! use vrrp::router::{InterfaceEvent, Output, StateName};
+//! use vrrp::{AdvertInterval, Priority, RouterConfig, Version, VirtualRouter, Vrid};
+//!
+//! let vrid = Vrid::try_from(51)?;
+//! let mut config = RouterConfig::new(vrid, Version::V3, Priority::new(100)?, AdvertInterval::DEFAULT);
+//! config.addresses_v4 = vec!["192.0.2.100".parse()?];
+//!
+//! let now = Instant::now();
+//! let mut router = VirtualRouter::new(config, now);
+//! router.handle_interface(now, InterfaceEvent::Up { v4: Some("192.0.2.1".parse()?), v6: None });
+//! while router.state() != StateName::Active {
+//!     let (at, _) = router.poll_timeout().expect("a Backup always waits for something");
+//!     router.handle_timeout(at);
+//! }
+//! let outputs: Vec<Output> = std::iter::from_fn(|| router.poll_output()).collect();
+//! assert!(matches!(
+//!     outputs[..],
+//!     [Output::Transition(_), Output::Transition(_), Output::Advertise(_), Output::Claim(_)]
+//! ));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The vocabulary is that of RFC 9568: the router that holds the virtual addresses is the *Active* router (older
 //! texts say Master), the others are *Backup* routers.
 

@@ -141,14 +141,10 @@ impl Backup {
     /// Own priority, address or configuration changed.
     pub(super) fn changed(mut self, core: &mut Core, now: Instant) -> State {
         self.check_proof(core, now);
-        match core.timers.get(TimerName::Down) {
-            // A deadline that has passed stays where it is, so that its handler still sees how late it is.
-            Some(deadline) if deadline <= now => {}
-            Some(deadline) => {
-                self.arm(core, now);
-                self.keep_order(core, now, deadline);
-            }
-            None => self.arm(core, now),
+        let before = core.timers.get(TimerName::Down);
+        self.arm(core, now);
+        if let Some(before) = before {
+            self.keep_order(core, now, before);
         }
         State::Backup(self)
     }
@@ -253,7 +249,8 @@ impl Backup {
     }
 
     /// If the down timer would have expired already, because the own priority rose, waits for Skew_Time and the offset
-    /// again, or as long as before if that is shorter: others rise at the same moment, and still have an order.
+    /// again, or as long as before if that is shorter: others rise at the same moment, and still have an order. A
+    /// deadline that has passed stays where it is, so that its handler still sees how late it is.
     fn keep_order(&self, core: &mut Core, now: Instant, before: Instant) {
         if self.rfc_deadline(core) > now {
             return;
