@@ -29,7 +29,7 @@ pub(super) struct Active {
 }
 
 impl Active {
-    /// RFC 9568 §6.4.2 (405): advertise first, so that other Backups hear of it as early as possible, then take the
+    /// RFC 9568 §6.4.2: advertise first, so that other Backups hear of it as early as possible, then take the
     /// addresses. They are announced once they are installed.
     pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason) -> State {
         core.transition(now, StateName::Active, reason);
@@ -67,7 +67,7 @@ impl Active {
 
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         if heard.priority == WirePriority::RESIGN {
-            // RFC 9568 §6.4.3 (615): advertise and rearm. Its announcements may have come last, too.
+            // RFC 9568 §6.4.3: advertise and rearm. Its announcements may have come last, too.
             core.counters.resignations_received += 1;
             self.announce_once(core, now);
             self.assert(core, now);
@@ -75,7 +75,7 @@ impl Active {
         }
         core.counters.rival_advertisements += 1;
         let Some(own) = core.own() else { return State::Active(self) };
-        // RFC 9568 §6.4.3 (650): the higher priority wins, among equals the higher address, unsigned in network order.
+        // RFC 9568 §6.4.3: the higher priority wins, among equals the higher address, unsigned in network order.
         if (heard.priority, heard.source) > (self.advertised, own) {
             return self.outranked(core, now, heard);
         }
@@ -147,7 +147,7 @@ impl Active {
         Resigning::enter(core, now)
     }
 
-    /// RFC 9568 §6.4.3 (655–670): become Backup and learn the interval.
+    /// RFC 9568 §6.4.3: become Backup and learn the interval.
     fn outranked(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         core.release(Release::Lost);
         // The winner of a split may have heard nothing of it, while our announcements came last in some caches. This
@@ -160,7 +160,7 @@ impl Active {
         Backup::enter(core, now, reason, Some(heard))
     }
 
-    /// RFC 9568 §6.4.3 (690–695): discard, and advertise at once so that the rival yields.
+    /// RFC 9568 §6.4.3: discard, and advertise at once so that the rival yields.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let interval = core.config.interval().max(heard.interval);
         let down = 3 * interval + core.skew(interval);

@@ -99,7 +99,7 @@ impl Backup {
                 (self.ignored_lower, self.overtakes) = (true, true);
                 return State::Backup(self);
             }
-            // RFC 9568 §6.4.2 (450): with Preempt_Mode True a lower priority is discarded and the timer runs on.
+            // RFC 9568 §6.4.2: with Preempt_Mode True a lower priority is discarded and the timer runs on.
             if core.config.preempt == Preempt::Always && core.hold.is_none() {
                 self.ignored_lower = true;
                 return State::Backup(self);
@@ -169,7 +169,7 @@ impl Backup {
         }
     }
 
-    /// RFC 9568 §6.4.2 (425): Active_Down_Timer = Skew_Time. Only for the Active: a resignation that arrives late or
+    /// RFC 9568 §6.4.2: Active_Down_Timer = Skew_Time. Only for the Active: a resignation that arrives late or
     /// twice must not put its successor in question.
     fn resigned(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         core.counters.resignations_received += 1;
@@ -183,7 +183,7 @@ impl Backup {
         self.arm(core, now);
     }
 
-    /// RFC 9568 §6.4.2 (435–445): learn the interval, Active_Down_Timer = Active_Down_Interval.
+    /// RFC 9568 §6.4.2: learn the interval, Active_Down_Timer = Active_Down_Interval.
     fn follow(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         let known = self.active.filter(|active| active.source == heard.source).map(|active| active.full);
         let full = match known {

@@ -67,7 +67,7 @@ pub(super) struct Resigning {
 }
 
 impl Resigning {
-    /// RFC 9568 §6.4.3 (605): an advertisement with priority 0.
+    /// RFC 9568 §6.4.3: an advertisement with priority 0.
     pub(super) fn enter(core: &mut Core, now: Instant) -> State {
         core.transition(now, StateName::Resigning, Reason::Commanded);
         let interval = core.config.interval();

@@ -96,7 +96,7 @@ impl VirtualRouter {
                 core.transition(now, StateName::Init, down);
                 State::Init
             }
-            // RFC 9568 §6.4.1 (100): nobody owns the address, so everybody starts as Backup.
+            // RFC 9568 §6.4.1: nobody owns the address, so everybody starts as Backup.
             State::Init => Backup::enter(core, now, Reason::InterfaceUp, None),
             State::Backup(backup) if changed => backup.changed(core, now),
             State::Active(active) if changed => active.changed(core, now),
