@@ -168,7 +168,7 @@ impl KeeperHandle {
         Ok(())
     }
 
-    /// The last published snapshot: at most a second old, newer whenever a state changed.
+    /// The last published snapshot: at most 10 ms older than the last event, and a second where only counters changed.
     pub fn status(&self) -> Arc<Status> {
         self.inner.mailbox.status()
     }

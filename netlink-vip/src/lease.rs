@@ -35,6 +35,8 @@ pub(crate) enum Tenure {
 pub(crate) struct Held {
     /// When the last refresh began: the kernel's lease is not older than that.
     pub(crate) since: Instant,
+    /// The length that the kernel was given then.
+    pub(crate) time: LeaseTime,
     /// Until when the last claim holds.
     pub(crate) valid_until: Instant,
     /// Addresses that somebody removed; only a claim made after that was reported restores them.
@@ -61,7 +63,7 @@ pub(crate) enum Verdict {
 /// A lease and the claims on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// Its length.
+    /// The length that the next refresh asks for.
     pub(crate) time: LeaseTime,
     /// Where it stands.
     pub(crate) tenure: Tenure,
@@ -86,11 +88,11 @@ impl Lease {
             Tenure::Vacant => Verdict::Install,
             Tenure::Held(held) => {
                 let age = now.saturating_duration_since(held.since);
-                if age >= self.time.nearly_over() {
+                if age >= held.time.nearly_over() {
                     Verdict::Lost
                 } else if held.rewrite || !held.missing.is_empty() {
                     Verdict::Install
-                } else if age >= self.time.refresh_spacing() {
+                } else if age >= held.time.refresh_spacing() {
                     Verdict::Refresh
                 } else {
                     Verdict::Fresh
@@ -102,23 +104,15 @@ impl Lease {
     /// Whether writing took so long, read from the clock after an acknowledgement, that what was written may have
     /// been re-created without permission.
     pub(crate) fn overslept(&self, acked: Instant, claim: &Claim) -> bool {
-        let previous = match &self.tenure {
-            Tenure::Held(held) => Some(held.since),
-            _ => None,
-        };
-        acked >= claim.valid_until
-            || previous
-                .is_some_and(|before| acked.saturating_duration_since(before) >= self.time.nearly_over())
+        let expired = |held: &Held| acked.saturating_duration_since(held.since) >= held.time.nearly_over();
+        acked >= claim.valid_until || self.held().is_some_and(expired)
     }
 
     /// The addresses were written, the first not before `since`.
     pub(crate) fn refreshed(&mut self, since: Instant, claim: &Claim) {
-        self.tenure = Tenure::Held(Held {
-            since,
-            valid_until: claim.valid_until,
-            missing: BTreeSet::new(),
-            rewrite: false,
-        });
+        let (time, valid_until) = (self.time, claim.valid_until);
+        self.tenure =
+            Tenure::Held(Held { since, time, valid_until, missing: BTreeSet::new(), rewrite: false });
     }
 
     /// A claim was not followed by a refresh because the last one is recent; it still counts for the status.
@@ -165,7 +159,7 @@ impl Lease {
 
     /// When the lease lapses unless it is refreshed.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.held().map(|held| held.since + self.time.nearly_over())
+        self.held().map(|held| held.since + held.time.nearly_over())
     }
 
     /// Whether the kernel itself may have removed the address by `now`: it does so from 0.02 s before the lease is
@@ -173,7 +167,7 @@ impl Lease {
     pub(crate) fn may_have_expired(&self, now: Instant) -> bool {
         const MARGIN: Duration = Duration::from_millis(100);
         self.held()
-            .is_some_and(|held| now.saturating_duration_since(held.since) + MARGIN >= self.time.duration())
+            .is_some_and(|held| now.saturating_duration_since(held.since) + MARGIN >= held.time.duration())
     }
 
     pub(crate) fn held(&self) -> Option<&Held> {
@@ -259,6 +253,18 @@ mod tests {
         let vacant = Lease::new(LeaseTime::MIN);
         assert!(!vacant.overslept(start + MS * 2_799, &permission));
         assert!(vacant.overslept(start + MS * 2_800, &permission), "the claim was over");
+    }
+
+    #[test]
+    fn a_longer_lease_counts_from_the_refresh_that_asks_for_it() {
+        let start = Instant::now();
+        let mut lease = held(start);
+        lease.time = LeaseTime::new(Duration::from_secs(60)).unwrap();
+        assert_eq!(lease.deadline(), Some(start + MS * 1_800));
+        let now = start + MS * 1_800;
+        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        lease.refreshed(now, &claim(now, 1_800));
+        assert_eq!(lease.deadline(), Some(now + MS * 54_000));
     }
 
     #[test]

@@ -63,15 +63,17 @@ impl RequestSocket {
     }
 
     /// Sends a dump request and collects what `read` makes of the messages. A table that changes meanwhile is read
-    /// again, because the kernel then may have left entries out.
+    /// again, because the kernel then may have left entries out; one that does not stop changing is taken as it is,
+    /// because an event of each change follows anyway.
     pub(crate) fn dump<T>(
         &mut self,
         encode: impl Fn(u32) -> Vec<u8>,
         read: impl Fn(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, KernelError> {
+        let mut items = Vec::new();
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.send(&encode)?;
-            let mut items = Vec::new();
+            items.clear();
             let mut interrupted = false;
             let mut result = Ok(());
             self.receive(sequence, |message| {
@@ -88,10 +90,10 @@ impl RequestSocket {
             })?;
             result?;
             if !interrupted {
-                return Ok(items);
+                break;
             }
         }
-        Err(KernelError::NoAnswer)
+        Ok(items)
     }
 
     fn send(&mut self, encode: impl FnOnce(u32) -> Vec<u8>) -> Result<u32, KernelError> {

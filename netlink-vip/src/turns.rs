@@ -17,7 +17,9 @@ use crate::realtime::make_current_thread_realtime;
 
 /// Reads of the event socket before anything else gets its turn.
 const READS_PER_TURN: usize = 64;
-/// The published status is at most this old while only counters change.
+/// The published status is at most this old after an event.
+const STATUS_AFTER_NEWS: Duration = Duration::from_millis(10);
+/// And this while only counters change.
 const STATUS_SPACING: Duration = Duration::from_secs(1);
 /// Wakes up at least so often; there is no reason but to bound what a mistake can do.
 const IDLE: Duration = Duration::from_secs(3_600);
@@ -43,8 +45,10 @@ pub(crate) fn run<K: Kernel>(
             Err(why) => manager.warn(None, Warning::RealtimeUnavailable { why }),
         }
     }
+    mailbox.publish(manager.status(is_realtime));
     let published = manager.now();
-    let turns = Turns { manager, listener, mailbox, events, realtime: is_realtime, published };
+    let turns =
+        Turns { manager, listener, mailbox, events, realtime: is_realtime, published, unpublished: true };
     if started.send(Ok(())).is_ok() {
         runtime.block_on(turns.take());
     }
@@ -63,6 +67,8 @@ struct Turns<K> {
     events: EventSink,
     realtime: bool,
     published: Instant,
+    /// Whether something happened since.
+    unpublished: bool,
 }
 
 impl<K: Kernel> Turns<K> {
@@ -85,9 +91,10 @@ impl<K: Kernel> Turns<K> {
     }
 
     async fn wait(&mut self) {
+        let status = self.unpublished.then(|| self.next_status());
         let Self { manager, listener, mailbox, .. } = self;
-        let now = manager.now();
-        let deadline = manager.poll_timeout().unwrap_or(now + IDLE).min(now + IDLE);
+        let idle = manager.now() + IDLE;
+        let deadline = [manager.poll_timeout(), status].into_iter().flatten().fold(idle, Instant::min);
         tokio::select! {
             () = mailbox.arrival() => {}
             () = listener.wait(|heard| manager.hear(heard)) => {}
@@ -140,17 +147,23 @@ impl<K: Kernel> Turns<K> {
         }
     }
 
-    /// Publishes the status, then tells: whoever hears an event finds a status that knows of it.
+    /// Publishes the status if it is due, then tells what happened.
     fn deliver(&mut self) {
         let news: Vec<KeeperEvent> = std::iter::from_fn(|| self.manager.poll_event()).collect();
+        self.unpublished |= !news.is_empty();
         let now = self.manager.now();
-        if !news.is_empty() || now.saturating_duration_since(self.published) >= STATUS_SPACING {
-            self.published = now;
+        if now >= self.next_status() {
+            (self.published, self.unpublished) = (now, false);
             self.mailbox.publish(self.manager.status(self.realtime));
         }
         for event in news {
             tracing::debug!(?event, "vip keeper");
             (self.events)(event);
         }
+    }
+
+    /// When the status is next to be published. With hundreds of groups that takes longer than a claim does.
+    fn next_status(&self) -> Instant {
+        self.published + if self.unpublished { STATUS_AFTER_NEWS } else { STATUS_SPACING }
     }
 }

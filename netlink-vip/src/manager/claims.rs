@@ -14,6 +14,7 @@ use crate::lease::{Claim, Verdict};
 use crate::plan::{Desired, Managed, Observed, Step, plan, routes_needed};
 use crate::select::Link;
 use crate::types::{GroupId, Release, VipAddress};
+use crate::wire::decode::ObservedAddress;
 
 /// A group of which every address was refused is tried again after this.
 const REFUSED_RETRY: Duration = Duration::from_millis(500);
@@ -296,15 +297,24 @@ impl<K: Kernel> Manager<K> {
         index: u32,
         desired: &Desired,
     ) -> Result<Observed, KernelError> {
-        let Some(managed) = self.groups.get(&id).map(Group::managed) else { return Ok(Observed::default()) };
-        let mut observed = Observed {
-            addresses: self.kernel.addresses(index)?,
-            kernel_marks: self.kernel.marks_addresses(),
-            ..Observed::default()
-        };
-        if !managed.labels.is_empty() {
+        let labelled = self.groups.get(&id).is_some_and(|group| !group.labels.is_empty());
+        let addresses = self.kernel.addresses(index)?;
+        let mut observed = self.observe_routes(index, desired, addresses)?;
+        if labelled {
             observed.labels = self.kernel.labels()?;
         }
+        Ok(observed)
+    }
+
+    /// Adds our routes to a look at addresses, if there can be any.
+    pub(super) fn observe_routes(
+        &mut self,
+        index: u32,
+        desired: &Desired,
+        addresses: Vec<ObservedAddress>,
+    ) -> Result<Observed, KernelError> {
+        let kernel_marks = self.kernel.marks_addresses();
+        let mut observed = Observed { addresses, kernel_marks, ..Observed::default() };
         if self.routes_in_use || !routes_needed(index, desired, &observed).is_empty() {
             observed.routes = self.kernel.marked_routes()?;
             self.routes_in_use = !observed.routes.is_empty();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::{Manager, SessionPolicy};
-use crate::event::KeeperEvent;
+use crate::event::{KeeperEvent, ResyncCause};
 use crate::group::Registered;
 use crate::kernel::{Kernel, KernelError};
 use crate::lease::Claim;
@@ -262,7 +262,13 @@ impl Bench {
         manager.add(Registered { config, labels });
         let mut bench = Self { manager, world, events: Vec::new() };
         bench.turn();
-        bench.events.clear();
+        let cause = ResyncCause::Start;
+        let first = bench.take_events();
+        let known = |event: &KeeperEvent| matches!(event, KeeperEvent::Interface { state: Some(_), .. });
+        assert!(
+            first.len() == 2 && known(&first[0]) && first[1] == KeeperEvent::Resynced { cause },
+            "{first:?}"
+        );
         bench
     }
 

@@ -125,41 +125,47 @@ impl<K: Kernel> Manager<K> {
 
     fn look(&mut self) -> Result<(), KernelError> {
         let now = self.kernel.now();
-        if let Some(cause) = self.dirty.everything {
-            if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
-                self.dirty.due = Some(next);
-                self.look_at_selection()?;
-                return self.look_at_interfaces();
-            }
-            self.dirty.next_resync = Some(now + RESYNC_SPACING);
-            // Should it fail on the way, it is still to be done.
-            self.dirty.everything = Some(ResyncCause::Retry);
-            let links = self.kernel.links()?;
-            self.links.clear();
-            for update in links {
-                merge(&mut self.links, update);
-            }
-            self.dirty.defaults = true;
-            self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
+        if self.dirty.everything != Some(ResyncCause::Start) {
+            // What is known already is acted on first, whether or not the kernel lets us see more.
             self.look_at_selection()?;
-            self.look_at_interfaces()?;
-            self.dirty.everything = None;
-            self.counters.resyncs += 1;
-            self.events.push_back(KeeperEvent::Resynced { cause });
-            return Ok(());
         }
+        let Some(cause) = self.dirty.everything else { return self.look_at_interfaces() };
+        if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
+            self.dirty.due = Some(next);
+            return self.look_at_interfaces();
+        }
+        self.dirty.next_resync = Some(now + RESYNC_SPACING);
+        // Should it fail on the way, it is still to be done.
+        self.dirty.everything = Some(ResyncCause::Retry);
+        let links = self.kernel.links()?;
+        self.links.clear();
+        for update in links {
+            merge(&mut self.links, update);
+        }
+        self.dirty.defaults = true;
+        self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
         self.look_at_selection()?;
-        self.look_at_interfaces()
+        self.look_at_interfaces()?;
+        self.dirty.everything = None;
+        self.counters.resyncs += 1;
+        self.events.push_back(KeeperEvent::Resynced { cause });
+        Ok(())
     }
 
     fn look_at_selection(&mut self) -> Result<(), KernelError> {
+        let mut result = Ok(());
         if self.dirty.defaults {
-            let wanted = |group: &Group| group.config.interface == InterfaceSelector::DefaultRoute;
-            if self.groups.values().any(wanted) {
-                self.defaults = self.kernel.default_routes()?;
-            }
-            self.dirty.defaults = false;
             self.dirty.selection = true;
+            let wanted = |group: &Group| group.config.interface == InterfaceSelector::DefaultRoute;
+            let defaults = self.groups.values().any(wanted).then(|| self.kernel.default_routes());
+            match defaults {
+                Some(Err(error)) => result = Err(error),
+                Some(Ok(defaults)) => {
+                    self.defaults = defaults;
+                    self.dirty.defaults = false;
+                }
+                None => self.dirty.defaults = false,
+            }
         }
         if std::mem::take(&mut self.dirty.selection) {
             let ids: Vec<GroupId> = self.groups.keys().copied().collect();
@@ -167,7 +173,7 @@ impl<K: Kernel> Manager<K> {
                 self.choose_interface(id);
             }
         }
-        Ok(())
+        result
     }
 
     /// Evaluates the group's selector and moves it if its interface is another one now.
@@ -281,15 +287,15 @@ impl<K: Kernel> Manager<K> {
                 self.events.push_back(KeeperEvent::Missing { id, ip });
             }
         }
-        self.maintain(id, index);
+        self.maintain(id, index, addresses);
     }
 
     /// The node's own addresses changed: a subnet may need a route of ours now, or no longer, and a VIP another place.
-    fn maintain(&mut self, id: GroupId, index: u32) {
+    fn maintain(&mut self, id: GroupId, index: u32, addresses: &[ObservedAddress]) {
         let Some(group) = self.groups.get(&id) else { return };
         let desired = self.desired_with_others(group, index);
         let managed = group.managed();
-        match self.observe_for(id, index, &desired) {
+        match self.observe_routes(index, &desired, addresses.to_vec()) {
             Ok(observed) => {
                 let mut steps = plan(index, &desired, &managed, &observed).steps;
                 if steps.iter().any(|step| matches!(step, Step::MoveAddress { .. })) {

@@ -102,6 +102,32 @@ fn sessions_are_reset_before_a_planned_release_and_after_any_other() {
 }
 
 #[test]
+fn a_route_that_two_groups_need_goes_with_the_second() {
+    let mut bench = Bench::new(&["192.0.2.100/24"]);
+    let two = crate::GroupId(2);
+    let other = crate::VipGroupConfig { id: two, ..config(&["192.0.2.101/24"]) };
+    bench.manager.add(Registered { config: other, labels: [].into() });
+    bench.turn();
+    bench.claim();
+    let issued = bench.world.borrow().now;
+    bench.manager.claim(two, &Claim { issued, valid_until: issued + 1_800 * MS });
+    bench.turn();
+    let changes = |bench: &Bench| {
+        let deeds = bench.take_deeds();
+        let route =
+            |deed: &Deed| matches!(deed, Deed::Step(Step::PutRoute { .. } | Step::DeleteRoute { .. }));
+        deeds.into_iter().filter(route).count()
+    };
+    assert_eq!(changes(&bench), 1, "one route for both");
+    bench.manager.release(ONE, Release::Lost);
+    bench.turn();
+    assert_eq!((changes(&bench), bench.world.borrow().routes.len()), (0, 1));
+    bench.manager.release(two, Release::Lost);
+    bench.turn();
+    assert_eq!((changes(&bench), bench.world.borrow().routes.len()), (1, 0));
+}
+
+#[test]
 fn a_claim_older_than_a_release_does_not_undo_it() {
     let mut bench = installed(&VIPS[..1]);
     let issued = bench.world.borrow().now;
@@ -358,6 +384,7 @@ fn check(bench: &Bench, what: &Happening) {
             "whatever we write is a lease, whatever is not ours has none: {address:?}"
         );
         assert!(!ours || held || world.blind > 0, "{address:?} is here although nobody holds it");
+        assert!(!ours || world.links[0].flags == UP || world.blind > 0, "{address:?} on a link that is down");
     }
     assert!(world.has([10, 0, 0, 1].into()), "the node's own address");
     let wrote = world.deeds.iter().any(|deed| matches!(deed, Deed::Step(step) if step.needs_claim()));

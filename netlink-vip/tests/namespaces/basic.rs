@@ -30,7 +30,7 @@ fn a_claim_installs_both_families_and_a_release_leaves_no_trace(ground: &Ground)
     assert!(v6.contains("inet6 fd00::100/128 scope global nodad deprecated dynamic noprefixroute"), "{v6}");
     assert!(v6.contains("valid_lft 2sec preferred_lft 0sec"), "{v6}");
     assert!(ground.ip("addrlabel list").contains("prefix fd00::100/128 label 10000"));
-    assert!(matches!(keeper.handle.status().groups[0].state, GroupState::Held { .. }));
+    keeper.shows("held", |status| matches!(status.groups[0].state, GroupState::Held { .. }));
 
     keeper.handle.release(ONE, Release::Planned);
     let released = Removal::Released(Release::Planned);

@@ -50,7 +50,7 @@ fn a_deleted_address_is_back_at_once(ground: &Ground) {
     }
     println!("deleted addresses back:");
     assert!(median(took) < PROMISED);
-    assert_eq!(keeper.handle.status().counters.missing, 40);
+    keeper.shows("each loss", |status| status.counters.missing == 40);
     keeper.end();
 }
 
@@ -81,8 +81,7 @@ fn a_deleted_address_comes_back_by_the_next_claim_when_claims_are_frequent(groun
         (0..10).map(delete_and_wait).collect()
     });
     assert!(median(took) < PROMISED);
-    let status = keeper.handle.status();
-    assert_eq!(status.counters.leases_lost, 0);
+    keeper.shows("no lost lease", |status| status.counters.missing > 0 && status.counters.leases_lost == 0);
     keeper.end();
 }
 
@@ -163,8 +162,10 @@ fn dropped_events_lead_to_a_look_at_everything(ground: &Ground) {
     wait("Resynced", &|event| matches!(event, KeeperEvent::Resynced { cause: ResyncCause::Overrun }));
     keeper.claim(ONE, Instant::now() + 50_000 * MS);
     ground.until("the address", || ground.has("10.0.0.100"));
-    let counters = keeper.status().counters;
-    assert!(counters.overruns >= 1 && counters.missing == 1, "{counters:?}");
+    ground.until("the counters", || {
+        let counters = keeper.status().counters;
+        counters.overruns >= 1 && counters.missing == 1
+    });
     keeper.shutdown();
     keeper.join().unwrap();
 }

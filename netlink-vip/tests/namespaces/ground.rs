@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use netlink_vip::{
     AddressLabel, GroupId, InterfaceSelector, Keeper, KeeperEvent, KeeperHandle, KeeperOptions, LeaseTime,
-    VipAddress, VipGroupConfig,
+    Status, VipAddress, VipGroupConfig,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -245,6 +245,15 @@ impl Observer {
     /// What was said and not yet waited for.
     pub(crate) fn said(&self) -> Vec<KeeperEvent> {
         self.events.try_iter().map(|(_, event)| event).collect()
+    }
+
+    /// Waits until the published status, which may be some milliseconds old, is as it should be.
+    pub(crate) fn shows(&self, what: &str, is_so: impl Fn(&Status) -> bool) {
+        let end = Instant::now() + SOON;
+        while !is_so(&self.handle.status()) {
+            assert!(Instant::now() < end, "{what} does not show: {:#?}", self.handle.status());
+            std::thread::sleep(MS);
+        }
     }
 
     /// Claims at this cadence while `body` runs.

@@ -39,7 +39,7 @@ fn selected(ground: &Ground, interface: InterfaceSelector, addresses: &[&str]) -
 fn an_interface_that_is_missing_at_the_start_is_waited_for(ground: &Ground) {
     let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     interface(&keeper, "None", |state| state.is_none());
-    assert_eq!(keeper.handle.status().groups[0].state, GroupState::WaitingForInterface);
+    keeper.shows("waiting", |status| status.groups[0].state == GroupState::WaitingForInterface);
     keeper.claim(ONE);
     ground.until("a counted claim", || {
         keeper.handle.status().counters.claims_without_interface > 0 || {
@@ -102,7 +102,7 @@ fn a_mac_is_followed_through_a_rename(ground: &Ground) {
     ground.ip("link set eth0 name lan0");
     named(&keeper, "lan0");
     assert!(ground.has("10.0.0.100"), "the same interface");
-    assert!(matches!(keeper.handle.status().groups[0].state, GroupState::Held { .. }));
+    keeper.shows("held", |status| matches!(status.groups[0].state, GroupState::Held { .. }));
     ground.ip("link set lan0 address 02:00:00:00:00:bb");
     interface(&keeper, "None", |state| state.is_none());
     ground.ip("link set eth1 address 02:00:00:00:00:aa");

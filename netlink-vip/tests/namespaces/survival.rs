@@ -106,7 +106,7 @@ fn refreshes_add_no_route(ground: &Ground) {
         keeper.claim(ONE);
     }
     std::thread::sleep(50 * MS);
-    assert!(keeper.handle.status().counters.refreshes >= 8, "{:?}", keeper.handle.status().counters);
+    keeper.shows("the refreshes", |status| status.counters.refreshes >= 8);
     ground.assert_unchanged_since(&held);
     keeper.handle.release(ONE, Release::Planned);
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
@@ -209,8 +209,8 @@ fn an_address_of_somebody_else_is_refused_and_left(ground: &Ground) {
     let refused = refusal(&keeper, "10.0.0.100");
     assert_eq!(refused, Refusal::Foreign { prefix_len: 24 });
     assert_eq!(refusal(&keeper, "fd00::100"), Refusal::Foreign { prefix_len: 128 });
-    let status = keeper.handle.status();
-    assert_eq!(status.groups[0].addresses[0].state, AddressState::Refused(refused));
+    let refused = AddressState::Refused(refused);
+    keeper.shows("the refusal", |status| status.groups[0].addresses[0].state == refused);
     keeper.while_claiming(ONE, 20 * MS, || std::thread::sleep(700 * MS));
     assert!(keeper.said().is_empty(), "said once");
     keeper.handle.release(ONE, Release::Planned);

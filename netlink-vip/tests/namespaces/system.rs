@@ -84,7 +84,7 @@ fn a_planned_release_resets_sessions_while_the_vip_is_there(ground: &Ground) {
         println!("client told {:?} after the release", at - told);
         assert!(at - told < 500 * MS);
     }
-    assert_eq!(keeper.handle.status().counters.sessions_reset, 2);
+    keeper.shows("two sessions", |status| status.counters.sessions_reset == 2);
     keeper.install(ONE);
     TcpStream::connect("10.0.0.100:7001").unwrap();
     vip_listener.accept().expect("a listener on the VIP is a service and survives");
@@ -147,7 +147,7 @@ fn the_thread_is_realtime_or_says_why_not(ground: &Ground) {
     ground.with_eth0();
     let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     keeper.wait("Interface", |event| matches!(event, KeeperEvent::Interface { .. }));
-    ground.until("a status", || !keeper.handle.status().groups.is_empty());
+    keeper.shows("a group", |status| !status.groups.is_empty());
     if keeper.handle.status().realtime {
         println!("real-time");
         assert!(policy_of_keeper_threads().iter().any(|policy| policy == "2"));
