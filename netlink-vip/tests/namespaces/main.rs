@@ -9,6 +9,7 @@ mod crash;
 mod disturbance;
 mod ground;
 mod interfaces;
+mod scale;
 mod survival;
 mod system;
 
@@ -27,6 +28,7 @@ fn main() {
     trials.extend(disturbance::trials());
     trials.extend(interfaces::trials());
     trials.extend(crash::trials());
+    trials.extend(scale::trials());
     trials.extend(survival::trials());
     trials.extend(system::trials());
     libtest_mimic::run(&arguments, trials).exit();
