@@ -49,7 +49,7 @@ fn claims_keep_the_addresses_and_their_end_removes_them(ground: &Ground) {
     ground.with_eth0();
     let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
     keeper.install(ONE);
-    keeper.while_claiming(ONE, 600 * MS, || {
+    keeper.while_claiming(ONE, 200 * MS, || {
         for _ in 0..500 {
             assert!(ground.has("10.0.0.100") && ground.has("fd00::100"));
             std::thread::sleep(8 * MS);

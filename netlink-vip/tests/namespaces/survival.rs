@@ -1,8 +1,9 @@
 //! What is not ours survives everything that happens to a VIP.
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
-use netlink_vip::{AddressState, KeeperEvent, Refusal, Release, Warning};
+use netlink_vip::{AddressState, KeeperEvent, LeaseTime, Refusal, Release, VipGroupConfig, Warning};
 use nix::sys::signal::Signal;
 
 use crate::child::Remote;
@@ -86,7 +87,8 @@ fn without_vips(ground: &Ground) -> Vec<String> {
 
 fn refreshes_add_no_route(ground: &Ground) {
     ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &VIPS)]);
+    let lease = LeaseTime::new(Duration::from_secs(6)).unwrap();
+    let keeper = ground.keeper(vec![VipGroupConfig { lease, ..group(ONE, "eth0", &VIPS) }]);
     let before = ground.tables();
     keeper.install(ONE);
     // The kernel adds the local IPv6 route a moment after it has acknowledged the address.
@@ -101,12 +103,11 @@ fn refreshes_add_no_route(ground: &Ground) {
         "addrlabel list: prefix fd00::100/128 label 10000",
     ];
     assert_eq!(new, expected);
-    for _ in 0..12 {
-        std::thread::sleep(350 * MS);
+    for _ in 0..5 {
+        std::thread::sleep(1_010 * MS);
         keeper.claim(ONE);
     }
-    std::thread::sleep(50 * MS);
-    keeper.shows("the refreshes", |status| status.counters.refreshes >= 8);
+    keeper.shows("the refreshes", |status| status.counters.refreshes == 5);
     ground.assert_unchanged_since(&held);
     keeper.handle.release(ONE, Release::Planned);
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
