@@ -4,10 +4,10 @@
 mod support;
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Backend, Lan, LanBuilder, Probe, Test, Tool};
@@ -84,8 +84,17 @@ fn fake_nft(directory: &Path, script: &str) -> PathBuf {
     let place = directory.join("bin");
     fs::create_dir_all(&place).expect("a directory");
     let program = place.join("nft");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("a script");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    // Not written by this process: a child that another thread forks meanwhile would hold the file open for
+    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(&program)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("coreutils");
+    let text = format!("#!/bin/sh\n{script}\n");
+    install.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("a script");
+    assert!(install.wait().expect("it ends").success());
     place
 }
 

@@ -1,9 +1,9 @@
 //! nft missing, failing, hanging, without privilege: precise errors in bounded time.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use lb_proxy::nft::{ApplyError, Nft, RunError, Table, TableName};
@@ -45,8 +45,16 @@ pub(crate) fn probe() -> ExitCode {
 fn fake(script: &str) -> (TempDir, Nft) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nft");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    // Not written by this process: a child that another thread forks meanwhile would hold the file open for
+    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("coreutils");
+    install.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
     let nft = Nft::find_in(&[directory.path().to_owned()]).unwrap();
     assert_eq!(nft.path(), path);
     (directory, nft)
@@ -108,7 +116,8 @@ fn a_hanging_nft_is_stopped() {
 
 fn a_chatty_nft_is_cut_short() {
     let (_directory, mut nft) = fake("head -c 5000000 /dev/zero | tr '\\0' x >&2; exit 1");
-    let RunError::Failed { text, .. } = failure(&mut nft) else { panic!("not a failure") };
+    let error = failure(&mut nft);
+    let RunError::Failed { text, .. } = &error else { panic!("{error:?}") };
     assert_eq!(text.len(), 16 * 1024);
 }
 
