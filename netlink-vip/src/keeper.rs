@@ -84,7 +84,7 @@ impl Keeper {
 
         let kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
         let mailbox = Arc::new(Mailbox::default());
-        let mut manager = Manager::new(kernel, sessions);
+        let mut manager = Manager::new(kernel, sessions, mailbox.validity());
         groups.into_iter().for_each(|group| manager.add(group));
         warnings.into_iter().for_each(|(id, warning)| manager.warn(id, warning));
 
@@ -125,6 +125,13 @@ impl KeeperHandle {
     /// refresh the lease; without them the addresses go. Never blocks.
     pub fn claim(&self, id: GroupId, valid_until: Instant) {
         self.inner.mailbox.claim(id, valid_until);
+    }
+
+    /// The last claim is valid until then, longer than was said with it. Say so with each advertisement: a write that
+    /// the kernel takes long for is judged by it, and one that ends later than the election's last word is undone,
+    /// with [`KeeperEvent::LeaseLost`]. Never blocks, and does not wake the keeper.
+    pub fn extend(&self, id: GroupId, valid_until: Instant) {
+        self.inner.mailbox.extend(id, valid_until);
     }
 
     /// This node gives the group's addresses up: they are removed at once, and only a later claim brings them back.

@@ -64,6 +64,7 @@ mod status;
 mod sysctl;
 mod turns;
 mod types;
+mod validity;
 pub mod wire;
 
 pub use dummy::{DummyError, DummyLink};

@@ -13,6 +13,7 @@ use crate::group::Registered;
 use crate::lease::Claim;
 use crate::status::Status;
 use crate::types::{GroupId, Release};
+use crate::validity::Validity;
 
 /// The election's last word on a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +44,24 @@ pub(crate) struct Letters {
 #[derive(Default)]
 pub(crate) struct Mailbox {
     letters: Mutex<Letters>,
+    validity: Arc<Validity>,
     status: Mutex<Arc<Status>>,
     notify: Notify,
 }
 
 impl Mailbox {
+    pub(crate) fn validity(&self) -> Arc<Validity> {
+        Arc::clone(&self.validity)
+    }
+
+    /// The last claim is valid for longer: nothing the keeper has to wake up for.
+    pub(crate) fn extend(&self, id: GroupId, valid_until: Instant) {
+        self.validity.extend(id, valid_until);
+    }
+
     pub(crate) fn claim(&self, id: GroupId, valid_until: Instant) {
         let claim = Claim { issued: Instant::now(), valid_until };
+        self.validity.extend(id, valid_until);
         let mut letters = lock(&self.letters);
         let intent = match letters.intents.get(&id) {
             Some(Intent::Release(release, _)) => Intent::Release(*release, Some(claim)),
@@ -61,6 +73,7 @@ impl Mailbox {
     }
 
     pub(crate) fn release(&self, id: GroupId, release: Release) {
+        self.validity.withdraw(id);
         lock(&self.letters).intents.insert(id, Intent::Release(release, None));
         self.notify.notify_one();
     }

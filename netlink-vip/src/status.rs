@@ -1,7 +1,7 @@
 //! A snapshot for people and for metrics.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::event::{InterfaceState, Refusal, Removal};
 use crate::types::{GroupId, LeaseTime};
@@ -112,4 +112,7 @@ pub struct Counters {
     pub resyncs: u64,
     /// Requests that the kernel refused or did not answer.
     pub kernel_errors: u64,
+    /// The longest that the kernel took to write an address: it has one lock for the network configuration of all
+    /// namespaces.
+    pub longest_write: Duration,
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
@@ -210,6 +211,12 @@ impl VipKeeper for Wire {
     fn claim(&self, instance: InstanceId, claim: Claim) {
         if let Some(keeper) = self.0.keeper.get() {
             keeper.claim(GroupId(instance.0), claim.valid_until);
+        }
+    }
+
+    fn extend(&self, instance: InstanceId, valid_until: Instant) {
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.extend(GroupId(instance.0), valid_until);
         }
     }
 

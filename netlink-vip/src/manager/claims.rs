@@ -34,6 +34,7 @@ impl<K: Kernel> Manager<K> {
     /// This node may hold the group's addresses for a while longer.
     pub(crate) fn claim(&mut self, id: GroupId, claim: &Claim) {
         let now = self.kernel.now();
+        let claim = &self.extended(id, claim);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(index) = group.interface.filter(|index| self.links.get(index).is_some_and(Link::is_up))
         else {
@@ -54,6 +55,12 @@ impl<K: Kernel> Manager<K> {
             }
             Verdict::Lost => self.lose(id),
         }
+    }
+
+    /// The claim as long as the election's last word makes it.
+    fn extended(&self, id: GroupId, claim: &Claim) -> Claim {
+        let end = self.validity.end(id).map_or(claim.valid_until, |end| end.max(claim.valid_until));
+        Claim { valid_until: end, ..*claim }
     }
 
     /// This node may no longer hold the group's addresses.
@@ -163,8 +170,12 @@ impl<K: Kernel> Manager<K> {
         let mut done = Vec::new();
         for step in steps {
             let Some(ip) = step.leases() else { continue };
+            let sent = self.kernel.now();
             let result = self.kernel.apply(step);
             let acked = self.kernel.now();
+            let took = acked.saturating_duration_since(sent);
+            self.counters.longest_write = self.counters.longest_write.max(took);
+            let claim = &self.extended(id, claim);
             if self.groups.get(&id).is_some_and(|group| group.lease.overslept(acked, claim)) {
                 return Written::Overslept;
             }

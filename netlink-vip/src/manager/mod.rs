@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{KeeperEvent, Removal, ResyncCause, Warning};
@@ -25,6 +26,7 @@ use crate::kernel::Kernel;
 use crate::select::Link;
 use crate::status::{Counters, Status};
 use crate::types::{GroupId, InterfaceSelector, Release};
+use crate::validity::Validity;
 use crate::wire::decode::ObservedRoute;
 
 /// Whether sessions are reset when an address goes.
@@ -41,6 +43,7 @@ pub enum SessionPolicy {
 pub(crate) struct Manager<K> {
     kernel: K,
     sessions: SessionPolicy,
+    validity: Arc<Validity>,
     groups: BTreeMap<GroupId, Group>,
     links: BTreeMap<u32, Link>,
     defaults: Vec<ObservedRoute>,
@@ -99,12 +102,13 @@ impl Dirty {
 }
 
 impl<K: Kernel> Manager<K> {
-    pub(crate) fn new(kernel: K, sessions: SessionPolicy) -> Self {
+    pub(crate) fn new(kernel: K, sessions: SessionPolicy, validity: Arc<Validity>) -> Self {
         let mut dirty = Dirty::default();
         dirty.everything(kernel.now(), ResyncCause::Start);
         Self {
             kernel,
             sessions,
+            validity,
             groups: BTreeMap::new(),
             links: BTreeMap::new(),
             defaults: Vec::new(),

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ use crate::listener::Heard;
 use crate::plan::{Step, VipScope};
 use crate::sessions::SessionsError;
 use crate::types::{GroupId, InterfaceSelector, LeaseTime, Prefix, VipAddress, VipGroupConfig, full_prefix};
+use crate::validity::Validity;
 use crate::wire::PROTOCOL;
 use crate::wire::decode::{LinkUpdate, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute};
 
@@ -234,6 +236,7 @@ impl Kernel for Model {
 pub(super) struct Bench {
     pub(super) manager: Manager<Model>,
     pub(super) world: Rc<RefCell<World>>,
+    pub(super) validity: Arc<Validity>,
     pub(super) events: Vec<KeeperEvent>,
 }
 
@@ -255,12 +258,14 @@ impl Bench {
         let world = Rc::new(RefCell::new(world));
         world.borrow_mut().set_link(UP);
         world.borrow_mut().add([10, 0, 0, 1].into(), 24);
-        let mut manager = Manager::new(Model(Rc::clone(&world)), SessionPolicy::Reset);
+        let validity = Arc::new(Validity::default());
+        let model = Model(Rc::clone(&world));
+        let mut manager = Manager::new(model, SessionPolicy::Reset, Arc::clone(&validity));
         let config = config(vips);
         let labelled = config.ips().into_iter().filter(IpAddr::is_ipv6);
         let labels = labelled.map(|ip| (ip, 10_000)).collect();
         manager.add(Registered { config, labels });
-        let mut bench = Self { manager, world, events: Vec::new() };
+        let mut bench = Self { manager, world, validity, events: Vec::new() };
         bench.turn();
         let cause = ResyncCause::Start;
         let first = bench.take_events();

@@ -62,6 +62,31 @@ fn a_stop_during_the_first_install_is_noticed_too() {
 }
 
 #[test]
+fn a_slow_kernel_does_not_end_the_term_of_an_active_that_goes_on() {
+    let mut bench = Bench::new(&VIPS[..1]);
+    let start = bench.world.borrow().now;
+    bench.validity.extend(ONE, start + 5_000 * MS);
+    // The election advertises every 10 ms: each claim is short, but the last word counts.
+    bench.world.borrow_mut().stop_before_write = Some(1_000 * MS);
+    bench.claim_of(Claim { issued: start, valid_until: start + 32 * MS });
+    assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { id: ONE, .. }]));
+    bench.pass(400 * MS);
+    bench.world.borrow_mut().stop_before_write = Some(300 * MS);
+    let issued = bench.world.borrow().now - 100 * MS;
+    bench.claim_of(Claim { issued, valid_until: issued + 32 * MS });
+    assert_eq!(bench.take_events(), [], "refreshed, although the claim came late as well");
+    assert!(bench.world.borrow().has(v4()));
+
+    bench.validity.withdraw(ONE);
+    bench.pass(500 * MS);
+    let issued = bench.world.borrow().now;
+    bench.world.borrow_mut().stop_before_write = Some(100 * MS);
+    bench.claim_of(Claim { issued, valid_until: issued + 32 * MS });
+    let lost = KeeperEvent::Removed { id: ONE, reason: Removal::LeaseLost };
+    assert_eq!(bench.take_events(), [lost, KeeperEvent::LeaseLost { id: ONE }]);
+}
+
+#[test]
 fn a_short_stop_is_no_reason_to_give_up() {
     let mut bench = installed(&VIPS);
     bench.pass(1_000 * MS);

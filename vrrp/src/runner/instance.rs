@@ -37,6 +37,8 @@ pub(super) struct Instance {
     heard: Option<ActivePeer>,
     /// The advertisement that is being sent was due then.
     due: Option<Instant>,
+    /// As last told to the keeper.
+    claimed_until: Option<Instant>,
 }
 
 impl Instance {
@@ -55,6 +57,7 @@ impl Instance {
             last_sent: None,
             heard: None,
             due: None,
+            claimed_until: None,
         }
     }
 
@@ -173,6 +176,13 @@ impl Instance {
             }
         }
         self.due = None;
+        let end = self.router.claim_until();
+        if self.claimed_until != end {
+            self.claimed_until = end;
+            if let Some(valid_until) = end {
+                outside.extend(self.id(), valid_until);
+            }
+        }
     }
 
     fn advertise(&mut self, advertisement: &Advertisement, outside: &mut Outside, now: Instant) {

@@ -33,7 +33,7 @@ mod timer;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -104,6 +104,9 @@ pub struct Interface {
 pub trait VipKeeper: Send {
     /// The router may hold its addresses until the claim ends: add or refresh them.
     fn claim(&self, instance: InstanceId, claim: Claim);
+    /// The claim last made is valid until then, because the router has advertised again: there is nothing to do now.
+    /// A keeper needs it to judge a write that takes longer than the claim was valid.
+    fn extend(&self, _instance: InstanceId, _valid_until: Instant) {}
     /// The router may no longer hold its addresses: remove them.
     fn release(&self, instance: InstanceId, release: Release);
 }

@@ -98,6 +98,10 @@ impl Outside {
         self.keeper.claim(id, claim);
     }
 
+    pub(super) fn extend(&self, id: InstanceId, valid_until: Instant) {
+        self.keeper.extend(id, valid_until);
+    }
+
     pub(super) fn release(&self, id: InstanceId, release: Release) {
         self.keeper.release(id, release);
     }

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("dropping_the_last_handle_resigns", dropping_the_last_handle_resigns),
         ("a_degraded_active_is_relieved", a_degraded_active_is_relieved),
         ("claims_come_with_advertisements", claims_come_with_advertisements),
+        ("every_advertisement_extends_the_claim", every_advertisement_extends_the_claim),
         ("a_missing_address_is_claimed_again", a_missing_address_is_claimed_again),
     ]
 }
@@ -205,6 +206,35 @@ fn claims_come_with_advertisements() {
     }
     let claims = member.notes.count(|note| claim(note).is_some());
     assert!(claims <= 2 + capture.advertisements(start - 10 * SECOND).len(), "{claims} claims");
+}
+
+/// At 100 ms a claim, which makes work, comes only every quarter of the lease.
+fn every_advertisement_extends_the_claim() {
+    let lan = Lan::new();
+    let (a, observer) = (lan.node(1), lan.node(9));
+    let capture = Capture::on(&observer);
+    let member = Member::start(&a, vec![config(100, fast())]);
+    member.await_state(StateName::Active, 3 * SECOND);
+    let start = Instant::now();
+    eventually("some advertisements", 5 * SECOND, || {
+        (capture.advertisements(start).len() >= 8).then_some(())
+    });
+    let mut last = start;
+    for seen in capture.advertisements(start) {
+        let extension = |note: &Note| if let Note::Extend(ID, end) = note { Some(*end) } else { None };
+        let extended =
+            eventually("an extension", SECOND, || member.notes.find(seen.at - fast() / 2, extension));
+        let (at, end) = extended;
+        assert!(at < seen.at + fast(), "it belongs to the advertisement");
+        assert!(end > last && end <= at + 4 * fast(), "valid for {:?} after {last:?}", end - at);
+        last = end;
+    }
+    let released = Instant::now();
+    member.handle.shutdown(SECOND);
+    member.handle.join().expect("no panic");
+    let after = member.notes.find(released, |note| matches!(note, Note::Release(..)).then_some(()));
+    let (gone, ()) = after.expect("a release");
+    assert!(member.notes.find(gone, |note| matches!(note, Note::Extend(..)).then_some(())).is_none());
 }
 
 fn a_missing_address_is_claimed_again() {

@@ -22,6 +22,7 @@ pub(crate) const VIP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x100)
 #[derive(Debug)]
 pub(crate) enum Note {
     Claim(InstanceId, Claim),
+    Extend(InstanceId, Instant),
     Release(InstanceId, Release),
     Event(RunnerEvent),
 }
@@ -73,6 +74,10 @@ impl VipKeeper for NoteKeeper {
         {
             runner.vip(instance, VipEvent::Installed);
         }
+    }
+
+    fn extend(&self, instance: InstanceId, valid_until: Instant) {
+        self.notes.push(Note::Extend(instance, valid_until));
     }
 
     fn release(&self, instance: InstanceId, release: Release) {
