@@ -220,6 +220,11 @@ impl Cluster {
         &self.daemons[&index]
     }
 
+    /// The daemon, if it was started and has not ended.
+    pub(crate) fn running(&self, index: usize) -> Option<&Process> {
+        self.daemons.get(&index).filter(|daemon| daemon.is_running())
+    }
+
     /// Sends a signal to the daemon; the instant just before.
     pub(crate) fn signal(&self, index: usize, signal: Signal) -> Instant {
         self.daemon(index).signal(signal).expect("the daemon runs")

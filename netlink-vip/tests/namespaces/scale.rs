@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use netlink_vip::{GroupId, GroupState, KeeperEvent, VipGroupConfig};
+use netlink_vip::{GroupId, GroupState, KeeperEvent, LeaseTime, VipGroupConfig};
 
 use crate::ground::{Ground, MS, SOON, group};
 
@@ -49,6 +49,7 @@ fn hundreds_of_groups_are_taken_over_and_kept(ground: &Ground) {
     assert!(last - start < SOON);
 
     let (before, began) = (keeper_time(&thread), Instant::now());
+    let refreshed = keeper.handle.status().counters.refreshes;
     let mut longest_gap = Duration::ZERO;
     while began.elapsed() < Duration::from_secs(4) {
         let round = Instant::now();
@@ -58,6 +59,13 @@ fn hundreds_of_groups_are_taken_over_and_kept(ground: &Ground) {
     }
     let load = (keeper_time(&thread) - before).as_secs_f64() / began.elapsed().as_secs_f64();
     println!("{GROUPS} groups claimed every 100 ms take {:.1} % of a processor", load * 100.0);
+    // What it costs is a matter of how many writes there are (a quarter of the claims here), and of who else wants the
+    // kernel's lock: waiting for that is processor time as well, so the time itself is only told.
+    let refreshes = keeper.handle.status().counters.refreshes - refreshed;
+    // The status is up to a second old.
+    let spacing = LeaseTime::MIN.duration() / 6;
+    let most = u64::from(GROUPS) * (began.elapsed().as_micros() / spacing.as_micros() + 5) as u64;
+    assert!(refreshes <= most, "{refreshes} refreshes, at most {most} are needed");
     let events = keeper.said().len();
     // This thread has no real-time priority: if it was kept from claiming, leases rightly ended.
     assert!(
@@ -70,7 +78,6 @@ fn hundreds_of_groups_are_taken_over_and_kept(ground: &Ground) {
     keeper.shows("all held", |status| {
         status.groups.iter().all(|group| matches!(group.state, GroupState::Held { .. }))
     });
-    assert!(load < 0.3, "{load}");
     keeper.end();
     assert!(!ground.ip("addr show dev eth0").contains("10.0.1."));
 }

@@ -1,0 +1,200 @@
+//! Faults of the Active node or of its cable.
+
+use std::time::{Duration, Instant};
+
+use testbed::{AddressWatch, Capture, Direction, Mac, Probe, Signal};
+
+use crate::support::{Cluster, PATIENCE, Plan};
+
+/// The lease at these intervals, and the longest that the kernel takes to end it (measured: 1.02 s) with a margin
+/// for a loaded machine.
+const LEASE: Duration = Duration::from_secs(2);
+const LEASE_OVER: Duration = Duration::from_millis(3200);
+
+/// A cluster with everything that watches it.
+struct Scene {
+    cluster: Cluster,
+    owner: usize,
+    watches: Vec<AddressWatch>,
+    /// What the client hears: the answers that count.
+    heard: Capture,
+    probe: Probe,
+    since: Instant,
+}
+
+impl Scene {
+    fn new(plan: Plan) -> Self {
+        let cluster = Cluster::start(plan);
+        let owner = cluster.wait_until_settled();
+        // Backups take over from one that cannot serve after 2 s of serving.
+        cluster.wait("all have served for 2 s", || {
+            (0..cluster.len()).all(|index| {
+                cluster.status(index)["serving"]["sinceSeconds"].as_f64().is_some_and(|since| since > 2.0)
+            })
+        });
+        let watches = cluster.lan.controllers().iter().map(AddressWatch::on);
+        let watches = watches.collect::<Result<_, _>>().expect("the watches begin");
+        let heard = Capture::on(cluster.client()).expect("the capture begins");
+        // Every connection asks anew who has the VIP, so that two answers would be seen.
+        let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
+        let probe = probe.start(cluster.client()).expect("the probe starts");
+        probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
+        Self { cluster, owner, watches, heard, probe, since: Instant::now() }
+    }
+
+    /// Waits until another controller has the VIP and clients reach it, and says how long they did not.
+    fn recovered(&self, what: &str, limit: Duration) -> usize {
+        let next = self.cluster.wait_for_owner(Some(self.owner));
+        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
+            self.cluster.fail(&format!("the VIP does not answer: {error}"));
+        }
+        let blackout = self.probe.report().blackout_since(self.since).duration();
+        println!("MEASURED {what}: {blackout:?} without the VIP, allowed {limit:?}");
+        self.cluster.check(blackout <= limit, || format!("{what}: {blackout:?}, allowed are {limit:?}"));
+        next
+    }
+
+    /// When the former owner lost the address.
+    fn lost_within(&self, limit: Duration) {
+        let lost = self.watches[self.owner].wait_for_loss(self.cluster.vip(), PATIENCE);
+        let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the VIP stays on the node"));
+        let after = lost.saturating_duration_since(self.since);
+        println!("MEASURED the former owner lost the VIP after {after:?}, allowed {limit:?}");
+        self.cluster.check(after <= limit, || format!("the VIP was there for {after:?}, not {limit:?}"));
+    }
+
+    /// Once the lease is over, the client has heard of `owner` only.
+    fn one_answers(&self, owner: usize, lease_over: Duration) {
+        let from = self.since + lease_over;
+        self.cluster.wait("the lease is over and the client has asked again", || {
+            Instant::now() > from + Duration::from_millis(300)
+        });
+        let mac = self.cluster.node(owner).mac();
+        let answers: Vec<(Duration, Mac)> = self
+            .heard
+            .announcements(self.cluster.vip())
+            .into_iter()
+            .filter(|(at, _)| *at >= from)
+            .map(|(at, announcement)| (at.duration_since(self.since), announcement.mac))
+            .collect();
+        self.cluster.check(!answers.is_empty(), || "nobody answers for the VIP".to_owned());
+        let wrong: Vec<_> = answers.iter().filter(|(_, answered)| *answered != mac).collect();
+        self.cluster.check(wrong.is_empty(), || format!("{mac} has the VIP, but also answered: {wrong:?}"));
+    }
+
+    /// The node is well again: one owner, and the client reaches it.
+    fn healed(&self) {
+        let owner = self.cluster.wait_for_owner(None);
+        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
+            self.cluster.fail(&format!("the VIP does not answer after the fault: {error}"));
+        }
+        self.since_owner(owner);
+    }
+
+    fn since_owner(&self, owner: usize) {
+        self.cluster
+            .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost it".to_owned());
+    }
+}
+
+/// Down at 1 s and priority 200 in version 2, with the largest offset, and a margin for a loaded machine.
+const SLOW: Duration = Duration::from_millis(3219 + 100 + 400);
+/// The same at 100 ms in version 3.
+const FAST: Duration = Duration::from_millis(322 + 25 + 400);
+/// A client that asks anew may ask the predecessor until its lease is over, and then waits up to 1 s for its next try.
+const FRESH: Duration = Duration::from_millis(3020 + 500);
+
+pub(crate) fn killed_slow() {
+    killed(Plan::default(), SLOW.max(FRESH));
+}
+
+pub(crate) fn killed_fast() {
+    killed(Plan::v3("100ms"), FRESH);
+}
+
+fn killed(plan: Plan, limit: Duration) {
+    let mut scene = Scene::new(plan);
+    scene.since = scene.cluster.signal(scene.owner, Signal::SIGKILL);
+    let next = scene.recovered("SIGKILL", limit);
+    // Nothing ran to remove it: the kernel did.
+    scene.lost_within(LEASE_OVER);
+    scene.one_answers(next, LEASE_OVER);
+}
+
+pub(crate) fn stopped() {
+    let mut scene = Scene::new(Plan::default());
+    scene.since = scene.cluster.signal(scene.owner, Signal::SIGSTOP);
+    let next = scene.recovered("SIGSTOP", SLOW.max(FRESH));
+    scene.lost_within(LEASE_OVER);
+    scene.cluster.wait("ten seconds", || scene.since.elapsed() > Duration::from_secs(10));
+    scene.cluster.signal(scene.owner, Signal::SIGCONT);
+    let owner = scene.owner;
+    scene
+        .cluster
+        .wait("the stopped one is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
+    scene.one_answers(next, scene.since.elapsed().max(LEASE_OVER));
+    scene.one_answers(next, LEASE_OVER);
+    scene.cluster.check(scene.watches[owner].tenures(scene.cluster.vip()).len() == 1, || {
+        "the stopped node had the VIP again".to_owned()
+    });
+}
+
+pub(crate) fn link_down() {
+    let mut scene = Scene::new(Plan::v3("100ms"));
+    scene.since = Instant::now();
+    scene.cluster.node(scene.owner).link_down().expect("the link goes down");
+    let next = scene.recovered("link down", FAST);
+    scene.one_answers(next, LEASE_OVER);
+    scene.cluster.node(scene.owner).link_up().expect("the link comes up");
+    scene.cluster.node(scene.owner).configure().expect("the addresses are back");
+    scene.healed();
+}
+
+pub(crate) fn unplugged() {
+    let mut scene = Scene::new(Plan::v3("100ms"));
+    scene.since = Instant::now();
+    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is pulled");
+    let next = scene.recovered("cable pulled", FAST);
+    scene.lost_within(LEASE_OVER);
+    scene.one_answers(next, LEASE_OVER);
+    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is back");
+    scene.healed();
+}
+
+/// Cuts the Active off in one direction or both.
+fn cut(direction: Direction) -> Scene {
+    let mut scene = Scene::new(Plan::v3("100ms"));
+    scene.since = Instant::now();
+    scene.cluster.lan.cut(scene.cluster.node(scene.owner), direction).expect("the cut is made");
+    scene
+}
+
+/// Whoever is cut off may keep the address: nobody hears it. What counts is what the client hears.
+pub(crate) fn cut_off() {
+    let scene = cut(Direction::Both);
+    let next = scene.recovered("cut off", FAST);
+    scene.one_answers(next, LEASE_OVER);
+    scene.cluster.lan.heal_all().expect("the cut is healed");
+    scene.healed();
+}
+
+/// The mute Active hears its successor, asserts itself for one Down, sees that it does not help, and yields.
+pub(crate) fn mute() {
+    let scene = cut(Direction::From);
+    let next = scene.recovered("mute", FAST);
+    scene.lost_within(LEASE + FAST + FAST);
+    scene.one_answers(next, LEASE_OVER);
+    scene.cluster.lan.heal_all().expect("the cut is healed");
+    scene.healed();
+}
+
+/// The deaf Active is heard by all, so its Backups wait until it finds that it reaches no other backend: two checks
+/// of 1 s, then two degraded advertisements and Skew_Time.
+pub(crate) fn deaf() {
+    let scene = cut(Direction::To);
+    let evidence = Duration::from_millis(300 + 22 + 4000);
+    let next = scene.recovered("deaf", evidence + Duration::from_millis(500));
+    scene.one_answers(next, scene.since.elapsed());
+    scene.cluster.lan.heal_all().expect("the cut is healed");
+    scene.healed();
+}

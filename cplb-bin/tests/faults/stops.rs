@@ -1,0 +1,232 @@
+//! SIGSTOP and SIGCONT at random phases of the Active.
+
+use std::time::{Duration, Instant};
+
+use testbed::{AddressWatch, AnnouncementKind, Capture, Frame, Mac, Probe, Signal, Travel};
+
+use crate::support::crash::VRID;
+use crate::support::{Cluster, PATIENCE, Plan};
+
+/// A xorshift generator, so that a failing seed can be run again.
+struct Random(u64);
+
+impl Random {
+    /// From `CPLB_TEST_SEED`, or the clock; printed.
+    fn new() -> Self {
+        let given = std::env::var("CPLB_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let seed = given.unwrap_or_else(|| u64::from(clock.subsec_nanos()) | 1);
+        println!("CPLB_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn between(&mut self, low: Duration, high: Duration) -> Duration {
+        let span = u64::try_from((high - low).as_micros()).unwrap_or(1).max(1);
+        low + Duration::from_micros(self.next() % span)
+    }
+}
+
+/// A cluster that clients use all the time, so that there is somebody to answer.
+struct Arena {
+    cluster: Cluster,
+    watches: Vec<AddressWatch>,
+    lan: Capture,
+    random: Random,
+    _clients: Probe,
+}
+
+/// What one stop led to.
+struct Stop {
+    pause: Duration,
+    continued: Instant,
+    /// Another node advertised before the stopped one went on.
+    overtaken: bool,
+    /// What the stopped node sent in the VIP's name afterwards, and how long afterwards.
+    sent: Vec<(Duration, Frame)>,
+    /// What its daemon said afterwards as an Active does: advertisements and announcements.
+    said: usize,
+    /// How long the successor took from its first advertisement to the first announcement of its installed VIP.
+    install: Duration,
+}
+
+impl Arena {
+    fn new(plan: Plan, random: Random, every: Duration) -> Self {
+        let cluster = Cluster::start(plan);
+        let watches = cluster.lan.controllers().iter().map(AddressWatch::on);
+        let watches = watches.collect::<Result<_, _>>().expect("the watches begin");
+        let lan = cluster.lan.capture().expect("the capture begins");
+        let clients = Probe::to(cluster.address()).every(every);
+        let clients = clients.start(cluster.client()).expect("the probe starts");
+        clients.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
+        Self { cluster, watches, lan, random, _clients: clients }
+    }
+
+    /// A capture keeps all it has seen.
+    fn forget(&mut self) {
+        self.lan = self.cluster.lan.capture().expect("the capture begins");
+    }
+
+    /// The one node that has the VIP, by the kernel's account.
+    fn owner(&self) -> usize {
+        let mut found = None;
+        self.cluster.wait("one node has the VIP", || {
+            let mut owners = (0..self.watches.len()).filter(|&i| self.watches[i].has(self.cluster.vip()));
+            found = owners.next().filter(|_| owners.next().is_none());
+            found.is_some()
+        });
+        found.expect("it was found")
+    }
+
+    /// Stops the Active, lets it go on, waits until there is one owner again, and looks at its cable.
+    fn stop(&mut self, low: Duration, high: Duration) -> Stop {
+        let pause = self.random.between(low, high);
+        let cluster = &self.cluster;
+        let owner = self.owner();
+        let port = cluster.lan.capture_port(cluster.node(owner)).expect("the capture begins");
+        let mac = cluster.node(owner).mac();
+        let stopped = cluster.signal(owner, Signal::SIGSTOP);
+        // It is the pause that is the fault: nothing is waited for.
+        std::thread::sleep(pause);
+        let continued = cluster.signal(owner, Signal::SIGCONT);
+        let overtaken =
+            self.lan.adverts(VRID).iter().any(|(at, advert)| {
+                *at > stopped && *at < continued && advert.mac != mac && advert.priority > 0
+            });
+        cluster.wait("the node that went on knows its place", || {
+            matches!(cluster.state(owner).as_deref(), Some("active" | "backup"))
+        });
+        let next = self.owner();
+        cluster.wait("the nodes agree", || {
+            let expected = |index| if index == next { "active" } else { "backup" };
+            [owner, next].into_iter().all(|i| cluster.state(i).as_deref() == Some(expected(i)))
+        });
+        cluster.check(!(overtaken && next == owner), || {
+            format!("{} was overtaken and has the VIP again", cluster.node(owner).name())
+        });
+        let sent = sent_by(cluster, &port, continued);
+        let said = said_by(cluster, &port, continued);
+        cluster.check(port.dropped() == 0, || "the capture is incomplete".to_owned());
+        let install = self.install_time(cluster.node(next).mac(), stopped);
+        Stop { pause, continued, overtaken, sent, said, install }
+    }
+
+    fn install_time(&self, successor: Mac, since: Instant) -> Duration {
+        let first_advert = self
+            .lan
+            .adverts(VRID)
+            .into_iter()
+            .find(|(at, advert)| *at > since && advert.mac == successor && advert.priority > 0);
+        let Some((advertised, _)) = first_advert else { return Duration::ZERO };
+        let mut announcements = self.lan.announcements(self.cluster.vip()).into_iter();
+        let first = announcements.find(|(at, said)| *at > advertised && said.mac == successor);
+        first.map_or(Duration::ZERO, |(announced, _)| announced.duration_since(advertised))
+    }
+}
+
+/// What left the node of `port` in the VIP's name: packets from it and answers for it.
+fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<(Duration, Frame)> {
+    let vip = cluster.vip();
+    let frames = port.select(|frame| {
+        let named = frame.announcement().is_some_and(|announcement| announcement.ip == vip);
+        frame.travel == Travel::In && frame.at > since && (named || frame.ip_source() == Some(vip))
+    });
+    frames.into_iter().map(|frame| (frame.at.duration_since(since), frame)).collect()
+}
+
+/// How often the daemon of the node of `port` spoke as an Active does.
+fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
+    let vip = cluster.vip();
+    let frames = port.select(|frame| {
+        let announces = frame.announcement().is_some_and(|announcement| {
+            let unasked = matches!(
+                announcement.kind,
+                AnnouncementKind::GratuitousArp | AnnouncementKind::UnsolicitedNa { .. }
+            );
+            announcement.ip == vip && unasked
+        });
+        let advertises = frame.vrrp().is_some_and(|advert| advert.priority > 0);
+        frame.travel == Travel::In && frame.at > since && (announces || advertises)
+    });
+    frames.len()
+}
+
+/// The count of the issue, shared by clusters that run side by side: nearly all of the time is pauses.
+const COUNT: usize = 200;
+const ARENAS: usize = 8;
+
+/// At 1 s the lease is over before a successor is Active, so not one packet may leave in the VIP's name.
+pub(crate) fn strict() {
+    let mut random = Random::new();
+    let seeds: Vec<u64> = (0..ARENAS).map(|_| random.next()).collect();
+    let overtaken: usize = std::thread::scope(|scope| {
+        let arenas: Vec<_> =
+            seeds.into_iter().map(|seed| scope.spawn(move || strict_arena(Random(seed)))).collect();
+        arenas.into_iter().map(|arena| arena.join().expect("this arena holds")).sum()
+    });
+    println!("MEASURED {overtaken} of {COUNT} stops were overtaken");
+    assert!(overtaken > COUNT / 4, "the pauses are too short to prove anything: {overtaken}");
+}
+
+fn strict_arena(random: Random) -> usize {
+    let mut arena = Arena::new(Plan::default(), random, Duration::from_millis(50));
+    let mut overtaken = 0;
+    for round in 0..COUNT / ARENAS {
+        arena.forget();
+        let stop = arena.stop(Duration::from_millis(2200), Duration::from_millis(4200));
+        if !stop.overtaken {
+            continue;
+        }
+        overtaken += 1;
+        arena.cluster.check(stop.sent.is_empty() && stop.said == 0, || {
+            format!("round {round}, after {:?}: {} said, {:?} sent", stop.pause, stop.said, stop.sent)
+        });
+    }
+    overtaken
+}
+
+/// At 50 ms a successor is Active long before the lease is over (there it is a backstop), so the address and the
+/// connections are still there when the node goes on, and its kernel may send before its daemon has run. So the
+/// daemon itself may say nothing, and the kernel must be silent after [`GRACE`].
+pub(crate) fn fast() {
+    const STOPS: usize = 60;
+    /// The daemon drains its socket, listens to its keeper and removes the address.
+    const GRACE: Duration = Duration::from_millis(150);
+    let mut arena = Arena::new(Plan::v3("50ms"), Random::new(), Duration::from_millis(5));
+    let (mut overtaken, mut early, mut locked, mut slowest) = (0, 0, 0, Duration::ZERO);
+    for round in 0..STOPS {
+        arena.forget();
+        let stop = arena.stop(Duration::from_millis(10), Duration::from_millis(360));
+        if !stop.overtaken {
+            continue;
+        }
+        overtaken += 1;
+        early += stop.sent.len();
+        slowest = stop.sent.iter().map(|(after, _)| *after).max().unwrap_or_default().max(slowest);
+        let Stop { pause, said, .. } = stop;
+        arena.cluster.check(said == 0, || {
+            format!("round {round}, after {pause:?}: {said} said, {:?} ago", stop.continued.elapsed())
+        });
+        // All nodes share one kernel here, and with it the lock of its routing tables. While somebody else holds it
+        // (a namespace that ends, on a loaded machine), the successor cannot install its VIP either, and the
+        // stopped node's removal says nothing: seen for 280 ms at a load of 20.
+        if stop.install > GRACE / 2 {
+            locked += 1;
+            arena.cluster.check(locked <= STOPS / 10, || "the kernel is too busy to measure".to_owned());
+            continue;
+        }
+        let late: Vec<_> = stop.sent.iter().filter(|(after, _)| *after > GRACE).collect();
+        arena.cluster.check(late.is_empty(), || format!("round {round}, after {pause:?}: {late:?}"));
+    }
+    println!(
+        "MEASURED {overtaken} of {STOPS} stops were overtaken; {early} frames, the last after {slowest:?}"
+    );
+    println!("MEASURED {locked} rounds met a locked kernel");
+    arena.cluster.check(overtaken > STOPS / 10, || "the pauses are too short to prove anything".to_owned());
+}
