@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Lan, Node, Signal};
 
+use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
 /// The promise, and what a loaded machine may add to it: the daemon has no real-time priority for ordinary users.
@@ -23,8 +24,9 @@ fn absence(cluster: &Cluster, watch: &AddressWatch) -> Option<Duration> {
     Some(after.from.duration_since(before.until?))
 }
 
-pub(crate) fn deleted() {
-    for plan in [Plan::default(), Plan::v3("100ms")] {
+pub(crate) fn deleted(plan: Plan) {
+    let slow = if plan.v4 { Plan::default() } else { Plan::default().v6_only() };
+    for plan in [slow, plan] {
         let cluster = Cluster::start(plan);
         let owner = cluster.wait_until_settled();
         let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
@@ -53,8 +55,8 @@ fn back_or_handed_over(cluster: &Cluster, owner: usize, watch: &AddressWatch, si
     answers(cluster);
 }
 
-pub(crate) fn flushed() {
-    let cluster = Cluster::start(Plan::v3("100ms"));
+pub(crate) fn flushed(plan: Plan) {
+    let cluster = Cluster::start(plan);
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
@@ -76,8 +78,8 @@ fn flush(node: &Node) {
     node.exec("ip", ["addr", "flush", "dev", node.interface()]).unwrap_or_else(|error| panic!("{error}"));
 }
 
-pub(crate) fn bounced() {
-    let cluster = Cluster::start(Plan::v3("100ms"));
+pub(crate) fn bounced(plan: Plan) {
+    let cluster = Cluster::start(plan);
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
@@ -85,6 +87,37 @@ pub(crate) fn bounced() {
     cluster.node(owner).link_up().expect("the link comes up");
     cluster.node(owner).configure().expect("the node's addresses are back");
     back_or_handed_over(&cluster, owner, &watch, since);
+}
+
+/// With nobody to hand it over to, the VIP is back within [`BACK`] of the claim, which comes with the first
+/// advertisement.
+pub(crate) fn alone(plan: Plan) {
+    let mut cluster = Cluster::build(Lan::builder().controllers(1), plan);
+    cluster.start_all();
+    cluster.wait_until_settled();
+    let watch = AddressWatch::on(cluster.node(0)).expect("the watch begins");
+    let capture = cluster.lan.capture().expect("the capture begins");
+    let faults: [fn(&Node); 2] = [flush, |node| {
+        node.link_down().expect("the link goes down");
+        node.link_up().expect("the link comes up");
+    }];
+    for fault in faults {
+        let since = Instant::now();
+        fault(cluster.node(0));
+        let lost = watch.tenures(cluster.vip()).len();
+        cluster.node(0).configure().expect("the node's addresses are back");
+        if cluster.vip().is_ipv6() && !cluster.node(0).has_address(cluster.node(0).link_local()) {
+            // The kernel makes the link-local address only with the link.
+            cluster.node(0).add_address(cluster.node(0).link_local(), 64).expect("it is back");
+        }
+        cluster.wait("the VIP is back", || watch.tenures(cluster.vip()).len() > lost);
+        let back = watch.tenures(cluster.vip())[lost].from;
+        let claimed =
+            capture.adverts(VRID).into_iter().map(|(at, _)| at).find(|at| *at >= since && *at + BACK >= back);
+        let claimed = claimed.unwrap_or_else(|| cluster.fail("it came without an advertisement"));
+        println!("MEASURED the VIP was back {:?} after the claim", back.saturating_duration_since(claimed));
+        answers(&cluster);
+    }
 }
 
 /// The node's own addresses and routes, without lifetimes.

@@ -105,14 +105,11 @@ const FAST: Duration = Duration::from_millis(322 + 25 + 400);
 const FRESH: Duration = Duration::from_millis(3020 + 500);
 
 pub(crate) fn killed_slow() {
-    killed(Plan::default(), SLOW.max(FRESH));
+    killed(Plan::default());
 }
 
-pub(crate) fn killed_fast() {
-    killed(Plan::v3("100ms"), FRESH);
-}
-
-fn killed(plan: Plan, limit: Duration) {
+pub(crate) fn killed(plan: Plan) {
+    let limit = SLOW.max(FRESH);
     let mut scene = Scene::new(plan);
     scene.since = scene.cluster.signal(scene.owner, Signal::SIGKILL);
     let next = scene.recovered("SIGKILL", limit);
@@ -139,8 +136,8 @@ pub(crate) fn stopped() {
     });
 }
 
-pub(crate) fn link_down() {
-    let mut scene = Scene::new(Plan::v3("100ms"));
+pub(crate) fn link_down(plan: Plan) {
+    let mut scene = Scene::new(plan);
     scene.since = Instant::now();
     scene.cluster.node(scene.owner).link_down().expect("the link goes down");
     let next = scene.recovered("link down", FAST);
@@ -150,8 +147,8 @@ pub(crate) fn link_down() {
     scene.healed();
 }
 
-pub(crate) fn unplugged() {
-    let mut scene = Scene::new(Plan::v3("100ms"));
+pub(crate) fn unplugged(plan: Plan) {
+    let mut scene = Scene::new(plan);
     scene.since = Instant::now();
     scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is pulled");
     let next = scene.recovered("cable pulled", FAST);
@@ -162,16 +159,16 @@ pub(crate) fn unplugged() {
 }
 
 /// Cuts the Active off in one direction or both.
-fn cut(direction: Direction) -> Scene {
-    let mut scene = Scene::new(Plan::v3("100ms"));
+fn cut(plan: Plan, direction: Direction) -> Scene {
+    let mut scene = Scene::new(plan);
     scene.since = Instant::now();
     scene.cluster.lan.cut(scene.cluster.node(scene.owner), direction).expect("the cut is made");
     scene
 }
 
 /// Whoever is cut off may keep the address: nobody hears it. What counts is what the client hears.
-pub(crate) fn cut_off() {
-    let scene = cut(Direction::Both);
+pub(crate) fn cut_off(plan: Plan) {
+    let scene = cut(plan, Direction::Both);
     let next = scene.recovered("cut off", FAST);
     scene.one_answers(next, LEASE_OVER);
     scene.cluster.lan.heal_all().expect("the cut is healed");
@@ -179,8 +176,8 @@ pub(crate) fn cut_off() {
 }
 
 /// The mute Active hears its successor, asserts itself for one Down, sees that it does not help, and yields.
-pub(crate) fn mute() {
-    let scene = cut(Direction::From);
+pub(crate) fn mute(plan: Plan) {
+    let scene = cut(plan, Direction::From);
     let next = scene.recovered("mute", FAST);
     scene.lost_within(LEASE + FAST + FAST);
     scene.one_answers(next, LEASE_OVER);
@@ -190,8 +187,8 @@ pub(crate) fn mute() {
 
 /// The deaf Active is heard by all, so its Backups wait until it finds that it reaches no other backend: two checks
 /// of 1 s, then two degraded advertisements and Skew_Time.
-pub(crate) fn deaf() {
-    let scene = cut(Direction::To);
+pub(crate) fn deaf(plan: Plan) {
+    let scene = cut(plan, Direction::To);
     let evidence = Duration::from_millis(300 + 22 + 4000);
     let next = scene.recovered("deaf", evidence + Duration::from_millis(500));
     scene.one_answers(next, scene.since.elapsed());

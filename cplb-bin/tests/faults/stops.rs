@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::{AddressWatch, AnnouncementKind, Capture, Frame, Mac, Probe, Signal, Travel};
+use testbed::{AddressWatch, AnnouncementKind, Capture, Mac, Probe, Signal, Travel};
 
 use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan};
@@ -48,8 +48,8 @@ struct Stop {
     continued: Instant,
     /// Another node advertised before the stopped one went on.
     overtaken: bool,
-    /// What the stopped node sent in the VIP's name afterwards, and how long afterwards.
-    sent: Vec<(Duration, Frame)>,
+    /// When, after it went on, the stopped node sent something in the VIP's name.
+    sent: Vec<Duration>,
     /// What its daemon said afterwards as an Active does: advertisements and announcements.
     said: usize,
     /// How long the successor took from its first advertisement to the first announcement of its installed VIP.
@@ -131,13 +131,13 @@ impl Arena {
 }
 
 /// What left the node of `port` in the VIP's name: packets from it and answers for it.
-fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<(Duration, Frame)> {
+fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<Duration> {
     let vip = cluster.vip();
     let frames = port.select(|frame| {
         let named = frame.announcement().is_some_and(|announcement| announcement.ip == vip);
         frame.travel == Travel::In && frame.at > since && (named || frame.ip_source() == Some(vip))
     });
-    frames.into_iter().map(|frame| (frame.at.duration_since(since), frame)).collect()
+    frames.into_iter().map(|frame| frame.at.duration_since(since)).collect()
 }
 
 /// How often the daemon of the node of `port` spoke as an Active does.
@@ -157,27 +157,28 @@ fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
     frames.len()
 }
 
-/// The count of the issue, shared by clusters that run side by side: nearly all of the time is pauses.
-const COUNT: usize = 200;
+/// How many clusters share the stops, side by side: nearly all of the time is pauses.
 const ARENAS: usize = 8;
 
 /// At 1 s the lease is over before a successor is Active, so not one packet may leave in the VIP's name.
-pub(crate) fn strict() {
+pub(crate) fn strict(plan: &Plan, count: usize) {
     let mut random = Random::new();
     let seeds: Vec<u64> = (0..ARENAS).map(|_| random.next()).collect();
     let overtaken: usize = std::thread::scope(|scope| {
-        let arenas: Vec<_> =
-            seeds.into_iter().map(|seed| scope.spawn(move || strict_arena(Random(seed)))).collect();
+        let arenas: Vec<_> = seeds
+            .into_iter()
+            .map(|seed| scope.spawn(move || strict_arena(plan.clone(), Random(seed), count / ARENAS)))
+            .collect();
         arenas.into_iter().map(|arena| arena.join().expect("this arena holds")).sum()
     });
-    println!("MEASURED {overtaken} of {COUNT} stops were overtaken");
-    assert!(overtaken > COUNT / 4, "the pauses are too short to prove anything: {overtaken}");
+    println!("MEASURED {overtaken} of {count} stops were overtaken");
+    assert!(overtaken > count / 4, "the pauses are too short to prove anything: {overtaken}");
 }
 
-fn strict_arena(random: Random) -> usize {
-    let mut arena = Arena::new(Plan::default(), random, Duration::from_millis(50));
+fn strict_arena(plan: Plan, random: Random, count: usize) -> usize {
+    let mut arena = Arena::new(plan, random, Duration::from_millis(50));
     let mut overtaken = 0;
-    for round in 0..COUNT / ARENAS {
+    for round in 0..count {
         arena.forget();
         let stop = arena.stop(Duration::from_millis(2200), Duration::from_millis(4200));
         if !stop.overtaken {
@@ -185,7 +186,7 @@ fn strict_arena(random: Random) -> usize {
         }
         overtaken += 1;
         arena.cluster.check(stop.sent.is_empty() && stop.said == 0, || {
-            format!("round {round}, after {:?}: {} said, {:?} sent", stop.pause, stop.said, stop.sent)
+            format!("round {round}, after {:?}: {} said, sent at {:?}", stop.pause, stop.said, stop.sent)
         });
     }
     overtaken
@@ -208,7 +209,7 @@ pub(crate) fn fast() {
         }
         overtaken += 1;
         early += stop.sent.len();
-        slowest = stop.sent.iter().map(|(after, _)| *after).max().unwrap_or_default().max(slowest);
+        slowest = stop.sent.iter().copied().max().unwrap_or_default().max(slowest);
         let Stop { pause, said, .. } = stop;
         arena.cluster.check(said == 0, || {
             format!("round {round}, after {pause:?}: {said} said, {:?} ago", stop.continued.elapsed())
@@ -221,7 +222,7 @@ pub(crate) fn fast() {
             arena.cluster.check(locked <= STOPS / 10, || "the kernel is too busy to measure".to_owned());
             continue;
         }
-        let late: Vec<_> = stop.sent.iter().filter(|(after, _)| *after > GRACE).collect();
+        let late: Vec<_> = stop.sent.iter().filter(|after| **after > GRACE).collect();
         arena.cluster.check(late.is_empty(), || format!("round {round}, after {pause:?}: {late:?}"));
     }
     println!(

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::table::{OUTPUT, PREROUTING, TableName, VIP4, VIP6};
+use super::table::{GUARD, OUTPUT, PREROUTING, TableName, VIP4, VIP6};
 use super::wire::{self, Content, Query, WireError};
 
 /// The kernel fills at most 32 KiB per datagram of a dump, whatever the reader's buffer
@@ -131,6 +131,7 @@ impl Kernel {
             Query::Table(name),
             Query::Chain(name, PREROUTING),
             Query::Chain(name, OUTPUT),
+            Query::Chain(name, GUARD),
             Query::Rules(name),
             Query::Set(name, VIP4),
             Query::Set(name, VIP6),

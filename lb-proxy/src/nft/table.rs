@@ -16,12 +16,13 @@ use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue};
 use nftables::stmt::{Match, NAT, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-/// Priority of both chains: just before the conventional destination NAT (-100) of kube-proxy and the
+/// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
 /// container runtimes. A number, because nft 1.0.6 refuses the name `dstnat` in the output hook.
 const PRIORITY: i32 = -105;
 
 pub(super) const PREROUTING: &str = "prerouting";
 pub(super) const OUTPUT: &str = "output";
+pub(super) const GUARD: &str = "guard";
 pub(super) const VIP4: &str = "vip4";
 pub(super) const VIP6: &str = "vip6";
 
@@ -73,7 +74,8 @@ impl fmt::Display for TableName {
 }
 
 /// The desired content of our table: connections to `vips` on a redirected port reach the proxy's port on
-/// the same address, wherever and only while that address is local.
+/// the same address, wherever and only while that address is local. And while it is not, nothing leaves the node in
+/// its name: the kernel's own IPv6 goes on sending for sockets whose address is gone.
 ///
 /// The address is kept (`dnat to :PORT`), because `redirect` would rewrite it to the first address of the
 /// arrival interface, and drop the packet where there is none.
@@ -120,8 +122,9 @@ impl Table {
         batch.add(NfListObject::Table(self.name.object()));
         batch.add(self.set(VIP4, SetType::Ipv4Addr, Family::V4));
         batch.add(self.set(VIP6, SetType::Ipv6Addr, Family::V6));
-        batch.add(self.chain(PREROUTING, NfHook::Prerouting));
-        batch.add(self.chain(OUTPUT, NfHook::Output));
+        batch.add(self.chain(PREROUTING, NfChainType::NAT, NfHook::Prerouting, PRIORITY));
+        batch.add(self.chain(OUTPUT, NfChainType::NAT, NfHook::Output, PRIORITY));
+        batch.add(self.chain(GUARD, NfChainType::Filter, NfHook::Output, 0));
         if let Some(mark) = self.mark {
             batch.add(self.rule(OUTPUT, vec![mark_matches(mark), Statement::Return(None)]));
         }
@@ -132,12 +135,15 @@ impl Table {
                 }
             }
         }
+        for family in [Family::V4, Family::V6] {
+            batch.add(self.rule(GUARD, silence(family)));
+        }
         batch
     }
 
     /// How many rules [`Self::replacement`] makes.
     pub(super) fn rule_count(&self) -> usize {
-        usize::from(self.mark.is_some()) + 4 * self.redirects.len()
+        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2
     }
 
     /// How many addresses both sets hold together.
@@ -163,14 +169,14 @@ impl Table {
         }))
     }
 
-    fn chain(&self, name: &'static str, hook: NfHook) -> NfListObject<'_> {
+    fn chain(&self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) -> NfListObject<'_> {
         NfListObject::Chain(Chain {
             family: NfFamily::INet,
             table: self.name.as_str().into(),
             name: name.into(),
-            _type: Some(NfChainType::NAT),
+            _type: Some(kind),
             hook: Some(hook),
-            prio: Some(PRIORITY),
+            prio: Some(priority),
             policy: Some(NfChainPolicy::Accept),
             ..Chain::default()
         })
@@ -206,10 +212,7 @@ fn redirect<'a>(family: Family, port: NonZeroU16, bind_port: NonZeroU16) -> Vec<
         equals(field(family.protocol(), "daddr"), text(family.set_reference())),
         equals(field("tcp", "dport"), Expression::Number(u32::from(port.get()))),
         // The VIP may be another controller's at the moment; then the packet only passes through.
-        equals(
-            NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) }),
-            text("local".to_owned()),
-        ),
+        equals(address_type(FibFlag::Daddr), text("local".to_owned())),
         Statement::DNAT(Some(NAT {
             addr: None,
             family: None,
@@ -217,6 +220,23 @@ fn redirect<'a>(family: Family, port: NonZeroU16, bind_port: NonZeroU16) -> Vec<
             flags: None,
         })),
     ]
+}
+
+/// Drops what this node sends from a VIP that it does not have.
+fn silence<'a>(family: Family) -> Vec<Statement<'a>> {
+    vec![
+        equals(field(family.protocol(), "saddr"), text(family.set_reference())),
+        Statement::Match(Match {
+            left: Expression::Named(address_type(FibFlag::Saddr)),
+            right: text("local".to_owned()),
+            op: Operator::NEQ,
+        }),
+        Statement::Drop(None),
+    ]
+}
+
+fn address_type<'a>(flag: FibFlag) -> NamedExpression<'a> {
+    NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([flag]) })
 }
 
 /// `meta mark & M == M`: other software on the node (network plugins) sets further bits on the way.
