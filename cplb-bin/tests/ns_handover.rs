@@ -27,8 +27,8 @@ fn main() -> ExitCode {
             .needs([Tool::Nft]),
         Test::new("handovers_of_an_ipv6_vip_go_unnoticed", || unnoticed(Plan::v3("100ms").v6_only(), 10))
             .needs([Tool::Nft]),
-        // As many as fit: each takes a few seconds at this interval.
-        Test::new("handovers_at_1_s_go_unnoticed", || unnoticed(Plan::default(), 8)).needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_1_s_go_unnoticed", || unnoticed(Plan::default(), 20))
+            .needs([Tool::Nft]),
         Test::new("long_sessions_are_reset_by_a_handover_and_none_hangs", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),

@@ -178,7 +178,7 @@ pub enum HealthKind {
     Tcp,
     /// The TLS handshake completes; certificates are not judged.
     Tls,
-    /// `GET path` over TLS is answered: 2xx is ready, 401 and 403 are alive with readiness unknown.
+    /// `GET path` over TLS is answered: 2xx is ready, 401, 403 and 429 are alive with readiness unknown.
     Https {
         /// Absolute path with optional query, for example `/readyz`.
         path: String,

@@ -113,6 +113,8 @@ impl Kept {
 fn judge(status: StatusCode) -> Verdict {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Answer::Denied),
+        // Priority and fairness refuse a request, not the service; taking a busy server out would load the others.
+        StatusCode::TOO_MANY_REQUESTS => Ok(Answer::Denied),
         status if status.is_success() => Ok(Answer::Ready),
         status => Err(CheckFailure::Status(status.as_u16())),
     }

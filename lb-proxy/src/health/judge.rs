@@ -12,7 +12,8 @@ pub enum Status {
     Unknown,
     /// It answers and says that it is ready.
     Up,
-    /// It answers, but does not tell strangers whether it is ready (401, 403, client certificate demanded).
+    /// It answers, but not whether it is ready: strangers are not told (401, 403, client certificate demanded), or
+    /// it is throttling requests (429).
     /// Takes connections like [`Self::Up`].
     UpUnready,
     /// It does not answer, or says that it does not serve.

@@ -10,7 +10,8 @@ use std::time::Duration;
 pub(super) enum Answer {
     /// It says, as far as this kind of check can ask, that it serves.
     Ready,
-    /// It is alive, but tells strangers nothing about its readiness (401, 403, client certificate demanded).
+    /// It is alive, but says nothing about its readiness: strangers are not told (401, 403, client certificate
+    /// demanded), or it is throttling requests (429).
     Denied,
 }
 

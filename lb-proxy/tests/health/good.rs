@@ -59,6 +59,7 @@ async fn statuses_tell_ready_from_alive_from_broken_over_one_connection() {
         (302, Status::Down { reason: CheckFailure::Status(302) }),
         (401, Status::UpUnready),
         (404, Status::Down { reason: CheckFailure::Status(404) }),
+        (429, Status::UpUnready),
     ] {
         api.set(|behaviour| behaviour.status = status);
         assert_eq!(watch.status().await, expected, "{status}");
