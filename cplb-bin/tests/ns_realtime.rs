@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     testbed::main(vec![
         test("a_crash_at_100_ms_is_over_in_450_ms", at_100_ms),
         test("a_crash_at_10_ms_is_over_in_60_ms", at_10_ms),
+        test("a_crash_of_an_ipv6_owner_at_10_ms_is_over_in_60_ms", at_10_ms_v6),
         test("busy_loops_cause_no_false_takeover_at_10_ms", beside_busy_loops),
         test("a_client_without_neighbour_entry_is_back_when_the_lease_is_over", without_neighbour_entry),
     ])
@@ -30,9 +31,18 @@ fn at_100_ms() {
 }
 
 fn at_10_ms() {
-    let mut cluster = realtime(Plan::v3("10ms"));
+    crash_at_10_ms(Plan::v3("10ms"), 20);
+}
+
+fn at_10_ms_v6() {
+    crash_at_10_ms(Plan::v3("10ms").v6_only(), 10);
+}
+
+fn crash_at_10_ms(plan: Plan, count: usize) {
+    let mut cluster = realtime(plan);
     let worst = Duration::from_millis(150);
-    let crashes = Crashes::of(&mut cluster, worst).every(Duration::from_millis(2)).that_may_bounce().run(20);
+    let crashes =
+        Crashes::of(&mut cluster, worst).every(Duration::from_millis(2)).that_may_bounce().run(count);
     let blackouts: Vec<Duration> = crashes.iter().map(|crash| crash.blackout).collect();
     // The proxies and the servers run at ordinary priority. Crashes that a stall of such threads alone accounts for
     // are not counted against the daemon; on an idle machine there is none.

@@ -240,19 +240,25 @@ impl Cluster {
 
     /// `cplb status --json` by the real client, in the daemon's namespaces.
     pub(crate) fn status(&self, index: usize) -> Value {
-        match self.try_status(index) {
-            Some(status) => status,
-            None => self.fail(&format!("the daemon of {} does not answer", self.node(index).name())),
-        }
+        self.ask(index).unwrap_or_else(|why| {
+            self.fail(&format!("the daemon of {} does not answer: {why}", self.node(index).name()))
+        })
     }
 
     pub(crate) fn try_status(&self, index: usize) -> Option<Value> {
+        self.ask(index).ok()
+    }
+
+    fn ask(&self, index: usize) -> Result<Value, String> {
         let output = Command::new(binary())
             .args(["status", "--json", "--socket"])
             .arg(self.socket(index))
             .output()
             .expect("cplb status starts");
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(serde_json::from_slice(&output.stdout).expect("status is JSON"))
     }
 
     /// The first instance's state, such as `active`.
