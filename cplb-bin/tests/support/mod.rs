@@ -240,9 +240,18 @@ impl Cluster {
 
     /// `cplb status --json` by the real client, in the daemon's namespaces.
     pub(crate) fn status(&self, index: usize) -> Value {
-        self.ask(index).unwrap_or_else(|why| {
-            self.fail(&format!("the daemon of {} does not answer: {why}", self.node(index).name()))
-        })
+        let mut answer = self.ask(index);
+        // The client gives up after a few seconds, which a loaded machine may need.
+        let asked = wait_until("the daemon answers", PATIENCE, || {
+            if answer.is_err() {
+                answer = self.ask(index);
+            }
+            answer.is_ok()
+        });
+        match (asked, answer) {
+            (Ok(_), Ok(status)) => status,
+            (_, why) => self.fail(&format!("{} does not answer: {why:?}", self.node(index).name())),
+        }
     }
 
     pub(crate) fn try_status(&self, index: usize) -> Option<Value> {
