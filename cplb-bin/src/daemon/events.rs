@@ -3,11 +3,17 @@
 use std::collections::BTreeMap;
 
 use lb_proxy::Event as Balancer;
-use netlink_vip::KeeperEvent;
+use netlink_vip::{KeeperEvent, ResyncCause, Warning};
 use vrrp::runner::RunnerEvent;
 
 /// The cause of [`Problems`] that the load balancer's next good heartbeat clears.
 pub(crate) const EXHAUSTED: &str = "exhausted";
+
+/// The cause of [`Problems`] that lasts until the kernel's tables are read again.
+const UNOBSERVED: &str = "unobserved";
+
+/// The cause of [`Problems`] that lasts until no news of the kernel were dropped for a while.
+const OVERRUN: &str = "overrun";
 
 /// What is wrong now, by cause; shown by `cplb status` until it is mended.
 #[derive(Debug, Default)]
@@ -20,6 +26,10 @@ impl Problems {
 
     pub(crate) fn clear(&mut self, cause: &str) {
         self.0.remove(cause);
+    }
+
+    fn has(&self, cause: &str) -> bool {
+        self.0.contains_key(cause)
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
@@ -90,12 +100,41 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
             tracing::error!(vrid = id.0, %ip, "the virtual IP cannot be installed: {reason}");
             problems.raise(format!("refused {id}"), format!("{ip} cannot be installed: {reason}"));
         }
-        KeeperEvent::Warning { id, warning } => match id {
-            Some(id) => tracing::warn!(vrid = id.0, "{warning}"),
-            None => tracing::warn!("{warning}"),
-        },
-        KeeperEvent::Resynced { cause } => tracing::debug!(?cause, "read the kernel's tables anew"),
+        KeeperEvent::Warning { id, warning } => {
+            match id {
+                Some(id) => tracing::warn!(vrid = id.0, "{warning}"),
+                None => tracing::warn!("{warning}"),
+            }
+            if matches!(warning, Warning::Unobserved(_)) {
+                problems.raise(UNOBSERVED, warning.to_string());
+            }
+        }
+        KeeperEvent::Resynced { cause } => {
+            problems.clear(UNOBSERVED);
+            match cause {
+                ResyncCause::Overrun => overrun(problems),
+                cause => tracing::debug!(?cause, "read the kernel's tables anew"),
+            }
+        }
         other => tracing::debug!(?other, "keeper"),
+    }
+}
+
+/// The kernel dropped news. Said once for as long as it goes on: a storm of changes lasts for many resyncs.
+pub(crate) fn overrun(problems: &mut Problems) {
+    let text = "the kernel dropped news about links and addresses that came faster than they were read (netlink \
+                overrun), and everything is read anew: if this goes on, find with `ip monitor` what changes all the time";
+    if !problems.has(OVERRUN) {
+        tracing::warn!("{text}");
+        problems.raise(OVERRUN, text);
+    }
+}
+
+/// No news were dropped for a while.
+pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
+    if problems.has(OVERRUN) {
+        problems.clear(OVERRUN);
+        tracing::info!(overruns = total, "the kernel's news are read in time again");
     }
 }
 
@@ -141,5 +180,35 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
             problems.raise("worker", format!("worker {worker} of the load balancer ended: restart cplb"));
         }
         other => tracing::debug!(?other, "load balancer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_vip::KernelError;
+
+    #[test]
+    fn dropped_news_are_a_problem_until_none_were_dropped_for_a_while() {
+        let mut problems = Problems::default();
+        for _ in 0..2 {
+            keeper(&KeeperEvent::Resynced { cause: ResyncCause::Overrun }, &mut problems);
+        }
+        let texts = problems.texts();
+        assert!(texts.len() == 1 && texts[0].contains("netlink overrun"), "{texts:?}");
+        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, &mut problems);
+        assert_eq!(problems.texts(), texts);
+        no_overrun(2, &mut problems);
+        assert!(problems.texts().is_empty());
+    }
+
+    #[test]
+    fn tables_that_cannot_be_read_are_a_problem_until_they_can() {
+        let mut problems = Problems::default();
+        let warning = Warning::Unobserved(KernelError::NoAnswer);
+        keeper(&KeeperEvent::Warning { id: None, warning }, &mut problems);
+        assert!(problems.texts()[0].contains("cannot read the kernel's tables"), "{:?}", problems.texts());
+        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, &mut problems);
+        assert!(problems.texts().is_empty());
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Daemon {
     pub(crate) sender: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: events::Problems,
+    /// How often the kernel had dropped news when that was last looked at.
+    pub(crate) overruns: u64,
 }
 
 /// Runs until a signal ends it.
@@ -99,6 +101,7 @@ impl Daemon {
             events,
             sender,
             problems: events::Problems::default(),
+            overruns: 0,
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
             Ok(election) => daemon.election = election,

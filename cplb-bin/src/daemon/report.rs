@@ -9,7 +9,7 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Instance, Interface, SCHEMA, Service, Status, Transition,
+    ActiveRouter, Backend, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
 };
 
 use super::Daemon;
@@ -19,12 +19,13 @@ impl Daemon {
     /// What `cplb status` shows.
     pub(crate) async fn status(&self) -> Status {
         let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
-        let mut real_time = false;
+        let (mut real_time, mut kernel) = (false, None);
         if let Some(election) = &self.election {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
             instances = status.instances.iter().map(|found| instance(found, election)).collect();
             interfaces = status.interfaces.iter().map(interface).collect();
+            kernel = Some(news(&election.keeper.status().counters));
         }
         let table = self.table.lock().await.as_ref().map(super::table::TableKeeper::status);
         Status {
@@ -37,6 +38,7 @@ impl Daemon {
             serving: self.verdict.status(),
             real_time,
             instances,
+            kernel,
             interfaces,
             services: self.services(),
             table,
@@ -92,6 +94,15 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
             .collect(),
         mismatches: mismatches(&found.counters),
         transitions: found.transitions.iter().rev().map(transition).collect(),
+    }
+}
+
+fn news(counters: &netlink_vip::Counters) -> Kernel {
+    Kernel {
+        overruns: counters.overruns,
+        resyncs: counters.resyncs,
+        missing: counters.missing,
+        errors: counters.kernel_errors,
     }
 }
 

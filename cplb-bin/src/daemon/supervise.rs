@@ -77,6 +77,7 @@ impl Daemon {
         let mut rounds = interval(self.round_interval());
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut chores = interval(CHORES);
+        chores.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -203,6 +204,12 @@ impl Daemon {
     async fn chores(&mut self) {
         if let Some(election) = &self.election {
             election.retry_locks();
+            let overruns = election.keeper.status().counters.overruns;
+            if overruns == std::mem::replace(&mut self.overruns, overruns) {
+                events::no_overrun(overruns, &mut self.problems);
+            } else {
+                events::overrun(&mut self.problems);
+            }
         }
         if self.names.is_empty() {
             return;

@@ -31,6 +31,10 @@ pub(crate) fn table(status: &Status) -> String {
     for instance in &status.instances {
         render_instance(&mut out, instance);
     }
+    if let Some(kernel) = status.kernel.as_ref().filter(|kernel| kernel.overruns > 0) {
+        let times = kernel.overruns;
+        let _ = writeln!(out, "\nthe kernel dropped news about addresses {times} times; all was read anew");
+    }
     for interface in &status.interfaces {
         render_interface(&mut out, interface);
     }
@@ -127,7 +131,7 @@ fn age(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::schema::Serving;
+    use crate::status::schema::{Kernel, Serving};
 
     #[test]
     fn packets_for_nobody_here_are_shown_and_an_ordinary_interface_is_not() {
@@ -139,6 +143,16 @@ mod tests {
         interface.foreign.insert(99, 2);
         interface.malformed = 3;
         assert!(text(&interface).contains("eth0: other VRRP packets: 2 for virtual router 99, 3 malformed"));
+    }
+
+    #[test]
+    fn dropped_news_are_shown_and_none_are_not() {
+        let text = |overruns| {
+            let kernel = Kernel { overruns, resyncs: 1 + overruns, ..Kernel::default() };
+            table(&Status { kernel: Some(kernel), ..Status::default() })
+        };
+        assert!(text(2).contains("dropped news about addresses 2 times"), "{}", text(2));
+        assert!(!text(0).contains("dropped"), "{}", text(0));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(crate) struct Status {
     /// Whether the election runs at real-time priority.
     pub(crate) real_time: bool,
     pub(crate) instances: Vec<Instance>,
+    /// What became of the kernel's news about links and addresses; absent without an instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel: Option<Kernel>,
     /// The interfaces that advertisements are received on.
     #[serde(default)]
     pub(crate) interfaces: Vec<Interface>,
@@ -85,6 +88,21 @@ pub(crate) struct Instance {
     pub(crate) mismatches: BTreeMap<String, u64>,
     /// The newest first.
     pub(crate) transitions: Vec<Transition>,
+}
+
+/// How this node keeps its picture of the kernel's links and addresses. All are totals since the start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Kernel {
+    /// How often the kernel dropped news because they came faster than they were read (netlink's ENOBUFS); each time
+    /// everything is read anew.
+    pub(crate) overruns: u64,
+    /// How often everything was read anew, the first time at the start.
+    pub(crate) resyncs: u64,
+    /// Virtual IPs that somebody else removed while this node held them.
+    pub(crate) missing: u64,
+    /// Requests that the kernel refused or did not answer.
+    pub(crate) errors: u64,
 }
 
 /// What arrived on one interface, whoever it was for. Packets of an instance's own VRID are counted there too.

@@ -1,0 +1,156 @@
+//! More news about addresses than the daemon can read while it does not run: the kernel drops some (ENOBUFS), and
+//! the daemon must not go on with a picture of the system that is no longer true.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use testbed::{Lan, Node, Signal, Test, Tool};
+
+use support::{Cluster, PATIENCE, Plan};
+
+fn main() -> ExitCode {
+    let tools = [Tool::Nft, Tool::Ip];
+    testbed::main(vec![
+        Test::new("a_daemon_that_stood_still_in_a_storm_of_changes_recovers", stopped).needs(tools),
+        Test::new("a_keeper_that_stood_still_in_a_storm_of_changes_restores_the_vips", keeper_stopped)
+            .needs(tools),
+    ])
+}
+
+/// The whole daemon stands still. Whoever holds the VIP afterwards, one node does, and the stopped one knows what
+/// it missed.
+fn stopped() {
+    let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default());
+    cluster.start_all();
+    let old = cluster.wait_until_settled();
+    let (before, mark) = (kernel(&cluster, old), cluster.daemon(old).log().len());
+    cluster.signal(old, Signal::SIGSTOP);
+    let foreign = storm(&cluster, old);
+    cluster.signal(old, Signal::SIGCONT);
+    expect_noticed(&cluster, old, mark, before);
+    cluster.wait_until_settled();
+    expect_untouched(&cluster, old, &foreign);
+    expect_calm(&cluster, old);
+}
+
+/// Only the thread that looks after the addresses stands still, and nobody else could take the VIPs over.
+fn keeper_stopped() {
+    let mut cluster = Cluster::build(Lan::builder().controllers(1), Plan::default().dual_stack());
+    cluster.start_all();
+    cluster.wait_until_settled();
+    let (before, mark) = (kernel(&cluster, 0), cluster.daemon(0).log().len());
+    let frozen = cluster.daemon(0).freeze_threads(|name| name == "vip-keeper").expect("it has a keeper");
+    let foreign = storm(&cluster, 0);
+    cluster.check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || {
+        "VIPs are left".into()
+    });
+    frozen.thaw();
+    expect_noticed(&cluster, 0, mark, before);
+    cluster.wait("both VIPs are back", || cluster.vips().iter().all(|vip| cluster.node(0).has_address(*vip)));
+    cluster.wait_until_settled();
+    expect_untouched(&cluster, 0, &foreign);
+    expect_calm(&cluster, 0);
+}
+
+/// Totals of the daemon's account: overruns and resyncs.
+fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
+    let status = cluster.status(index);
+    let total = |name: &str| status["kernel"][name].as_u64();
+    match (total("overruns"), total("resyncs")) {
+        (Some(overruns), Some(resyncs)) => (overruns, resyncs),
+        _ => cluster.fail(&format!("no account of the kernel's news: {status:#}")),
+    }
+}
+
+/// Changes addresses and links that are none of the daemon's business until the kernel has dropped news for it, and
+/// only then removes the VIPs. Returns what the node has then.
+fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
+    let node = cluster.node(index);
+    let batch = node.directory().join("storm");
+    let mut text =
+        "link add storm0 type veth peer name storm1\naddress add 203.0.113.1/24 dev storm0\n".to_owned();
+    for host in 1..=250 {
+        let _ = writeln!(text, "address add 198.51.100.{host}/32 dev lo");
+    }
+    fs::write(&batch, text).expect("the batch is written");
+    let run = || ip(node, &["-batch", &batch.display().to_string()]);
+    run();
+    let change = "address add 192.0.2.1/32 dev lo\naddress del 192.0.2.1/32 dev lo\nlink set storm1 up\n\
+                  link set storm1 down\n";
+    fs::write(&batch, change.repeat(250)).expect("the batch is written");
+    let took = cluster.wait("the kernel drops news", || {
+        run();
+        dropped(node) > 0
+    });
+    eprintln!("news are dropped after a storm of {took:?}");
+    for vip in cluster.vips() {
+        // Not there if the storm took longer than the lease.
+        let _ = node.delete_address(vip);
+    }
+    traces(cluster, index)
+}
+
+fn ip(node: &Node, arguments: &[&str]) -> String {
+    node.exec("ip", arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// News that were dropped for sockets of the node that subscribe to any: the daemon's is the only one.
+fn dropped(node: &Node) -> u64 {
+    let table =
+        node.run(|| fs::read_to_string("/proc/thread-self/net/netlink")).expect("the kernel lists sockets");
+    let subscribed = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (protocol, groups, drops) = (fields.get(1)?, fields.get(3)?, fields.get(8)?);
+        // NETLINK_ROUTE is 0; the kernel's own sockets have no groups.
+        let is_subscribed = *protocol == "0" && groups.contains(|digit| digit != '0');
+        is_subscribed.then(|| drops.parse::<u64>().ok())?
+    });
+    subscribed.sum()
+}
+
+/// Addresses, routes and labels of a node, without those of the VIPs.
+fn traces(cluster: &Cluster, index: usize) -> Vec<String> {
+    let node = cluster.node(index);
+    let mut lines = Vec::new();
+    for arguments in [
+        &["-o", "address", "show"][..],
+        &["-4", "route", "show", "table", "all"],
+        &["-6", "route", "show", "table", "all"],
+        &["addrlabel", "list"],
+    ] {
+        lines.extend(ip(node, arguments).lines().map(|line| line.trim_end().to_owned()));
+    }
+    let vips: Vec<String> = cluster.vips().iter().map(IpAddr::to_string).collect();
+    let is_of_vip = |line: &String| line.split([' ', '/']).any(|word| vips.iter().any(|vip| vip == word));
+    lines.retain(|line| !is_of_vip(line));
+    lines.sort_unstable();
+    lines
+}
+
+/// The log says it, `status` counts and shows it, and everything was read anew.
+fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u64)) {
+    let said = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", PATIENCE);
+    let said = said.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+    cluster.check(said.text.contains("WARN") && said.text.contains("`ip monitor`"), || said.text.clone());
+    cluster.wait("the status shows it", || {
+        let (overruns, resyncs) = kernel(cluster, index);
+        let degraded = cluster.status(index)["degraded"].to_string();
+        overruns > before.0 && resyncs > before.1 && degraded.contains("netlink overrun")
+    });
+}
+
+fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
+    let after = traces(cluster, index);
+    cluster.check(after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
+}
+
+/// What is over is no longer shown as a problem.
+fn expect_calm(cluster: &Cluster, index: usize) {
+    cluster.wait("the node is sound again", || {
+        !cluster.status(index)["degraded"].to_string().contains("netlink overrun")
+    });
+}
