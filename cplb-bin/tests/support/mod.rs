@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod crash;
+pub(crate) mod footprint;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
