@@ -15,6 +15,9 @@ use testbed::{Test, Tool};
 use faults::{addresses, nodes, stops};
 use support::Plan;
 
+/// A name, and a test for any plan.
+type Case = (&'static str, fn(Plan));
+
 fn main() -> ExitCode {
     let mut tests = vec![
         Test::new("a_killed_active_at_1_s", nodes::killed_slow),
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
         Test::new("stops_at_50_ms_leave_one_owner", stops::fast),
         Test::new("flush_and_sigkill_spare_the_node_s_own_addresses", addresses::survive),
     ];
-    let everywhere: [(&str, fn(Plan)); 10] = [
+    let everywhere: [Case; 10] = [
         ("a_killed_active", nodes::killed),
         ("an_active_whose_link_goes_down", nodes::link_down),
         ("an_active_whose_cable_is_pulled", nodes::unplugged),
