@@ -1,0 +1,115 @@
+//! The comparison: rounds in which every subject is measured in turn.
+
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::client::{Client, Until, Way};
+use crate::process::Process;
+use crate::report::{Figures, Metric, Surroundings};
+use crate::server;
+use crate::subject::{Ground, Kind, Subject};
+use crate::{Effort, Result};
+
+/// Between two measurements: what the first has closed is gone when the second begins.
+const SETTLE: Duration = Duration::from_millis(30);
+/// Before memory is read.
+const REST: Duration = Duration::from_millis(300);
+/// Connections made and closed before the memory of a proxy is read for the first time.
+const WARM_UP_CONNECTIONS: u64 = 200;
+
+/// The server and the addresses where it listens.
+pub(crate) fn start_server() -> Result<(Process, Vec<SocketAddr>)> {
+    let (process, first) = Process::in_role(server::ROLE, &[])?;
+    let addresses = server::ADDRESSES.map(|address| (address, first.port()).into());
+    Ok((process, addresses.to_vec()))
+}
+
+pub(crate) fn run(effort: Effort) -> Result<()> {
+    let (_server, backends) = start_server()?;
+    let ground = Ground::new(backends, effort.idle_pairs)?;
+    let client = Client::new()?;
+    let congestion = client.congestion(&ground.backends)?;
+    let surroundings = Surroundings::look(ground.haproxy_version()?, congestion)?;
+    let mut figures = Figures::default();
+    {
+        let subjects = Kind::ALL.iter().map(|&kind| ground.start(kind)).collect::<Result<Vec<_>>>()?;
+        for round in 0..effort.rounds {
+            eprintln!("speed, round {} of {}", round + 1, effort.rounds);
+            // Each is first as often as the others.
+            let order = (0..subjects.len()).map(|i| &subjects[(i + round) % subjects.len()]);
+            let order: Vec<_> = order.collect();
+            measure_speed(&client, &order, effort.slice, &mut figures)?;
+        }
+    }
+    for round in 0..effort.memory_rounds {
+        eprintln!("memory, round {} of {}", round + 1, effort.memory_rounds);
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Direct) {
+            let bytes = measure_memory(&client, &ground.start(kind)?, effort.idle_pairs)?;
+            figures.add(Metric::Memory, kind, bytes);
+        }
+    }
+    surroundings.print(&effort);
+    figures.print();
+    Ok(())
+}
+
+fn measure_speed(
+    client: &Client,
+    subjects: &[&Subject],
+    slice: Duration,
+    figures: &mut Figures,
+) -> Result<()> {
+    let bulk =
+        [(Way::Down, Metric::Download, Metric::DownloadCpu), (Way::Up, Metric::Upload, Metric::UploadCpu)];
+    for (way, speed, cpu) in bulk {
+        for subject in subjects {
+            sleep(SETTLE);
+            measure_bulk(client, subject, way, slice, figures, (speed, cpu))?;
+        }
+    }
+    for subject in subjects {
+        sleep(SETTLE);
+        let mut done = client.requests(&subject.addresses, Until::Time(slice))?;
+        figures.add(Metric::Requests, subject.kind, done.rate() / 1e3);
+        figures.add(Metric::Latency, subject.kind, done.p99().as_secs_f64() * 1e3);
+    }
+    for subject in subjects {
+        sleep(SETTLE);
+        let done = client.connections(&subject.addresses, Until::Time(slice))?;
+        figures.add(Metric::Connections, subject.kind, done.rate() / 1e3);
+    }
+    Ok(())
+}
+
+fn measure_bulk(
+    client: &Client,
+    subject: &Subject,
+    way: Way,
+    slice: Duration,
+    figures: &mut Figures,
+    (speed, cpu): (Metric, Metric),
+) -> Result<()> {
+    let used = || subject.process.as_ref().map(Process::cpu).transpose();
+    let (done, before) = client.bulk(&subject.addresses, way, slice / 4, Until::Time(slice), used)?;
+    if let (Some(before), Some(after)) = (before?, used()?) {
+        figures.add(cpu, subject.kind, (after - before) / (done.count as f64 / 1e9));
+    }
+    figures.add(speed, subject.kind, done.rate() * 8.0 / 1e9);
+    Ok(())
+}
+
+/// Bytes for each pair that is idle after its first request, in a process that has had no others.
+fn measure_memory(client: &Client, subject: &Subject, pairs: usize) -> Result<f64> {
+    let process = subject.process.as_ref().ok_or("there is no process")?;
+    client.connections(&subject.addresses, Until::Count(WARM_UP_CONNECTIONS))?;
+    sleep(REST);
+    let before = process.memory()?;
+    let idle = client.idle(&subject.addresses, pairs)?;
+    sleep(REST);
+    let after = process.memory()?;
+    if idle.len() != pairs {
+        return Err("some pairs are missing".into());
+    }
+    Ok((after - before) / pairs as f64)
+}

@@ -1,0 +1,35 @@
+//! The proxy under test, as the daemon runs it: its options, and the library's defaults.
+
+use std::net::SocketAddr;
+
+use lb_proxy::{Event, LoadBalancer, Options, Service};
+
+use crate::Result;
+
+pub(crate) const ROLE: &str = "--as-proxy";
+
+/// As many as HAProxy has threads.
+pub(crate) const WORKERS: usize = 2;
+/// The daemon marks its connections, at the price of one call for each.
+const MARK: u32 = 0x6370_6c62;
+
+/// Balances over the backends given as arguments until its input ends.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let backends: Vec<SocketAddr> =
+        args.iter().map(|arg| arg.parse()).collect::<std::result::Result<_, _>>()?;
+    let backends = backends.into_iter().map(Into::into).collect();
+    let service = Service::new("bench", vec![([127, 0, 0, 1], 0).into()], backends);
+    let options = Options { workers: WORKERS, mark: MARK, ..Options::default() };
+    let balancer = LoadBalancer::start(options, vec![service], Box::new(|event| report(&event)))?;
+    let listening = balancer.snapshot().services[0].listen[0];
+    println!("{listening}");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// What must not happen during a measurement. That marks need a privilege is no trouble.
+fn report(event: &Event) {
+    if !matches!(event, Event::BackendUp { .. } | Event::MarkRefused { .. }) {
+        eprintln!("proxy: {event:?}");
+    }
+}

@@ -1,0 +1,91 @@
+//! The backend: does what the first byte of each request says.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::Result;
+
+pub(crate) const ROLE: &str = "--as-server";
+
+/// Addresses that the server listens on, all with the same port. Several, because the port of a closed connection is
+/// not free again at once, and an address has 28,000 of them.
+pub(crate) const ADDRESSES: [Ipv4Addr; 4] = [
+    Ipv4Addr::new(127, 0, 0, 11),
+    Ipv4Addr::new(127, 0, 0, 12),
+    Ipv4Addr::new(127, 0, 0, 13),
+    Ipv4Addr::new(127, 0, 0, 14),
+];
+
+/// Bytes of a request and of its answer: those of a small API call.
+pub(crate) const REQUEST: usize = 128;
+pub(crate) const ANSWER: usize = 1024;
+/// Bytes of one read or write of bulk.
+pub(crate) const CHUNK: usize = 256 * 1024;
+
+/// Answer.
+pub(crate) const ASK: u8 = b'a';
+/// Send until the connection breaks.
+pub(crate) const DOWNLOAD: u8 = b'd';
+/// Receive until the end.
+pub(crate) const UPLOAD: u8 = b'u';
+
+/// Serves until its input ends.
+pub(crate) fn run() -> Result<()> {
+    std::thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0);
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let mut port = 0;
+        let mut listeners = Vec::new();
+        for address in ADDRESSES {
+            let listener = TcpListener::bind((address, port)).await?;
+            port = listener.local_addr()?.port();
+            listeners.push(listener);
+        }
+        for listener in listeners {
+            tokio::spawn(accept(listener));
+        }
+        println!("{}", SocketAddr::from((ADDRESSES[0], port)));
+        std::future::pending::<()>().await;
+        Ok(())
+    })
+}
+
+async fn accept(listener: TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let _ = stream.set_nodelay(true);
+        // A client that is done may reset its connection.
+        tokio::spawn(async move { drop(serve(stream).await) });
+    }
+    eprintln!("server: cannot accept any more");
+}
+
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut request = [0; REQUEST];
+    loop {
+        stream.read_exact(&mut request).await?;
+        match request[0] {
+            DOWNLOAD => return Box::pin(send(stream)).await,
+            UPLOAD => return Box::pin(receive(stream)).await,
+            _ => stream.write_all(&[0; ANSWER]).await?,
+        }
+    }
+}
+
+async fn send(mut stream: TcpStream) -> io::Result<()> {
+    let chunk = vec![0; CHUNK];
+    loop {
+        stream.write_all(&chunk).await?;
+    }
+}
+
+async fn receive(mut stream: TcpStream) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while stream.read(&mut chunk).await? > 0 {}
+    Ok(())
+}
