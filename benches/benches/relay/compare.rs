@@ -50,7 +50,7 @@ pub(crate) fn run(effort: Effort) -> Result<()> {
         }
     }
     surroundings.print(&effort);
-    figures.print();
+    figures.print(&effort);
     Ok(())
 }
 
@@ -60,42 +60,47 @@ fn measure_speed(
     slice: Duration,
     figures: &mut Figures,
 ) -> Result<()> {
+    let until = Until::Time(slice);
     let bulk =
         [(Way::Down, Metric::Download, Metric::DownloadCpu), (Way::Up, Metric::Upload, Metric::UploadCpu)];
     for (way, speed, cpu) in bulk {
         for subject in subjects {
             sleep(SETTLE);
-            measure_bulk(client, subject, way, slice, figures, (speed, cpu))?;
+            let used = || subject.cpu();
+            let (done, before) = client.bulk(&subject.addresses, way, slice / 4, until, used)?;
+            figures.add(speed, subject.kind, done.rate() * 8.0 / 1e9);
+            add_cpu(figures, cpu, subject, before?, done.count as f64 / 1e9)?;
         }
     }
     for subject in subjects {
         sleep(SETTLE);
-        let mut done = client.requests(&subject.addresses, Until::Time(slice))?;
+        let before = subject.cpu()?;
+        let mut done = client.requests(&subject.addresses, until)?;
         figures.add(Metric::Requests, subject.kind, done.rate() / 1e3);
         figures.add(Metric::Latency, subject.kind, done.p99().as_secs_f64() * 1e3);
+        add_cpu(figures, Metric::RequestCpu, subject, before, done.count as f64 / 1e6)?;
     }
     for subject in subjects {
         sleep(SETTLE);
-        let done = client.connections(&subject.addresses, Until::Time(slice))?;
+        let before = subject.cpu()?;
+        let done = client.connections(&subject.addresses, until)?;
         figures.add(Metric::Connections, subject.kind, done.rate() / 1e3);
+        add_cpu(figures, Metric::ConnectionCpu, subject, before, done.count as f64 / 1e6)?;
     }
     Ok(())
 }
 
-fn measure_bulk(
-    client: &Client,
-    subject: &Subject,
-    way: Way,
-    slice: Duration,
+/// Processor time since `before`, in seconds for each of `units`.
+fn add_cpu(
     figures: &mut Figures,
-    (speed, cpu): (Metric, Metric),
+    metric: Metric,
+    subject: &Subject,
+    before: Option<f64>,
+    units: f64,
 ) -> Result<()> {
-    let used = || subject.process.as_ref().map(Process::cpu).transpose();
-    let (done, before) = client.bulk(&subject.addresses, way, slice / 4, Until::Time(slice), used)?;
-    if let (Some(before), Some(after)) = (before?, used()?) {
-        figures.add(cpu, subject.kind, (after - before) / (done.count as f64 / 1e9));
+    if let (Some(before), Some(after)) = (before, subject.cpu()?) {
+        figures.add(metric, subject.kind, (after - before) / units);
     }
-    figures.add(speed, subject.kind, done.rate() * 8.0 / 1e9);
     Ok(())
 }
 

@@ -21,20 +21,24 @@ pub(crate) enum Metric {
     Upload,
     UploadCpu,
     Requests,
+    RequestCpu,
     Latency,
     Connections,
+    ConnectionCpu,
     Memory,
 }
 
 impl Metric {
-    const ALL: [Metric; 8] = [
+    const ALL: [Metric; 10] = [
         Metric::Download,
         Metric::DownloadCpu,
         Metric::Upload,
         Metric::UploadCpu,
         Metric::Requests,
+        Metric::RequestCpu,
         Metric::Latency,
         Metric::Connections,
+        Metric::ConnectionCpu,
         Metric::Memory,
     ];
 
@@ -45,14 +49,16 @@ impl Metric {
             Metric::Upload => "upload, Gb/s",
             Metric::UploadCpu => "· CPU s/GB ↓",
             Metric::Requests => "requests, 1000/s",
+            Metric::RequestCpu | Metric::ConnectionCpu => "· CPU µs each ↓",
             Metric::Latency => "· p99, ms ↓",
             Metric::Connections => "connections, 1000/s",
             Metric::Memory => "idle pair, B ↓",
         }
     }
 
+    /// Less is better.
     fn is_cost(self) -> bool {
-        matches!(self, Metric::DownloadCpu | Metric::UploadCpu | Metric::Latency | Metric::Memory)
+        !matches!(self, Metric::Download | Metric::Upload | Metric::Requests | Metric::Connections)
     }
 
     fn digits(self) -> usize {
@@ -74,7 +80,7 @@ impl Figures {
         self.0.entry((metric, kind)).or_default().push(figure);
     }
 
-    pub(crate) fn print(&self) {
+    pub(crate) fn print(&self, effort: &Effort) {
         let mut header = format!("| {:<19} | {:<19} |", "", "cplb : best HAProxy");
         for kind in Kind::ALL {
             header += &format!(" {:<12} |", kind.name());
@@ -91,7 +97,7 @@ impl Figures {
             }
             self.print_row(metric, ratio);
         }
-        if !too_low.is_empty() {
+        if !too_low.is_empty() && effort.rounds > 1 {
             println!("\nBelow {FLOOR} of HAProxy's best mode: {}", too_low.join("; "));
         }
     }

@@ -19,6 +19,9 @@ pub(crate) const ADDRESSES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(127, 0, 0, 14),
 ];
 
+/// Low, as that of an API server: with a port that the kernel might give to a client, the proxy has to check more.
+const PORTS: std::ops::Range<u16> = 6443..6543;
+
 /// Bytes of a request and of its answer: those of a small API call.
 pub(crate) const REQUEST: usize = 128;
 pub(crate) const ANSWER: usize = 1024;
@@ -40,13 +43,7 @@ pub(crate) fn run() -> Result<()> {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
-        let mut port = 0;
-        let mut listeners = Vec::new();
-        for address in ADDRESSES {
-            let listener = TcpListener::bind((address, port)).await?;
-            port = listener.local_addr()?.port();
-            listeners.push(listener);
-        }
+        let (port, listeners) = listen().await?;
         for listener in listeners {
             tokio::spawn(accept(listener));
         }
@@ -54,6 +51,22 @@ pub(crate) fn run() -> Result<()> {
         std::future::pending::<()>().await;
         Ok(())
     })
+}
+
+/// Listens on the first port that is free on all addresses.
+async fn listen() -> Result<(u16, Vec<TcpListener>)> {
+    'ports: for port in PORTS {
+        let mut listeners = Vec::new();
+        for address in ADDRESSES {
+            match TcpListener::bind((address, port)).await {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue 'ports,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        return Ok((port, listeners));
+    }
+    Err("no free port for the server".into())
 }
 
 async fn accept(listener: TcpListener) {

@@ -70,6 +70,13 @@ pub(crate) struct Subject {
     pub process: Option<Process>,
 }
 
+impl Subject {
+    /// Processor time so far in seconds, if there is a process.
+    pub(crate) fn cpu(&self) -> Result<Option<f64>> {
+        self.process.as_ref().map(Process::cpu).transpose()
+    }
+}
+
 /// What all subjects have in common.
 #[derive(Debug)]
 pub(crate) struct Ground {
