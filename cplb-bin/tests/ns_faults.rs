@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             stops::strict(&Plan::default().v6_only(), 40);
         }),
         Test::new("stops_at_50_ms_leave_one_owner", stops::fast),
+        Test::new("a_router_without_its_unicast_source_waits", addresses::unicast_source),
         Test::new("flush_and_sigkill_spare_the_node_s_own_addresses", addresses::survive),
     ];
     let everywhere: [Case; 10] = [

@@ -19,7 +19,8 @@ fn main() -> ExitCode {
         Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends_at_100_ms", || {
             loses_backends(Plan::v3("100ms"), Duration::from_millis(100));
         }),
-        Test::new("a_backup_takes_over_when_the_active_s_proxy_threads_freeze", freezes),
+        Test::new("a_backup_takes_over_when_the_active_s_proxy_threads_freeze", || freezes("lb-worker")),
+        Test::new("a_backup_takes_over_when_the_active_s_keeper_freezes", || freezes("vip-keeper")),
         Test::new("twenty_outages_of_all_backends_move_nothing", outages),
         Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
         Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
@@ -129,13 +130,13 @@ fn serves_for_a_while(cluster: &Cluster) {
     });
 }
 
-fn freezes() {
+fn freezes(thread: &'static str) {
     let cluster = Cluster::start(Plan::default());
     let owner = cluster.wait_until_settled();
     serves_for_a_while(&cluster);
     let frozen = cluster
         .daemon(owner)
-        .freeze_threads(|name| name.starts_with("lb-worker"))
+        .freeze_threads(|name| name.starts_with(thread))
         .expect("the threads are frozen");
     let (next, _) = taken_over(&cluster, owner, frozen.since(), bound(Duration::from_secs(1)));
     answers(&cluster);

@@ -100,6 +100,14 @@ impl InterfaceState {
         best.or_else(|| self.addresses.iter().find_map(v4))
     }
 
+    /// Whether `ip` is an address of the interface that packets can be sent from now. Never true of a VIP.
+    pub fn has(&self, ip: IpAddr) -> bool {
+        let unusable = address_flag::TENTATIVE | address_flag::DADFAILED;
+        self.addresses
+            .iter()
+            .any(|address| address.ip == ip && (ip.is_ipv4() || address.flags & unusable == 0))
+    }
+
     /// The address to send IPv6 advertisements from: a link-local one that is past duplicate address detection
     /// (RFC 9568 §5.1.2.1). Never a VIP.
     pub fn source_v6(&self) -> Option<Ipv6Addr> {
@@ -264,6 +272,8 @@ mod tests {
         ]);
         assert_eq!(state.source_v4(), Some([10, 0, 0, 5].into()));
         assert_eq!(state.source_v6(), Some("fe80::2".parse().unwrap()));
+        assert!(state.has("fe80::2".parse().unwrap()) && state.has([10, 0, 0, 5].into()));
+        assert!(!state.has([10, 0, 0, 77].into()));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::event::{KeeperEvent, Warning};
 use crate::kernel::KernelError;
@@ -178,6 +178,12 @@ impl KeeperHandle {
     /// The last published snapshot: at most 10 ms older than the last event, and a second where only counters changed.
     pub fn status(&self) -> Arc<Status> {
         self.inner.mailbox.status()
+    }
+
+    /// Asks the keeper for a sign of life, and says for how long it has owed one: zero, if it answered the last
+    /// question. A keeper that is silent for seconds holds no address, because leases end without it. Never blocks.
+    pub fn silence(&self) -> Duration {
+        self.inner.mailbox.ask()
     }
 
     /// Whether the keeper's thread is at work. If it is not although nobody ended it, it panicked: the kernel then

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -46,6 +46,8 @@ pub(crate) struct Mailbox {
     letters: Mutex<Letters>,
     validity: Arc<Validity>,
     status: Mutex<Arc<Status>>,
+    /// Since when somebody waits for a sign of life.
+    asked: Mutex<Option<Instant>>,
     notify: Notify,
 }
 
@@ -83,6 +85,19 @@ impl Mailbox {
         self.notify.notify_one();
     }
 
+    /// Asks for a sign of life, and says for how long the question before is unanswered.
+    pub(crate) fn ask(&self) -> Duration {
+        let now = Instant::now();
+        let since = *lock(&self.asked).get_or_insert(now);
+        self.notify.notify_one();
+        now.saturating_duration_since(since)
+    }
+
+    /// The keeper is at work.
+    pub(crate) fn answer(&self) {
+        *lock(&self.asked) = None;
+    }
+
     /// Empties the box.
     pub(crate) fn take(&self) -> Letters {
         std::mem::take(&mut *lock(&self.letters))
@@ -109,9 +124,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn silence_lasts_from_the_first_unanswered_question() {
+        let mailbox = Mailbox::default();
+        assert_eq!(mailbox.ask(), Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(2));
+        let first = mailbox.ask();
+        assert!(first >= Duration::from_millis(2) && mailbox.ask() >= first);
+        mailbox.answer();
+        assert_eq!(mailbox.ask(), Duration::ZERO);
+    }
 
     #[test]
     fn only_the_last_word_counts_but_a_release_is_never_lost() {

@@ -74,6 +74,7 @@ struct Turns<K> {
 impl<K: Kernel> Turns<K> {
     async fn take(mut self) {
         loop {
+            self.mailbox.answer();
             let unread = self.read_events();
             self.manager.settle();
             self.manager.handle_timeout();

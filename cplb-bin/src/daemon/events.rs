@@ -1,10 +1,11 @@
 //! Turns the parts' events into log lines and lasting problems.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use lb_proxy::Event as Balancer;
 use netlink_vip::{KeeperEvent, ResyncCause, Warning};
-use vrrp::runner::RunnerEvent;
+use vrrp::runner::{InstanceId, RunnerEvent};
 
 /// The cause of [`Problems`] that the load balancer's next good heartbeat clears.
 pub(crate) const EXHAUSTED: &str = "exhausted";
@@ -135,6 +136,20 @@ pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
     if problems.has(OVERRUN) {
         problems.clear(OVERRUN);
         tracing::info!(overruns = total, "the kernel's news are read in time again");
+    }
+}
+
+/// The source of unicast advertisements must be an address of the interface.
+pub(crate) fn source(id: InstanceId, source: IpAddr, present: bool, problems: &mut Problems) {
+    let cause = format!("source {id}");
+    if present {
+        problems.clear(&cause);
+    } else if !problems.has(&cause) {
+        tracing::warn!(vrid = id.0, %source, "the interface does not have unicastSourceIP; waiting for it");
+        problems.raise(
+            cause,
+            format!("virtual router {id} waits: its interface does not have unicastSourceIP {source}"),
+        );
     }
 }
 

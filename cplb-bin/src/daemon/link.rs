@@ -34,6 +34,8 @@ pub(crate) enum Event {
     Locked(InstanceId, LockError),
     /// The instance's interface is known and ours.
     Ready(InstanceId),
+    /// The configured source of unicast advertisements is on the interface, or is not.
+    Source(InstanceId, IpAddr, bool),
     /// The load balancer reports.
     Balancer(lb_proxy::Event),
     /// A round of the serving verdict is over.
@@ -142,18 +144,24 @@ impl Link {
                 seat.lock = None;
                 None
             }
-            Some(state) => match seat.hold(&self.lock_dir, &state.name.clone()) {
-                Ok(newly) => {
-                    if newly {
-                        let _ = self.events.send(Event::Ready(InstanceId(id)));
+            Some(state) => {
+                let source = seat.member.source.map(|source| (source, state.has(source)));
+                match seat.hold(&self.lock_dir, &state.name.clone()) {
+                    Ok(newly) => {
+                        if newly {
+                            let _ = self.events.send(Event::Ready(InstanceId(id)));
+                        }
+                        if let Some((source, present)) = source {
+                            let _ = self.events.send(Event::Source(InstanceId(id), source, present));
+                        }
+                        seat.interface()
                     }
-                    seat.interface()
+                    Err(error) => {
+                        let _ = self.events.send(Event::Locked(InstanceId(id), error));
+                        None
+                    }
                 }
-                Err(error) => {
-                    let _ = self.events.send(Event::Locked(InstanceId(id), error));
-                    None
-                }
-            },
+            }
         };
         runner.interface(InstanceId(id), interface);
     }
@@ -184,13 +192,14 @@ impl Seat {
     /// What the election needs to know of the interface.
     fn interface(&self) -> Option<Interface> {
         let state = self.last_seen.as_ref()?;
-        let configured = |wanted_v4: bool| self.member.source.filter(|ip| ip.is_ipv4() == wanted_v4);
-        let v4 = match configured(true) {
-            Some(IpAddr::V4(ip)) => Some(ip),
+        // Peers answer to the configured source. Without it a router is deaf and mute, and would become Active beside
+        // another; so it waits until the address is there.
+        let v4 = match self.member.source {
+            Some(IpAddr::V4(ip)) => state.has(ip.into()).then_some(ip),
             _ => state.source_v4(),
         };
-        let v6 = match configured(false) {
-            Some(IpAddr::V6(ip)) => Some(ip),
+        let v6 = match self.member.source {
+            Some(IpAddr::V6(ip)) => state.has(ip.into()).then_some(ip),
             _ => state.source_v6(),
         };
         Some(Interface {

@@ -1,13 +1,15 @@
 //! Whether this node could serve a client that reaches it through a VIP.
 //!
 //! The verdict decides who should hold the VIP, so it is drawn from what a client would meet on this node: the
-//! nftables table, the load balancer's real listener and a healthy backend. When several backends are configured,
+//! keeper of the address, the nftables table, the load balancer's real listener and a healthy backend. When several backends are configured,
 //! one of them must answer from another node: a controller that is cut off from the rest still reaches its own API
 //! server, and would otherwise believe itself sound.
 
 /// What was observed in one round.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
+    /// Why the virtual IPs would not be held here.
+    pub(crate) keeper: Option<String>,
     /// Why the nftables table does not lead traffic to the load balancer.
     pub(crate) table: Option<String>,
     /// Why the load balancer does not answer on its own listener.
@@ -28,6 +30,9 @@ pub(crate) struct Backends {
 
 /// `Err` carries the reason for the operator.
 pub(crate) fn judge(evidence: &Evidence) -> Result<(), String> {
+    if let Some(why) = &evidence.keeper {
+        return Err(format!("virtual IPs: {why}"));
+    }
     if let Some(why) = &evidence.table {
         return Err(format!("nftables: {why}"));
     }
@@ -84,6 +89,8 @@ mod tests {
         assert_eq!(judge(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
         let table = Evidence { table: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(judge(&table), Err("nftables: gone".to_owned()));
+        let keeper = Evidence { keeper: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(judge(&keeper), Err("virtual IPs: silent".to_owned()));
         let heartbeat = Evidence { heartbeat: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(judge(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
     }

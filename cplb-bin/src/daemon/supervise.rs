@@ -112,6 +112,7 @@ impl Daemon {
 
     fn start_round(&mut self) {
         let round = Round {
+            keeper: self.election.as_ref().map(|election| election.keeper.clone()),
             balancer: self.balancer.clone(),
             table: self.table.clone(),
             service: blueprint::deciding_service(&self.config).map(str::to_owned),
@@ -135,6 +136,7 @@ impl Daemon {
             }
             Event::Locked(id, error) => self.on_locked(id, &error)?,
             Event::Ready(id) => self.problems.clear(&format!("lock {id}")),
+            Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
             Event::Finding(finding) => self.on_finding(&finding),
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb_proxy::LoadBalancer;
+use netlink_vip::KeeperHandle;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -15,6 +16,9 @@ use super::table::{Look, TableKeeper};
 
 /// The load balancer's answer to a heartbeat may take this long.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A keeper that owes an answer for longer is stuck: the kernel ends its leases.
+const KEEPER_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The current verdict.
 #[derive(Debug)]
@@ -40,8 +44,9 @@ pub(crate) struct Finding {
 }
 
 /// What a round looks at.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Round {
+    pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<Mutex<Option<TableKeeper>>>,
     /// The service whose backends decide.
@@ -101,7 +106,10 @@ impl Round {
             Some(Look::Failed(why)) => Some(why.clone()),
             _ => None,
         };
-        let mut evidence = Evidence { table, ..Evidence::default() };
+        let silence = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
+        let keeper = (silence > KEEPER_PATIENCE)
+            .then(|| format!("their keeper has not answered for {:.1} s", silence.as_secs_f64()));
+        let mut evidence = Evidence { keeper, table, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
             evidence.heartbeat =
                 balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::{AddressWatch, Lan, Node, Signal};
+use testbed::{AddressWatch, Capture, Lan, Node, Signal};
 
 use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
@@ -118,6 +118,48 @@ pub(crate) fn alone(plan: Plan) {
         println!("MEASURED the VIP was back {:?} after the claim", back.saturating_duration_since(claimed));
         answers(&cluster);
     }
+}
+
+/// A unicast group's Backup that loses its configured source is deaf and mute. It must wait, not become Active.
+pub(crate) fn unicast_source() {
+    let plan = Plan::v3("100ms").instance("unicastSourceIP: OWN").instance("unicastPeers: [PEER]");
+    let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
+    for index in 0..2 {
+        let command = cluster.command(index);
+        let (own, peer) = (cluster.node(index).v4().to_string(), cluster.node(1 - index).v4().to_string());
+        let file = cluster.config_file(index);
+        let text = std::fs::read_to_string(&file).expect("the configuration was written");
+        std::fs::write(&file, text.replace("OWN", &own).replace("PEER", &peer)).expect("it is ours");
+        cluster.launch(index, command);
+    }
+    for index in 0..2 {
+        cluster.wait("the daemon answers", || cluster.try_status(index).is_some());
+    }
+    let owner = cluster.wait_until_settled();
+    let backup = 1 - owner;
+    let heard = Capture::on(cluster.client()).expect("the capture begins");
+    let node = cluster.node(backup);
+    let (lan, other) = (cluster.lan.prefix_lengths().0, cluster.lan.v4(77));
+    node.add_address(other, lan).expect("another address comes");
+    node.delete_address(node.v4()).expect("the source goes");
+    cluster.wait("the Backup waits for its source", || {
+        let status = cluster.status(backup);
+        let shown = status["degraded"].to_string().contains("unicastSourceIP");
+        shown && status["instances"][0]["state"] == "init"
+    });
+    let waiting = Instant::now();
+    cluster.wait("many Down intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
+    cluster.check(cluster.owners() == [owner], || format!("owners: {:?}", cluster.owners()));
+    let announced = heard.announcements(cluster.vip());
+    let wrong = announced.iter().filter(|(_, it)| it.mac == node.mac()).count();
+    cluster.check(wrong == 0, || format!("the Backup announced itself {wrong} times"));
+    node.add_address(node.v4(), lan).expect("the source is back");
+    cluster.wait("it takes part again", || {
+        let status = cluster.status(backup);
+        let quiet = !status["degraded"].to_string().contains("unicastSourceIP");
+        quiet && status["instances"][0]["state"] == "backup"
+    });
+    answers(&cluster);
 }
 
 /// The node's own addresses and routes, without lifetimes.
