@@ -165,6 +165,22 @@ impl KeeperHandle {
         Ok(())
     }
 
+    /// Makes these the groups, and no others: as [`KeeperHandle::add_group`], [`KeeperHandle::update_group`] and
+    /// [`KeeperHandle::remove_group`] together, except that an address may change its group. What stays as it is goes
+    /// on undisturbed. Blocks as [`KeeperHandle::add_group`] does.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; the keeper then goes on as before, with all groups.
+    pub fn set_groups(&self, groups: Vec<VipGroupConfig>) -> Result<(), RegisterError> {
+        let (change, warnings) = self.registrar(|registrar| registrar.set(groups))?;
+        let removed = change.removed.into_iter().map(Order::Remove);
+        let updated = change.updated.into_iter().map(|group| Order::Update(Box::new(group)));
+        let added = change.added.into_iter().map(|group| Order::Add(Box::new(group)));
+        self.inner.mailbox.order_all(removed.chain(updated).chain(added));
+        self.announce(warnings);
+        Ok(())
+    }
+
     /// Removes the group and what is there of it, as a planned release. Never blocks for long.
     ///
     /// # Errors

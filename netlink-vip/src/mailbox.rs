@@ -98,6 +98,13 @@ impl Mailbox {
         *lock(&self.asked) = None;
     }
 
+    /// Orders that are carried out together, without a claim in between: an address that changes its group is
+    /// deleted in the name of the former one, which must not meet it under the next one's lease.
+    pub(crate) fn order_all(&self, orders: impl Iterator<Item = Order>) {
+        lock(&self.letters).orders.extend(orders);
+        self.notify.notify_one();
+    }
+
     /// Empties the box.
     pub(crate) fn take(&self) -> Letters {
         std::mem::take(&mut *lock(&self.letters))

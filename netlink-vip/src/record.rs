@@ -47,6 +47,14 @@ struct RawLabel {
 /// What an operator should know about groups.
 type Concerns = Vec<(GroupId, Warning)>;
 
+/// What makes the groups those that are wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) removed: Vec<GroupId>,
+    pub(crate) updated: Vec<Registered>,
+    pub(crate) added: Vec<Registered>,
+}
+
 /// Why groups could not be registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -138,6 +146,38 @@ impl<K: Kernel> Registrar<K> {
         Ok((registered, warnings))
     }
 
+    /// Makes these the groups on the list, and no others. Only the outcome is checked: an address may go from one
+    /// group to another, or two may trade theirs.
+    pub(crate) fn set(&mut self, configs: Vec<VipGroupConfig>) -> Result<(Change, Concerns), RegisterError> {
+        // A label comes along with its address.
+        let owned: BTreeSet<(IpAddr, u32)> =
+            self.groups.values().flat_map(|known| known.labels.iter().copied()).collect();
+        let mut warnings = Vec::new();
+        let mut groups: BTreeMap<GroupId, Registered> = BTreeMap::new();
+        for config in configs {
+            check_group(groups.values().map(|known| &known.config), &config)?;
+            let registered = match self.groups.get(&config.id) {
+                Some(known) if known.config == config => known.clone(),
+                _ => self.register(config, &owned, &mut warnings)?,
+            };
+            groups.insert(registered.config.id, registered);
+        }
+        let change = Change {
+            removed: self.groups.keys().filter(|id| !groups.contains_key(id)).copied().collect(),
+            updated: groups
+                .values()
+                .filter(|new| self.groups.get(&new.config.id).is_some_and(|old| old != *new))
+                .cloned()
+                .collect(),
+            added: groups.values().filter(|new| !self.groups.contains_key(&new.config.id)).cloned().collect(),
+        };
+        if !change.is_empty() {
+            self.store(self.groups.values().chain(groups.values()))?;
+        }
+        self.groups = groups;
+        Ok((change, warnings))
+    }
+
     /// Takes a group off the list. The file keeps it until the next change, because it may still have to be removed.
     pub(crate) fn remove(&mut self, id: GroupId) -> Result<(), GroupError> {
         self.groups.remove(&id).map(|_| ()).ok_or(GroupError::Unknown(id))
@@ -186,6 +226,12 @@ impl<K: Kernel> Registrar<K> {
         let record = RawRecord { vips: vips.into_iter().collect(), labels: labels.into_iter().collect() };
         files::store(&self.path, &record)
             .map_err(|source| RegisterError::StateDir { path: self.path.clone(), source })
+    }
+}
+
+impl Change {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.updated.is_empty() && self.added.is_empty()
     }
 }
 

@@ -14,6 +14,7 @@ crate::trials![
     the_best_default_route_chooses_the_interface,
     an_ipv6_default_route_chooses_where_there_is_no_other,
     two_groups_share_an_interface_and_a_route,
+    groups_trade_and_inherit_addresses,
     groups_are_added_changed_and_removed_at_work,
 ];
 
@@ -178,6 +179,41 @@ fn two_groups_share_an_interface_and_a_route(ground: &Ground) {
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
     assert!(!routed() && !ground.has("fd00::101"));
     keeper.end();
+}
+
+fn groups_trade_and_inherit_addresses(ground: &Ground) {
+    ground.with_eth0();
+    let before = ground.tables();
+    let keeper = ground.keeper(vec![
+        group(ONE, "eth0", &["10.0.0.100/24"]),
+        group(TWO, "eth0", &["10.0.0.101/24", "fd00::101/64"]),
+    ]);
+    keeper.install(ONE);
+    keeper.install(TWO);
+    let traded = vec![
+        group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64"]),
+        group(TWO, "eth0", &["10.0.0.100/24"]),
+    ];
+    keeper.handle.set_groups(traded.clone()).unwrap();
+    ground.until("they wait for claims", || !ground.has("10.0.0.100") && !ground.has("10.0.0.101"));
+    keeper.install(ONE);
+    assert!(ground.has("10.0.0.101") && ground.has("fd00::101") && !ground.has("10.0.0.100"));
+    keeper.install(TWO);
+    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.100"));
+
+    let twice = vec![group(ONE, "eth0", &["10.0.0.100/24"]), group(TWO, "eth0", &["10.0.0.100/24"])];
+    assert!(keeper.handle.set_groups(twice).is_err(), "the outcome is checked");
+    keeper.handle.set_groups(traded).unwrap();
+    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.100"), "what is equal goes on");
+
+    let one = vec![group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64", "10.0.0.100/24"])];
+    keeper.handle.set_groups(one).unwrap();
+    keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
+    assert!(ground.has("10.0.0.101") && !ground.has("10.0.0.100"));
+    keeper.install(ONE);
+    assert!(ground.has("10.0.0.101") && ground.has("fd00::101") && ground.has("10.0.0.100"));
+    keeper.end();
+    ground.assert_unchanged_since(&before);
 }
 
 fn groups_are_added_changed_and_removed_at_work(ground: &Ground) {
