@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 
+use crate::secret::{is_secret, names_secret};
 use crate::yaml::Span;
 
 /// How bad a [`Diagnostic`] is.
@@ -279,17 +280,84 @@ impl miette::Diagnostic for Located<'_> {
     }
 }
 
-/// What follows `authPass:` and `password:` on every line that has one, for text that is no YAML.
+/// What follows the first `authPass:` or `password:` of every line that has one, and the lines below that are indented
+/// deeper and may continue it, for text that is no YAML.
+///
+/// Takes time in proportion to the text: one range a line at most.
 pub(crate) fn secret_lines(text: &str) -> Vec<Range<usize>> {
-    let lower = text.to_ascii_lowercase();
+    const INDENT: [char; 3] = [' ', '\t', '-'];
     let mut ranges = Vec::new();
-    for word in ["authpass", "password"] {
-        for (at, _) in lower.match_indices(word) {
-            let start = at + word.len();
-            let end = lower[start..].find('\n').map_or(lower.len(), |len| start + len);
-            let value = lower[start..end].find(':').map_or(end, |colon| start + colon + 1);
-            ranges.push(value..end);
+    let mut start = 0;
+    // How deep the key stands whose value may go on.
+    let mut key = None;
+    for line in text.split_inclusive('\n') {
+        let content = line.trim_start_matches(INDENT);
+        let depth = line.len() - content.len();
+        let end = start + line.len();
+        if content.trim_end().is_empty() || key.is_some_and(|key| depth > key) {
+            if key.is_some() {
+                ranges.push(start..end);
+            }
+        } else {
+            let value = secret_value(line);
+            ranges.extend(value.map(|value| start + value..end));
+            key = value.map(|_| depth);
         }
+        start = end;
     }
     ranges
+}
+
+/// Where the value of the line's first key that names a password begins.
+fn secret_value(line: &str) -> Option<usize> {
+    let mut start = 0;
+    for (colon, _) in line.match_indices(':') {
+        let before = &line[start..colon];
+        let key = before.trim_end_matches(|c: char| !c.is_alphanumeric());
+        let key = key.rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').next().unwrap_or(key);
+        if names_secret(before) || is_secret(key) {
+            return Some(colon + 1);
+        }
+        start = colon + 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        masked(text, &secret_lines(text))
+    }
+
+    #[test]
+    fn a_password_is_masked_to_the_end_of_what_may_be_its_value() {
+        assert_eq!(shown("a: b\n- authPass: x y\n  c: d\n"), "a: b\n- authPass:****\n  c: d\n");
+        assert_eq!(shown("authPas: >\n  x\n\n  y\nc: d"), "authPas:**\n***\n\n***\nc: d");
+        assert_eq!(shown("{a: 1, \"oldPassword\" : x: y"), "{a: 1, \"oldPassword\" :*****");
+        assert_eq!(shown("authPass"), "authPass");
+    }
+
+    /// Far above what one pass over ten megabytes takes in a debug build, far below what a pass for every password does.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn masking_takes_time_in_proportion_to_the_text() {
+        const BYTES: usize = 10_000_000;
+        let start = Instant::now();
+        for piece in
+            ["authPass", "authPass:", "password: x ", "authPass: x\n", "authPass:\n ", ":", "x", "-", "é:"]
+        {
+            let text = piece.repeat(BYTES / 9 / piece.len());
+            let ranges = secret_lines(&text);
+            assert!(ranges.len() <= text.lines().count(), "{piece:?}");
+            assert_eq!(masked(&text, &ranges).len(), text.len());
+        }
+        let long = "authPass: x ".repeat(BYTES / 12);
+        assert!(secret_lines(&long).iter().eq([&(9..long.len())]));
+        assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    }
 }

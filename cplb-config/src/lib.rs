@@ -36,6 +36,7 @@ mod model;
 mod native;
 mod read;
 mod rules;
+mod secret;
 mod suggest;
 mod walk;
 mod yaml;

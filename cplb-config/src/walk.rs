@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::diagnostic::{Diagnostic, Location, Severity};
+use crate::secret::{is_secret, public_part};
 use crate::suggest::closest;
 use crate::yaml::{Child, Entry, Resolved, Scalar, Span, Value, go_text, is_octal, resolve};
 
@@ -167,11 +168,6 @@ impl<'s> Reporter<'s> {
     }
 }
 
-/// Whether a key names a password, whose value is never shown.
-pub(crate) fn is_secret(key: &str) -> bool {
-    key.eq_ignore_ascii_case("authPass") || key.eq_ignore_ascii_case("password")
-}
-
 impl<'a> Table<'a> {
     /// The field called `name`; absent and null are the same, as they are to Go.
     pub(crate) fn field(&self, name: &'static str) -> Option<Field<'a>> {
@@ -191,8 +187,11 @@ impl<'a> Table<'a> {
         let asked = self.asked.take();
         for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {
             let name = entry.key.text.as_str();
+            let public = public_part(name);
             let help = if self.out.is_full() {
                 String::new()
+            } else if public != name {
+                format!("write a space between `{public}:` and its value")
             } else {
                 hint(name).unwrap_or_else(|| match closest(name, &asked) {
                     Some(known) => format!("did you mean `{known}`?"),
@@ -447,8 +446,10 @@ pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
+/// A key as it may be shown.
 fn shorten(name: &str) -> String {
     const LONGEST: usize = 60;
+    let name = public_part(name);
     match name.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),

@@ -143,6 +143,14 @@ fn long_lists_and_many_mistakes_are_quick() {
     refused("a mebibyte of colons", &":".repeat(MAX_BYTES));
     refused("a mebibyte of open scalars", &format!("a: '{}", "x\n".repeat(MAX_BYTES / 2 - 4)));
     refused("a mebibyte of comments", &"# x\n".repeat(MAX_BYTES / 4));
+    refused(
+        "a mebibyte of passwords in one broken line",
+        &format!("[{}", "authPass: ".repeat(MAX_BYTES / 10 - 1)),
+    );
+    refused(
+        "a mebibyte of broken lines with passwords",
+        &format!("[{}", "authPass: x\n".repeat(MAX_BYTES / 12 - 1)),
+    );
     let head = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  backends:\n    static:\n";
     let mut servers = head.to_owned();
     for i in 0..1_000 {
@@ -211,6 +219,15 @@ fn passwords_are_never_shown() {
         ),
         format!(
             "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\nspec:\n  network:\n    controlPlaneLoadBalancing:\n      keepalived:\n        vrrpInstances:\n        - virtualIPs: [10.0.0.100]\n          AuthPass: {SECRET}\n"
+        ),
+        format!(
+            "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    authPas: {SECRET}\n"
+        ),
+        format!(
+            "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  - {{virtualIPs: [10.0.0.100/24], authPass:{SECRET}}}\n"
+        ),
+        format!(
+            "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  - virtualIPs: [\n    auhtPass: >\n      {SECRET}\n"
         ),
     ];
     for document in documents {

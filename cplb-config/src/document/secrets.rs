@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::walk::is_secret;
+use crate::secret::{is_secret, public_part};
 use crate::yaml::{Child, Document, Node, Value};
 
-/// The places of every value of a key that names a password.
+/// The places of every value of a key that names a password, and of keys that hold their value.
 pub(crate) fn secrets(documents: &[Document]) -> Vec<Range<usize>> {
     let mut finder = Finder { seen: HashSet::new(), places: Vec::new() };
     for document in documents {
@@ -37,6 +37,9 @@ impl Finder {
                     if is_secret(&key.text) {
                         let span = child.node.span;
                         self.places.push(span.start..span.end);
+                    }
+                    if public_part(&key.text) != key.text {
+                        self.places.push(key.span.start..key.span.end);
                     }
                     self.visit(child);
                 }
