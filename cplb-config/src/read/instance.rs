@@ -1,5 +1,6 @@
 //! `vrrpInstances`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
@@ -11,7 +12,7 @@ use crate::native::REDACTED;
 use crate::walk::{Field, Finding, Table};
 
 use super::network::{interface, virtual_ip};
-use super::unicast::unicast;
+use super::unicast::{UnicastDraft, unicast};
 use super::{Dialect, Placed, Reported, finish};
 
 const FIRST_VRID: u32 = 51;
@@ -30,13 +31,16 @@ pub(crate) enum Auth {
     Optional,
 }
 
-/// An instance as far as it could be read. VRID and addresses are compared with others even where the rest is wrong.
+/// An instance as far as it could be read. VRID and addresses are compared with others even where
+/// the rest is wrong.
 #[derive(Debug)]
 pub(crate) struct InstanceDraft {
     pub(crate) vips: Vec<Placed<VipAddress>>,
     pub(crate) vrid: Option<Placed<Vrid>>,
     /// Whether the VRID is the default, which no line of the file says.
     pub(crate) vrid_is_default: bool,
+    pub(crate) unicast_source: Option<Placed<IpAddr>>,
+    pub(crate) unicast_peers: Vec<Placed<IpAddr>>,
     pub(crate) instance: Option<Instance>,
 }
 
@@ -71,7 +75,8 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
     let version = version(&table, dialect, families);
     let advert_interval = advert_interval(&table, dialect, version, families);
     let auth_pass = auth_pass(&table, version, auth);
-    let unicast = unicast(&table, dialect, families, &vips);
+    let UnicastDraft { source: unicast_source, peers: unicast_peers, unicast } =
+        unicast(&table, dialect, families);
     let address_label = address_label(&table);
     let (mut priority, mut preempt) = (Priority::new(PRIORITY).ok(), Some(Preempt::Degraded));
     if dialect == Dialect::Native {
@@ -100,7 +105,7 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
         })
     };
     let instance = if complete { instance() } else { None };
-    Some(InstanceDraft { vips, vrid, vrid_is_default, instance })
+    Some(InstanceDraft { vips, vrid, vrid_is_default, unicast_source, unicast_peers, instance })
 }
 
 fn virtual_ips(table: &Table<'_>) -> (Vec<Placed<VipAddress>>, bool) {

@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use netlink_vip::VipAddress;
-
 use crate::model::Unicast;
 use crate::walk::{Field, Finding, Table};
 
@@ -14,15 +12,30 @@ use super::{Dialect, Placed, Reported};
 /// Each is sent every advertisement.
 const MOST_PEERS: usize = 255;
 
-/// The peers, or `None` for multicast.
-pub(super) fn unicast(
+/// What an instance says about unicast. The addresses are compared with others even where the rest is wrong.
+#[derive(Debug)]
+pub(super) struct UnicastDraft {
+    pub(super) source: Option<Placed<IpAddr>>,
+    pub(super) peers: Vec<Placed<IpAddr>>,
+    /// `None` for multicast.
+    pub(super) unicast: Result<Option<Unicast>, Reported>,
+}
+
+pub(super) fn unicast(table: &Table<'_>, dialect: Dialect, families: Families) -> UnicastDraft {
+    let mut draft = UnicastDraft { source: None, peers: Vec::new(), unicast: Ok(None) };
+    draft.unicast = read(table, dialect, families, &mut draft);
+    draft
+}
+
+fn read(
     table: &Table<'_>,
     dialect: Dialect,
     families: Families,
-    vips: &[Placed<VipAddress>],
+    draft: &mut UnicastDraft,
 ) -> Result<Option<Unicast>, Reported> {
     let source_field = table.field("unicastSourceIP").filter(|field| field.child.text() != Some(""));
     let source = source_field.as_ref().map(|field| unicast_address(field).ok_or(Reported)).transpose();
+    draft.source = source.clone().ok().flatten();
     let list = table.field("unicastPeers");
     let items = match &list {
         Some(list) => list.items_up_to(MOST_PEERS, "list the other controllers only").ok_or(Reported)?,
@@ -46,9 +59,10 @@ pub(super) fn unicast(
     let read: Vec<_> = items.iter().map(|item| (item, unicast_address(item))).collect();
     sound &= read.iter().all(|(_, peer)| peer.is_some());
     let peers: Vec<_> = read.into_iter().filter_map(|(item, peer)| Some((item, peer?))).collect();
+    draft.peers = peers.iter().map(|(_, peer)| peer.clone()).collect();
     let source = source?;
     for (index, (item, peer)) in peers.iter().enumerate() {
-        if let Some(finding) = peer_finding(peer.value, &peers[..index], source.as_ref(), families, vips) {
+        if let Some(finding) = peer_finding(peer.value, &peers[..index], source.as_ref(), families) {
             item.error(finding);
             sound = false;
         }
@@ -64,7 +78,6 @@ fn peer_finding(
     earlier: &[(&Field<'_>, Placed<IpAddr>)],
     source: Option<&Placed<IpAddr>>,
     families: Families,
-    vips: &[Placed<VipAddress>],
 ) -> Option<Finding> {
     if source.is_some_and(|source| source.value == peer) {
         let help = "list only the other controllers";
@@ -73,10 +86,6 @@ fn peer_finding(
     if let Some((_, first)) = earlier.iter().find(|(_, other)| other.value == peer) {
         let message = format!("{peer} was already given on line {}", first.at.line);
         return Some(Finding::new("duplicate-peer", message, "keep one of them"));
-    }
-    if vips.iter().any(|vip| vip.value.ip() == peer) {
-        let help = "list the controllers' own addresses";
-        return Some(Finding::new("unicast-vip", format!("{peer} is a virtual IP of this instance"), help));
     }
     let (family, other, present) =
         if peer.is_ipv4() { ("IPv4", "IPv6", families.v4) } else { ("IPv6", "IPv4", families.v6) };

@@ -36,7 +36,7 @@ fn free_vrid(drafts: &[InstanceDraft]) -> Option<u8> {
     (51..=255).chain(1..51).find(|&id| !used(id))
 }
 
-/// Returns every virtual IP that could be read.
+/// Returns every virtual IP that could be read, sorted.
 pub(super) fn unique_vips(drafts: &[InstanceDraft], out: &Reporter<'_>) -> Vec<IpAddr> {
     let mut seen: BTreeMap<IpAddr, &Placed<_>> = BTreeMap::new();
     for vip in drafts.iter().flat_map(|draft| &draft.vips) {
@@ -50,6 +50,23 @@ pub(super) fn unique_vips(drafts: &[InstanceDraft], out: &Reporter<'_>) -> Vec<I
         }
     }
     seen.into_keys().collect()
+}
+
+/// Virtual IPs move, so none of them can stand for one router.
+pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Reporter<'_>) {
+    for draft in drafts {
+        if let Some(source) = draft.unicast_source.as_ref().filter(|source| is_vip(vips, source.value)) {
+            let message =
+                format!("{} is a virtual IP, which is never the source of advertisements", source.value);
+            let help = "write this node's own address";
+            out.error(&source.path, source.at, Finding::new("unicast-vip", message, help));
+        }
+        for peer in draft.unicast_peers.iter().filter(|peer| is_vip(vips, peer.value)) {
+            let message = format!("{} is a virtual IP of this configuration", peer.value);
+            let help = "list the controllers' own addresses";
+            out.error(&peer.path, peer.at, Finding::new("unicast-vip", message, help));
+        }
+    }
 }
 
 pub(super) fn check_virtual_servers(

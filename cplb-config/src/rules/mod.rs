@@ -32,6 +32,7 @@ pub(crate) struct Surroundings {
 pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporter<'_>) -> Option<Config> {
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
+    instances::check_unicast(&section.instances, &vips, out);
     instances::check_virtual_servers(&section, &around, &vips, out);
     instances::check_external_address(&around, &vips, out);
 
@@ -97,7 +98,7 @@ fn unique<T: PartialEq + std::fmt::Display>(
     }
 }
 
-/// Whether the address is one of the virtual IPs, also when written as an IPv4-mapped IPv6 address.
+/// Whether the address is one of the virtual IPs, which are sorted, also when written as an IPv4-mapped IPv6 address.
 fn is_vip(vips: &[IpAddr], ip: IpAddr) -> bool {
-    vips.contains(&ip.to_canonical())
+    vips.binary_search(&ip.to_canonical()).is_ok()
 }
