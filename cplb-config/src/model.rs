@@ -213,6 +213,16 @@ impl Port {
     }
 }
 
+impl Host {
+    /// Whether connections to it stay on this node.
+    pub(crate) fn is_this_node(&self) -> bool {
+        match self {
+            Self::Address(address) => address.is_loopback() || address.is_unspecified(),
+            Self::Name(name) => name.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+        }
+    }
+}
+
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -267,15 +277,18 @@ impl Config {
     /// Adds a server to those that all services share, as `cplb run --backend` does.
     ///
     /// # Errors
-    /// [`RefusedBackend`] if the proxy would talk to itself.
+    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, or if nothing would use the server.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
-        if let Host::Address(address) = backend.host {
-            if self.is_virtual_ip(address) {
-                return Err(RefusedBackend::VirtualIp(address));
-            }
-            if self.loops_back(address, backend.port) {
-                return Err(RefusedBackend::Proxy(backend));
-            }
+        if let Host::Address(address) = backend.host
+            && self.is_virtual_ip(address)
+        {
+            return Err(RefusedBackend::VirtualIp(address));
+        }
+        if self.disable_load_balancer || self.sharing().next().is_none() {
+            return Err(RefusedBackend::Unused(backend));
+        }
+        if self.leads_to_a_proxy(&backend) {
+            return Err(RefusedBackend::Proxy(backend));
         }
         if backend.port.is_some() && self.sharing().count() > 1 {
             return Err(RefusedBackend::SharedPort(backend));
@@ -291,10 +304,19 @@ impl Config {
         self.services.iter().filter(|service| service.backends.is_none())
     }
 
-    fn loops_back(&self, address: IpAddr, port: Option<Port>) -> bool {
-        let bound = |port: Port| self.services.iter().any(|service| service.bind_port == port);
-        (address.is_loopback() || address.is_unspecified())
-            && self.sharing().any(|service| bound(port.unwrap_or(service.backend_port)))
+    /// Every node of the load balancer has the same bind ports, so what listens there is a proxy wherever it is; except
+    /// for a plain load balancer whose servers, on nodes apart, listen on its bind port.
+    fn leads_to_a_proxy(&self, backend: &Backend) -> bool {
+        let apart = |service: &Service| {
+            let servers = &self.backends_of(service).fixed;
+            self.instances.is_empty()
+                && !backend.host.is_this_node()
+                && service.backend_port == service.bind_port
+                && servers.iter().all(|server| server.port.is_none_or(|port| port == service.bind_port))
+        };
+        let proxy =
+            |port: Port| self.services.iter().any(|service| service.bind_port == port && !apart(service));
+        self.sharing().any(|service| proxy(backend.port.unwrap_or(service.backend_port)))
     }
 }
 
@@ -305,9 +327,12 @@ pub enum RefusedBackend {
     /// It is a virtual IP: the node that holds it would connect to itself.
     #[error("{0} is a virtual IP of this configuration; name the controllers' own addresses")]
     VirtualIp(IpAddr),
-    /// It is this node's own proxy.
-    #[error("{0} is where this node's own proxy listens; name the server's port")]
+    /// It is this node's own proxy, or another node's.
+    #[error("{0} is where a proxy of this configuration listens, on every node; name the server's own port")]
     Proxy(Backend),
+    /// No service connects to the shared servers.
+    #[error("no service would use {0}: each has backends of its own, or nothing is balanced at all")]
+    Unused(Backend),
     /// Several services would connect to its one port.
     #[error("{0} names one port, and several services share it; leave the port out")]
     SharedPort(Backend),

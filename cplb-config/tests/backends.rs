@@ -47,12 +47,12 @@ fn servers_of_the_command_line_are_compared_too() {
     for vip in ["10.0.0.100", "[::ffff:10.0.0.100]:6443", "fd00::100"] {
         assert!(add(vip).unwrap_err().contains("is a virtual IP of this configuration"), "{vip}");
     }
-    for own in ["127.0.0.1:6444", "[::1]:6444"] {
-        assert!(add(own).unwrap_err().contains("this node's own proxy listens"), "{own}");
+    for proxy in ["127.0.0.1:6444", "[::1]:6444", "localhost:6444", "10.0.0.13:6444", "controller-4:6444"] {
+        assert!(add(proxy).unwrap_err().contains("where a proxy of this configuration listens"), "{proxy}");
     }
     assert_eq!(add("127.0.0.1"), Ok(()));
-    assert_eq!(add("10.0.0.13:6444"), Ok(()));
-    assert_eq!(shared(&config), ["10.0.0.11", "10.0.0.12", "controller-3", "127.0.0.1", "10.0.0.13:6444"]);
+    assert_eq!(add("10.0.0.13:6445"), Ok(()));
+    assert_eq!(shared(&config), ["10.0.0.11", "10.0.0.12", "controller-3", "127.0.0.1", "10.0.0.13:6445"]);
     assert!(config.is_virtual_ip("::ffff:10.0.0.100".parse().unwrap()));
     assert!(!config.is_virtual_ip("10.0.0.11".parse().unwrap()));
 }
@@ -64,6 +64,38 @@ fn a_port_for_several_services_is_refused_from_the_command_line_too() {
     let refused = config.add_backend("10.0.0.12:6443".parse().unwrap());
     assert!(matches!(refused, Err(RefusedBackend::SharedPort(_))), "{refused:?}");
     assert_eq!(config.add_backend("10.0.0.12".parse().unwrap()), Ok(()));
+}
+
+#[test]
+fn the_command_line_cannot_send_a_proxy_to_another_services_proxy() {
+    let services = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132, backendPort: 8133, backends: {static: [10.0.0.11]}}\n";
+    let mut config = native(services);
+    let refused = config.add_backend("10.0.0.12:6445".parse().unwrap());
+    assert!(matches!(refused, Err(RefusedBackend::Proxy(_))), "{refused:?}");
+    assert_eq!(config.add_backend("10.0.0.12:8132".parse().unwrap()), Ok(()));
+}
+
+#[test]
+fn a_plain_load_balancer_may_listen_on_its_servers_port() {
+    let spec = "  services: [{name: api, port: 6443, bindPort: 6443}]\n";
+    let mut plain = native(spec);
+    assert_eq!(plain.add_backend("10.0.0.11".parse().unwrap()), Ok(()));
+    let refused = plain.add_backend("127.0.0.1".parse().unwrap());
+    assert!(matches!(refused, Err(RefusedBackend::Proxy(_))), "{refused:?}");
+    let mut on_controllers = native(&format!("{VIP}{spec}"));
+    let refused = on_controllers.add_backend("10.0.0.11".parse().unwrap());
+    assert!(matches!(refused, Err(RefusedBackend::Proxy(_))), "{refused:?}");
+    assert_eq!(on_controllers.add_backend("10.0.0.11:7443".parse().unwrap()), Ok(()));
+}
+
+#[test]
+fn a_server_of_the_command_line_that_nothing_uses_is_refused() {
+    let own = "  services:\n  - {name: a, port: 6443, backends: {static: [10.0.0.11]}}\n";
+    for spec in [own, "  services: []\n", "  backends: {static: [10.0.0.11]}\n  disableLoadBalancer: true\n"]
+    {
+        let refused = native(spec).add_backend("10.0.0.12".parse().unwrap());
+        assert!(matches!(refused, Err(RefusedBackend::Unused(_))), "{spec}: {refused:?}");
+    }
 }
 
 #[test]

@@ -4,19 +4,27 @@ use std::net::IpAddr;
 
 use lb_proxy::Balance;
 
-use crate::load::Format;
 use crate::model::{Backends, Host, Port};
 use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
 use super::is_vip;
-use super::services::Common;
+use super::services::{Common, server_port};
 
 /// What servers are compared with.
 pub(super) struct Context<'a> {
     pub(super) vips: &'a [IpAddr],
     pub(super) bind_ports: &'a [Option<Placed<Port>>],
+    /// The bind ports where every node that runs this configuration has its proxy, and no server.
+    pub(super) proxy_ports: &'a [Port],
     pub(super) out: &'a Reporter<'a>,
+}
+
+impl Context<'_> {
+    fn is_proxy(&self, host: &Host, port: Port) -> bool {
+        let bound = || self.bind_ports.iter().flatten().any(|placed| placed.value == port);
+        self.proxy_ports.contains(&port) || (host.is_this_node() && bound())
+    }
 }
 
 /// Rules about the servers that several services share.
@@ -24,7 +32,6 @@ pub(super) fn check_shared(
     shared: &BackendsDraft,
     drafts: &[ServiceDraft],
     common: &Common<'_>,
-    format: Format,
     context: &Context<'_>,
 ) {
     let users: Vec<&ServiceDraft> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
@@ -42,16 +49,6 @@ pub(super) fn check_shared(
         if let Some(own) = &draft.backends {
             warn_about_weights(own, &[draft], common, context);
         }
-        // After an error, a server may only have failed to be read.
-        if format == Format::Native
-            && !context.out.has_errors()
-            && draft.backends.as_ref().unwrap_or(shared).is_empty()
-        {
-            let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
-            let message = format!("no server is configured for the service {name}");
-            let help = "add `backends:` with `static:` addresses, or give --backend on the command line";
-            context.out.warn("backends", draft.at, Finding::new("no-backends", message, help));
-        }
     }
 }
 
@@ -65,10 +62,10 @@ pub(super) fn build(draft: &BackendsDraft, users: &[&ServiceDraft], context: &Co
 }
 
 fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Context<'_>) -> bool {
-    let Host::Address(ip) = backend.value.host else {
-        return false;
-    };
-    if is_vip(context.vips, ip) {
+    let host = &backend.value.host;
+    if let Host::Address(ip) = host
+        && is_vip(context.vips, *ip)
+    {
         let message = format!(
             "{ip} is a virtual IP: the node that holds it would connect to itself; the server is left out"
         );
@@ -76,16 +73,21 @@ fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Contex
         context.out.warn(&backend.path, backend.at, Finding::new("backend-vip", message, help));
         return true;
     }
-    let port_for = |user: &&ServiceDraft| {
-        let port = user.port.as_ref().map(|placed| placed.value);
-        backend.value.port.or_else(|| user.backend_port.or(port))
-    };
-    let bound = |port: Port| context.bind_ports.iter().flatten().any(|placed| placed.value == port);
-    if let Some(port) = users.iter().filter_map(port_for).find(|&port| bound(port))
-        && ip.is_loopback()
-    {
-        let message = format!("{ip} with port {port} is where the proxy itself listens");
-        let help = "write the port of the server, such as 6443";
+    let port_for = |user: &&ServiceDraft| backend.value.port.or_else(|| server_port(user));
+    if let Some(port) = users.iter().filter_map(port_for).find(|&port| context.is_proxy(host, port)) {
+        let message = if host.is_this_node() {
+            format!("{host} with port {port} is where the proxy itself listens")
+        } else {
+            format!(
+                "{port} is the proxy's bind port on every node, so on {host} a proxy would connect to a proxy"
+            )
+        };
+        let own =
+            users.iter().filter_map(|user| server_port(user)).find(|&port| !context.is_proxy(host, port));
+        let help = match own {
+            Some(own) => format!("write the server's own port, such as {own}"),
+            None => "choose a bind port that differs from the servers' port".to_owned(),
+        };
         context.out.error(&backend.path, backend.at, Finding::new("backend-proxy", message, help));
     }
     false

@@ -63,8 +63,15 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         );
     }
     let common = services::Common { balance: &section.balance, health: &section.health };
-    let context = backends::Context { vips: &vips, bind_ports: &bind_ports, out };
-    backends::check_shared(&section.backends, &drafts, &common, around.format, &context);
+    let proxy_ports: Vec<Port> = drafts
+        .iter()
+        .zip(bind_ports.iter())
+        .filter_map(|(draft, bind_port)| Some((draft, bind_port.as_ref()?.value)))
+        .filter(|(draft, port)| has_instances || !services::is_apart(draft, *port, &section.backends))
+        .map(|(_, port)| port)
+        .collect();
+    let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
+    backends::check_shared(&section.backends, &drafts, &common, &context);
     let services = services::build(&drafts, &common, &context);
     let shared_by: Vec<_> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
     let backends = backends::build(&section.backends, &shared_by, &context);

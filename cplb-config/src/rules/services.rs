@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_proxy::Balance;
 
 use crate::model::{Port, Service};
-use crate::read::{API_SERVICE, Given, HealthDraft, PROXY_BIND_PORT, Placed, ServiceDraft};
+use crate::read::{API_SERVICE, BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, ServiceDraft};
 use crate::walk::{Finding, Reporter, join};
 use crate::yaml::Span;
 
@@ -72,6 +72,20 @@ pub(super) fn check(
     bind_ports
 }
 
+/// Whether the servers of the service listen on its own bind port, which tells that they run on nodes apart.
+///
+/// A plain load balancer is reached at its bind port, so its servers' port is a natural choice. With virtual IPs any
+/// bind port will do, and the nodes of the load balancer are the controllers.
+pub(super) fn is_apart(draft: &ServiceDraft, bind_port: Port, shared: &BackendsDraft) -> bool {
+    let servers = &draft.backends.as_ref().unwrap_or(shared).fixed;
+    server_port(draft) == Some(bind_port)
+        && servers.iter().all(|server| server.value.port.is_none_or(|port| port == bind_port))
+}
+
+pub(super) fn server_port(draft: &ServiceDraft) -> Option<Port> {
+    draft.backend_port.or(draft.port.as_ref().map(|placed| placed.value))
+}
+
 fn bind_port(
     draft: &ServiceDraft,
     index: usize,
@@ -131,15 +145,14 @@ fn bind_port_clash(
 
 /// A controller's own server already listens on its port, so the proxy cannot.
 fn own_server(draft: &ServiceDraft, bind_port: &Placed<Port>, has_instances: bool, out: &Reporter<'_>) {
-    let port = draft.port.as_ref().map(|placed| placed.value);
-    let Some(server) = draft.backend_port.or(port) else {
+    let Some(server) = server_port(draft) else {
         return;
     };
     if has_instances && server == bind_port.value {
         let message = format!(
             "on a controller the server itself listens on port {server}, so the proxy cannot bind it"
         );
-        let help = "choose another bind port, unless no server runs on the nodes of this load balancer";
+        let help = "choose another bind port; clients reach it through the virtual IPs all the same";
         out.warn(&bind_port.path, bind_port.at, Finding::new("bind-port-server", message, help));
     }
 }
