@@ -1,14 +1,14 @@
 //! `cplb check`: validate a configuration and print the effective one.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 
-use cplb_config::{ObservedInterface, Redact, Theme, json_schema};
+use cplb_config::{Diagnostic, ObservedInterface, Redact, Theme, json_schema};
 use nix::ifaddrs::getifaddrs;
 
 use crate::cli::{CheckArgs, Print};
 use crate::exit::{Failure, Kind};
-use crate::source;
+use crate::{output, source, support};
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
@@ -16,13 +16,17 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let mut warnings = loaded.warnings;
     match observe() {
         Ok(interfaces) => warnings.extend(loaded.config.check_interfaces(&interfaces)),
-        Err(error) => eprintln!("warning: the interfaces of this machine are not compared: {error}"),
+        Err(error) => {
+            let text = format_args!("warning: the interfaces of this machine are not compared: {error}");
+            output::complain(text);
+        }
     }
+    warnings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
     if !warnings.is_empty() {
         let report = loaded.document.report(warnings);
         let drawn =
             if io::stderr().is_terminal() { report.graphical(Theme::Color, 100) } else { report.plain() };
-        eprintln!("{}", drawn.trim_end());
+        output::complain(drawn.trim_end());
     }
     let redact = if args.show_secrets { Redact::Nothing } else { Redact::Passwords };
     let text = match args.print {
@@ -33,8 +37,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::new(Kind::Internal, error))?,
         Print::None => return Ok(()),
     };
-    writeln!(io::stdout(), "{}", text.trim_end())
-        .map_err(|error| Failure::new(Kind::System, format_args!("cannot write: {error}")))
+    output::print(&text).map(|_| ())
 }
 
 /// The interfaces of this machine, as far as they can be read without privileges.

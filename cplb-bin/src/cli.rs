@@ -87,7 +87,7 @@ pub(crate) struct StatusArgs {
     /// Print the documented JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Repeat every second until interrupted (with --json: one document a line)
+    /// Repeat every second until interrupted, also while no daemon answers (with --json: one document a line)
     #[arg(long, short)]
     pub(crate) watch: bool,
 }

@@ -7,8 +7,10 @@ mod demo;
 mod exit;
 mod lock;
 mod logging;
+mod output;
 mod source;
 mod status;
+mod support;
 
 use std::process::ExitCode;
 
@@ -32,12 +34,14 @@ fn main() -> ExitCode {
         Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "cplb", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            // The generator panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "cplb", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|_| ExitCode::SUCCESS)
         }
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("cplb: {failure}");
+        output::complain(format_args!("cplb: {failure}"));
         failure.code()
     })
 }

@@ -22,11 +22,12 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
         .map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
 }
 
-/// Adds the backends of the command line; one that would make the proxy talk to itself is left out with a warning.
+/// Adds the backends of the command line; one that would make proxies talk to proxies, or that no service would use, is
+/// left out with a warning.
 pub(crate) fn add_backends(loaded: &mut Loaded, backends: &[Backend]) {
     for backend in backends {
         if let Err(refused) = loaded.config.add_backend(backend.clone()) {
-            tracing::warn!(backend = %backend, "--backend is ignored: {refused}");
+            tracing::warn!(%backend, "--backend {backend} is ignored: {refused}");
         }
     }
 }

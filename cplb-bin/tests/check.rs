@@ -281,6 +281,59 @@ fn status_without_a_daemon_says_how_to_start_one() {
     ]);
 }
 
+/// What answers with an exit code of `run` before anything of the system is touched.
+const IPVS: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n  virtualServers:\n  - ipAddress: 10.0.0.100\n  \
+                    backends: {static: [10.0.0.11]}\n";
+
+#[test]
+fn what_run_refuses_is_said_by_check_and_refused_by_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cplb.yaml");
+    std::fs::write(&path, format!("{NATIVE}{IPVS}")).unwrap();
+    check(&path)
+        .ends_with(0)
+        .says(&["cplb.yaml:7:5: warning: `cplb run` refuses this file", "help: remove virtualServers"]);
+    cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
+        .ends_with(UNAVAILABLE)
+        .says(&["IPVS", "help: remove virtualServers"]);
+}
+
+#[test]
+fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cplb.yaml");
+    let run = |spec: &str, backend: &str| {
+        // IPVS ends the run after the backends are looked at.
+        std::fs::write(&path, format!("{NATIVE}{IPVS}{spec}")).unwrap();
+        let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
+        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(UNAVAILABLE)
+    };
+    let own = "  services: [{name: api, port: 6443, backends: {static: [10.0.0.11]}}]\n";
+    run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
+    run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
+    assert!(!run("", "10.0.0.12").err.contains("is ignored"));
+}
+
+#[test]
+fn what_run_ignores_is_said_by_check() {
+    let text = format!(
+        "{NATIVE}  services:\n  - {{name: api, port: 6443, backends: {{kubernetes: {{}}}}}}\n  \
+         - {{name: other, port: 8132}}\n  status: {{listen: '127.0.0.1:9000'}}\n"
+    );
+    check_text(&text).ends_with(0).says(&[
+        "warning: no backend is configured for other",
+        "cplb.yaml:5:",
+        "does not discover backends, so api has none",
+        "--backend",
+        "cplb.yaml:7:20: warning: this version serves no status page",
+    ]);
+    example("k0s-userspace.yaml")
+        .ends_with(0)
+        .says(&["warning: no backend is configured for kube-apiserver"]);
+    let sound = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).ends_with(0);
+    assert_eq!(sound.err, "");
+}
+
 #[test]
 fn run_refuses_a_wrong_file_as_check_does() {
     let path = examples().join("k0sctl-misplaced-network.yaml");

@@ -9,6 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
+use crate::support;
 
 /// Bit numbers of capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
@@ -17,38 +18,12 @@ const CAP_NET_RAW: u32 = 13;
 /// Everything that can be known before the first change to the system.
 pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<(), Failure> {
     raise_descriptor_limit();
-    if !config.virtual_servers.is_empty() {
-        let message = "virtualServers ask for the kernel's IPVS, which this version of cplb does not drive";
-        return Err(Failure::new(Kind::Unavailable, message)
-            .help("remove virtualServers: the userspace load balancer then serves the same addresses"));
-    }
-    warn_without_backends(config);
+    support::admit(config)?;
     if config.instances.is_empty() {
         return Ok(());
     }
     privileges()?;
     state_dir(&args.state_dir)
-}
-
-/// Says what a node without backends needs: its clients would be refused.
-fn warn_without_backends(config: &Config) {
-    if config.disable_load_balancer {
-        return;
-    }
-    for service in &config.services {
-        let backends = config.backends_of(service);
-        if backends.kubeconfig.is_some() {
-            tracing::warn!(
-                service = %service.name,
-                "backends.kubernetes: this version does not discover backends; name them under backends.static or with --backend"
-            );
-        } else if backends.fixed.is_empty() {
-            tracing::warn!(
-                service = %service.name,
-                "no backends: name the controllers' own addresses with --backend, or under backends.static in a native document"
-            );
-        }
-    }
 }
 
 /// Refuses to start without the capabilities that VIPs need, naming each missing one.

@@ -1,45 +1,73 @@
 //! `cplb status`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::StatusArgs;
 use crate::exit::{Failure, Kind};
+use crate::output::{self, Reader};
 
 use super::render;
 use super::schema::{SCHEMA, Status};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Moves the cursor home and clears the screen.
+const CLEAR: &str = "\x1b[H\x1b[2J";
 /// 255 instances and 10,000 backends stay well below.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Runs the command.
 pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
+    if args.watch {
+        return watch(args);
+    }
+    let status = fetch(&args.socket.socket)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?
+    } else {
+        render::table(&status)
+    };
+    output::print(&text).map(|_| ())
+}
+
+/// Shows what the daemon says, or why it says nothing, until nobody reads it any more.
+fn watch(args: &StatusArgs) -> Result<(), Failure> {
+    let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
+    let mut told = None;
     loop {
-        let status = fetch(&args.socket.socket)?;
-        let text = if args.json {
-            let json = if args.watch {
-                serde_json::to_string(&status)
-            } else {
-                serde_json::to_string_pretty(&status)
-            };
-            json.map_err(|error| Failure::new(Kind::Internal, error))?
+        let status = fetch(&args.socket.socket);
+        let printed = if args.json {
+            print_line(status, &mut told)?
         } else {
-            let clear = if args.watch { "\x1b[H\x1b[2J" } else { "" };
-            format!("{clear}{}", render::table(&status))
+            let text =
+                status.map_or_else(|failure| format!("cplb: {failure}\n"), |status| render::table(&status));
+            output::print(&format!("{clear}{text}"))?
         };
-        match writeln!(io::stdout(), "{}", text.trim_end()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(Failure::new(Kind::System, format_args!("cannot write: {error}"))),
-            Ok(()) => {}
-        }
-        if !args.watch {
+        if printed == Reader::Gone || output::wait(WATCH_INTERVAL) == Reader::Gone {
             return Ok(());
         }
-        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+/// One document; failures go to standard error, each once for as long as it lasts.
+fn print_line(status: Result<Status, Failure>, told: &mut Option<String>) -> Result<Reader, Failure> {
+    match status {
+        Ok(status) => {
+            *told = None;
+            let text = serde_json::to_string(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
+            output::print(&text)
+        }
+        Err(failure) => {
+            let text = failure.to_string();
+            if told.as_ref() != Some(&text) {
+                output::complain(format_args!("cplb: {text}"));
+            }
+            *told = Some(text);
+            Ok(Reader::Listens)
+        }
     }
 }
 

@@ -1,0 +1,188 @@
+//! What a configuration asks for and this version of `cplb` does not do.
+//!
+//! `check` shows it, and `run` and a reload log or refuse it, all from the same list.
+
+use cplb_config::{Backends, Config, Diagnostic, Severity};
+
+use crate::exit::{Failure, Kind};
+
+/// Part of a configuration that has no effect, or that `cplb run` refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Concern {
+    /// What becomes of it.
+    pub(crate) consequence: Consequence,
+    /// Stable name, such as `no-backends`.
+    pub(crate) rule: &'static str,
+    /// Where in the configuration, as [`Diagnostic::path`].
+    pub(crate) path: String,
+    /// What is asked for, and why it is not done.
+    pub(crate) message: String,
+    /// What to do instead.
+    pub(crate) help: &'static str,
+}
+
+/// What `cplb run` makes of a [`Concern`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consequence {
+    /// It does not start.
+    Refused,
+    /// It goes on without.
+    Ignored,
+}
+
+/// Everything in `config` that this version does not do. Backends of the command line have to be in it already.
+pub(crate) fn concerns(config: &Config) -> Vec<Concern> {
+    let mut found = Vec::new();
+    if !config.disable_load_balancer {
+        found.extend(virtual_servers(config));
+        found.extend(backends(config));
+    }
+    found.extend(status(config));
+    found
+}
+
+/// Logs what is ignored of `config`, for `run` and for a reload.
+///
+/// # Errors
+/// [`Kind::Unavailable`] with what is refused of it.
+pub(crate) fn admit(config: &Config) -> Result<(), Failure> {
+    let mut refusal = None;
+    for concern in concerns(config) {
+        match concern.consequence {
+            Consequence::Ignored => {
+                tracing::warn!(path = %concern.path, "{} ({})", concern.message, concern.help);
+            }
+            Consequence::Refused => {
+                refusal.get_or_insert(Failure::new(Kind::Unavailable, concern.message).help(concern.help));
+            }
+        }
+    }
+    refusal.map_or(Ok(()), Err)
+}
+
+impl From<Concern> for Diagnostic {
+    fn from(concern: Concern) -> Self {
+        let message = match concern.consequence {
+            Consequence::Refused => format!("`cplb run` refuses this file: {}", concern.message),
+            Consequence::Ignored => concern.message,
+        };
+        Self {
+            severity: Severity::Warning,
+            rule: concern.rule,
+            path: concern.path,
+            location: None,
+            text: String::new(),
+            message,
+            help: concern.help.to_owned(),
+        }
+    }
+}
+
+fn virtual_servers(config: &Config) -> Option<Concern> {
+    (!config.virtual_servers.is_empty()).then(|| Concern {
+        consequence: Consequence::Refused,
+        rule: "unsupported-ipvs",
+        path: "virtualServers".to_owned(),
+        message: "virtualServers ask for the kernel's IPVS, which this version of cplb does not drive"
+            .to_owned(),
+        help: "remove virtualServers: the userspace load balancer then serves the same addresses",
+    })
+}
+
+fn status(config: &Config) -> Option<Concern> {
+    config.status_listen.map(|address| Concern {
+        consequence: Consequence::Ignored,
+        rule: "unsupported-status",
+        path: "status.listen".to_owned(),
+        message: format!("this version serves no status page: nothing listens on {address}"),
+        help: "remove it; `cplb status --json` tells the same",
+    })
+}
+
+/// Servers that are missing or not looked for: clients of the service would be refused.
+fn backends(config: &Config) -> Vec<Concern> {
+    let sharing: Vec<&str> = config
+        .services
+        .iter()
+        .filter(|service| service.backends.is_none())
+        .map(|s| s.name.as_str())
+        .collect();
+    let shared = (!sharing.is_empty()).then(|| (String::new(), sharing.join(", "), &config.backends));
+    let own = config.services.iter().enumerate().filter_map(|(index, service)| {
+        Some((format!("services[{index}]."), service.name.clone(), service.backends.as_ref()?))
+    });
+    shared.into_iter().chain(own).filter_map(|(path, users, found)| missing(&path, &users, found)).collect()
+}
+
+fn missing(path: &str, users: &str, found: &Backends) -> Option<Concern> {
+    let concern = |rule, field, message| Concern {
+        consequence: Consequence::Ignored,
+        rule,
+        path: format!("{path}{field}"),
+        message,
+        help: "name the controllers' own addresses with --backend, or under backends.static in a native document",
+    };
+    match (&found.kubeconfig, found.fixed.is_empty()) {
+        (Some(_), false) => {
+            let message =
+                "this version does not discover backends: only those of `static` are used".to_owned();
+            Some(concern("unsupported-discovery", "backends.kubernetes", message))
+        }
+        (Some(_), true) => {
+            let message = format!("this version does not discover backends, so {users} has none");
+            Some(concern("unsupported-discovery", "backends.kubernetes", message))
+        }
+        (None, true) => {
+            Some(concern("no-backends", "backends", format!("no backend is configured for {users}")))
+        }
+        (None, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(spec: &str) -> Config {
+        let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
+        cplb_config::load(&text, "f.yaml")
+            .unwrap_or_else(|errors| panic!("{}", errors.report().plain()))
+            .config
+    }
+
+    fn found(spec: &str) -> Vec<(&'static str, String)> {
+        concerns(&config(spec)).into_iter().map(|concern| (concern.rule, concern.path)).collect()
+    }
+
+    const IPVS: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n  virtualServers:\n  - ipAddress: 10.0.0.100\n  \
+                        backends: {static: [10.0.0.11]}\n";
+
+    #[test]
+    fn what_this_version_does_not_do_is_listed_with_its_place() {
+        assert_eq!(found("  backends: {static: [10.0.0.11]}\n"), []);
+        let spec = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132, backends: {kubernetes: {}, static: [10.0.0.11]}}\n  \
+                    - {name: c, port: 9443, backends: {kubernetes: {}}}\n  status: {listen: '127.0.0.1:9000'}\n";
+        assert_eq!(
+            found(spec),
+            [
+                ("no-backends", "backends".to_owned()),
+                ("unsupported-discovery", "services[1].backends.kubernetes".to_owned()),
+                ("unsupported-discovery", "services[2].backends.kubernetes".to_owned()),
+                ("unsupported-status", "status.listen".to_owned()),
+            ]
+        );
+        assert_eq!(found(IPVS), [("unsupported-ipvs", "virtualServers".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_disabled_is_not_missed() {
+        assert_eq!(found(&format!("{IPVS}  disableLoadBalancer: true\n")), []);
+    }
+
+    #[test]
+    fn only_what_is_refused_keeps_a_configuration_out() {
+        assert!(admit(&config("  services: [{name: a, port: 6443}]\n")).is_ok());
+        let refusal = admit(&config(IPVS)).unwrap_err();
+        assert!(refusal.to_string().contains("remove virtualServers"), "{refusal}");
+    }
+}
