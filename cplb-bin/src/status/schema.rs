@@ -1,7 +1,8 @@
-//! What `cplb status --json` prints: a stable, documented schema.
+//! What `cplb status --json` prints: a stable schema, documented for its readers in `docs/status.md`.
 //!
 //! Fields are only ever added within one `schema` number. Names follow the configuration's. Durations are seconds;
-//! moments are given as an age in seconds, so that a step of the wall clock cannot falsify them.
+//! moments are given as an age in seconds. All ages but those of transitions are counted by a monotonic clock, so that
+//! a step of the wall clock cannot falsify them. Counts are totals since the start of the daemon.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +19,16 @@ pub(crate) struct Status {
     pub(crate) schema: u32,
     /// The daemon's version.
     pub(crate) version: String,
+    /// The daemon's process.
     pub(crate) pid: u32,
+    /// Since the daemon started.
     pub(crate) uptime_seconds: f64,
     /// The configuration file in use.
     pub(crate) config: String,
     /// Everything that keeps this node from doing its whole job; empty on a sound node.
     pub(crate) degraded: Vec<String>,
     pub(crate) serving: Serving,
-    /// Whether the election runs at real-time priority.
+    /// Whether the election runs at real-time priority; `false` without an instance.
     pub(crate) real_time: bool,
     pub(crate) instances: Vec<Instance>,
     /// What became of the kernel's news about links and addresses; absent without an instance.
@@ -45,8 +48,9 @@ pub(crate) struct Status {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Serving {
     pub(crate) serving: bool,
+    /// How long that has been so.
     pub(crate) since_seconds: f64,
-    /// Why not; absent while serving.
+    /// Why not, such as `no healthy backend`; absent while serving.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
 }
@@ -61,32 +65,38 @@ pub(crate) struct Instance {
     pub(crate) interface: String,
     /// Whether that interface exists and is up.
     pub(crate) interface_up: bool,
+    /// With their prefix lengths.
     #[serde(rename = "virtualIPs")]
     pub(crate) virtual_ips: Vec<String>,
-    /// Init, Backup, Active, Listening, Resigning or Stopped.
+    /// [`vrrp::router::StateName`]: `init`, `backup`, `active`, `listening`, `resigning` or `stopped`.
     pub(crate) state: String,
+    /// In this state.
     pub(crate) since_seconds: f64,
+    /// [`vrrp::router::Reason`] as people read it.
     pub(crate) reason: String,
     /// Whether the kernel has confirmed the VIPs on the interface.
     pub(crate) holds_virtual_ips: bool,
+    /// As configured, 50 to 254.
     pub(crate) priority: u8,
-    /// What is advertised: lower than `priority` while not serving.
+    /// What is advertised: a fifth of `priority` while not serving.
     pub(crate) advertised_priority: u8,
     pub(crate) advert_interval_seconds: f64,
-    /// Length of the VIPs' lease in the kernel.
+    /// Length of the VIPs' lease in the kernel, in whole seconds.
     pub(crate) lease_seconds: f64,
     /// The router that advertises, if it is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) active_router: Option<ActiveRouter>,
+    /// With unicast one a peer.
     pub(crate) advertisements_sent: u64,
+    /// Those that could be decoded, obeyed or not.
     pub(crate) advertisements_received: u64,
-    /// Discarded packets by reason.
+    /// Packets that were not obeyed, by [`vrrp::router::Discard`]; those of count 0 are left out.
     pub(crate) discarded: BTreeMap<String, u64>,
     /// Advertisements that were obeyed although they tell of another configuration, by what differs:
     /// `address_list` (other virtual IPs) or `interval` (version 2 only).
     #[serde(default)]
     pub(crate) mismatches: BTreeMap<String, u64>,
-    /// The newest first.
+    /// The last 16, the newest first.
     pub(crate) transitions: Vec<Transition>,
 }
 
@@ -123,6 +133,7 @@ pub(crate) struct Interface {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ActiveRouter {
     pub(crate) address: String,
+    /// What it advertises, 0 to 255.
     pub(crate) priority: u8,
 }
 
@@ -130,9 +141,13 @@ pub(crate) struct ActiveRouter {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Transition {
+    /// By the wall clock, so that a time asleep counts.
     pub(crate) seconds_ago: f64,
+    /// As [`Instance::state`].
     pub(crate) from: String,
+    /// As [`Instance::state`].
     pub(crate) to: String,
+    /// As [`Instance::reason`].
     pub(crate) reason: String,
 }
 
@@ -145,8 +160,11 @@ pub(crate) struct Service {
     pub(crate) port: u16,
     /// The port the load balancer listens on.
     pub(crate) bind_port: u16,
+    /// [`lb_proxy::Balance`] as in the configuration.
     pub(crate) balance: String,
+    /// Open now.
     pub(crate) connections_active: u64,
+    /// Clients accepted.
     pub(crate) connections_accepted: u64,
     /// Clients that were refused because no backend took the connection.
     pub(crate) connections_refused: u64,
@@ -157,15 +175,22 @@ pub(crate) struct Service {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Backend {
+    /// With its port.
     pub(crate) address: String,
-    /// Unknown, Up, UpReadinessUnknown, Draining or Down.
+    /// [`lb_proxy::BackendState`]: `unknown`, `up`, `suspect`, `down` or `draining`.
     pub(crate) state: String,
+    /// Since the verdict of its checks last changed, or since it was configured.
     pub(crate) since_seconds: f64,
+    /// Why it is in this state, such as `connection refused`; absent if there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
+    /// Open now.
     pub(crate) connections_active: u64,
+    /// With those open.
     pub(crate) connections_total: u64,
+    /// Connects that failed.
     pub(crate) connect_failures: u64,
+    /// Since its last check ended; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_check_seconds_ago: Option<f64>,
 }
@@ -174,9 +199,174 @@ pub(crate) struct Backend {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Table {
+    /// Whether it was in place when it was last looked at.
     pub(crate) present: bool,
     /// How often it had to be restored because somebody removed or changed it.
     pub(crate) restored: u64,
+    /// Why it is not in place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lb_proxy::{BackendState, Balance};
+    use serde_json::Value;
+    use vrrp::WirePriority;
+    use vrrp::router::{Discard, Reason, StateName};
+
+    use super::*;
+
+    const DOCS: &str = include_str!("../../docs/status.md");
+
+    /// With every field and no `..`, so that a new field cannot be forgotten here.
+    fn complete() -> Status {
+        let text = String::new;
+        let transition = Transition { seconds_ago: 0.0, from: text(), to: text(), reason: text() };
+        let instance = Instance {
+            virtual_router_id: 51,
+            interface: text(),
+            interface_up: true,
+            virtual_ips: Vec::new(),
+            state: text(),
+            since_seconds: 0.0,
+            reason: text(),
+            holds_virtual_ips: true,
+            priority: 200,
+            advertised_priority: 200,
+            advert_interval_seconds: 1.0,
+            lease_seconds: 3.0,
+            active_router: Some(ActiveRouter { address: text(), priority: 200 }),
+            advertisements_sent: 0,
+            advertisements_received: 0,
+            discarded: BTreeMap::new(),
+            mismatches: BTreeMap::new(),
+            transitions: vec![transition],
+        };
+        let backend = Backend {
+            address: text(),
+            state: text(),
+            since_seconds: 0.0,
+            reason: Some(text()),
+            connections_active: 0,
+            connections_total: 0,
+            connect_failures: 0,
+            last_check_seconds_ago: Some(0.0),
+        };
+        let service = Service {
+            name: text(),
+            port: 6443,
+            bind_port: 6444,
+            balance: text(),
+            connections_active: 0,
+            connections_accepted: 0,
+            connections_refused: 0,
+            backends: vec![backend],
+        };
+        Status {
+            schema: SCHEMA,
+            version: text(),
+            pid: 1,
+            uptime_seconds: 0.0,
+            config: text(),
+            degraded: Vec::new(),
+            serving: Serving { serving: true, since_seconds: 0.0, reason: Some(text()) },
+            real_time: true,
+            instances: vec![instance],
+            kernel: Some(Kernel { overruns: 0, resyncs: 1, missing: 0, errors: 0 }),
+            interfaces: vec![Interface { name: text(), received: 0, malformed: 0, foreign: BTreeMap::new() }],
+            services: vec![service],
+            table: Some(Table { present: true, restored: 0, error: Some(text()) }),
+        }
+    }
+
+    /// The paths of all fields that hold no further field.
+    fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    paths(value, &format!("{path}{dot}{name}"), found);
+                }
+            }
+            Value::Array(items) if !items.is_empty() => paths(&items[0], &format!("{path}[]"), found),
+            _ => {
+                found.insert(path.to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_exactly_the_fields_of_the_schema() {
+        let mut fields = BTreeSet::new();
+        paths(&serde_json::to_value(complete()).unwrap(), "", &mut fields);
+        let documented: BTreeSet<String> = DOCS
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert_eq!(documented, fields);
+    }
+
+    /// The row of the documentation that begins with this field.
+    fn row(field: &str) -> &'static str {
+        let start = format!("| `{field}` ");
+        DOCS.lines()
+            .find(|line| line.starts_with(&start))
+            .unwrap_or_else(|| panic!("{field} is not documented"))
+    }
+
+    #[test]
+    fn the_documentation_has_the_words_that_are_really_used() {
+        let names = |field: &str, words: &[&str]| {
+            let row = row(field);
+            for word in words {
+                assert!(row.contains(&format!("`{word}`")), "{word} is not in: {row}");
+            }
+        };
+        use StateName::{Active, Backup, Init, Listening, Resigning, Stopped};
+        let states = [Init, Backup, Active, Listening, Resigning, Stopped].map(StateName::as_str);
+        names("instances[].state", &states);
+        names("instances[].discarded", &Discard::ALL.map(Discard::as_str));
+        use BackendState::{Down, Draining, Suspect, Unknown, Up};
+        names(
+            "services[].backends[].state",
+            &[Unknown, Up, Suspect, Down, Draining].map(BackendState::as_str),
+        );
+        let balances =
+            [Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash];
+        for balance in balances {
+            names("services[].balance", &[&balance.to_string()]);
+        }
+        assert!(row("schema").contains(&format!("| {SCHEMA} |")));
+    }
+
+    #[test]
+    fn the_documentation_has_the_reasons_that_are_really_given() {
+        let source = std::net::IpAddr::from([10, 0, 0, 12]);
+        for reason in [
+            Reason::Created,
+            Reason::InterfaceUp,
+            Reason::InterfaceDown,
+            Reason::NoSourceAddress,
+            Reason::ActiveSilent,
+            Reason::ActiveResigned,
+            Reason::ActiveDegraded,
+            Reason::LowerPriority,
+            Reason::Outranked { source, priority: WirePriority(200) },
+            Reason::Unheard { source },
+            Reason::Overslept,
+            Reason::LeaseLost,
+            Reason::NobodyElse,
+            Reason::RivalHeard { source },
+            Reason::Commanded,
+            Reason::SuccessorAnnounced,
+            Reason::SuccessorAdvertised,
+            Reason::NoSuccessor,
+            Reason::Reconfigured,
+        ] {
+            assert!(DOCS.contains(&format!("`{reason}`")), "{reason:?} is not documented: {reason}");
+        }
+    }
 }
