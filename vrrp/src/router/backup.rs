@@ -11,6 +11,9 @@ use super::output::{Reason, StateName, Warning};
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
+/// How often in a row a late timer is not believed. A machine that is always late would otherwise never be Active.
+const MAX_OVERSLEPT: u8 = 5;
+
 /// How many advertisements in a row must say degraded before this router takes over.
 const DEGRADED_PROOF: u8 = 2;
 
@@ -19,6 +22,8 @@ pub(super) struct Backup {
     wait: Wait,
     /// When the wait began.
     since: Instant,
+    /// How often this process has slept through the end of its wait since it last heard an Active.
+    overslept: u8,
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
@@ -63,6 +68,7 @@ impl Backup {
         let mut backup = Self {
             wait: Wait::Down,
             since: now,
+            overslept: 0,
             active: None,
             ignored_lower: false,
             overtakes: false,
@@ -111,10 +117,10 @@ impl Backup {
 
     pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName, late: Duration) -> State {
         let interval = self.interval(core);
-        let overslept = late >= interval && self.wait != Wait::Overslept;
-        if overslept {
+        if late >= interval && self.overslept < MAX_OVERSLEPT {
             // Whoever became Active meanwhile advertises within one interval. What it said while this process slept
             // may not have been queued (a paused virtual machine), so a drained socket proves nothing.
+            self.overslept += 1;
             core.counters.overslept += 1;
             core.warn(Warning::Overslept { by: late });
             self.disprove(core);
@@ -191,7 +197,7 @@ impl Backup {
             _ => heard.priority,
         };
         self.active = Some(Followed { source: heard.source, interval: heard.interval, full });
-        (self.wait, self.since) = (Wait::Down, now);
+        (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
         self.arm(core, now);
     }

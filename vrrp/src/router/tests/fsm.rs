@@ -162,6 +162,22 @@ fn a_backup_that_overslept_listens_whatever_wakes_it() {
 }
 
 #[test]
+fn each_oversleep_is_waited_out_but_not_for_ever() {
+    let mut bench = Bench::backup(config());
+    bench.sleep(DOWN + INTERVAL);
+    bench.router.handle_timeout(bench.now);
+    for times in 1..5 {
+        assert_eq!((bench.router.state(), bench.router.counters().overslept), (StateName::Backup, times));
+        bench.sleep(INTERVAL * 4);
+        bench.router.handle_timeout(bench.now);
+    }
+    assert_eq!(bench.router.state(), StateName::Backup);
+    bench.sleep(INTERVAL * 4);
+    bench.router.handle_timeout(bench.now);
+    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NobodyElse));
+}
+
+#[test]
 fn version_2_skews_by_seconds_and_keeps_the_longer_interval() {
     let second = AdvertInterval::from_seconds(2).unwrap();
     let mut bench = Bench::backup(RouterConfig { version: Version::V2, advert_interval: second, ..config() });
