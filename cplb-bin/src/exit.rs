@@ -45,6 +45,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong, without the advice.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(self.kind as u8)
     }

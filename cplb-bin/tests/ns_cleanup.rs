@@ -5,18 +5,22 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use testbed::{AddressWatch, Lan, Node, Signal, Test, Tool};
 
-use support::{Cluster, Plan, VIP_HOST};
+use support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
 fn main() -> ExitCode {
     let tools = [Tool::Nft, Tool::Ip];
     testbed::main(vec![
         Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools),
+        Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools),
+        Test::new("a_stop_with_a_stuck_keeper_ends", stop_with_a_stuck_keeper).needs(tools),
         Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
         Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)
             .needs(tools),
@@ -146,6 +150,46 @@ fn stop() {
     stop_and_compare(&cluster, second, &before[second]);
     let locks = entries(Path::new(LOCKS));
     cluster.check(locks.is_empty(), || format!("locks are left: {locks:?}"));
+}
+
+/// From before the first thing is made to after the last one.
+const EARLY: std::ops::Range<u64> = 0..30;
+
+fn early_stop() {
+    let (mut cluster, before) = planted(1, Plan::v3("100ms").dual_stack());
+    let mut caught = 0;
+    for round in EARLY {
+        let command = cluster.command(0);
+        cluster.launch(0, command);
+        thread::sleep(Duration::from_millis(round * 4));
+        cluster.signal(0, Signal::SIGTERM);
+        let status = cluster.wait_until_ended(0);
+        // The first ones end it by themselves.
+        let by_signal = status.signal() == Some(Signal::SIGTERM as i32);
+        cluster.check(status.success() || by_signal, || format!("round {round}: {status}"));
+        caught += u32::from(status.success());
+        let after = Traces::of(cluster.node(0));
+        cluster
+            .check(after == before[0], || format!("round {round}: before: {before:#?}\nafter: {after:#?}"));
+        cluster.check(!cluster.socket(0).exists(), || format!("round {round}: the status socket is left"));
+        let locks = entries(Path::new(LOCKS));
+        cluster.check(locks.is_empty(), || format!("round {round}: locks are left: {locks:?}"));
+    }
+    cluster.check(caught > 0, || "no daemon came so far as to catch the signal".to_owned());
+}
+
+fn stop_with_a_stuck_keeper() {
+    let (mut cluster, _) = planted(1, Plan::v3("100ms"));
+    cluster.start_all();
+    cluster.wait_until_settled();
+    let frozen =
+        cluster.daemon(0).freeze_threads(|name| name.starts_with("vip-keeper")).expect("it is frozen");
+    let asked = cluster.signal(0, Signal::SIGTERM);
+    let ended = cluster.daemon(0).wait(PATIENCE);
+    cluster.check(ended.is_ok(), || format!("the daemon still runs: {ended:?}"));
+    eprintln!("ended after {:?}", asked.elapsed());
+    drop(frozen);
+    cluster.wait("the lease ends", || cluster.owners().is_empty());
 }
 
 fn restart() {

@@ -2,12 +2,14 @@
 
 mod support;
 
-use std::net::SocketAddr;
-use std::process::ExitCode;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testbed::{Backend, Lan, Probe, Sessions, Signal, Test};
+use testbed::{Backend, Lan, Line, Probe, Sessions, Signal, Test};
 
 use support::{Cluster, PATIENCE, Plan};
 
@@ -24,7 +26,11 @@ fn main() -> ExitCode {
         Test::new("a_reload_adds_a_service_and_keeps_every_connection", adds_a_service),
         Test::new("a_reload_changes_backends_and_keeps_every_connection", changes_backends),
         Test::new("a_wrong_file_changes_nothing_and_is_shown_until_it_is_mended", wrong_file),
+        Test::new("a_port_that_is_taken_changes_nothing", taken_port),
+        Test::new("a_silent_name_server_stops_nothing", silent_name_server),
         Test::new("a_reload_adds_and_removes_an_instance_without_touching_the_other", instances),
+        Test::new("a_removed_instance_hands_its_address_over", removed_instance),
+        Test::new("a_reload_gives_addresses_of_one_instance_to_another", traded_addresses),
     ])
 }
 
@@ -66,7 +72,7 @@ impl Scene {
 
     fn reload_text(&self, text: &str, answer: &str) {
         for index in 0..self.cluster.len() {
-            std::fs::write(self.cluster.config_file(index), text).expect("the configuration is written");
+            fs::write(self.cluster.config_file(index), text).expect("the configuration is written");
             let mark = self.cluster.daemon(index).log().len();
             self.cluster.signal(index, Signal::SIGHUP);
             if let Err(error) = self.cluster.daemon(index).log().wait_for_line_after(mark, answer, PATIENCE) {
@@ -160,34 +166,225 @@ fn wrong_file() {
     scene.check_undisturbed();
 }
 
-fn instances() {
-    let mut scene = Scene::start();
-    let lan = &scene.cluster.lan;
-    let (first, second) = (scene.cluster.vip(), lan.v4(support::VIP_HOST + 99));
+/// Two instances at this interval, each with one address, and all controllers as backends.
+fn two_instances(lan: &Lan, interval: &str, addresses: [Ipv4Addr; 2]) -> String {
     let backends: Vec<_> = lan.controllers().iter().map(|node| format!("\"{}\"", node.v4())).collect();
-    let text = format!(
+    let [first, second] = addresses;
+    format!(
         "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
-         - {{virtualIPs: [\"{first}/24\"], version: 3, advertInterval: 100ms}}\n  \
-         - {{virtualIPs: [\"{second}/24\"], version: 3, advertInterval: 100ms}}\n  \
+         - {{virtualIPs: [\"{first}/24\"], virtualRouterID: 51, version: 3, advertInterval: {interval}}}\n  \
+         - {{virtualIPs: [\"{second}/24\"], virtualRouterID: 52, version: 3, advertInterval: {interval}}}\n  \
          backends: {{static: [{}]}}\n",
         backends.join(", ")
-    );
-    scene.reload_text(&text, "the configuration is reloaded");
-    let owner = |cluster: &Cluster| {
-        let nodes = 0..cluster.len();
-        nodes.filter(|&index| cluster.node(index).has_address(second)).collect::<Vec<_>>()
-    };
-    scene.cluster.wait("one node holds the second VIP", || owner(&scene.cluster).len() == 1);
-    let probe = Probe::to(SocketAddr::new(second.into(), support::PORT))
+    )
+}
+
+fn second_vip(cluster: &Cluster) -> Ipv4Addr {
+    cluster.lan.v4(support::VIP_HOST + 99)
+}
+
+fn holders(cluster: &Cluster, vip: Ipv4Addr) -> Vec<usize> {
+    (0..cluster.len()).filter(|&index| cluster.node(index).has_address(vip)).collect()
+}
+
+fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
+    let probe = Probe::to(SocketAddr::new(vip.into(), support::PORT))
         .every(Duration::from_millis(10))
-        .start(scene.cluster.client())
+        .start(cluster.client())
         .expect("a probe");
     if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
-        scene.cluster.fail(&format!("the second VIP does not answer: {error}"));
+        cluster.fail(&format!("{vip} does not answer: {error}"));
     }
-    drop(probe);
+    probe
+}
+
+fn degraded(cluster: &Cluster, index: usize) -> String {
+    cluster.status(index)["degraded"].to_string()
+}
+
+fn taken_port() {
+    let mut scene = Scene::start();
+    let active = scene.active;
+    let squatter =
+        Backend::echo(scene.cluster.node(active), "squatter", OTHER_BIND_PORT).expect("the port is taken");
+    let moved = format!("services: [{{name: kube-apiserver, port: 6443, bindPort: {OTHER_BIND_PORT}}}]");
+    let text = Plan::v3("100ms").spec(moved).render(&scene.cluster.lan);
+    fs::write(scene.cluster.config_file(active), text).expect("the configuration is written");
+    let mark = scene.cluster.daemon(active).log().len();
+    scene.cluster.signal(active, Signal::SIGHUP);
+    let refused = scene.cluster.daemon(active).log().wait_for_line_after(mark, "is not reloaded", PATIENCE);
+    scene.cluster.check(refused.is_ok(), || format!("{refused:?}"));
+    let shown = degraded(&scene.cluster, active);
+    scene
+        .cluster
+        .check(shown.contains("8133") && shown.contains("the former one is in use"), || shown.clone());
+    let service = &services_of(&scene.cluster, active)[0];
+    scene.cluster.check(service["bindPort"] == support::BIND_PORT, || service.to_string());
+    let after = Instant::now();
+    scene.cluster.wait("clients still reach all", || scene.probe.report().served_by_since(after).len() == 3);
+    drop(squatter);
     scene.reload(Plan::v3("100ms"));
-    scene.cluster.wait("nobody holds the second VIP", || owner(&scene.cluster).is_empty());
+    scene.cluster.check(degraded(&scene.cluster, active) == "[]", || degraded(&scene.cluster, active));
+    scene.check_undisturbed();
+}
+
+/// Puts a file in the place of one in `/etc`, for this test's own mount namespace.
+fn replace_file(etc: &str, with: &Path) {
+    let status = Command::new("mount").arg("--bind").arg(with).arg(etc).status().expect("mount runs");
+    assert!(status.success(), "{etc} cannot be replaced");
+}
+
+/// A status must come at once while a name server says nothing; the machine may be busy.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
+fn silent_name_server() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let nodes = cluster.lan.controllers();
+    let directory = cluster.state_dir(0).with_file_name("etc");
+    fs::create_dir_all(&directory).expect("a directory");
+    let (resolv, hosts) = (directory.join("resolv.conf"), directory.join("hosts"));
+    let client = cluster.client().v4();
+    fs::write(&resolv, format!("nameserver {client}\n")).expect("a file");
+    fs::write(&hosts, format!("{} api.cluster.test\n", nodes[2].v4())).expect("a file");
+    replace_file("/etc/resolv.conf", &resolv);
+    replace_file("/etc/hosts", &hosts);
+    // Takes questions and never answers.
+    let _server = cluster.client().run(|| UdpSocket::bind((client, 53))).expect("a name server");
+    let plan = |names: &str| {
+        Plan::v3("100ms")
+            .spec(format!("backends: {{static: [\"{}\", api.cluster.test{names}]}}", nodes[1].v4()))
+    };
+    let (few, many) = (plan(""), plan(", a.cluster.test, b.cluster.test, c.cluster.test, d.cluster.test"));
+    cluster.plan = few;
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let before = names(&cluster, 0);
+    cluster.check(before.len() == 3, || format!("{before:?}"));
+
+    fs::write(&hosts, "").expect("a file");
+    fs::write(cluster.config_file(0), many.render(&cluster.lan)).expect("a file");
+    let mark = cluster.daemon(0).log().len();
+    cluster.signal(0, Signal::SIGHUP);
+    let asked = Instant::now();
+    // Five names, each of which takes longer than a round; one after the other they would take 10 s.
+    let reloaded = |line: &Line| line.text.contains("the configuration is reloaded");
+    while cluster.daemon(0).log().wait_for(mark, Duration::ZERO, reloaded).is_none() {
+        let started = Instant::now();
+        let status = cluster.status(0);
+        cluster.check(started.elapsed() < AT_ONCE, || format!("the status took {:?}", started.elapsed()));
+        cluster.check(status["serving"]["serving"] == true, || format!("{status}"));
+        cluster.check(asked.elapsed() < Duration::from_secs(6), || "the reload takes too long".to_owned());
+    }
+    cluster.check(names(&cluster, 0) == before, || format!("{:?} is not {before:?}", names(&cluster, 0)));
+    let shown = degraded(&cluster, 0);
+    cluster.check(shown.contains("a.cluster.test cannot be resolved"), || shown.clone());
+    cluster.check(cluster.owners() == [0], || "the VIP is gone".to_owned());
+    let stopped = cluster.signal(0, Signal::SIGTERM);
+    let status = cluster.wait_until_ended(0);
+    cluster.check(status.success(), || format!("the daemon ended with {status}"));
+    cluster.check(stopped.elapsed() < Duration::from_secs(4), || format!("it took {:?}", stopped.elapsed()));
+}
+
+fn removed_instance() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let (first, second) = (cluster.lan.v4(support::VIP_HOST), second_vip(&cluster));
+    let text = two_instances(&cluster.lan, "1s", [first, second]);
+    cluster.start_all();
+    cluster.wait_until_settled();
+    for index in 0..cluster.len() {
+        fs::write(cluster.config_file(index), &text).expect("a file");
+        cluster.signal(index, Signal::SIGHUP);
+    }
+    cluster.wait("one node holds the second VIP", || holders(&cluster, second).len() == 1);
+    let owner = holders(&cluster, second)[0];
+    let probe = probe(&cluster, second);
+    cluster.wait("all can serve", || {
+        (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == true)
+    });
+    let since = Instant::now();
+    cluster.plan = Plan::v3("1s");
+    let (mark, text) = (cluster.daemon(owner).log().len(), cluster.plan.render(&cluster.lan));
+    fs::write(cluster.config_file(owner), text).expect("a file");
+    cluster.signal(owner, Signal::SIGHUP);
+    let gone = cluster.daemon(owner).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    cluster.check(gone.is_ok(), || format!("{gone:?}"));
+    cluster.wait("another node holds the second VIP", || {
+        let now = holders(&cluster, second);
+        now.len() == 1 && now != [owner]
+    });
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let blackout = probe.stop().blackout_since(since).duration();
+    // After a crash it would be more than 3 s, after a handover it is some milliseconds; the machine may be busy.
+    cluster.check(blackout < Duration::from_secs(1), || format!("the blackout was {blackout:?}"));
+    eprintln!("blackout of the removed instance's address: {blackout:?}");
+    cluster.check(cluster.status(owner)["instances"].as_array().map(Vec::len) == Some(1), || {
+        cluster.status(owner).to_string()
+    });
+}
+
+fn traded_addresses() {
+    let cluster = Cluster::start(Plan::v3("100ms"));
+    let (first, second) = (cluster.lan.v4(support::VIP_HOST), second_vip(&cluster));
+    let reload = |text: &str| {
+        for index in 0..cluster.len() {
+            fs::write(cluster.config_file(index), text).expect("a file");
+            let mark = cluster.daemon(index).log().len();
+            cluster.signal(index, Signal::SIGHUP);
+            let read = cluster.daemon(index).log().wait_for_line_after(mark, "is reloaded", PATIENCE);
+            cluster.check(read.is_ok(), || format!("{read:?}"));
+        }
+    };
+    let holder = |vrid: u64, vip: Ipv4Addr| {
+        cluster.wait(&format!("the router {vrid} holds {vip} and nobody else"), || {
+            let active: Vec<_> = (0..cluster.len())
+                .filter(|&index| {
+                    let status = cluster.status(index);
+                    status["instances"].as_array().into_iter().flatten().any(|instance| {
+                        instance["virtualRouterID"] == vrid
+                            && instance["state"] == "active"
+                            && instance["virtualIPs"].to_string().contains(&vip.to_string())
+                    })
+                })
+                .collect();
+            active.len() == 1 && holders(&cluster, vip) == active
+        });
+        drop(probe(&cluster, vip));
+    };
+    reload(&two_instances(&cluster.lan, "100ms", [first, second]));
+    holder(51, first);
+    holder(52, second);
+    reload(&two_instances(&cluster.lan, "100ms", [second, first]));
+    holder(51, second);
+    holder(52, first);
+    // The router 52 goes, and its address to the router 51.
+    let text = two_instances(&cluster.lan, "100ms", [second, first]);
+    let merged: String = text
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| {
+            line.replace(&format!("[\"{second}/24\"]"), &format!("[\"{second}/24\", \"{first}/24\"]")) + "\n"
+        })
+        .collect();
+    assert!(merged.contains(&format!("{first}/24")));
+    reload(&merged);
+    holder(51, second);
+    holder(51, first);
+    for index in 0..cluster.len() {
+        cluster.check(degraded(&cluster, index) == "[]", || degraded(&cluster, index));
+    }
+}
+
+fn instances() {
+    let mut scene = Scene::start();
+    let second = second_vip(&scene.cluster);
+    let text = two_instances(&scene.cluster.lan, "100ms", [scene.cluster.lan.v4(support::VIP_HOST), second]);
+    scene.reload_text(&text, "the configuration is reloaded");
+    scene.cluster.wait("one node holds the second VIP", || holders(&scene.cluster, second).len() == 1);
+    drop(probe(&scene.cluster, second));
+    scene.reload(Plan::v3("100ms"));
+    scene.cluster.wait("nobody holds the second VIP", || holders(&scene.cluster, second).is_empty());
     // The second instance's own takeovers are counted apart, by its VRID.
     let second_moves: usize =
         (0..scene.cluster.len()).map(|index| moves_of(&scene.cluster.daemon(index).log().text(), 52)).sum();

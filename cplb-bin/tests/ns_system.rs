@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use testbed::{AddressWatch, Backend, Lan, LanBuilder, Probe, Test, Tool};
+use testbed::{AddressWatch, Backend, Lan, LanBuilder, Probe, Signal, Test, Tool};
 
 use support::{BIND_PORT, Cluster, PATIENCE, Plan};
 
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Test::new("without_nft_it_says_how_to_install_it_and_ends_with_69", nft_missing)
             .needs([Tool::Setpriv]),
         Test::new("an_nft_that_fails_at_the_start_is_quoted", nft_fails_at_start),
+        Test::new("an_nft_that_hangs_later_costs_the_vip_and_is_shown", nft_hangs_later).needs([Tool::Nft]),
         Test::new("an_nft_that_fails_later_costs_the_vip_and_is_shown", nft_fails_later).needs([Tool::Nft]),
         Test::new("a_port_that_is_taken_is_named", port_taken),
         Test::new("a_second_daemon_leaves_and_the_first_does_not_notice", second_daemon),
@@ -148,6 +149,46 @@ fn nft_fails_later() {
             && !status["degraded"].to_string().contains("nftables")
             && status["table"]["present"] == true
     });
+}
+
+/// A status must come at once whatever hangs; the machine may be busy.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
+fn nft_hangs_later() {
+    let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::v3("100ms"));
+    let nft = Tool::Nft.path().expect("the test declares it");
+    for index in 0..cluster.len() {
+        let directory = cluster.node(index).directory();
+        let flag = directory.join("stuck").display().to_string();
+        let script = format!("[ -e {flag} ] && exec sleep 60\nexec {} \"$@\"", nft.display());
+        let mut command = cluster.command(index);
+        command.env("PATH", path_with(&fake_nft(directory, &script)));
+        cluster.launch(index, command);
+    }
+    wait_for_daemons(&cluster);
+    let old = cluster.wait_until_settled();
+    let flag = cluster.node(old).directory().join("stuck");
+    fs::write(&flag, "").expect("the flag is set");
+    let gone = Instant::now();
+    let nft = nft.to_str().expect("UTF-8");
+    cluster.node(old).exec(nft, ["delete", "table", "inet", "cplb"]).expect("the table was there");
+    let asked = |what: &str, expected: &dyn Fn(&serde_json::Value) -> bool| {
+        cluster.wait(what, || {
+            let asked = Instant::now();
+            let status = cluster.status(old);
+            cluster.check(asked.elapsed() < AT_ONCE, || format!("the status took {:?}", asked.elapsed()));
+            expected(&status)
+        });
+    };
+    asked("the daemon says that it cannot serve", &|status| status["serving"]["serving"] == false);
+    expect_replaced(&cluster, old, gone);
+    asked("the daemon says why", &|status| {
+        status["table"]["present"] == false && status["degraded"].to_string().contains("nft")
+    });
+    // The table cannot be removed either, which costs one more try.
+    cluster.signal(old, Signal::SIGTERM);
+    let status = cluster.wait_until_ended(old);
+    cluster.check(status.success(), || format!("the daemon ended with {status}"));
 }
 
 fn wait_for_daemons(cluster: &Cluster) {

@@ -15,6 +15,7 @@ use super::names::Names;
 
 /// `SO_MARK` of the load balancer's own connections; the nftables table lets them pass. "cplb" in ASCII.
 pub(crate) const MARK: u32 = 0x6370_6c62;
+
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]
 pub(crate) struct Instance {
@@ -22,6 +23,13 @@ pub(crate) struct Instance {
     pub(crate) member: Member,
     pub(crate) router: InstanceConfig,
     pub(crate) group: VipGroupConfig,
+}
+
+impl Instance {
+    /// Its virtual IPs.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.group.addresses.iter().map(netlink_vip::VipAddress::ip)
+    }
 }
 
 /// Every instance of `config`. An instance is identified by its VRID, so that a reload that reorders the file

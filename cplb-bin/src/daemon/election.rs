@@ -1,11 +1,10 @@
 //! The election and the keeper of the addresses, started, changed and ended together.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cplb_config::Config;
 use netlink_vip::{Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError};
@@ -22,11 +21,34 @@ use super::link::{Event, Link, Wire};
 /// How much longer than its own bound an ending election is waited for.
 const END_GRACE: Duration = Duration::from_secs(2);
 
+/// How much longer than its own bound a removed instance may take to hand over.
+const REMOVAL_GRACE: Duration = Duration::from_secs(1);
+
+/// A checked configuration, and what it takes to get there.
+pub(crate) struct Change {
+    wanted: BTreeMap<InstanceId, Instance>,
+    locks: BTreeMap<IpAddr, HostLock>,
+    /// Removed instances whose addresses nobody else has.
+    handing_over: Vec<InstanceId>,
+    /// Removed instances that lose addresses to others.
+    gone: Vec<InstanceId>,
+    dropped: Vec<IpAddr>,
+}
+
+impl Change {
+    /// The addresses that go at once, or change their instance.
+    pub(crate) fn dropped(&self) -> impl Iterator<Item = IpAddr> {
+        self.dropped.iter().copied()
+    }
+}
+
 /// The two real-time threads and what they run.
 pub(crate) struct Election {
     pub(crate) runner: RunnerHandle,
     pub(crate) keeper: KeeperHandle,
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
+    /// Removed instances that hand over, and the time by which they must have.
+    removals: BTreeMap<InstanceId, Instant>,
     link: Arc<Link>,
     /// Taken before the keeper hears of an address: it removes what it manages when it ends.
     addresses: BTreeMap<IpAddr, HostLock>,
@@ -44,7 +66,9 @@ impl Election {
             return Ok(None);
         }
         let mut addresses = BTreeMap::new();
-        lock_addresses(config, &mut addresses)?;
+        for ip in config.virtual_ips() {
+            lock_address(ip, &mut addresses)?;
+        }
         let link = Link::new(events.clone(), PathBuf::from(lock::DEFAULT_DIR));
         for instance in instances.values() {
             link.join(instance.id, instance.member);
@@ -74,30 +98,64 @@ impl Election {
             }
         };
         link.connect(keeper.clone(), runner.clone());
-        Ok(Some(Self { runner, keeper, instances, link, addresses }))
+        Ok(Some(Self { runner, keeper, instances, removals: BTreeMap::new(), link, addresses }))
     }
 
-    /// Applies another configuration: what is equal goes on undisturbed.
-    pub(crate) fn reload(&mut self, config: &Config) -> Result<(), Failure> {
+    /// Checks another configuration and locks its addresses, as far as they are new.
+    pub(crate) fn prepare(&self, config: &Config) -> Result<Change, Failure> {
         let wanted = plan(config)?;
-        lock_addresses(config, &mut self.addresses)?;
-        let gone: Vec<InstanceId> =
-            self.instances.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        let mut locks = BTreeMap::new();
+        for ip in config.virtual_ips().filter(|ip| !self.addresses.contains_key(ip)) {
+            lock_address(ip, &mut locks)?;
+        }
+        let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
+        // A removed instance keeps its addresses until it has handed them over, unless another one takes them.
+        let (handing_over, gone): (Vec<&Instance>, Vec<&Instance>) = self
+            .instances
+            .values()
+            .filter(|known| !wanted.contains_key(&known.id))
+            .partition(|known| known.addresses().all(|ip| !used.contains(&ip)));
+        let stays = |known: &Instance, ip: IpAddr| {
+            wanted.get(&known.id).is_none_or(|wanted| wanted.addresses().any(|other| other == ip))
+        };
+        let changed = self.instances.values().filter(|known| wanted.contains_key(&known.id));
+        let dropped = changed
+            .flat_map(|known| known.addresses().filter(|ip| !stays(known, *ip)).collect::<Vec<_>>())
+            .chain(gone.iter().flat_map(|known| known.addresses()))
+            .collect();
+        Ok(Change {
+            locks,
+            dropped,
+            handing_over: handing_over.iter().map(|known| known.id).collect(),
+            gone: gone.iter().map(|known| known.id).collect(),
+            wanted,
+        })
+    }
+
+    /// Applies another configuration, or changes nothing: what is equal goes on undisturbed.
+    pub(crate) fn reload(&mut self, change: Change) -> Result<(), Failure> {
+        let Change { wanted, locks, handing_over, gone, dropped: _ } = change;
+        let staying = handing_over.iter().filter_map(|id| self.instances.get(id));
+        let groups = wanted.values().chain(staying).map(|instance| instance.group.clone()).collect();
+        // The keeper tells at once where a new group is; somebody must be there to hear it.
+        let new = || wanted.values().filter(|instance| !self.instances.contains_key(&instance.id));
+        new().for_each(|instance| self.link.join(instance.id, instance.member));
+        if let Err(error) = self.keeper.set_groups(groups) {
+            new().for_each(|instance| self.link.leave(instance.id));
+            return Err(Failure::new(Kind::System, format_args!("cannot manage the virtual IPs: {error}")));
+        }
+        self.addresses.extend(locks);
+        let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
+        for id in handing_over {
+            self.runner.remove(id);
+            self.removals.insert(id, bound);
+        }
         for id in gone {
             self.runner.remove(id);
-            self.instances.remove(&id);
-            if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
-                tracing::warn!(%error, vrid = id.0, "removing an instance");
-            }
             self.link.leave(id);
+            self.instances.remove(&id);
         }
         for (id, instance) in wanted {
-            let changed = match self.instances.get(&id) {
-                Some(known) if known.group == instance.group => Ok(()),
-                Some(_) => self.keeper.update_group(instance.group.clone()),
-                None => self.keeper.add_group(instance.group.clone()),
-            };
-            changed.map_err(|error| Failure::new(Kind::System, error))?;
             self.link.join(id, instance.member);
             if self.instances.get(&id).is_none_or(|known| known.router != instance.router) {
                 self.runner.reconfigure(instance.router.clone());
@@ -105,9 +163,48 @@ impl Election {
             }
             self.instances.insert(id, instance);
         }
-        let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
-        self.addresses.retain(|ip, _| used.contains(ip));
+        self.release_locks();
         Ok(())
+    }
+
+    /// Whether removed instances are still handing over.
+    pub(crate) fn is_removing(&self) -> bool {
+        !self.removals.is_empty()
+    }
+
+    /// Forgets the removed instances that have handed over, or that take too long.
+    pub(crate) fn finish_removals(&mut self) {
+        let (now, status) = (Instant::now(), self.runner.status());
+        let runs = |id: InstanceId| status.instances.iter().any(|instance| instance.id == id);
+        let over: Vec<InstanceId> = self
+            .removals
+            .iter()
+            .filter(|(id, bound)| now >= **bound || !runs(**id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.removals.remove(&id);
+            self.instances.remove(&id);
+            if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
+                tracing::warn!(%error, vrid = id.0, "removing an instance");
+            }
+            self.link.leave(id);
+            tracing::info!(vrid = id.0, "the instance is removed");
+        }
+        self.release_locks();
+    }
+
+    fn release_locks(&mut self) {
+        let used: BTreeSet<IpAddr> = self.instances.values().flat_map(Instance::addresses).collect();
+        self.addresses.retain(|ip, _| used.contains(ip));
+    }
+
+    /// A thread that has ended although nobody asked for it: it panicked.
+    pub(crate) fn dead_thread(&self) -> Option<&'static str> {
+        if self.runner.has_ended() {
+            return Some("the election");
+        }
+        (!self.keeper.is_running()).then_some("the keeper of the virtual IPs")
     }
 
     /// The longest a planned handover may take: Skew_Time and three intervals of the slowest instance.
@@ -149,14 +246,9 @@ impl Election {
     }
 }
 
-/// Locks the virtual IPs that are not locked yet.
-fn lock_addresses(config: &Config, locked: &mut BTreeMap<IpAddr, HostLock>) -> Result<(), Failure> {
-    for ip in config.virtual_ips() {
-        if let Entry::Vacant(free) = locked.entry(ip) {
-            let lock = HostLock::virtual_ip(Path::new(lock::DEFAULT_DIR), ip);
-            free.insert(lock.map_err(|error| Failure::from(&error))?);
-        }
-    }
+fn lock_address(ip: IpAddr, locks: &mut BTreeMap<IpAddr, HostLock>) -> Result<(), Failure> {
+    let lock = HostLock::virtual_ip(Path::new(lock::DEFAULT_DIR), ip);
+    locks.insert(ip, lock.map_err(|error| Failure::from(&error))?);
     Ok(())
 }
 

@@ -1,42 +1,14 @@
-//! Turns the parts' events into log lines and lasting problems.
+//! Turns the parts' events into log lines and problems.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use lb_proxy::Event as Balancer;
 use netlink_vip::{KeeperEvent, ResyncCause, Warning};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
-/// The cause of [`Problems`] that the load balancer's next good heartbeat clears.
-pub(crate) const EXHAUSTED: &str = "exhausted";
-
-/// The cause of [`Problems`] that lasts until the kernel's tables are read again.
-const UNOBSERVED: &str = "unobserved";
-
-/// The cause of [`Problems`] that lasts until no news of the kernel were dropped for a while.
-const OVERRUN: &str = "overrun";
-
-/// What is wrong now, by cause; shown by `cplb status` until it is mended.
-#[derive(Debug, Default)]
-pub(crate) struct Problems(BTreeMap<String, String>);
-
-impl Problems {
-    pub(crate) fn raise(&mut self, cause: impl Into<String>, text: impl Into<String>) {
-        self.0.insert(cause.into(), text.into());
-    }
-
-    pub(crate) fn clear(&mut self, cause: &str) {
-        self.0.remove(cause);
-    }
-
-    fn has(&self, cause: &str) -> bool {
-        self.0.contains_key(cause)
-    }
-
-    pub(crate) fn texts(&self) -> Vec<String> {
-        self.0.values().cloned().collect()
-    }
-}
+use super::names::Answers;
+use super::problems::{Cause, Problems};
 
 /// Logs an event of the election.
 pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
@@ -57,10 +29,12 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
         }
         RunnerEvent::RealtimeUnavailable { why } => {
             tracing::warn!("the election runs without real-time priority: {why}");
-            problems.raise("realtime", format!("the election runs without real-time priority: {why}"));
+            problems.raise(Cause::RealTime, format!("the election runs without real-time priority: {why}"));
         }
         RunnerEvent::SocketError { interface, operation, error, suppressed } => {
             tracing::warn!(interface, %error, suppressed, "{operation}");
+            let text = format!("{operation} on {interface} fails: {error}");
+            problems.raise_fading(Cause::Socket(interface.clone()), text, Instant::now());
         }
         other => tracing::debug!(?other, "election"),
     }
@@ -70,7 +44,7 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
 pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
     match event {
         KeeperEvent::Interface { id, state } => {
-            let cause = format!("interface {id}");
+            let cause = Cause::Interface(id.0);
             match state {
                 None => {
                     tracing::warn!(vrid = id.0, "no interface matches; waiting for one");
@@ -88,7 +62,7 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
         }
         KeeperEvent::Installed { id, took } => {
             tracing::info!(vrid = id.0, took_ms = took.as_secs_f64() * 1e3, "the virtual IPs are here");
-            problems.clear(&format!("refused {id}"));
+            problems.clear(&Cause::Refused(id.0));
         }
         KeeperEvent::Removed { id, reason } => {
             tracing::info!(vrid = id.0, ?reason, "the virtual IPs are gone");
@@ -99,7 +73,7 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
         KeeperEvent::LeaseLost { id } => tracing::warn!(vrid = id.0, "the lease of the virtual IPs was lost"),
         KeeperEvent::Refused { id, ip, reason } => {
             tracing::error!(vrid = id.0, %ip, "the virtual IP cannot be installed: {reason}");
-            problems.raise(format!("refused {id}"), format!("{ip} cannot be installed: {reason}"));
+            problems.raise(Cause::Refused(id.0), format!("{ip} cannot be installed: {reason}"));
         }
         KeeperEvent::Warning { id, warning } => {
             match id {
@@ -107,11 +81,11 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
                 None => tracing::warn!("{warning}"),
             }
             if matches!(warning, Warning::Unobserved(_)) {
-                problems.raise(UNOBSERVED, warning.to_string());
+                problems.raise(Cause::Unobserved, warning.to_string());
             }
         }
         KeeperEvent::Resynced { cause } => {
-            problems.clear(UNOBSERVED);
+            problems.clear(&Cause::Unobserved);
             match cause {
                 ResyncCause::Overrun => overrun(problems),
                 cause => tracing::debug!(?cause, "read the kernel's tables anew"),
@@ -125,31 +99,46 @@ pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
 pub(crate) fn overrun(problems: &mut Problems) {
     let text = "the kernel dropped news about links and addresses that came faster than they were read (netlink \
                 overrun), and everything is read anew: if this goes on, find with `ip monitor` what changes all the time";
-    if !problems.has(OVERRUN) {
+    if problems.raise(Cause::Overrun, text) {
         tracing::warn!("{text}");
-        problems.raise(OVERRUN, text);
     }
 }
 
 /// No news were dropped for a while.
 pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
-    if problems.has(OVERRUN) {
-        problems.clear(OVERRUN);
+    if problems.clear(&Cause::Overrun) {
         tracing::info!(overruns = total, "the kernel's news are read in time again");
     }
 }
 
 /// The source of unicast advertisements must be an address of the interface.
 pub(crate) fn source(id: InstanceId, source: IpAddr, present: bool, problems: &mut Problems) {
-    let cause = format!("source {id}");
+    let cause = Cause::Source(id.0);
     if present {
         problems.clear(&cause);
-    } else if !problems.has(&cause) {
+        return;
+    }
+    let text = format!("virtual router {id} waits: its interface does not have unicastSourceIP {source}");
+    if problems.raise(cause, text) {
         tracing::warn!(vrid = id.0, %source, "the interface does not have unicastSourceIP; waiting for it");
-        problems.raise(
-            cause,
-            format!("virtual router {id} waits: its interface does not have unicastSourceIP {source}"),
-        );
+    }
+}
+
+/// Each name of a backend without an address is a problem, said once.
+pub(crate) fn names(answers: &Answers, problems: &mut Problems) {
+    problems.retain_names(|name| answers.asked(name));
+    for (name, failure) in answers.failures() {
+        let cause = Cause::Name(name.to_owned());
+        match failure {
+            None => {
+                problems.clear(&cause);
+            }
+            Some(why) => {
+                if problems.raise(cause, format!("the backend name {name} cannot be resolved: {why}")) {
+                    tracing::warn!(name, error = why, "a backend's name cannot be resolved; trying again");
+                }
+            }
+        }
     }
 }
 
@@ -186,13 +175,14 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::ResourcesExhausted { worker, reason } => {
             tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");
             problems.raise(
-                EXHAUSTED,
+                Cause::Exhausted,
                 format!("no descriptors or memory for new clients ({reason}): raise LimitNOFILE="),
             );
         }
         Balancer::WorkerGone { worker } => {
             tracing::error!(worker, "a worker of the load balancer ended");
-            problems.raise("worker", format!("worker {worker} of the load balancer ended: restart cplb"));
+            problems
+                .raise(Cause::Worker, format!("worker {worker} of the load balancer ended: restart cplb"));
         }
         other => tracing::debug!(?other, "load balancer"),
     }

@@ -15,8 +15,10 @@ use vrrp::MacAddr;
 use vrrp::router::{Claim, Release, VipEvent};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 
+use crate::exit::Failure;
 use crate::lock::{HostLock, LockError};
 
+use super::names::Resolved;
 use super::verdict::Finding;
 
 /// What the main thread hears.
@@ -40,6 +42,10 @@ pub(crate) enum Event {
     Balancer(lb_proxy::Event),
     /// A round of the serving verdict is over.
     Finding(Finding),
+    /// Names were resolved.
+    Resolved(Resolved),
+    /// The nftables table was changed for a new configuration, or could not be.
+    Table(Result<(), Failure>),
 }
 
 /// What one instance needs of the link.

@@ -10,18 +10,21 @@ mod events;
 mod link;
 mod names;
 mod preflight;
+mod problems;
+mod reload;
 mod report;
 mod serving;
+mod signals;
 mod supervise;
 mod table;
 mod verdict;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cplb_config::Config;
-use lb_proxy::{LoadBalancer, StartError};
+use lb_proxy::{LoadBalancer, ReconfigureError, StartError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
@@ -32,7 +35,9 @@ use crate::status::server::{BindError, StatusSocket};
 
 use election::Election;
 use link::Event;
-use names::Names;
+use names::{Answers, Names, Resolver};
+use problems::Problems;
+use signals::Signals;
 use table::TableKeeper;
 use verdict::Verdict;
 
@@ -42,15 +47,18 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) started: Instant,
     pub(crate) names: Names,
+    pub(crate) resolver: Resolver,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
-    pub(crate) table: Arc<tokio::sync::Mutex<Option<TableKeeper>>>,
+    pub(crate) table: Arc<TableKeeper>,
     pub(crate) election: Option<Election>,
     pub(crate) verdict: Verdict,
     pub(crate) socket: StatusSocket,
     pub(crate) events: UnboundedReceiver<Event>,
     pub(crate) sender: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
-    pub(crate) problems: events::Problems,
+    pub(crate) problems: Problems,
+    /// A configuration that waits until the instances that the one before removed have handed over.
+    pub(crate) next: Option<names::Resolved>,
     /// How often the kernel had dropped news when that was last looked at.
     pub(crate) overruns: u64,
 }
@@ -68,39 +76,52 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the event loop: {error}")))?;
-    runtime.block_on(async {
-        let daemon = Daemon::start(args.clone(), loaded.config).await?;
-        daemon.supervise().await
-    })
+    let result = runtime.block_on(async {
+        // Before anything is made that a signal would leave behind.
+        let mut signals = Signals::new()
+            .map_err(|error| Failure::new(Kind::System, format_args!("cannot catch signals: {error}")))?;
+        let daemon = Daemon::start(args.clone(), loaded.config, &mut signals).await?;
+        daemon.supervise(&mut signals).await
+    });
+    // A dead name server or a stuck keeper may occupy a thread of its pool.
+    runtime.shutdown_background();
+    result
 }
 
 impl Daemon {
     /// Builds everything; what was built is taken down again if a later part fails.
-    async fn start(args: RunArgs, config: Config) -> Result<Self, Failure> {
+    async fn start(args: RunArgs, config: Config, signals: &mut Signals) -> Result<Self, Failure> {
         let (sender, events) = unbounded_channel();
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
-        let names = Names::resolve(&config).await;
-        let balancer = start_balancer(&config, &names, &sender)?;
-        let table = match table::start(&config).await {
-            Ok(table) => table,
-            Err(failure) => {
-                stop_balancer(balancer);
-                return Err(failure);
-            }
+        let resolver = Resolver::default();
+        let answers = tokio::select! {
+            answers = resolver.ask(&config) => answers,
+            () = signals.stop() => Answers::default(),
         };
+        let mut problems = Problems::default();
+        events::names(&answers, &mut problems);
+        let names = Names::default().after(&answers);
+        let balancer = start_balancer(&config, &names, &sender)?;
+        let table = Arc::new(TableKeeper::default());
+        if let Err(failure) = table.set(blueprint::table(&config)).await {
+            stop_balancer(balancer);
+            return Err(failure);
+        }
         let mut daemon = Self {
             args,
             config,
             started: Instant::now(),
             names,
+            resolver,
             balancer,
-            table: Arc::new(tokio::sync::Mutex::new(table)),
+            table,
             election: None,
             verdict: Verdict::default(),
             socket,
             events,
             sender,
-            problems: events::Problems::default(),
+            problems,
+            next: None,
             overruns: 0,
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
@@ -124,17 +145,10 @@ impl Daemon {
         if let Some(election) = self.election.take() {
             election.end().await;
         }
-        if let Some(table) = self.table.lock().await.as_mut()
-            && let Err(error) = table.remove().await
-        {
+        if let Err(error) = self.table.set(None).await {
             tracing::warn!(%error, "the nftables table is left behind");
         }
         stop_balancer(self.balancer.take());
-    }
-
-    /// The state directory.
-    pub(crate) fn state_dir(&self) -> &PathBuf {
-        &self.args.state_dir
     }
 }
 
@@ -164,16 +178,28 @@ fn stop_balancer(balancer: Option<Arc<LoadBalancer>>) {
 }
 
 fn balancer_failure(error: &StartError) -> Failure {
+    let message = format!("the load balancer cannot start: {error}");
     match error {
-        StartError::PortInUse { addr } => Failure::new(Kind::Temporary, format_args!("the load balancer cannot start: {error}"))
-            .help(format_args!(
-                "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), \
-                 or choose another userSpaceProxyBindPort",
-                addr.port()
-            )),
+        StartError::PortInUse { addr } => port_in_use(&message, *addr),
         StartError::Invalid(_) => Failure::new(Kind::Config, error),
-        _ => Failure::new(Kind::System, format_args!("the load balancer cannot start: {error}")),
+        _ => Failure::new(Kind::System, message),
     }
+}
+
+fn balancer_refusal(error: &ReconfigureError) -> Failure {
+    let message = format!("the load balancer cannot take the services over: {error}");
+    match error {
+        ReconfigureError::PortInUse { addr } => port_in_use(&message, *addr),
+        _ => Failure::new(Kind::System, message),
+    }
+}
+
+fn port_in_use(message: &str, addr: SocketAddr) -> Failure {
+    Failure::new(Kind::Temporary, message).help(format_args!(
+        "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
+         another userSpaceProxyBindPort",
+        addr.port()
+    ))
 }
 
 fn socket_failure(error: BindError) -> Failure {

@@ -1,70 +1,197 @@
-//! Backends given by name, resolved when needed and again from time to time.
+//! Backends given by name, resolved at the start, at a reload, and again from time to time.
+//!
+//! A dead name server takes seconds to say nothing, so nobody but a start waits for it: rounds run in tasks of
+//! their own, and their answers come as events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cplb_config::{Config, Host};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinSet;
 
-/// How long one look-up may take.
+use super::link::Event;
+
+/// How long the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the names of the configuration meant when they were last asked for.
+/// What the names of the configuration meant when they were last asked for with success.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names(BTreeMap<String, Vec<IpAddr>>);
 
 impl Names {
-    /// Asks the system's resolver for every name; those that it does not know have no address.
-    pub(crate) async fn resolve(config: &Config) -> Self {
-        let mut names = Self::default();
-        let shared = config.backends.fixed.iter();
-        let own =
-            config.services.iter().filter_map(|service| service.backends.as_ref()).flat_map(|own| &own.fixed);
-        for backend in shared.chain(own) {
-            if let Host::Name(name) = &backend.host
-                && !names.0.contains_key(name)
-            {
-                names.0.insert(name.clone(), look_up(name).await);
-            }
-        }
-        names
+    /// What is known after `answers`: names that were not asked for are forgotten, but what is known of names that can
+    /// no longer be resolved is kept. A backend does not die with its name server.
+    pub(crate) fn after(&self, answers: &Answers) -> Self {
+        let known = |name: &String, answer: &Result<Vec<IpAddr>, String>| match answer {
+            Ok(addresses) => addresses.clone(),
+            Err(_) => self.0.get(name).cloned().unwrap_or_default(),
+        };
+        Self(answers.0.iter().map(|(name, answer)| (name.clone(), known(name, answer))).collect())
     }
 
     /// The addresses of `name`.
     pub(crate) fn addresses(&self, name: &str) -> &[IpAddr] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
+}
 
-    /// Whether there is any name to resolve.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+/// What a round found for each name.
+#[derive(Debug, Default)]
+pub(crate) struct Answers(BTreeMap<String, Result<Vec<IpAddr>, String>>);
+
+impl Answers {
+    /// Each name, and why it has no address if it has none.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.0.iter().map(|(name, answer)| (name.as_str(), answer.as_ref().err().map(String::as_str)))
     }
 
-    /// Keeps what was known of names that can no longer be resolved: a backend does not die with its name server.
-    pub(crate) fn keep_known(&mut self, before: &Self) {
-        for (name, addresses) in &mut self.0 {
-            if addresses.is_empty() {
-                addresses.clone_from(before.0.get(name).unwrap_or(&Vec::new()));
-            }
-        }
+    /// Whether `name` was asked for.
+    pub(crate) fn asked(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 }
 
-async fn look_up(name: &str) -> Vec<IpAddr> {
-    match tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, 0))).await {
-        Ok(Ok(found)) => {
-            let mut addresses: Vec<_> = found.map(|address| address.ip()).collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses
+/// The end of a round.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) answers: Answers,
+    /// The configuration that waited for this round, to be used from now on.
+    pub(crate) config: Option<Box<Config>>,
+}
+
+/// Asks the system's resolver, one round at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Resolver {
+    round_is_running: bool,
+    waiting: Option<Box<Config>>,
+    questions: Questions,
+}
+
+impl Resolver {
+    /// Asks for every name of `config` at once.
+    pub(crate) fn ask(&self, config: &Config) -> impl Future<Output = Answers> + Send + 'static {
+        let questions = self.questions.clone();
+        let names = names(config);
+        async move {
+            let mut rounds: JoinSet<_> =
+                names.into_iter().map(|name| questions.clone().look_up(name)).collect();
+            let mut answers = Answers::default();
+            while let Some(answer) = rounds.join_next().await {
+                answers.0.extend(answer);
+            }
+            answers
         }
-        Ok(Err(error)) => {
-            tracing::warn!(name, %error, "a backend's name cannot be resolved; trying again");
-            Vec::new()
+    }
+
+    /// Has the names of `config` resolved, and then the configuration itself handed back with them. Only the last
+    /// one counts of those that wait for a round to end.
+    pub(crate) fn prepare(&mut self, config: Config, events: &UnboundedSender<Event>) {
+        self.waiting = Some(Box::new(config));
+        self.start_round_of_waiting(events);
+    }
+
+    /// Resolves the names of the configuration in use again, unless a round is under way.
+    pub(crate) fn refresh(&mut self, config: &Config, events: &UnboundedSender<Event>) {
+        if !self.round_is_running && !names(config).is_empty() {
+            self.start_round(config, None, events);
         }
-        Err(_) => {
-            tracing::warn!(name, "a backend's name cannot be resolved in time; trying again");
-            Vec::new()
+    }
+
+    /// To be called with each [`Resolved`].
+    pub(crate) fn on_resolved(&mut self, events: &UnboundedSender<Event>) {
+        self.round_is_running = false;
+        self.start_round_of_waiting(events);
+    }
+
+    fn start_round_of_waiting(&mut self, events: &UnboundedSender<Event>) {
+        if !self.round_is_running
+            && let Some(config) = self.waiting.take()
+        {
+            self.start_round(&config.clone(), Some(config), events);
         }
+    }
+
+    fn start_round(
+        &mut self,
+        names_of: &Config,
+        config: Option<Box<Config>>,
+        events: &UnboundedSender<Event>,
+    ) {
+        self.round_is_running = true;
+        let (answers, events) = (self.ask(names_of), events.clone());
+        tokio::spawn(async move {
+            let answers = answers.await;
+            let _ = events.send(Event::Resolved(Resolved { answers, config }));
+        });
+    }
+}
+
+/// The names that the system's resolver is busy with. It may take much longer than a round, and each question
+/// occupies a thread: none is asked twice at a time.
+#[derive(Debug, Clone, Default)]
+struct Questions(Arc<Mutex<BTreeSet<String>>>);
+
+impl Questions {
+    async fn look_up(self, name: String) -> (String, Result<Vec<IpAddr>, String>) {
+        let late = || Err("no answer in time".to_owned());
+        if !self.open().insert(name.clone()) {
+            return (name, late());
+        }
+        let asked = name.clone();
+        let answer = tokio::spawn(async move {
+            let answer = tokio::net::lookup_host((asked.as_str(), 0)).await.map(addresses);
+            self.open().remove(&asked);
+            answer
+        });
+        let answer = match tokio::time::timeout(TIMEOUT, answer).await {
+            Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => late(),
+        };
+        (name, answer)
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn addresses(found: impl Iterator<Item = std::net::SocketAddr>) -> Vec<IpAddr> {
+    found.map(|address| address.ip()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The names among the backends of `config`.
+fn names(config: &Config) -> BTreeSet<String> {
+    let shared = config.backends.fixed.iter();
+    let own =
+        config.services.iter().filter_map(|service| service.backends.as_ref()).flat_map(|own| &own.fixed);
+    let hosts = shared.chain(own).map(|backend| &backend.host);
+    hosts
+        .filter_map(|host| match host {
+            Host::Name(name) => Some(name.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(of: &[(&str, Option<[u8; 4]>)]) -> Answers {
+        let answer = |ip: &Option<[u8; 4]>| ip.map(|ip| vec![IpAddr::from(ip)]).ok_or("silence".to_owned());
+        Answers(of.iter().map(|(name, ip)| ((*name).to_owned(), answer(ip))).collect())
+    }
+
+    #[test]
+    fn what_was_known_outlives_the_name_server_but_not_the_configuration() {
+        let names = Names::default().after(&answers(&[("a", Some([10, 0, 0, 1])), ("b", None)]));
+        assert_eq!(names.addresses("a"), [IpAddr::from([10, 0, 0, 1])]);
+        assert!(names.addresses("b").is_empty() && names.addresses("c").is_empty());
+        assert_eq!(names.after(&answers(&[("a", None), ("b", None)])), names);
+        assert!(names.after(&answers(&[("b", None)])).addresses("a").is_empty());
     }
 }

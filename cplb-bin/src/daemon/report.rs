@@ -17,7 +17,7 @@ use super::election::Election;
 
 impl Daemon {
     /// What `cplb status` shows.
-    pub(crate) async fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
         let (mut real_time, mut kernel) = (false, None);
         if let Some(election) = &self.election {
@@ -27,7 +27,6 @@ impl Daemon {
             interfaces = status.interfaces.iter().map(interface).collect();
             kernel = Some(news(&election.keeper.status().counters));
         }
-        let table = self.table.lock().await.as_ref().map(super::table::TableKeeper::status);
         Status {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -35,13 +34,13 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             config: self.args.config.config.display().to_string(),
             degraded: self.problems.texts(),
-            serving: self.verdict.status(),
+            serving: self.verdict.status(self.serving_lease()),
             real_time,
             instances,
             kernel,
             interfaces,
             services: self.services(),
-            table,
+            table: self.table.status(),
         }
     }
 

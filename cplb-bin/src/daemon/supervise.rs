@@ -3,21 +3,20 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lb_proxy::Event as Balancer;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use lb_proxy::{Event as Balancer, LoadBalancer};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
 use crate::exit::{Failure, Kind};
 use crate::lock::LockError;
-use crate::source;
 use crate::status::server;
 
 use super::link::Event;
-use super::names::Names;
-use super::table::{self, Look};
+use super::problems::Cause;
+use super::signals::{Asked, Signals};
+use super::table::Look;
 use super::verdict::{Finding, Round};
-use super::{Daemon, blueprint, events, start_balancer, stop_balancer};
+use super::{Daemon, Election, blueprint, events};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
@@ -28,75 +27,46 @@ const START_PHASE: Duration = Duration::from_secs(3);
 /// Shortest and longest time between two rounds of the serving verdict.
 const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// The signals that matter.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-/// What a signal asks for.
-enum Asked {
-    Stop,
-    Reload,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
-        }
-    }
-}
-
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
-    pub(crate) async fn supervise(mut self) -> Result<(), Failure> {
-        let signals =
-            Signals::new().map_err(|error| Failure::new(Kind::System, format_args!("signals: {error}")));
-        let result = match signals {
-            Ok(mut signals) => self.watch(&mut signals).await,
-            Err(failure) => Err(failure),
-        };
+    pub(crate) async fn supervise(mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let mut result = self.watch(signals).await;
+        // Sessions of addresses that were just given up must be reset while the addresses are there.
+        while let (Ok(()), Ok(event)) = (&result, self.events.try_recv()) {
+            result = self.on_event(event).await;
+        }
         self.take_down().await;
         tracing::info!("stopped");
         result
     }
 
     async fn watch(&mut self, signals: &mut Signals) -> Result<(), Failure> {
-        let mut rounds = interval(self.round_interval());
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut chores = interval(CHORES);
-        chores.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = steady(self.round_interval());
+        let mut chores = steady(CHORES);
         let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
                 Some(event) = self.events.recv() => self.on_event(event).await?,
-                _ = rounds.tick() => self.start_round(),
-                _ = chores.tick() => self.chores().await,
+                _ = rounds.tick() => {
+                    self.check_threads()?;
+                    self.start_round();
+                }
+                _ = chores.tick() => self.chores(),
                 stream = self.socket.accept() => {
-                    tokio::spawn(server::answer(stream, self.status().await));
+                    tokio::spawn(server::answer(stream, self.status()));
                 }
                 asked = signals.next() => match asked {
                     Asked::Stop if deadline.is_some() => return Ok(()),
                     Asked::Stop => deadline = Some(self.begin_handover()),
-                    Asked::Reload => {
-                        self.reload().await;
-                        rounds = interval(self.round_interval());
-                        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                    }
+                    Asked::Reload => self.reload(),
                 },
                 () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
+            }
+            if self.events.is_empty() {
+                self.finish_removals().await;
+            }
+            if rounds.period() != self.round_interval() {
+                rounds = steady(self.round_interval());
             }
             if deadline.is_some_and(|deadline| self.handover_is_over(deadline)) {
                 return Ok(());
@@ -104,10 +74,24 @@ impl Daemon {
         }
     }
 
+    /// Without its threads this process only looks alive: whoever supervises it shall start another one.
+    fn check_threads(&self) -> Result<(), Failure> {
+        match self.election.as_ref().and_then(Election::dead_thread) {
+            Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
+                .help("please report this with the log; restart cplb")),
+            None => Ok(()),
+        }
+    }
+
     fn round_interval(&self) -> Duration {
         let service = blueprint::deciding_service(&self.config);
         let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
         health.map_or(Duration::from_secs(1), |service| service.health.interval).clamp(ROUND.0, ROUND.1)
+    }
+
+    /// How long the election believes a verdict: if this thread or a check hangs, no longer than two rounds.
+    pub(super) fn serving_lease(&self) -> Duration {
+        2 * self.round_interval()
     }
 
     fn start_round(&mut self) {
@@ -135,9 +119,13 @@ impl Daemon {
                 self.reset_sessions(id).await;
             }
             Event::Locked(id, error) => self.on_locked(id, &error)?,
-            Event::Ready(id) => self.problems.clear(&format!("lock {id}")),
+            Event::Ready(id) => {
+                self.problems.clear(&Cause::Lock(id.0));
+            }
             Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
             Event::Finding(finding) => self.on_finding(&finding),
+            Event::Resolved(resolved) => self.on_resolved(resolved).await,
+            Event::Table(changed) => self.on_table(&changed),
         }
         Ok(())
     }
@@ -147,8 +135,9 @@ impl Daemon {
         if self.started.elapsed() < START_PHASE {
             return Err(Failure::from(error));
         }
-        tracing::error!(%error, "waiting");
-        self.problems.raise(format!("lock {id}"), error.to_string());
+        if self.problems.raise(Cause::Lock(id.0), error.to_string()) {
+            tracing::error!(%error, "waiting");
+        }
         Ok(())
     }
 
@@ -156,17 +145,15 @@ impl Daemon {
         match &finding.look {
             Some(Look::Restored) => {
                 tracing::warn!("somebody removed or changed the nftables table; it is restored");
-                self.problems.clear("table");
+                self.problems.clear(&Cause::Table);
             }
-            Some(Look::Failed(why)) => {
-                tracing::warn!(error = %why, "the nftables table");
-                self.problems.raise("table", format!("the nftables table is not in place: {why}"));
+            Some(Look::Failed(why)) => self.table_is_missing(why),
+            Some(Look::Present | Look::Applied) | None => {
+                self.problems.clear(&Cause::Table);
             }
-            Some(Look::Present) => self.problems.clear("table"),
-            None => {}
         }
         if finding.evidence.heartbeat.is_none() {
-            self.problems.clear(events::EXHAUSTED);
+            self.problems.clear(&Cause::Exhausted);
         }
         match self.verdict.conclude(&finding.evidence) {
             Some(Ok(())) => tracing::info!("this node can serve"),
@@ -175,10 +162,21 @@ impl Daemon {
         }
         let Some(election) = &self.election else { return };
         if self.verdict.is_serving() {
-            // A lease: if this thread hangs, the election stops believing after two rounds.
-            election.runner.serving(Instant::now() + 2 * self.round_interval());
+            election.runner.serving(Instant::now() + self.serving_lease());
         } else {
             election.runner.not_serving();
+        }
+    }
+
+    fn on_table(&mut self, changed: &Result<(), Failure>) {
+        if let Err(failure) = changed {
+            self.table_is_missing(failure.message());
+        }
+    }
+
+    fn table_is_missing(&mut self, why: &str) {
+        if self.problems.raise(Cause::Table, format!("the nftables table is not in place: {why}")) {
+            tracing::warn!(error = %why, "the nftables table");
         }
     }
 
@@ -195,15 +193,12 @@ impl Daemon {
         let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
             return;
         };
-        let vips: Vec<IpAddr> = instance.group.addresses.iter().map(netlink_vip::VipAddress::ip).collect();
-        match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(&vips)).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(vrid = id.0, count, "sessions through the virtual IPs are reset"),
-            Err(_) => tracing::warn!(vrid = id.0, "sessions through the virtual IPs were not reset in time"),
-        }
+        let vips: Vec<IpAddr> = instance.addresses().collect();
+        reset_sessions(balancer, &vips).await;
     }
 
-    async fn chores(&mut self) {
+    fn chores(&mut self) {
+        self.problems.fade(Instant::now());
         if let Some(election) = &self.election {
             election.retry_locks();
             let overruns = election.keeper.status().counters.overruns;
@@ -213,26 +208,7 @@ impl Daemon {
                 events::overrun(&mut self.problems);
             }
         }
-        if self.names.is_empty() {
-            return;
-        }
-        let mut names = Names::resolve(&self.config).await;
-        names.keep_known(&self.names);
-        if names != self.names {
-            tracing::info!(?names, "backends' names have other addresses");
-            self.names = names;
-            self.apply_services();
-        }
-    }
-
-    fn apply_services(&mut self) {
-        let Some(balancer) = &self.balancer else { return };
-        if let Err(error) = balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
-            tracing::error!(%error, "the load balancer keeps its services");
-            self.problems.raise("services", format!("the load balancer keeps its former services: {error}"));
-        } else {
-            self.problems.clear("services");
-        }
+        self.resolver.refresh(&self.config, &self.sender);
     }
 
     /// Tells the election to hand over; the time by which it must have.
@@ -244,67 +220,21 @@ impl Daemon {
     }
 
     fn handover_is_over(&self, deadline: Instant) -> bool {
-        Instant::now() >= deadline || self.election.as_ref().is_none_or(super::election::Election::is_over)
+        Instant::now() >= deadline || self.election.as_ref().is_none_or(Election::is_over)
     }
+}
 
-    /// Reads the configuration again. A wrong one changes nothing.
-    async fn reload(&mut self) {
-        let mut loaded = match source::load(&self.args.config.config) {
-            Ok(loaded) => loaded,
-            Err(failure) => {
-                tracing::error!("the configuration is not reloaded: {failure}");
-                self.problems.raise("reload", "the configuration file has errors; the former one is in use");
-                return;
-            }
-        };
-        source::add_backends(&mut loaded, &self.args.backends);
-        let names = Names::resolve(&loaded.config).await;
-        self.config = loaded.config;
-        self.names = names;
-        match self.apply().await {
-            Ok(()) => {
-                self.problems.clear("reload");
-                tracing::info!("the configuration is reloaded");
-            }
-            Err(failure) => {
-                tracing::error!("the configuration is reloaded only in part: {failure}");
-                self.problems
-                    .raise("reload", format!("the configuration was reloaded only in part: {failure}"));
-            }
-        }
+/// Resets what hangs on `vips`, which are about to go or are gone.
+pub(super) async fn reset_sessions(balancer: &LoadBalancer, vips: &[IpAddr]) {
+    match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(?vips, count, "sessions through the virtual IPs are reset"),
+        Err(_) => tracing::warn!(?vips, "sessions through the virtual IPs were not reset in time"),
     }
+}
 
-    async fn apply(&mut self) -> Result<(), Failure> {
-        match (&self.balancer, self.config.disable_load_balancer || self.config.services.is_empty()) {
-            (Some(_), false) => self.apply_services(),
-            (_, true) => stop_balancer(self.balancer.take()),
-            (None, false) => self.balancer = start_balancer(&self.config, &self.names, &self.sender)?,
-        }
-        self.apply_table().await?;
-        if self.election.is_some() {
-            let config = &self.config;
-            return self.election.as_mut().map_or(Ok(()), |election| election.reload(config));
-        }
-        self.election = super::Election::start(&self.config, self.state_dir(), &self.sender)?;
-        Ok(())
-    }
-
-    async fn apply_table(&mut self) -> Result<(), Failure> {
-        let mut keeper = self.table.lock().await;
-        match (keeper.as_mut(), blueprint::table(&self.config)) {
-            (Some(table), Some(desired)) => {
-                table.set(desired).await.map_err(|error| Failure::new(Kind::System, error))
-            }
-            (Some(table), None) => {
-                let removed = table.remove().await.map_err(|error| Failure::new(Kind::System, error));
-                *keeper = None;
-                removed
-            }
-            (None, Some(_)) => {
-                *keeper = table::start(&self.config).await?;
-                Ok(())
-            }
-            (None, None) => Ok(()),
-        }
-    }
+fn steady(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }

@@ -1,24 +1,36 @@
 //! Keeps the nftables table in the kernel as the configuration wants it.
 
 use std::path::Path;
+use std::sync::PoisonError;
 
-use cplb_config::Config;
 use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table};
+use tokio::sync::Mutex;
 
 use crate::exit::{Failure, Kind};
 use crate::lock::{self, HostLock};
 use crate::status::schema;
 
-use super::blueprint;
-
-/// Owns the desired table and what is known of the kernel's.
-#[derive(Debug)]
+/// Owns the table. Only the methods that run `nft` wait for each other.
+#[derive(Debug, Default)]
 pub(crate) struct TableKeeper {
-    nft: Nft,
-    desired: Table,
+    work: Mutex<Work>,
+    /// What the last look or change led to; `None` while no table is wanted.
+    status: std::sync::Mutex<Option<schema::Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    desired: Option<Table>,
+    /// Found and locked when first needed.
+    tool: Option<Tool>,
     applied: bool,
     restored: u64,
-    error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Tool {
+    nft: Nft,
+    /// No other daemon of this network namespace has the table.
     _lock: HostLock,
 }
 
@@ -29,82 +41,107 @@ pub(crate) enum Look {
     Present,
     /// Somebody had removed or changed it; it is back.
     Restored,
+    /// It was not there yet; now it is.
+    Applied,
     /// It is not there and could not be put there.
     Failed(String),
 }
 
 impl TableKeeper {
-    pub(crate) fn new(nft: Nft, desired: Table, lock: HostLock) -> Self {
-        Self { nft, desired, applied: false, restored: 0, error: None, _lock: lock }
-    }
-
-    /// Replaces the desired table and applies it.
-    pub(crate) async fn set(&mut self, desired: Table) -> Result<(), ApplyError> {
-        self.desired = desired;
-        self.apply().await
-    }
-
-    /// Applies the desired table in one batch.
-    pub(crate) async fn apply(&mut self) -> Result<(), ApplyError> {
-        let result = self.nft.apply(&self.desired).await;
-        self.applied = result.is_ok();
-        self.error = result.as_ref().err().map(ToString::to_string);
+    /// Applies the table, or removes the one that is there.
+    pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
+        let mut work = self.work.lock().await;
+        let result = match desired {
+            Some(desired) => {
+                work.desired = Some(desired);
+                work.apply().await
+            }
+            None => work.remove().await.map_err(|error| Failure::new(Kind::System, error)),
+        };
+        self.publish(&work, result.as_ref().err().map(|failure| failure.message().to_owned()));
         result
     }
 
-    /// Looks whether the table is as it was applied, and restores it if not.
-    pub(crate) async fn look(&mut self) -> Look {
-        if self.applied {
-            match self.nft.present(&self.desired) {
-                Ok(Presence::Intact) => {
-                    self.error = None;
-                    return Look::Present;
-                }
-                Ok(Presence::Missing) => {}
-                Err(error) => {
-                    self.error = Some(error.to_string());
-                    return Look::Failed(error.to_string());
-                }
-            }
-        }
-        let was_applied = self.applied;
-        match self.apply().await {
-            Ok(()) => {
-                self.restored += u64::from(was_applied);
-                Look::Restored
-            }
-            Err(error) => Look::Failed(error.to_string()),
-        }
+    /// Looks whether the table is as it was applied, and restores it if not; `None` if none is wanted.
+    pub(crate) async fn look(&self) -> Option<Look> {
+        let mut work = self.work.lock().await;
+        let look = work.look().await;
+        let error = match &look {
+            Some(Look::Failed(why)) => Some(why.clone()),
+            _ => None,
+        };
+        self.publish(&work, error);
+        look
     }
 
-    /// Removes the table.
-    pub(crate) async fn remove(&mut self) -> Result<(), RunError> {
-        self.applied = false;
-        self.nft.remove(&self.desired.name).await
+    /// The outcome of the last look or change, without waiting for one.
+    pub(crate) fn status(&self) -> Option<schema::Table> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn status(&self) -> schema::Table {
-        schema::Table {
-            present: self.applied && self.error.is_none(),
-            restored: self.restored,
-            error: self.error.clone(),
-        }
+    fn publish(&self, work: &Work, error: Option<String>) {
+        let status = work.desired.as_ref().map(|_| schema::Table {
+            present: work.applied && error.is_none(),
+            restored: work.restored,
+            error,
+        });
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 }
 
-/// Locks the table, finds `nft` and applies the table that `config` asks for; `None` if it asks for none.
-pub(crate) async fn start(config: &Config) -> Result<Option<TableKeeper>, Failure> {
-    let Some(desired) = blueprint::table(config) else { return Ok(None) };
-    let nft = Nft::find().map_err(|missing| {
-        Failure::new(Kind::Unavailable, missing)
-            .help("`apt-get install nftables`, or set disableLoadBalancer: true")
-    })?;
-    let lock = HostLock::table(Path::new(lock::DEFAULT_DIR), desired.name.as_str())
-        .map_err(|error| Failure::from(&error))?;
-    let mut keeper = TableKeeper::new(nft, desired, lock);
-    match keeper.apply().await {
-        Ok(()) => Ok(Some(keeper)),
-        Err(error) => Err(failure(&error)),
+impl Work {
+    /// Applies the desired table in one batch.
+    async fn apply(&mut self) -> Result<(), Failure> {
+        let Some(desired) = &self.desired else { return Ok(()) };
+        let tool = match &mut self.tool {
+            Some(tool) => tool,
+            none => none.insert(Tool::find(desired)?),
+        };
+        let result = tool.nft.apply(desired).await;
+        self.applied = result.is_ok();
+        result.map_err(|error| failure(&error))
+    }
+
+    async fn look(&mut self) -> Option<Look> {
+        let desired = self.desired.as_ref()?;
+        if let (true, Some(tool)) = (self.applied, &mut self.tool) {
+            match tool.nft.present(desired) {
+                Ok(Presence::Intact) => return Some(Look::Present),
+                Ok(Presence::Missing) => {}
+                Err(error) => return Some(Look::Failed(error.to_string())),
+            }
+        }
+        let was_applied = self.applied;
+        Some(match self.apply().await {
+            Ok(()) if was_applied => {
+                self.restored += 1;
+                Look::Restored
+            }
+            Ok(()) => Look::Applied,
+            Err(failure) => Look::Failed(failure.message().to_owned()),
+        })
+    }
+
+    async fn remove(&mut self) -> Result<(), RunError> {
+        self.applied = false;
+        let removed = match (&mut self.tool, &self.desired) {
+            (Some(tool), Some(desired)) => tool.nft.remove(&desired.name).await,
+            _ => Ok(()),
+        };
+        (self.desired, self.tool) = (None, None);
+        removed
+    }
+}
+
+impl Tool {
+    fn find(table: &Table) -> Result<Self, Failure> {
+        let nft = Nft::find().map_err(|missing| {
+            Failure::new(Kind::Unavailable, missing)
+                .help("`apt-get install nftables`, or set disableLoadBalancer: true")
+        })?;
+        let lock = HostLock::table(Path::new(lock::DEFAULT_DIR), table.name.as_str())
+            .map_err(|error| Failure::from(&error))?;
+        Ok(Self { nft, _lock: lock })
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use lb_proxy::LoadBalancer;
 use netlink_vip::KeeperHandle;
-use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::status::schema::Serving;
@@ -26,12 +25,13 @@ pub(crate) struct Verdict {
     /// `None` until the first round is over.
     judged: Option<Result<(), String>>,
     since: Instant,
-    round_is_running: bool,
+    /// When the round that is under way began.
+    round: Option<Instant>,
 }
 
 impl Default for Verdict {
     fn default() -> Self {
-        Self { judged: None, since: Instant::now(), round_is_running: false }
+        Self { judged: None, since: Instant::now(), round: None }
     }
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Finding {
 pub(crate) struct Round {
     pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
-    pub(crate) table: Arc<Mutex<Option<TableKeeper>>>,
+    pub(crate) table: Arc<TableKeeper>,
     /// The service whose backends decide.
     pub(crate) service: Option<String>,
 }
@@ -56,10 +56,10 @@ pub(crate) struct Round {
 impl Verdict {
     /// Starts a round unless one is under way: a round that hangs must let the serving lease run out.
     pub(crate) fn start_round(&mut self, round: Round, events: &UnboundedSender<Event>) {
-        if self.round_is_running {
+        if self.round.is_some() {
             return;
         }
-        self.round_is_running = true;
+        self.round = Some(Instant::now());
         let events = events.clone();
         tokio::spawn(async move {
             let finding = round.look().await;
@@ -69,7 +69,7 @@ impl Verdict {
 
     /// Takes the result of a round; the new verdict if it differs from the one before.
     pub(crate) fn conclude(&mut self, evidence: &Evidence) -> Option<Result<(), String>> {
-        self.round_is_running = false;
+        self.round = None;
         let judged = serving::judge(evidence);
         let changed = self.judged.as_ref().is_none_or(|before| before.is_ok() != judged.is_ok());
         if changed {
@@ -84,13 +84,18 @@ impl Verdict {
         matches!(self.judged, Some(Ok(())))
     }
 
-    pub(crate) fn status(&self) -> Serving {
+    /// The verdict as the election sees it, which believes the last one for as long as `lease`.
+    pub(crate) fn status(&self, lease: Duration) -> Serving {
+        let expired = self.round.map(|begun| begun.elapsed()).filter(|hanging| *hanging > lease);
         Serving {
-            serving: self.is_serving(),
-            since_seconds: self.since.elapsed().as_secs_f64(),
-            reason: match &self.judged {
-                None => Some("not yet checked".to_owned()),
-                Some(judged) => judged.as_ref().err().cloned(),
+            serving: self.is_serving() && expired.is_none(),
+            since_seconds: expired.map_or(self.since.elapsed(), |hanging| hanging - lease).as_secs_f64(),
+            reason: match (&self.judged, expired) {
+                (Some(Ok(())), Some(hanging)) => {
+                    Some(format!("its checks have hung for {:.1} s", hanging.as_secs_f64()))
+                }
+                (None, _) => Some("not yet checked".to_owned()),
+                (Some(judged), _) => judged.as_ref().err().cloned(),
             },
         }
     }
@@ -98,10 +103,7 @@ impl Verdict {
 
 impl Round {
     async fn look(self) -> Finding {
-        let look = match self.table.lock().await.as_mut() {
-            Some(table) => Some(table.look().await),
-            None => None,
-        };
+        let look = self.table.look().await;
         let table = match &look {
             Some(Look::Failed(why)) => Some(why.clone()),
             _ => None,

@@ -190,10 +190,8 @@ fn groups_trade_and_inherit_addresses(ground: &Ground) {
     ]);
     keeper.install(ONE);
     keeper.install(TWO);
-    let traded = vec![
-        group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64"]),
-        group(TWO, "eth0", &["10.0.0.100/24"]),
-    ];
+    let traded =
+        vec![group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64"]), group(TWO, "eth0", &["10.0.0.100/24"])];
     keeper.handle.set_groups(traded.clone()).unwrap();
     ground.until("they wait for claims", || !ground.has("10.0.0.100") && !ground.has("10.0.0.101"));
     keeper.install(ONE);

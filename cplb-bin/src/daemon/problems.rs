@@ -1,0 +1,131 @@
+//! What keeps this node from doing its whole job, as `cplb status` shows it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a problem is shown that says nothing when it ends. It is reported once a minute while it lasts.
+const FADING: Duration = Duration::from_secs(90);
+
+/// What a problem is about; there is one for each at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    /// No descriptors or memory for clients, until the load balancer's next good heartbeat.
+    Exhausted,
+    /// The host's addresses cannot be read, until they can.
+    Unobserved,
+    /// The kernel dropped news, until none were dropped for a while.
+    Overrun,
+    /// The election has no real-time priority.
+    RealTime,
+    /// A thread of the load balancer ended.
+    Worker,
+    /// The nftables table is not as it should be.
+    Table,
+    /// The file was not taken over at the last reload.
+    Reload,
+    /// The load balancer refused its services.
+    Services,
+    /// A backend's name has no address.
+    Name(String),
+    /// A socket of the election on this interface fails.
+    Socket(String),
+    /// An instance waits for its interface.
+    Interface(u32),
+    /// An instance waits for its source address.
+    Source(u32),
+    /// An instance waits for another daemon to go.
+    Lock(u32),
+    /// The kernel refuses a virtual IP of an instance.
+    Refused(u32),
+}
+
+/// What is wrong now.
+#[derive(Debug, Default)]
+pub(crate) struct Problems(BTreeMap<Cause, Problem>);
+
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    /// When it is forgotten by itself.
+    until: Option<Instant>,
+}
+
+impl Problems {
+    /// Shows `text` until the problem is cleared; returns whether that is new.
+    pub(crate) fn raise(&mut self, cause: Cause, text: impl Into<String>) -> bool {
+        self.put(cause, text.into(), None)
+    }
+
+    /// Shows `text` until it has not been said again for a while.
+    pub(crate) fn raise_fading(&mut self, cause: Cause, text: impl Into<String>, now: Instant) {
+        self.put(cause, text.into(), Some(now + FADING));
+    }
+
+    /// Forgets a problem; returns whether there was one.
+    pub(crate) fn clear(&mut self, cause: &Cause) -> bool {
+        self.0.remove(cause).is_some()
+    }
+
+    /// Forgets what was not said again.
+    pub(crate) fn fade(&mut self, now: Instant) {
+        self.0.retain(|_, problem| problem.until.is_none_or(|until| now < until));
+    }
+
+    /// Forgets the problems of instances that are no more.
+    pub(crate) fn retain_instances(&mut self, exists: impl Fn(u32) -> bool) {
+        self.0.retain(|cause, _| match cause {
+            Cause::Interface(id) | Cause::Source(id) | Cause::Lock(id) | Cause::Refused(id) => exists(*id),
+            _ => true,
+        });
+    }
+
+    /// Forgets the problems of names that are no longer asked for.
+    pub(crate) fn retain_names(&mut self, exists: impl Fn(&str) -> bool) {
+        self.0.retain(|cause, _| match cause {
+            Cause::Name(name) => exists(name),
+            _ => true,
+        });
+    }
+
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.0.values().map(|problem| problem.text.clone()).collect()
+    }
+
+    fn put(&mut self, cause: Cause, text: String, until: Option<Instant>) -> bool {
+        let news = self.0.get(&cause).is_none_or(|known| known.text != text);
+        self.0.insert(cause, Problem { text, until });
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_news_once_and_ends_with_what_it_is_about() {
+        let mut problems = Problems::default();
+        assert!(problems.raise(Cause::Lock(51), "held"));
+        assert!(!problems.raise(Cause::Lock(51), "held"));
+        assert!(problems.raise(Cause::Lock(51), "held by another"));
+        problems.raise(Cause::Name("a".into()), "no address");
+        problems.retain_instances(|id| id == 51);
+        problems.retain_names(|name| name == "a");
+        assert_eq!(problems.texts(), ["no address", "held by another"]);
+        problems.retain_instances(|_| false);
+        problems.retain_names(|_| false);
+        assert!(problems.texts().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_said_again_fades() {
+        let (mut problems, start) = (Problems::default(), Instant::now());
+        problems.raise_fading(Cause::Socket("eth0".into()), "no buffers", start);
+        problems.fade(start + FADING / 2);
+        problems.raise_fading(Cause::Socket("eth0".into()), "no buffers", start + FADING / 2);
+        problems.fade(start + FADING);
+        assert_eq!(problems.texts(), ["no buffers"]);
+        problems.fade(start + FADING * 2);
+        assert!(problems.texts().is_empty());
+    }
+}
