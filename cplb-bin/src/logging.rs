@@ -1,21 +1,126 @@
 //! Log lines on standard error, text or JSON, filtered by `CPLB_LOG` (default `info`).
+//!
+//! Whoever reads them may stop reading: a thread of its own writes, so that a full pipe stalls nobody, and lines that
+//! find no room are counted.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
+/// Lines that wait for a slow reader, some hundred kilobytes.
+const ROOM: usize = 2048;
+/// The end of the process waits this long for a slow reader.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+enum Item {
+    Line(Vec<u8>),
+    /// Answered when everything before it is written.
+    Mark(SyncSender<()>),
+}
+
+/// Takes lines without ever waiting.
+#[derive(Clone)]
+struct Queue {
+    lines: SyncSender<Item>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Write for Queue {
+    /// The subscriber writes a line at a time.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Err(TrySendError::Full(_)) = self.lines.try_send(Item::Line(line.to_vec())) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Installs the process-wide subscriber; a second call is a no-op.
 pub(crate) fn init(format: LogFormat) {
+    let Some(queue) = start() else { return };
     let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
+    let builder = builder.with_writer(move || queue.clone());
     let installed = match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     if installed.is_err() {
         tracing::debug!("a log subscriber was installed before");
+    }
+}
+
+/// Waits until the lines so far are written, if somebody reads them.
+pub(crate) fn flush() {
+    let Some(queue) = QUEUE.get() else { return };
+    let (mark, written) = sync_channel(1);
+    if queue.lines.try_send(Item::Mark(mark)).is_ok() {
+        let _ = written.recv_timeout(PATIENCE);
+    }
+}
+
+/// The queue to the writing thread; `None` if there was one before, or no thread can be started.
+fn start() -> Option<Queue> {
+    let (queue, items) = queue(ROOM);
+    QUEUE.set(queue.clone()).ok()?;
+    let lost = Arc::clone(&queue.lost);
+    // Without the lock of the standard library's handle, which a stuck write would keep from everybody else.
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
+    let body = move || write_all(&items, &lost, out);
+    thread::Builder::new().name("log".into()).spawn(body).ok()?;
+    Some(queue)
+}
+
+fn queue(room: usize) -> (Queue, Receiver<Item>) {
+    let (lines, items) = sync_channel(room);
+    (Queue { lines, lost: Arc::default() }, items)
+}
+
+fn write_all(items: &Receiver<Item>, lost: &AtomicU64, mut out: impl Write) {
+    for item in items {
+        match item {
+            // Nobody is left to be told that it cannot be written.
+            Item::Line(line) => drop(out.write_all(&line)),
+            Item::Mark(written) => drop(written.try_send(())),
+        }
+        match lost.swap(0, Ordering::Relaxed) {
+            0 => {}
+            lines => tracing::warn!(lines, "log lines are lost: nobody read them in time"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_loses_lines_and_counts_them() {
+        let (mut queue, items) = queue(2);
+        for line in ["one", "two", "three", "four"] {
+            assert_eq!(queue.write(line.as_bytes()).unwrap(), line.len());
+        }
+        let lost = Arc::clone(&queue.lost);
+        assert_eq!(lost.load(Ordering::Relaxed), 2);
+        drop(queue);
+        let mut written = Vec::new();
+        write_all(&items, &lost, &mut written);
+        assert_eq!((written.as_slice(), lost.load(Ordering::Relaxed)), (&b"onetwo"[..], 0));
     }
 }

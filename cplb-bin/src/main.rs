@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             output::print(&String::from_utf8_lossy(&script)).map(|_| ExitCode::SUCCESS)
         }
     };
+    logging::flush();
     result.unwrap_or_else(|failure| {
         output::complain(format_args!("cplb: {failure}"));
         failure.code()

@@ -27,9 +27,16 @@ pub(crate) fn print(text: &str) -> Result<Reader, Failure> {
     }
 }
 
+/// A reader that does not make room within this time is not waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Writes a line to standard error. What cannot be written there can be told nowhere.
 pub(crate) fn complain(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let stderr = io::stderr();
+    let mut watched = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut watched, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO)) != Ok(0) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
 }
 
 /// Waits for `time`, or until nobody reads standard output any more.

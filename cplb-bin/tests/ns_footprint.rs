@@ -209,7 +209,7 @@ fn roles(status: &serde_json::Value, state: &str) -> usize {
     let instances = status["instances"].as_array().into_iter().flatten();
     instances
         .filter(|instance| {
-            instance["state"] == state && instance["holdsVirtualIps"] == serde_json::json!(state == "active")
+            instance["state"] == state && instance["holdsVirtualIPs"] == serde_json::json!(state == "active")
         })
         .count()
 }

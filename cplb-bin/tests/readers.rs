@@ -1,4 +1,4 @@
-//! What `cplb` prints for readers that go away, and `cplb status --watch` for daemons that do.
+//! What `cplb` prints for readers that go away or stop reading, and `cplb status --watch` for daemons that do.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -140,4 +140,93 @@ fn watched_documents_stay_one_a_line_and_failures_go_elsewhere() {
     // Nothing is printed meanwhile that could meet the closed pipe.
     drop(documents);
     assert_eq!(end(child).0, Some(0));
+}
+
+/// A balancer without virtual IPs, which needs no privilege.
+struct Balancer {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Balancer {
+    fn start(bind_port: u16, stderr: Stdio) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let text = format!(
+            "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \
+             services: [{{name: kube-apiserver, port: 6443, bindPort: {bind_port}}}]\n  \
+             backends: {{static: [\"127.0.0.1:1\"]}}\n"
+        );
+        std::fs::write(path("c.yaml"), text).unwrap();
+        let child = cplb(["run", "--config"])
+            .arg(path("c.yaml"))
+            .arg("--socket")
+            .arg(path("s"))
+            .arg("--state-dir")
+            .arg(path("state"))
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let balancer = Self { child, directory };
+        balancer.wait_for_status("it answers", |_| true);
+        balancer
+    }
+
+    fn wait_for_status(&self, what: &str, expected: impl Fn(&serde_json::Value) -> bool) {
+        let started = Instant::now();
+        loop {
+            let socket = self.directory.path().join("s");
+            let output = cplb(["status", "--json", "--socket"]).arg(socket).output().unwrap();
+            if serde_json::from_slice(&output.stdout).is_ok_and(|status| expected(&status)) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{what}: {output:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Has wrong files and good ones read in turn: each is logged, and shown by the status.
+    fn reload_often(&self, times: usize) {
+        let file = self.directory.path().join("c.yaml");
+        let good = std::fs::read_to_string(&file).unwrap();
+        for _ in 0..times {
+            for (text, wrong) in [("kind: [", true), (good.as_str(), false)] {
+                std::fs::write(&file, text).unwrap();
+                self.signal(nix::sys::signal::Signal::SIGHUP);
+                self.wait_for_status("the file is read", |status| {
+                    status["degraded"].to_string().contains("the configuration file has errors") == wrong
+                });
+            }
+        }
+    }
+
+    fn stop(self) -> Option<i32> {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        end(self.child).0
+    }
+}
+
+#[test]
+fn a_daemon_whose_log_nobody_reads_any_more_goes_on() {
+    let balancer = Balancer::start(16_445, closed());
+    balancer.reload_often(2);
+    assert_eq!(balancer.stop(), Some(0));
+}
+
+#[test]
+fn a_daemon_whose_log_is_not_read_for_a_while_goes_on() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // The smallest pipe that the kernel makes.
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let balancer = Balancer::start(16_446, writer.into());
+    balancer.reload_often(20);
+    assert_eq!(balancer.stop(), Some(0));
+    let mut log = String::new();
+    BufReader::new(reader).read_to_string(&mut log).unwrap();
+    assert!(log.len() >= 4096 - 1024, "the pipe was full: {} bytes", log.len());
 }

@@ -75,6 +75,7 @@ pub(crate) struct Instance {
     /// [`vrrp::router::Reason`] as people read it.
     pub(crate) reason: String,
     /// Whether the kernel has confirmed the VIPs on the interface.
+    #[serde(rename = "holdsVirtualIPs")]
     pub(crate) holds_virtual_ips: bool,
     /// As configured, 50 to 254.
     pub(crate) priority: u8,
