@@ -116,7 +116,7 @@ impl Packet {
             socket.set_header_included_v4(true).expect("IP_HDRINCL");
             socket.set_multicast_if_v4(&own).expect("IP_MULTICAST_IF");
             // The kernel fills in the lengths and the header's checksum.
-            send_often(&socket, &datagram, SocketAddrV4::new(destination, 0).into());
+            send_often(&socket, &datagram, &SocketAddrV4::new(destination, 0).into());
         });
     }
 
@@ -135,7 +135,7 @@ impl Packet {
             // IPPROTO_RAW: with a header of our own.
             let socket = raw(Domain::IPV6, 255);
             socket.set_multicast_if_v6(index).expect("IPV6_MULTICAST_IF");
-            send_often(&socket, &datagram, SocketAddrV6::new(destination, 0, 0, index).into());
+            send_often(&socket, &datagram, &SocketAddrV6::new(destination, 0, 0, index).into());
         });
     }
 }
@@ -144,9 +144,9 @@ fn raw(domain: Domain, protocol: i32) -> Socket {
     Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).expect("a raw socket")
 }
 
-fn send_often(socket: &Socket, datagram: &[u8], to: SockAddr) {
+fn send_often(socket: &Socket, datagram: &[u8], to: &SockAddr) {
     for _ in 0..TIMES {
-        socket.send_to(datagram, &to).expect("the packet is sent");
+        socket.send_to(datagram, to).expect("the packet is sent");
     }
 }
 
