@@ -22,9 +22,18 @@ pub struct Options {
     pub congestion: Option<String>,
     /// How payload moves between the two sockets of a pair.
     pub relay: RelayMode,
-    /// Idle time before TCP keepalive probes, on both sides. Three probes, a third of this apart, then reset.
+    /// Idle time before TCP keepalive probes, on both sides, at least 1 s. Three probes, a third of this apart but at
+    /// least 1 s, then reset: an idle peer that is gone is found after twice this time.
+    ///
+    /// A peer that is gone while it owes an acknowledgement is found when the kernel gives up retransmitting
+    /// (`net.ipv4.tcp_retries2`, about 15 minutes). If it is a backend, its checks have reset its sessions long before.
     pub keepalive: Duration,
-    /// `TCP_USER_TIMEOUT` on both sides: how long sent data may stay unacknowledged. Zero keeps the system's.
+    /// `TCP_USER_TIMEOUT` on both sides, in whole milliseconds; zero, the default, sets none.
+    ///
+    /// With one, data that stays unacknowledged for this long ends the session, and a silent peer is found after
+    /// this time instead of three probes. But Linux also ends the session of a peer that is alive, acknowledges every
+    /// probe of its closed window and merely does not read for this long: a paused client, a log follower behind a
+    /// pager. Choose none, or at least a quarter of an hour.
     pub user_timeout: Duration,
 }
 
@@ -37,7 +46,7 @@ impl Default for Options {
             congestion: None,
             relay: RelayMode::Auto,
             keepalive: Duration::from_secs(15),
-            user_timeout: Duration::from_secs(30),
+            user_timeout: Duration::ZERO,
         }
     }
 }

@@ -111,7 +111,11 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(21));
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), None, "a peer that does not read is not dead");
+
+        let tuning = Tuning::new(&Options { user_timeout: Duration::from_secs(900), ..Options::default() });
+        tuning.apply(&listener).unwrap();
+        assert_eq!(listener.tcp_user_timeout().unwrap(), Some(Duration::from_secs(900)));
     }
 
     #[tokio::test]

@@ -12,4 +12,5 @@ mod lifecycle;
 mod reconfigure;
 mod relay;
 mod reset;
+mod stall;
 mod support;
