@@ -11,7 +11,8 @@ use std::time::Duration;
 pub struct Options {
     /// Number of worker threads, 1 to 64; 0 means one for each processor, at most 4.
     pub workers: usize,
-    /// `SO_MARK` of every socket towards a backend; 0 sets none.
+    /// `SO_MARK` of every socket towards a backend; 0 sets none. [`crate::MARK`] keeps clear of the bits that
+    /// kube-proxy and the network plugins use.
     ///
     /// The rules of the nftables table let packets with this mark pass, so that the proxy cannot reach itself through
     /// the virtual address. Needs `CAP_NET_ADMIN`; without it an `Event::MarkRefused` is sent once.

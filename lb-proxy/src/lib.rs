@@ -35,6 +35,7 @@ pub mod health;
 mod heartbeat;
 mod listener;
 mod local;
+mod mark;
 pub mod nft;
 mod relay;
 mod service;
@@ -49,6 +50,7 @@ pub use balancer::LoadBalancer;
 pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};
 pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
 pub use event::{Event, Failure};
+pub use mark::MARK;
 pub use snapshot::{
     BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
 };

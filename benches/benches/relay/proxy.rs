@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_proxy::{Event, LoadBalancer, Options, Service};
+use lb_proxy::{Event, LoadBalancer, MARK, Options, Service};
 
 use crate::Result;
 
@@ -10,8 +10,6 @@ pub(crate) const ROLE: &str = "--as-proxy";
 
 /// As many as HAProxy has threads.
 pub(crate) const WORKERS: usize = 2;
-/// The daemon marks its connections, at the price of one call for each.
-const MARK: u32 = 0x6370_6c62;
 
 /// Balances over the backends given as arguments until its input ends.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -19,6 +17,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         args.iter().map(|arg| arg.parse()).collect::<std::result::Result<_, _>>()?;
     let backends = backends.into_iter().map(Into::into).collect();
     let service = Service::new("bench", vec![([127, 0, 0, 1], 0).into()], backends);
+    // The daemon marks its connections, at the price of one call for each.
     let options = Options { workers: WORKERS, mark: MARK, ..Options::default() };
     let balancer = LoadBalancer::start(options, vec![service], Box::new(|event| report(&event)))?;
     let listening = balancer.snapshot().services[0].listen[0];

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use cplb_config::{Config, Host};
+use lb_proxy::MARK;
 use lb_proxy::nft::{Table, TableName};
 use netlink_vip::{GroupId, LeaseTime, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
@@ -12,9 +13,6 @@ use vrrp::{ChecksumPolicy, RouterConfig};
 
 use super::link::Member;
 use super::names::Names;
-
-/// `SO_MARK` of the load balancer's own connections; the nftables table lets them pass. "cplb" in ASCII.
-pub(crate) const MARK: u32 = 0x6370_6c62;
 
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]

@@ -88,7 +88,8 @@ pub struct Table {
     /// Service port → port the proxy is bound to.
     pub redirects: BTreeMap<NonZeroU16, NonZeroU16>,
     /// `SO_MARK` of the proxy's own connections, which are never redirected; bits that others add to the
-    /// mark do not matter. Without it a proxy that connects to its own VIP talks to itself.
+    /// mark do not matter. Without it a proxy that connects to its own VIP talks to itself. The same as
+    /// [`crate::Options::mark`], usually [`crate::MARK`].
     pub mark: Option<NonZeroU32>,
 }
 
@@ -275,7 +276,7 @@ mod tests {
             name: TableName::default(),
             vips: ["10.0.0.100", "::ffff:10.0.0.100", "fd00::100"].map(|ip| ip.parse().unwrap()).into(),
             redirects: BTreeMap::from([(port(6443), port(6444))]),
-            mark: NonZeroU32::new(0x6370),
+            mark: NonZeroU32::new(crate::MARK),
         }
     }
 

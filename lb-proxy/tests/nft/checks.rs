@@ -4,11 +4,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lb_proxy::HealthCheck;
 use lb_proxy::health::{Change, CheckFailure, Monitor, MonitorOptions, Status, Target};
+use lb_proxy::{HealthCheck, MARK};
 
 use crate::ns::{add_address, listen};
-use crate::{MARK, block_on, find, table};
+use crate::{block_on, find, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("health_checks_carry_the_mark", health_checks_carry_the_mark),

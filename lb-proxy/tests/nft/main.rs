@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::process::ExitCode;
 
+use lb_proxy::MARK;
 use lb_proxy::nft::{Nft, Table, TableName};
 use libtest_mimic::{Arguments, Trial};
-
-const MARK: u32 = 0x0063_706c;
 
 /// VIPs of both families, 6443 → 6444.
 fn table() -> Table {

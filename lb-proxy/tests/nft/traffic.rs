@@ -5,11 +5,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::time::Duration;
 
+use lb_proxy::MARK;
 use lb_proxy::nft::Table;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::ns::{Peer, accepted_at, add_address, connect, ip, is_idle, listen, run};
-use crate::{MARK, block_on, find, redirects, table};
+use crate::ns::{Peer, accepted_at, add_address, connect, ip, is_idle, listen, nft, run};
+use crate::{block_on, find, redirects, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("the_node_itself_reaches_the_proxy_through_the_vip", the_node_itself_reaches_the_proxy_through_the_vip),
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_vip_on_another_host_is_left_alone", a_vip_on_another_host_is_left_alone),
     ("a_vip_that_is_gone_says_nothing", a_vip_that_is_gone_says_nothing),
     ("marked_connections_are_not_redirected", marked_connections_are_not_redirected),
+    ("kube_proxys_rules_leave_marked_connections_alone", kube_proxys_rules_leave_marked_connections_alone),
     ("services_have_ports_of_their_own", services_have_ports_of_their_own),
     ("replacing_the_table_loses_no_connection", replacing_the_table_loses_no_connection),
 ];
@@ -219,6 +221,32 @@ fn marked_connections_are_not_redirected() {
     apply(&Table { mark: None, ..table() });
     let _stream = marked(VIP4, MARK);
     assert_eq!(accepted_at(&proxy), at(6444, VIP4));
+}
+
+/// kube-proxy masquerades and drops by bits of the mark; so does the CNI plugin portmap.
+fn kube_proxys_rules_leave_marked_connections_alone() {
+    let peer = node_and_client();
+    add_address("10.0.0.2/24", "lan");
+    nft("add table ip others");
+    nft("add chain ip others leaving { type nat hook postrouting priority 100; }");
+    for bit in ["0x4000", "0x2000"] {
+        nft(&format!("add rule ip others leaving meta mark & {bit} == {bit} masquerade"));
+    }
+    nft("add chain ip others sent { type filter hook output priority 0; }");
+    nft("add rule ip others sent meta mark & 0x8000 == 0x8000 drop");
+    let backend = peer.run(|| listen(6443));
+    let source_seen = |mark: u32| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_mark(mark).unwrap();
+        // Not the address that masquerading chooses.
+        socket.bind(&SocketAddr::from(([10, 0, 0, 2], 0)).into()).unwrap();
+        let target = SocketAddr::from(([10, 0, 0, 9], 6443));
+        socket.connect_timeout(&target.into(), Duration::from_millis(500)).ok()?;
+        Some(backend.accept().unwrap().1.ip().to_canonical())
+    };
+    assert_eq!(source_seen(MARK), Some(ip("10.0.0.2")));
+    assert_eq!(source_seen(MARK | 0x4000), Some(ip("10.0.0.1")), "the rules work");
+    assert_eq!(source_seen(MARK | 0x8000), None, "the rules work");
 }
 
 fn services_have_ports_of_their_own() {

@@ -1,0 +1,25 @@
+//! The mark of the proxy's own connections.
+
+/// A value for [`crate::Options::mark`] and [`crate::nft::Table::mark`] that other software on a Kubernetes node does
+/// not take for one of its own.
+///
+/// A mark is one number that everybody on the node tests bits of. None of those that are in common use are set here:
+///
+/// | bits | whose | what they would do to our connections |
+/// |---|---|---|
+/// | `0x4000`, `0x8000` | kube-proxy, kubelet | masquerade them, drop them |
+/// | `0x2000` | the CNI plugin portmap (also under Flannel, which has none of its own) | masquerade them |
+/// | `0x0f00` | Cilium: kind of the packet; only with one of these does it look at the other bits | route them to its proxy, encrypt them |
+/// | `0xffff0000` | Calico, both data planes; Cilium's identities; Weave `0x20000`, `0x40000`; kube-router `0x10000`, `0x20000`; Antrea; Tailscale | accept, drop, masquerade or route them |
+/// | `0x0080` | the AWS VPC plugin | route them through the main table |
+///
+/// The number is not among those that Istio (`0x539` and `0x111` in the low 12 bits) and WireGuard (`0xca6c`)
+/// compare with, and large enough not to be somebody's 1, 2 or 100.
+pub const MARK: u32 = 0x106c;
+
+const KUBE_PROXY: u32 = 0x4000 | 0x8000;
+const OTHERS: u32 = 0xffff_0000 | 0x2000 | 0x0f00 | 0x0080;
+
+const _: () = assert!(MARK & KUBE_PROXY == 0, "kube-proxy would masquerade or drop the proxy's connections");
+const _: () =
+    assert!(MARK != 0 && MARK & OTHERS == 0, "a network plugin would take the mark for one of its own");
