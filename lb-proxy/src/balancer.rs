@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::apply::{Applied, close, wait_closed};
+use crate::apply::Applied;
 use crate::backend::Verdict;
 use crate::config::{Options, Service};
 use crate::error::{HeartbeatError, ReconfigureError, StartError};
@@ -21,10 +21,10 @@ use crate::event::Event;
 use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey};
 use crate::heartbeat;
 use crate::local::{is_local, local_addresses};
+use crate::ports::{close_all, wait_closed};
 use crate::service::LiveService;
 use crate::shared::Shared;
 use crate::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot};
-use crate::socket::Tuning;
 use crate::verdict;
 use crate::worker::{self, Command};
 
@@ -85,7 +85,7 @@ impl LoadBalancer {
         };
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..workers).map(|_| tokio_mpsc::unbounded_channel()).unzip();
-        let shared = Arc::new(Shared::new(Tuning::new(&options), options.relay, senders, events));
+        let shared = Arc::new(Shared::new(&options, senders, events));
         start_monitor(&shared)?;
         let mut applied = Applied::new(options.forbidden);
         if let Err(error) = applied.apply(&shared, services) {
@@ -107,8 +107,9 @@ impl LoadBalancer {
     /// Makes `services` the running ones.
     ///
     /// What stays is not touched: a service is known by its name, a backend by its address, a listener by its address.
-    /// Sessions go on whatever changes; a backend that is no longer listed only gets no new ones. May block for a
-    /// moment if a listener is in the way of a new one.
+    /// Sessions go on whatever changes; a backend that is no longer listed only gets no new ones. A listener that is no
+    /// longer listed goes on for [`Options::linger`], so that there is time to lead clients to another port; a later
+    /// call that lists its address takes it over. May block for a moment if a listener is in the way of a new one.
     ///
     /// # Errors
     ///
@@ -230,11 +231,10 @@ impl LoadBalancer {
     pub async fn drain(&self, timeout: Duration) -> usize {
         let deadline = Instant::now() + timeout;
         self.stopping.store(true, Relaxed);
-        let listeners = {
+        let closed = {
             let _no_change_now = self.applied();
-            self.shared.listeners.swap(Arc::default())
+            close_all(&self.shared)
         };
-        let closed = close(&self.shared, &listeners);
         // A blocking wait, but on its own thread and bounded.
         let _ = tokio::task::spawn_blocking(move || wait_closed(&closed, timeout.min(PATIENCE))).await;
         self.ask_all(Command::Drain, deadline.saturating_duration_since(Instant::now())).await;

@@ -36,6 +36,12 @@ pub struct Options {
     /// probe of its closed window and merely does not read for this long: a paused client, a log follower behind a
     /// pager. Choose none, or at least a quarter of an hour.
     pub user_timeout: Duration,
+    /// How long a listener that [`crate::LoadBalancer::reconfigure`] no longer wants goes on accepting for its service,
+    /// so that clients that are still led to its port are not refused. At most 1 h; zero closes it at once.
+    ///
+    /// The service's backends are those of the new configuration, or its last ones if it was removed. A port on which a
+    /// backend of the new configuration is to listen on this node is closed at once.
+    pub linger: Duration,
 }
 
 impl Default for Options {
@@ -48,6 +54,7 @@ impl Default for Options {
             relay: RelayMode::Auto,
             keepalive: Duration::from_secs(15),
             user_timeout: Duration::ZERO,
+            linger: Duration::from_secs(2),
         }
     }
 }

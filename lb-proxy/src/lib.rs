@@ -17,8 +17,9 @@
 //! - Every byte is relayed exactly once and in order. An end of stream is forwarded after all bytes before it, a reset
 //!   as a reset; a reset is never taken for an end.
 //! - An idle session holds two sockets and about 1.3 KiB, neither a buffer nor a pipe.
-//! - Changes of the configuration end no session. Verdicts of health checks, [`LoadBalancer::reset_sessions`] and
-//!   [`LoadBalancer::stop`] end sessions by a reset to both sides.
+//! - Changes of the configuration end no session, and a port that is given up goes on accepting for
+//!   [`Options::linger`]. Verdicts of health checks, [`LoadBalancer::reset_sessions`] and [`LoadBalancer::stop`] end
+//!   sessions by a reset to both sides.
 //!
 //! `splice(2)` cannot be told to raise no `SIGPIPE`: the process must ignore it, as every Rust program does by default.
 
@@ -37,6 +38,7 @@ mod listener;
 mod local;
 mod mark;
 pub mod nft;
+mod ports;
 mod relay;
 mod service;
 mod session;

@@ -5,20 +5,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::backend::Clock;
-use crate::config::RelayMode;
+use crate::config::{Options, RelayMode};
 use crate::event::Event;
 use crate::health::Monitor;
+use crate::ports::Lingering;
 use crate::service::LiveService;
 use crate::socket::{RefusedOption, Tuning};
 use crate::worker::Command;
 
 /// Least time between two events about the same lasting trouble, in milliseconds.
 pub(crate) const EVENT_INTERVAL: u64 = 10_000;
+/// Longest time for [`Options::linger`].
+const LINGER_MAX: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub(crate) struct Shared {
@@ -31,6 +35,9 @@ pub(crate) struct Shared {
     pub services: ArcSwap<Vec<Arc<LiveService>>>,
     /// The addresses listened on.
     pub listeners: ArcSwap<Vec<Listener>>,
+    /// Those of before that still accept, for so long.
+    pub lingering: Lingering,
+    pub linger: Duration,
     /// Set while the balancer runs.
     pub monitor: Mutex<Option<Monitor>>,
     sink: Box<dyn Fn(Event) + Send + Sync>,
@@ -68,8 +75,7 @@ pub(crate) struct Listening {
 
 impl Shared {
     pub(crate) fn new(
-        tuning: Tuning,
-        relay: RelayMode,
+        options: &Options,
         commands: Vec<UnboundedSender<Command>>,
         sink: Box<dyn Fn(Event) + Send + Sync>,
     ) -> Self {
@@ -82,12 +88,14 @@ impl Shared {
         };
         Shared {
             clock: Clock::new(),
-            tuning,
-            relay,
+            tuning: Tuning::new(options),
+            relay: options.relay,
             workers: commands.into_iter().map(worker).collect(),
             heartbeats: Heartbeats::default(),
             services: ArcSwap::default(),
             listeners: ArcSwap::default(),
+            lingering: Lingering::default(),
+            linger: options.linger.min(LINGER_MAX),
             monitor: Mutex::new(None),
             sink,
             mark_refused: AtomicBool::new(false),

@@ -26,7 +26,7 @@ pub struct Snapshot {
 pub struct ServiceSnapshot {
     /// Its name.
     pub name: Arc<str>,
-    /// The addresses really listened on.
+    /// The addresses really listened on, without those that only linger after a change.
     pub listen: Vec<SocketAddr>,
     /// How backends are chosen.
     pub balance: Balance,

@@ -78,10 +78,9 @@ fn reset(shared: &Shared, backend: &LiveBackend) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Options, RelayMode, Service};
+    use crate::config::{Options, Service};
     use crate::health::TargetKey;
     use crate::service::{LiveService, Member};
-    use crate::socket::Tuning;
     use std::sync::Mutex;
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -99,8 +98,7 @@ mod tests {
             let events: Arc<Mutex<Vec<Event>>> = Arc::default();
             let sink = Arc::clone(&events);
             let shared = Shared::new(
-                Tuning::new(&Options::default()),
-                RelayMode::Auto,
+                &Options::default(),
                 vec![sender],
                 Box::new(move |event| sink.lock().unwrap().push(event)),
             );

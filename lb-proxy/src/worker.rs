@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::accept::accept;
 use crate::event::Event;
+use crate::ports::close_due;
 use crate::relay::Tools;
 use crate::service::LiveService;
 use crate::session::Session;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
         id: u32,
         done: SyncSender<()>,
     },
+    /// Close the listeners that linger, when their time is over.
+    CloseDueLater,
     /// Answer.
     Ping(oneshot::Sender<()>),
     /// Reset the sessions of a backend.
@@ -153,6 +156,13 @@ impl Worker {
                     if let Some(stop) = listeners.remove(&id) {
                         let _ = stop.send(done);
                     }
+                }
+                Command::CloseDueLater => {
+                    let shared = Arc::clone(&self.shared);
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(shared.linger).await;
+                        close_due(&shared);
+                    });
                 }
                 Command::Ping(reply) => {
                     let _ = reply.send(());

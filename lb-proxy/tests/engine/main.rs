@@ -9,6 +9,7 @@ mod failover;
 mod heartbeat;
 mod leaks;
 mod lifecycle;
+mod linger;
 mod reconfigure;
 mod relay;
 mod reset;

@@ -1,0 +1,301 @@
+//! The addresses listened on, through a change: what is new is bound before anything changes, what is no longer
+//! wanted goes on accepting for a while.
+//!
+//! Call order: [`Ports::prepare`], which may fail and then leaves everything as it was, then [`Ports::commit`].
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::config::Service;
+use crate::error::ReconfigureError;
+use crate::event::Event;
+use crate::listener::{Bound, bind, is_in_use};
+use crate::local::{is_local, local_addresses};
+use crate::service::LiveService;
+use crate::shared::{Listener, Listening, Shared};
+use crate::worker::Command;
+
+/// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Listeners that are no longer wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Lingering(Mutex<Unwanted>);
+
+#[derive(Debug, Default)]
+struct Unwanted {
+    /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
+    /// becomes of it: the worker whose timer closes it, or the change that takes it over.
+    open: Vec<(Listener, Instant)>,
+    /// Those that workers are closing: until they have, the ports are in use.
+    closing: Vec<Receiver<()>>,
+}
+
+impl Lingering {
+    /// Takes all out that still accept.
+    fn take(&self) -> Vec<(Listener, Instant)> {
+        std::mem::take(&mut self.lock().open)
+    }
+
+    /// Waits for what is being closed. Tells whether there was anything.
+    fn wait_closing(&self) -> bool {
+        let closing = std::mem::take(&mut self.lock().closing);
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        for closed in &closing {
+            wait_closed(closed, deadline.saturating_duration_since(Instant::now()));
+        }
+        !closing.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Unwanted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Unwanted {
+    /// Closes listeners without waiting for it; the next change that finds a port in use does.
+    fn close(&mut self, shared: &Shared, listeners: &[Listener]) {
+        self.closing.retain(|closed| !is_over(closed));
+        if !listeners.is_empty() {
+            self.closing.push(close(shared, listeners));
+        }
+    }
+
+    fn close_due(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        let due = self.open.extract_if(.., |(_, until)| *until <= now);
+        let due: Vec<_> = due.map(|(listener, _)| listener).collect();
+        self.close(shared, &due);
+    }
+}
+
+/// A change under way.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    bound: HashMap<SocketAddr, Bound>,
+    current: Vec<Listener>,
+    /// Taken out of [`Shared::lingering`], so that no timer closes one that is taken over.
+    lingering: Vec<(Listener, Instant)>,
+}
+
+impl Ports {
+    /// Binds the addresses that are not listened on yet. On error nothing has changed.
+    pub(crate) fn prepare(shared: &Shared, services: &[Service]) -> Result<Self, ReconfigureError> {
+        let current = Vec::clone(&shared.listeners.load());
+        let mut ports = Ports { bound: HashMap::new(), current, lingering: shared.lingering.take() };
+        let wanted: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
+        match ports.bind(shared, &wanted) {
+            Ok(()) => Ok(ports),
+            Err(error) => {
+                linger(shared, ports.lingering);
+                Err(error)
+            }
+        }
+    }
+
+    fn bind(&mut self, shared: &Shared, wanted: &[SocketAddr]) -> Result<(), ReconfigureError> {
+        let is_new = |addr: &SocketAddr| self.listeners().all(|l| l.configured != *addr);
+        let new: Vec<SocketAddr> = wanted.iter().copied().filter(is_new).collect();
+        let mut blocked = Vec::new();
+        for addr in new {
+            let mut result = bind(addr, shared.workers.len(), &shared.tuning);
+            if result.as_ref().is_err_and(is_in_use) && shared.lingering.wait_closing() {
+                result = bind(addr, shared.workers.len(), &shared.tuning);
+            }
+            match result {
+                Ok(bound) => drop(self.bound.insert(addr, bound)),
+                Err(error) if is_in_use(&error) && !self.in_the_way(addr, wanted).is_empty() => {
+                    blocked.push(addr);
+                }
+                Err(error) => return Err(listen_error(addr, error)),
+            }
+        }
+        // Only when all else is sure to succeed does a listener give way, such as 127.0.0.1 to [::].
+        let mut closed: Vec<Listener> = Vec::new();
+        let is_closed = |listener: &Listener, closed: &[Listener]| {
+            closed.iter().any(|l| l.configured == listener.configured)
+        };
+        for addr in blocked {
+            let mut in_the_way = self.in_the_way(addr, wanted);
+            in_the_way.retain(|listener| !is_closed(listener, &closed));
+            wait_closed(&close(shared, &in_the_way), CLOSE_TIMEOUT);
+            closed.extend(in_the_way);
+            match bind(addr, shared.workers.len(), &shared.tuning) {
+                Ok(bound) => drop(self.bound.insert(addr, bound)),
+                Err(error) => {
+                    self.bound.clear();
+                    reopen(shared, &closed);
+                    return Err(listen_error(addr, error));
+                }
+            }
+        }
+        self.current.retain(|listener| !is_closed(listener, &closed));
+        self.lingering.retain(|(listener, _)| !is_closed(listener, &closed));
+        Ok(())
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.current.iter().chain(self.lingering.iter().map(|(listener, _)| listener))
+    }
+
+    /// Listeners that are not wanted and may be what keeps `addr` from being bound.
+    fn in_the_way(&self, addr: SocketAddr, wanted: &[SocketAddr]) -> Vec<Listener> {
+        let is_in_the_way = |l: &&Listener| l.actual.port() == addr.port() && !wanted.contains(&l.configured);
+        self.listeners().filter(is_in_the_way).cloned().collect()
+    }
+
+    /// The listener of a configured address, if there is one.
+    fn take(&mut self, configured: SocketAddr) -> Option<Listener> {
+        if let Some(position) = self.current.iter().position(|l| l.configured == configured) {
+            return Some(self.current.swap_remove(position));
+        }
+        let position = self.lingering.iter().position(|(l, _)| l.configured == configured)?;
+        Some(self.lingering.swap_remove(position).0)
+    }
+
+    /// Points listeners to their services, opens new ones and lets those no longer wanted linger.
+    pub(crate) fn commit(
+        mut self,
+        shared: &Shared,
+        services: &[Service],
+        live: &[Arc<LiveService>],
+        mut next_id: impl FnMut() -> u32,
+    ) {
+        let mut kept = Vec::new();
+        for (service, live) in services.iter().zip(live) {
+            for &configured in &service.listen {
+                if let Some(listener) = self.take(configured) {
+                    listener.listening.service.store(Arc::clone(live));
+                    kept.push(listener);
+                    continue;
+                }
+                let Some(Bound { actual, fallback, sockets }) = self.bound.remove(&configured) else {
+                    continue;
+                };
+                if let Some(reason) = fallback {
+                    let reason = reason.to_string();
+                    shared.tell(Event::ListenFallback { configured, actual, reason });
+                }
+                let listening =
+                    Arc::new(Listening { id: next_id(), service: ArcSwap::new(Arc::clone(live)) });
+                open(shared, &listening, sockets);
+                kept.push(Listener { configured, actual, listening });
+            }
+        }
+        shared.listeners.store(Arc::new(kept));
+        let until = Instant::now() + shared.linger;
+        let mut left = self.lingering;
+        left.extend(self.current.into_iter().map(|listener| (listener, until)));
+        linger(shared, without_loops(shared, left, services));
+    }
+}
+
+/// Closes listeners that cannot linger, because a backend of the new services is to listen on this node on their port:
+/// the balancer would talk to itself.
+fn without_loops(
+    shared: &Shared,
+    mut listeners: Vec<(Listener, Instant)>,
+    services: &[Service],
+) -> Vec<(Listener, Instant)> {
+    if listeners.is_empty() {
+        return listeners;
+    }
+    let own = local_addresses();
+    let is_backend = |port| {
+        let mut backends = services.iter().flat_map(|service| &service.backends);
+        backends
+            .any(|backend| backend.addr.port() == port && is_local(backend.addr.ip().to_canonical(), &own))
+    };
+    let loops: Vec<_> =
+        listeners.extract_if(.., |(l, _)| is_backend(l.actual.port())).map(|(l, _)| l).collect();
+    shared.lingering.lock().close(shared, &loops);
+    listeners
+}
+
+/// Lets listeners go on until their time and has the workers see to it that they are closed then.
+fn linger(shared: &Shared, listeners: Vec<(Listener, Instant)>) {
+    if listeners.is_empty() {
+        return;
+    }
+    {
+        let mut unwanted = shared.lingering.lock();
+        unwanted.open.extend(listeners);
+        unwanted.close_due(shared);
+    }
+    // Every worker, so that one that hangs holds nothing up: the first to wake does it.
+    for worker in &shared.workers {
+        let _ = worker.commands.send(Command::CloseDueLater);
+    }
+}
+
+/// Closes the listeners that have lingered for long enough.
+pub(crate) fn close_due(shared: &Shared) {
+    shared.lingering.lock().close_due(shared);
+}
+
+/// Closes all listeners, also those that linger; see [`close`].
+pub(crate) fn close_all(shared: &Shared) -> Receiver<()> {
+    let mut listeners = Vec::clone(&shared.listeners.swap(Arc::default()));
+    listeners.extend(shared.lingering.take().into_iter().map(|(listener, _)| listener));
+    close(shared, &listeners)
+}
+
+/// Takes back what was closed for a change that failed.
+fn reopen(shared: &Shared, closed: &[Listener]) {
+    for listener in closed {
+        match bind(listener.actual, shared.workers.len(), &shared.tuning) {
+            Ok(bound) => open(shared, &listener.listening, bound.sockets),
+            Err(error) => shared.exhausted(0, &error),
+        }
+    }
+}
+
+/// Gives each worker its socket.
+fn open(shared: &Shared, listening: &Arc<Listening>, sockets: Vec<std::net::TcpListener>) {
+    for (worker, socket) in shared.workers.iter().zip(sockets) {
+        // A worker that has ended is reported by its own event and by the heartbeat.
+        let _ = worker.commands.send(Command::Listen { listening: Arc::clone(listening), socket });
+    }
+}
+
+/// Has all workers close listeners; what they acknowledge arrives at the receiver, which ends after the last.
+fn close(shared: &Shared, listeners: &[Listener]) -> Receiver<()> {
+    let (done, closed) = mpsc::sync_channel(listeners.len() * shared.workers.len());
+    for listener in listeners {
+        for worker in &shared.workers {
+            let command = Command::Unlisten { id: listener.listening.id, done: done.clone() };
+            let _ = worker.commands.send(command);
+        }
+    }
+    closed
+}
+
+/// Whether all listeners of a [`close`] are closed.
+fn is_over(closed: &Receiver<()>) -> bool {
+    loop {
+        match closed.try_recv() {
+            Ok(()) => {}
+            Err(error) => return error == TryRecvError::Disconnected,
+        }
+    }
+}
+
+/// Waits until all listeners of a [`close`] are closed, or for so long.
+pub(crate) fn wait_closed(closed: &Receiver<()>, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    while closed.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+}
+
+fn listen_error(addr: SocketAddr, source: io::Error) -> ReconfigureError {
+    if is_in_use(&source) {
+        ReconfigureError::PortInUse { addr }
+    } else {
+        ReconfigureError::Listen { addr, source }
+    }
+}
