@@ -188,10 +188,12 @@ impl LiveBackend {
         self.suspect_until.store(now + length, Relaxed);
     }
 
-    /// Takes a verdict of the checks. If it changes anything, returns for how long the previous one held.
+    /// Takes a verdict of the checks with its reason. If the verdict changes, returns for how long the previous one held.
     pub(crate) fn judge(&self, verdict: Verdict, now: u64, reason: &str) -> Option<Duration> {
         let mut detail = self.detail();
         let before = Verdict::from_u8(self.verdict.swap(verdict as u8, Relaxed));
+        // Also of the same verdict: "readiness unknown" and "ready" are both up.
+        reason.clone_into(&mut detail.reason);
         if before == verdict {
             return None;
         }
@@ -210,7 +212,6 @@ impl LiveBackend {
         }
         let held = detail.since.elapsed();
         detail.since = Instant::now();
-        reason.clone_into(&mut detail.reason);
         Some(held)
     }
 
@@ -365,6 +366,21 @@ mod tests {
         assert_eq!(tier(&backend, 3), Tier::Spare);
         drop(connects);
         assert_eq!(tier(&backend, 3), Tier::Good);
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_last_change_although_the_verdict_is_the_same() {
+        let backend = backend();
+        let reason = || backend.snapshot(9, 1, None).reason;
+        backend.judge(Verdict::Up, 1, "up-readiness-unknown");
+        let since = backend.snapshot(2, 1, None).since;
+        assert!(backend.judge(Verdict::Up, 2, "up").is_none());
+        assert_eq!(reason(), "up");
+        assert_eq!(backend.snapshot(2, 1, None).since, since, "the verdict has not changed");
+        assert!(backend.judge(Verdict::Down, 3, "connection refused").is_some());
+        assert_eq!(reason(), "connection refused");
+        backend.judge(Verdict::Up, 4, "up-readiness-unknown");
+        assert_eq!(reason(), "up-readiness-unknown");
     }
 
     #[test]

@@ -152,6 +152,18 @@ mod tests {
     }
 
     #[test]
+    fn readiness_that_becomes_known_is_shown_but_is_no_event() {
+        let mut scene = Scene::new();
+        for (status, reason) in [(Status::UpUnready, "up-readiness-unknown"), (Status::Up, "up")] {
+            scene.change(1, status);
+            let services = scene.shared.services.load();
+            let backends = services[0].backends.load();
+            assert_eq!(backends.members[0].backend.snapshot(1, 1, None).reason, reason);
+        }
+        assert_eq!(scene.events.lock().unwrap().len(), 1);
+    }
+
+    #[test]
     fn a_change_of_something_unknown_is_ignored() {
         let mut scene = Scene::new();
         assert!(scene.change(9, down(CheckFailure::Refused)).is_empty());
