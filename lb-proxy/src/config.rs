@@ -22,6 +22,9 @@ pub struct Options {
     /// `TCP_CONGESTION` of the sockets towards backends, for example `cubic`; `None` keeps the system's choice.
     pub congestion: Option<String>,
     /// How payload moves between the two sockets of a pair.
+    ///
+    /// Pipes take at most a quarter of the descriptors that the process may open when the balancer starts
+    /// (`RLIMIT_NOFILE`), and are at most 256 for each worker. Beyond that payload goes through a buffer.
     pub relay: RelayMode,
     /// Idle time before TCP keepalive probes, on both sides, at least 1 s. Three probes, a third of this apart but at
     /// least 1 s, then reset: an idle peer that is gone is found after twice this time.
@@ -67,7 +70,7 @@ pub enum RelayMode {
     Auto,
     /// Always through a buffer.
     Copy,
-    /// Always through a pipe.
+    /// Always through a pipe, as long as there are any; see [`Options::relay`].
     Splice,
 }
 

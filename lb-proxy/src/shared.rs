@@ -15,6 +15,7 @@ use crate::config::{Options, RelayMode};
 use crate::event::Event;
 use crate::health::Monitor;
 use crate::ports::Lingering;
+use crate::relay::pipes_allowed;
 use crate::service::LiveService;
 use crate::socket::{RefusedOption, Tuning};
 use crate::worker::Command;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub tuning: Tuning,
     pub relay: RelayMode,
+    /// How many pipes each worker may have at once.
+    pub pipes: usize,
     pub workers: Vec<WorkerHandle>,
     pub heartbeats: Heartbeats,
     /// The services of the moment in configuration order.
@@ -90,6 +93,7 @@ impl Shared {
             clock: Clock::new(),
             tuning: Tuning::new(options),
             relay: options.relay,
+            pipes: pipes_allowed(commands.len()),
             workers: commands.into_iter().map(worker).collect(),
             heartbeats: Heartbeats::default(),
             services: ArcSwap::default(),

@@ -115,7 +115,7 @@ pub(crate) fn run(
     let gone = Gone { index, shared: Arc::clone(&shared) };
     let worker = Rc::new(Worker {
         index,
-        tools: Tools::new(shared.relay, bulk),
+        tools: Tools::new(shared.relay, shared.pipes, bulk),
         shared,
         sessions: RefCell::default(),
         drained: RefCell::default(),

@@ -21,6 +21,7 @@ use crate::backend::Lease;
 use crate::config::RelayMode;
 use direction::{Direction, Step, forget_readiness};
 use pipe::Pool;
+pub(crate) use pipe::pipes_allowed;
 
 /// Bytes of the buffer that the pairs of one worker share.
 const SCRATCH: usize = 16 * 1024;
@@ -37,9 +38,10 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    pub(crate) fn new(mode: RelayMode, bulk: Arc<AtomicBool>) -> Self {
+    /// For a worker that may have so many pipes at once.
+    pub(crate) fn new(mode: RelayMode, pipes: usize, bulk: Arc<AtomicBool>) -> Self {
         let scratch = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
-        Tools { mode, scratch, pipes: RefCell::default(), bulk }
+        Tools { mode, scratch, pipes: RefCell::new(Pool::new(pipes)), bulk }
     }
 
     /// Closes pipes that are not in use.

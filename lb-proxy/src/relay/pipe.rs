@@ -1,8 +1,11 @@
-//! Pipes for `splice(2)`, kept for the next bulk transfer.
+//! Pipes for `splice(2)`, kept for the next bulk transfer, and not too many of them.
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
 
 /// Capacity asked for, in bytes. The kernel counts slots of a page, and a slot may hold more than a page, so this
@@ -12,6 +15,18 @@ pub(crate) const PIPE_SIZE: usize = 1 << 20;
 const SMALLER_SIZE: usize = 1 << 18;
 /// Idle pipes kept by each worker.
 const POOL_SIZE: usize = 64;
+/// Pipes of each worker at most. A peer that does not read leaves up to [`PIPE_SIZE`] in one, copying much less.
+const PIPES_MAX: usize = 256;
+/// One pipe, which is two descriptors, for so many that the process may open: a session needs two as well, and
+/// without a pipe it is only slower.
+const DESCRIPTORS_PER_PIPE: u64 = 8;
+
+/// How many pipes each of so many workers may have at once, by the soft limit of descriptors (`RLIMIT_NOFILE`).
+pub(crate) fn pipes_allowed(workers: usize) -> usize {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let all = usize::try_from(soft / DESCRIPTORS_PER_PIPE).unwrap_or(usize::MAX);
+    (all / workers.max(1)).clamp(1, PIPES_MAX)
+}
 
 /// A pipe with the number of bytes in it.
 #[derive(Debug)]
@@ -19,17 +34,35 @@ pub(crate) struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     filled: usize,
+    _place: Place,
+}
+
+/// A pipe's share in the number that are open.
+#[derive(Debug)]
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn new(open: &Rc<Cell<usize>>) -> Self {
+        open.set(open.get() + 1);
+        Place(Rc::clone(open))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Pipe {
-    fn open() -> nix::Result<Self> {
+    fn open(place: Place) -> nix::Result<Self> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
         for size in [PIPE_SIZE, SMALLER_SIZE] {
             if fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(size).unwrap_or(i32::MAX))).is_ok() {
                 break;
             }
         }
-        Ok(Pipe { read, write, filled: 0 })
+        Ok(Pipe { read, write, filled: 0, _place: place })
     }
 
     pub(crate) fn filled(&self) -> usize {
@@ -58,27 +91,43 @@ fn flags() -> SpliceFFlags {
     SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK
 }
 
-/// Idle pipes of one worker. Boxed, so that a direction without one is a pointer smaller.
-#[derive(Debug, Default)]
-#[allow(clippy::vec_box)]
-pub(crate) struct Pool(Vec<Box<Pipe>>);
+/// The pipes of one worker.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// Boxed, so that a direction without one is a pointer smaller.
+    #[allow(clippy::vec_box)]
+    idle: Vec<Box<Pipe>>,
+    /// How many there are, idle and in use.
+    open: Rc<Cell<usize>>,
+    allowed: usize,
+}
 
 impl Pool {
-    /// A pipe, or `None` when there are no descriptors left: then payload is copied.
+    pub(crate) fn new(allowed: usize) -> Self {
+        Pool { idle: Vec::new(), open: Rc::default(), allowed }
+    }
+
+    /// A pipe, or `None` when as many as allowed are in use, or there are no descriptors left: then payload is copied.
     pub(crate) fn take(&mut self) -> Option<Box<Pipe>> {
-        self.0.pop().or_else(|| Pipe::open().ok().map(Box::new))
+        if let Some(pipe) = self.idle.pop() {
+            return Some(pipe);
+        }
+        if self.open.get() >= self.allowed {
+            return None;
+        }
+        Pipe::open(Place::new(&self.open)).ok().map(Box::new)
     }
 
     /// Takes a pipe back. One with bytes in it is closed: they belong to another connection.
     pub(crate) fn give(&mut self, pipe: Box<Pipe>) {
-        if pipe.filled == 0 && self.0.len() < POOL_SIZE {
-            self.0.push(pipe);
+        if pipe.filled == 0 && self.idle.len() < POOL_SIZE {
+            self.idle.push(pipe);
         }
     }
 
     /// Closes all idle pipes.
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.idle.clear();
     }
 }
 
@@ -88,14 +137,41 @@ mod tests {
 
     #[test]
     fn the_pool_is_bounded_and_takes_no_dirty_pipe() {
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(POOL_SIZE + 5);
         let mut pipes: Vec<_> = (0..POOL_SIZE + 5).map(|_| pool.take().unwrap()).collect();
         pipes[0].filled = 1;
         for pipe in pipes.drain(..3) {
             pool.give(pipe);
         }
-        assert_eq!(pool.0.len(), 2);
+        assert_eq!(pool.idle.len(), 2);
         pipes.into_iter().for_each(|pipe| pool.give(pipe));
-        assert_eq!(pool.0.len(), POOL_SIZE);
+        assert_eq!(pool.idle.len(), POOL_SIZE);
+        assert_eq!(pool.open.get(), POOL_SIZE);
+        pool.clear();
+        assert_eq!(pool.open.get(), 0);
+    }
+
+    #[test]
+    fn no_more_pipes_than_allowed_and_one_that_is_closed_makes_room() {
+        let mut pool = Pool::new(3);
+        let mut pipes: Vec<_> = (0..3).map(|_| pool.take().unwrap()).collect();
+        assert!(pool.take().is_none());
+        pipes[0].filled = 1;
+        pipes.remove(0);
+        pipes.push(pool.take().unwrap());
+        assert!(pool.take().is_none());
+        pool.give(pipes.remove(0));
+        assert!(pool.take().is_some(), "an idle one counts as open already");
+    }
+
+    #[test]
+    fn all_workers_together_use_a_quarter_of_the_descriptors_at_most() {
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        for workers in [1, 2, 64] {
+            let allowed = pipes_allowed(workers);
+            assert!((1..=PIPES_MAX).contains(&allowed));
+            assert!(allowed == 1 || 2 * (workers * allowed) as u64 <= soft / 4, "{workers}: {allowed}");
+        }
+        assert_eq!(pipes_allowed(usize::MAX), 1);
     }
 }

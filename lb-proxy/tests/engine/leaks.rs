@@ -1,10 +1,14 @@
 //! Nothing is left behind, and idle sessions hold nothing but their sockets.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::ScopedJoinHandle;
+
+use lb_proxy::RelayMode;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::support::{
-    Balancer, Echo, ask, connect, descriptors, in_threads, pipes, run_test, visit, wait_until,
+    Balancer, Echo, ask, connect, descriptors, in_threads, loopback, pipes, run_test, visit, wait_until,
 };
 
 const CONNECTIONS: usize = 50_000;
@@ -72,7 +76,7 @@ fn idle_sessions_hold_no_pipe() {
 #[ignore = "counts pipes: run by idle_sessions_hold_no_pipe"]
 fn child_has_idle_sessions() {
     let echo = Echo::start(1);
-    let balancer = Balancer::start(&[echo.addr], |options, _| options.relay = lb_proxy::RelayMode::Splice);
+    let balancer = Balancer::start(&[echo.addr], |options, _| options.relay = RelayMode::Splice);
     let before = pipes();
     let mut sessions: Vec<_> = (0..300).map(|_| connect(balancer.addr).unwrap().0).collect();
     std::thread::scope(|scope| {
@@ -86,4 +90,61 @@ fn child_has_idle_sessions() {
     assert_eq!(balancer.sessions(), 300);
     drop(sessions);
     wait_until("workers without sessions keep none", || pipes() == before);
+}
+
+#[test]
+fn pipes_are_limited_and_sessions_without_one_lose_nothing() {
+    run_test("leaks::child_has_more_bulk_sessions_than_pipes", None);
+}
+
+#[test]
+#[ignore = "counts pipes and limits descriptors: run by pipes_are_limited_and_sessions_without_one_lose_nothing"]
+fn child_has_more_bulk_sessions_than_pipes() {
+    const SESSIONS: usize = 32;
+    const PIPES: usize = 20;
+    /// More than the sockets on the way and a pipe take.
+    const LENGTH: usize = 12 << 20;
+    let content: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
+    for relay in [RelayMode::Splice, RelayMode::Auto] {
+        let backend = TcpListener::bind(loopback()).unwrap();
+        let addr = backend.local_addr().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 8 * PIPES as u64, hard).unwrap();
+        let balancer = Balancer::start(&[addr], |options, _| {
+            options.relay = relay;
+            options.workers = 1;
+        });
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let balancer = balancer.checked();
+        backend.accept().unwrap();
+        let before = pipes();
+        let sessions: Vec<_> = (0..SESSIONS)
+            .map(|_| (TcpStream::connect(balancer.addr).unwrap(), backend.accept().unwrap().0))
+            .collect();
+        std::thread::scope(|scope| {
+            for (_, server) in &sessions {
+                scope.spawn(|| (&mut &*server).write_all(&content).unwrap());
+            }
+            // Each session holds something, because its client does not read.
+            wait_until("all pipes are in use", || pipes() - before == 2 * PIPES);
+            let readers: Vec<_> = sessions
+                .iter()
+                .map(|(client, _)| {
+                    scope.spawn(|| {
+                        let mut received = vec![0; 1 << 16];
+                        for expected in content.chunks(received.len()) {
+                            (&mut &*client).read_exact(&mut received[..expected.len()]).unwrap();
+                            assert!(received[..expected.len()] == *expected, "other bytes than were sent");
+                        }
+                    })
+                })
+                .collect();
+            while !readers.iter().all(ScopedJoinHandle::is_finished) {
+                assert!(pipes() - before <= 2 * PIPES);
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        drop(sessions);
+        wait_until("the descriptors are back", || balancer.sessions() == 0 && pipes() == before);
+    }
 }
