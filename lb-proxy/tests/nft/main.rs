@@ -1,10 +1,12 @@
-//! The nftables table on a real kernel, in network namespaces that the test makes; no root needed.
+//! The nftables table, and what else takes a network, on a real kernel, in network namespaces that the test makes;
+//! no root needed.
 //!
 //! No default harness: it has threads, and a process with threads cannot enter a user namespace.
 
 mod checks;
 mod faults;
 mod ns;
+mod silence;
 mod traffic;
 mod watch;
 
@@ -49,7 +51,8 @@ fn main() -> ExitCode {
         eprintln!("{why}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<(&str, fn())> = [traffic::TESTS, watch::TESTS, faults::TESTS, checks::TESTS].concat();
+    let tests: Vec<(&str, fn())> =
+        [traffic::TESTS, watch::TESTS, faults::TESTS, checks::TESTS, silence::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             ns::isolated(test);
