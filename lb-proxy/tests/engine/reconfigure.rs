@@ -162,7 +162,11 @@ fn contradictions_are_refused_with_a_name() {
 fn a_backend_that_is_the_balancer_itself_is_left_out() {
     let echo = Echo::start(3);
     let vip = "127.0.0.50:6443".parse().unwrap();
-    let balancer = Balancer::start(&[vip, echo.addr], |options, _| options.forbidden = vec![vip.ip()]);
+    let port = quiet_port();
+    let balancer = Balancer::start(&[vip, echo.addr], |options, service| {
+        options.forbidden = vec![vip.ip()];
+        service.listen = vec![([127, 0, 0, 1], port).into()];
+    });
     let forbidden = |addr| {
         balancer.has_event(|e| matches!(e, Event::BackendForbidden { backend, .. } if *backend == addr))
     };
@@ -170,7 +174,6 @@ fn a_backend_that_is_the_balancer_itself_is_left_out() {
     assert_eq!(balancer.backends().len(), 1);
 
     // Its own listener under another of this node's addresses.
-    let port = balancer.addr.port();
     let mut own = service(&[echo.addr]);
     own.listen = vec![([0, 0, 0, 0], port).into()];
     let loops =
