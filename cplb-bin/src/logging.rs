@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
@@ -69,10 +69,15 @@ pub(crate) fn init(format: LogFormat) {
 /// Waits until the lines so far are written, if somebody reads them.
 pub(crate) fn flush() {
     let Some(queue) = QUEUE.get() else { return };
+    let deadline = Instant::now() + PATIENCE;
     let (mark, written) = sync_channel(1);
-    if queue.lines.try_send(Item::Mark(mark)).is_ok() {
-        let _ = written.recv_timeout(PATIENCE);
+    while let Err(TrySendError::Full(_)) = queue.lines.try_send(Item::Mark(mark.clone())) {
+        if Instant::now() > deadline {
+            return;
+        }
+        thread::sleep(PATIENCE / 100);
     }
+    let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
 /// The queue to the writing thread; `None` if there was one before, or no thread can be started.

@@ -4,12 +4,13 @@ mod support;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testbed::{Backend, Lan, Line, Probe, Sessions, Signal, Test};
+use testbed::{Backend, Failure, Lan, Line, Node, Probe, Sessions, Signal, Test, Tool};
 
 use support::{Cluster, PATIENCE, Plan};
 
@@ -31,6 +32,15 @@ fn main() -> ExitCode {
         Test::new("a_reload_adds_and_removes_an_instance_without_touching_the_other", instances),
         Test::new("a_removed_instance_hands_its_address_over", removed_instance),
         Test::new("a_reload_gives_addresses_of_one_instance_to_another", traded_addresses),
+        Test::new("an_address_goes_to_another_instance_and_back_at_once", address_there_and_back),
+        Test::new("the_table_leads_an_address_as_long_as_it_is_held", table_outlives_addresses)
+            .needs([Tool::Nft]),
+        Test::new("the_table_leads_a_new_address_before_it_is_held", table_precedes_addresses),
+        Test::new("a_table_that_cannot_be_changed_is_tried_again", stubborn_table).needs([Tool::Nft]),
+        Test::new("a_slow_name_server_is_waited_for_by_nobody_and_heard", slow_name_server),
+        Test::new("a_wrong_file_is_shown_although_the_one_before_was_good", wrong_file_after_a_good_one),
+        Test::new("a_setting_that_is_taken_out_is_no_longer_missed", source_taken_out),
+        Test::new("a_reload_after_a_stop_is_too_late", reload_at_the_end),
     ])
 }
 
@@ -228,10 +238,29 @@ fn taken_port() {
     scene.check_undisturbed();
 }
 
-/// Puts a file in the place of one in `/etc`, for this test's own mount namespace.
-fn replace_file(etc: &str, with: &Path) {
-    let status = Command::new("mount").arg("--bind").arg(with).arg(etc).status().expect("mount runs");
-    assert!(status.success(), "{etc} cannot be replaced");
+/// Another file in the place of a program or of one in `/etc`, in this program's own mounts, until it is dropped.
+struct Replaced(PathBuf);
+
+impl Replaced {
+    fn new(file: impl Into<PathBuf>, with: &Path) -> Self {
+        let file = file.into();
+        // `/run` is empty here, where such a file may be a link to.
+        if let (Err(_), Ok(link)) = (fs::metadata(&file), fs::read_link(&file)) {
+            let target = file.parent().expect("a file").join(link);
+            fs::create_dir_all(target.parent().expect("a file")).expect("a directory");
+            fs::write(target, "").expect("a file");
+        }
+        let status = Command::new("mount").arg("--bind").arg(with).arg(&file).status().expect("mount runs");
+        assert!(status.success(), "{} cannot be replaced", file.display());
+        Self(file)
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.0).status();
+        assert!(thread::panicking() || status.is_ok_and(|status| status.success()), "it stays replaced");
+    }
 }
 
 /// A status must come at once while a name server says nothing; the machine may be busy.
@@ -242,14 +271,10 @@ fn silent_name_server() {
     let nodes = cluster.lan.controllers();
     let directory = cluster.state_dir(0).with_file_name("etc");
     fs::create_dir_all(&directory).expect("a directory");
-    let (resolv, hosts) = (directory.join("resolv.conf"), directory.join("hosts"));
-    let client = cluster.client().v4();
-    fs::write(&resolv, format!("nameserver {client}\n")).expect("a file");
+    let hosts = directory.join("hosts");
     fs::write(&hosts, format!("{} api.cluster.test\n", nodes[2].v4())).expect("a file");
-    replace_file("/etc/resolv.conf", &resolv);
-    replace_file("/etc/hosts", &hosts);
-    // Takes questions and never answers.
-    let _server = cluster.client().run(|| UdpSocket::bind((client, 53))).expect("a name server");
+    let _hosts = Replaced::new("/etc/hosts", &hosts);
+    let _resolver = name_server(&cluster, None);
     let plan = |names: &str| {
         Plan::v3("100ms")
             .spec(format!("backends: {{static: [\"{}\", api.cluster.test{names}]}}", nodes[1].v4()))
@@ -374,6 +399,262 @@ fn traded_addresses() {
     for index in 0..cluster.len() {
         cluster.check(degraded(&cluster, index) == "[]", || degraded(&cluster, index));
     }
+}
+
+/// Writes a file, has it read and waits for the answer in the log.
+fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &str) {
+    fs::write(cluster.config_file(index), text).expect("a file");
+    let mark = cluster.daemon(index).log().len();
+    cluster.signal(index, Signal::SIGHUP);
+    let read = cluster.daemon(index).log().wait_for_line_after(mark, answer, PATIENCE);
+    cluster.check(read.is_ok(), || format!("{read:?}"));
+}
+
+/// What clients meet at an address of a single daemon, through a service whose servers are all elsewhere.
+struct Elsewhere {
+    cluster: Cluster,
+    _agents: Vec<Backend>,
+    services: String,
+}
+
+impl Elsewhere {
+    fn start() -> Self {
+        let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+        let others = &cluster.lan.controllers()[1..];
+        let agent = |node: &Node| Backend::echo(node, &format!("agent-{}", node.name()), OTHER_PORT);
+        let agents = others.iter().map(|node| agent(node).expect("it listens")).collect();
+        let services = format!(
+            "  services: [{{name: kube-apiserver, port: 6443}}, {{name: konnectivity, port: {OTHER_PORT}, \
+             bindPort: {OTHER_BIND_PORT}, backends: {{static: [\"{}\", \"{}\"]}}, healthCheck: {{type: tcp}}}}]\n",
+            others[0].v4(),
+            others[1].v4()
+        );
+        cluster.start_daemon(0);
+        cluster.wait_until_settled();
+        Self { cluster, _agents: agents, services }
+    }
+
+    fn probe(&self, vip: Ipv4Addr) -> Probe {
+        let target = SocketAddr::new(vip.into(), OTHER_PORT);
+        Probe::to(target).every(Duration::from_millis(5)).start(self.cluster.client()).expect("a probe")
+    }
+}
+
+/// A node must not hold a virtual IP whose traffic its table does not lead anywhere: clients would be refused.
+fn table_outlives_addresses() {
+    let scene = Elsewhere::start();
+    let cluster = &scene.cluster;
+    let (first, second) = (cluster.lan.v4(support::VIP_HOST), second_vip(cluster));
+    let two = two_instances(&cluster.lan, "1s", [first, second]) + &scene.services;
+    reload_one(cluster, 0, &two, "is reloaded");
+    cluster.wait("the second VIP is held", || holders(cluster, second) == [0]);
+    let probe = scene.probe(second);
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let since = Instant::now();
+    let one: String = two
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mark = cluster.daemon(0).log().len();
+    reload_one(cluster, 0, &one, "is reloaded");
+    let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    cluster.check(removed.is_ok(), || format!("{removed:?}"));
+    cluster.wait("the VIP is gone", || holders(cluster, second).is_empty());
+    // Nobody answers for the address afterwards; that is silence, and no refusal.
+    let failures = probe.stop().failures_since(since);
+    let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
+    cluster.check(refused == 0, || format!("{failures:?}"));
+    cluster.wait("the table forgets it", || !ruleset(cluster.node(0)).contains(&second.to_string()));
+}
+
+fn table_precedes_addresses() {
+    let scene = Elsewhere::start();
+    let cluster = &scene.cluster;
+    let (first, second) = (cluster.lan.v4(support::VIP_HOST), second_vip(cluster));
+    let one: String = (two_instances(&cluster.lan, "1s", [first, second]) + &scene.services)
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let both = one.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]"));
+    reload_one(cluster, 0, &one, "is reloaded");
+    let probe = scene.probe(second);
+    let since = Instant::now();
+    reload_one(cluster, 0, &both, "is reloaded");
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let failures = probe.stop().failures_since(since);
+    let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
+    cluster.check(refused == 0, || format!("{failures:?}"));
+}
+
+fn ruleset(node: &Node) -> String {
+    node.exec("nft", ["list", "ruleset"]).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn stubborn_table() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let nft = Tool::Nft.path().expect("the test declares it");
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let before = cluster.plan.render(&cluster.lan);
+    let broken = Replaced::new(nft, Path::new("/bin/false"));
+    let added =
+        two_instances(&cluster.lan, "100ms", [cluster.lan.v4(support::VIP_HOST), second_vip(&cluster)]);
+    reload_one(&cluster, 0, &added, "is not reloaded");
+    let shown = degraded(&cluster, 0);
+    cluster
+        .check(shown.contains("cannot be reloaded: the nftables table cannot be applied"), || shown.clone());
+    cluster.check(cluster.status(0)["instances"].as_array().map(Vec::len) == Some(1), || shown.clone());
+
+    let disabled = Plan::v3("100ms").spec("disableLoadBalancer: true").render(&cluster.lan);
+    reload_one(&cluster, 0, &disabled, "is reloaded");
+    cluster.wait("the table is missed that cannot be removed", || {
+        degraded(&cluster, 0).contains("the nftables table cannot be removed")
+    });
+    drop(broken);
+    cluster.wait("the table is removed at last", || degraded(&cluster, 0) == "[]");
+    cluster.check(!ruleset(cluster.node(0)).contains("cplb"), || ruleset(cluster.node(0)));
+    reload_one(&cluster, 0, &before, "is reloaded");
+    cluster.wait("it serves again", || cluster.status(0)["serving"]["serving"] == true);
+    cluster.check(ruleset(cluster.node(0)).contains("dnat"), || ruleset(cluster.node(0)));
+}
+
+/// The system's name server, which answers every question for an address with this one after so long, or never.
+fn name_server(cluster: &Cluster, answer: Option<(Ipv4Addr, Duration)>) -> Replaced {
+    let directory = cluster.state_dir(0).with_file_name("etc");
+    fs::create_dir_all(&directory).expect("a directory");
+    let resolv = directory.join("resolv.conf");
+    let client = cluster.client().v4();
+    fs::write(&resolv, format!("nameserver {client}\noptions timeout:10\n")).expect("a file");
+    let replaced = Replaced::new("/etc/resolv.conf", &resolv);
+    let server = cluster.client().run(|| UdpSocket::bind((client, 53))).expect("a name server");
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = server.recv_from(&mut buffer) {
+            let Some((address, delay)) = answer else { continue };
+            let (query, server) = (buffer[..len].to_vec(), server.try_clone().expect("a socket"));
+            thread::spawn(move || {
+                thread::sleep(delay);
+                let _ = server.send_to(&dns_answer(&query, address), from);
+            });
+        }
+    });
+    replaced
+}
+
+/// RFC 1035 §4: the question again, and one A record if that is what was asked for.
+fn dns_answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
+    let name = query[12..].iter().position(|&byte| byte == 0).expect("a name ends");
+    let question = &query[12..12 + name + 5];
+    let is_a = question[name + 2] == 1;
+    let mut answer = query[..2].to_vec();
+    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+    answer.extend(question);
+    if is_a {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+    }
+    answer
+}
+
+/// Its first name server is dead, so this is how long the system's resolver takes for each name.
+const SLOW: Duration = Duration::from_secs(3);
+
+fn slow_name_server() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let target = cluster.node(1).v4();
+    let _resolver = name_server(&cluster, Some((target, SLOW)));
+    cluster.plan = Plan::v3("100ms").spec("backends: {static: [slow.cluster.test]}");
+    cluster.start_daemon(0);
+    cluster.wait("the late answer is used", || {
+        names(&cluster, 0).iter().any(|name| name.contains(&target.to_string()))
+    });
+    cluster.wait_until_settled();
+}
+
+fn wrong_file_after_a_good_one() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    let _resolver = name_server(&cluster, None);
+    cluster.start_daemon(0);
+    let known = cluster.node(1).v4();
+    let good = Plan::v3("1s").spec(format!("backends: {{static: [\"{known}\", x.cluster.test]}}"));
+    let mark = cluster.daemon(0).log().len();
+    fs::write(cluster.config_file(0), good.render(&cluster.lan)).expect("a file");
+    cluster.signal(0, Signal::SIGHUP);
+    // The good one waits for its names for 2 s.
+    let asked =
+        cluster.daemon(0).log().wait_for_line_after(mark, "the configuration file is read again", PATIENCE);
+    cluster.check(asked.is_ok(), || format!("{asked:?}"));
+    reload_one(&cluster, 0, "spec: [\n", "is not reloaded");
+    let read = cluster.daemon(0).log().wait_for_line_after(mark, "is reloaded", PATIENCE);
+    cluster.check(read.is_ok(), || format!("{read:?}"));
+    let shown = degraded(&cluster, 0);
+    cluster.check(shown.contains("the configuration file has errors"), || shown.clone());
+}
+
+fn source_taken_out() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let (wrong, peer) = (cluster.lan.v4(77), cluster.node(1).v4());
+    let unicast = Plan::v3("100ms")
+        .instance(format!("unicastSourceIP: {wrong}"))
+        .instance(format!("unicastPeers: [\"{peer}\"]"));
+    reload_one(&cluster, 0, &unicast.render(&cluster.lan), "is reloaded");
+    cluster.wait("the source is missed", || degraded(&cluster, 0).contains("unicastSourceIP"));
+    reload_one(&cluster, 0, &Plan::v3("100ms").render(&cluster.lan), "is reloaded");
+    cluster.wait("nothing is missed any more", || degraded(&cluster, 0) == "[]");
+    cluster.wait_until_settled();
+}
+
+fn reload_at_the_end() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    let second = second_vip(&cluster);
+    cluster.start_all();
+    let active = cluster.wait_until_settled();
+    let text = two_instances(&cluster.lan, "1s", [cluster.lan.v4(support::VIP_HOST), second]);
+    fs::write(cluster.config_file(active), text).expect("a file");
+    let asked = cluster.signal(active, Signal::SIGTERM);
+    cluster.signal(active, Signal::SIGHUP);
+    let status = cluster.wait_until_ended(active);
+    cluster.check(status.success(), || format!("the daemon ended with {status}"));
+    // A handover to a serving Backup takes 0.3 s; with another router to wait for it would be its bound, 4.2 s.
+    cluster.check(asked.elapsed() < Duration::from_secs(3), || format!("it took {:?}", asked.elapsed()));
+    cluster
+        .check(!cluster.daemon(active).log().text().contains("is reloaded"), || "it was reloaded".to_owned());
+}
+
+fn address_there_and_back() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    let (first, second) = (cluster.lan.v4(support::VIP_HOST), second_vip(&cluster));
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let two = two_instances(&cluster.lan, "1s", [first, second]);
+    reload_one(&cluster, 0, &two, "is reloaded");
+    cluster.wait("the second VIP is held", || holders(&cluster, second) == [0]);
+    let merged: String = two
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| {
+            line.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]")) + "\n"
+        })
+        .collect();
+    // The router 52 is still resigning when it is wanted again.
+    reload_one(&cluster, 0, &merged, "is reloaded");
+    reload_one(&cluster, 0, &two, "is reloaded");
+    cluster.wait("both routers are active", || {
+        let status = cluster.status(0);
+        let instances = status["instances"].as_array().cloned().unwrap_or_default();
+        instances.len() == 2
+            && instances.iter().all(|found| found["state"] == "active" && found["holdsVirtualIPs"] == true)
+    });
+    drop(probe(&cluster, second));
+    cluster.check(degraded(&cluster, 0) == "[]", || degraded(&cluster, 0));
 }
 
 fn instances() {

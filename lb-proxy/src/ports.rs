@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,6 +25,9 @@ use crate::worker::Command;
 /// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a child process may keep a closed listener's descriptor.
+const INHERITED_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Listeners that are no longer wanted.
 #[derive(Debug, Default)]
 pub(crate) struct Lingering(Mutex<Unwanted>);
@@ -33,8 +37,14 @@ struct Unwanted {
     /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
     /// becomes of it: the worker whose timer closes it, or the change that takes it over.
     open: Vec<(Listener, Instant)>,
-    /// Those that workers are closing: until they have, the ports are in use.
-    closing: Vec<Receiver<()>>,
+    /// Those that workers are closing, or have closed lately: until then the ports are in use.
+    closing: Vec<Closing>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    closed: Receiver<()>,
+    since: Instant,
 }
 
 impl Lingering {
@@ -47,7 +57,7 @@ impl Lingering {
     fn wait_closing(&self) -> bool {
         let closing = std::mem::take(&mut self.lock().closing);
         let deadline = Instant::now() + CLOSE_TIMEOUT;
-        for closed in &closing {
+        for Closing { closed, .. } in &closing {
             wait_closed(closed, deadline.saturating_duration_since(Instant::now()));
         }
         !closing.is_empty()
@@ -61,9 +71,9 @@ impl Lingering {
 impl Unwanted {
     /// Closes listeners without waiting for it; the next change that finds a port in use does.
     fn close(&mut self, shared: &Shared, listeners: &[Listener]) {
-        self.closing.retain(|closed| !is_over(closed));
+        self.closing.retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !is_over(&closing.closed));
         if !listeners.is_empty() {
-            self.closing.push(close(shared, listeners));
+            self.closing.push(Closing { closed: close(shared, listeners), since: Instant::now() });
         }
     }
 
@@ -106,7 +116,7 @@ impl Ports {
         for addr in new {
             let mut result = bind(addr, shared.workers.len(), &shared.tuning);
             if result.as_ref().is_err_and(is_in_use) && shared.lingering.wait_closing() {
-                result = bind(addr, shared.workers.len(), &shared.tuning);
+                result = bind_soon(shared, addr);
             }
             match result {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
@@ -126,7 +136,7 @@ impl Ports {
             in_the_way.retain(|listener| !is_closed(listener, &closed));
             wait_closed(&close(shared, &in_the_way), CLOSE_TIMEOUT);
             closed.extend(in_the_way);
-            match bind(addr, shared.workers.len(), &shared.tuning) {
+            match bind_soon(shared, addr) {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
                 Err(error) => {
                     self.bound.clear();
@@ -290,6 +300,20 @@ fn is_over(closed: &Receiver<()>) -> bool {
 pub(crate) fn wait_closed(closed: &Receiver<()>, timeout: Duration) {
     let deadline = Instant::now() + timeout;
     while closed.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+}
+
+/// Binds an address whose port was closed a moment ago. A process that was being started just then may still have the
+/// listener's descriptor, until it runs another program.
+fn bind_soon(shared: &Shared, addr: SocketAddr) -> io::Result<Bound> {
+    let deadline = Instant::now() + INHERITED_TIMEOUT;
+    loop {
+        match bind(addr, shared.workers.len(), &shared.tuning) {
+            Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                thread::sleep(INHERITED_TIMEOUT / 50);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn listen_error(addr: SocketAddr, source: io::Error) -> ReconfigureError {

@@ -116,9 +116,10 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
     balanced
 }
 
-/// The nftables table, if there is traffic to lead.
-pub(crate) fn table(config: &Config) -> Option<Table> {
-    let vips: BTreeSet<IpAddr> = config.virtual_ips().collect();
+/// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may
+/// still hold.
+pub(crate) fn table(config: &Config, others: impl Iterator<Item = IpAddr>) -> Option<Table> {
+    let vips: BTreeSet<IpAddr> = config.virtual_ips().chain(others).collect();
     if config.disable_load_balancer || vips.is_empty() || config.services.is_empty() {
         return None;
     }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cplb_config::Config;
-use netlink_vip::{Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError};
+use netlink_vip::{
+    Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError, VipGroupConfig,
+};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::router::StateName;
-use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions};
+use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
 
 use crate::exit::{Failure, Kind};
 use crate::lock::{self, HostLock};
@@ -132,18 +134,29 @@ impl Election {
         })
     }
 
-    /// Applies another configuration, or changes nothing: what is equal goes on undisturbed.
-    pub(crate) fn reload(&mut self, change: Change) -> Result<(), Failure> {
+    /// The groups that the keeper is to have, with those of instances that hand over.
+    pub(crate) fn groups(&self, change: &Change) -> Vec<VipGroupConfig> {
+        let staying = change.handing_over.iter().filter_map(|id| self.instances.get(id));
+        change.wanted.values().chain(staying).map(|instance| instance.group.clone()).collect()
+    }
+
+    /// Somebody must be there to hear where a new group is, which the keeper tells at once.
+    pub(crate) fn expect(&self, change: &Change) {
+        self.new_in(change).for_each(|instance| self.link.join(instance.id, instance.member));
+    }
+
+    /// The change is not made.
+    pub(crate) fn forget(&self, change: &Change) {
+        self.new_in(change).for_each(|instance| self.link.leave(instance.id));
+    }
+
+    fn new_in<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a Instance> {
+        change.wanted.values().filter(|instance| !self.instances.contains_key(&instance.id))
+    }
+
+    /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
+    pub(crate) fn commit(&mut self, change: Change) {
         let Change { wanted, locks, handing_over, gone, dropped: _ } = change;
-        let staying = handing_over.iter().filter_map(|id| self.instances.get(id));
-        let groups = wanted.values().chain(staying).map(|instance| instance.group.clone()).collect();
-        // The keeper tells at once where a new group is; somebody must be there to hear it.
-        let new = || wanted.values().filter(|instance| !self.instances.contains_key(&instance.id));
-        new().for_each(|instance| self.link.join(instance.id, instance.member));
-        if let Err(error) = self.keeper.set_groups(groups) {
-            new().for_each(|instance| self.link.leave(instance.id));
-            return Err(Failure::new(Kind::System, format_args!("cannot manage the virtual IPs: {error}")));
-        }
         self.addresses.extend(locks);
         let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
         for id in handing_over {
@@ -164,7 +177,11 @@ impl Election {
             self.instances.insert(id, instance);
         }
         self.release_locks();
-        Ok(())
+    }
+
+    /// Every virtual IP that this node may hold.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.instances.values().flat_map(Instance::addresses)
     }
 
     /// Whether removed instances are still handing over.
@@ -172,9 +189,9 @@ impl Election {
         !self.removals.is_empty()
     }
 
-    /// Forgets the removed instances that have handed over, or that take too long.
-    pub(crate) fn finish_removals(&mut self) {
-        let (now, status) = (Instant::now(), self.runner.status());
+    /// Forgets the removed instances that have handed over by `status`, or that take too long.
+    pub(crate) fn finish_removals(&mut self, status: &RunnerStatus) {
+        let now = Instant::now();
         let runs = |id: InstanceId| status.instances.iter().any(|instance| instance.id == id);
         let over: Vec<InstanceId> = self
             .removals
@@ -195,7 +212,7 @@ impl Election {
     }
 
     fn release_locks(&mut self) {
-        let used: BTreeSet<IpAddr> = self.instances.values().flat_map(Instance::addresses).collect();
+        let used: BTreeSet<IpAddr> = self.addresses().collect();
         self.addresses.retain(|ip, _| used.contains(ip));
     }
 

@@ -126,7 +126,10 @@ pub(crate) fn source(id: InstanceId, source: IpAddr, present: bool, problems: &m
 
 /// Each name of a backend without an address is a problem, said once.
 pub(crate) fn names(answers: &Answers, problems: &mut Problems) {
-    problems.retain_names(|name| answers.asked(name));
+    problems.retain(|cause| match cause {
+        Cause::Name(name) => answers.asked(name),
+        _ => true,
+    });
     for (name, failure) in answers.failures() {
         let cause = Cause::Name(name.to_owned());
         match failure {

@@ -44,7 +44,9 @@ pub(crate) enum Event {
     Finding(Finding),
     /// Names were resolved.
     Resolved(Resolved),
-    /// The nftables table was changed for a new configuration, or could not be.
+    /// What may fail of a reload is done, or has failed.
+    Staged(Result<(), Failure>),
+    /// The nftables table was changed, or could not be.
     Table(Result<(), Failure>),
 }
 

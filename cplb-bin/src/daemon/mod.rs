@@ -37,6 +37,7 @@ use election::Election;
 use link::Event;
 use names::{Answers, Names, Resolver};
 use problems::Problems;
+use reload::Reloads;
 use signals::Signals;
 use table::TableKeeper;
 use verdict::Verdict;
@@ -57,8 +58,11 @@ pub(crate) struct Daemon {
     pub(crate) sender: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
-    /// A configuration that waits until the instances that the one before removed have handed over.
-    pub(crate) next: Option<names::Resolved>,
+    pub(crate) reloads: Reloads,
+    /// Counts the configurations that were put into effect.
+    pub(crate) generation: u64,
+    /// Whether the virtual IPs are being handed over for good.
+    pub(crate) stopping: bool,
     /// How often the kernel had dropped news when that was last looked at.
     pub(crate) overruns: u64,
 }
@@ -103,7 +107,7 @@ impl Daemon {
         let names = Names::default().after(&answers);
         let balancer = start_balancer(&config, &names, &sender)?;
         let table = Arc::new(TableKeeper::default());
-        if let Err(failure) = table.set(blueprint::table(&config)).await {
+        if let Err(failure) = table.set(blueprint::table(&config, std::iter::empty())).await {
             stop_balancer(balancer);
             return Err(failure);
         }
@@ -121,7 +125,9 @@ impl Daemon {
             events,
             sender,
             problems,
-            next: None,
+            reloads: Reloads::default(),
+            generation: 0,
+            stopping: false,
             overruns: 0,
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {

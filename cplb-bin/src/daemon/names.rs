@@ -3,6 +3,7 @@
 //! A dead name server takes seconds to say nothing, so nobody but a start waits for it: rounds run in tasks of
 //! their own, and their answers come as events.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
 use super::link::Event;
+use super::reload::Candidate;
 
 /// How long the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,7 +27,7 @@ impl Names {
     /// What is known after `answers`: names that were not asked for are forgotten, but what is known of names that can
     /// no longer be resolved is kept. A backend does not die with its name server.
     pub(crate) fn after(&self, answers: &Answers) -> Self {
-        let known = |name: &String, answer: &Result<Vec<IpAddr>, String>| match answer {
+        let known = |name: &String, answer: &Answer| match answer {
             Ok(addresses) => addresses.clone(),
             Err(_) => self.0.get(name).cloned().unwrap_or_default(),
         };
@@ -40,7 +42,7 @@ impl Names {
 
 /// What a round found for each name.
 #[derive(Debug, Default)]
-pub(crate) struct Answers(BTreeMap<String, Result<Vec<IpAddr>, String>>);
+pub(crate) struct Answers(BTreeMap<String, Answer>);
 
 impl Answers {
     /// Each name, and why it has no address if it has none.
@@ -52,21 +54,26 @@ impl Answers {
     pub(crate) fn asked(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
+
+    /// Whether exactly the names of `config` were asked for.
+    pub(crate) fn are_for(&self, config: &Config) -> bool {
+        self.0.keys().eq(&names(config))
+    }
 }
 
 /// The end of a round.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) answers: Answers,
-    /// The configuration that waited for this round, to be used from now on.
-    pub(crate) config: Option<Box<Config>>,
+    /// The file that waited for this round, to be put into effect.
+    pub(crate) candidate: Option<Box<Candidate>>,
 }
 
 /// Asks the system's resolver, one round at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Resolver {
     round_is_running: bool,
-    waiting: Option<Box<Config>>,
+    waiting: Option<Box<Candidate>>,
     questions: Questions,
 }
 
@@ -86,17 +93,18 @@ impl Resolver {
         }
     }
 
-    /// Has the names of `config` resolved, and then the configuration itself handed back with them. Only the last
-    /// one counts of those that wait for a round to end.
-    pub(crate) fn prepare(&mut self, config: Config, events: &UnboundedSender<Event>) {
-        self.waiting = Some(Box::new(config));
+    /// Has the names of a file resolved, which then comes back with them. Only the last one counts of those that wait
+    /// for a round to end.
+    pub(crate) fn prepare(&mut self, candidate: Candidate, events: &UnboundedSender<Event>) {
+        self.waiting = Some(Box::new(candidate));
         self.start_round_of_waiting(events);
     }
 
     /// Resolves the names of the configuration in use again, unless a round is under way.
     pub(crate) fn refresh(&mut self, config: &Config, events: &UnboundedSender<Event>) {
         if !self.round_is_running && !names(config).is_empty() {
-            self.start_round(config, None, events);
+            let answers = self.ask(config);
+            self.start_round(answers, None, events);
         }
     }
 
@@ -108,53 +116,61 @@ impl Resolver {
 
     fn start_round_of_waiting(&mut self, events: &UnboundedSender<Event>) {
         if !self.round_is_running
-            && let Some(config) = self.waiting.take()
+            && let Some(candidate) = self.waiting.take()
         {
-            self.start_round(&config.clone(), Some(config), events);
+            let answers = self.ask(&candidate.config);
+            self.start_round(answers, Some(candidate), events);
         }
     }
 
     fn start_round(
         &mut self,
-        names_of: &Config,
-        config: Option<Box<Config>>,
+        answers: impl Future<Output = Answers> + Send + 'static,
+        candidate: Option<Box<Candidate>>,
         events: &UnboundedSender<Event>,
     ) {
         self.round_is_running = true;
-        let (answers, events) = (self.ask(names_of), events.clone());
+        let events = events.clone();
         tokio::spawn(async move {
             let answers = answers.await;
-            let _ = events.send(Event::Resolved(Resolved { answers, config }));
+            let _ = events.send(Event::Resolved(Resolved { answers, candidate }));
         });
     }
 }
 
-/// The names that the system's resolver is busy with. It may take much longer than a round, and each question
-/// occupies a thread: none is asked twice at a time.
+/// What the system's resolver found, or why it did not.
+type Answer = Result<Vec<IpAddr>, String>;
+
+/// The names that the system's resolver is busy with, and the answers that came too late for the round that asked. It
+/// may take much longer than a round, for one because its first name server is dead, and each question occupies a
+/// thread: none is asked twice at a time, and no answer is lost.
 #[derive(Debug, Clone, Default)]
-struct Questions(Arc<Mutex<BTreeSet<String>>>);
+struct Questions(Arc<Mutex<BTreeMap<String, Option<Answer>>>>);
 
 impl Questions {
-    async fn look_up(self, name: String) -> (String, Result<Vec<IpAddr>, String>) {
+    async fn look_up(self, name: String) -> (String, Answer) {
         let late = || Err("no answer in time".to_owned());
-        if !self.open().insert(name.clone()) {
+        match self.open().entry(name.clone()) {
+            Entry::Vacant(free) => free.insert(None),
+            Entry::Occupied(mut known) => {
+                let Some(answer) = known.get_mut().take() else { return (name, late()) };
+                known.remove();
+                return (name, answer);
+            }
+        };
+        let (questions, asked) = (self.clone(), name.clone());
+        let question = tokio::spawn(async move {
+            let answer = tokio::net::lookup_host((asked.as_str(), 0)).await.map(addresses);
+            questions.open().insert(asked, Some(answer.map_err(|error| error.to_string())));
+        });
+        if tokio::time::timeout(TIMEOUT, question).await.is_err() {
             return (name, late());
         }
-        let asked = name.clone();
-        let answer = tokio::spawn(async move {
-            let answer = tokio::net::lookup_host((asked.as_str(), 0)).await.map(addresses);
-            self.open().remove(&asked);
-            answer
-        });
-        let answer = match tokio::time::timeout(TIMEOUT, answer).await {
-            Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => late(),
-        };
+        let answer = self.open().remove(&name).flatten().unwrap_or_else(late);
         (name, answer)
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<String, Option<Answer>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

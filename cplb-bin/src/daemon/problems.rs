@@ -71,20 +71,9 @@ impl Problems {
         self.0.retain(|_, problem| problem.until.is_none_or(|until| now < until));
     }
 
-    /// Forgets the problems of instances that are no more.
-    pub(crate) fn retain_instances(&mut self, exists: impl Fn(u32) -> bool) {
-        self.0.retain(|cause, _| match cause {
-            Cause::Interface(id) | Cause::Source(id) | Cause::Lock(id) | Cause::Refused(id) => exists(*id),
-            _ => true,
-        });
-    }
-
-    /// Forgets the problems of names that are no longer asked for.
-    pub(crate) fn retain_names(&mut self, exists: impl Fn(&str) -> bool) {
-        self.0.retain(|cause, _| match cause {
-            Cause::Name(name) => exists(name),
-            _ => true,
-        });
+    /// Forgets those whose cause is no more.
+    pub(crate) fn retain(&mut self, exists: impl Fn(&Cause) -> bool) {
+        self.0.retain(|cause, _| exists(cause));
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
@@ -109,12 +98,10 @@ mod tests {
         assert!(!problems.raise(Cause::Lock(51), "held"));
         assert!(problems.raise(Cause::Lock(51), "held by another"));
         problems.raise(Cause::Name("a".into()), "no address");
-        problems.retain_instances(|id| id == 51);
-        problems.retain_names(|name| name == "a");
         assert_eq!(problems.texts(), ["no address", "held by another"]);
-        problems.retain_instances(|_| false);
-        problems.retain_names(|_| false);
-        assert!(problems.texts().is_empty());
+        problems.retain(|cause| !matches!(cause, Cause::Lock(_)));
+        assert_eq!(problems.texts(), ["no address"]);
+        assert!(problems.clear(&Cause::Name("a".into())) && !problems.clear(&Cause::Name("a".into())));
     }
 
     #[test]

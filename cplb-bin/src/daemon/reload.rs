@@ -1,31 +1,78 @@
 //! Another configuration takes the place of the one in use: the whole of it, or nothing.
 //!
-//! Names are resolved first, in a task of their own. What may fail comes before what cannot be taken back. An instance
-//! that the new configuration does not have hands its addresses over before it goes, as at a stop, and a reload that
-//! comes meanwhile waits for that.
+//! A file that was read goes through these steps, one file at a time:
+//!
+//! 1. Its names are resolved, in a task.
+//! 2. [`Daemon::stage`]: it is checked, new virtual IPs are locked, and the load balancer takes its services over, with
+//!    the former ports still open.
+//! 3. What else may fail and takes time is done in a task: the nftables table leads the virtual IPs of both
+//!    configurations, and the keeper has the new groups.
+//! 4. [`Daemon::commit`]: the election takes over. An instance that is no longer there hands its addresses over before
+//!    it goes, as at a stop; only then the table forgets them.
+//!
+//! If a step fails, those before it are taken back.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use cplb_config::Config;
+use lb_proxy::LoadBalancer;
+use lb_proxy::nft::Table;
+use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 use crate::source;
 
+use super::election::Change;
 use super::link::Event;
-use super::names::{Names, Resolved};
+use super::names::{Answers, Names, Resolved};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
-use super::{
-    Daemon, Election, balancer_refusal, blueprint, events, preflight, start_balancer, stop_balancer,
-};
+use super::table::TableKeeper;
+use super::{Daemon, Election, balancer_refusal, blueprint, events, preflight, start_balancer};
+
+/// What becomes of the files that were read.
+#[derive(Default)]
+pub(crate) struct Reloads {
+    /// How often a reload was asked for.
+    asked: u64,
+    /// The one that comes after the one under way.
+    next: Option<Resolved>,
+    staged: Option<Staged>,
+}
+
+/// A file that was read.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) config: Config,
+    /// Which reload asked for it.
+    number: u64,
+}
+
+/// A file whose third step is under way.
+struct Staged {
+    candidate: Candidate,
+    answers: Answers,
+    names: Names,
+    /// What to do to the election; if there is none yet, it is started.
+    change: Option<Change>,
+    /// Whether there was a load balancer before.
+    balanced: bool,
+}
 
 impl Daemon {
     /// Reads the configuration again. A wrong one changes nothing.
     pub(super) fn reload(&mut self) {
+        if self.stopping {
+            return;
+        }
+        self.reloads.asked += 1;
         match self.read() {
-            Ok(config) => self.resolver.prepare(config, &self.sender),
+            Ok(config) => {
+                tracing::info!("the configuration file is read again");
+                let candidate = Candidate { config, number: self.reloads.asked };
+                self.resolver.prepare(candidate, &self.sender);
+            }
             Err(failure) => self.refuse(&failure, "the configuration file has errors"),
         }
     }
@@ -45,42 +92,151 @@ impl Daemon {
         self.problems.raise(Cause::Reload, format!("{summary}; the former one is in use"));
     }
 
-    /// The names of the configuration in use, or of the one to come, were asked for.
-    pub(super) async fn on_resolved(&mut self, resolved: Resolved) {
+    /// The names of the configuration in use, or of a file, were asked for.
+    pub(super) fn on_resolved(&mut self, resolved: Resolved) {
         self.resolver.on_resolved(&self.sender);
-        self.take_over(resolved).await;
-    }
-
-    async fn take_over(&mut self, resolved: Resolved) {
-        let handing_over = self.election.as_ref().is_some_and(Election::is_removing);
-        if resolved.config.is_some() && handing_over {
-            self.next = Some(resolved);
-            return;
-        }
-        let names = self.names.after(&resolved.answers);
-        let Some(config) = resolved.config else {
+        if resolved.candidate.is_some() {
+            self.reloads.next = Some(resolved);
+            self.begin_next();
+        } else if resolved.answers.are_for(&self.config) && self.reloads.staged.is_none() {
             events::names(&resolved.answers, &mut self.problems);
+            let names = self.names.after(&resolved.answers);
             if names != self.names {
                 tracing::info!(?names, "backends' names have other addresses");
                 self.names = names;
-                self.apply_names();
-            }
-            return;
-        };
-        match self.apply(*config, names).await {
-            Ok(()) => {
-                self.problems.clear(&Cause::Reload);
-                events::names(&resolved.answers, &mut self.problems);
-                tracing::info!("the configuration is reloaded");
-            }
-            Err(failure) => {
-                let summary = format!("the configuration cannot be reloaded: {}", failure.message());
-                self.refuse(&failure, &summary);
+                self.apply_services();
             }
         }
     }
 
-    fn apply_names(&mut self) {
+    /// Begins with the file that waits, once the one before is in effect.
+    fn begin_next(&mut self) {
+        let removing = self.election.as_ref().is_some_and(Election::is_removing);
+        if self.stopping || removing || self.reloads.staged.is_some() {
+            return;
+        }
+        let Some(Resolved { answers, candidate: Some(candidate) }) = self.reloads.next.take() else { return };
+        if let Err(failure) = self.stage(*candidate, answers) {
+            self.refuse_reload(&failure);
+        }
+    }
+
+    fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
+        let config = &candidate.config;
+        let names = self.names.after(&answers);
+        let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
+        let balanced = self.balancer.is_some();
+        self.stage_services(config, &names)?;
+        let mut steps = Steps {
+            table: Arc::clone(&self.table),
+            desired: blueprint::table(config, self.held()),
+            balancer: self.balancer.clone(),
+            dropped: Vec::new(),
+            keeper: None,
+        };
+        if let (Some(election), Some(change)) = (&self.election, &change) {
+            election.expect(change);
+            steps.dropped = change.dropped().collect();
+            steps.keeper = Some((election.keeper.clone(), election.groups(change)));
+        }
+        let events = self.sender.clone();
+        tokio::spawn(async move {
+            let _ = events.send(Event::Staged(steps.take().await));
+        });
+        self.reloads.staged = Some(Staged { candidate, answers, names, change, balanced });
+        Ok(())
+    }
+
+    /// Gives the load balancer the services of `config`; where there are none, those in use stay until the end.
+    fn stage_services(&mut self, config: &Config, names: &Names) -> Result<(), Failure> {
+        let services = blueprint::services(config, names);
+        let Some(balancer) = &self.balancer else {
+            self.balancer = start_balancer(config, names, &self.sender)?;
+            return Ok(());
+        };
+        if services.is_empty() {
+            return Ok(());
+        }
+        balancer.forbid(config.virtual_ips().collect());
+        balancer.reconfigure(services).map_err(|error| {
+            balancer.forbid(self.config.virtual_ips().collect());
+            balancer_refusal(&error)
+        })
+    }
+
+    /// The third step of a reload has been done, or has failed.
+    pub(super) fn on_staged(&mut self, result: Result<(), Failure>) {
+        let Some(staged) = self.reloads.staged.take() else { return };
+        if self.stopping {
+            return;
+        }
+        let Staged { candidate: Candidate { config, number }, answers, names, change, balanced } = staged;
+        let result = match (&mut self.election, change) {
+            (Some(election), Some(change)) => match result {
+                Ok(()) => {
+                    election.commit(change);
+                    Ok(())
+                }
+                Err(failure) => {
+                    election.forget(&change);
+                    Err(failure)
+                }
+            },
+            _ => result.and_then(|()| {
+                self.election = Election::start(&config, &self.args.state_dir, &self.sender)?;
+                Ok(())
+            }),
+        };
+        match result {
+            Ok(()) => {
+                self.commit(config, names);
+                events::names(&answers, &mut self.problems);
+                if number == self.reloads.asked {
+                    self.problems.clear(&Cause::Reload);
+                }
+                tracing::info!("the configuration is reloaded");
+            }
+            Err(failure) => {
+                self.take_back(balanced);
+                self.refuse_reload(&failure);
+            }
+        }
+        self.begin_next();
+    }
+
+    fn commit(&mut self, config: Config, names: Names) {
+        if blueprint::services(&config, &names).is_empty()
+            && let Some(balancer) = self.balancer.take()
+        {
+            // It waits for its threads.
+            tokio::task::spawn_blocking(move || balancer.stop());
+        }
+        (self.config, self.names) = (config, names);
+        self.generation += 1;
+        self.problems.clear(&Cause::Services);
+        self.change_table();
+        self.forget_problems();
+    }
+
+    /// The load balancer and the table as the configuration in use wants them.
+    fn take_back(&mut self, balanced: bool) {
+        if let Some(balancer) = &self.balancer
+            && balanced
+        {
+            balancer.forbid(self.config.virtual_ips().collect());
+            self.apply_services();
+        } else if let Some(balancer) = self.balancer.take() {
+            tokio::task::spawn_blocking(move || balancer.stop());
+        }
+        self.change_table();
+    }
+
+    fn refuse_reload(&mut self, failure: &Failure) {
+        let summary = format!("the configuration cannot be reloaded: {}", failure.message());
+        self.refuse(failure, &summary);
+    }
+
+    fn apply_services(&mut self) {
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
@@ -95,89 +251,79 @@ impl Daemon {
         }
     }
 
-    /// Puts `config` into effect, or changes nothing.
-    async fn apply(&mut self, config: Config, names: Names) -> Result<(), Failure> {
-        let services = !blueprint::services(&config, &names).is_empty();
-        let running = self.balancer.is_some();
-        match (&self.balancer, services) {
-            (Some(balancer), true) => {
-                balancer.forbid(config.virtual_ips().collect());
-                let changed = balancer.reconfigure(blueprint::services(&config, &names));
-                if let Err(error) = changed {
-                    balancer.forbid(self.config.virtual_ips().collect());
-                    return Err(balancer_refusal(&error));
-                }
-            }
-            (None, true) => self.balancer = start_balancer(&config, &names, &self.sender)?,
-            (_, false) => {}
-        }
-        if let Err(failure) = self.apply_instances(&config).await {
-            self.restore_services(running);
-            return Err(failure);
-        }
-        if !services {
-            stop_balancer(self.balancer.take());
-        }
-        (self.config, self.names) = (config, names);
-        self.problems.clear(&Cause::Services);
-        self.change_table();
-        self.forget_removed();
-        Ok(())
-    }
-
-    /// The load balancer as the configuration in use wants it.
-    fn restore_services(&mut self, running: bool) {
-        if !running {
-            stop_balancer(self.balancer.take());
-        } else if let Some(balancer) = &self.balancer {
-            balancer.forbid(self.config.virtual_ips().collect());
-            self.apply_names();
-        }
-    }
-
-    async fn apply_instances(&mut self, config: &Config) -> Result<(), Failure> {
-        let Some(election) = &mut self.election else {
-            self.election = Election::start(config, &self.args.state_dir, &self.sender)?;
-            return Ok(());
-        };
-        let change = election.prepare(config)?;
-        if let Some(balancer) = &self.balancer {
-            let vips: Vec<IpAddr> = change.dropped().collect();
-            if !vips.is_empty() {
-                reset_sessions(balancer, &vips).await;
-            }
-        }
-        election.reload(change)
+    /// Every virtual IP that this node may hold.
+    fn held(&self) -> impl Iterator<Item = IpAddr> {
+        self.election.iter().flat_map(Election::addresses)
     }
 
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
     fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), self.sender.clone());
-        let desired = blueprint::table(&self.config);
+        let desired = blueprint::table(&self.config, self.held());
         tokio::spawn(async move {
             let _ = events.send(Event::Table(table.set(desired).await));
         });
     }
 
     /// Takes down removed instances that have handed over, and goes on with a reload that waited for them.
-    pub(super) async fn finish_removals(&mut self) {
+    pub(super) fn finish_removals(&mut self) {
         let Some(election) = &mut self.election else { return };
         if !election.is_removing() {
             return;
         }
-        election.finish_removals();
+        // Releases are said before they are published, and sessions are reset before their addresses go.
+        let status = election.runner.status();
+        if !self.events.is_empty() {
+            return;
+        }
+        election.finish_removals(&status);
         if election.is_removing() {
             return;
         }
-        self.forget_removed();
-        if let Some(next) = self.next.take() {
-            self.take_over(next).await;
-        }
+        self.change_table();
+        self.forget_problems();
+        self.begin_next();
     }
 
-    fn forget_removed(&mut self) {
-        let known: BTreeSet<u32> =
-            self.election.iter().flat_map(|election| election.instances.keys()).map(|id| id.0).collect();
-        self.problems.retain_instances(|id| known.contains(&id));
+    /// Forgets problems of instances that are no more, and of settings that they no longer have.
+    fn forget_problems(&mut self) {
+        let instance = |id: u32| {
+            let election = self.election.as_ref()?;
+            election.instances.get(&vrrp::runner::InstanceId(id))
+        };
+        self.problems.retain(|cause| match cause {
+            Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
+            Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
+            _ => true,
+        });
     }
+}
+
+/// What of a reload takes time.
+struct Steps {
+    table: Arc<TableKeeper>,
+    /// For the virtual IPs of both configurations; `None` where the new one needs none, and the former one stays.
+    desired: Option<Table>,
+    balancer: Option<Arc<LoadBalancer>>,
+    /// Addresses that go at once.
+    dropped: Vec<IpAddr>,
+    keeper: Option<(KeeperHandle, Vec<VipGroupConfig>)>,
+}
+
+impl Steps {
+    async fn take(self) -> Result<(), Failure> {
+        if self.desired.is_some() {
+            self.table.set(self.desired).await?;
+        }
+        if let Some(balancer) = self.balancer.filter(|_| !self.dropped.is_empty()) {
+            reset_sessions(&balancer, &self.dropped).await;
+        }
+        let Some((keeper, groups)) = self.keeper else { return Ok(()) };
+        let set = tokio::task::spawn_blocking(move || keeper.set_groups(groups)).await;
+        set.map_err(|error| Failure::new(Kind::Internal, error))?.map_err(|error| refused_groups(&error))
+    }
+}
+
+fn refused_groups(error: &RegisterError) -> Failure {
+    Failure::new(Kind::System, format_args!("cannot manage the virtual IPs: {error}"))
 }

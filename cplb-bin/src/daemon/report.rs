@@ -34,7 +34,7 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             config: self.args.config.config.display().to_string(),
             degraded: self.problems.texts(),
-            serving: self.verdict.status(self.serving_lease()),
+            serving: self.verdict.status(),
             real_time,
             instances,
             kernel,

@@ -62,9 +62,7 @@ impl Daemon {
                 },
                 () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
             }
-            if self.events.is_empty() {
-                self.finish_removals().await;
-            }
+            self.finish_removals();
             if rounds.period() != self.round_interval() {
                 rounds = steady(self.round_interval());
             }
@@ -89,13 +87,9 @@ impl Daemon {
         health.map_or(Duration::from_secs(1), |service| service.health.interval).clamp(ROUND.0, ROUND.1)
     }
 
-    /// How long the election believes a verdict: if this thread or a check hangs, no longer than two rounds.
-    pub(super) fn serving_lease(&self) -> Duration {
-        2 * self.round_interval()
-    }
-
     fn start_round(&mut self) {
         let round = Round {
+            generation: self.generation,
             keeper: self.election.as_ref().map(|election| election.keeper.clone()),
             balancer: self.balancer.clone(),
             table: self.table.clone(),
@@ -124,7 +118,8 @@ impl Daemon {
             }
             Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
             Event::Finding(finding) => self.on_finding(&finding),
-            Event::Resolved(resolved) => self.on_resolved(resolved).await,
+            Event::Resolved(resolved) => self.on_resolved(resolved),
+            Event::Staged(result) => self.on_staged(result),
             Event::Table(changed) => self.on_table(&changed),
         }
         Ok(())
@@ -132,7 +127,7 @@ impl Daemon {
 
     /// At the start a second daemon must say so and leave; later it waits.
     fn on_locked(&mut self, id: InstanceId, error: &LockError) -> Result<(), Failure> {
-        if self.started.elapsed() < START_PHASE {
+        if self.started.elapsed() < START_PHASE && self.generation == 0 {
             return Err(Failure::from(error));
         }
         if self.problems.raise(Cause::Lock(id.0), error.to_string()) {
@@ -142,12 +137,16 @@ impl Daemon {
     }
 
     fn on_finding(&mut self, finding: &Finding) {
+        if finding.generation != self.generation {
+            self.verdict.discard();
+            return self.start_round();
+        }
         match &finding.look {
             Some(Look::Restored) => {
                 tracing::warn!("somebody removed or changed the nftables table; it is restored");
                 self.problems.clear(&Cause::Table);
             }
-            Some(Look::Failed(why)) => self.table_is_missing(why),
+            Some(Look::Failed(why)) => self.table_is_wrong(why),
             Some(Look::Present | Look::Applied) | None => {
                 self.problems.clear(&Cause::Table);
             }
@@ -155,28 +154,28 @@ impl Daemon {
         if finding.evidence.heartbeat.is_none() {
             self.problems.clear(&Cause::Exhausted);
         }
-        match self.verdict.conclude(&finding.evidence) {
+        match self.verdict.conclude(&finding.evidence, 2 * self.round_interval()) {
             Some(Ok(())) => tracing::info!("this node can serve"),
             Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
             None => {}
         }
         let Some(election) = &self.election else { return };
-        if self.verdict.is_serving() {
-            election.runner.serving(Instant::now() + self.serving_lease());
-        } else {
-            election.runner.not_serving();
+        match self.verdict.believed() {
+            // A lease: if this thread or a check hangs, it ends.
+            Some(until) => election.runner.serving(until),
+            None => election.runner.not_serving(),
         }
     }
 
     fn on_table(&mut self, changed: &Result<(), Failure>) {
         if let Err(failure) = changed {
-            self.table_is_missing(failure.message());
+            self.table_is_wrong(failure.message());
         }
     }
 
-    fn table_is_missing(&mut self, why: &str) {
-        if self.problems.raise(Cause::Table, format!("the nftables table is not in place: {why}")) {
-            tracing::warn!(error = %why, "the nftables table");
+    fn table_is_wrong(&mut self, why: &str) {
+        if self.problems.raise(Cause::Table, why) {
+            tracing::warn!("{why}");
         }
     }
 
@@ -214,6 +213,7 @@ impl Daemon {
     /// Tells the election to hand over; the time by which it must have.
     fn begin_handover(&mut self) -> Instant {
         tracing::info!("handing over");
+        self.stopping = true;
         let Some(election) = &self.election else { return Instant::now() };
         election.runner.resign_all();
         Instant::now() + election.handover_bound() + Duration::from_secs(1)

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::PoisonError;
 
-use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table};
+use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table, TableName};
 use tokio::sync::Mutex;
 
 use crate::exit::{Failure, Kind};
@@ -23,6 +23,8 @@ struct Work {
     desired: Option<Table>,
     /// Found and locked when first needed.
     tool: Option<Tool>,
+    /// What is no longer desired and could not be removed yet.
+    leftover: Option<TableName>,
     applied: bool,
     restored: u64,
 }
@@ -52,11 +54,12 @@ impl TableKeeper {
     pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
         let mut work = self.work.lock().await;
         let result = match desired {
+            Some(desired) if work.applied && work.desired.as_ref() == Some(&desired) => Ok(()),
             Some(desired) => {
                 work.desired = Some(desired);
                 work.apply().await
             }
-            None => work.remove().await.map_err(|error| Failure::new(Kind::System, error)),
+            None => work.remove().await,
         };
         self.publish(&work, result.as_ref().err().map(|failure| failure.message().to_owned()));
         result
@@ -80,7 +83,7 @@ impl TableKeeper {
     }
 
     fn publish(&self, work: &Work, error: Option<String>) {
-        let status = work.desired.as_ref().map(|_| schema::Table {
+        let status = (work.desired.is_some() || work.leftover.is_some()).then(|| schema::Table {
             present: work.applied && error.is_none(),
             restored: work.restored,
             error,
@@ -99,16 +102,22 @@ impl Work {
         };
         let result = tool.nft.apply(desired).await;
         self.applied = result.is_ok();
+        self.leftover = None;
         result.map_err(|error| failure(&error))
     }
 
     async fn look(&mut self) -> Option<Look> {
-        let desired = self.desired.as_ref()?;
+        let Some(desired) = &self.desired else {
+            self.leftover.as_ref()?;
+            return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
+        };
         if let (true, Some(tool)) = (self.applied, &mut self.tool) {
             match tool.nft.present(desired) {
                 Ok(Presence::Intact) => return Some(Look::Present),
                 Ok(Presence::Missing) => {}
-                Err(error) => return Some(Look::Failed(error.to_string())),
+                Err(error) => {
+                    return Some(Look::Failed(format!("the nftables table cannot be looked at: {error}")));
+                }
             }
         }
         let was_applied = self.applied;
@@ -122,14 +131,17 @@ impl Work {
         })
     }
 
-    async fn remove(&mut self) -> Result<(), RunError> {
+    /// Removes what is there; if that fails, the next look tries again.
+    async fn remove(&mut self) -> Result<(), Failure> {
         self.applied = false;
-        let removed = match (&mut self.tool, &self.desired) {
-            (Some(tool), Some(desired)) => tool.nft.remove(&desired.name).await,
-            _ => Ok(()),
-        };
-        (self.desired, self.tool) = (None, None);
-        removed
+        self.leftover = self.desired.take().map(|desired| desired.name).or(self.leftover.take());
+        if let (Some(tool), Some(name)) = (&mut self.tool, &self.leftover) {
+            tool.nft.remove(name).await.map_err(|error| {
+                Failure::new(Kind::System, format_args!("the nftables table cannot be removed: {error}"))
+            })?;
+        }
+        (self.leftover, self.tool) = (None, None);
+        Ok(())
     }
 }
 

@@ -27,17 +27,21 @@ pub(crate) struct Verdict {
     since: Instant,
     /// When the round that is under way began.
     round: Option<Instant>,
+    /// How long the election believes a good verdict.
+    believed: Instant,
 }
 
 impl Default for Verdict {
     fn default() -> Self {
-        Self { judged: None, since: Instant::now(), round: None }
+        Self { judged: None, since: Instant::now(), round: None, believed: Instant::now() }
     }
 }
 
 /// What a round found.
 #[derive(Debug)]
 pub(crate) struct Finding {
+    /// As in [`Round`].
+    pub(crate) generation: u64,
     pub(crate) evidence: Evidence,
     /// What became of the nftables table, if there is one.
     pub(crate) look: Option<Look>,
@@ -46,6 +50,8 @@ pub(crate) struct Finding {
 /// What a round looks at.
 #[derive(Clone)]
 pub(crate) struct Round {
+    /// Of the configuration whose parts are looked at.
+    pub(crate) generation: u64,
     pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
@@ -67,9 +73,16 @@ impl Verdict {
         });
     }
 
-    /// Takes the result of a round; the new verdict if it differs from the one before.
-    pub(crate) fn conclude(&mut self, evidence: &Evidence) -> Option<Result<(), String>> {
+    /// A round is over that says nothing: what it looked at was replaced meanwhile.
+    pub(crate) fn discard(&mut self) {
         self.round = None;
+    }
+
+    /// Takes the result of a round, which the election believes for as long as `lease`; the new verdict if it differs
+    /// from the one before.
+    pub(crate) fn conclude(&mut self, evidence: &Evidence, lease: Duration) -> Option<Result<(), String>> {
+        self.round = None;
+        self.believed = Instant::now() + lease;
         let judged = serving::judge(evidence);
         let changed = self.judged.as_ref().is_none_or(|before| before.is_ok() != judged.is_ok());
         if changed {
@@ -80,22 +93,32 @@ impl Verdict {
         news
     }
 
-    pub(crate) fn is_serving(&self) -> bool {
+    /// Until when the election may believe a good verdict.
+    pub(crate) fn believed(&self) -> Option<Instant> {
+        self.is_serving().then_some(self.believed)
+    }
+
+    fn is_serving(&self) -> bool {
         matches!(self.judged, Some(Ok(())))
     }
 
-    /// The verdict as the election sees it, which believes the last one for as long as `lease`.
-    pub(crate) fn status(&self, lease: Duration) -> Serving {
-        let expired = self.round.map(|begun| begun.elapsed()).filter(|hanging| *hanging > lease);
+    /// The verdict as the election sees it.
+    pub(crate) fn status(&self) -> Serving {
+        let now = Instant::now();
+        let expired = self.is_serving() && now > self.believed;
         Serving {
-            serving: self.is_serving() && expired.is_none(),
-            since_seconds: expired.map_or(self.since.elapsed(), |hanging| hanging - lease).as_secs_f64(),
-            reason: match (&self.judged, expired) {
-                (Some(Ok(())), Some(hanging)) => {
-                    Some(format!("its checks have hung for {:.1} s", hanging.as_secs_f64()))
+            serving: self.is_serving() && !expired,
+            since_seconds: now
+                .saturating_duration_since(if expired { self.believed } else { self.since })
+                .as_secs_f64(),
+            reason: match &self.judged {
+                None => Some("not yet checked".to_owned()),
+                Some(Err(why)) => Some(why.clone()),
+                Some(Ok(())) if expired => {
+                    let hanging = self.round.map_or(Duration::ZERO, |begun| begun.elapsed());
+                    Some(format!("its checks have not ended for {:.1} s", hanging.as_secs_f64()))
                 }
-                (None, _) => Some("not yet checked".to_owned()),
-                (Some(judged), _) => judged.as_ref().err().cloned(),
+                Some(Ok(())) => None,
             },
         }
     }
@@ -117,7 +140,7 @@ impl Round {
                 balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());
             evidence.backends = self.backends(balancer);
         }
-        Finding { evidence, look }
+        Finding { generation: self.generation, evidence, look }
     }
 
     fn backends(&self, balancer: &LoadBalancer) -> Option<Backends> {
