@@ -265,7 +265,8 @@ pub(crate) fn routes_needed(index: u32, desired: &Desired, observed: &Observed) 
 
 /// Whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although it could
 /// come after. Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
-/// first address of an interface, and routes without a preferred source, would then use the VIP.
+/// first address of an interface, and routes without a preferred source, would then use the VIP. The kernel always
+/// lists the node's second address of a subnet after a VIP, which is the only one of its own.
 fn is_misplaced(vip: &ObservedAddress, scope: VipScope, observed: &Observed) -> bool {
     if vip.ip.is_ipv6() {
         return false;
@@ -280,6 +281,7 @@ fn is_misplaced(vip: &ObservedAddress, scope: VipScope, observed: &Observed) -> 
             seen.index == vip.index
                 && seen.ip.is_ipv4()
                 && seen.scope == wire::scope::UNIVERSE
+                && seen.flags & wire::address_flag::SECONDARY == 0
                 && seen.prefix_len < full_prefix(seen.ip)
         })
     };

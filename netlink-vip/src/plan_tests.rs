@@ -176,6 +176,8 @@ fn a_vip_that_comes_before_the_nodes_address_is_moved_behind_it() {
         moved(vec![vip.clone(), node(3, "10.0.0.5/24"), node(2, "10.0.0.5/24")]),
         [step(VipScope::Universe)]
     );
+    let second = ObservedAddress { flags: 0x81, ..node(2, "10.0.0.6/24") };
+    assert_eq!(moved(vec![node(2, "10.0.0.5/24"), vip.clone(), second]), [], "it cannot come after that");
     let without = |step: &Step| !matches!(step, Step::PutRoute { .. });
     assert!(!moved(vec![host, node(2, "10.0.0.5/32")]).iter().any(without));
 }

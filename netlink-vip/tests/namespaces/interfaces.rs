@@ -16,6 +16,7 @@ crate::trials![
     two_groups_share_an_interface_and_a_route,
     groups_trade_and_inherit_addresses,
     groups_are_added_changed_and_removed_at_work,
+    a_node_with_several_addresses_of_a_subnet_has_its_vips_written_once,
 ];
 
 fn interface(
@@ -241,6 +242,27 @@ fn groups_are_added_changed_and_removed_at_work(ground: &Ground) {
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
     assert!(!ground.has("fd00::100") && ground.has("10.0.0.101"));
     assert!(keeper.handle.remove_group(TWO).is_err());
+    keeper.end();
+    ground.assert_unchanged_since(&before);
+}
+
+fn a_node_with_several_addresses_of_a_subnet_has_its_vips_written_once(ground: &Ground) {
+    ground.with_eth0();
+    for own in ["10.0.0.61/24", "10.0.0.62/24"] {
+        ground.ip(&format!("addr add {own} dev eth0"));
+    }
+    let before = ground.tables();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+    keeper.install(ONE);
+    keeper.handle.set_groups(vec![group(ONE, "eth0", &["10.0.0.100/24", "10.0.0.101/24"])]).unwrap();
+    keeper.install(ONE);
+    assert!(ground.has("10.0.0.100") && ground.has("10.0.0.101"));
+    let refreshes = keeper.handle.status().counters.refreshes;
+    keeper.while_claiming(ONE, 100 * MS, || {
+        keeper.shows("leases are refreshed", |status| status.counters.refreshes >= refreshes + 3);
+    });
+    let said = keeper.said();
+    assert!(!said.iter().any(|event| matches!(event, KeeperEvent::Installed { .. })), "{said:?}");
     keeper.end();
     ground.assert_unchanged_since(&before);
 }
