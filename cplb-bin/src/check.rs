@@ -12,7 +12,10 @@ use crate::{output, source, support};
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let loaded = source::load(&args.config.config)?;
+    let mut loaded = source::load(&args.config.config)?;
+    for warning in source::add_backends(&mut loaded, &args.backends) {
+        output::complain(format_args!("warning: {warning}"));
+    }
     let mut warnings = loaded.warnings;
     match observe() {
         Ok(interfaces) => warnings.extend(loaded.config.check_interfaces(&interfaces)),

@@ -52,12 +52,18 @@ pub(crate) struct ConfigArg {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct BackendArgs {
+    /// A backend in addition to those of the configuration: an address or a name, with or without :PORT (repeatable)
+    #[arg(long = "backend", value_name = "ADDR")]
+    pub(crate) backends: Vec<cplb_config::Backend>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArg,
-    /// A backend in addition to those of the configuration: ADDRESS, ADDRESS:PORT or NAME:PORT (repeatable)
-    #[arg(long = "backend", value_name = "ADDR")]
-    pub(crate) backends: Vec<cplb_config::Backend>,
+    #[command(flatten)]
+    pub(crate) backends: BackendArgs,
     #[command(flatten)]
     pub(crate) socket: SocketArg,
     /// Where to record what the daemon owns, so that a restart can clean up after a crash
@@ -72,6 +78,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) config: ConfigArg,
+    #[command(flatten)]
+    pub(crate) backends: BackendArgs,
     /// What to print
     #[arg(long, value_name = "WHAT", default_value = "effective")]
     pub(crate) print: Print,

@@ -50,6 +50,11 @@ impl Failure {
         &self.message
     }
 
+    /// The first line of what went wrong.
+    pub(crate) fn summary(&self) -> &str {
+        self.message.lines().next().unwrap_or_default()
+    }
+
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(self.kind as u8)
     }

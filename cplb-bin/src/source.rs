@@ -6,6 +6,7 @@ use std::path::Path;
 
 use cplb_config::{Backend, Errors, Loaded, MAX_BYTES, Theme, load_bytes};
 
+use crate::cli::BackendArgs;
 use crate::exit::{Failure, Kind};
 
 /// Columns of a report where the terminal's width is not known.
@@ -22,14 +23,14 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
         .map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
 }
 
-/// Adds the backends of the command line; one that would make proxies talk to proxies, or that no service would use, is
-/// left out with a warning.
-pub(crate) fn add_backends(loaded: &mut Loaded, backends: &[Backend]) {
-    for backend in backends {
-        if let Err(refused) = loaded.config.add_backend(backend.clone()) {
-            tracing::warn!(%backend, "--backend {backend} is ignored: {refused}");
-        }
-    }
+/// Adds the backends of the command line, and tells which are left out and why: they would make the proxy talk to
+/// itself, or nothing would use them.
+pub(crate) fn add_backends(loaded: &mut Loaded, backends: &BackendArgs) -> Vec<String> {
+    let add = |backend: &Backend| {
+        let refused = loaded.config.add_backend(backend.clone()).err()?;
+        Some(format!("--backend {backend} is ignored: {refused}"))
+    };
+    backends.backends.iter().filter_map(add).collect()
 }
 
 /// More than the limit is not read; the library says that the file is too large.

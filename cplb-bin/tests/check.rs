@@ -312,6 +312,14 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
     run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
     run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
     assert!(!run("", "10.0.0.12").err.contains("is ignored"));
+    let check = |backend: &str| {
+        std::fs::write(&path, format!("{NATIVE}  services: [{{name: api, port: 6443}}]\n")).unwrap();
+        let arguments = ["check", "--backend", backend, "--config"].map(OsStr::new);
+        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(0)
+    };
+    check("10.0.0.12:6444").says(&["warning: --backend 10.0.0.12:6444 is ignored:", "proxy"]);
+    let checked = check("10.0.0.12");
+    assert!(!checked.err.contains("no backend") && checked.out.contains("10.0.0.12"), "{}", checked.out);
 }
 
 #[test]

@@ -199,7 +199,7 @@ impl Balancer {
                 std::fs::write(&file, text).unwrap();
                 self.signal(nix::sys::signal::Signal::SIGHUP);
                 self.wait_for_status("the file is read", |status| {
-                    status["degraded"].to_string().contains("the configuration file has errors") == wrong
+                    status["degraded"].to_string().contains("is not reloaded") == wrong
                 });
             }
         }

@@ -1,5 +1,6 @@
 //! What the keeper tells.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -152,6 +153,22 @@ pub enum Removal {
     Reconfigured,
     /// The keeper ends.
     Shutdown,
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Released(Release::Planned) => "handed over",
+            Self::Released(Release::Lost) => "no longer this node's",
+            Self::Lapsed => "not refreshed in time",
+            Self::Expired => "the lease was over",
+            Self::LeaseLost => "a claim came too late",
+            Self::InterfaceDown => "the interface is down",
+            Self::InterfaceGone => "the interface is gone",
+            Self::Reconfigured => "no longer configured",
+            Self::Shutdown => "the keeper ends",
+        })
+    }
 }
 
 /// Why an address is not installed.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use lb_proxy::Event as Balancer;
-use netlink_vip::{KeeperEvent, ResyncCause, Warning};
+use netlink_vip::{GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
 use super::names::Answers;
@@ -40,32 +40,41 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
     }
 }
 
-/// Logs an event of the keeper.
-pub(crate) fn keeper(event: &KeeperEvent, problems: &mut Problems) {
+/// The node's own addresses that advertisements may come from.
+fn sources(state: &InterfaceState) -> String {
+    let v4 = state.source_v4().map(IpAddr::V4);
+    let v6 = state.source_v6().map(IpAddr::V6);
+    let all: Vec<String> = v4.into_iter().chain(v6).map(|ip| ip.to_string()).collect();
+    all.join(" ")
+}
+
+/// Logs an event of the keeper; `wanted` is how the configuration names a group's interface.
+pub(crate) fn keeper(event: &KeeperEvent, wanted: impl Fn(GroupId) -> String, problems: &mut Problems) {
     match event {
         KeeperEvent::Interface { id, state } => {
             let cause = Cause::Interface(id.0);
             match state {
                 None => {
-                    tracing::warn!(vrid = id.0, "no interface matches; waiting for one");
-                    problems.raise(cause, format!("virtual router {id} waits for its interface"));
+                    let wanted = wanted(*id);
+                    tracing::warn!(vrid = id.0, wanted, "there is no such interface; waiting for it");
+                    problems.raise(cause, format!("virtual router {id} waits for its interface: {wanted}"));
                 }
                 Some(state) if !state.up => {
                     tracing::warn!(vrid = id.0, interface = %state.name, "the interface is down");
                     problems.raise(cause, format!("virtual router {id}: {} is down", state.name));
                 }
                 Some(state) => {
-                    tracing::info!(vrid = id.0, interface = %state.name, source = ?state.source_v4(), "interface");
+                    tracing::info!(vrid = id.0, interface = %state.name, sources = sources(state), "the interface is up");
                     problems.clear(&cause);
                 }
             }
         }
         KeeperEvent::Installed { id, took } => {
-            tracing::info!(vrid = id.0, took_ms = took.as_secs_f64() * 1e3, "the virtual IPs are here");
+            tracing::info!(vrid = id.0, took_ms = took.as_millis(), "the virtual IPs are here");
             problems.clear(&Cause::Refused(id.0));
         }
         KeeperEvent::Removed { id, reason } => {
-            tracing::info!(vrid = id.0, ?reason, "the virtual IPs are gone");
+            tracing::info!(vrid = id.0, reason = %reason, "the virtual IPs are gone");
         }
         KeeperEvent::Missing { id, ip } => {
             tracing::warn!(vrid = id.0, %ip, "somebody removed the virtual IP; restoring it");
@@ -196,15 +205,19 @@ mod tests {
     use super::*;
     use netlink_vip::KernelError;
 
+    fn nowhere(_: GroupId) -> String {
+        String::new()
+    }
+
     #[test]
     fn dropped_news_are_a_problem_until_none_were_dropped_for_a_while() {
         let mut problems = Problems::default();
         for _ in 0..2 {
-            keeper(&KeeperEvent::Resynced { cause: ResyncCause::Overrun }, &mut problems);
+            keeper(&KeeperEvent::Resynced { cause: ResyncCause::Overrun }, nowhere, &mut problems);
         }
         let texts = problems.texts();
         assert!(texts.len() == 1 && texts[0].contains("netlink overrun"), "{texts:?}");
-        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, &mut problems);
+        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, nowhere, &mut problems);
         assert_eq!(problems.texts(), texts);
         no_overrun(2, &mut problems);
         assert!(problems.texts().is_empty());
@@ -214,9 +227,9 @@ mod tests {
     fn tables_that_cannot_be_read_are_a_problem_until_they_can() {
         let mut problems = Problems::default();
         let warning = Warning::Unobserved(KernelError::NoAnswer);
-        keeper(&KeeperEvent::Warning { id: None, warning }, &mut problems);
+        keeper(&KeeperEvent::Warning { id: None, warning }, nowhere, &mut problems);
         assert!(problems.texts()[0].contains("cannot read the kernel's tables"), "{:?}", problems.texts());
-        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, &mut problems);
+        keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, nowhere, &mut problems);
         assert!(problems.texts().is_empty());
     }
 }

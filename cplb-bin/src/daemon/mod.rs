@@ -74,7 +74,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
     }
-    source::add_backends(&mut loaded, &args.backends);
+    for warning in source::add_backends(&mut loaded, &args.backends) {
+        tracing::warn!("{warning}");
+    }
     preflight::check(&loaded.config, args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

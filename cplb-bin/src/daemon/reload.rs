@@ -73,7 +73,7 @@ impl Daemon {
                 let candidate = Candidate { config, number: self.reloads.asked };
                 self.resolver.prepare(candidate, &self.sender);
             }
-            Err(failure) => self.refuse(&failure, "the configuration file has errors"),
+            Err(failure) => self.refuse(&failure),
         }
     }
 
@@ -82,14 +82,18 @@ impl Daemon {
         for warning in &loaded.warnings {
             tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
         }
-        source::add_backends(&mut loaded, &self.args.backends);
+        for warning in source::add_backends(&mut loaded, &self.args.backends) {
+            tracing::warn!("{warning}");
+        }
         preflight::check(&loaded.config, &self.args)?;
         Ok(loaded.config)
     }
 
-    fn refuse(&mut self, failure: &Failure, summary: &str) {
+    fn refuse(&mut self, failure: &Failure) {
         tracing::error!("the configuration is not reloaded: {failure}");
-        self.problems.raise(Cause::Reload, format!("{summary}; the former one is in use"));
+        let why = failure.summary();
+        let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
+        self.problems.raise(Cause::Reload, text);
     }
 
     /// The names of the configuration in use, or of a file, were asked for.
@@ -117,7 +121,7 @@ impl Daemon {
         }
         let Some(Resolved { answers, candidate: Some(candidate) }) = self.reloads.next.take() else { return };
         if let Err(failure) = self.stage(*candidate, answers) {
-            self.refuse_reload(&failure);
+            self.refuse(&failure);
         }
     }
 
@@ -198,7 +202,7 @@ impl Daemon {
             }
             Err(failure) => {
                 self.take_back(balanced);
-                self.refuse_reload(&failure);
+                self.refuse(&failure);
             }
         }
         self.begin_next();
@@ -229,11 +233,6 @@ impl Daemon {
             tokio::task::spawn_blocking(move || balancer.stop());
         }
         self.change_table();
-    }
-
-    fn refuse_reload(&mut self, failure: &Failure) {
-        let summary = format!("the configuration cannot be reloaded: {}", failure.message());
-        self.refuse(failure, &summary);
     }
 
     fn apply_services(&mut self) {

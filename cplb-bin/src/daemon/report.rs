@@ -149,7 +149,7 @@ fn backend(found: &BackendSnapshot) -> Backend {
         address: found.addr.to_string(),
         state: found.state.as_str().to_owned(),
         since_seconds: age(found.since),
-        reason: (!found.reason.is_empty()).then(|| found.reason.clone()),
+        reason: Some(&found.reason).filter(|why| !why.is_empty() && **why != found.state.as_str()).cloned(),
         connections_active: found.active as u64,
         connections_total: found.total,
         connect_failures: found.failures,

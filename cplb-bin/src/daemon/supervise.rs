@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lb_proxy::{Event as Balancer, LoadBalancer};
+use netlink_vip::GroupId;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
@@ -101,7 +102,14 @@ impl Daemon {
     async fn on_event(&mut self, event: Event) -> Result<(), Failure> {
         match event {
             Event::Runner(event) => events::election(&event, &mut self.problems),
-            Event::Keeper(event) => events::keeper(&event, &mut self.problems),
+            Event::Keeper(event) => {
+                let instances = self.election.as_ref().map(|election| &election.instances);
+                let wanted = |id: GroupId| {
+                    let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+                    instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
+                };
+                events::keeper(&event, wanted, &mut self.problems);
+            }
             Event::Balancer(event) => {
                 events::balancer(&event, &mut self.problems);
                 if matches!(event, Balancer::BackendUp { .. } | Balancer::BackendDown { .. }) {
