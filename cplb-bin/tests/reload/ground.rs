@@ -1,0 +1,106 @@
+//! What the tests of reloads share.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testbed::{Lan, Node, Probe, Signal};
+
+use crate::support::{Cluster, PATIENCE, PORT, VIP_HOST};
+
+/// Konnectivity's port, and where the proxy takes it.
+pub(crate) const OTHER_PORT: u16 = 8132;
+
+pub(crate) const OTHER_BIND_PORT: u16 = 8133;
+
+/// Two instances at this interval, each with one address, and all controllers as backends.
+pub(crate) fn two_instances(lan: &Lan, interval: &str, addresses: [Ipv4Addr; 2]) -> String {
+    let backends: Vec<_> = lan.controllers().iter().map(|node| format!("\"{}\"", node.v4())).collect();
+    let [first, second] = addresses;
+    format!(
+        "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
+         - {{virtualIPs: [\"{first}/24\"], virtualRouterID: 51, version: 3, advertInterval: {interval}}}\n  \
+         - {{virtualIPs: [\"{second}/24\"], virtualRouterID: 52, version: 3, advertInterval: {interval}}}\n  \
+         backends: {{static: [{}]}}\n",
+        backends.join(", ")
+    )
+}
+
+pub(crate) fn second_vip(cluster: &Cluster) -> Ipv4Addr {
+    cluster.lan.v4(VIP_HOST + 99)
+}
+
+pub(crate) fn holders(cluster: &Cluster, vip: Ipv4Addr) -> Vec<usize> {
+    (0..cluster.len()).filter(|&index| cluster.node(index).has_address(vip)).collect()
+}
+
+pub(crate) fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
+    let probe = Probe::to(SocketAddr::new(vip.into(), PORT))
+        .every(Duration::from_millis(10))
+        .start(cluster.client())
+        .expect("a probe");
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&format!("{vip} does not answer: {error}"));
+    }
+    probe
+}
+
+pub(crate) fn degraded(cluster: &Cluster, index: usize) -> String {
+    cluster.status(index)["degraded"].to_string()
+}
+
+/// Writes a file, has it read and waits for the answer in the log.
+pub(crate) fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &str) {
+    fs::write(cluster.config_file(index), text).expect("a file");
+    let mark = cluster.daemon(index).log().len();
+    cluster.signal(index, Signal::SIGHUP);
+    let read = cluster.daemon(index).log().wait_for_line_after(mark, answer, PATIENCE);
+    cluster.check(read.is_ok(), || format!("{read:?}"));
+}
+
+/// Another file in the place of a program or of one in `/etc`, in this program's own mounts, until it is dropped.
+pub(crate) struct Replaced(PathBuf);
+
+impl Replaced {
+    pub(crate) fn new(file: impl Into<PathBuf>, with: &Path) -> Self {
+        let file = file.into();
+        // `/run` is empty here, where such a file may be a link to.
+        if let (Err(_), Ok(link)) = (fs::metadata(&file), fs::read_link(&file)) {
+            let target = file.parent().expect("a file").join(link);
+            fs::create_dir_all(target.parent().expect("a file")).expect("a directory");
+            fs::write(target, "").expect("a file");
+        }
+        let status = Command::new("mount").arg("--bind").arg(with).arg(&file).status().expect("mount runs");
+        assert!(status.success(), "{} cannot be replaced", file.display());
+        Self(file)
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.0).status();
+        assert!(thread::panicking() || status.is_ok_and(|status| status.success()), "it stays replaced");
+    }
+}
+
+pub(crate) fn ruleset(node: &Node) -> String {
+    node.exec("nft", ["list", "ruleset"]).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(crate) fn services_of(cluster: &Cluster, index: usize) -> Vec<Value> {
+    cluster.status(index)["services"].as_array().cloned().unwrap_or_default()
+}
+
+/// The services and backends of a daemon, without what changes by itself.
+pub(crate) fn names(cluster: &Cluster, index: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    for service in services_of(cluster, index) {
+        names.push(service["name"].to_string());
+        names.extend(service["backends"].as_array().into_iter().flatten().map(|b| b["address"].to_string()));
+    }
+    names
+}

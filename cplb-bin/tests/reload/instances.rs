@@ -1,0 +1,162 @@
+//! Instances that come, go and trade their addresses.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use testbed::{Lan, Signal};
+
+use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+
+use super::ground::{degraded, holders, probe, reload_one, second_vip, two_instances};
+
+pub(crate) fn removed_instance() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(&cluster));
+    let text = two_instances(&cluster.lan, "1s", [first, second]);
+    cluster.start_all();
+    cluster.wait_until_settled();
+    for index in 0..cluster.len() {
+        fs::write(cluster.config_file(index), &text).expect("a file");
+        cluster.signal(index, Signal::SIGHUP);
+    }
+    cluster.wait("one node holds the second VIP", || holders(&cluster, second).len() == 1);
+    let owner = holders(&cluster, second)[0];
+    let probe = probe(&cluster, second);
+    cluster.wait("all can serve", || {
+        (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == true)
+    });
+    let since = Instant::now();
+    cluster.plan = Plan::v3("1s");
+    let (mark, text) = (cluster.daemon(owner).log().len(), cluster.plan.render(&cluster.lan));
+    fs::write(cluster.config_file(owner), text).expect("a file");
+    cluster.signal(owner, Signal::SIGHUP);
+    let gone = cluster.daemon(owner).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    cluster.check(gone.is_ok(), || format!("{gone:?}"));
+    cluster.wait("another node holds the second VIP", || {
+        let now = holders(&cluster, second);
+        now.len() == 1 && now != [owner]
+    });
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let blackout = probe.stop().blackout_since(since).duration();
+    // After a crash it would be more than 3 s, after a handover it is some milliseconds; the machine may be busy.
+    cluster.check(blackout < Duration::from_secs(1), || format!("the blackout was {blackout:?}"));
+    eprintln!("blackout of the removed instance's address: {blackout:?}");
+    cluster.check(cluster.status(owner)["instances"].as_array().map(Vec::len) == Some(1), || {
+        cluster.status(owner).to_string()
+    });
+}
+
+pub(crate) fn traded_addresses() {
+    let cluster = Cluster::start(Plan::v3("100ms"));
+    let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(&cluster));
+    let reload = |text: &str| {
+        for index in 0..cluster.len() {
+            fs::write(cluster.config_file(index), text).expect("a file");
+            let mark = cluster.daemon(index).log().len();
+            cluster.signal(index, Signal::SIGHUP);
+            let read = cluster.daemon(index).log().wait_for_line_after(mark, "is reloaded", PATIENCE);
+            cluster.check(read.is_ok(), || format!("{read:?}"));
+        }
+    };
+    let holder = |vrid: u64, vip: Ipv4Addr| {
+        cluster.wait(&format!("the router {vrid} holds {vip} and nobody else"), || {
+            let active: Vec<_> = (0..cluster.len())
+                .filter(|&index| {
+                    let status = cluster.status(index);
+                    status["instances"].as_array().into_iter().flatten().any(|instance| {
+                        instance["virtualRouterID"] == vrid
+                            && instance["state"] == "active"
+                            && instance["virtualIPs"].to_string().contains(&vip.to_string())
+                    })
+                })
+                .collect();
+            active.len() == 1 && holders(&cluster, vip) == active
+        });
+        drop(probe(&cluster, vip));
+    };
+    reload(&two_instances(&cluster.lan, "100ms", [first, second]));
+    holder(51, first);
+    holder(52, second);
+    reload(&two_instances(&cluster.lan, "100ms", [second, first]));
+    holder(51, second);
+    holder(52, first);
+    // The router 52 goes, and its address to the router 51.
+    let text = two_instances(&cluster.lan, "100ms", [second, first]);
+    let merged: String = text
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| {
+            line.replace(&format!("[\"{second}/24\"]"), &format!("[\"{second}/24\", \"{first}/24\"]")) + "\n"
+        })
+        .collect();
+    assert!(merged.contains(&format!("{first}/24")));
+    reload(&merged);
+    holder(51, second);
+    holder(51, first);
+    for index in 0..cluster.len() {
+        cluster.check(degraded(&cluster, index) == "[]", || degraded(&cluster, index));
+    }
+}
+
+pub(crate) fn source_taken_out() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let (wrong, peer) = (cluster.lan.v4(77), cluster.node(1).v4());
+    let unicast = Plan::v3("100ms")
+        .instance(format!("unicastSourceIP: {wrong}"))
+        .instance(format!("unicastPeers: [\"{peer}\"]"));
+    reload_one(&cluster, 0, &unicast.render(&cluster.lan), "is reloaded");
+    cluster.wait("the source is missed", || degraded(&cluster, 0).contains("unicastSourceIP"));
+    reload_one(&cluster, 0, &Plan::v3("100ms").render(&cluster.lan), "is reloaded");
+    cluster.wait("nothing is missed any more", || degraded(&cluster, 0) == "[]");
+    cluster.wait_until_settled();
+}
+
+pub(crate) fn reload_at_the_end() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    let second = second_vip(&cluster);
+    cluster.start_all();
+    let active = cluster.wait_until_settled();
+    let text = two_instances(&cluster.lan, "1s", [cluster.lan.v4(VIP_HOST), second]);
+    fs::write(cluster.config_file(active), text).expect("a file");
+    let asked = cluster.signal(active, Signal::SIGTERM);
+    cluster.signal(active, Signal::SIGHUP);
+    let status = cluster.wait_until_ended(active);
+    cluster.check(status.success(), || format!("the daemon ended with {status}"));
+    // A handover to a serving Backup takes 0.3 s; with another router to wait for it would be its bound, 4.2 s.
+    cluster.check(asked.elapsed() < Duration::from_secs(3), || format!("it took {:?}", asked.elapsed()));
+    cluster
+        .check(!cluster.daemon(active).log().text().contains("is reloaded"), || "it was reloaded".to_owned());
+}
+
+pub(crate) fn address_there_and_back() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(&cluster));
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let two = two_instances(&cluster.lan, "1s", [first, second]);
+    reload_one(&cluster, 0, &two, "is reloaded");
+    cluster.wait("the second VIP is held", || holders(&cluster, second) == [0]);
+    let merged: String = two
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| {
+            line.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]")) + "\n"
+        })
+        .collect();
+    // The router 52 is still resigning when it is wanted again.
+    reload_one(&cluster, 0, &merged, "is reloaded");
+    reload_one(&cluster, 0, &two, "is reloaded");
+    cluster.wait("both routers are active", || {
+        let status = cluster.status(0);
+        let instances = status["instances"].as_array().cloned().unwrap_or_default();
+        instances.len() == 2
+            && instances.iter().all(|found| found["state"] == "active" && found["holdsVirtualIPs"] == true)
+    });
+    drop(probe(&cluster, second));
+    cluster.check(degraded(&cluster, 0) == "[]", || degraded(&cluster, 0));
+}

@@ -1,0 +1,121 @@
+//! The nftables table during a reload.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use testbed::{Backend, Failure, Lan, Node, Probe, Tool};
+
+use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+
+use super::ground::{
+    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, holders, reload_one, ruleset, second_vip, two_instances,
+};
+
+/// What clients meet at an address of a single daemon, through a service whose servers are all elsewhere.
+struct Elsewhere {
+    cluster: Cluster,
+    _agents: Vec<Backend>,
+    services: String,
+}
+
+impl Elsewhere {
+    fn start() -> Self {
+        let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+        let others = &cluster.lan.controllers()[1..];
+        let agent = |node: &Node| Backend::echo(node, &format!("agent-{}", node.name()), OTHER_PORT);
+        let agents = others.iter().map(|node| agent(node).expect("it listens")).collect();
+        let services = format!(
+            "  services: [{{name: kube-apiserver, port: 6443}}, {{name: konnectivity, port: {OTHER_PORT}, \
+             bindPort: {OTHER_BIND_PORT}, backends: {{static: [\"{}\", \"{}\"]}}, healthCheck: {{type: tcp}}}}]\n",
+            others[0].v4(),
+            others[1].v4()
+        );
+        cluster.start_daemon(0);
+        cluster.wait_until_settled();
+        Self { cluster, _agents: agents, services }
+    }
+
+    fn probe(&self, vip: Ipv4Addr) -> Probe {
+        let target = SocketAddr::new(vip.into(), OTHER_PORT);
+        Probe::to(target).every(Duration::from_millis(5)).start(self.cluster.client()).expect("a probe")
+    }
+}
+
+/// A node must not hold a virtual IP whose traffic its table does not lead anywhere: clients would be refused.
+pub(crate) fn table_outlives_addresses() {
+    let scene = Elsewhere::start();
+    let cluster = &scene.cluster;
+    let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(cluster));
+    let two = two_instances(&cluster.lan, "1s", [first, second]) + &scene.services;
+    reload_one(cluster, 0, &two, "is reloaded");
+    cluster.wait("the second VIP is held", || holders(cluster, second) == [0]);
+    let probe = scene.probe(second);
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let since = Instant::now();
+    let one: String = two
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mark = cluster.daemon(0).log().len();
+    reload_one(cluster, 0, &one, "is reloaded");
+    let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    cluster.check(removed.is_ok(), || format!("{removed:?}"));
+    cluster.wait("the VIP is gone", || holders(cluster, second).is_empty());
+    // Nobody answers for the address afterwards; that is silence, and no refusal.
+    let failures = probe.stop().failures_since(since);
+    let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
+    cluster.check(refused == 0, || format!("{failures:?}"));
+    cluster.wait("the table forgets it", || !ruleset(cluster.node(0)).contains(&second.to_string()));
+}
+
+pub(crate) fn table_precedes_addresses() {
+    let scene = Elsewhere::start();
+    let cluster = &scene.cluster;
+    let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(cluster));
+    let one: String = (two_instances(&cluster.lan, "1s", [first, second]) + &scene.services)
+        .lines()
+        .filter(|line| !line.contains("virtualRouterID: 52"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let both = one.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]"));
+    reload_one(cluster, 0, &one, "is reloaded");
+    let probe = scene.probe(second);
+    let since = Instant::now();
+    reload_one(cluster, 0, &both, "is reloaded");
+    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        cluster.fail(&error.to_string());
+    }
+    let failures = probe.stop().failures_since(since);
+    let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
+    cluster.check(refused == 0, || format!("{failures:?}"));
+}
+
+pub(crate) fn stubborn_table() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let nft = Tool::Nft.path().expect("the test declares it");
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let before = cluster.plan.render(&cluster.lan);
+    let broken = Replaced::new(nft, Path::new("/bin/false"));
+    let added = two_instances(&cluster.lan, "100ms", [cluster.lan.v4(VIP_HOST), second_vip(&cluster)]);
+    reload_one(&cluster, 0, &added, "is not reloaded");
+    let shown = degraded(&cluster, 0);
+    cluster.check(shown.contains("is in use: the nftables table cannot be applied"), || shown.clone());
+    cluster.check(cluster.status(0)["instances"].as_array().map(Vec::len) == Some(1), || shown.clone());
+
+    let disabled = Plan::v3("100ms").spec("disableLoadBalancer: true").render(&cluster.lan);
+    reload_one(&cluster, 0, &disabled, "is reloaded");
+    cluster.wait("the table is missed that cannot be removed", || {
+        degraded(&cluster, 0).contains("the nftables table cannot be removed")
+    });
+    drop(broken);
+    cluster.wait("the table is removed at last", || degraded(&cluster, 0) == "[]");
+    cluster.check(!ruleset(cluster.node(0)).contains("cplb"), || ruleset(cluster.node(0)));
+    reload_one(&cluster, 0, &before, "is reloaded");
+    cluster.wait("it serves again", || cluster.status(0)["serving"]["serving"] == true);
+    cluster.check(ruleset(cluster.node(0)).contains("dnat"), || ruleset(cluster.node(0)));
+}
