@@ -33,7 +33,9 @@ impl NetlinkKernel {
     /// Opens the socket.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = RequestSocket::open(NETLINK_ROUTE)?;
-        Ok(Self { socket, sessions: None, marks_addresses: kernel_is_at_least(5, 18) })
+        // Now, because sessions also have to be reset when there are no descriptors left.
+        let sessions = Sessions::open().ok();
+        Ok(Self { socket, sessions, marks_addresses: kernel_is_at_least(5, 18) })
     }
 
     /// Whether the process may change addresses, found by asking for a change that cannot be made.
