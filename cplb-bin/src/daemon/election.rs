@@ -112,26 +112,18 @@ impl Election {
         }
         let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
         // A removed instance keeps its addresses until it has handed them over, unless another one takes them.
-        let (handing_over, gone): (Vec<&Instance>, Vec<&Instance>) = self
-            .instances
-            .values()
-            .filter(|known| !wanted.contains_key(&known.id))
-            .partition(|known| known.addresses().all(|ip| !used.contains(&ip)));
-        let stays = |known: &Instance, ip: IpAddr| {
-            wanted.get(&known.id).is_none_or(|wanted| wanted.addresses().any(|other| other == ip))
+        let (handing_over, others): (Vec<&Instance>, Vec<&Instance>) =
+            self.instances.values().partition(|known| {
+                !wanted.contains_key(&known.id) && known.addresses().all(|ip| !used.contains(&ip))
+            });
+        let keeps = |known: &Instance, ip| {
+            wanted.get(&known.id).is_some_and(|wanted| wanted.addresses().any(|kept| kept == ip))
         };
-        let changed = self.instances.values().filter(|known| wanted.contains_key(&known.id));
-        let dropped = changed
-            .flat_map(|known| known.addresses().filter(|ip| !stays(known, *ip)).collect::<Vec<_>>())
-            .chain(gone.iter().flat_map(|known| known.addresses()))
-            .collect();
-        Ok(Change {
-            locks,
-            dropped,
-            handing_over: handing_over.iter().map(|known| known.id).collect(),
-            gone: gone.iter().map(|known| known.id).collect(),
-            wanted,
-        })
+        let dropped =
+            others.iter().flat_map(|known| known.addresses().filter(|ip| !keeps(known, *ip))).collect();
+        let gone = others.iter().map(|known| known.id).filter(|id| !wanted.contains_key(id)).collect();
+        let handing_over = handing_over.iter().map(|known| known.id).collect();
+        Ok(Change { locks, dropped, handing_over, gone, wanted })
     }
 
     /// The groups that the keeper is to have, with those of instances that hand over.

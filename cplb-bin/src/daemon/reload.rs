@@ -209,11 +209,8 @@ impl Daemon {
     }
 
     fn commit(&mut self, config: Config, names: Names) {
-        if blueprint::services(&config, &names).is_empty()
-            && let Some(balancer) = self.balancer.take()
-        {
-            // It waits for its threads.
-            tokio::task::spawn_blocking(move || balancer.stop());
+        if blueprint::services(&config, &names).is_empty() {
+            self.retire_balancer();
         }
         (self.config, self.names) = (config, names);
         self.generation += 1;
@@ -224,15 +221,20 @@ impl Daemon {
 
     /// The load balancer and the table as the configuration in use wants them.
     fn take_back(&mut self, balanced: bool) {
-        if let Some(balancer) = &self.balancer
-            && balanced
-        {
+        if !balanced {
+            self.retire_balancer();
+        } else if let Some(balancer) = &self.balancer {
             balancer.forbid(self.config.virtual_ips().collect());
             self.apply_services();
-        } else if let Some(balancer) = self.balancer.take() {
-            tokio::task::spawn_blocking(move || balancer.stop());
         }
         self.change_table();
+    }
+
+    /// Stops the load balancer in a task, because that waits for its threads.
+    fn retire_balancer(&mut self) {
+        if let Some(balancer) = self.balancer.take() {
+            tokio::task::spawn_blocking(move || balancer.stop());
+        }
     }
 
     fn apply_services(&mut self) {
