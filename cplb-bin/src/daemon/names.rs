@@ -210,4 +210,20 @@ mod tests {
         assert_eq!(names.after(&answers(&[("a", None), ("b", None)])), names);
         assert!(names.after(&answers(&[("b", None)])).addresses("a").is_empty());
     }
+    #[test]
+    fn answers_for_a_former_configuration_are_known_as_such() {
+        let config = |backends: &str| {
+            let text = format!(
+                "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \
+                 backends: {{static: [{backends}]}}\n"
+            );
+            cplb_config::load(&text, "c.yaml").unwrap().config
+        };
+        let found = answers(&[("a", Some([10, 0, 0, 1])), ("b", None)]);
+        assert!(found.are_for(&config("b, 10.0.0.9, a")));
+        for other in ["a", "b, c", "a, b, c", "10.0.0.1"] {
+            assert!(!found.are_for(&config(other)), "{other}");
+        }
+        assert!(Answers::default().are_for(&config("10.0.0.1")));
+    }
 }
