@@ -1,24 +1,38 @@
 //! The `main` of test binaries with `harness = false`.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{Ground, Tool, enter, is_initial_root};
+use crate::{Ground, Tool, enter, guest, guest::GuestRoom, is_initial_root};
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
 pub struct Test {
     name: String,
     tools: Vec<Tool>,
+    files: Vec<PathBuf>,
     realtime: bool,
+    in_guest: bool,
     body: Box<dyn FnOnce() + Send>,
 }
 
 impl Test {
     /// A test of this name.
     pub fn new(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Self {
-        Self { name: name.into(), tools: Vec::new(), realtime: false, body: Box::new(body) }
+        Self {
+            name: name.into(),
+            tools: Vec::new(),
+            files: Vec::new(),
+            realtime: false,
+            in_guest: false,
+            body: Box::new(body),
+        }
     }
 
     /// The test uses these programs. Where one is missing, it fails with the command that installs it.
@@ -34,15 +48,37 @@ impl Test {
         self
     }
 
-    fn into_trial(self) -> Trial {
+    /// The test runs in a [`guest`], because this machine's kernel may lack what it needs. All such tests of a binary
+    /// run in the same guest, each in a process and namespaces of its own.
+    pub fn in_guest(mut self) -> Self {
+        self.in_guest = true;
+        self
+    }
+
+    /// Files that the test reads or runs, for the guest to have them: absolute paths.
+    pub fn files<P: Into<PathBuf>>(mut self, files: impl IntoIterator<Item = P>) -> Self {
+        self.files.extend(files.into_iter().map(Into::into));
+        self
+    }
+
+    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>) -> Trial {
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
-        let body = self.body;
+        let (name, body) = (self.name.clone(), self.body);
+        let elsewhere = (self.in_guest && !guest::is_guest()).then(|| Arc::clone(room));
         Trial::test(self.name, move || {
-            if missing.is_empty() {
-                body();
-                return Ok(());
+            if !missing.is_empty() {
+                return Err(Failed::from(missing_tools(&missing)));
             }
-            Err(Failed::from(missing_tools(&missing)))
+            match elsewhere {
+                Some(room) => {
+                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+                    room.run_test(&name).map_err(Failed::from)
+                }
+                None => {
+                    body();
+                    Ok(())
+                }
+            }
         })
     }
 }
@@ -56,6 +92,7 @@ impl Test {
 ///     }
 #[must_use]
 pub fn main(tests: Vec<Test>) -> ExitCode {
+    guest::run_if_init();
     let mut arguments = Arguments::from_args();
     if !arguments.list {
         match enter() {
@@ -73,7 +110,16 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
     arguments.test_threads.get_or_insert(1);
-    libtest_mimic::run(&arguments, present.into_iter().map(Test::into_trial).collect()).exit_code()
+    let in_guest = || present.iter().filter(|test| test.in_guest);
+    let builder = guest::Guest::builder()
+        .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
+        .files(in_guest().flat_map(|test| test.files.iter()));
+    let room = Arc::new(Mutex::new(GuestRoom::new(builder)));
+    let trials = present.into_iter().map(|test| test.into_trial(&room)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // The conclusion may end the process without unwinding.
+    drop(room);
+    conclusion.exit_code()
 }
 
 fn missing_tools(tools: &[Tool]) -> String {

@@ -51,6 +51,7 @@ mod capture;
 mod error;
 mod freeze;
 mod ground;
+pub mod guest;
 mod harness;
 mod keepalived;
 mod lan;

@@ -32,6 +32,12 @@ pub enum Tool {
     Arping,
     /// `ping`.
     Ping,
+    /// `ipvsadm`, the other program that talks to IPVS.
+    Ipvsadm,
+    /// `tc`, for delay and loss.
+    Tc,
+    /// `strace`, to see what another program says to the kernel.
+    Strace,
     /// `setpriv`, to become an ordinary user.
     Setpriv,
 }
@@ -76,6 +82,9 @@ impl Tool {
             Self::Nginx => ("nginx", "nginx-light"),
             Self::Arping => ("arping", "iputils-arping"),
             Self::Ping => ("ping", "iputils-ping"),
+            Self::Ipvsadm => ("ipvsadm", "ipvsadm"),
+            Self::Tc => ("tc", "iproute2"),
+            Self::Strace => ("strace", "strace"),
             Self::Setpriv => ("setpriv", "util-linux"),
         }
     }

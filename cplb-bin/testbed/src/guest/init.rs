@@ -1,0 +1,152 @@
+//! The first process of a guest: furnishes it, runs what the host asks for, and never ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Read},
+    os::unix::{fs::symlink, process::ExitStatusExt},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        reboot::{RebootMode, reboot},
+        termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
+    },
+    unistd::{Pid, getpid},
+};
+
+use super::{
+    modules,
+    wire::{Frame, PIECE, Request},
+};
+use crate::netns;
+
+/// Tells a process that it is in a guest. The kernel passes it on from its command line.
+pub(super) const VARIABLE: &str = "CPLB_GUEST";
+/// Its value for the first process; for those started from it, any other.
+pub(super) const INIT: &str = "init";
+const CONSOLE: &str = "/dev/ttyS0";
+const PORT: &str = "/dev/ttyS1";
+
+/// Runs the guest if this is its first process, which then never returns; anybody else goes on.
+///
+/// [`crate::main`] calls it by itself.
+pub fn run_if_init() {
+    if getpid() != Pid::from_raw(1) || std::env::var_os(VARIABLE).is_none_or(|value| value != INIT) {
+        return;
+    }
+    let ended = furnish().and_then(|()| serve());
+    // There is nobody left to return to: what went wrong is on the console, and the host sees the machine stop.
+    if let (Err(error), Ok(mut console)) = (ended, OpenOptions::new().write(true).open(CONSOLE)) {
+        let _ = io::Write::write_all(&mut console, format!("guest: {error}\n").as_bytes());
+    }
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    std::process::exit(1);
+}
+
+fn furnish() -> io::Result<()> {
+    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
+        mount(Some(kind), place, Some(kind), MsFlags::MS_NOSUID, None::<&str>)?;
+    }
+    for directory in ["/dev/shm", "/dev/pts"] {
+        fs::create_dir_all(directory)?;
+    }
+    mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), MsFlags::MS_NOSUID, None::<&str>)?;
+    mount(Some("devpts"), "/dev/pts", Some("devpts"), MsFlags::MS_NOSUID, None::<&str>)?;
+    for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+        symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"))?;
+    }
+    modules::load_all()?;
+    netns::loopback_up_here()
+}
+
+/// Answers one request after the other until the port is closed.
+fn serve() -> io::Result<()> {
+    let mut port = raw(OpenOptions::new().read(true).write(true).open(PORT)?)?;
+    let mut requests = BufReader::new(port.try_clone()?);
+    Frame::Ready.write(&mut port)?;
+    loop {
+        let mut line = String::new();
+        if requests.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let request: Request = serde_json::from_str(&line)?;
+        let last = match start(&request) {
+            Ok((child, output)) => follow(child, output, Duration::from_secs(request.seconds), &mut port)?,
+            Err(error) => Frame::NotStarted(format!("{}: {error}", request.program.display())),
+        };
+        last.write(&mut port)?;
+    }
+}
+
+/// Without echo and translation of line ends.
+fn raw(port: File) -> io::Result<File> {
+    let mut settings = tcgetattr(&port)?;
+    cfmakeraw(&mut settings);
+    tcsetattr(&port, SetArg::TCSANOW, &settings)?;
+    Ok(port)
+}
+
+fn start(request: &Request) -> io::Result<(Child, io::PipeReader)> {
+    fs::create_dir_all(&request.directory)?;
+    let (output, input) = io::pipe()?;
+    let child = Command::new(&request.program)
+        .args(&request.arguments)
+        .env_clear()
+        .envs(request.environment.iter().map(|(name, value)| (name, value)))
+        .env(VARIABLE, "yes")
+        .env("HOME", "/root")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir(&request.directory)
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input)
+        .spawn()?;
+    Ok((child, output))
+}
+
+/// Passes the program's output on until it has ended or its time is over, and tells how it ended.
+fn follow(mut child: Child, output: io::PipeReader, limit: Duration, port: &mut File) -> io::Result<Frame> {
+    let deadline = Instant::now() + limit;
+    let (sender, pieces) = mpsc::channel();
+    thread::spawn(move || {
+        let mut output = output;
+        let mut piece = [0; PIECE];
+        while let Ok(length @ 1..) = output.read(&mut piece) {
+            if sender.send(piece[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut overdue = false;
+    loop {
+        match pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(piece) => Frame::Output(piece).write(port)?,
+            // Everything that could write has ended.
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if overdue => break,
+            // What it started may hold the output open for a moment longer.
+            Err(RecvTimeoutError::Timeout) => {
+                overdue = true;
+                child.kill()?;
+            }
+        }
+    }
+    let status = child.wait()?;
+    Ok(if overdue { Frame::Overdue } else { Frame::Ended(code(status)) })
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+}
+
+/// Whether this process runs in a guest.
+#[must_use]
+pub fn is_guest() -> bool {
+    std::env::var_os(VARIABLE).is_some() && Path::new(modules::LIST).exists()
+}

@@ -1,0 +1,352 @@
+//! A machine with a distribution's kernel, for what the host's kernel does not have: IPVS, dummy links, netem.
+//!
+//! The guest runs under qemu's software emulation, so it needs neither root nor hardware support, and is ten to
+//! twenty times slower than the host. Its file system is made of the test binary, the programs and files that the
+//! test names, and the libraries they need, all at the paths they have on the host; the test binary is also its
+//! first process. Inside, [`crate::Lan`] works as everywhere, and everything is root of the initial user namespace.
+//!
+//! A test that needs such a kernel says so, and [`crate::main`] does the rest:
+//!
+//! ```no_run
+//! use testbed::{Test, Tool};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     testbed::main(vec![
+//!         Test::new("services_are_listed", || { /* runs in the guest */ })
+//!             .needs([Tool::Ipvsadm])
+//!             .files(["/path/to/cplb"])
+//!             .in_guest(),
+//!     ])
+//! }
+//! ```
+//!
+//! Any other test runs in a guest by `.ci/guest`, which takes the arguments of `cargo test`.
+
+mod command;
+mod image;
+mod init;
+mod kernel;
+mod modules;
+mod room;
+mod wire;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+pub use command::{GuestCommand, GuestEnd};
+pub use init::{is_guest, run_if_init};
+pub use modules::{load_module, unload_module};
+
+pub(crate) use room::GuestRoom;
+pub use room::is_for_tests;
+
+use crate::{Error, Tool};
+use image::Image;
+use kernel::Kernel;
+use wire::{Frame, Request};
+
+/// What the guest loads at its start, with whatever these depend on.
+const MODULES: &[&str] = &[
+    "bridge",
+    "veth",
+    "macvlan",
+    "dummy",
+    "vrf",
+    "ipip",
+    "ip_gre",
+    "ip6_tunnel",
+    "ip6_gre",
+    "fou",
+    "sch_netem",
+    "sch_htb",
+    "tcp_diag",
+    "inet_diag",
+    "udp_diag",
+    "raw_diag",
+    "nf_tables",
+    "nft_meta_bridge",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_fib_inet",
+    "nft_masq",
+    "nft_nat",
+    "nft_redir",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_numgen",
+    "nft_hash",
+    "nft_compat",
+    "ip_vs",
+    "ip_vs_rr",
+    "ip_vs_wrr",
+    "ip_vs_lc",
+    "ip_vs_wlc",
+    "ip_vs_lblc",
+    "ip_vs_lblcr",
+    "ip_vs_dh",
+    "ip_vs_sh",
+    "ip_vs_mh",
+    "ip_vs_sed",
+    "ip_vs_nq",
+    "ip_vs_fo",
+    "ip_vs_ovf",
+    "ip_vs_pe_sip",
+    "nfnetlink_log",
+    "sctp",
+];
+
+/// The emulator.
+const EMULATOR: &str = "qemu-system-x86_64";
+/// How it emulates: `kvm` instead is faster where there is hardware for it, and proves the same.
+const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
+/// The emulated processors share one time stamp counter, which the kernel cannot know; what it would take instead is
+/// a device, and every look at the clock an exit from the emulation.
+const PARAMETERS: &str =
+    "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clocksource=tsc tsc=reliable";
+/// From power-on until the guest listens: 5 s on an idle machine.
+const BOOT: Duration = Duration::from_secs(120);
+/// What the guest may take to tell that it has ended a program whose time was over.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Why there is no guest, or it could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// No kernel has been unpacked.
+    #[error("no kernel for guests in {} ({source}); get one with: .ci/install test", .directory.display())]
+    NoKernel {
+        /// Where it was looked for.
+        directory: PathBuf,
+        /// Why it was not found.
+        source: io::Error,
+    },
+    /// The kernel lacks a module.
+    #[error("the kernel {} has no module {name}", .kernel.display())]
+    NoModule {
+        /// The module.
+        name: String,
+        /// The kernel's image.
+        kernel: PathBuf,
+    },
+    /// A program that the guest is to have is not installed on the host.
+    #[error(transparent)]
+    Host(#[from] Error),
+    /// A file of the host could not be read, or the guest's not be written.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program for the guest lacks a library on the host.
+    #[error("{}: {library}", .program.display())]
+    Library {
+        /// The program.
+        program: PathBuf,
+        /// What the loader says.
+        library: String,
+    },
+    /// The emulator could not be started.
+    #[error(
+        "cannot start {EMULATOR}: {0}; install it with: apt-get install -y --no-install-recommends qemu-system-x86"
+    )]
+    Emulator(#[source] io::Error),
+    /// The guest stopped, hangs or says what makes no sense.
+    #[error("the guest {what}; the end of its console:\n{console}")]
+    Lost {
+        /// What happened.
+        what: String,
+        /// Last lines of its console.
+        console: String,
+    },
+    /// The guest could not start the program.
+    #[error("the guest cannot start {0}")]
+    NotStarted(String),
+}
+
+/// What goes into a guest.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct GuestBuilder {
+    tools: BTreeSet<Tool>,
+    files: BTreeSet<PathBuf>,
+}
+
+impl GuestBuilder {
+    /// Programs from the distribution.
+    pub fn tools(mut self, tools: impl IntoIterator<Item = Tool>) -> Self {
+        self.tools.extend(tools);
+        self
+    }
+
+    /// Programs (with the libraries they need), other files and whole directories, by absolute paths.
+    pub fn files<P: Into<PathBuf>>(mut self, files: impl IntoIterator<Item = P>) -> Self {
+        self.files.extend(files.into_iter().map(Into::into));
+        self
+    }
+
+    /// Boots a guest whose first process is this program, which must call [`run_if_init`] first thing in `main`.
+    ///
+    /// # Errors
+    /// [`GuestError`]
+    pub fn boot(self) -> Result<Guest, GuestError> {
+        let kernel = Kernel::find()?;
+        let modules = kernel.closure(MODULES.iter().copied())?;
+        let mut image = Image::new();
+        let program = std::env::current_exe()
+            .map_err(|source| GuestError::File { path: "/proc/self/exe".into(), source })?;
+        image.add(&program)?;
+        image.link("/init", &program);
+        for file in modules.iter().chain(&self.files) {
+            image.add(file)?;
+        }
+        for tool in &self.tools {
+            image.add(&tool.path()?)?;
+        }
+        let list: String = modules.iter().map(|file| format!("{}\n", file.display())).collect();
+        image.text(modules::LIST, list);
+        let directory =
+            TempDir::new().map_err(|source| GuestError::File { path: std::env::temp_dir(), source })?;
+        let archive = directory.path().join("initramfs");
+        image.write(&archive)?;
+        Guest::start(&kernel.image, &archive, directory)
+    }
+}
+
+/// A running guest. It is stopped when this is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    emulator: Child,
+    port: ChildStdin,
+    frames: Receiver<io::Result<Frame>>,
+    directory: TempDir,
+    booted_in: Duration,
+}
+
+impl Guest {
+    /// An empty guest to be filled and booted.
+    pub fn builder() -> GuestBuilder {
+        GuestBuilder::default()
+    }
+
+    fn start(image: &Path, archive: &Path, directory: TempDir) -> Result<Self, GuestError> {
+        let accelerator = std::env::var(ACCELERATOR).unwrap_or_else(|_| "tcg,thread=multi".to_owned());
+        let since = Instant::now();
+        let mut emulator = Command::new(EMULATOR)
+            .args(["-M", "q35", "-cpu", "qemu64,+rdrand", "-smp", "2", "-m", "2048", "-accel", &accelerator])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"])
+            .arg("-serial")
+            .arg(format!("file:{}", directory.path().join("console").display()))
+            .args(["-serial", "stdio", "-kernel"])
+            .arg(image)
+            .arg("-initrd")
+            .arg(archive)
+            .args(["-append", &format!("{PARAMETERS} {}={}", init::VARIABLE, init::INIT)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(GuestError::Emulator)?;
+        let (Some(port), Some(output)) = (emulator.stdin.take(), emulator.stdout.take()) else {
+            return Err(GuestError::Emulator(io::Error::other("no pipes")));
+        };
+        let mut guest = Self { emulator, port, frames: listen(output), directory, booted_in: Duration::ZERO };
+        match guest.next(BOOT)? {
+            Frame::Ready => {}
+            other => return Err(guest.lost(format!("began with {other:?}"))),
+        }
+        guest.booted_in = since.elapsed();
+        // It is in the guest's memory now.
+        let _ = fs::remove_file(archive);
+        Ok(guest)
+    }
+
+    /// From power-on until it listened.
+    #[must_use]
+    pub fn booted_in(&self) -> Duration {
+        self.booted_in
+    }
+
+    /// Runs a program and hands over what it writes, as it comes.
+    ///
+    /// # Errors
+    /// [`GuestError::NotStarted`], or [`GuestError::Lost`], after which the guest is of no more use.
+    pub fn run(
+        &mut self,
+        command: &GuestCommand,
+        mut output: impl FnMut(&[u8]),
+    ) -> Result<GuestEnd, GuestError> {
+        let request: &Request = &command.request;
+        let mut line = serde_json::to_vec(request).map_err(|error| self.lost(error.to_string()))?;
+        line.push(b'\n');
+        let sent = self.port.write_all(&line).and_then(|()| self.port.flush());
+        sent.map_err(|error| self.lost(format!("does not listen: {error}")))?;
+        let deadline = Instant::now() + Duration::from_secs(request.seconds) + GRACE;
+        loop {
+            match self.next(deadline.saturating_duration_since(Instant::now()))? {
+                Frame::Output(bytes) => output(&bytes),
+                Frame::Ended(code) => return Ok(GuestEnd::Exited(code)),
+                Frame::Overdue => return Ok(GuestEnd::Overdue),
+                Frame::NotStarted(reason) => return Err(GuestError::NotStarted(reason)),
+                Frame::Ready => return Err(self.lost("started anew".to_owned())),
+            }
+        }
+    }
+
+    fn next(&mut self, timeout: Duration) -> Result<Frame, GuestError> {
+        match self.frames.recv_timeout(timeout) {
+            Ok(Ok(frame)) => Ok(frame),
+            Ok(Err(error)) => Err(self.lost(format!("cannot be understood: {error}"))),
+            Err(RecvTimeoutError::Timeout) => Err(self.lost(format!("has said nothing for {timeout:?}"))),
+            Err(RecvTimeoutError::Disconnected) => Err(self.lost("has stopped".to_owned())),
+        }
+    }
+
+    fn lost(&self, what: String) -> GuestError {
+        let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).into_owned();
+        let lines: Vec<&str> = console.lines().collect();
+        let last = lines[lines.len().saturating_sub(40)..].join("\n");
+        GuestError::Lost { what, console: last }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Nothing in it needs an orderly end.
+        let _ = self.emulator.kill();
+        let _ = self.emulator.wait();
+    }
+}
+
+fn listen(output: ChildStdout) -> Receiver<io::Result<Frame>> {
+    let (sender, frames) = mpsc::channel();
+    thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        while let Some(frame) = Frame::read(&mut output).transpose() {
+            let last = frame.is_err();
+            if sender.send(frame).is_err() || last {
+                return;
+            }
+        }
+    });
+    frames
+}

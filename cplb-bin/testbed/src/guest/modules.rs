@@ -1,0 +1,54 @@
+//! Modules of the guest's kernel, for tests that take them away.
+
+use std::{ffi::CString, fs::File, io, path::Path};
+
+use nix::{
+    errno::Errno,
+    kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module},
+};
+
+use super::kernel::module_name;
+use crate::Error;
+
+/// The files of all modules, each after those it depends on.
+pub(super) const LIST: &str = "/etc/cplb-guest-modules";
+
+/// Everything that the guest has, at its start.
+pub(super) fn load_all() -> io::Result<()> {
+    for file in std::fs::read_to_string(LIST)?.lines() {
+        load_file(Path::new(file)).map_err(|error| io::Error::other(format!("module {file}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Loads a module of the guest's kernel again, and whatever it depends on.
+///
+/// # Errors
+/// [`Error::Misuse`] outside of a guest or for a module that the guest was not given; what the kernel says.
+pub fn load_module(name: &str) -> Result<(), Error> {
+    let list = std::fs::read_to_string(LIST)
+        .map_err(|_| Error::Misuse("modules are loaded in a guest only".to_owned()))?;
+    // What it depends on comes before it in the list, and is loaded anyway.
+    let file = list.lines().find(|file| module_name(file) == name);
+    let file = file.ok_or_else(|| Error::Misuse(format!("the guest has no module {name}")))?;
+    load_file(Path::new(file)).map_err(Error::system(format!("load module {name}")))
+}
+
+/// Unloads a module that nothing uses.
+///
+/// # Errors
+/// [`Error::System`] if it is in use.
+pub fn unload_module(name: &str) -> Result<(), Error> {
+    let c_name = CString::new(name).map_err(|_| Error::Misuse(format!("no module is called {name:?}")))?;
+    match delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::errno(format!("unload module {name}"))(errno)),
+    }
+}
+
+fn load_file(file: &Path) -> io::Result<()> {
+    match finit_module(&File::open(file)?, c"", ModuleInitFlags::empty()) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}

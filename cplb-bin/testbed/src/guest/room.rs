@@ -1,0 +1,73 @@
+//! The guest that the tests of one binary share.
+
+use std::io::{self, Write};
+
+use super::{Guest, GuestBuilder, GuestCommand, GuestEnd, GuestError};
+
+/// A guest that is booted for the first test that needs it.
+#[derive(Debug)]
+pub(crate) enum GuestRoom {
+    Empty(Option<GuestBuilder>),
+    Up(Box<Guest>),
+    /// It could not be booted, or was lost: no test can run.
+    Lost(String),
+}
+
+impl GuestRoom {
+    pub(crate) fn new(builder: GuestBuilder) -> Self {
+        Self::Empty(Some(builder))
+    }
+
+    /// Runs one test of this binary, by its exact name.
+    pub(crate) fn run_test(&mut self, name: &str) -> Result<(), String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command =
+            GuestCommand::new(program).args(["--exact", name, "--nocapture", "--test-threads=1"]);
+        for (variable, value) in std::env::vars().filter(|(variable, _)| is_for_tests(variable)) {
+            command = command.env(variable, value);
+        }
+        let guest = self.guest()?;
+        let end = guest.run(&command, |bytes| {
+            // The output of a test is for whoever watches; nobody may watch.
+            let _ = io::stderr().write_all(bytes);
+        });
+        match end {
+            Ok(GuestEnd::Exited(0)) => Ok(()),
+            Ok(GuestEnd::Exited(code)) => Err(format!("the test ended with code {code} in the guest")),
+            Ok(GuestEnd::Overdue) => Err("the test was killed in the guest: its time was over".to_owned()),
+            Err(error) => Err(self.lose(&error)),
+        }
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest, String> {
+        if let Self::Empty(builder) = self {
+            match builder.take().unwrap_or_default().boot() {
+                Ok(guest) => {
+                    eprintln!("guest up in {:?}", guest.booted_in());
+                    *self = Self::Up(Box::new(guest));
+                }
+                Err(error) => return Err(self.lose(&error)),
+            }
+        }
+        match self {
+            Self::Up(guest) => Ok(guest),
+            Self::Lost(why) => Err(format!("an earlier test had no guest: {why}")),
+            Self::Empty(_) => Err("there is no guest".to_owned()),
+        }
+    }
+
+    fn lose(&mut self, error: &GuestError) -> String {
+        let why = error.to_string();
+        if !matches!(error, GuestError::NotStarted(_)) {
+            *self = Self::Lost(why.split(';').next().unwrap_or_default().to_owned());
+        }
+        why
+    }
+}
+
+/// Whether a variable configures tests, such as `PROPTEST_CASES`, `RUST_BACKTRACE` and our own `CPLB_BIN`.
+#[must_use]
+pub fn is_for_tests(variable: &str) -> bool {
+    let ours = variable.starts_with("CPLB_") && !["CPLB_GUEST", "CPLB_TESTBED_PARENT"].contains(&variable);
+    ours || ["RUST_", "PROPTEST_", "INSTA_", "CARGO_"].iter().any(|prefix| variable.starts_with(prefix))
+}
