@@ -57,7 +57,8 @@ fn many_routers() {
     if is_real_root() {
         assert!(sent > 255 * 95 && sent < 255 * 110, "{sent} advertisements");
         assert!(other.instances.iter().all(|i| i.counters.became_active == 0), "no backup ever took over");
-        assert!(gap < 3 * FAST / 2, "longest gap {gap:?}");
+        // Down is more than three intervals: half of what it grants is left for a machine that is shared.
+        assert!(gap < 2 * FAST, "longest gap {gap:?}");
         take_over_all(&members, FAST);
     }
 }
