@@ -73,7 +73,7 @@ pub use freeze::FrozenThreads;
 pub use ground::{EnterError, Ground, enter, is_initial_root};
 pub use harness::{Test, main};
 pub use keepalived::{Keepalived, KeepalivedState, VrrpInstance};
-pub use lan::{Direction, Lan, LanBuilder};
+pub use lan::{Direction, Impairment, Lan, LanBuilder};
 pub use log::{Line, Log, Stream};
 pub use netlink::{Address, Mac, Neighbour};
 pub use netns::Thread;

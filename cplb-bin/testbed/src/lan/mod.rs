@@ -2,6 +2,7 @@
 
 mod build;
 mod cut;
+mod impair;
 mod plug;
 mod sweep;
 
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 
 pub use build::LanBuilder;
 pub use cut::Direction;
+pub use impair::Impairment;
 
 use crate::{Error, Node, log::Journal};
 

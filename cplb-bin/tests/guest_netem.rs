@@ -1,0 +1,92 @@
+//! The election on a network that delays each frame by 0 to 40 ms and loses one of a hundred, with the real binary.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use testbed::{Impairment, Lan, Mac, Probe, Signal, Test, Tool};
+
+use support::crash::{Crashes, senders};
+use support::{Cluster, PATIENCE, Plan, binary};
+
+const BAD: Impairment =
+    Impairment { delay: Duration::from_millis(20), jitter: Duration::from_millis(20), loss_percent: 1.0 };
+/// What a client's exchange may take longer on this network: three round trips, and one segment sent again.
+const TRAVEL: Duration = Duration::from_millis(6 * 40 + 400);
+
+fn main() -> ExitCode {
+    let test =
+        |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Tc]).files([binary()]).in_guest();
+    testbed::main(vec![
+        test("nothing_moves_on_a_bad_network_at_100_ms", || calm(Plan::v3("100ms"))),
+        test("nothing_moves_on_a_bad_network_at_1_s", || calm(Plan::default())),
+        test("the_vip_moves_after_a_crash_on_a_bad_network_at_100_ms", || {
+            crashes(Plan::v3("100ms"), Duration::from_millis(100), Duration::from_millis(22), 8);
+        }),
+        test("the_vip_moves_after_a_crash_on_a_bad_network_at_1_s", || {
+            crashes(Plan::default(), Duration::from_secs(1), Duration::from_millis(219), 3);
+        }),
+        test("the_vip_is_handed_over_on_a_bad_network", handover),
+    ])
+}
+
+fn cluster(plan: Plan) -> Cluster {
+    let mut cluster = Cluster::build(Lan::builder(), plan);
+    cluster.lan.impair(BAD).expect("the kernel has netem");
+    cluster.start_all();
+    cluster.wait_until_settled();
+    cluster
+}
+
+/// Equals that started together may have met as rivals; from then on lost and late advertisements move nothing.
+fn calm(plan: Plan) {
+    let cluster = cluster(plan);
+    let owner = cluster.wait_for_owner(None);
+    let (before, since) = (cluster.takeovers(), Instant::now());
+    let capture = cluster.lan.capture().expect("the capture starts");
+    // A time to observe, not a condition to wait for: nothing is to happen.
+    std::thread::sleep(Duration::from_secs(20));
+    cluster.check(cluster.takeovers() == before, || "the VIP moved".to_owned());
+    let adverts: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
+    cluster
+        .check(adverts == BTreeSet::from([cluster.node(owner).mac()]), || format!("adverts of {adverts:?}"));
+}
+
+fn crashes(plan: Plan, interval: Duration, skew: Duration, count: usize) {
+    let mut cluster = cluster(plan);
+    let offset = (interval / 4).min(Duration::from_millis(100));
+    // The last advertisement may have been lost on its way to the one that takes over, and the next one later than it.
+    let down = 3 * interval + skew + offset + 2 * BAD.jitter;
+    let bound = down + TRAVEL + Duration::from_millis(150);
+    // Jitter is larger than the offsets that keep equals apart: both may take over, and one yields.
+    Crashes::of(&mut cluster, bound).every(Duration::from_millis(20)).that_may_bounce().run(count);
+}
+
+/// A resignation that is lost costs Down; one that arrives costs Skew and the way.
+fn handover() {
+    let mut cluster = cluster(Plan::v3("100ms"));
+    let mut blackouts = Vec::new();
+    for _ in 0..6 {
+        let owner = cluster.wait_until_settled();
+        let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
+        let probe = probe.start(cluster.client()).expect("the probe starts");
+        let at = cluster.signal(owner, Signal::SIGTERM);
+        let successor = cluster.wait_for_owner(Some(owner));
+        cluster.wait_until_ended(owner);
+        probe
+            .wait_for_success(Instant::now(), PATIENCE)
+            .unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let blackout = probe.stop().blackout_since(at).duration();
+        cluster.check(blackout < Duration::from_millis(345) + TRAVEL, || format!("blackout {blackout:?}"));
+        cluster.check(cluster.owners() == [successor], || "the VIP is on two nodes".to_owned());
+        blackouts.push(blackout);
+        cluster.start_daemon(owner);
+    }
+    eprintln!(
+        "6 handovers: blackout median {:?}, worst {:?}",
+        support::median(&blackouts),
+        blackouts.iter().max()
+    );
+}
