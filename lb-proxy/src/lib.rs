@@ -52,7 +52,7 @@ pub use balancer::LoadBalancer;
 pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};
 pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
 pub use event::{Event, Failure};
-pub use mark::MARK;
+pub use mark::{MARK, director_marks};
 pub use snapshot::{
     BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
 };

@@ -17,9 +17,33 @@
 /// compare with, and large enough not to be somebody's 1, 2 or 100.
 pub const MARK: u32 = 0x106c;
 
+/// Values for [`crate::nft::Director::mark`], 127 of them: the same high bits as [`MARK`], for the same reasons, and
+/// whatever [`MARK`] leaves of the low ones.
+pub fn director_marks() -> impl Iterator<Item = u32> {
+    (MARK & !LOW..=DIRECTOR_MASK).filter(|mark| *mark != MARK)
+}
+
+const LOW: u32 = 0x7f;
+
+/// The bits that tell the marks of directors apart, from each other and from [`MARK`].
+pub(crate) const DIRECTOR_MASK: u32 = MARK | LOW;
+
 const KUBE_PROXY: u32 = 0x4000 | 0x8000;
 const OTHERS: u32 = 0xffff_0000 | 0x2000 | 0x0f00 | 0x0080;
 
 const _: () = assert!(MARK & KUBE_PROXY == 0, "kube-proxy would masquerade or drop the proxy's connections");
 const _: () =
     assert!(MARK != 0 && MARK & OTHERS == 0, "a network plugin would take the mark for one of its own");
+const _: () = assert!(DIRECTOR_MASK & (KUBE_PROXY | OTHERS) == 0, "nor for the marks of directors");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directors_have_marks_of_their_own() {
+        let marks: Vec<u32> = director_marks().collect();
+        assert_eq!(marks.len(), 127);
+        assert!(!marks.contains(&MARK) && marks.iter().all(|mark| mark & (KUBE_PROXY | OTHERS) == 0));
+    }
+}

@@ -126,7 +126,13 @@ pub(crate) fn table(config: &Config, others: impl Iterator<Item = IpAddr>) -> Op
     let port = |port: cplb_config::Port| NonZeroU16::new(port.number());
     let redirects =
         config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
-    Some(Table { name: TableName::default(), vips, redirects, mark: NonZeroU32::new(MARK) })
+    Some(Table {
+        name: TableName::default(),
+        vips,
+        redirects,
+        mark: NonZeroU32::new(MARK),
+        directors: Vec::new(),
+    })
 }
 
 /// The service that decides whether this node serves: the API server's, else the first.

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::table::{GUARD, OUTPUT, PREROUTING, TableName, VIP4, VIP6};
+use super::table::{Table, VIP4, VIP6};
 use super::wire::{self, Content, Query, WireError};
 
 /// The kernel fills at most 32 KiB per datagram of a dump, whatever the reader's buffer
@@ -124,14 +124,11 @@ impl Kernel {
     }
 
     /// `None` if the table or one of its chains and sets does not exist.
-    pub(super) fn fingerprint(&mut self, table: &TableName) -> Result<Option<Fingerprint>, QueryError> {
+    pub(super) fn fingerprint(&mut self, table: &Table) -> Result<Option<Fingerprint>, QueryError> {
         // The table itself counts the chains, sets and other objects in it, so additions show there.
-        let name = table.as_str();
-        let queries = [
-            Query::Table(name),
-            Query::Chain(name, PREROUTING),
-            Query::Chain(name, OUTPUT),
-            Query::Chain(name, GUARD),
+        let name = table.name.as_str();
+        let chains = table.chain_names().map(|chain| Query::Chain(name, chain));
+        let others = [
             Query::Rules(name),
             Query::Set(name, VIP4),
             Query::Set(name, VIP6),
@@ -139,7 +136,7 @@ impl Kernel {
             Query::Elements(name, VIP6),
         ];
         let mut total = Fingerprint { digest: 0, rules: 0, elements: 0 };
-        for query in queries {
+        for query in [Query::Table(name)].into_iter().chain(chains).chain(others) {
             let Some(part) = self.part(query)? else { return Ok(None) };
             total.digest = total.digest.rotate_left(7) ^ part.digest;
             total.rules += part.rules;

@@ -9,6 +9,7 @@
 //! namespace of the calling thread. The asynchronous methods need a tokio runtime with I/O and time enabled;
 //! dropping their future kills the nft they started.
 
+mod director;
 mod kernel;
 mod run;
 mod table;
@@ -18,6 +19,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use director::{Director, Reach};
 pub use kernel::QueryError;
 pub use run::RunError;
 pub use table::{Table, TableName, TableNameError};
@@ -166,7 +168,7 @@ impl Nft {
             let before = self.kernel().and_then(Kernel::generation).ok();
             run::run(&self.path, &batch, self.timeout).await?;
             let kernel = self.kernel()?;
-            let Some(fingerprint) = kernel.fingerprint(&table.name)? else { continue };
+            let Some(fingerprint) = kernel.fingerprint(table)? else { continue };
             let after = kernel.generation()?;
             // Only a change between our commit and our look could hide in the fingerprint. Where other
             // software keeps committing to its own tables, the number of rules and addresses has to do.
@@ -190,7 +192,7 @@ impl Nft {
         if applied.seen_in == Some(generation) {
             return Ok(Presence::Intact);
         }
-        if kernel.fingerprint(&table.name)? != Some(applied.fingerprint) {
+        if kernel.fingerprint(table)? != Some(applied.fingerprint) {
             return Ok(Presence::Missing);
         }
         // Read before the table, so a change in between is looked at next time.

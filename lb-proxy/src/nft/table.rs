@@ -16,6 +16,8 @@ use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue};
 use nftables::stmt::{Match, NAT, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
+use super::director::{self, DIRECT, Director, MASQUERADE};
+
 /// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
 /// container runtimes. A number, because nft 1.0.6 refuses the name `dstnat` in the output hook.
 const PRIORITY: i32 = -105;
@@ -91,16 +93,22 @@ pub struct Table {
     /// mark do not matter. Without it a proxy that connects to its own VIP talks to itself. The same as
     /// [`crate::Options::mark`], usually [`crate::MARK`].
     pub mark: Option<NonZeroU32>,
+    /// What IPVS balances instead of the proxy.
+    pub directors: Vec<Director>,
 }
 
 #[derive(Clone, Copy)]
-enum Family {
+pub(super) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    fn protocol(self) -> &'static str {
+    pub(super) fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(super) fn protocol(self) -> &'static str {
         match self {
             Self::V4 => "ip",
             Self::V6 => "ip6",
@@ -129,6 +137,9 @@ impl Table {
         if let Some(mark) = self.mark {
             batch.add(self.rule(OUTPUT, vec![mark_matches(mark), Statement::Return(None)]));
         }
+        for director in &self.directors {
+            batch.add(self.rule(PREROUTING, director.exemption()));
+        }
         for chain in [PREROUTING, OUTPUT] {
             for family in [Family::V4, Family::V6] {
                 for (port, bind_port) in &self.redirects {
@@ -139,12 +150,40 @@ impl Table {
         for family in [Family::V4, Family::V6] {
             batch.add(self.rule(GUARD, silence(family)));
         }
+        self.direct(&mut batch);
         batch
+    }
+
+    fn direct<'a>(&'a self, batch: &mut Batch<'a>) {
+        if self.directors.is_empty() {
+            return;
+        }
+        batch.add(self.chain(DIRECT, NfChainType::Filter, NfHook::Input, director::DIRECT_PRIORITY));
+        batch.add(self.chain(
+            MASQUERADE,
+            NfChainType::NAT,
+            NfHook::Postrouting,
+            director::MASQUERADE_PRIORITY,
+        ));
+        for director in &self.directors {
+            batch.add(self.rule(DIRECT, director.marking()));
+            if director.masquerade {
+                batch.add(self.rule(MASQUERADE, director.masquerading()));
+            }
+        }
+    }
+
+    /// The chains that [`Self::replacement`] makes.
+    pub(super) fn chain_names(&self) -> impl Iterator<Item = &'static str> {
+        let directing = (!self.directors.is_empty()).then_some([DIRECT, MASQUERADE]);
+        [PREROUTING, OUTPUT, GUARD].into_iter().chain(directing.into_iter().flatten())
     }
 
     /// How many rules [`Self::replacement`] makes.
     pub(super) fn rule_count(&self) -> usize {
-        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2
+        let directing = |director: &Director| 2 + usize::from(director.masquerade);
+        let directing: usize = self.directors.iter().map(directing).sum();
+        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2 + directing
     }
 
     /// How many addresses both sets hold together.
@@ -248,18 +287,18 @@ fn mark_matches<'a>(mark: NonZeroU32) -> Statement<'a> {
     Statement::Match(Match { left: masked, right: value(), op: Operator::EQ })
 }
 
-fn equals<'a>(left: NamedExpression<'a>, right: Expression<'a>) -> Statement<'a> {
+pub(super) fn equals<'a>(left: NamedExpression<'a>, right: Expression<'a>) -> Statement<'a> {
     Statement::Match(Match { left: Expression::Named(left), right, op: Operator::EQ })
 }
 
-fn field<'a>(protocol: &'static str, field: &'static str) -> NamedExpression<'a> {
+pub(super) fn field<'a>(protocol: &'static str, field: &'static str) -> NamedExpression<'a> {
     NamedExpression::Payload(Payload::PayloadField(PayloadField {
         protocol: protocol.into(),
         field: field.into(),
     }))
 }
 
-fn text<'a>(value: String) -> Expression<'a> {
+pub(super) fn text<'a>(value: String) -> Expression<'a> {
     Expression::String(Cow::Owned(value))
 }
 
@@ -277,6 +316,7 @@ mod tests {
             vips: ["10.0.0.100", "::ffff:10.0.0.100", "fd00::100"].map(|ip| ip.parse().unwrap()).into(),
             redirects: BTreeMap::from([(port(6443), port(6444))]),
             mark: NonZeroU32::new(crate::MARK),
+            directors: Vec::new(),
         }
     }
 

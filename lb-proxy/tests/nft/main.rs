@@ -4,6 +4,7 @@
 //! No default harness: it has threads, and a process with threads cannot enter a user namespace.
 
 mod checks;
+mod directors;
 mod faults;
 mod ns;
 mod silence;
@@ -25,6 +26,7 @@ fn table() -> Table {
         vips: ["10.0.0.100", "fd00::100"].map(ns::ip).into(),
         redirects: redirects(&[(6443, 6444)]),
         mark: NonZeroU32::new(MARK),
+        directors: Vec::new(),
     }
 }
 
@@ -52,7 +54,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let tests: Vec<(&str, fn())> =
-        [traffic::TESTS, watch::TESTS, faults::TESTS, checks::TESTS, silence::TESTS].concat();
+        [traffic::TESTS, directors::TESTS, watch::TESTS, faults::TESTS, checks::TESTS, silence::TESTS]
+            .concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             ns::isolated(test);
