@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::exchange::IN_FLIGHT;
 use super::{Client, CommandError, RequestError};
 use crate::model::ServiceKey;
 use crate::reconcile::{Desired, Plan, Planner, Step, Table};
@@ -46,13 +45,15 @@ impl Report {
         })
     }
 
-    /// Takes out of `owned` what is not there after the plan, or was added by somebody else before it. A service of
-    /// which that is unknown stays.
+    /// Takes out of `owned` what is not there after the plan, and what was claimed for it but added by somebody else. A
+    /// service of which that is unknown stays, and so does one that was owned before: the kernel's list may have left
+    /// it out.
     pub fn release(&self, plan: &Plan, owned: &mut BTreeSet<ServiceKey>) {
         owned.retain(|key| !plan.gone.contains(key));
         for (step, outcome) in plan.steps.iter().zip(&self.outcomes) {
             let absent = match (step, outcome) {
                 (Step::DeleteService(_), outcome) => *outcome == Outcome::Done,
+                (Step::AddService(service), _) if !plan.claims.contains(&service.key()) => false,
                 (Step::AddService(_), Outcome::Skipped) => true,
                 (Step::AddService(_), Outcome::Failed(error)) => error.request().is_none(),
                 _ => false,
@@ -87,14 +88,15 @@ impl Client {
             plan,
             progress,
             report: Report { outcomes: Vec::with_capacity(plan.steps.len()), stopped: None },
-            batch: Vec::with_capacity(IN_FLIGHT),
+            batch: Vec::with_capacity(self.exchange.in_flight),
             unconfirmed: BTreeSet::new(),
             missing: BTreeSet::new(),
         };
         for step in &plan.steps {
             let service = step.service();
             let dependent = matches!(step, Step::AddDestination(..));
-            if run.batch.len() == IN_FLIGHT || (dependent && run.unconfirmed.contains(&service)) {
+            if run.batch.len() == self.exchange.in_flight || (dependent && run.unconfirmed.contains(&service))
+            {
                 run.send(self).await;
             }
             if run.report.stopped.is_some() {

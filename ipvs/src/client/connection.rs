@@ -14,9 +14,6 @@ use tokio::sync::watch;
 
 use super::raw::Raw;
 
-/// Receive buffer that is asked for, in bytes; the kernel gives at most twice `net.core.rmem_max`.
-const RECEIVE_BUFFER: i32 = 1 << 20;
-
 /// Serves the socket of a [`Client`](super::Client): requests make progress while it is polled, and it ends when all
 /// clients are gone or the socket fails.
 #[must_use = "requests are not sent unless the connection is polled"]
@@ -43,6 +40,8 @@ pub(super) struct Handle {
     /// How often answers were lost so far.
     pub(super) overruns: watch::Receiver<u64>,
     pub(super) requests: ConnectionHandle<Raw>,
+    /// Size of the socket's receive buffer, in bytes.
+    pub(super) receive_buffer: usize,
 }
 
 /// Opens a socket in the network namespace of the calling thread.
@@ -50,21 +49,20 @@ pub(super) fn open() -> io::Result<(Handle, Connection)> {
     let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_GENERIC)?;
     let inner = socket.socket_mut();
     inner.bind_auto()?;
-    // Both only save room in the buffer: errors then come without the request, and the answers that may be under way
-    // together fit into the default size as well.
+    // This only saves room in the receive buffer: refusals then come without the request.
     let _ = inner.set_cap_ack(true);
-    let _ = inner.set_rx_buf_sz(RECEIVE_BUFFER);
     Ok(serve(socket))
 }
 
 /// Serves any socket; the tests have one with a model of the kernel behind it.
 pub(super) fn serve<S: AsyncSocket + Send + 'static>(socket: S) -> (Handle, Connection) {
+    let receive_buffer = socket.socket_ref().get_rx_buf_sz().unwrap_or(0);
     let (mut inner, requests, unsolicited) = from_socket_with_codec::<Raw, S, NetlinkCodec>(socket);
     inner.set_forward_ack(true);
     inner.set_forward_done(true);
     let (lost, overruns) = watch::channel(0);
     let served = Served { inner, unsolicited, lost };
-    (Handle { overruns, requests }, Connection(Box::pin(served)))
+    (Handle { overruns, requests, receive_buffer }, Connection(Box::pin(served)))
 }
 
 struct Served<S> {

@@ -20,9 +20,13 @@ use super::connection::Handle;
 use super::error::RequestError;
 use super::raw::Raw;
 
-/// Messages that may be under way at a time. Each acknowledgement takes at most 1280 bytes of the receive buffer, so
-/// that they need not half of its usual size, 208 KiB.
-pub(super) const IN_FLIGHT: usize = 64;
+/// Messages that may be under way at a time, where the receive buffer has its usual size, 208 KiB. More would make
+/// nothing faster.
+const MOST_IN_FLIGHT: usize = 64;
+/// Fewer would not do: some messages travel in pairs.
+const LEAST_IN_FLIGHT: usize = 2;
+/// What an acknowledgement takes of the receive buffer, at most: its memory, not its length.
+const ACKNOWLEDGEMENT: usize = 1280;
 
 /// What the kernel answered to one message.
 pub(super) struct Answer {
@@ -36,18 +40,23 @@ type Replies = Pin<Box<dyn Stream<Item = NetlinkMessage<Raw>> + Send>>;
 #[derive(Debug, Clone)]
 pub(super) struct Exchange {
     handle: Handle,
+    /// How many messages may be under way at a time.
+    pub(super) in_flight: usize,
     room: Arc<Semaphore>,
     dumping: Arc<Mutex<()>>,
     pub(super) timeout: Duration,
 }
 
 impl Exchange {
+    /// Half of the receive buffer is for acknowledgements, the rest is left to a dump.
     pub(super) fn new(handle: Handle, timeout: Duration) -> Self {
-        let (room, dumping) = (Arc::new(Semaphore::new(IN_FLIGHT)), Arc::new(Mutex::new(())));
-        Self { handle, room, dumping, timeout }
+        let fitting = handle.receive_buffer / 2 / ACKNOWLEDGEMENT;
+        let in_flight = fitting.clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT);
+        let (room, dumping) = (Arc::new(Semaphore::new(in_flight)), Arc::new(Mutex::new(())));
+        Self { handle, in_flight, room, dumping, timeout }
     }
 
-    /// Sends at most [`IN_FLIGHT`] messages that ask for an acknowledgement, and returns as many answers in the same
+    /// Sends at most [`Exchange::in_flight`] messages that ask for an acknowledgement, and returns as many answers in the same
     /// order.
     pub(super) async fn batch(
         &self,
@@ -85,7 +94,7 @@ impl Exchange {
     }
 
     async fn room(&self, messages: usize) -> Result<SemaphorePermit<'_>, RequestError> {
-        let permits = u32::try_from(messages.min(IN_FLIGHT)).unwrap_or(u32::MAX);
+        let permits = u32::try_from(messages.min(self.in_flight)).unwrap_or(u32::MAX);
         self.room.acquire_many(permits).await.map_err(|_| RequestError::Closed)
     }
 

@@ -18,8 +18,8 @@ use nix::errno::Errno;
 pub use apply::{Outcome, Report};
 pub use connection::Connection;
 pub use error::{CommandError, DaemonError, DestinationError, RequestError, ServiceError};
-use exchange::{Answer, Exchange, IN_FLIGHT};
-use raw::{family_message, ipvs_message};
+use exchange::{Answer, Exchange};
+use raw::{command_message, dump_message, family_message};
 
 use crate::model::{
     Destination, DestinationEntry, DestinationKey, Info, Service, ServiceEntry, ServiceKey, SyncDaemon,
@@ -121,7 +121,7 @@ impl Client {
         Ok(self.command(Request::NewService(service.clone())).await?)
     }
 
-    /// Gives a service other settings.
+    /// Gives a service other settings: all but its key, and the flags outside of its mask.
     ///
     /// # Errors
     /// [`ServiceError`].
@@ -252,10 +252,10 @@ impl Client {
 
     /// Carries out commands in order, many to a datagram, and returns the result of each. One that the kernel refuses
     /// keeps none of the others from being carried out; when no answer comes at all, the rest is not sent and has the
-    /// same error. Queries belong to the other methods: here their answers are lost.
+    /// same error. Queries belong to the other methods: here their answers are lost, and dumps are refused.
     pub async fn run(&self, commands: &[Request]) -> Vec<Result<(), CommandError>> {
         let mut results = Vec::with_capacity(commands.len());
-        for batch in commands.chunks(IN_FLIGHT) {
+        for batch in commands.chunks(self.exchange.in_flight) {
             match self.answers(batch).await {
                 Ok(answers) => {
                     let outcomes = batch.iter().zip(answers);
@@ -298,7 +298,7 @@ impl Client {
         }
     }
 
-    /// The answers to at most [`IN_FLIGHT`] requests that are no dumps. When answers are lost, what can be done twice
+    /// The answers to at most [`Exchange::in_flight`] requests that are no dumps. When answers are lost, what can be done twice
     /// is done again.
     async fn answers(&self, requests: &[Request]) -> Result<Vec<Answer>, RequestError> {
         let repeatable = requests.iter().all(can_be_repeated);
@@ -336,11 +336,11 @@ impl Client {
         for part in requests.chunk_by(|before, after| !(is_unsure(before) || is_unsure(after))) {
             match part {
                 [request] if is_unsure(request) => {
-                    let answer = self.exchange.unsure(ipvs_message(family, request), family_message());
+                    let answer = self.exchange.unsure(command_message(family, request), family_message());
                     answers.push(answer.await?.unwrap_or(Answer { result: Ok(()), replies: Vec::new() }));
                 }
                 sure => {
-                    let messages = sure.iter().map(|request| ipvs_message(family, request)).collect();
+                    let messages = sure.iter().map(|request| command_message(family, request)).collect();
                     answers.append(&mut self.exchange.batch(messages).await?);
                 }
             }
@@ -362,10 +362,10 @@ impl Client {
 
     async fn dump_once(&self, request: &Request) -> Result<Vec<Reply>, RequestError> {
         let family = self.family().await?;
-        let mut dumped = self.exchange.dump(ipvs_message(family, request)).await;
+        let mut dumped = self.exchange.dump(dump_message(family, request)).await;
         if dumped == Err(RequestError::Refused(Errno::ENOENT)) {
             let current = self.resolve().await?;
-            dumped = self.exchange.dump(ipvs_message(current, request)).await;
+            dumped = self.exchange.dump(dump_message(current, request)).await;
         }
         let replies: Result<Vec<Reply>, DecodeError> = dumped?.iter().map(raw::Raw::reply).collect();
         Ok(replies?)

@@ -73,10 +73,18 @@ impl NetlinkDeserializable for Raw {
     }
 }
 
-/// A request of the IPVS family, with the flags that it needs.
-pub(super) fn ipvs_message(family: u16, request: &Request) -> NetlinkMessage<Raw> {
-    let raw = Raw::new(family, request.command().0, FAMILY_VERSION, |bytes| request.encode(bytes));
-    message(raw, if request.is_dump() { NLM_F_DUMP } else { NLM_F_ACK })
+/// A request of the IPVS family that is acknowledged. A dump asked for in this way is refused.
+pub(super) fn command_message(family: u16, request: &Request) -> NetlinkMessage<Raw> {
+    message(raw_request(family, request), NLM_F_ACK)
+}
+
+/// A request of the IPVS family for a dump.
+pub(super) fn dump_message(family: u16, request: &Request) -> NetlinkMessage<Raw> {
+    message(raw_request(family, request), NLM_F_DUMP)
+}
+
+fn raw_request(family: u16, request: &Request) -> Raw {
+    Raw::new(family, request.command().0, FAMILY_VERSION, |bytes| request.encode(bytes))
 }
 
 /// Asks the controller for the number of the family.

@@ -20,6 +20,8 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// For how long a destination that goes may keep its active connections; 0 deletes it at once. 30 s by default.
+    /// The kernel counts no connection of UDP as active. Clients that persistence binds to the destination keep coming
+    /// while it is quiesced, unless the sysctl `net.ipv4.vs.expire_quiescent_template` is 1.
     pub drain: Duration,
     /// How a service that is no longer desired goes.
     pub service_removal: ServiceRemoval,
@@ -49,8 +51,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Services that are desired but exist without being owned. Nothing is done about them.
     pub conflicts: BTreeSet<ServiceKey>,
-    /// Services that the steps add. Record them as owned *before* the steps are carried out, so that they are not
-    /// forgotten in a crash.
+    /// Services that the steps add and that were not owned. Record them as owned *before* the steps are carried out, so
+    /// that they are not forgotten in a crash.
     pub claims: BTreeSet<ServiceKey>,
     /// Owned services that are neither desired nor there; they need no longer be recorded.
     pub gone: BTreeSet<ServiceKey>,
@@ -116,7 +118,7 @@ impl Planner {
         for service in desired.services() {
             let key = service.service.key();
             match observed.service(&key) {
-                None => draft.add(service),
+                None => draft.add(service, owned.contains(&key)),
                 Some(_) if !owned.contains(&key) => {
                     draft.conflicts.insert(key);
                 }
@@ -148,6 +150,7 @@ struct Draft {
     quiesced: Vec<Step>,
     deletions: Vec<Step>,
     conflicts: BTreeSet<ServiceKey>,
+    claims: BTreeSet<ServiceKey>,
     gone: BTreeSet<ServiceKey>,
     draining: Vec<Draining>,
 }
@@ -165,14 +168,18 @@ impl Draft {
             quiesced: Vec::new(),
             deletions: Vec::new(),
             conflicts: BTreeSet::new(),
+            claims: BTreeSet::new(),
             gone: BTreeSet::new(),
             draining: Vec::new(),
         }
     }
 
     /// A service that is not there.
-    fn add(&mut self, desired: &DesiredService) {
+    fn add(&mut self, desired: &DesiredService, owned: bool) {
         let key = desired.service.key();
+        if !owned {
+            self.claims.insert(key);
+        }
         let destinations = desired.destinations().map(|destination| Step::AddDestination(key, *destination));
         self.added.push((Step::AddService(desired.service.clone()), destinations.collect()));
     }
@@ -239,7 +246,6 @@ impl Draft {
 
     fn finish(mut self) -> Plan {
         let mut steps = Vec::new();
-        let claims = self.added.iter().map(|(service, _)| service.service()).collect();
         while !self.added.is_empty() {
             let rest = self.added.split_off(self.added.len().min(GROUP));
             let (services, destinations): (Vec<_>, Vec<_>) =
@@ -251,6 +257,12 @@ impl Draft {
         steps.append(&mut self.changes);
         steps.append(&mut self.quiesced);
         steps.append(&mut self.deletions);
-        Plan { steps, conflicts: self.conflicts, claims, gone: self.gone, draining: self.draining }
+        Plan {
+            steps,
+            conflicts: self.conflicts,
+            claims: self.claims,
+            gone: self.gone,
+            draining: self.draining,
+        }
     }
 }

@@ -89,9 +89,9 @@ pub(crate) fn refusals() {
     with_client(async |client| {
         let key = tcp("10.0.0.100", 80);
         let service = Service::new(key, SchedulerName::RR);
-        let twos = Service::new(key, SchedulerName::TWOS);
-        let unknown = ServiceError::UnknownScheduler(SchedulerName::TWOS);
-        assert_eq!(client.add_service(&twos).await, Err(unknown), "this kernel does not have it");
+        let missing = SchedulerName::new("none-such").expect("a name");
+        let unknown = ServiceError::UnknownScheduler(missing);
+        assert_eq!(client.add_service(&Service::new(key, missing)).await, Err(unknown));
         let engine = EngineName::new("none-such").expect("a name");
         let unknown = ServiceError::UnknownSchedulerOrEngine { scheduler: SchedulerName::RR, engine };
         assert_eq!(client.add_service(&service.clone().with_engine(engine)).await, Err(unknown));
@@ -112,6 +112,9 @@ pub(crate) fn refusals() {
 
         client.add_service(&service).await.expect("it is added");
         assert_eq!(client.add_service(&service).await, Err(ServiceError::AlreadyExists(key)));
+        let dumps = [Request::DumpServices, Request::DumpDestinations(key), Request::DumpDaemons];
+        let refused = client.run(&dumps).await;
+        assert!(refused.iter().all(Result::is_err), "{refused:?}");
         assert_eq!(client.set_destination(&key, &route).await, Err(DestinationError::NotFound));
         assert_eq!(client.delete_destination(&key, &route.key).await, Err(DestinationError::NotFound));
         client.add_destination(&key, &route).await.expect("it is added");

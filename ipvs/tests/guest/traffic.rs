@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use ipvs::reconcile::{Deletion, Desired, DesiredService, Options, Planner, Step};
@@ -109,7 +109,22 @@ pub(crate) fn counted() {
         assert_eq!(totals(&stats), [0; 5]);
         assert_eq!(totals(&only(client, &key).await.stats()), [0; 5]);
         client.zero(None).await.expect("all are zeroed");
+        datagrams(client).await;
     });
+}
+
+/// Of UDP, no connection counts as active.
+async fn datagrams(client: &Client) {
+    let key = ServiceKey::udp("10.0.0.1".parse().expect("an address"), 53);
+    client.add_service(&Service::new(key, SchedulerName::RR)).await.expect("it is added");
+    let local = destination("10.0.0.1", 53, ForwardMethod::LOCAL);
+    client.add_destination(&key, &local).await.expect("it is added");
+    let (near, far) = (UdpSocket::bind("10.0.0.1:0"), UdpSocket::bind("10.0.0.1:53"));
+    let (near, far) = (near.expect("a socket"), far.expect("a socket"));
+    near.send_to(b"x", "10.0.0.1:53").expect("it is sent");
+    far.recv(&mut [0]).expect("it arrives");
+    let entry = only(client, &key).await;
+    assert_eq!((entry.active_connections, entry.inactive_connections), (0, 1));
 }
 
 pub(crate) fn drained() {
