@@ -1,29 +1,37 @@
-//! A dummy link that carries VIPs on every node, so that each accepts what a director sends it (direct routing).
+//! A dummy link that carries VIPs on every node, so that each accepts what a director sends it.
+//!
+//! A node may also hold the same VIP as a lease on a real interface, and then everything that asks where the VIP is
+//! (`fib daddr . iif` in nftables) must be told the real interface: the kernel takes the first route of the local
+//! table, and among equal ones that is the older one, the dummy's. So each IPv4 address has a local route of ours
+//! with a worse metric instead of the kernel's: the lease's wins while it lives, the dummy's catches when it ends,
+//! by no process's doing. For IPv6 the kernel asks the interface itself.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nix::errno::Errno;
 
-use crate::kernel::{Kernel, KernelError, is_ours};
+use crate::kernel::{Kernel, KernelError, is_our_permanent};
 use crate::netlink::NetlinkKernel;
 use crate::plan::Step as AddressStep;
+use crate::repair::Repair;
 use crate::select::link_flag;
-use crate::types::full_prefix;
-use crate::wire::decode::{LinkUpdate, ObservedAddress};
-
-/// The kernel's limit for interface names (`IFNAMSIZ` without the final zero).
-const NAME_MAX: usize = 15;
+use crate::types::{full_prefix, is_link_name};
+use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedRoute};
+use crate::wire::{PROTOCOL, PROTOCOL_KERNEL, address_flag};
 
 /// A dummy link of ours.
 ///
-/// Its addresses are permanent, /32 and /128, never a default source, and marked as ours. They do no harm after a
-/// crash, because nothing answers ARP or neighbour solicitations on the link itself; a restart takes it over.
+/// Its addresses are permanent, /32 and /128, never a default source, and marked as ours. IPv4 packets to them are
+/// taken by this link only where no other interface of the node has the address. They do no harm after a crash,
+/// because nothing answers ARP or neighbour solicitations on the link itself; a restart takes it over.
 pub struct DummyLink {
     kernel: NetlinkKernel,
     name: String,
     index: u32,
+    /// Addresses that are or were wanted. One that was there before us carries no mark.
+    known: BTreeSet<IpAddr>,
 }
 
 /// Why there is no dummy link.
@@ -52,6 +60,15 @@ pub enum DummyError {
     /// The kernel has no dummy links.
     #[error("the kernel has no dummy links: load the module `dummy` (CONFIG_DUMMY)")]
     Unsupported,
+    /// IPv6 is disabled on the link, which it is from the start where it is disabled by default.
+    #[error(
+        "IPv6 is disabled on link {name}: set net.ipv6.conf.default.disable_ipv6 and \
+         net.ipv6.conf.{name}.disable_ipv6 to 0, or configure no IPv6 address"
+    )]
+    Ipv6Disabled {
+        /// The name.
+        name: String,
+    },
     /// CAP_NET_ADMIN is missing.
     #[error("managing links needs CAP_NET_ADMIN")]
     Permission,
@@ -75,45 +92,65 @@ enum Step {
     Delete(IpAddr),
     SetUp,
     Add(IpAddr),
+    /// Makes the worse local route.
+    Catch(Ipv4Addr),
+    /// Deletes the kernel's local route, which would go before that of a lease.
+    Yield(Ipv4Addr),
+    /// Deletes the worse local route.
+    Forget(Ipv4Addr),
+}
+
+/// What the kernel shows of the link.
+struct Seen {
+    link: LinkUpdate,
+    addresses: Vec<ObservedAddress>,
+    routes: Vec<ObservedRoute>,
 }
 
 impl DummyLink {
     /// Makes sure that the dummy link `name` exists, is up, and has exactly `addresses` (and what the kernel gives
     /// every link). An existing link is taken over if it is a dummy whose addresses are wanted or marked as ours.
-    /// Sysctls that silence ARP for these addresses belong before this call, see [`crate::SysctlGuard`].
+    /// Sysctls that silence ARP for these addresses belong before this call, see [`crate::RealServer`].
     ///
     /// # Errors
     /// [`DummyError`]; a link that is not ours is not changed.
     pub fn ensure(name: &str, addresses: &[IpAddr]) -> Result<Self, DummyError> {
-        if !is_link_name(name) {
-            return Err(DummyError::Name(name.to_owned()));
-        }
-        let kernel = NetlinkKernel::open().map_err(DummyError::Socket)?;
-        let mut link = Self { kernel, name: name.to_owned(), index: 0 };
+        let mut link = Self::open(name, [])?;
         link.set_addresses(addresses)?;
         Ok(link)
     }
 
-    /// Changes the addresses.
+    /// For a link that may not exist yet. On one that does, the addresses in `known` are ours even without a mark.
+    pub(crate) fn open(name: &str, known: impl IntoIterator<Item = IpAddr>) -> Result<Self, DummyError> {
+        if !is_link_name(name) {
+            return Err(DummyError::Name(name.to_owned()));
+        }
+        let kernel = NetlinkKernel::open().map_err(DummyError::Socket)?;
+        Ok(Self { kernel, name: name.to_owned(), index: 0, known: known.into_iter().collect() })
+    }
+
+    /// Changes the addresses, and puts right whatever else is not as it should be: call it again now and then, and
+    /// when the link changed, because the kernel makes its own local routes anew when a link comes up. A call that
+    /// finds nothing changes nothing. The addresses stay local throughout.
     ///
     /// # Errors
     /// As [`DummyLink::ensure`].
-    pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), DummyError> {
-        let (link, observed) = self.observe()?;
+    pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<Vec<Repair>, DummyError> {
+        let seen = self.observe()?;
         let marks = self.kernel.marks_addresses();
-        let steps =
-            plan(&self.name, addresses, link.as_ref().map(|link| (link, observed.as_slice())), marks)?;
+        let steps = plan(&self.name, addresses, seen.as_ref(), &self.known, marks)?;
+        self.known.extend(addresses);
         let new = steps.first() == Some(&Step::Create);
-        for step in steps {
+        for &step in &steps {
             if let Err(error) = self.take(step) {
                 if new && self.index != 0 {
                     // Half a link is of no use to anybody; the error that matters is the first one.
                     let _ = self.kernel.delete_link(self.index);
                 }
-                return Err(self.classify(error));
+                return Err(self.classify(step, error));
             }
         }
-        Ok(())
+        Ok(self.repairs(&steps))
     }
 
     /// The link's name.
@@ -121,35 +158,44 @@ impl DummyLink {
         &self.name
     }
 
-    /// Deletes the link, unless it has come to carry addresses of somebody else.
+    /// Deletes the link. One that has come to carry addresses of somebody else stays, without ours; one that has only
+    /// theirs is left alone.
     ///
     /// # Errors
-    /// [`DummyError::ForeignAddresses`] then; others if the kernel refuses.
+    /// [`DummyError::ForeignAddresses`] then; [`DummyError::OtherKind`] if the link is another one, which is left
+    /// alone; others if the kernel refuses.
     pub fn remove(mut self) -> Result<(), DummyError> {
-        let (link, observed) = self.observe()?;
-        let Some(link) = link else { return Ok(()) };
+        let Some(seen) = self.observe()? else { return Ok(()) };
+        check_kind(&self.name, &seen.link)?;
         let marks = self.kernel.marks_addresses();
-        plan(&self.name, &[], Some((&link, &observed)), marks)?;
-        self.kernel.delete_link(link.index).map_err(|error| self.classify(error))
+        let (ours, foreign) = split(&seen.addresses, &BTreeSet::new(), &self.known, marks);
+        if foreign.is_empty() {
+            return self.kernel.delete_link(seen.link.index).map_err(|error| self.fault(error));
+        }
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let routes = our_routes(&seen.routes).map(Step::Forget);
+        for step in ours.into_iter().map(Step::Delete).chain(routes) {
+            self.take(step).map_err(|error| self.classify(step, error))?;
+        }
+        Err(DummyError::ForeignAddresses { name: self.name, addresses: foreign })
     }
 
-    fn observe(&mut self) -> Result<(Option<LinkUpdate>, Vec<ObservedAddress>), DummyError> {
-        let links = self.kernel.links().map_err(|error| self.classify(error))?;
-        let link = links.into_iter().find(|link| link.name.as_deref() == Some(self.name.as_str()));
+    fn observe(&mut self) -> Result<Option<Seen>, DummyError> {
+        let link = self.kernel.link_named(&self.name).map_err(|error| self.fault(error))?;
         self.index = link.as_ref().map_or(0, |link| link.index);
-        let addresses = match self.index {
-            0 => Vec::new(),
-            index => self.kernel.addresses(index).map_err(|error| self.classify(error))?,
-        };
-        Ok((link, addresses))
+        let Some(link) = link else { return Ok(None) };
+        let addresses = self.kernel.addresses(link.index).map_err(|error| self.fault(error))?;
+        let routes = self.kernel.local_routes(link.index).map_err(|error| self.fault(error))?;
+        Ok(Some(Seen { link, addresses, routes }))
     }
 
     fn take(&mut self, step: Step) -> Result<(), KernelError> {
         match step {
             Step::Create => {
                 self.kernel.create_dummy(&self.name)?;
-                let links = self.kernel.links()?;
-                let link = links.iter().find(|link| link.name.as_deref() == Some(self.name.as_str()));
+                let link = self.kernel.link_named(&self.name)?;
                 self.index = link.map(|link| link.index).ok_or(KernelError::NoAnswer)?;
                 Ok(())
             }
@@ -159,56 +205,147 @@ impl DummyLink {
                 let prefix_len = full_prefix(ip);
                 self.kernel.apply(&AddressStep::DeleteAddress { index: self.index, ip, prefix_len })
             }
+            Step::Catch(ip) => self.kernel.put_local_route(self.index, ip),
+            Step::Yield(ip) => self.kernel.delete_kernel_route(self.index, ip),
+            Step::Forget(ip) => self.kernel.delete_local_route(self.index, ip),
         }
     }
 
-    fn classify(&self, error: KernelError) -> DummyError {
+    /// The routes of a new address are no news.
+    fn repairs(&self, steps: &[Step]) -> Vec<Repair> {
+        let link = self.name.clone();
+        let new = |ip: Ipv4Addr| {
+            let ip = ip.into();
+            steps.contains(&Step::Add(ip)) || steps.contains(&Step::Delete(ip))
+        };
+        let mut repairs = Vec::new();
+        for &step in steps {
+            let link = link.clone();
+            let repair = match step {
+                Step::Create => Repair::Created { link },
+                Step::SetUp => Repair::SetUp { link },
+                Step::Add(ip) => Repair::Added { link, ip },
+                Step::Delete(ip) => Repair::Removed { link, ip },
+                Step::Catch(ip) | Step::Yield(ip) | Step::Forget(ip) if new(ip) => continue,
+                Step::Catch(ip) | Step::Yield(ip) | Step::Forget(ip) => Repair::Route { link, ip: ip.into() },
+            };
+            if !repairs.contains(&repair) {
+                repairs.push(repair);
+            }
+        }
+        repairs
+    }
+
+    fn classify(&self, step: Step, error: KernelError) -> DummyError {
+        match (step, error.refused()) {
+            (Step::Create, Some(Errno::EOPNOTSUPP)) => DummyError::Unsupported,
+            (Step::Add(IpAddr::V6(_)), Some(Errno::EACCES)) => {
+                DummyError::Ipv6Disabled { name: self.name.clone() }
+            }
+            _ => self.fault(error),
+        }
+    }
+
+    fn fault(&self, error: KernelError) -> DummyError {
         match error.refused() {
-            Some(Errno::EOPNOTSUPP) => DummyError::Unsupported,
             Some(Errno::EPERM | Errno::EACCES) => DummyError::Permission,
             _ => DummyError::Kernel { name: self.name.clone(), error },
         }
     }
 }
 
-fn is_link_name(name: &str) -> bool {
-    let good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
-    !name.is_empty() && name.len() <= NAME_MAX && !matches!(name, "." | "..") && name.chars().all(good)
-}
-
 /// From what is to what should be, or why not. Pure.
+///
+/// A route of ours comes before the kernel's goes, so that an address is local at every moment.
 fn plan(
     name: &str,
     wanted: &[IpAddr],
-    observed: Option<(&LinkUpdate, &[ObservedAddress])>,
+    seen: Option<&Seen>,
+    known: &BTreeSet<IpAddr>,
     kernel_marks: bool,
 ) -> Result<Vec<Step>, DummyError> {
     let wanted: BTreeSet<IpAddr> = wanted.iter().copied().collect();
-    let Some((link, addresses)) = observed else {
-        let add = wanted.into_iter().map(Step::Add);
-        return Ok([Step::Create, Step::SetUp].into_iter().chain(add).collect());
+    let Some(Seen { link, addresses, routes }) = seen else {
+        let add = wanted.iter().copied().map(Step::Add);
+        let routes = wanted.iter().copied().filter_map(v4).flat_map(|ip| [Step::Catch(ip), Step::Yield(ip)]);
+        return Ok([Step::Create, Step::SetUp].into_iter().chain(add).chain(routes).collect());
     };
-    if link.kind.as_deref() != Some("dummy") {
-        return Err(DummyError::OtherKind { name: name.to_owned(), kind: link.kind.clone() });
-    }
-    let whole = |seen: &ObservedAddress| seen.prefix_len == full_prefix(seen.ip);
-    let (fine, rest): (Vec<_>, Vec<_>) = addresses
-        .iter()
-        .filter(|seen| !is_the_kernels(seen))
-        .partition(|seen| whole(seen) && wanted.contains(&seen.ip));
-    let (obsolete, foreign): (Vec<_>, Vec<_>) =
-        rest.into_iter().partition(|seen| is_ours(seen, kernel_marks));
+    check_kind(name, link)?;
+    let (obsolete, foreign) = split(addresses, &wanted, known, kernel_marks);
     if !foreign.is_empty() {
-        let addresses = foreign.iter().map(|seen| seen.ip).collect();
-        return Err(DummyError::ForeignAddresses { name: name.to_owned(), addresses });
+        return Err(DummyError::ForeignAddresses { name: name.to_owned(), addresses: foreign });
     }
-    let mut steps: Vec<Step> = obsolete.iter().map(|seen| Step::Delete(seen.ip)).collect();
-    if link.flags & link_flag::UP == 0 {
+    let mut steps: Vec<Step> = obsolete.into_iter().map(Step::Delete).collect();
+    steps.extend(our_routes(routes).filter(|ip| !wanted.contains(&IpAddr::V4(*ip))).map(Step::Forget));
+    let was_down = link.flags & link_flag::UP == 0;
+    if was_down {
         steps.push(Step::SetUp);
     }
-    let missing = wanted.into_iter().filter(|ip| !fine.iter().any(|seen| seen.ip == *ip));
-    steps.extend(missing.map(Step::Add));
+    for &ip in &wanted {
+        let there = || addresses.iter().filter(|seen| seen.ip == ip);
+        if !there().any(|seen| is_complete(seen, kernel_marks)) {
+            steps.push(Step::Add(ip));
+        }
+        let Some(v4) = v4(ip) else { continue };
+        // The kernel makes its route when the address comes and when the link does.
+        let remade = was_down || there().next().is_none();
+        if remade || !our_routes(routes).any(|ours| ours == v4) {
+            steps.push(Step::Catch(v4));
+        }
+        let kernels = |route: &ObservedRoute| route.protocol == PROTOCOL_KERNEL && leads_to(route, v4);
+        if remade || routes.iter().any(kernels) {
+            steps.push(Step::Yield(v4));
+        }
+    }
     Ok(steps)
+}
+
+fn check_kind(name: &str, link: &LinkUpdate) -> Result<(), DummyError> {
+    if link.kind.as_deref() == Some("dummy") {
+        return Ok(());
+    }
+    Err(DummyError::OtherKind { name: name.to_owned(), kind: link.kind.clone() })
+}
+
+/// The addresses of ours that are not wanted, and those of somebody else.
+fn split(
+    addresses: &[ObservedAddress],
+    wanted: &BTreeSet<IpAddr>,
+    known: &BTreeSet<IpAddr>,
+    kernel_marks: bool,
+) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let is_one_of = |ips: &BTreeSet<IpAddr>, seen: &ObservedAddress| {
+        seen.prefix_len == full_prefix(seen.ip) && ips.contains(&seen.ip)
+    };
+    let rest = addresses.iter().filter(|seen| !is_the_kernels(seen) && !is_one_of(wanted, seen));
+    let (ours, foreign): (Vec<_>, Vec<_>) =
+        rest.partition(|seen| is_our_permanent(seen, kernel_marks) || is_one_of(known, seen));
+    let ips = |of: Vec<&ObservedAddress>| of.into_iter().map(|seen| seen.ip).collect();
+    (ips(ours), ips(foreign))
+}
+
+/// Whether an address is as good as one of ours: without end, and for IPv6 never a default source and marked. The
+/// mark of an IPv4 address cannot be changed without deleting it.
+fn is_complete(seen: &ObservedAddress, kernel_marks: bool) -> bool {
+    let whole = seen.prefix_len == full_prefix(seen.ip) && seen.valid.is_none();
+    let marked = !kernel_marks || is_our_permanent(seen, kernel_marks);
+    whole && (seen.ip.is_ipv4() || marked && seen.flags & address_flag::DEPRECATED != 0)
+}
+
+fn our_routes(routes: &[ObservedRoute]) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    let ours = routes.iter().filter(|route| route.protocol == PROTOCOL && route.destination.len() == 32);
+    ours.filter_map(|route| v4(route.destination.network()))
+}
+
+fn leads_to(route: &ObservedRoute, ip: Ipv4Addr) -> bool {
+    route.destination.len() == 32 && route.destination.network() == IpAddr::V4(ip)
+}
+
+fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
 }
 
 /// Every link that is up has a link-local IPv6 address.
@@ -221,70 +358,5 @@ fn list(ips: &[IpAddr]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::PROTOCOL;
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn link(kind: Option<&str>, flags: u32) -> LinkUpdate {
-        LinkUpdate { index: 9, flags, kind: kind.map(str::to_owned), ..LinkUpdate::default() }
-    }
-
-    fn address(text: &str, protocol: Option<u8>) -> ObservedAddress {
-        let (addr, len) = text.split_once('/').unwrap();
-        let prefix_len = len.parse().unwrap();
-        ObservedAddress { index: 9, ip: ip(addr), prefix_len, scope: 0, flags: 0x80, protocol, valid: None }
-    }
-
-    #[test]
-    fn a_new_link_is_up_before_it_has_addresses() {
-        let steps = plan("dummyvip0", &[ip("10.0.0.100"), ip("fd00::100")], None, true).unwrap();
-        let expected = [Step::Create, Step::SetUp, Step::Add(ip("10.0.0.100")), Step::Add(ip("fd00::100"))];
-        assert_eq!(steps, expected);
-    }
-
-    #[test]
-    fn an_own_link_is_brought_to_what_is_wanted_and_then_left() {
-        let down = link(Some("dummy"), 0x82);
-        let there = [
-            address("10.0.0.7/32", Some(PROTOCOL)),
-            address("10.0.0.100/32", None),
-            address("fe80::1/64", Some(3)),
-        ];
-        let wanted = [ip("10.0.0.100"), ip("10.0.0.101")];
-        let steps = plan("dummyvip0", &wanted, Some((&down, &there)), true).unwrap();
-        assert_eq!(steps, [Step::Delete(ip("10.0.0.7")), Step::SetUp, Step::Add(ip("10.0.0.101"))]);
-        let up = link(Some("dummy"), 0x83);
-        let there = [address("10.0.0.100/32", Some(PROTOCOL)), address("10.0.0.101/32", Some(PROTOCOL))];
-        assert_eq!(plan("dummyvip0", &wanted, Some((&up, &there)), true).unwrap(), []);
-    }
-
-    #[test]
-    fn a_link_of_somebody_else_is_refused() {
-        let bridge = link(Some("bridge"), 0x83);
-        let error = plan("dummyvip0", &[], Some((&bridge, &[])), true).unwrap_err();
-        assert!(matches!(error, DummyError::OtherKind { kind: Some(kind), .. } if kind == "bridge"));
-        assert!(matches!(
-            plan("eth0", &[], Some((&link(None, 0x83), &[])), true),
-            Err(DummyError::OtherKind { .. })
-        ));
-
-        let dummy = link(Some("dummy"), 0x83);
-        for foreign in ["192.0.2.1/24", "192.0.2.1/32", "10.0.0.100/24", "fe80::1/128"] {
-            let there = [address(foreign, None)];
-            let error = plan("dummyvip0", &[ip("10.0.0.100")], Some((&dummy, &there)), true).unwrap_err();
-            assert!(matches!(error, DummyError::ForeignAddresses { .. }), "{foreign}");
-        }
-    }
-
-    #[test]
-    fn names_are_checked() {
-        for bad in ["", "a/b", "a b", "..", "sixteen-letters-", "a:b"] {
-            assert!(matches!(DummyLink::ensure(bad, &[]), Err(DummyError::Name(_))), "{bad}");
-        }
-        assert!(is_link_name("dummyvip0"));
-    }
-}
+#[path = "dummy_tests.rs"]
+mod tests;

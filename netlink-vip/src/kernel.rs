@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::plan::Step;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedLabel, ObservedRoute};
-use crate::wire::{PROTOCOL, address_flag};
+use crate::wire::{PERMANENT_PROTOCOL, PROTOCOL, address_flag};
 
 /// The kernel, seen from the keeper. Every call is done when it returns.
 pub(crate) trait Kernel {
@@ -71,6 +71,18 @@ pub(crate) fn is_ours(address: &ObservedAddress, kernel_marks: bool) -> bool {
         Some(protocol) => protocol == PROTOCOL,
         None if kernel_marks => false,
         None => address.valid.is_some() && looks_like_ours(address),
+    }
+}
+
+/// Whether an observed address can be one without end that we gave to a link of ours. A kernel without marks shows
+/// flags that others hardly give.
+pub(crate) fn is_our_permanent(address: &ObservedAddress, kernel_marks: bool) -> bool {
+    if address.prefix_len != crate::types::full_prefix(address.ip) || address.valid.is_some() {
+        return false;
+    }
+    match address.protocol {
+        Some(protocol) => protocol == PERMANENT_PROTOCOL,
+        None => !kernel_marks && looks_like_ours(address),
     }
 }
 

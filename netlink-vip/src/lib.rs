@@ -12,8 +12,10 @@
 //! - **It looks rather than believes.** Events of the kernel are hints to look at its tables; lost or unreadable
 //!   events lead to a look at everything.
 //!
-//! Beside it stand helpers that do one thing each: [`sessions`] resets TCP sessions through a VIP, [`DummyLink`] keeps
-//! addresses on a dummy link, [`SysctlGuard`] changes sysctls and restores them.
+//! A [`RealServer`] is the other side of IPVS: it makes a node accept what a director, which holds the VIP, sends it.
+//! Beside them stand helpers that do one thing each: [`sessions`] resets TCP sessions through a VIP, [`DummyLink`]
+//! keeps addresses on a dummy link, [`TunnelLink`] unpacks what comes through tunnels, [`SysctlGuard`] changes sysctls
+//! and restores them.
 //!
 //! The crate is Linux only, needs CAP_NET_ADMIN in its network namespace, and works in the namespace of the thread
 //! that calls it.
@@ -42,6 +44,26 @@
 //! keeper.join()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A node behind directors that route directly or through tunnels:
+//!
+//! ```no_run
+//! use std::{path::Path, time::Duration};
+//! use netlink_vip::{RealServer, RealServerConfig, TunnelConfig};
+//!
+//! let mut server = RealServer::open(Path::new("/var/lib/example/real-server"))?;
+//! let mut config = RealServerConfig::new(vec![[10, 0, 0, 100].into()]);
+//! config.interfaces.push("eth0".to_owned());
+//! config.tunnels.push(TunnelConfig::new([10, 0, 0, 1].into()));
+//! let mut look = server.change(config)?;
+//! for _ in 0..10 {
+//!     look.repairs.iter().for_each(|repair| println!("{repair}"));
+//!     std::thread::sleep(Duration::from_secs(1));
+//!     look = server.look()?;
+//! }
+//! server.remove()?;
+//! # Ok::<(), netlink_vip::RealServerError>(())
+//! ```
 
 mod dummy;
 mod event;
@@ -55,13 +77,16 @@ mod mailbox;
 mod manager;
 mod netlink;
 pub mod plan;
+mod real_server;
 mod realtime;
 mod record;
+mod repair;
 mod select;
 pub mod sessions;
 mod socket;
 mod status;
 mod sysctl;
+mod tunnel;
 mod turns;
 mod types;
 mod validity;
@@ -72,9 +97,12 @@ pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal,
 pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
 pub use kernel::KernelError;
 pub use manager::SessionPolicy;
+pub use real_server::{Look, RealServer, RealServerConfig, RealServerError};
 pub use record::RegisterError;
+pub use repair::Repair;
 pub use status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
 pub use sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
+pub use tunnel::{TunnelConfig, TunnelError, TunnelLink};
 pub use types::{
     AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
     Release, VipAddress, VipGroupConfig,

@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -21,6 +21,9 @@ use crate::wire::encode::{self, Lifetime, Request};
 /// Unicast routes of the main table (`rtnetlink.h`).
 const RTN_UNICAST: u8 = 1;
 const RT_TABLE_MAIN: u32 = 254;
+/// The routes to the node's own addresses.
+const RTN_LOCAL: u8 = 2;
+const RT_TABLE_LOCAL: u32 = 255;
 
 /// Speaks rtnetlink in the network namespace in which it was opened.
 pub(crate) struct NetlinkKernel {
@@ -79,6 +82,77 @@ impl NetlinkKernel {
             }
         }
         Ok(found)
+    }
+
+    /// The link of this name, which is not one of its alternative names.
+    pub(crate) fn link_named(&mut self, name: &str) -> Result<Option<LinkUpdate>, KernelError> {
+        let found = self.one_link(|| encode::get_link_named(name))?;
+        Ok(found.filter(|link| link.name.as_deref() == Some(name)))
+    }
+
+    /// The link of this index.
+    pub(crate) fn link(&mut self, index: u32) -> Result<Option<LinkUpdate>, KernelError> {
+        self.one_link(|| encode::get_link(index))
+    }
+
+    fn one_link(&mut self, request: impl Fn() -> Request) -> Result<Option<LinkUpdate>, KernelError> {
+        let pick = |event| match event {
+            NetEvent::Link(link) => Some(link),
+            _ => None,
+        };
+        match self.dump(request, pick) {
+            Ok(links) => Ok(links.into_iter().next()),
+            Err(error) if error.refused() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The IPv4 routes of the local table to addresses of one interface.
+    pub(crate) fn local_routes(&mut self, index: u32) -> Result<Vec<ObservedRoute>, KernelError> {
+        let pick = |event| match event {
+            NetEvent::Route(route)
+                if route.table == RT_TABLE_LOCAL
+                    && route.kind == RTN_LOCAL
+                    && route.interfaces == [index] =>
+            {
+                Some(route)
+            }
+            _ => None,
+        };
+        match self.dump(|| encode::dump_local_routes(index), pick) {
+            Err(error) if matches!(error.refused(), Some(Errno::ENOENT | Errno::ENODEV)) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Makes the worse local route of an address; one that is there is fine.
+    pub(crate) fn put_local_route(&mut self, index: u32, ip: Ipv4Addr) -> Result<(), KernelError> {
+        tolerate(self.write(encode::put_local_route(index, ip)), &[Errno::EEXIST])
+    }
+
+    /// Deletes the worse local route of an address; one that is gone is fine.
+    pub(crate) fn delete_local_route(&mut self, index: u32, ip: Ipv4Addr) -> Result<(), KernelError> {
+        tolerate(self.write(encode::delete_local_route(index, ip)), &[Errno::ESRCH, Errno::ENODEV])
+    }
+
+    /// Deletes the kernel's own local route of an address; one that is gone is fine.
+    pub(crate) fn delete_kernel_route(&mut self, index: u32, ip: Ipv4Addr) -> Result<(), KernelError> {
+        tolerate(self.write(encode::delete_kernel_route(index, ip)), &[Errno::ESRCH, Errno::ENODEV])
+    }
+
+    /// Creates a tunnel that unpacks what is sent to `local`.
+    pub(crate) fn create_tunnel(&mut self, name: &str, local: IpAddr) -> Result<(), KernelError> {
+        self.write(encode::create_tunnel(name, local))
+    }
+
+    /// Writes an alias on a link.
+    pub(crate) fn set_alias(&mut self, index: u32, alias: &str) -> Result<(), KernelError> {
+        self.write(encode::set_alias(index, alias))
+    }
+
+    /// Sets the largest packet of a link, in bytes.
+    pub(crate) fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<(), KernelError> {
+        self.write(encode::set_mtu(index, mtu))
     }
 
     /// Creates a dummy link.

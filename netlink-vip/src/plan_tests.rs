@@ -345,3 +345,15 @@ proptest! {
         prop_assert_eq!(again.foreign, first.foreign);
     }
 }
+
+/// The same VIP is on the dummy link of a real server, whoever holds the lease.
+#[test]
+fn addresses_of_a_dummy_link_are_not_leases() {
+    let ip: IpAddr = [10, 0, 0, 100].into();
+    let managed = Managed { addresses: [ip].into(), ..Managed::default() };
+    for (protocol, kernel_marks) in [(Some(wire::PERMANENT_PROTOCOL), true), (None, false)] {
+        let permanent = ObservedAddress { protocol, valid: None, ..vip(9, ip, 2) };
+        let observed = Observed { addresses: vec![permanent], kernel_marks, ..Observed::default() };
+        assert_eq!(plan(3, &Desired::default(), &managed, &observed), Plan::default());
+    }
+}

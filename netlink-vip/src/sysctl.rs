@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
 
+/// Where the kernel shows sysctls.
+const ROOT: &str = "/proc/sys";
+
 /// A per-interface IPv4 sysctl, `net.ipv4.conf.<interface>.<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysctlKey {
@@ -22,6 +25,34 @@ impl SysctlKey {
         let safe = !interface.is_empty() && !interface.contains('/') && !matches!(interface, "." | "..");
         let good = safe && !name.is_empty() && name.chars().all(plain);
         good.then(|| Self { interface: interface.to_owned(), name: name.to_owned() })
+    }
+
+    /// Its value in the calling thread's network namespace, without the end of the line.
+    pub(crate) fn read(&self) -> Result<String, SysctlError> {
+        self.read_below(Path::new(ROOT))
+    }
+
+    /// Changes it in the calling thread's network namespace, for good.
+    pub(crate) fn write(&self, value: &str) -> Result<(), SysctlError> {
+        self.write_below(Path::new(ROOT), value)
+    }
+
+    /// The interface, or "all" or "default".
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    fn read_below(&self, root: &Path) -> Result<String, SysctlError> {
+        std::fs::read_to_string(self.path(root))
+            .map(|text| text.trim().to_owned())
+            .map_err(|source| SysctlError::Access { key: self.clone(), source })
+    }
+
+    fn write_below(&self, root: &Path, value: &str) -> Result<(), SysctlError> {
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).open(self.path(root));
+        file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+            .map_err(|source| SysctlError::Access { key: self.clone(), source })
     }
 
     fn path(&self, root: &Path) -> PathBuf {
@@ -74,6 +105,13 @@ pub struct Recovery {
     pub unreadable: Option<String>,
 }
 
+impl SysctlError {
+    /// Whether the interface, or the kernel's support for the sysctl, is not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self, Self::Access { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Change {
@@ -83,12 +121,20 @@ struct Change {
 }
 
 /// Changes sysctls in the calling thread's network namespace. Each original is synced to the state directory before
-/// its first change; dropping the guard restores them, last first.
+/// its first change; dropping the guard restores them, last first, unless it was opened by [`SysctlGuard::take_over`].
 #[derive(Debug)]
 pub struct SysctlGuard {
     root: PathBuf,
     path: PathBuf,
     changes: Vec<Change>,
+    on_drop: OnDrop,
+}
+
+/// What becomes of the changes when the guard is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnDrop {
+    Restore,
+    Keep,
 }
 
 impl SysctlGuard {
@@ -98,27 +144,41 @@ impl SysctlGuard {
     /// # Errors
     /// [`SysctlError::StateDir`] if the directory cannot be used.
     pub fn open(state_dir: &Path) -> Result<(Self, Recovery), SysctlError> {
-        Self::open_below(Path::new("/proc/sys"), state_dir)
+        Self::open_below(Path::new(ROOT), state_dir)
+    }
+
+    /// Takes the changes of a predecessor with the same state directory over: they stay as they are, with their
+    /// originals, until they are restored. Dropping the guard leaves them too, so that what they protect from cannot
+    /// happen while one process follows another. Also returns why the predecessor's list could not be read and was
+    /// put aside, if so.
+    ///
+    /// # Errors
+    /// [`SysctlError::StateDir`] if the directory cannot be used.
+    pub fn take_over(state_dir: &Path) -> Result<(Self, Option<String>), SysctlError> {
+        let (mut guard, unreadable) = Self::load_below(Path::new(ROOT), state_dir)?;
+        guard.on_drop = OnDrop::Keep;
+        Ok((guard, unreadable))
     }
 
     fn open_below(root: &Path, state_dir: &Path) -> Result<(Self, Recovery), SysctlError> {
+        let (mut guard, unreadable) = Self::load_below(root, state_dir)?;
+        let recovery = if guard.changes.is_empty() { Recovery::default() } else { guard.restore() };
+        Ok((guard, Recovery { unreadable, ..recovery }))
+    }
+
+    fn load_below(root: &Path, state_dir: &Path) -> Result<(Self, Option<String>), SysctlError> {
         let fault = |path: &Path| {
             let path = path.to_owned();
             move |source| SysctlError::StateDir { path, source }
         };
         files::create_directory(state_dir).map_err(fault(state_dir))?;
         let path = state_dir.join("sysctls.json");
-        let mut guard = Self { root: root.to_owned(), path: path.clone(), changes: Vec::new() };
-        let mut recovery = Recovery::default();
-        match files::load(&path).map_err(fault(&path))? {
-            Loaded::Nothing => {}
-            Loaded::Content(changes) => {
-                guard.changes = changes;
-                recovery = guard.restore();
-            }
-            Loaded::Unreadable(why) => recovery.unreadable = Some(why),
-        }
-        Ok((guard, recovery))
+        let (changes, unreadable) = match files::load(&path).map_err(fault(&path))? {
+            Loaded::Nothing => (Vec::new(), None),
+            Loaded::Content(changes) => (changes, None),
+            Loaded::Unreadable(why) => (Vec::new(), Some(why)),
+        };
+        Ok((Self { root: root.to_owned(), path, changes, on_drop: OnDrop::Restore }, unreadable))
     }
 
     /// Sets a sysctl. Setting it again keeps the first original.
@@ -129,9 +189,11 @@ impl SysctlGuard {
         let known = self.changes.iter().position(|change| change.key == *key);
         let before = self.changes.clone();
         match known.and_then(|at| self.changes.get_mut(at)) {
+            // Somebody else has written it since: the list says so already.
+            Some(change) if change.written == value => return key.write_below(&self.root, value),
             Some(change) => change.written = value.to_owned(),
             None => {
-                let original = self.read(key)?;
+                let original = key.read_below(&self.root)?;
                 let written = value.to_owned();
                 self.changes.push(Change { key: key.clone(), original, written });
             }
@@ -140,7 +202,7 @@ impl SysctlGuard {
             self.changes = before;
             return Err(SysctlError::StateDir { path: self.path.clone(), source });
         }
-        self.write(key, value)
+        key.write_below(&self.root, value)
     }
 
     /// Makes an interface answer ARP only for its own addresses and ask only with them, as a real server behind
@@ -160,13 +222,23 @@ impl SysctlGuard {
     /// Restores everything, last change first. A value that somebody else has changed since stays theirs, and one
     /// whose interface is gone has nothing to restore.
     pub fn restore(&mut self) -> Recovery {
+        self.restore_all_but(|_| false)
+    }
+
+    /// As [`SysctlGuard::restore`], but for those that `keep` says are still needed.
+    pub fn restore_all_but(&mut self, keep: impl Fn(&SysctlKey) -> bool) -> Recovery {
         let mut recovery = Recovery::default();
+        let before = self.changes.len();
         let mut left = Vec::new();
         while let Some(change) = self.changes.pop() {
+            if keep(&change.key) {
+                left.push(change);
+                continue;
+            }
             match self.restore_one(&change) {
                 Ok(true) => recovery.restored.push(change.key),
                 Ok(false) => recovery.changed_since.push(change.key),
-                Err(SysctlError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.is_absent() => {}
                 Err(error) => {
                     recovery.failed.push(error);
                     left.push(change);
@@ -175,6 +247,9 @@ impl SysctlGuard {
         }
         left.reverse();
         self.changes = left;
+        if self.changes.len() == before && before > 0 {
+            return recovery;
+        }
         let saved = if self.changes.is_empty() {
             files::remove(&self.path)
         } else {
@@ -187,33 +262,22 @@ impl SysctlGuard {
     }
 
     fn restore_one(&self, change: &Change) -> Result<bool, SysctlError> {
-        let now = self.read(&change.key)?;
+        let now = change.key.read_below(&self.root)?;
         if now == change.original {
             return Ok(true);
         }
         if now != change.written {
             return Ok(false);
         }
-        self.write(&change.key, &change.original).map(|()| true)
-    }
-
-    fn read(&self, key: &SysctlKey) -> Result<String, SysctlError> {
-        std::fs::read_to_string(key.path(&self.root))
-            .map(|text| text.trim().to_owned())
-            .map_err(|source| SysctlError::Access { key: key.clone(), source })
-    }
-
-    fn write(&self, key: &SysctlKey, value: &str) -> Result<(), SysctlError> {
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).open(key.path(&self.root));
-        file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-            .map_err(|source| SysctlError::Access { key: key.clone(), source })
+        change.key.write_below(&self.root, &change.original).map(|()| true)
     }
 }
 
 impl Drop for SysctlGuard {
     fn drop(&mut self) {
-        self.restore();
+        if self.on_drop == OnDrop::Restore {
+            self.restore();
+        }
     }
 }
 
@@ -289,6 +353,30 @@ mod tests {
         assert_eq!(recovery.changed_since, [key("arp_announce")], "somebody else's value stays");
         assert!(recovery.failed.is_empty() && guard.changes.is_empty());
         assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("0", "0"));
+    }
+
+    #[test]
+    fn what_is_taken_over_stays_until_it_is_restored() {
+        let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1")]);
+        let (mut guard, _) = tree.open();
+        guard.hide_other_addresses("eth0").unwrap();
+        std::mem::forget(guard);
+        let take_over = || {
+            let (root, state) = (tree.0.path().join("sys"), tree.0.path().join("state"));
+            let (mut guard, unreadable) = SysctlGuard::load_below(&root, &state).unwrap();
+            assert_eq!(unreadable, None);
+            guard.on_drop = OnDrop::Keep;
+            guard
+        };
+        drop(take_over());
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("1", "2"));
+        let mut guard = take_over();
+        let recovery = guard.restore_all_but(|key| key.name == "arp_ignore");
+        assert_eq!(recovery.restored, [key("arp_announce")]);
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("1", "1"));
+        drop(guard);
+        assert_eq!(take_over().restore().restored, [key("arp_ignore")], "the original, not what was found");
+        assert_eq!(tree.value("arp_ignore"), "0");
     }
 
     #[test]

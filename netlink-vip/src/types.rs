@@ -166,6 +166,15 @@ impl fmt::Display for Prefix {
     }
 }
 
+/// The kernel's limit for interface names (`IFNAMSIZ` without the final zero).
+const LINK_NAME_MAX: usize = 15;
+
+/// Whether the kernel takes this for the name of a link.
+pub(crate) fn is_link_name(name: &str) -> bool {
+    let good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
+    !name.is_empty() && name.len() <= LINK_NAME_MAX && !matches!(name, "." | "..") && name.chars().all(good)
+}
+
 /// 32 or 128: the length with which a VIP is installed.
 pub(crate) fn full_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }

@@ -57,6 +57,23 @@ pub struct LinkUpdate {
     pub parent: Option<u32>,
     /// `IFLA_INFO_KIND`: "dummy", "vlan", …; physical devices have none.
     pub kind: Option<String>,
+    /// What somebody wrote about it (`ip link set … alias`).
+    pub alias: Option<String>,
+    /// Largest packet, in bytes.
+    pub mtu: Option<u32>,
+    /// The ends of an "ipip" or "ip6tnl" tunnel.
+    pub tunnel: Option<TunnelEnds>,
+}
+
+/// Between which addresses a tunnel runs, and what may be inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TunnelEnds {
+    /// This end; `None` for any address.
+    pub local: Option<IpAddr>,
+    /// The other end; `None` for any address.
+    pub remote: Option<IpAddr>,
+    /// The protocol number of what is inside; 0 for IPv4 and IPv6.
+    pub protocol: u8,
 }
 
 /// An address on an interface.
@@ -169,12 +186,18 @@ mod attribute {
 
     pub(super) const IFLA_ADDRESS: u16 = 1;
     pub(super) const IFLA_IFNAME: u16 = 3;
+    pub(super) const IFLA_MTU: u16 = 4;
     pub(super) const IFLA_LINK: u16 = 5;
     pub(super) const IFLA_MASTER: u16 = 10;
     pub(super) const IFLA_LINKINFO: u16 = 18;
+    pub(super) const IFLA_IFALIAS: u16 = 20;
     pub(super) const IFLA_PROP_LIST: u16 = 52;
     pub(super) const IFLA_ALT_IFNAME: u16 = 53;
     pub(super) const IFLA_INFO_KIND: u16 = 1;
+    pub(super) const IFLA_INFO_DATA: u16 = 2;
+    pub(super) const IFLA_IPTUN_LOCAL: u16 = 2;
+    pub(super) const IFLA_IPTUN_REMOTE: u16 = 3;
+    pub(super) const IFLA_IPTUN_PROTO: u16 = 9;
 
     pub(super) const IFA_ADDRESS: u16 = 1;
     pub(super) const IFA_LOCAL: u16 = 2;
@@ -278,11 +301,9 @@ fn decode_link(kind: u16, body: &[u8]) -> Result<NetEvent, DecodeError> {
             attribute::IFLA_ADDRESS => link.mac = value.try_into().ok(),
             attribute::IFLA_LINK => link.parent = u32_of(value).filter(|&parent| parent != 0),
             attribute::IFLA_MASTER => link.master = u32_of(value).filter(|&master| master != 0),
-            attribute::IFLA_LINKINFO => {
-                let mut info = attributes(value, 0);
-                link.kind =
-                    info.find(|(number, _)| *number == attribute::IFLA_INFO_KIND).and_then(|(_, v)| text(v));
-            }
+            attribute::IFLA_MTU => link.mtu = u32_of(value),
+            attribute::IFLA_IFALIAS => link.alias = text(value),
+            attribute::IFLA_LINKINFO => decode_link_info(value, &mut link),
             attribute::IFLA_PROP_LIST => {
                 let names = attributes(value, 0).filter(|(number, _)| *number == attribute::IFLA_ALT_IFNAME);
                 link.alternative_names = names.filter_map(|(_, name)| text(name)).collect();
@@ -291,6 +312,25 @@ fn decode_link(kind: u16, body: &[u8]) -> Result<NetEvent, DecodeError> {
         }
     }
     Ok(NetEvent::Link(link))
+}
+
+/// Reads the kind, and what else is known of the kinds that the crate makes.
+fn decode_link_info(info: &[u8], link: &mut LinkUpdate) {
+    let find = |wanted| attributes(info, 0).find(|(number, _)| *number == wanted).map(|(_, value)| value);
+    link.kind = find(attribute::IFLA_INFO_KIND).and_then(text);
+    if !matches!(link.kind.as_deref(), Some("ipip" | "ip6tnl")) {
+        return;
+    }
+    let mut ends = TunnelEnds::default();
+    for (number, value) in attributes(find(attribute::IFLA_INFO_DATA).unwrap_or_default(), 0) {
+        match number {
+            attribute::IFLA_IPTUN_LOCAL => ends.local = ip_of(value).filter(|ip| !ip.is_unspecified()),
+            attribute::IFLA_IPTUN_REMOTE => ends.remote = ip_of(value).filter(|ip| !ip.is_unspecified()),
+            attribute::IFLA_IPTUN_PROTO => ends.protocol = value.first().copied().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    link.tunnel = Some(ends);
 }
 
 fn decode_address(kind: u16, body: &[u8]) -> Result<ObservedAddress, DecodeError> {

@@ -116,7 +116,9 @@ fn a_link_is_read_and_a_bridge_port_is_not_taken_for_one() {
         LinkAttribute::IfName("eth0".into()),
         LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]),
         LinkAttribute::Controller(8),
+        LinkAttribute::Mtu(1400),
         LinkAttribute::Link(4),
+        LinkAttribute::IfAlias("to the left".into()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
         LinkAttribute::PropList(vec![Prop::AltIfName("uplink".into())]),
     ];
@@ -129,6 +131,9 @@ fn a_link_is_read_and_a_bridge_port_is_not_taken_for_one() {
         master: Some(8),
         parent: Some(4),
         kind: Some("vlan".into()),
+        alias: Some("to the left".into()),
+        mtu: Some(1400),
+        tunnel: None,
     };
     assert_eq!(decode_one(RouteNetlinkMessage::NewLink(message.clone())), NetEvent::Link(expected));
     assert_eq!(decode_one(RouteNetlinkMessage::DelLink(message.clone())), NetEvent::LinkRemoved { index: 3 });

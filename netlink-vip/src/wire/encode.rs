@@ -1,6 +1,6 @@
 //! Requests, built from `netlink-packet-route`'s types.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -11,15 +11,20 @@ use netlink_packet_route::address::{
     CacheInfo,
 };
 use netlink_packet_route::addrlabel::{AddrLabelAttribute, AddrLabelMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoIpTunnel, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 
-use super::{PROTOCOL, ROUTE_METRIC};
+use super::{LOCAL_METRIC, PERMANENT_PROTOCOL, PROTOCOL, PROTOCOL_KERNEL, ROUTE_METRIC};
 use crate::plan::VipScope;
 use crate::types::{LeaseTime, Prefix, full_prefix};
+
+/// The table of the node's own addresses (`rtnetlink.h`).
+const RT_TABLE_LOCAL: u8 = 255;
 
 /// A request without its sequence number.
 pub(crate) struct Request {
@@ -55,9 +60,9 @@ pub(crate) enum Lifetime {
 /// An IPv6 VIP is deprecated from the start, so that it is never a default source (RFC 6724 §5 rule 3). An IPv4 one
 /// has no broadcast address.
 pub(crate) fn put_address(index: u32, ip: IpAddr, lifetime: Lifetime, scope: VipScope) -> Request {
-    let valid = match lifetime {
-        Lifetime::Lease(lease) => lease.as_secs(),
-        Lifetime::Permanent => u32::MAX,
+    let (valid, mark) = match lifetime {
+        Lifetime::Lease(lease) => (lease.as_secs(), PROTOCOL),
+        Lifetime::Permanent => (u32::MAX, PERMANENT_PROTOCOL),
     };
     let mut cache = CacheInfo::default();
     cache.ifa_valid = valid;
@@ -76,7 +81,7 @@ pub(crate) fn put_address(index: u32, ip: IpAddr, lifetime: Lifetime, scope: Vip
     message.attributes.extend([
         AddressAttribute::CacheInfo(cache),
         AddressAttribute::Flags(flags),
-        AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
+        AddressAttribute::Protocol(AddressProtocol::Other(mark)),
     ]);
     write(NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewAddress(message))
 }
@@ -115,6 +120,52 @@ pub(crate) fn dump_routes(v4: bool, protocol: Option<u8>) -> Request {
     message.header.kind = RouteType::Unicast;
     message.header.protocol = protocol.unwrap_or(0).into();
     dump(RouteNetlinkMessage::GetRoute(message))
+}
+
+/// IPv4 routes of the local table to addresses of one interface; kernels that do not filter return more.
+pub(crate) fn dump_local_routes(index: u32) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RT_TABLE_LOCAL;
+    message.header.kind = RouteType::Local;
+    message.attributes = vec![RouteAttribute::Oif(index)];
+    dump(RouteNetlinkMessage::GetRoute(message))
+}
+
+/// A local route for an address of a dummy link, worse than the one that the kernel makes for the same address on
+/// any other interface.
+pub(crate) fn put_local_route(index: u32, ip: Ipv4Addr) -> Request {
+    let mut message = local_route(index, ip, PROTOCOL);
+    message.attributes.push(RouteAttribute::Priority(LOCAL_METRIC));
+    write(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewRoute(message))
+}
+
+/// Deletes the route of [`put_local_route`].
+pub(crate) fn delete_local_route(index: u32, ip: Ipv4Addr) -> Request {
+    let mut message = local_route(index, ip, PROTOCOL);
+    message.attributes.push(RouteAttribute::Priority(LOCAL_METRIC));
+    write(0, RouteNetlinkMessage::DelRoute(message))
+}
+
+/// Deletes the local route that the kernel made for an address; the protocol tells it from ours.
+pub(crate) fn delete_kernel_route(index: u32, ip: Ipv4Addr) -> Request {
+    write(0, RouteNetlinkMessage::DelRoute(local_route(index, ip, PROTOCOL_KERNEL)))
+}
+
+fn local_route(index: u32, ip: Ipv4Addr, protocol: u8) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message.header.table = RT_TABLE_LOCAL;
+    message.header.protocol = protocol.into();
+    message.header.kind = RouteType::Local;
+    message.header.scope = RouteScope::Host;
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(ip)),
+        RouteAttribute::PrefSource(RouteAddress::Inet(ip)),
+        RouteAttribute::Oif(index),
+    ];
+    message
 }
 
 /// All address labels.
@@ -182,6 +233,55 @@ pub(crate) fn create_dummy(name: &str) -> Request {
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
     ];
     write(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(message))
+}
+
+/// Creates a tunnel, not yet up, that unpacks whatever anybody sends to `local`: IPv4 in IPv4, or IPv4 and IPv6 in
+/// IPv6.
+pub(crate) fn create_tunnel(name: &str, local: IpAddr) -> Request {
+    let mut data = vec![InfoIpTunnel::Local(local)];
+    let kind = if local.is_ipv4() {
+        InfoKind::IpIp
+    } else {
+        data.push(InfoIpTunnel::Protocol(IpProtocol::Hopopts));
+        InfoKind::Ip6Tnl
+    };
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(InfoData::IpTunnel(data))]),
+    ];
+    write(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(message))
+}
+
+/// Writes an alias on a link.
+pub(crate) fn set_alias(index: u32, alias: &str) -> Request {
+    change_link(index, LinkAttribute::IfAlias(alias.to_owned()))
+}
+
+/// Sets the largest packet of a link, in bytes.
+pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
+    change_link(index, LinkAttribute::Mtu(mtu))
+}
+
+fn change_link(index: u32, attribute: LinkAttribute) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![attribute];
+    write(0, RouteNetlinkMessage::SetLink(message))
+}
+
+/// One link by its name.
+pub(crate) fn get_link_named(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    write(0, RouteNetlinkMessage::GetLink(message))
+}
+
+/// One link by its index.
+pub(crate) fn get_link(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    write(0, RouteNetlinkMessage::GetLink(message))
 }
 
 /// Sets a link administratively up.

@@ -86,6 +86,44 @@ fn a_dummy_link_is_created_by_name_and_kind() {
 }
 
 #[test]
+fn a_local_route_of_ours_is_worse_than_the_kernels_and_told_from_it() {
+    let ip = Ipv4Addr::new(10, 0, 0, 100);
+    let expected = [
+        "3c000000180005060100000000000000", // RTM_NEWROUTE, REQUEST|ACK|EXCL|CREATE
+        "02200000ffcbfe0200000000",         // AF_INET, /32, local, protocol 203, scope host, local
+        "080001000a000064",                 // RTA_DST
+        "080007000a000064",                 // RTA_PREFSRC
+        "0800040007000000",                 // RTA_OIF
+        "08000600cb000000",                 // RTA_PRIORITY 203
+    ];
+    assert_eq!(hex(put_local_route(7, ip)), expected.concat());
+    let deleted = expected.concat().replacen("18000506", "19000500", 1);
+    assert_eq!(hex(delete_local_route(7, ip)), deleted);
+    let kernels = hex(delete_kernel_route(7, ip));
+    assert!(kernels.starts_with("34000000190005000100000000000000") && kernels.contains("02200000ff02fe02"));
+    assert!(hex(dump_local_routes(7)).ends_with("02000000ff000002000000000800040007000000"));
+}
+
+#[test]
+fn a_tunnel_is_made_for_anything_sent_to_one_address() {
+    use crate::wire::decode::{NetEvent, TunnelEnds, decode_events};
+
+    let v4 = IpAddr::from([10, 0, 0, 1]);
+    let sent = hex(create_tunnel("cplbtun4", v4));
+    assert!(sent.contains("0900010069706970000000000c000200080002000a000001"), "ipip, its local end: {sent}");
+    let v6: IpAddr = "fd00::1".parse().unwrap();
+    for (ip, kind) in [(v4, "ipip"), (v6, "ip6tnl")] {
+        let sent = create_tunnel("cplbtun", ip).encode(1);
+        let Some(Ok(NetEvent::Link(link))) = decode_events(&sent).next() else { panic!("no link") };
+        let ends = TunnelEnds { local: Some(ip), remote: None, protocol: 0 };
+        assert_eq!((link.name.as_deref(), link.kind.as_deref()), (Some("cplbtun"), Some(kind)));
+        assert_eq!(link.tunnel, Some(ends), "and the kernel says itself what is inside");
+    }
+    assert!(hex(set_alias(9, "cplb")).ends_with("0900140063706c6200000000"), "IFLA_IFALIAS");
+    assert!(hex(set_mtu(9, 1480)).ends_with("08000400c8050000"), "IFLA_MTU");
+}
+
+#[test]
 fn dumps_ask_for_no_more_than_is_needed() {
     assert!(hex(dump_addresses(7)).ends_with("0000000007000000"));
     assert!(hex(dump_routes(true, Some(PROTOCOL))).contains("02000000fecb0001"));

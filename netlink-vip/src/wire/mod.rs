@@ -11,9 +11,19 @@ pub use decode::{DecodeError, Message, NetEvent, decode_event, decode_events, me
 /// nobody; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
 pub const PROTOCOL: u8 = 203;
 
+/// Marks the addresses without end of [`crate::DummyLink`] and [`crate::TunnelLink`]. Another mark than that of the
+/// leases, because the same VIP can be both on a node, and the keeper removes whatever carries its own mark.
+pub const PERMANENT_PROTOCOL: u8 = 204;
+
 /// Metric of the prefix routes that we add: worse than any that the kernel adds with an address, so that a
 /// covering address that appears later wins at once.
 pub(crate) const ROUTE_METRIC: u32 = 1024;
+
+/// Metric of the local routes of a dummy link's addresses: worse than that of the kernel's own, which is 0.
+pub(crate) const LOCAL_METRIC: u32 = 203;
+
+/// `RTPROT_KERNEL` of `rtnetlink.h`: a route that came with an address.
+pub(crate) const PROTOCOL_KERNEL: u8 = 2;
 
 /// Message types of `rtnetlink.h`.
 pub(crate) mod kind {

@@ -1,0 +1,376 @@
+//! What makes a node accept what directors send it: the VIPs on a dummy link, silence about them on the network, and
+//! tunnels.
+
+mod arp;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::dummy::{DummyError, DummyLink};
+use crate::files::{self, Loaded};
+use crate::repair::Repair;
+use crate::sysctl::{Recovery, SysctlError, SysctlGuard};
+use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
+
+/// What a real server has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RealServerConfig {
+    /// The name of the dummy link that carries the VIPs.
+    pub dummy: String,
+    /// The VIPs.
+    pub vips: Vec<IpAddr>,
+    /// The interfaces on which ARP is answered only for their own addresses while there are IPv4 VIPs: those that
+    /// clients and directors of the VIPs are on. One that does not exist is waited for.
+    pub interfaces: Vec<String>,
+    /// The tunnels, if directors use them.
+    pub tunnels: Vec<TunnelConfig>,
+}
+
+impl RealServerConfig {
+    /// The default name of the dummy link.
+    pub const DUMMY: &'static str = "dummyvip0";
+
+    /// These VIPs on the dummy link of the default name; no interfaces and no tunnels.
+    pub fn new(vips: Vec<IpAddr>) -> Self {
+        Self { dummy: Self::DUMMY.to_owned(), vips, interfaces: Vec::new(), tunnels: Vec::new() }
+    }
+}
+
+/// What a look found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Look {
+    /// What was not as it should be, and now is, since the last successful look.
+    pub repairs: Vec<Repair>,
+    /// Interfaces that do not exist. A look soon after one appears makes it silent.
+    pub waiting: Vec<String>,
+    /// Files of an earlier run that could not be read and were put aside, and why: what that run made is found again
+    /// only under the same names, and sysctls that it changed keep their values.
+    pub unreadable: Vec<String>,
+}
+
+/// Why a node is not a real server, or is still one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RealServerError {
+    /// Two links are to have the same name.
+    #[error("{0:?} is named for two links: give each its own")]
+    SameName(String),
+    /// The state directory cannot be used.
+    #[error("state directory {path}: {source}", path = .path.display())]
+    StateDir {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The kernel answers ARP for every address whatever an interface says.
+    #[error(
+        "net.ipv4.conf.all.arp_ignore is {value}, which overrides every interface and means that ARP is answered \
+         for all addresses: set it to 0 or 1"
+    )]
+    ArpAnswered {
+        /// What it is.
+        value: u32,
+    },
+    /// A sysctl could not be changed.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The dummy link is not as it should be.
+    #[error(transparent)]
+    Dummy(#[from] DummyError),
+    /// A tunnel is not as it should be.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+}
+
+/// The names of the links that may be ours, and the VIPs that may be on them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct Record {
+    dummies: BTreeSet<String>,
+    vips: BTreeSet<IpAddr>,
+    tunnels: BTreeSet<String>,
+}
+
+impl Record {
+    fn of(config: &RealServerConfig) -> Self {
+        Self {
+            dummies: [config.dummy.clone()].into(),
+            vips: config.vips.iter().copied().collect(),
+            tunnels: config.tunnels.iter().map(|tunnel| tunnel.name.clone()).collect(),
+        }
+    }
+}
+
+/// A node that accepts what directors send it.
+///
+/// Call [`RealServer::open`], then [`RealServer::change`] with what there should be, then [`RealServer::look`] about
+/// once a second and when links change, and [`RealServer::remove`] at the end. What has been made stays when this is
+/// dropped: sessions through directors survive a restart of the process, and so does the silence about the VIPs. The
+/// next one with the same state directory takes it over, or removes it if it is no longer wanted.
+///
+/// The order is always such that nobody is told of a VIP on the dummy link: sysctls come before it and go after it.
+///
+/// It works in the network namespace of the thread that calls it, which must always be the same one, and expects to
+/// be the only user of `real-server.json` and `sysctls.json` in its state directory.
+pub struct RealServer {
+    path: PathBuf,
+    /// `None` until [`RealServer::change`] and after [`RealServer::remove`].
+    config: Option<RealServerConfig>,
+    sysctls: SysctlGuard,
+    dummy: Option<DummyLink>,
+    tunnels: Vec<TunnelLink>,
+    record: Record,
+    /// What the next successful look has to tell.
+    news: Look,
+}
+
+impl RealServer {
+    /// Reads what an earlier run left behind, and changes nothing yet. The directory is created if absent.
+    ///
+    /// # Errors
+    /// [`RealServerError::StateDir`], or [`RealServerError::Sysctl`] for the list of sysctls in it.
+    pub fn open(state_dir: &Path) -> Result<Self, RealServerError> {
+        let fault = |path: &Path| {
+            let path = path.to_owned();
+            move |source| RealServerError::StateDir { path, source }
+        };
+        files::create_directory(state_dir).map_err(fault(state_dir))?;
+        let path = state_dir.join("real-server.json");
+        let mut news = Look::default();
+        let record = match files::load(&path).map_err(fault(&path))? {
+            Loaded::Nothing => Record::default(),
+            Loaded::Content(record) => record,
+            Loaded::Unreadable(why) => {
+                news.unreadable.push(format!("{}: {why}", path.display()));
+                Record::default()
+            }
+        };
+        let (sysctls, unreadable) = SysctlGuard::take_over(state_dir)?;
+        let list = state_dir.join("sysctls.json");
+        news.unreadable.extend(unreadable.map(|why| format!("{}: {why}", list.display())));
+        Ok(Self { path, config: None, sysctls, dummy: None, tunnels: Vec::new(), record, news })
+    }
+
+    /// Makes the node what `config` says, from whatever it is.
+    ///
+    /// # Errors
+    /// [`RealServerError`]. What could be done has been done; the next [`RealServer::look`] tries the rest again.
+    pub fn change(&mut self, config: RealServerConfig) -> Result<Look, RealServerError> {
+        check(&config)?;
+        let mut record = Record::of(&config);
+        record.dummies.extend(self.record.dummies.iter().cloned());
+        // Only once the link is ours can addresses on it be.
+        record.vips.clone_from(&self.record.vips);
+        record.tunnels.extend(self.record.tunnels.iter().cloned());
+        self.keep(record)?;
+        self.dummy = self.dummy.take().filter(|dummy| dummy.name() == config.dummy);
+        self.tunnels.retain(|tunnel| config.tunnels.contains(tunnel.config()));
+        self.config = Some(config);
+        self.look()
+    }
+
+    /// Puts right whatever is not as it should be. A look that finds nothing changes nothing and costs a handful of
+    /// short requests.
+    ///
+    /// # Errors
+    /// [`RealServerError`]: of the first thing that could not be put right. The others were tried nevertheless, but
+    /// for the VIPs where ARP cannot be silenced.
+    pub fn look(&mut self) -> Result<Look, RealServerError> {
+        let Some(config) = self.config.clone() else { return Ok(std::mem::take(&mut self.news)) };
+        self.news.waiting = self.silence(&config)?;
+        let wanted = Record::of(&config);
+        let dummy = self.settle_dummy(&config);
+        // Two tunnels cannot have the same end, so those that are no longer wanted go before others come.
+        let surplus_tunnels = self.remove_tunnels(&wanted);
+        let tunnels = self.settle_tunnels(&config).map_err(RealServerError::from);
+        let surplus_dummies = self.remove_dummies(&wanted);
+        // VIPs that may still be where they were must not be answered for.
+        let sysctls =
+            if dummy.is_ok() && surplus_dummies.is_ok() { self.restore_others(&config) } else { Ok(()) };
+        dummy.and(surplus_tunnels).and(tunnels).and(surplus_dummies).and(sysctls)?;
+        Ok(std::mem::take(&mut self.news))
+    }
+
+    /// Takes everything back, last first: tunnels, dummy link, sysctls. Also what an earlier run left behind, without
+    /// a configuration. Afterwards there is nothing to look at until the next [`RealServer::change`].
+    ///
+    /// # Errors
+    /// [`RealServerError`]: of the first thing that could not be taken back; the others have been. It can be called
+    /// again.
+    pub fn remove(&mut self) -> Result<Recovery, RealServerError> {
+        self.config = None;
+        self.tunnels.clear();
+        self.dummy = None;
+        let nothing = Record::default();
+        let tunnels = self.remove_tunnels(&nothing);
+        let dummies = self.remove_dummies(&nothing);
+        let recovery = match dummies {
+            // Ours are gone from that link.
+            Ok(()) | Err(RealServerError::Dummy(DummyError::ForeignAddresses { .. })) => {
+                self.sysctls.restore()
+            }
+            // As for a look: VIPs may still be there.
+            Err(_) => Recovery::default(),
+        };
+        tunnels.and(dummies).map(|()| recovery)
+    }
+
+    /// Silences the interfaces; returns those that do not exist.
+    fn silence(&mut self, config: &RealServerConfig) -> Result<Vec<String>, RealServerError> {
+        let mut waiting = Vec::new();
+        if !config.vips.iter().any(IpAddr::is_ipv4) {
+            return Ok(waiting);
+        }
+        for interface in &config.interfaces {
+            match arp::silence(&mut self.sysctls, interface) {
+                Ok(repairs) => self.news.repairs.extend(repairs),
+                Err(RealServerError::Sysctl(error)) if error.is_absent() => waiting.push(interface.clone()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(waiting)
+    }
+
+    fn settle_dummy(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
+        if self.dummy.is_none() {
+            self.dummy = Some(DummyLink::open(&config.dummy, self.record.vips.iter().copied())?);
+        }
+        if let Some(dummy) = &mut self.dummy {
+            self.news.repairs.extend(dummy.set_addresses(&config.vips)?);
+        }
+        let mut record = self.record.clone();
+        record.vips.extend(&config.vips);
+        self.keep(record)
+    }
+
+    fn settle_tunnels(&mut self, config: &RealServerConfig) -> Result<(), TunnelError> {
+        for wanted in &config.tunnels {
+            if !self.tunnels.iter().any(|tunnel| tunnel.config() == wanted) {
+                self.tunnels.push(TunnelLink::open(wanted.clone())?);
+            }
+        }
+        let mut result = Ok(());
+        for tunnel in &mut self.tunnels {
+            match tunnel.look() {
+                Ok(repairs) => self.news.repairs.extend(repairs),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
+    }
+
+    /// Removes the tunnels on the record that are not wanted, and takes those that are gone off it.
+    fn remove_tunnels(&mut self, wanted: &Record) -> Result<(), RealServerError> {
+        let mut left = self.record.clone();
+        let mut result = Ok(());
+        for name in self.record.tunnels.difference(&wanted.tunnels) {
+            // Only the name counts: what is ours says its alias.
+            let config = TunnelConfig { name: name.clone(), local: IpAddr::from([0; 4]) };
+            match TunnelLink::open(config).and_then(TunnelLink::remove) {
+                Ok(()) | Err(TunnelError::Name(_)) => _ = left.tunnels.remove(name),
+                Err(error) => result = result.and(Err(error.into())),
+            }
+        }
+        let kept = self.keep(left);
+        result.and(kept)
+    }
+
+    /// As [`RealServer::remove_tunnels`], for dummy links.
+    fn remove_dummies(&mut self, wanted: &Record) -> Result<(), RealServerError> {
+        let mut left = self.record.clone();
+        let mut result = Ok(());
+        let known = &self.record.vips;
+        for name in self.record.dummies.difference(&wanted.dummies) {
+            let removed = DummyLink::open(name, known.iter().copied()).and_then(DummyLink::remove);
+            match removed {
+                Ok(()) | Err(DummyError::OtherKind { .. } | DummyError::Name(_)) => {
+                    left.dummies.remove(name);
+                }
+                Err(error) => {
+                    if matches!(error, DummyError::ForeignAddresses { .. }) {
+                        left.dummies.remove(name);
+                    }
+                    result = result.and(Err(error.into()));
+                }
+            }
+        }
+        if left.dummies == wanted.dummies {
+            left.vips.retain(|vip| wanted.vips.contains(vip));
+        }
+        let kept = self.keep(left);
+        result.and(kept)
+    }
+
+    /// Restores the sysctls of interfaces that need no longer be silent.
+    fn restore_others(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
+        let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
+        let silenced = |name: &str| has_v4 && config.interfaces.iter().any(|interface| interface == name);
+        let mut recovery = self.sysctls.restore_all_but(|key| silenced(key.interface()));
+        if recovery.failed.is_empty() { Ok(()) } else { Err(recovery.failed.remove(0).into()) }
+    }
+
+    fn keep(&mut self, record: Record) -> Result<(), RealServerError> {
+        if record == self.record {
+            return Ok(());
+        }
+        let saved = if record == Record::default() {
+            files::remove(&self.path)
+        } else {
+            files::store(&self.path, &record)
+        };
+        saved.map_err(|source| RealServerError::StateDir { path: self.path.clone(), source })?;
+        self.record = record;
+        Ok(())
+    }
+}
+
+fn check(config: &RealServerConfig) -> Result<(), RealServerError> {
+    let mut names = BTreeSet::from([&config.dummy]);
+    for tunnel in &config.tunnels {
+        if !names.insert(&tunnel.name) {
+            return Err(RealServerError::SameName(tunnel.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_links_cannot_have_one_name() {
+        let mut config = RealServerConfig::new(Vec::new());
+        config.tunnels = vec![TunnelConfig::new([10, 0, 0, 1].into())];
+        assert!(check(&config).is_ok());
+        config.tunnels.push(TunnelConfig::new([10, 0, 0, 2].into()));
+        assert!(matches!(check(&config), Err(RealServerError::SameName(name)) if name == "cplbtun4"));
+        config.tunnels = vec![TunnelConfig { name: config.dummy.clone(), local: [10, 0, 0, 1].into() }];
+        assert!(check(&config).is_err());
+    }
+
+    #[test]
+    fn nothing_is_changed_before_it_is_told_what() {
+        let state = tempfile::tempdir().unwrap();
+        let mut server = RealServer::open(&state.path().join("deep/state")).unwrap();
+        assert_eq!(server.look().unwrap(), Look::default());
+        assert!(server.remove().unwrap().restored.is_empty());
+        assert_eq!(server.look().unwrap(), Look::default());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_told_once() {
+        let state = tempfile::tempdir().unwrap();
+        for name in ["real-server.json", "sysctls.json"] {
+            std::fs::write(state.path().join(name), "?").unwrap();
+        }
+        let mut server = RealServer::open(state.path()).unwrap();
+        assert_eq!(server.look().unwrap().unreadable.len(), 2);
+        assert_eq!(server.look().unwrap(), Look::default());
+    }
+}
