@@ -56,8 +56,8 @@ impl Exchange {
         Self { handle, in_flight, room, dumping, timeout }
     }
 
-    /// Sends at most [`Exchange::in_flight`] messages that ask for an acknowledgement, and returns as many answers in the same
-    /// order.
+    /// Sends at most [`Exchange::in_flight`] messages that ask for an acknowledgement, and returns as many answers in
+    /// the same order.
     pub(super) async fn batch(
         &self,
         messages: Vec<NetlinkMessage<Raw>>,
