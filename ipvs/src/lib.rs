@@ -3,8 +3,8 @@
 //! - **The whole family.** Services by address and by firewall mark, of TCP, UDP and SCTP, over IPv4 and IPv6, with any
 //!   scheduler and persistence; destinations with every forwarding method, tunnel and threshold; statistics, sync
 //!   daemons, timeouts.
-//! - **Types that say what the kernel says.** Attributes that this crate does not know survive, names need not be known,
-//!   and what older kernels leave out may be missing.
+//! - **Types that say what the kernel says.** Attributes that this crate does not know survive, names need not be
+//!   known, and what older kernels leave out may be missing.
 //! - **[`wire`] needs no socket, [`reconcile`] needs no kernel**: without the default feature `client`, the model, the
 //!   codec and the planner remain, without dependencies to speak of.
 //! - **The client is fast and patient.** Independent commands share datagrams. The family is looked for when it is

@@ -298,8 +298,8 @@ impl Client {
         }
     }
 
-    /// The answers to at most [`Exchange::in_flight`] requests that are no dumps. When answers are lost, what can be done twice
-    /// is done again.
+    /// The answers to at most [`Exchange::in_flight`] requests that are no dumps. When answers are lost, what can be
+    /// done twice is done again.
     async fn answers(&self, requests: &[Request]) -> Result<Vec<Answer>, RequestError> {
         let repeatable = requests.iter().all(can_be_repeated);
         for _ in 1..ATTEMPTS {

@@ -155,8 +155,8 @@ impl TunnelFlags {
     pub const REMOTE_CHECKSUM: Self = Self(2);
 }
 
-/// The share of a destination, relative to the others of its service. The kernel accepts up to 2³¹ − 1, `ipvsadm` up
-/// to 65535.
+/// The share of a destination, relative to the others of its service. The kernel accepts up to 2³¹ − 1, `ipvsadm`
+/// up to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(pub u32);
 
