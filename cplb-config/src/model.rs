@@ -18,6 +18,8 @@ pub struct Config {
     pub instances: Vec<Instance>,
     /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
     pub virtual_servers: Vec<VirtualServer>,
+    /// Keep the IPVS connections of all nodes in step, so that those through direct routing outlive a failover.
+    pub ipvs_sync: bool,
     /// Only move the virtual IPs; balance nothing.
     pub disable_load_balancer: bool,
     /// First port the userspace proxy binds; where services got their default bind ports from.
@@ -69,14 +71,16 @@ pub struct Unicast {
 pub struct VirtualServer {
     /// The virtual IP.
     pub address: IpAddr,
-    /// Time between health checks, in whole microseconds, above zero.
+    /// Longest time between two health checks of what it balances, in whole microseconds, above zero. The intervals of
+    /// [`Config::services`] obey it already.
     pub delay_loop: Duration,
     /// Scheduling algorithm.
     pub algorithm: LbAlgorithm,
     /// Forwarding method.
     pub kind: LbKind,
-    /// How long a client stays with its server: 1 to 2,678,400 s (31 days).
-    pub persistence_timeout: Duration,
+    /// How long a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection, which
+    /// only the native document can say.
+    pub persistence_timeout: Option<Duration>,
 }
 
 macro_rules! words {

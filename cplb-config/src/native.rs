@@ -67,6 +67,7 @@ impl Document {
                 config.instances.iter().map(|instance| VrrpInstance::new(instance, redact)).collect(),
             ),
             virtual_servers: Some(config.virtual_servers.iter().map(VirtualServerSpec::from).collect()),
+            ipvs_sync: (config.ipvs_sync || !config.virtual_servers.is_empty()).then_some(config.ipvs_sync),
             disable_load_balancer: Some(config.disable_load_balancer),
             user_space_proxy_bind_port: Some(config.proxy_bind_port.number()),
             services: Some(config.services.iter().map(ServiceSpec::from).collect()),
@@ -135,7 +136,7 @@ impl From<&VirtualServer> for VirtualServerSpec {
                 LbKind::DirectRouting => mirror::LbKind::Dr,
                 LbKind::Tunnel => mirror::LbKind::Tun,
             }),
-            persistence_timeout_seconds: Some(server.persistence_timeout.as_secs()),
+            persistence_timeout_seconds: Some(server.persistence_timeout.map_or(0, |time| time.as_secs())),
         }
     }
 }

@@ -48,6 +48,8 @@ examples! {
     k0sctl_external_balancer = "k0sctl-external-balancer.yaml";
     k0sctl_node_local = "k0sctl-node-local.yaml";
     cfctl_stacked = "cfctl-stacked.yaml";
+    k0s_ipvs_beside_kube_proxy = "k0s-ipvs-beside-kube-proxy.yaml";
+    native_ipvs = "native-ipvs.yaml";
     native_three_ports = "native-three-ports.yaml";
     native_least_connections = "native-least-connections.yaml";
     native_kube_vip = "native-kube-vip.yaml";

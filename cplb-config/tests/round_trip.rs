@@ -213,14 +213,14 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
         1..=u64::from(u32::MAX),
         select(algorithms),
         select(kinds),
-        1_u64..=2_678_400,
+        option::of(1_u64..=2_678_400),
     )
         .prop_map(|(address, microseconds, algorithm, kind, persistence)| VirtualServer {
             address,
             delay_loop: Duration::from_micros(microseconds),
             algorithm,
             kind,
-            persistence_timeout: Duration::from_secs(persistence),
+            persistence_timeout: persistence.map(Duration::from_secs),
         })
 }
 
@@ -233,20 +233,35 @@ fn fit(config: &mut Config, used: &BTreeSet<IpAddr>) {
             && (service.port == service.bind_port || ports.insert(service.port))
             && ports.insert(service.bind_port)
     });
+    // What listens there is a proxy.
+    let bound: BTreeSet<Port> = config.services.iter().map(|service| service.bind_port).collect();
+    config.services.retain(|service| !bound.contains(&service.backend_port));
     config.status_listen = config
         .status_listen
         .filter(|listen| Port::new(listen.port()).is_some_and(|port| !ports.contains(&port)));
+    let mut keeps_ports = config.services.iter().all(|service| service.backend_port == service.port);
     let shared = config.services.iter().filter(|service| service.backends.is_none()).count();
     let own = config.services.iter_mut().filter_map(|service| service.backends.as_mut());
     for backend in config.backends.fixed.iter_mut().filter(|_| shared > 1) {
         backend.port = None;
     }
     for backends in own.chain([&mut config.backends]) {
+        // Only NAT changes ports.
+        keeps_ports &= backends.fixed.iter().all(|backend| backend.port.is_none());
         let mut seen = BTreeSet::new();
+        backends.fixed.retain(|backend| backend.port.is_none_or(|port| !bound.contains(&port)));
         backends.fixed.retain(|backend| match &backend.host {
             Host::Address(ip) if used.contains(ip) => false,
             host => seen.insert((host.clone(), backend.port)),
         });
+    }
+    let nat = config.virtual_servers.iter_mut().filter(|_| !keeps_ports);
+    nat.for_each(|server| server.kind = LbKind::Nat);
+    let longest = config.virtual_servers.iter().map(|server| server.delay_loop).min();
+    if let Some(longest) = longest.filter(|_| !config.disable_load_balancer) {
+        for service in &mut config.services {
+            service.health.interval = service.health.interval.min(longest.max(Duration::from_millis(10)));
+        }
     }
 }
 
@@ -255,7 +270,7 @@ fn config() -> impl Strategy<Value = Config> {
     (
         vec(draft(), 0..4),
         vec(virtual_server(), 0..3),
-        any::<bool>(),
+        any::<[bool; 2]>(),
         port(),
         vec(service(), 0..4),
         backends(),
@@ -265,7 +280,7 @@ fn config() -> impl Strategy<Value = Config> {
             |(
                 drafts,
                 virtual_servers,
-                disable_load_balancer,
+                [ipvs_sync, disable_load_balancer],
                 proxy_bind_port,
                 services,
                 backends,
@@ -279,6 +294,7 @@ fn config() -> impl Strategy<Value = Config> {
                 let mut config = Config {
                     instances,
                     virtual_servers,
+                    ipvs_sync,
                     disable_load_balancer,
                     proxy_bind_port,
                     services,

@@ -7,6 +7,8 @@ use crate::read::{Placed, PlacedBackend, host};
 use crate::walk::{Field, Finding, Table};
 
 const FLAG: &str = "endpoint-reconciler";
+/// What makes k0s run a kubelet beside the control plane.
+const WORKER_FLAGS: [&str; 2] = ["--enable-worker", "--single"];
 
 /// What the hosts say.
 #[derive(Debug, Default)]
@@ -14,15 +16,22 @@ pub(super) struct Controllers {
     pub(super) backends: Vec<PlacedBackend>,
     /// Whether every controller disables the component; `false` if there is none.
     pub(super) endpoint_reconciler_disabled: bool,
+    /// Those that are workers too, by name, where that is said.
+    pub(super) workers: Vec<Placed<String>>,
 }
 
 pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
-    let mut controllers = Controllers { backends: Vec::new(), endpoint_reconciler_disabled: true };
+    let mut controllers = Controllers { endpoint_reconciler_disabled: true, ..Controllers::default() };
     let mut seen = HashMap::new();
     for item in list.items().unwrap_or_default() {
         let Some(table) = item.table().filter(is_controller) else { continue };
         controllers.endpoint_reconciler_disabled &= disables_reconciler(&table);
-        let Some(backend) = read_host(&table) else { continue };
+        let backend = read_host(&table);
+        if let Some(field) = worker(&table) {
+            let name = backend.as_ref().map(|backend| backend.value.to_string());
+            controllers.workers.push(Placed::new(name.unwrap_or_else(|| item.path.clone()), &field));
+        }
+        let Some(backend) = backend else { continue };
         if let Some(line) = seen.get(&backend.value.host) {
             let message = format!("{} is already a controller on line {line}", backend.value.host);
             let help = "give each host its own address";
@@ -41,6 +50,24 @@ fn is_controller(host: &Table<'_>) -> bool {
     let role = host.field("role").and_then(|role| role.child.text().map(str::to_owned));
     let reset = host.field("reset").and_then(|reset| reset.bool()).unwrap_or(false);
     matches!(role.as_deref(), Some("controller" | "controller+worker" | "single")) && !reset
+}
+
+/// What makes a controller a worker too.
+fn worker<'a>(host: &Table<'a>) -> Option<Field<'a>> {
+    let role = host.field("role");
+    if let Some(role) = role.filter(|role| matches!(role.child.text(), Some("controller+worker" | "single")))
+    {
+        return Some(role);
+    }
+    let flags = host.field("installFlags")?;
+    let items = flags.child.sequence().unwrap_or_default();
+    let mut flags_of = items.iter().filter_map(|item| item.text());
+    flags_of
+        .any(|flag| {
+            let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
+            WORKER_FLAGS.contains(&name.trim()) && value.trim() != "false"
+        })
+        .then_some(flags)
 }
 
 fn disables_reconciler(host: &Table<'_>) -> bool {

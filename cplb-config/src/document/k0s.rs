@@ -4,10 +4,11 @@ use crate::diagnostic::Severity;
 use crate::load::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, PROXY_BIND_PORT, Placed, Section, read_section};
-use crate::rules::{Surroundings, assemble};
+use crate::rules::{KubeProxy, Surroundings, assemble};
 use crate::walk::{Field, Finding, Table};
 use crate::yaml::Span;
 
+use super::cluster::{bound_to_address, kube_proxy};
 use super::hosts::{Controllers, read_controllers};
 use super::native::API_PORT;
 
@@ -32,6 +33,7 @@ pub(super) fn read_k0sctl(root: &Field<'_>) -> Option<Config> {
 struct Found<'a> {
     api: Option<Field<'a>>,
     section: Option<Field<'a>>,
+    kube_proxy: Option<KubeProxy>,
 }
 
 fn read(
@@ -42,6 +44,7 @@ fn read(
 ) -> Option<Config> {
     let found = config.map(find).unwrap_or_default();
     let section_key = found.section.as_ref().map(|section| section.key);
+    let bound_to_address = found.api.as_ref().and_then(bound_to_address);
     let api = found.api.and_then(|api| api.table());
     let section = match &found.section {
         Some(section) => read_load_balancing(section),
@@ -69,6 +72,9 @@ fn read(
         external_address,
         endpoint_reconciler_disabled: controllers.endpoint_reconciler_disabled,
         controllers: controllers.backends,
+        workers: controllers.workers,
+        kube_proxy: found.kube_proxy,
+        bound_to_address,
     };
     assemble(section, around, root.out)
 }
@@ -88,12 +94,11 @@ fn no_virtual_ip(root: &Field<'_>, at: Span, section: &Section) {
 fn find<'a>(config: &Table<'a>) -> Found<'a> {
     let spec_field = config.field("spec");
     let spec = spec_field.as_ref().and_then(super::super::walk::Field::table);
+    let network = spec.as_ref().and_then(|spec| spec.field("network"));
     let mut found = Found {
         api: spec.as_ref().and_then(|spec| spec.field("api")),
-        section: spec
-            .as_ref()
-            .and_then(|spec| spec.field("network"))
-            .and_then(|network| section_of(&network)),
+        section: network.as_ref().and_then(section_of),
+        kube_proxy: network.as_ref().and_then(kube_proxy),
     };
     let base = match config.path.rsplit('.').next() {
         Some("config") => "config.spec",

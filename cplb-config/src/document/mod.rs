@@ -1,5 +1,6 @@
 //! The three kinds of documents: which one a file holds, and what stands around the load balancing section.
 
+mod cluster;
 mod hosts;
 mod k0s;
 mod native;

@@ -29,6 +29,9 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         external_address: None,
         endpoint_reconciler_disabled: false,
         controllers: Vec::new(),
+        workers: Vec::new(),
+        kube_proxy: None,
+        bound_to_address: None,
     };
     assemble(read_section(&spec, Dialect::Native)?, around, out)
 }

@@ -41,6 +41,9 @@ pub(super) struct Spec {
     /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) virtual_servers: Option<Vec<VirtualServerSpec>>,
+    /// Keep the IPVS connections of all nodes in step, so that those of kind DR outlive a failover. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ipvs_sync: Option<bool>,
     /// Only move the virtual IPs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) disable_load_balancer: Option<bool>,
@@ -123,6 +126,7 @@ pub(super) enum PreemptSpec {
 #[schemars(deny_unknown_fields)]
 pub(super) struct VirtualServerSpec {
     pub(super) ip_address: IpAddr,
+    /// The longest interval between the health checks of what IPVS balances; intervals below 10ms are read as 10ms.
     /// Default 1m.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) delay_loop: Option<String>,
@@ -132,7 +136,7 @@ pub(super) struct VirtualServerSpec {
     /// Default DR.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lb_kind: Option<LbKind>,
-    /// Default 360.
+    /// How long a client stays with its server; 0 chooses for each connection. Default 360.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2_678_400))]
     pub(super) persistence_timeout_seconds: Option<u64>,
@@ -242,7 +246,7 @@ pub(super) struct HealthCheckSpec {
     /// Default /readyz, type https only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) path: Option<String>,
-    /// Default 1s.
+    /// From 10ms to 1h. Default 1s. With virtualServers at most their shortest delayLoop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) interval: Option<String>,
     /// Default 1s.

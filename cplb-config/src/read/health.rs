@@ -6,7 +6,7 @@ use lb_proxy::{Balance, HealthCheck, HealthKind};
 
 use crate::walk::{Field, Finding};
 
-use super::{Dialect, finish};
+use super::{Dialect, Placed, finish};
 
 /// The words of `balance`.
 pub(crate) const BALANCE: &[(&str, Balance)] = &[
@@ -18,7 +18,8 @@ pub(crate) const BALANCE: &[(&str, Balance)] = &[
 
 /// What the API server answers while it can serve.
 pub(crate) const READYZ: &str = "/readyz";
-const SHORTEST: Duration = Duration::from_millis(10);
+/// The shortest interval and timeout.
+pub(crate) const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(crate) enum Kind {
 pub(crate) struct HealthDraft {
     pub(crate) kind: Option<Kind>,
     pub(crate) path: Option<String>,
-    pub(crate) interval: Option<Duration>,
+    pub(crate) interval: Option<Placed<Duration>>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) rise: Option<u32>,
     pub(crate) fall: Option<u32>,
@@ -51,7 +52,9 @@ pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
         // A path says https as clearly as the word does.
         kind: kind.or_else(|| path.is_some().then_some(Kind::Https)),
         path,
-        interval: table.field("interval").and_then(|field| field.duration(SHORTEST, LONGEST)),
+        interval: table
+            .field("interval")
+            .and_then(|field| Some(Placed::new(field.duration(SHORTEST, LONGEST)?, &field))),
         timeout: table.field("timeout").and_then(|field| field.duration(SHORTEST, LONGEST)),
         rise: table.field("rise").and_then(|field| field.integer(1..=100)),
         fall: table.field("fall").and_then(|field| field.integer(1..=100)),
@@ -79,8 +82,8 @@ impl HealthDraft {
     /// Fills what the service leaves open from the common check, then from the defaults.
     ///
     /// A common `https` is meant for the API server: konnectivity and the join API have no such path, so they get
-    /// the TLS handshake with the common timing.
-    pub(crate) fn resolve(&self, common: &Self, is_api: bool) -> HealthCheck {
+    /// the TLS handshake with the common timing. Nothing is checked less often than every `longest`, if there is one.
+    pub(crate) fn resolve(&self, common: &Self, is_api: bool, longest: Option<Duration>) -> HealthCheck {
         let inherited = match common.kind {
             Some(Kind::Https) | None => {
                 if is_api {
@@ -99,12 +102,18 @@ impl HealthDraft {
                 HealthKind::Https { path: path.unwrap_or_else(|| READYZ.to_owned()) }
             }
         };
+        let interval = self.interval_given(common).map_or(Duration::from_secs(1), |placed| placed.value);
         HealthCheck {
             kind,
-            interval: self.interval.or(common.interval).unwrap_or(Duration::from_secs(1)),
+            interval: longest.map_or(interval, |longest| interval.min(longest)),
             timeout: self.timeout.or(common.timeout).unwrap_or(Duration::from_secs(1)),
             rise: self.rise.or(common.rise).unwrap_or(1),
             fall: self.fall.or(common.fall).unwrap_or(2),
         }
+    }
+
+    /// The interval that the file gives, for the service or for all.
+    pub(crate) fn interval_given<'a>(&'a self, common: &'a Self) -> Option<&'a Placed<Duration>> {
+        self.interval.as_ref().or(common.interval.as_ref())
     }
 }

@@ -18,7 +18,7 @@ use crate::yaml::Span;
 
 pub use backend::BackendError;
 pub(crate) use backend::{BackendsDraft, PlacedBackend, host};
-pub(crate) use health::HealthDraft;
+pub(crate) use health::{HealthDraft, SHORTEST as SHORTEST_INTERVAL};
 pub(crate) use instance::InstanceDraft;
 pub(crate) use section::{PROXY_BIND_PORT, Section, read_section};
 pub(crate) use service::{API_SERVICE, Given, ServiceDraft};
@@ -52,6 +52,7 @@ impl Dialect {
     /// What to say about fields that belong to the other document.
     pub(crate) fn hint(self, name: &str) -> Option<String> {
         const NATIVE_ONLY: &[&str] = &[
+            "ipvsSync",
             "version",
             "advertInterval",
             "priority",

@@ -23,6 +23,7 @@ pub(crate) struct Section {
     pub(crate) instances: Vec<InstanceDraft>,
     pub(crate) virtual_servers: Vec<VirtualServer>,
     pub(crate) virtual_server_addresses: Vec<Placed<IpAddr>>,
+    pub(crate) ipvs_sync: Option<Placed<bool>>,
     pub(crate) proxy_bind_port: Given<Port>,
     pub(crate) disable_load_balancer: bool,
     pub(crate) services: Option<Vec<ServiceDraft>>,
@@ -38,6 +39,7 @@ impl Default for Section {
             instances: Vec::new(),
             virtual_servers: Vec::new(),
             virtual_server_addresses: Vec::new(),
+            ipvs_sync: None,
             proxy_bind_port: Given::Absent,
             disable_load_balancer: false,
             services: None,
@@ -80,6 +82,8 @@ pub(crate) fn read_section(field: &Field<'_>, dialect: Dialect) -> Option<Sectio
 
 fn native(table: &Table<'_>, section: &mut Section) {
     let dialect = Dialect::Native;
+    let ipvs_sync = table.field("ipvsSync");
+    section.ipvs_sync = ipvs_sync.and_then(|field| Some(Placed::new(field.bool()?, &field)));
     section.services = table.field("services").map(|list| read_services(&list, dialect));
     section.backends =
         table.field("backends").map(|field| read_backends(&field, dialect)).unwrap_or_default();

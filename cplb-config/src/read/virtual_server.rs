@@ -41,10 +41,12 @@ pub(super) fn read_virtual_servers(
             .field("lbKind")
             .filter(|field| field.child.text() != Some(""))
             .map_or(Some(LbKind::DirectRouting), |field| field.choice(LbKind::WORDS));
-        let persistence = table
-            .field("persistenceTimeoutSeconds")
-            .filter(|field| !field.is_zero())
-            .map_or(Some(PERSISTENCE_SECONDS), |field| field.integer(1..=2_678_400));
+        let persistence = table.field("persistenceTimeoutSeconds");
+        let persistence = match persistence.filter(|field| dialect == Dialect::Native || !field.is_zero()) {
+            None => Some(PERSISTENCE_SECONDS),
+            Some(field) if field.is_zero() => Some(0),
+            Some(field) => field.integer(1..=2_678_400),
+        };
         finish(table, dialect);
 
         let Some(address) = address else { continue };
@@ -62,7 +64,7 @@ pub(super) fn read_virtual_servers(
         if let (Some(delay_loop), Some(algorithm), Some(kind), Some(persistence)) =
             (delay_loop, algorithm, kind, persistence)
         {
-            let persistence_timeout = Duration::from_secs(persistence.into());
+            let persistence_timeout = (persistence > 0).then(|| Duration::from_secs(persistence.into()));
             servers.push(VirtualServer { address: ip, delay_loop, algorithm, kind, persistence_timeout });
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::read::{InstanceDraft, Placed, Section};
+use crate::read::{InstanceDraft, Placed};
 use crate::walk::{Finding, Reporter};
 
 use super::{Surroundings, is_vip};
@@ -65,45 +65,6 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
             let message = format!("{} is a virtual IP of this configuration", peer.value);
             let help = "list the controllers' own addresses";
             out.error(&peer.path, peer.at, Finding::new("unicast-vip", message, help));
-        }
-    }
-}
-
-pub(super) fn check_virtual_servers(
-    section: &Section,
-    around: &Surroundings,
-    vips: &[IpAddr],
-    out: &Reporter<'_>,
-) {
-    let Some(first) = section.virtual_server_addresses.first() else {
-        return;
-    };
-    if let Some(external) = &around.external_address {
-        let message = "externalAddress and virtualServers cannot be used together: k0s finds the API servers for IPVS \
-                       through endpoints that externalAddress replaces";
-        let help = format!(
-            "remove externalAddress, or remove virtualServers (line {}) to use the userspace proxy",
-            first.at.line
-        );
-        out.error(&external.path, external.at, Finding::new("external-address-ipvs", message, help));
-    }
-    if section.disable_load_balancer {
-        let help = "remove `disableLoadBalancer`, or remove `virtualServers`";
-        let finding = Finding::new("unused", "virtualServers have no effect with disableLoadBalancer", help);
-        out.warn(&first.path, first.at, finding);
-    }
-    for server in &section.virtual_server_addresses {
-        if !is_vip(vips, server.value) {
-            let message = format!("{} is no virtual IP of this configuration", server.value);
-            let help = match vips.first() {
-                Some(vip) => {
-                    format!("write one of the virtualIPs without its prefix length, such as `{vip}`")
-                }
-                None => {
-                    "add a vrrpInstance with this address, or bring it to the node by other means".to_owned()
-                }
-            };
-            out.warn(&server.path, server.at, Finding::new("virtual-server-vip", message, help));
         }
     }
 }

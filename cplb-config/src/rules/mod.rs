@@ -2,7 +2,9 @@
 
 mod backends;
 mod instances;
+mod neighbours;
 mod services;
+mod virtual_servers;
 
 use std::net::IpAddr;
 
@@ -11,6 +13,8 @@ use crate::model::{Config, Port};
 use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section};
 use crate::walk::{Finding, Reporter};
 use crate::yaml::Span;
+
+pub(crate) use neighbours::KubeProxy;
 
 /// What stands around the section and matters to it.
 #[derive(Debug)]
@@ -26,6 +30,12 @@ pub(crate) struct Surroundings {
     pub(crate) endpoint_reconciler_disabled: bool,
     /// The controllers of a k0sctl file.
     pub(crate) controllers: Vec<PlacedBackend>,
+    /// Those of them that are workers too, by name.
+    pub(crate) workers: Vec<Placed<String>>,
+    /// kube-proxy, if it balances with IPVS.
+    pub(crate) kube_proxy: Option<KubeProxy>,
+    /// What binds the API server to one address.
+    pub(crate) bound_to_address: Option<Placed<&'static str>>,
 }
 
 /// Checks everything against everything. `None` only if something was reported.
@@ -33,7 +43,8 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
-    instances::check_virtual_servers(&section, &around, &vips, out);
+    virtual_servers::check(&section, &around, &vips, out);
+    neighbours::check(&section, &around, out);
     instances::check_external_address(&around, &vips, out);
 
     section.backends.fixed.extend(around.controllers);
@@ -62,7 +73,11 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
             Finding::new("unused", "services have no effect with disableLoadBalancer", help),
         );
     }
-    let common = services::Common { balance: &section.balance, health: &section.health };
+    let common = services::Common {
+        balance: &section.balance,
+        health: &section.health,
+        longest_interval: virtual_servers::longest_interval(&section),
+    };
     let proxy_ports: Vec<Port> = drafts
         .iter()
         .zip(bind_ports.iter())
@@ -72,6 +87,8 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         .collect();
     let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
     backends::check_shared(&section.backends, &drafts, &common, &context);
+    virtual_servers::check_ports(&section, &drafts, out);
+    virtual_servers::check_intervals(&section, &drafts, out);
     let services = services::build(&drafts, &common, &context);
     let shared_by: Vec<_> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
     let backends = backends::build(&section.backends, &shared_by, &context);
@@ -81,6 +98,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     Some(Config {
         instances: section.instances.into_iter().map(|draft| draft.instance).collect::<Option<_>>()?,
         virtual_servers: section.virtual_servers,
+        ipvs_sync: section.ipvs_sync.is_some_and(|placed| placed.value),
         disable_load_balancer: section.disable_load_balancer,
         proxy_bind_port: section.proxy_bind_port.or(PROXY_BIND_PORT)?,
         services: services?,

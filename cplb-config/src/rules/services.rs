@@ -1,6 +1,7 @@
 //! Rules between services: names, ports and what they inherit.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_proxy::Balance;
 
@@ -15,6 +16,8 @@ use super::{backends, unique};
 pub(super) struct Common<'a> {
     pub(super) balance: &'a Given<Balance>,
     pub(super) health: &'a HealthDraft,
+    /// The longest interval between health checks that the virtual servers take.
+    pub(super) longest_interval: Option<Duration>,
 }
 
 impl Common<'_> {
@@ -169,7 +172,11 @@ pub(super) fn build(
         let name = draft.name.as_ref()?.value.clone();
         let port = draft.port.as_ref()?.value;
         Some(Service {
-            health: draft.health.resolve(common.health, single || name == API_SERVICE),
+            health: draft.health.resolve(
+                common.health,
+                single || name == API_SERVICE,
+                common.longest_interval,
+            ),
             name,
             port,
             bind_port: bind_port.as_ref()?.value,

@@ -1,0 +1,62 @@
+//! What else the cluster does that IPVS has to get along with. Read without a word about its mistakes, which are k0s's
+//! to judge.
+
+use std::net::IpAddr;
+
+use crate::read::Placed;
+use crate::rules::KubeProxy;
+use crate::walk::{Field, join};
+use crate::yaml::{Child, Resolved, resolve};
+
+/// kube-proxy, if it balances with IPVS. `network` is k0s's `spec.network`.
+pub(super) fn kube_proxy(network: &Field<'_>) -> Option<KubeProxy> {
+    let proxy = within(&root(network), "kubeProxy")?;
+    if within(&proxy, "disabled").is_some_and(|disabled| is_true(disabled.value)) {
+        return None;
+    }
+    let mode = within(&proxy, "mode").filter(|mode| mode.value.text() == Some("ipvs"))?;
+    let ipvs = within(&proxy, "ipvs");
+    let excluded = ipvs.as_ref().and_then(|ipvs| within(ipvs, "excludeCIDRs"));
+    let texts = |list: &Placed<&Child>| {
+        let items = list.value.sequence().unwrap_or_default();
+        items.iter().filter_map(|item| item.text().map(str::to_owned)).collect()
+    };
+    Some(KubeProxy {
+        mode: placed(&mode, ()),
+        has_ipvs: ipvs.is_some(),
+        excluded: excluded.map(|list| placed(&list, texts(&list))),
+    })
+}
+
+/// The field that binds the API server to one address, by its name. `api` is k0s's `spec.api`.
+pub(super) fn bound_to_address(api: &Field<'_>) -> Option<Placed<&'static str>> {
+    let api = root(api);
+    // k0s passes the arguments last, so they win.
+    if let Some(address) = within(&api, "extraArgs").and_then(|arguments| within(&arguments, "bind-address"))
+    {
+        let ip = address.value.text()?.parse::<IpAddr>().ok()?;
+        return (!ip.to_canonical().is_unspecified()).then(|| placed(&address, "bind-address"));
+    }
+    let only = within(&api, "onlyBindToAddress").filter(|only| is_true(only.value))?;
+    Some(placed(&only, "onlyBindToAddress"))
+}
+
+fn root<'a>(field: &Field<'a>) -> Placed<&'a Child> {
+    Placed { value: field.child, at: field.child.at, path: field.path.clone() }
+}
+
+/// A field, in any case as Go's JSON reads it; absent and null are the same.
+fn within<'a>(around: &Placed<&'a Child>, name: &str) -> Option<Placed<&'a Child>> {
+    let mapping = around.value.mapping()?;
+    let any_case = || mapping.entries.iter().find(|entry| entry.key.text.eq_ignore_ascii_case(name));
+    let entry = mapping.entry(name).or_else(any_case).filter(|entry| !entry.child.is_null())?;
+    Some(Placed { value: &entry.child, at: entry.child.at, path: join(&around.path, name) })
+}
+
+fn placed<T>(field: &Placed<&Child>, value: T) -> Placed<T> {
+    Placed { value, at: field.at, path: field.path.clone() }
+}
+
+fn is_true(child: &Child) -> bool {
+    child.scalar().is_some_and(|scalar| matches!(resolve(scalar), Resolved::Bool(true)))
+}

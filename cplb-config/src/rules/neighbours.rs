@@ -1,0 +1,145 @@
+//! Rules about what else runs on the nodes where IPVS balances.
+
+use std::net::IpAddr;
+
+use crate::read::{Placed, Section};
+use crate::walk::{Finding, Reporter};
+
+use super::Surroundings;
+use super::virtual_servers::keeps_destination;
+
+/// Names beyond this number are counted only.
+const MOST_NAMES: usize = 5;
+
+/// kube-proxy in mode ipvs.
+#[derive(Debug)]
+pub(crate) struct KubeProxy {
+    /// Where the mode is given.
+    pub(crate) mode: Placed<()>,
+    /// Whether there are settings for the mode.
+    pub(crate) has_ipvs: bool,
+    /// What it leaves alone.
+    pub(crate) excluded: Option<Placed<Vec<String>>>,
+}
+
+pub(super) fn check(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+    if section.virtual_server_addresses.is_empty() || section.disable_load_balancer {
+        return;
+    }
+    bound_server(section, around, out);
+    kube_proxy(section, around, out);
+    workers(section, around, out);
+}
+
+/// Direct routing and tunnels leave the destination of packets as it is, so a server has to listen on the virtual IPs.
+fn bound_server(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+    let Some(bound) = &around.bound_to_address else { return };
+    let addressed = section.virtual_servers.iter().filter(|server| keeps_destination(server.kind));
+    let vips: Vec<String> = addressed.map(|server| server.address.to_string()).collect();
+    if vips.is_empty() {
+        return;
+    }
+    let message = format!(
+        "the API server listens on one address only; with lbKind DR or TUN packets arrive addressed to {}",
+        vips.join(" and ")
+    );
+    let help = format!("remove `{}`, or write `lbKind: NAT` for {}", bound.value, vips.join(" and "));
+    out.error(&bound.path, bound.at, Finding::new("api-bind-address", message, help));
+}
+
+/// Once in a while kube-proxy deletes every service that it did not make and that is not excluded by its address. It
+/// knows nothing of marks and takes a service that matches one for a service at the unspecified address (kubernetes,
+/// `pkg/proxy/ipvs`: `cleanLegacyService` and `toVirtualServer`), which the kernel then does not find.
+fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+    let Some(proxy) = &around.kube_proxy else { return };
+    let excluded = proxy.excluded.as_ref().map_or(&[][..], |list| &list.value);
+    let missing: Vec<&str> =
+        seen_as(section).filter(|seen| !excluded.iter().any(|cidr| covers(cidr, *seen))).map(cidr).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let addresses: Vec<&str> = missing.iter().filter_map(|cidr| cidr.split('/').next()).collect();
+    let message = format!(
+        "kube-proxy in mode ipvs keeps trying to delete the IPVS services of others; it sees cplb's, which match a mark, at {}, \
+         whatever the virtual IP",
+        addresses.join(" and ")
+    );
+    let list =
+        format!("[{}]", missing.iter().map(|cidr| format!("\"{cidr}\"")).collect::<Vec<_>>().join(", "));
+    let help = match &proxy.excluded {
+        Some(excluded) => format!(
+            "add {} to `excludeCIDRs` (line {})",
+            missing.iter().map(|cidr| format!("`\"{cidr}\"`")).collect::<Vec<_>>().join(" and "),
+            excluded.at.line
+        ),
+        None if proxy.has_ipvs => format!("add `excludeCIDRs: {list}` under `ipvs` beside the mode"),
+        None => format!("add `ipvs: {{excludeCIDRs: {list}}}` beside the mode"),
+    };
+    out.warn(&proxy.mode.path, proxy.mode.at, Finding::new("kube-proxy-ipvs", message, help));
+}
+
+/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send.
+fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+    let Some(first) = around.workers.first() else { return };
+    let names: Vec<&str> = around.workers.iter().take(MOST_NAMES).map(|name| name.value.as_str()).collect();
+    let more = match around.workers.len() - names.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "workers too: {}{more}; k0s does not support virtualServers there, and with cplb pods and local clients reach the \
+         virtual IPs through the userspace proxy instead",
+        names.join(", ")
+    );
+    let excluded: Vec<&str> = seen_as(section).map(cidr).collect();
+    let help = format!(
+        "nothing to do unless kube-proxy runs in mode ipvs, which shares the IPVS table and the sysctls below net.ipv4.vs: \
+         let it exclude {} (spec.network.kubeProxy.ipvs.excludeCIDRs)",
+        excluded.join(" and ")
+    );
+    out.warn(&first.path, first.at, Finding::new("virtual-servers-worker", message, help));
+}
+
+/// The addresses at which kube-proxy sees our services.
+fn seen_as(section: &Section) -> impl Iterator<Item = IpAddr> {
+    let has = |v4: bool| section.virtual_server_addresses.iter().any(|server| server.value.is_ipv4() == v4);
+    let v4 = has(true).then_some(IpAddr::from([0_u8; 4]));
+    let v6 = has(false).then_some(IpAddr::from([0_u8; 16]));
+    v4.into_iter().chain(v6)
+}
+
+fn cidr(unspecified: IpAddr) -> &'static str {
+    if unspecified.is_ipv4() { "0.0.0.0/32" } else { "::/128" }
+}
+
+/// Whether an unspecified address is in the network.
+fn covers(cidr: &str, unspecified: IpAddr) -> bool {
+    let Some((ip, length)) = cidr.split_once('/') else { return false };
+    let (Ok(ip), Ok(length)) = (ip.parse::<IpAddr>(), length.parse::<u32>()) else { return false };
+    match (ip, unspecified) {
+        (IpAddr::V4(ip), IpAddr::V4(_)) => length <= 32 && ip.to_bits().leading_zeros() >= length,
+        (IpAddr::V6(ip), IpAddr::V6(_)) => length <= 128 && ip.to_bits().leading_zeros() >= length,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_covers_the_unspecified_address_of_its_family() {
+        let v4 = IpAddr::from([0_u8; 4]);
+        let v6 = IpAddr::from([0_u8; 16]);
+        for network in ["0.0.0.0/32", "0.0.0.0/0", "10.0.0.0/0", "0.0.0.7/8", "1.0.0.0/7"] {
+            assert!(covers(network, v4) && !covers(network, v6), "{network}");
+        }
+        for network in ["::/128", "::1/64", "fd00::/0"] {
+            assert!(covers(network, v6) && !covers(network, v4), "{network}");
+        }
+        for network in ["10.0.0.100/32", "1.0.0.0/8", "0.0.0.0", "0.0.0.0/33", "::1/128", "0.0.0.0/-1", "x/0"]
+        {
+            assert!(!covers(network, v4) && !covers(network, v6), "{network}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Rules about what IPVS balances.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::duration;
+use crate::model::{LbKind, Port, VirtualServer};
+use crate::read::{Given, SHORTEST_INTERVAL, Section, ServiceDraft};
+use crate::walk::{Finding, Reporter};
+
+use super::{Surroundings, is_vip};
+
+/// IPVS and what stands around it.
+pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(first) = section.virtual_server_addresses.first() else {
+        if let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value) {
+            let help = "remove `ipvsSync`, or add `virtualServers`";
+            let finding = Finding::new("unused", "ipvsSync has no effect without virtualServers", help);
+            out.warn(&sync.path, sync.at, finding);
+        }
+        return;
+    };
+    if let Some(external) = &around.external_address {
+        let message = "externalAddress and virtualServers cannot be used together: k0s finds the API servers for IPVS \
+                       through endpoints that externalAddress replaces";
+        let help = format!(
+            "remove externalAddress, or remove virtualServers (line {}) to use the userspace proxy",
+            first.at.line
+        );
+        out.error(&external.path, external.at, Finding::new("external-address-ipvs", message, help));
+    }
+    if section.disable_load_balancer {
+        let help = "remove `disableLoadBalancer`, or remove `virtualServers`";
+        let finding = Finding::new("unused", "virtualServers have no effect with disableLoadBalancer", help);
+        out.warn(&first.path, first.at, finding);
+    }
+    for server in &section.virtual_server_addresses {
+        if !is_vip(vips, server.value) {
+            let message = format!("{} is no virtual IP of this configuration", server.value);
+            let help = match vips.first() {
+                Some(vip) => {
+                    format!("write one of the virtualIPs without its prefix length, such as `{vip}`")
+                }
+                None => {
+                    "add a vrrpInstance with this address, or bring it to the node by other means".to_owned()
+                }
+            };
+            out.warn(&server.path, server.at, Finding::new("virtual-server-vip", message, help));
+        }
+    }
+}
+
+/// Direct routing and tunnels hand packets on as they are, so servers listen on the port of the virtual IP.
+pub(super) fn check_ports(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
+    let Some(server) = section.virtual_servers.iter().find(|server| keeps_destination(server.kind)) else {
+        return;
+    };
+    if section.disable_load_balancer {
+        return;
+    }
+    let report = |path: &str, at, port: Port, wanted: Port| {
+        let message = format!(
+            "lbKind {} cannot change the port: what {} gets on port {wanted} arrives on port {wanted} of a server, not on \
+             {port}",
+            server.kind, server.address
+        );
+        let help = "write `lbKind: NAT`, or let the servers listen on the port of the service";
+        out.error(path, at, Finding::new("virtual-server-port", message, help));
+    };
+    for draft in drafts {
+        let Some(port) = &draft.port else { continue };
+        if let Given::Value(own) = &draft.backend_port
+            && own.value != port.value
+        {
+            report(&own.path, own.at, own.value, port.value);
+        }
+        let listed = &draft.backends.as_ref().unwrap_or(&section.backends).fixed;
+        for backend in listed {
+            if let Some(own) = backend.value.port.filter(|own| *own != port.value) {
+                report(&backend.path, backend.at, own, port.value);
+            }
+        }
+    }
+}
+
+/// Whether packets reach the servers with the address and the port of the virtual IP.
+pub(super) fn keeps_destination(kind: LbKind) -> bool {
+    matches!(kind, LbKind::DirectRouting | LbKind::Tunnel)
+}
+
+/// The longest interval between health checks that all virtual servers agree with. It is an upper bound, so that k0s's
+/// default of 1m makes no check slower than its own interval.
+pub(super) fn longest_interval(section: &Section) -> Option<Duration> {
+    soonest(section).map(|server| server.delay_loop.max(SHORTEST_INTERVAL))
+}
+
+/// Intervals that the file gives and `delayLoop` shortens.
+pub(super) fn check_intervals(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
+    let (Some(server), Some(longest)) = (soonest(section), longest_interval(section)) else { return };
+    let given = drafts.iter().filter_map(|draft| draft.health.interval_given(&section.health));
+    let mut told = Vec::new();
+    for interval in given.filter(|interval| interval.value > longest) {
+        // Services that share it are told once.
+        if told.contains(&&interval.path) {
+            continue;
+        }
+        told.push(&interval.path);
+        let (longest, written) = (duration::format(longest), duration::format(interval.value));
+        let message = format!(
+            "checks run every {longest}, not every {written}: the delayLoop of {} allows no longer interval",
+            server.address
+        );
+        let help = format!("write `interval: {longest}` or less, or a longer delayLoop");
+        out.warn(&interval.path, interval.at, Finding::new("check-interval", message, help));
+    }
+}
+
+/// The virtual server whose checks have to run most often.
+fn soonest(section: &Section) -> Option<&VirtualServer> {
+    let servers = section.virtual_servers.iter().filter(|_| !section.disable_load_balancer);
+    servers.min_by_key(|server| server.delay_loop)
+}
