@@ -17,6 +17,7 @@ use crate::netlink::NetlinkKernel;
 use crate::plan::Step as AddressStep;
 use crate::repair::Repair;
 use crate::select::link_flag;
+use crate::sessions::SessionsError;
 use crate::types::{full_prefix, is_link_name};
 use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedRoute};
 use crate::wire::{PROTOCOL, PROTOCOL_KERNEL, address_flag};
@@ -100,6 +101,14 @@ enum Step {
     Forget(Ipv4Addr),
 }
 
+/// What a change of the addresses has done.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) repairs: Vec<Repair>,
+    /// Why sessions on addresses that have gone were not reset.
+    pub(crate) unreset: Option<SessionsError>,
+}
+
 /// What the kernel shows of the link.
 struct Seen {
     link: LinkUpdate,
@@ -133,14 +142,23 @@ impl DummyLink {
     /// when the link changed, because the kernel makes its own local routes anew when a link comes up. A call that
     /// finds nothing changes nothing. The addresses stay local throughout.
     ///
+    /// TCP sessions on addresses that go and that no other link of the node has are reset first, if the kernel can do
+    /// that ([`crate::sessions`]): afterwards their clients would wait for answers in vain.
+    ///
     /// # Errors
     /// As [`DummyLink::ensure`].
     pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<Vec<Repair>, DummyError> {
+        self.settle(addresses).map(|settled| settled.repairs)
+    }
+
+    /// As [`DummyLink::set_addresses`].
+    pub(crate) fn settle(&mut self, addresses: &[IpAddr]) -> Result<Settled, DummyError> {
         let seen = self.observe()?;
         let marks = self.kernel.marks_addresses();
         let steps = plan(&self.name, addresses, seen.as_ref(), &self.known, marks)?;
         self.known.extend(addresses);
         let new = steps.first() == Some(&Step::Create);
+        let unreset = self.reset_sessions(&steps);
         for &step in &steps {
             if let Err(error) = self.take(step) {
                 if new && self.index != 0 {
@@ -150,7 +168,7 @@ impl DummyLink {
                 return Err(self.classify(step, error));
             }
         }
-        Ok(self.repairs(&steps))
+        Ok(Settled { repairs: self.repairs(&steps), unreset })
     }
 
     /// The link's name.
@@ -159,16 +177,25 @@ impl DummyLink {
     }
 
     /// Deletes the link. One that has come to carry addresses of somebody else stays, without ours; one that has only
-    /// theirs is left alone.
+    /// theirs is left alone. Sessions are reset as by [`DummyLink::set_addresses`].
     ///
     /// # Errors
     /// [`DummyError::ForeignAddresses`] then; [`DummyError::OtherKind`] if the link is another one, which is left
     /// alone; others if the kernel refuses.
-    pub fn remove(mut self) -> Result<(), DummyError> {
+    pub fn remove(self) -> Result<(), DummyError> {
+        self.take_down(&mut None)
+    }
+
+    /// As [`DummyLink::remove`]; `unreset` becomes why sessions were not reset.
+    pub(crate) fn take_down(mut self, unreset: &mut Option<SessionsError>) -> Result<(), DummyError> {
         let Some(seen) = self.observe()? else { return Ok(()) };
         check_kind(&self.name, &seen.link)?;
         let marks = self.kernel.marks_addresses();
         let (ours, foreign) = split(&seen.addresses, &BTreeSet::new(), &self.known, marks);
+        let deletions: Vec<Step> = ours.iter().copied().map(Step::Delete).collect();
+        if let Some(why) = self.reset_sessions(&deletions) {
+            *unreset = Some(why);
+        }
         if foreign.is_empty() {
             return self.kernel.delete_link(seen.link.index).map_err(|error| self.fault(error));
         }
@@ -176,7 +203,7 @@ impl DummyLink {
             return Ok(());
         }
         let routes = our_routes(&seen.routes).map(Step::Forget);
-        for step in ours.into_iter().map(Step::Delete).chain(routes) {
+        for step in deletions.into_iter().chain(routes) {
             self.take(step).map_err(|error| self.classify(step, error))?;
         }
         Err(DummyError::ForeignAddresses { name: self.name, addresses: foreign })
@@ -189,6 +216,24 @@ impl DummyLink {
         let addresses = self.kernel.addresses(link.index).map_err(|error| self.fault(error))?;
         let routes = self.kernel.local_routes(link.index).map_err(|error| self.fault(error))?;
         Ok(Some(Seen { link, addresses, routes }))
+    }
+
+    /// Resets the sessions on addresses that are about to go, but for those that another link has: these go on.
+    fn reset_sessions(&mut self, steps: &[Step]) -> Option<SessionsError> {
+        let going = steps.iter().filter_map(|step| match step {
+            Step::Delete(ip) => Some(*ip),
+            _ => None,
+        });
+        let mut going: Vec<IpAddr> = going.collect();
+        if going.is_empty() {
+            return None;
+        }
+        let all = match self.kernel.addresses(0) {
+            Ok(all) => all,
+            Err(error) => return Some(error.into()),
+        };
+        going.retain(|&ip| !all.iter().any(|seen| seen.ip == ip && seen.index != self.index));
+        if going.is_empty() { None } else { self.kernel.reset_sessions(&going).err() }
     }
 
     fn take(&mut self, step: Step) -> Result<(), KernelError> {

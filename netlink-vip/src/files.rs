@@ -25,7 +25,7 @@ struct Envelope<T> {
 
 /// What a file held.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Loaded<T> {
+pub enum Loaded<T> {
     /// There is none, or it is of an earlier boot.
     Nothing,
     /// Its content.
@@ -35,12 +35,12 @@ pub(crate) enum Loaded<T> {
 }
 
 /// Creates the state directory, for its owner only.
-pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
+pub fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Replaces the file at `path`, so that after a crash there is the old one or the new one, and syncs it.
-pub(crate) fn store<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+pub fn store<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
     let envelope = Envelope { version: VERSION, boot_id: boot_id(), content };
     let mut bytes = serde_json::to_vec_pretty(&envelope)?;
     bytes.push(b'\n');
@@ -54,7 +54,7 @@ pub(crate) fn store<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
 }
 
 /// Removes the file; one that is not there is fine.
-pub(crate) fn remove(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -64,7 +64,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 
 /// Reads the file. One that cannot be read is put aside under the extension `bad`, so that the next one can be
 /// written and somebody can look at this one.
-pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
+pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
         other => other?,

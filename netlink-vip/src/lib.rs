@@ -13,9 +13,9 @@
 //!   events lead to a look at everything.
 //!
 //! A [`RealServer`] is the other side of IPVS: it makes a node accept what a director, which holds the VIP, sends it.
-//! Beside them stand helpers that do one thing each: [`sessions`] resets TCP sessions through a VIP, [`DummyLink`]
-//! keeps addresses on a dummy link, [`TunnelLink`] unpacks what comes through tunnels, [`SysctlGuard`] changes sysctls
-//! and restores them.
+//! [`acceptance`] finds out whether other nodes do. Beside them stand helpers that do one thing each: [`sessions`]
+//! resets TCP sessions through a VIP and lists who listens, [`DummyLink`] keeps addresses on a dummy link,
+//! [`TunnelLink`] unpacks what comes through tunnels, [`SysctlGuard`] changes sysctls and restores them.
 //!
 //! The crate is Linux only, needs CAP_NET_ADMIN in its network namespace, and works in the namespace of the thread
 //! that calls it.
@@ -32,6 +32,7 @@
 //!     addresses: vec![VipAddress::new([10, 0, 0, 100].into(), 24)?],
 //!     address_label: None,
 //!     lease: LeaseTime::MIN,
+//!     lasting: [].into(),
 //! };
 //! let events = Box::new(|event| println!("{event:?}"));
 //! let keeper = Keeper::spawn(KeeperOptions::new("/var/lib/example"), vec![group], events)?;
@@ -65,9 +66,10 @@
 //! # Ok::<(), netlink_vip::RealServerError>(())
 //! ```
 
+pub mod acceptance;
 mod dummy;
 mod event;
-mod files;
+pub mod files;
 mod group;
 mod keeper;
 mod kernel;

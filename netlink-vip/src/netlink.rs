@@ -17,6 +17,7 @@ use crate::wire::decode::{
     LinkUpdate, Message, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute, decode_event,
 };
 use crate::wire::encode::{self, Lifetime, Request};
+use crate::wire::neighbour::{FoundRoute, ObservedNeighbour};
 
 /// Unicast routes of the main table (`rtnetlink.h`).
 const RTN_UNICAST: u8 = 1;
@@ -103,6 +104,37 @@ impl NetlinkKernel {
         match self.dump(request, pick) {
             Ok(links) => Ok(links.into_iter().next()),
             Err(error) if error.refused() == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The neighbours of one family on one interface.
+    pub(crate) fn neighbours(&mut self, index: u32, v4: bool) -> Result<Vec<ObservedNeighbour>, KernelError> {
+        let request = |sequence| encode::dump_neighbours(v4).encode(sequence);
+        let read = |message: &Message<'_>| {
+            ObservedNeighbour::decode(message).filter(|neighbour| neighbour.index == index)
+        };
+        self.socket.dump(request, read)
+    }
+
+    /// Starts finding out, or confirming, the link-layer address of an address that [`Self::is_on_link`].
+    pub(crate) fn probe_neighbour(&mut self, index: u32, ip: IpAddr) -> Result<(), KernelError> {
+        self.write(encode::use_neighbour(index, ip))
+    }
+
+    /// Whether packets of this node to an address leave by the interface and need no router.
+    pub(crate) fn is_on_link(&mut self, ip: IpAddr, index: u32) -> Result<bool, KernelError> {
+        let route = self.route_to(ip)?;
+        Ok(matches!(route, Some(FoundRoute::Out { index: out, is_direct: true, .. }) if out == index))
+    }
+
+    /// Where packets of this node for an address go; `None` if nowhere.
+    pub(crate) fn route_to(&mut self, ip: IpAddr) -> Result<Option<FoundRoute>, KernelError> {
+        let request = |sequence| encode::get_route(ip).encode(sequence);
+        match self.socket.dump(request, FoundRoute::decode) {
+            Ok(routes) => Ok(routes.into_iter().next()),
+            // There is no route, or one that says so.
+            Err(error) if error.refused().is_some() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,10 +1,10 @@
-//! Resets TCP sessions that came through a VIP.
+//! The TCP sockets of this node: resets sessions that came through a VIP, and tells where somebody listens.
 //!
 //! Once an address is gone not even a RST leaves in its name and the client hangs. So sessions are reset *before* a
 //! planned removal; after an unplanned loss they are destroyed so that nothing lingers.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
@@ -23,12 +23,31 @@ pub fn destroy(ips: &[IpAddr]) -> Result<usize, SessionsError> {
     Sessions::open()?.destroy(ips)
 }
 
-/// Why sessions were not reset.
+/// A TCP socket that takes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener {
+    /// Its address and port, without a scope. An IPv4 address may come as one of IPv6 that stands for it.
+    pub local: SocketAddr,
+    /// Whether a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
+    pub is_v6_only: bool,
+}
+
+/// Every TCP socket that listens in the calling thread's network namespace, whichever process it belongs to. The
+/// kernel looks at these only, however many connections there are. It needs no capability.
+///
+/// # Errors
+/// [`SessionsError::Unsupported`] if the kernel was built without `CONFIG_INET_DIAG`; [`SessionsError::Listing`] and
+/// [`SessionsError::Socket`] if it could not be asked.
+pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
+    Sessions::open()?.listeners()
+}
+
+/// Why sessions were not reset, or sockets not listed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionsError {
     /// The kernel lacks `CONFIG_INET_DIAG` or `CONFIG_INET_DIAG_DESTROY`.
-    #[error("the kernel cannot destroy sockets (CONFIG_INET_DIAG_DESTROY)")]
+    #[error("the kernel cannot list or destroy sockets (CONFIG_INET_DIAG, CONFIG_INET_DIAG_DESTROY)")]
     Unsupported,
     /// CAP_NET_ADMIN is missing.
     #[error("destroying sockets needs CAP_NET_ADMIN")]
@@ -36,6 +55,9 @@ pub enum SessionsError {
     /// The kernel gave another answer.
     #[error("destroying sockets: {0}")]
     Kernel(#[from] KernelError),
+    /// The kernel gave no list.
+    #[error("listing sockets: {0}")]
+    Listing(KernelError),
     /// The socket could not be opened.
     #[error("opening a socket for inet_diag: {0}")]
     Socket(Errno),
@@ -52,6 +74,21 @@ impl Sessions {
                 errno => SessionsError::Socket(errno.unwrap_or(Errno::EIO)),
             }
         })
+    }
+
+    fn listeners(&mut self) -> Result<Vec<Listener>, SessionsError> {
+        let mut found = Vec::new();
+        for family in diag::FAMILIES {
+            let listed = self.0.dump(
+                |sequence| diag::dump_listeners(sequence, family),
+                |message| diag::listener(message.body),
+            );
+            found.extend(listed.map_err(|error| match classify_listing(error) {
+                SessionsError::Kernel(error) => SessionsError::Listing(error),
+                other => other,
+            })?);
+        }
+        Ok(found)
     }
 
     pub(crate) fn destroy(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
+use crate::sessions::SessionsError;
 
 /// Where the kernel shows sysctls.
 const ROOT: &str = "/proc/sys";
@@ -103,6 +104,9 @@ pub struct Recovery {
     pub failed: Vec<SysctlError>,
     /// The predecessor's list could not be read and was put aside, for this reason.
     pub unreadable: Option<String>,
+    /// Only of [`crate::RealServer::remove`]: why TCP sessions on the VIPs were not reset, so that their clients wait
+    /// until they give up.
+    pub unreset: Option<SessionsError>,
 }
 
 impl SysctlError {

@@ -262,6 +262,9 @@ pub struct VipGroupConfig {
     pub address_label: Option<AddressLabel>,
     /// How long the kernel keeps the addresses after the last refresh.
     pub lease: LeaseTime,
+    /// Addresses whose TCP sessions are not reset when this group gives them up, because they stay on this host by other
+    /// means, such as the dummy link of a real server.
+    pub lasting: BTreeSet<IpAddr>,
 }
 
 impl VipGroupConfig {
@@ -394,6 +397,7 @@ mod tests {
             addresses: addresses.iter().map(|text| VipAddress::new(ip(text), 24).unwrap()).collect(),
             address_label: None,
             lease: LeaseTime::MIN,
+            lasting: BTreeSet::new(),
         };
         let first = group(1, &["10.0.0.1", "10.0.0.2"]);
         let check = |new: VipGroupConfig| check_group([&first].into_iter(), &new);

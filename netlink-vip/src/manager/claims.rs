@@ -345,10 +345,13 @@ impl<K: Kernel> Manager<K> {
     }
 
     fn reset_sessions(&mut self, id: GroupId, ips: &[IpAddr]) {
+        let lasting = self.groups.get(&id).map(|group| &group.config.lasting);
+        let lasts = |ip: &IpAddr| lasting.is_some_and(|lasting| lasting.contains(ip));
+        let ips: Vec<IpAddr> = ips.iter().copied().filter(|ip| !lasts(ip)).collect();
         if self.sessions == SessionPolicy::Leave || ips.is_empty() {
             return;
         }
-        match self.kernel.reset_sessions(ips) {
+        match self.kernel.reset_sessions(&ips) {
             Ok(reset) => self.counters.sessions_reset += reset as u64,
             Err(_) if self.warned_sessions => {}
             Err(error) => {

@@ -1,7 +1,7 @@
 //! A kernel made of vectors, with a clock that only the test moves.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -336,5 +336,6 @@ pub(super) fn config(vips: &[&str]) -> VipGroupConfig {
         addresses: vips.iter().map(parse).collect(),
         address_label: None,
         lease: LeaseTime::MIN,
+        lasting: BTreeSet::new(),
     }
 }

@@ -110,6 +110,22 @@ fn the_lease_counts_from_before_the_write() {
 }
 
 #[test]
+fn sessions_of_addresses_that_stay_on_the_host_are_left_alone() {
+    let mut bench = installed(&VIPS);
+    let lasting = crate::VipGroupConfig { lasting: [v4()].into(), ..config(&VIPS) };
+    bench.manager.update(Registered { config: lasting, labels: [].into() });
+    bench.turn();
+    bench.take_deeds();
+    bench.manager.release(ONE, Release::Planned);
+    bench.turn();
+    let resets = bench.take_deeds().into_iter().filter_map(|deed| match deed {
+        Deed::ResetSessions(ips) => Some(ips),
+        _ => None,
+    });
+    assert_eq!(resets.collect::<Vec<_>>(), [vec![v6()]]);
+}
+
+#[test]
 fn sessions_are_reset_before_a_planned_release_and_after_any_other() {
     for release in [Release::Planned, Release::Lost] {
         let mut bench = installed(&VIPS[..1]);

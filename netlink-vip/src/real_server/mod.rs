@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::dummy::{DummyError, DummyLink};
 use crate::files::{self, Loaded};
 use crate::repair::Repair;
+use crate::sessions::SessionsError;
 use crate::sysctl::{Recovery, SysctlError, SysctlGuard};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
 
@@ -51,6 +52,8 @@ pub struct Look {
     /// Files of an earlier run that could not be read and were put aside, and why: what that run made is found again
     /// only under the same names, and sysctls that it changed keep their values.
     pub unreadable: Vec<String>,
+    /// Why TCP sessions on VIPs that are gone from this node were not reset: their clients wait until they give up.
+    pub unreset: Option<SessionsError>,
 }
 
 /// Why a node is not a real server, or is still one.
@@ -199,6 +202,10 @@ impl RealServer {
     /// Takes everything back, last first: tunnels, dummy link, sysctls. Also what an earlier run left behind, without
     /// a configuration. Afterwards there is nothing to look at until the next [`RealServer::change`].
     ///
+    /// TCP sessions on the VIPs are reset just before, whichever process they belong to, so that clients connect anew
+    /// at once: later nothing leaves in the VIPs' names. They go on where another link of the node has the VIP. So
+    /// do [`RealServer::change`] and [`RealServer::look`] with VIPs that are no longer wanted.
+    ///
     /// # Errors
     /// [`RealServerError`]: of the first thing that could not be taken back; the others have been. It can be called
     /// again.
@@ -217,7 +224,8 @@ impl RealServer {
             // As for a look: VIPs may still be there.
             Err(_) => Recovery::default(),
         };
-        tunnels.and(dummies).map(|()| recovery)
+        tunnels.and(dummies)?;
+        Ok(Recovery { unreset: self.news.unreset.take(), ..recovery })
     }
 
     /// Silences the interfaces; returns those that do not exist.
@@ -241,7 +249,9 @@ impl RealServer {
             self.dummy = Some(DummyLink::open(&config.dummy, self.record.vips.iter().copied())?);
         }
         if let Some(dummy) = &mut self.dummy {
-            self.news.repairs.extend(dummy.set_addresses(&config.vips)?);
+            let settled = dummy.settle(&config.vips)?;
+            self.news.repairs.extend(settled.repairs);
+            self.news.unreset = settled.unreset.or(self.news.unreset.take());
         }
         let mut record = self.record.clone();
         record.vips.extend(&config.vips);
@@ -286,7 +296,9 @@ impl RealServer {
         let mut result = Ok(());
         let known = &self.record.vips;
         for name in self.record.dummies.difference(&wanted.dummies) {
-            let removed = DummyLink::open(name, known.iter().copied()).and_then(DummyLink::remove);
+            let unreset = &mut self.news.unreset;
+            let removed =
+                DummyLink::open(name, known.iter().copied()).and_then(|dummy| dummy.take_down(unreset));
             match removed {
                 Ok(()) | Err(DummyError::OtherKind { .. } | DummyError::Name(_)) => {
                     left.dummies.remove(name);

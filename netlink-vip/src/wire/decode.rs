@@ -437,7 +437,7 @@ pub(crate) fn attributes(body: &[u8], start: usize) -> impl Iterator<Item = (u16
     })
 }
 
-fn ip_of(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip_of(value: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(value) {
         return Some(v4.into());
     }
@@ -450,15 +450,15 @@ pub(crate) fn text(value: &[u8]) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn u32_of(value: &[u8]) -> Option<u32> {
+pub(super) fn u32_of(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn u32_at(bytes: &[u8], at: std::ops::Range<usize>) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: std::ops::Range<usize>) -> Option<u32> {
     u32_of(bytes.get(at)?)
 }
 
-fn u16_at(bytes: &[u8], at: std::ops::Range<usize>) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: std::ops::Range<usize>) -> Option<u16> {
     bytes.get(at)?.try_into().ok().map(u16::from_ne_bytes)
 }
 

@@ -1,9 +1,11 @@
 //! `inet_diag` messages (`inet_diag.h`, `sock_diag.h`), written by hand: the usual crate knows neither the filter
 //! program nor SOCK_DESTROY.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::decode::attributes;
 use super::family;
+use crate::sessions::Listener;
 
 /// Message types.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -20,13 +22,18 @@ const REQ_BYTECODE: u16 = 1;
 const BC_SOURCE: u8 = 7;
 /// TCP states as bits: all but TIME_WAIT (6) and CLOSE (7), which hold no session, and LISTEN (10), which is
 /// somebody's service and stays.
-const SESSION_STATES: u32 = 0xfff & !(1 << 6) & !(1 << 7) & !(1 << 10);
+const SESSION_STATES: u32 = 0xfff & !(1 << 6) & !(1 << 7) & !LISTEN;
+const LISTEN: u32 = 1 << 10;
+/// `INET_DIAG_SKV6ONLY`, which every listener of IPv6 comes with unasked.
+const V6_ONLY: u16 = 11;
 
 const MESSAGE_HEADER: usize = 16;
 /// `struct inet_diag_sockid`.
 const SOCKET_ID: usize = 48;
 /// Where the id begins in `struct inet_diag_msg`, after family, state, timer and retransmissions.
 const ID_IN_REPLY: usize = 4;
+/// `struct inet_diag_msg`, which attributes follow.
+const REPLY: usize = 72;
 /// Where the local address begins in the id, after two ports.
 const SOURCE_IN_ID: usize = 4;
 
@@ -47,16 +54,36 @@ impl SocketId {
 
     /// The local address; that of an IPv4 session of a dual-stack socket is IPv4.
     pub(crate) fn local(&self) -> Option<IpAddr> {
+        self.bound().map(|ip| ip.to_canonical())
+    }
+
+    /// The local address as the socket has it.
+    fn bound(&self) -> Option<IpAddr> {
         let bytes = self.id.get(SOURCE_IN_ID..SOURCE_IN_ID + 16)?;
         match self.family {
             family::INET => <[u8; 4]>::try_from(bytes.get(..4)?).ok().map(IpAddr::from),
-            family::INET6 => {
-                <[u8; 16]>::try_from(bytes).ok().map(|octets| IpAddr::from(octets).to_canonical())
-            }
+            family::INET6 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
             _ => None,
         }
     }
+
+    /// The local port, in network byte order in the id.
+    fn port(&self) -> u16 {
+        let [high, low, ..] = self.id;
+        u16::from_be_bytes([high, low])
+    }
 }
+
+/// Reads one reply of a dump of listeners.
+pub(crate) fn listener(body: &[u8]) -> Option<Listener> {
+    let id = SocketId::decode(body)?;
+    let v6_only = attributes(body, REPLY).find(|(number, _)| *number == V6_ONLY);
+    let is_v6_only = v6_only.is_some_and(|(_, value)| value.first().is_some_and(|&byte| byte != 0));
+    Some(Listener { local: SocketAddr::new(id.bound()?, id.port()), is_v6_only })
+}
+
+/// The families of TCP sockets.
+pub(crate) const FAMILIES: [u8; 2] = [family::INET, family::INET6];
 
 /// The families in which sessions at `ip` are found: those of dual-stack sockets are IPv6 whatever the address.
 pub(crate) fn families(ip: IpAddr) -> &'static [u8] {
@@ -70,6 +97,12 @@ pub(crate) fn dump_sessions(sequence: u32, family: u8, local: IpAddr) -> Vec<u8>
     body.extend(u16_bytes(4 + program.len()));
     body.extend(REQ_BYTECODE.to_ne_bytes());
     body.extend(program);
+    message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, &body)
+}
+
+/// Asks for the listening TCP sockets of one family.
+pub(crate) fn dump_listeners(sequence: u32, family: u8) -> Vec<u8> {
+    let body = request(family, LISTEN, &[0; SOCKET_ID]);
     message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, &body)
 }
 
@@ -143,6 +176,30 @@ mod tests {
     }
 
     #[test]
+    fn listeners_are_read_with_their_port_and_whether_ipv4_is_left_out() {
+        let reply = |family: u8, source: &[u8], attributes: &[u8]| {
+            let mut body = vec![family, 10, 0, 0, 0x19, 0x2b, 0, 0];
+            body.extend(source);
+            body.resize(REPLY, 0);
+            body.extend(attributes);
+            listener(&body).map(|it| (it.local.to_string(), it.is_v6_only))
+        };
+        let told = |local: &str, is_v6_only| Some((local.to_owned(), is_v6_only));
+        assert_eq!(reply(family::INET, &[10, 0, 0, 100], &[]), told("10.0.0.100:6443", false));
+        // INET_DIAG_SHUTDOWN before it.
+        let mut attributes = [[5_u16.to_ne_bytes(), 8_u16.to_ne_bytes()].concat(), vec![3, 0, 0, 0]].concat();
+        attributes.extend([5_u16.to_ne_bytes(), 11_u16.to_ne_bytes()].concat());
+        for (value, is_v6_only) in [(0, false), (1, true)] {
+            let all = [attributes.as_slice(), &[value, 0, 0, 0]].concat();
+            assert_eq!(reply(family::INET6, &[0; 16], &all), told("[::]:6443", is_v6_only));
+        }
+        let mapped = "::ffff:10.0.0.100".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        assert_eq!(reply(family::INET6, &mapped, &[]), told("[::ffff:10.0.0.100]:6443", false));
+        assert_eq!(reply(1, &[0; 16], &[]), None);
+        assert_eq!(listener(&[2; 51]), None);
+    }
+
+    #[test]
     fn requests_have_the_layout_of_the_headers() {
         let dump = dump_sessions(7, family::INET, [10, 0, 0, 100].into());
         assert_eq!(dump.len(), 16 + 56 + 4 + 16);
@@ -151,6 +208,9 @@ mod tests {
         assert_eq!(dump[20..24], 0x0b3f_u32.to_ne_bytes(), "no LISTEN, TIME_WAIT or CLOSE");
         assert_eq!(dump[76..80], [7, 16, 20, 0], "accept just behind, reject four further");
         assert_eq!(dump[88..], [10, 0, 0, 100]);
+        let listeners = dump_listeners(7, family::INET6);
+        assert_eq!((listeners.len(), &listeners[16..20]), (16 + 56, &[10, 6, 0, 0][..]));
+        assert_eq!(listeners[20..24], 0x400_u32.to_ne_bytes(), "LISTEN only");
         let id = SocketId { family: family::INET6, id: [9; SOCKET_ID] };
         let destroy = destroy(8, &id);
         assert_eq!((destroy.len(), destroy[4], destroy[16]), (16 + 56, 21, 10));

@@ -14,6 +14,9 @@ use netlink_packet_route::addrlabel::{AddrLabelAttribute, AddrLabelMessage};
 use netlink_packet_route::link::{
     InfoData, InfoIpTunnel, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -110,6 +113,41 @@ pub(crate) fn dump_addresses(index: u32) -> Request {
 /// All links.
 pub(crate) fn dump_links() -> Request {
     dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+}
+
+/// Neighbours of one family on all interfaces.
+pub(crate) fn dump_neighbours(v4: bool) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    dump(RouteNetlinkMessage::GetNeighbour(message))
+}
+
+/// Makes the kernel find out or confirm a neighbour's link-layer address, as if it had a packet for it. One that an
+/// administrator has entered for good would lose that.
+pub(crate) fn use_neighbour(index: u32, ip: IpAddr) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip);
+    message.header.ifindex = index;
+    message.header.flags = NeighbourFlags::Use;
+    let address = match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    message.attributes = vec![NeighbourAttribute::Destination(address)];
+    write(NLM_F_CREATE, RouteNetlinkMessage::NewNeighbour(message))
+}
+
+/// The route that packets of this node to an address take.
+pub(crate) fn get_route(ip: IpAddr) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ip);
+    message.header.destination_prefix_length = full_prefix(ip);
+    let address = match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    };
+    message.attributes = vec![RouteAttribute::Destination(address)];
+    write(0, RouteNetlinkMessage::GetRoute(message))
 }
 
 /// Routes of the main table; kernels that filter dumps return only those of `protocol`, if given.

@@ -131,3 +131,26 @@ fn dumps_ask_for_no_more_than_is_needed() {
     assert!(hex(dump_links()).starts_with("2000000012000103"));
     assert!(hex(dump_labels()).contains("0a00000000000000"));
 }
+
+#[test]
+fn a_neighbour_is_used_and_not_written() {
+    let sent = hex(use_neighbour(7, [10, 0, 0, 2].into()));
+    let expected = [
+        "240000001c0005040100000000000000", // RTM_NEWNEIGH, REQUEST|ACK|CREATE
+        "020000000700000000000100",         // AF_INET, no state, NTF_USE
+        "080001000a000002",                 // NDA_DST, and no NDA_LLADDR
+    ];
+    assert_eq!(sent, expected.concat());
+}
+
+#[test]
+fn a_route_is_asked_for_one_address() {
+    let ip: std::net::Ipv6Addr = "fd00::2".parse().unwrap();
+    let sent = hex(get_route(ip.into()));
+    let expected = [
+        "300000001a0005000100000000000000", // RTM_GETROUTE, REQUEST|ACK
+        "0a8000000000000000000000",         // AF_INET6, /128
+        "14000100fd000000000000000000000000000002",
+    ];
+    assert_eq!(sent, expected.concat());
+}

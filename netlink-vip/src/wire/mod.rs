@@ -4,6 +4,7 @@
 pub mod decode;
 pub(crate) mod diag;
 pub(crate) mod encode;
+pub(crate) mod neighbour;
 
 pub use decode::{DecodeError, Message, NetEvent, decode_event, decode_events, messages};
 
@@ -35,6 +36,7 @@ pub(crate) mod kind {
     pub(crate) const DELADDR: u16 = 21;
     pub(crate) const NEWROUTE: u16 = 24;
     pub(crate) const DELROUTE: u16 = 25;
+    pub(crate) const NEWNEIGH: u16 = 28;
     pub(crate) const NEWADDRLABEL: u16 = 72;
 }
 

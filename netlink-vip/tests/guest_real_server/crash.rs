@@ -67,6 +67,7 @@ pub(crate) fn keeper() {
         addresses: [(v4, 24), (v6, 64)].map(|(ip, len)| VipAddress::new(ip, len).expect("a VIP")).into(),
         address_label: None,
         lease: LeaseTime::MIN,
+        lasting: [].into(),
     };
     let leased = || ip(node, "addr show dev eth0").contains(&format!("{v4}/32"));
     // The second one finds what the first one held, as after a crash.

@@ -74,6 +74,11 @@ pub(crate) fn ip(node: &Node, arguments: &str) -> String {
     node.exec("ip", arguments.split_whitespace()).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Runs one `nft` command, which must succeed.
+pub(crate) fn nft(node: &Node, command: &str) -> String {
+    node.exec("nft", [command]).unwrap_or_else(|error| panic!("{error}"))
+}
+
 pub(crate) fn arp_sysctls(node: &Node) -> [String; 2] {
     ["arp_ignore", "arp_announce"]
         .map(|name| node.sysctl(&format!("net.ipv4.conf.eth0.{name}")).expect("a sysctl"))

@@ -188,6 +188,7 @@ pub(crate) fn group(id: GroupId, interface: &str, addresses: &[&str]) -> VipGrou
         addresses: addresses.iter().map(parse).collect(),
         address_label: Some(AddressLabel::DEFAULT),
         lease: LeaseTime::MIN,
+        lasting: BTreeSet::new(),
     }
 }
 

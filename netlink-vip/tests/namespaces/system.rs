@@ -5,6 +5,8 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
+use netlink_vip::acceptance::{AcceptanceError, Way, Ways};
+use netlink_vip::sessions::Listener;
 use netlink_vip::{DummyError, DummyLink, KeeperEvent, Release, SysctlGuard, SysctlKey, Warning, sessions};
 
 use crate::ground::{Ground, MS, ONE, SOON, beside, group};
@@ -13,6 +15,8 @@ crate::trials![
     a_planned_release_resets_sessions_while_the_vip_is_there,
     an_unplanned_release_leaves_no_session,
     only_sessions_at_the_given_addresses_are_reset,
+    those_who_listen_are_listed,
+    ways_follow_the_routes,
     the_thread_is_realtime_or_says_why_not,
     a_kernel_without_dummy_links_is_told,
     sysctls_come_back,
@@ -141,6 +145,52 @@ fn policy_of_keeper_threads() -> Vec<String> {
         .filter(|stat| stat.contains("(vip-keeper)"))
         .map(|stat| stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().to_owned())
         .collect()
+}
+
+fn those_who_listen_are_listed(ground: &Ground) {
+    ground.with_eth0();
+    let all = TcpListener::bind("[::]:7000").unwrap();
+    let _v4 = TcpListener::bind("10.0.0.1:7001").unwrap();
+    let _v6 = TcpListener::bind("[fd00::1]:7002").unwrap();
+    let only = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+    only.set_only_v6(true).unwrap();
+    only.bind(&"[::]:7003".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    only.listen(1).unwrap();
+    // The kernel keeps a socket on one address of IPv6 to that family. A session is no listener.
+    let _client = TcpStream::connect("10.0.0.1:7000").unwrap();
+    let _session = all.accept().unwrap();
+    let mut found = sessions::listeners().unwrap();
+    found.sort_unstable_by_key(|it| it.local.port());
+    let told =
+        [("[::]:7000", false), ("10.0.0.1:7001", false), ("[fd00::1]:7002", true), ("[::]:7003", true)];
+    let told = told.map(|(local, is_v6_only)| Listener { local: local.parse().unwrap(), is_v6_only });
+    assert_eq!(found, told);
+}
+
+fn ways_follow_the_routes(ground: &Ground) {
+    ground.with_eth0();
+    // An interface before eth0 that carries its addresses too.
+    ground.ip("addr add 10.0.0.1/32 dev lo");
+    ground.ip("route add 10.9.0.0/16 via 10.0.0.254");
+    ground.ip("route add unreachable 10.8.0.0/16");
+    ground.ip("-6 route add unreachable fd08::/16");
+    ground.ip("-6 route add fd09::/16 via fd00::fe");
+    let mut ways = Ways::open().unwrap();
+    let mut to = |server: &str| ways.to(server.parse().unwrap());
+    let eth0 = |source: &str| Way::Through { interface: "eth0".to_owned(), source: source.parse().unwrap() };
+    for here in ["10.0.0.1", "127.0.0.9", "fd00::1", "::1"] {
+        assert_eq!(to(here).unwrap(), Way::Here, "{here}");
+    }
+    for server in ["10.0.0.2", "10.9.0.1"] {
+        assert_eq!(to(server).unwrap(), eth0("10.0.0.1"), "{server}");
+    }
+    for server in ["fd00::2", "fd09::1"] {
+        assert_eq!(to(server).unwrap(), eth0("fd00::1"), "{server}");
+    }
+    for server in ["10.8.0.1", "192.0.2.1", "fd08::1", "2001:db8::1"] {
+        let found = to(server);
+        assert!(matches!(found, Err(AcceptanceError::NoRoute(_))), "{server}: {found:?}");
+    }
 }
 
 fn the_thread_is_realtime_or_says_why_not(ground: &Ground) {
