@@ -4,6 +4,10 @@
 //! may direct. The address itself says which one that is: IPVS matches by a mark, which a packet gets only where the
 //! address is on the interface that the packet arrived by. When the kernel ends the lease of the address, this node
 //! directs no more packet, whether any process of ours lives or not.
+//!
+//! A server that is asked whether it accepts connections to the address answers in the address's name, to this node,
+//! which has the address too. Whoever asks hears that by a packet socket. The kernel would log it as a forgery (IPv4,
+//! with `log_martians`) or reset a connection that it does not know (IPv6), so it does not get to see it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -12,17 +16,21 @@ use std::num::{NonZeroU16, NonZeroU32};
 use nftables::expr::{
     BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, SetItem,
 };
-use nftables::stmt::{Mangle, Match, Operator, Statement};
+use nftables::stmt::{Mangle, Match, Operator, Reject, RejectType, Statement};
 
-use super::table::{Family, equals, field, text};
+use super::table::{Family, address_type, equals, field, text};
 use crate::mark::DIRECTOR_MASK;
 
 pub(super) const DIRECT: &str = "direct";
 pub(super) const MASQUERADE: &str = "forwarded";
+pub(super) const REFUSE: &str = "leaving";
+pub(super) const ANSWERS: &str = "answers";
 
 /// Just before IPVS looks at what this node receives (98, `NF_IP_PRI_NAT_SRC` - 2), so that nobody changes the mark in
 /// between.
 pub(super) const DIRECT_PRIORITY: i32 = 90;
+/// The conventional place (`raw`) of what is before connection tracking and routing.
+pub(super) const ANSWERS_PRIORITY: i32 = -300;
 /// The conventional place of source NAT.
 pub(super) const MASQUERADE_PRIORITY: i32 = 100;
 
@@ -38,14 +46,22 @@ pub struct Director {
     pub port: NonZeroU16,
     /// What IPVS matches, one of [`crate::director_marks`].
     pub mark: NonZeroU32,
-    /// The interfaces that clients and directors are behind: the one that carries the address, and tunnels. Empty means
-    /// any.
+    /// The interfaces that clients, directors and servers are behind: the one that carries the address, and tunnels.
+    /// Empty means any, and that nobody asks servers.
     pub from: BTreeSet<String>,
     /// Where the address must be for this node to direct.
     pub reach: Reach,
+    /// Link-layer addresses of the other nodes that may direct. What they send to the virtual address they have directed
+    /// already, so it is for the server on this node: two nodes that both believe they hold the address do not send
+    /// packets round in circles.
+    pub peers: BTreeSet<[u8; 6]>,
     /// Rewrite the source of what IPVS forwards to the node's own address, so that servers answer through this node (IPVS's
     /// forwarding method NAT). Needs `net.ipv4.vs.conntrack`.
     pub masquerade: bool,
+    /// Resets new connections to the virtual address that have no hop left, whether they come directly or in a tunnel:
+    /// those are the questions of other nodes whether a server here would answer. A node that is about to be no real
+    /// server any more so tells them, while connections of clients go on.
+    pub leaving: bool,
 }
 
 /// Where an address must be for this node to direct what is sent to it.
@@ -72,15 +88,50 @@ impl Director {
 
     /// Before the redirects to the proxy: what is for IPVS, or for a server on this node.
     pub(super) fn exemption(&self) -> Vec<Statement<'_>> {
-        let mut rule = Vec::new();
-        if !self.from.is_empty() {
-            let names = self.from.iter().map(|name| SetItem::Element(text(name.clone()))).collect();
-            let interface = NamedExpression::Meta(Meta { key: MetaKey::Iifname });
-            rule.push(equals(interface, Expression::Named(NamedExpression::Set(names))));
-        }
+        let mut rule = Vec::from_iter(self.arrival());
         rule.extend(self.target());
         rule.push(Statement::Return(None));
         rule
+    }
+
+    /// Before the marking: what another director has directed.
+    pub(super) fn directed_already(&self) -> Option<Vec<Statement<'_>>> {
+        if self.peers.is_empty() {
+            return None;
+        }
+        let address = |mac: &[u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
+        let peers = self.peers.iter().map(|mac| SetItem::Element(text(address(mac)))).collect();
+        let mut rule = Vec::from(self.target());
+        rule.push(equals(field("ether", "saddr"), Expression::Named(NamedExpression::Set(peers))));
+        rule.push(Statement::Return(None));
+        Some(rule)
+    }
+
+    /// That a packet came in by an interface of [`Self::from`]; `None` if by any.
+    fn arrival(&self) -> Option<Statement<'_>> {
+        if self.from.is_empty() {
+            return None;
+        }
+        let names = self.from.iter().map(|name| SetItem::Element(text(name.clone()))).collect();
+        let interface = NamedExpression::Meta(Meta { key: MetaKey::Iifname });
+        Some(equals(interface, Expression::Named(NamedExpression::Set(names))))
+    }
+
+    /// Drops what servers answer when they are asked whether they accept, or what somebody forges: who else has the
+    /// address has no business with this node in its name. `None` without [`Self::from`].
+    ///
+    /// A node that does not have the address may be connected to it, elsewhere; and one that has it may pass on what
+    /// servers send to clients.
+    pub(super) fn deafness(&self) -> Option<Vec<Statement<'_>>> {
+        let local = |flag| equals(address_type(flag), text("local".to_owned()));
+        Some(vec![
+            self.arrival()?,
+            equals(field(self.family().protocol(), "saddr"), text(self.vip.to_canonical().to_string())),
+            equals(field("tcp", "sport"), Expression::Number(u32::from(self.port.get()))),
+            local(FibFlag::Saddr),
+            local(FibFlag::Daddr),
+            Statement::Drop(None),
+        ])
     }
 
     pub(super) fn marking(&self) -> Vec<Statement<'_>> {
@@ -90,12 +141,40 @@ impl Director {
         };
         let local = NamedExpression::Fib(Fib { result: FibResult::Type, flags });
         let mut rule = Vec::from(self.target());
+        // IPVS could not forward it. Other nodes use that to ask whether a server here would answer.
+        rule.push(Statement::Match(Match {
+            left: Expression::Named(self.hops()),
+            right: Expression::Number(1),
+            op: Operator::NEQ,
+        }));
         rule.push(equals(local, text("local".to_owned())));
         rule.push(Statement::Mangle(Mangle {
             key: Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })),
             value: Expression::Number(self.mark.get()),
         }));
         rule
+    }
+
+    pub(super) fn refusal(&self) -> Option<Vec<Statement<'_>>> {
+        if !self.leaving {
+            return None;
+        }
+        let flags = Expression::Named(field("tcp", "flags"));
+        let of =
+            |names: &[&str]| Expression::List(names.iter().map(|name| text((*name).to_owned())).collect());
+        let opening = Expression::BinaryOperation(Box::new(BinaryOperation::AND(flags, of(&["syn", "ack"]))));
+        let mut rule = Vec::from(self.target());
+        rule.push(equals(self.hops(), Expression::Number(1)));
+        rule.push(Statement::Match(Match { left: opening, right: text("syn".to_owned()), op: Operator::EQ }));
+        rule.push(Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None))));
+        Some(rule)
+    }
+
+    fn hops(&self) -> NamedExpression<'static> {
+        match self.family() {
+            Family::V4 => field("ip", "ttl"),
+            Family::V6 => field("ip6", "hoplimit"),
+        }
     }
 
     pub(super) fn masquerading(&self) -> Vec<Statement<'_>> {
@@ -121,7 +200,9 @@ mod tests {
             mark: NonZeroU32::new(0x1001).unwrap(),
             from: ["eth0".to_owned(), "cplbtun4".to_owned()].into(),
             reach: Reach::ArrivalInterface,
+            peers: BTreeSet::new(),
             masquerade: true,
+            leaving: false,
         }
     }
 
@@ -141,13 +222,24 @@ mod tests {
             |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
         assert_eq!(rule[0], equal(&payload("ip", "daddr"), &json!("10.0.0.100")));
         assert_eq!(rule[1], equal(&payload("tcp", "dport"), &json!(6443)));
-        let mut flags: Vec<_> = rule[2]["match"]["left"]["fib"]["flags"].as_array().unwrap().clone();
+        let hops = json!({"match": {"op": "!=", "left": payload("ip", "ttl"), "right": 1}});
+        assert_eq!(rule[2], hops);
+        let mut flags: Vec<_> = rule[3]["match"]["left"]["fib"]["flags"].as_array().unwrap().clone();
         flags.sort_by_key(ToString::to_string);
         assert_eq!(flags, ["daddr", "iif"]);
-        assert_eq!(rule[3], json!({"mangle": {"key": meta("mark"), "value": 0x1001}}));
+        assert_eq!(rule[4], json!({"mangle": {"key": meta("mark"), "value": 0x1001}}));
         let anywhere = Director { reach: Reach::Node, ..director };
         let rule = serde_json::to_value(anywhere.marking()).unwrap();
-        assert_eq!(rule[2]["match"]["left"]["fib"]["flags"], json!(["daddr"]));
+        assert_eq!(rule[3]["match"]["left"]["fib"]["flags"], json!(["daddr"]));
+    }
+
+    #[test]
+    fn what_another_director_sends_is_not_directed_again() {
+        assert!(director().directed_already().is_none());
+        let director = Director { peers: [[2, 0, 0, 9, 0, 0x0c]].into(), ..director() };
+        let rule = serde_json::to_value(director.directed_already().unwrap()).unwrap();
+        assert_eq!(rule[2]["match"]["right"], json!({"set": ["02:00:00:09:00:0c"]}));
+        assert_eq!(rule[3], json!({"return": null}));
     }
 
     #[test]
@@ -158,6 +250,32 @@ mod tests {
         assert_eq!(rule[3], json!({"return": null}));
         let from_anywhere = Director { from: BTreeSet::new(), ..director };
         assert_eq!(from_anywhere.exemption().len(), 3);
+    }
+
+    #[test]
+    fn only_new_connections_without_a_hop_left_are_refused() {
+        assert!(director().refusal().is_none());
+        let director = Director { leaving: true, ..director() };
+        let rule = serde_json::to_value(director.refusal().unwrap()).unwrap();
+        let ttl = json!({"payload": {"protocol": "ip", "field": "ttl"}});
+        assert_eq!(rule[2], equal(&ttl, &json!(1)));
+        assert_eq!(rule[3]["match"]["right"], "syn");
+        assert_eq!(rule[4], json!({"reject": {"type": "tcp reset"}}));
+    }
+
+    #[test]
+    fn answers_are_dropped_where_they_can_only_be_answers() {
+        let director = director();
+        let rule = serde_json::to_value(director.deafness()).unwrap();
+        let payload =
+            |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
+        let local = |flag: &str| equal(&json!({"fib": {"result": "type", "flags": [flag]}}), &json!("local"));
+        assert_eq!(rule[0], equal(&meta("iifname"), &json!({"set": ["cplbtun4", "eth0"]})));
+        assert_eq!(rule[1], equal(&payload("ip", "saddr"), &json!("10.0.0.100")));
+        assert_eq!(rule[2], equal(&payload("tcp", "sport"), &json!(6443)));
+        assert_eq!((&rule[3], &rule[4]), (&local("saddr"), &local("daddr")));
+        assert_eq!(rule[5], json!({"drop": null}));
+        assert_eq!(Director { from: BTreeSet::new(), ..director }.deafness(), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue};
 use nftables::stmt::{Match, NAT, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use super::director::{self, DIRECT, Director, MASQUERADE};
+use super::director::{self, ANSWERS, DIRECT, Director, MASQUERADE, REFUSE};
 
 /// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
 /// container runtimes. A number, because nft 1.0.6 refuses the name `dstnat` in the output hook.
@@ -165,7 +165,20 @@ impl Table {
             NfHook::Postrouting,
             director::MASQUERADE_PRIORITY,
         ));
+        batch.add(self.chain(ANSWERS, NfChainType::Filter, NfHook::Prerouting, director::ANSWERS_PRIORITY));
+        if self.refusals().next().is_some() {
+            batch.add(self.chain(REFUSE, NfChainType::Filter, NfHook::Input, 0));
+        }
+        for refusal in self.refusals() {
+            batch.add(self.rule(REFUSE, refusal));
+        }
         for director in &self.directors {
+            if let Some(rule) = director.deafness() {
+                batch.add(self.rule(ANSWERS, rule));
+            }
+            if let Some(rule) = director.directed_already() {
+                batch.add(self.rule(DIRECT, rule));
+            }
             batch.add(self.rule(DIRECT, director.marking()));
             if director.masquerade {
                 batch.add(self.rule(MASQUERADE, director.masquerading()));
@@ -173,17 +186,25 @@ impl Table {
         }
     }
 
+    fn refusals(&self) -> impl Iterator<Item = Vec<Statement<'_>>> {
+        self.directors.iter().filter_map(Director::refusal)
+    }
+
     /// The chains that [`Self::replacement`] makes.
     pub(super) fn chain_names(&self) -> impl Iterator<Item = &'static str> {
-        let directing = (!self.directors.is_empty()).then_some([DIRECT, MASQUERADE]);
-        [PREROUTING, OUTPUT, GUARD].into_iter().chain(directing.into_iter().flatten())
+        let directing = (!self.directors.is_empty()).then_some([DIRECT, MASQUERADE, ANSWERS]);
+        let refusing = self.refusals().next().map(|_| REFUSE);
+        [PREROUTING, OUTPUT, GUARD].into_iter().chain(directing.into_iter().flatten()).chain(refusing)
     }
 
     /// How many rules [`Self::replacement`] makes.
     pub(super) fn rule_count(&self) -> usize {
-        let directing = |director: &Director| 2 + usize::from(director.masquerade);
+        let directing = |director: &Director| {
+            let optional = [director.masquerade, !director.peers.is_empty(), !director.from.is_empty()];
+            2 + optional.into_iter().filter(|there| *there).count()
+        };
         let directing: usize = self.directors.iter().map(directing).sum();
-        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2 + directing
+        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2 + directing + self.refusals().count()
     }
 
     /// How many addresses both sets hold together.
@@ -275,7 +296,7 @@ fn silence<'a>(family: Family) -> Vec<Statement<'a>> {
     ]
 }
 
-fn address_type<'a>(flag: FibFlag) -> NamedExpression<'a> {
+pub(super) fn address_type<'a>(flag: FibFlag) -> NamedExpression<'a> {
     NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([flag]) })
 }
 

@@ -2,11 +2,14 @@
 //! with its mark, and where all others go.
 
 use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
 use lb_proxy::director_marks;
 use lb_proxy::nft::{Director, Presence, Reach, Table, TableName};
+use netlink_vip::acceptance::{Acceptance, Answer, Path, Question};
 
 use crate::ns::{Peer, accepted_at, add_address, connect, ip, listen, nft, run};
 use crate::{block_on, find, table};
@@ -14,8 +17,13 @@ use crate::{block_on, find, table};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_director_marks_only_where_the_address_is", a_director_marks_only_where_the_address_is),
     ("an_address_of_somebody_else_is_directed_wherever_it_is", an_address_of_somebody_else_is_directed),
+    ("what_another_director_sends_is_for_the_server_here", what_another_director_sends),
+    ("what_has_no_hop_left_is_for_the_server_here", what_has_no_hop_left),
+    ("who_leaves_refuses_questions_and_no_client", who_leaves_refuses_questions),
     ("others_still_reach_the_proxy", others_still_reach_the_proxy),
     ("a_director_masquerades_what_it_forwards", a_director_masquerades_what_it_forwards),
+    ("who_asks_a_server_hears_what_the_kernel_does_not", who_asks_a_server_hears_what_the_kernel_does_not),
+    ("a_node_without_the_address_hears_from_it", a_node_without_the_address_hears_from_it),
     ("the_rules_of_directors_are_watched", the_rules_of_directors_are_watched),
 ];
 
@@ -33,7 +41,9 @@ fn directed(reach: Reach, from: &[&str]) -> Table {
         mark: mark(index),
         from: from.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>(),
         reach,
+        peers: BTreeSet::new(),
         masquerade: false,
+        leaving: false,
     });
     Table { directors: directors.collect(), ..table() }
 }
@@ -109,6 +119,75 @@ fn an_address_of_somebody_else_is_directed() {
     }
 }
 
+/// Applies what `change` makes of each director.
+fn apply(change: impl Fn(Director) -> Director) {
+    let mut table = directed(Reach::ArrivalInterface, &["lan"]);
+    table.directors = table.directors.into_iter().map(change).collect();
+    block_on(find().apply(&table)).unwrap();
+}
+
+fn what_another_director_sends() {
+    let [client, _workload] = node("lan");
+    let server = listen(6443);
+    let link = client.run(|| run("ip", &["-o", "link", "show", "dev", "eth0"]));
+    let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether").skip(1);
+    let octets = words.next().unwrap().split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
+    let mac: [u8; 6] = octets.collect::<Vec<_>>().try_into().unwrap();
+    apply(|director| Director { peers: [mac, [2; 6]].into(), ..director });
+    for index in 0..VIPS.len() {
+        assert!(!is_marked(&client, index, &server));
+    }
+    apply(|director| Director { peers: [[2; 6]].into(), ..director });
+    for index in 0..VIPS.len() {
+        assert!(is_marked(&client, index, &server), "from elsewhere");
+    }
+}
+
+/// A connection that may make one hop only.
+fn ask(vip: &str) -> std::io::Result<socket2::Socket> {
+    let domain = socket2::Domain::for_address(target(vip));
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    if domain == socket2::Domain::IPV4 {
+        socket.set_ttl_v4(1)?;
+    } else {
+        socket.set_unicast_hops_v6(1)?;
+    }
+    socket.connect(&target(vip).into())?;
+    Ok(socket)
+}
+
+fn what_has_no_hop_left() {
+    let [client, _workload] = node("lan");
+    let server = listen(6443);
+    apply(|director| director);
+    for (index, vip) in VIPS.into_iter().enumerate() {
+        let _stream = client.run(move || ask(vip).unwrap());
+        assert_eq!(accepted_at(&server), target(vip));
+        assert!(!seen(index));
+    }
+}
+
+fn who_leaves_refuses_questions() {
+    let [client, _workload] = node("lan");
+    let server = listen(6443);
+    apply(|director| director);
+    let mut open: Vec<_> = VIPS
+        .iter()
+        .map(|vip| (client.run(move || connect(target(vip))), server.accept().unwrap().0))
+        .collect();
+    apply(|director| Director { leaving: true, ..director });
+    for (vip, (stream, accepted)) in VIPS.into_iter().zip(&mut open) {
+        accepted.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"y").unwrap();
+        accepted.read_exact(&mut [0]).unwrap_or_else(|error| panic!("{vip}: what is open stays: {error}"));
+        let refused = client.run(move || ask(vip).unwrap_err().kind());
+        assert_eq!(refused, ErrorKind::ConnectionRefused);
+        let _stream = client.run(move || connect(target(vip)));
+        assert_eq!(accepted_at(&server), target(vip), "a client is not refused");
+    }
+}
+
 fn others_still_reach_the_proxy() {
     let [client, workload] = node("lan");
     let (server, proxy) = (listen(6443), listen(6444));
@@ -148,15 +227,80 @@ fn a_director_masquerades_what_it_forwards() {
     }
 }
 
+/// Counts from now on what comes past our chain in the name of a server, and what this node's kernel resets.
+fn count_answers() {
+    nft("add table inet heard; delete table inet heard; add table inet heard");
+    nft("add chain inet heard answers { type filter hook prerouting priority -299; }");
+    nft("add rule inet heard answers iifname lan tcp sport 6443 counter");
+    nft("add chain inet heard resets { type filter hook output priority 0; }");
+    nft("add rule inet heard resets tcp flags & rst == rst counter");
+}
+
+/// Whether a chain of [`count_answers`] has counted nothing.
+fn is_quiet(chain: &str) -> bool {
+    nft(&format!("list chain inet heard {chain}")).contains("counter packets 0 ")
+}
+
+/// The client's node is a server too: it has the addresses, and its processes answer in their name.
+fn who_asks_a_server_hears_what_the_kernel_does_not() {
+    let [server, _workload] = node("lan");
+    let _listener = server.run(|| {
+        for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
+            add_address(&format!("{vip}/{prefix}"), "lo");
+        }
+        listen(6443)
+    });
+    let table = directed(Reach::ArrivalInterface, &["lan"]);
+    for (vip, [source, other]) in VIPS.into_iter().zip([["10.0.0.1", "10.0.0.9"], ["fd00::1", "fd00::9"]]) {
+        let question = Question { virtual_address: target(vip), server: ip(other), path: Path::Direct };
+        let mut acceptance = Acceptance::open("lan", ip(source)).unwrap();
+        // IPv6 neighbours are looked for with a link-local address, which may take a moment.
+        let mut answer = || acceptance.ask(&[question], Duration::from_secs(6)).unwrap()[&question];
+        block_on(find().apply(&table)).unwrap();
+        count_answers();
+        assert_eq!(answer(), Answer::Accepts, "{vip}");
+        assert!(is_quiet("answers") && is_quiet("resets"), "{vip}: the kernel sees and says nothing");
+        // Without the rule it does: it is IPv6 that resets.
+        block_on(find().remove(&table.name)).unwrap();
+        assert_eq!(answer(), Answer::Accepts, "{vip}");
+        assert_eq!((is_quiet("answers"), is_quiet("resets")), (false, ip(vip).is_ipv4()), "{vip}");
+    }
+}
+
+/// The holder is another node at the moment, and this one is its client.
+fn a_node_without_the_address_hears_from_it() {
+    let [holder, _workload] = node("lan");
+    for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
+        run("ip", &["addr", "del", &format!("{vip}/{prefix}"), "dev", "lan"]);
+    }
+    let server = holder.run(|| {
+        for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
+            add_address(&format!("{vip}/{prefix}"), "eth0");
+        }
+        listen(6443)
+    });
+    block_on(find().apply(&directed(Reach::Node, &["lan"]))).unwrap();
+    for vip in VIPS {
+        let _stream = connect(target(vip));
+        assert_eq!(accepted_at(&server), target(vip));
+    }
+}
+
 fn the_rules_of_directors_are_watched() {
     let mut guard = find();
     let mut table = directed(Reach::ArrivalInterface, &["lan", "cplbtun4"]);
     table.directors[0].masquerade = true;
+    table.directors[0].peers = [[2; 6]].into();
+    table.directors[1].leaving = true;
     block_on(guard.apply(&table)).unwrap();
     assert_eq!(guard.present(&table).unwrap(), Presence::Intact);
-    for change in
-        ["flush chain inet cplb direct", "flush chain inet cplb forwarded", "add chain inet cplb more"]
-    {
+    for change in [
+        "flush chain inet cplb direct",
+        "flush chain inet cplb forwarded",
+        "flush chain inet cplb leaving",
+        "flush chain inet cplb answers",
+        "add chain inet cplb more",
+    ] {
         nft(change);
         assert_eq!(guard.present(&table).unwrap(), Presence::Missing, "{change}");
         block_on(guard.apply(&table)).unwrap();
