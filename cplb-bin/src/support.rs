@@ -4,6 +4,7 @@
 
 use cplb_config::{Backends, Config, Diagnostic, Severity};
 
+use crate::daemon;
 use crate::exit::{Failure, Kind};
 
 /// Part of a configuration that has no effect, or that `cplb run` refuses.
@@ -79,13 +80,13 @@ impl From<Concern> for Diagnostic {
 }
 
 fn virtual_servers(config: &Config) -> Option<Concern> {
-    (!config.virtual_servers.is_empty()).then(|| Concern {
+    let excess = daemon::excess_virtual_servers(config);
+    (excess > 0).then(|| Concern {
         consequence: Consequence::Refused,
-        rule: "unsupported-ipvs",
+        rule: "too-many-virtual-servers",
         path: "virtualServers".to_owned(),
-        message: "virtualServers ask for the kernel's IPVS, which this version of cplb does not drive"
-            .to_owned(),
-        help: "remove virtualServers: the userspace load balancer then serves the same addresses",
+        message: format!("virtualServers times services is {excess} more than IPVS has marks for"),
+        help: "keep virtualServers times services at 127 or fewer",
     })
 }
 
@@ -154,8 +155,16 @@ mod tests {
         concerns(&config(spec)).into_iter().map(|concern| (concern.rule, concern.path)).collect()
     }
 
-    const IPVS: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n  virtualServers:\n  - ipAddress: 10.0.0.100\n  \
-                        backends: {static: [10.0.0.11]}\n";
+    /// Two virtual servers with that many services.
+    fn virtual_servers(services: usize) -> String {
+        let services: String =
+            (1..=services).map(|port| format!("  - {{name: s{port}, port: {port}}}\n")).collect();
+        format!(
+            "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 10.0.0.101/24]\n  virtualServers:\n  \
+             - ipAddress: 10.0.0.100\n  - ipAddress: 10.0.0.101\n  services:\n{services}  \
+             backends: {{static: [10.0.0.11]}}\n"
+        )
+    }
 
     #[test]
     fn what_this_version_does_not_do_is_listed_with_its_place() {
@@ -171,18 +180,20 @@ mod tests {
                 ("unsupported-status", "status.listen".to_owned()),
             ]
         );
-        assert_eq!(found(IPVS), [("unsupported-ipvs", "virtualServers".to_owned())]);
+        assert_eq!(found(&virtual_servers(63)), []);
+        assert_eq!(found(&virtual_servers(64)), [("too-many-virtual-servers", "virtualServers".to_owned())]);
     }
 
     #[test]
     fn what_is_disabled_is_not_missed() {
-        assert_eq!(found(&format!("{IPVS}  disableLoadBalancer: true\n")), []);
+        let spec = format!("{}  disableLoadBalancer: true\n", virtual_servers(64));
+        assert_eq!(found(&spec), []);
     }
 
     #[test]
     fn only_what_is_refused_keeps_a_configuration_out() {
         assert!(admit(&config("  services: [{name: a, port: 6443}]\n")).is_ok());
-        let refusal = admit(&config(IPVS)).unwrap_err();
-        assert!(refusal.to_string().contains("remove virtualServers"), "{refusal}");
+        let refusal = admit(&config(&virtual_servers(64))).unwrap_err();
+        assert!(refusal.to_string().contains("127 or fewer"), "{refusal}");
     }
 }

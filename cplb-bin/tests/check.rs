@@ -100,7 +100,22 @@ fn every_example_is_accepted_and_its_effective_form_means_the_same() {
         assert_eq!(first.out, second.out, "{name}");
         seen += 1;
     }
-    assert!(seen >= 16, "only {seen} examples found");
+    assert!(seen >= 18, "only {seen} examples found");
+}
+
+#[test]
+fn every_configuration_in_the_readme_is_accepted() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let blocks: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    for block in &blocks {
+        let run = check_text(block).ends_with(0);
+        // What is recommended is not warned about.
+        let warned = ["kube-proxy-ipvs", "kube-proxy in mode", "checks run every", "no virtual IP"];
+        assert!(warned.iter().all(|text| !run.err.contains(text)), "{}", run.err);
+    }
+    assert!(blocks.len() >= 4, "only {} found", blocks.len());
 }
 
 #[test]
@@ -124,7 +139,14 @@ fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
 #[test]
 fn the_ipvs_defaults_of_k0s_are_shown() {
     let run = example("k0sctl-ipvs.yaml").ends_with(0);
-    for default in ["delayLoop: 1m", "lbAlgo: rr", "lbKind: DR", "persistenceTimeoutSeconds: 360"] {
+    for default in [
+        "delayLoop: 1m",
+        "lbAlgo: rr",
+        "lbKind: DR",
+        "persistenceTimeoutSeconds: 360",
+        "ipvsSync: false",
+        "      interval: 1s",
+    ] {
         assert!(run.out.contains(default), "{default:?} is not in:\n{}", run.out);
     }
 }
@@ -281,34 +303,43 @@ fn status_without_a_daemon_says_how_to_start_one() {
     ]);
 }
 
-/// What answers with an exit code of `run` before anything of the system is touched.
-const IPVS: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n  virtualServers:\n  - ipAddress: 10.0.0.100\n  \
-                    backends: {static: [10.0.0.11]}\n";
+/// More virtual servers than there are marks, so that `run` ends before anything of the system is touched. Each service
+/// has `more` fields.
+fn too_many(more: &str) -> String {
+    let services: String =
+        (1..=64).map(|port| format!("  - {{name: s{port}, port: {port}{more}}}\n")).collect();
+    format!(
+        "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 10.0.0.101/24]\n  virtualServers:\n  \
+         - ipAddress: 10.0.0.100\n  - ipAddress: 10.0.0.101\n  backends: {{static: [10.0.0.11]}}\n  \
+         services:\n{services}"
+    )
+}
 
 #[test]
 fn what_run_refuses_is_said_by_check_and_refused_by_run() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
-    std::fs::write(&path, format!("{NATIVE}{IPVS}")).unwrap();
-    check(&path)
-        .ends_with(0)
-        .says(&["cplb.yaml:7:5: warning: `cplb run` refuses this file", "help: remove virtualServers"]);
+    std::fs::write(&path, too_many("")).unwrap();
+    check(&path).ends_with(0).says(&[
+        "cplb.yaml:7:5: warning: `cplb run` refuses this file: virtualServers times services is 1 more",
+        "127 or fewer",
+    ]);
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
         .ends_with(UNAVAILABLE)
-        .says(&["IPVS", "help: remove virtualServers"]);
+        .says(&["virtualServers times services is 1 more", "127 or fewer"]);
 }
 
 #[test]
 fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
-    let run = |spec: &str, backend: &str| {
-        // IPVS ends the run after the backends are looked at.
-        std::fs::write(&path, format!("{NATIVE}{IPVS}{spec}")).unwrap();
+    let run = |more: &str, backend: &str| {
+        // The run ends after the backends are looked at.
+        std::fs::write(&path, too_many(more)).unwrap();
         let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
         cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(UNAVAILABLE)
     };
-    let own = "  services: [{name: api, port: 6443, backends: {static: [10.0.0.11]}}]\n";
+    let own = ", backends: {static: [10.0.0.11]}";
     run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
     run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
     assert!(!run("", "10.0.0.12").err.contains("is ignored"));

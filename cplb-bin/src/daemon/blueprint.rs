@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
-use cplb_config::{Config, Host};
+use cplb_config::{Config, Host, LbKind};
 use lb_proxy::MARK;
-use lb_proxy::nft::{Table, TableName};
-use netlink_vip::{GroupId, LeaseTime, VipGroupConfig};
+use lb_proxy::nft::{Director, Table, TableName};
+use netlink_vip::{GroupId, LeaseTime, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
 
@@ -33,10 +33,22 @@ impl Instance {
 /// Every instance of `config`. An instance is identified by its VRID, so that a reload that reorders the file
 /// moves nothing.
 pub(crate) fn instances(config: &Config) -> Result<Vec<Instance>, netlink_vip::LeaseTimeError> {
-    config.instances.iter().map(instance).collect()
+    let lasting = lasting(config);
+    config.instances.iter().map(|it| instance(it, &lasting)).collect()
 }
 
-fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::LeaseTimeError> {
+/// The virtual IPs whose connections the next director goes on with. Those that are forwarded by NAT end with the node
+/// that translated them.
+fn lasting(config: &Config) -> BTreeSet<IpAddr> {
+    let synchronised = config.ipvs_sync && !config.disable_load_balancer;
+    let servers = config.virtual_servers.iter().filter(|it| synchronised && it.kind != LbKind::Nat);
+    servers.map(|server| server.address).collect()
+}
+
+fn instance(
+    config: &cplb_config::Instance,
+    lasting: &BTreeSet<IpAddr>,
+) -> Result<Instance, netlink_vip::LeaseTimeError> {
     let id = u32::from(config.vrid.get());
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for vip in &config.virtual_ips {
@@ -70,6 +82,12 @@ fn instance(config: &cplb_config::Instance) -> Result<Instance, netlink_vip::Lea
             addresses: config.virtual_ips.clone(),
             address_label: Some(config.address_label),
             lease,
+            lasting: config
+                .virtual_ips
+                .iter()
+                .map(VipAddress::ip)
+                .filter(|ip| lasting.contains(ip))
+                .collect(),
         },
         router: InstanceConfig { id: InstanceId(id), router, transport, checksum: ChecksumPolicy::Lenient },
     })
@@ -118,21 +136,20 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
 
 /// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may
 /// still hold.
-pub(crate) fn table(config: &Config, others: impl Iterator<Item = IpAddr>) -> Option<Table> {
-    let vips: BTreeSet<IpAddr> = config.virtual_ips().chain(others).collect();
+pub(crate) fn table(
+    config: &Config,
+    others: impl Iterator<Item = IpAddr>,
+    directors: Vec<Director>,
+) -> Option<Table> {
+    let by_hand = config.virtual_servers.iter().map(|server| server.address);
+    let vips: BTreeSet<IpAddr> = config.virtual_ips().chain(others).chain(by_hand).collect();
     if config.disable_load_balancer || vips.is_empty() || config.services.is_empty() {
         return None;
     }
     let port = |port: cplb_config::Port| NonZeroU16::new(port.number());
     let redirects =
         config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
-    Some(Table {
-        name: TableName::default(),
-        vips,
-        redirects,
-        mark: NonZeroU32::new(MARK),
-        directors: Vec::new(),
-    })
+    Some(Table { name: TableName::default(), vips, redirects, mark: NonZeroU32::new(MARK), directors })
 }
 
 /// The service that decides whether this node serves: the API server's, else the first.

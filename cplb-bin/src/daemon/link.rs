@@ -18,6 +18,7 @@ use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 use crate::exit::Failure;
 use crate::lock::{HostLock, LockError};
 
+use super::ipvs::{Heard, News};
 use super::names::Resolved;
 use super::verdict::Finding;
 
@@ -46,6 +47,10 @@ pub(crate) enum Event {
     Resolved(Resolved),
     /// What may fail of a reload is done, or has failed.
     Staged(Result<(), Failure>),
+    /// Whether there is IPVS, and what is wrong with it, has changed.
+    Ipvs(News),
+    /// Servers behind directors were asked, with another result than before.
+    Heard(Heard),
     /// The nftables table was changed, or could not be.
     Table(Result<(), Failure>),
 }

@@ -5,8 +5,10 @@
 //! through [`link::Link`] without this thread.
 
 mod blueprint;
+mod direct;
 mod election;
 mod events;
+mod ipvs;
 mod link;
 mod names;
 mod preflight;
@@ -33,6 +35,7 @@ use crate::logging;
 use crate::source;
 use crate::status::server::{BindError, StatusSocket};
 
+use direct::Ipvs;
 use election::Election;
 use link::Event;
 use names::{Answers, Names, Resolver};
@@ -41,6 +44,8 @@ use reload::Reloads;
 use signals::Signals;
 use table::TableKeeper;
 use verdict::Verdict;
+
+pub(crate) use ipvs::excess as excess_virtual_servers;
 
 /// Everything that runs.
 pub(crate) struct Daemon {
@@ -52,6 +57,7 @@ pub(crate) struct Daemon {
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
     pub(crate) election: Option<Election>,
+    pub(crate) ipvs: Ipvs,
     pub(crate) verdict: Verdict,
     pub(crate) socket: StatusSocket,
     pub(crate) events: UnboundedReceiver<Event>,
@@ -109,7 +115,9 @@ impl Daemon {
         let names = Names::default().after(&answers);
         let balancer = start_balancer(&config, &names, &sender)?;
         let table = Arc::new(TableKeeper::default());
-        if let Err(failure) = table.set(blueprint::table(&config, std::iter::empty())).await {
+        if let Err(failure) =
+            table.set(blueprint::table(&config, std::iter::empty(), Self::first_directors(&config))).await
+        {
             stop_balancer(balancer);
             return Err(failure);
         }
@@ -122,6 +130,7 @@ impl Daemon {
             balancer,
             table,
             election: None,
+            ipvs: Ipvs::default(),
             verdict: Verdict::default(),
             socket,
             events,
@@ -139,6 +148,14 @@ impl Daemon {
                 return Err(failure);
             }
         }
+        match Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
+            Ok(ipvs) => daemon.ipvs = ipvs,
+            Err(failure) => {
+                daemon.take_down().await;
+                return Err(failure);
+            }
+        }
+        daemon.update_ipvs();
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),
@@ -152,6 +169,11 @@ impl Daemon {
     pub(crate) async fn take_down(&mut self) {
         if let Some(election) = self.election.take() {
             election.end().await;
+        }
+        if let Some(director) = self.ipvs.director.take() {
+            for left in director.end().await {
+                tracing::warn!("left behind: {left}");
+            }
         }
         if let Err(error) = self.table.set(None).await {
             tracing::warn!(%error, "the nftables table is left behind");

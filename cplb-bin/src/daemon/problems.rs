@@ -19,6 +19,12 @@ pub(crate) enum Cause {
     RealTime,
     /// A thread of the load balancer ended.
     Worker,
+    /// IPVS is missing, or not as it should be.
+    Ipvs,
+    /// Servers behind virtual addresses cannot be asked.
+    Asking,
+    /// The server on this node does not take connections to a virtual address.
+    Acceptance,
     /// The nftables table is not as it should be.
     Table,
     /// The file was not taken over at the last reload.

@@ -133,7 +133,7 @@ impl Daemon {
         self.stage_services(config, &names)?;
         let mut steps = Steps {
             table: Arc::clone(&self.table),
-            desired: blueprint::table(config, self.held()),
+            desired: blueprint::table(config, self.held(), self.directors()),
             balancer: self.balancer.clone(),
             dropped: Vec::new(),
             keeper: None,
@@ -215,6 +215,7 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
+        self.redirect();
         self.change_table();
         self.forget_problems();
     }
@@ -258,9 +259,9 @@ impl Daemon {
     }
 
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
-    fn change_table(&self) {
+    pub(super) fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), self.sender.clone());
-        let desired = blueprint::table(&self.config, self.held());
+        let desired = blueprint::table(&self.config, self.held(), self.directors());
         tokio::spawn(async move {
             let _ = events.send(Event::Table(table.set(desired).await));
         });

@@ -40,6 +40,7 @@ impl Daemon {
             kernel,
             interfaces,
             services: self.services(),
+            ipvs: self.ipvs_status(),
             table: self.table.status(),
         }
     }

@@ -12,6 +12,8 @@ pub(crate) struct Evidence {
     pub(crate) keeper: Option<String>,
     /// Why the nftables table does not lead traffic to the load balancer.
     pub(crate) table: Option<String>,
+    /// Why IPVS does not balance what it should.
+    pub(crate) ipvs: Option<String>,
     /// Why the load balancer does not answer on its own listener.
     pub(crate) heartbeat: Option<String>,
     /// The backends of the deciding service; `None` where nothing is balanced.
@@ -35,6 +37,9 @@ pub(crate) fn judge(evidence: &Evidence) -> Result<(), String> {
     }
     if let Some(why) = &evidence.table {
         return Err(format!("nftables: {why}"));
+    }
+    if let Some(why) = &evidence.ipvs {
+        return Err(format!("ipvs: {why}"));
     }
     if let Some(why) = &evidence.heartbeat {
         return Err(format!("load balancer: {why}"));
@@ -91,6 +96,8 @@ mod tests {
         assert_eq!(judge(&table), Err("nftables: gone".to_owned()));
         let keeper = Evidence { keeper: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(judge(&keeper), Err("virtual IPs: silent".to_owned()));
+        let ipvs = Evidence { ipvs: Some("no module".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(judge(&ipvs), Err("ipvs: no module".to_owned()));
         let heartbeat = Evidence { heartbeat: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(judge(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
     }

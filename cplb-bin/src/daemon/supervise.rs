@@ -67,8 +67,11 @@ impl Daemon {
             if rounds.period() != self.round_interval() {
                 rounds = steady(self.round_interval());
             }
-            if deadline.is_some_and(|deadline| self.handover_is_over(deadline)) {
-                return Ok(());
+            if let Some(deadline) = deadline {
+                let left = self.has_left();
+                if left && self.handover_is_over(deadline) {
+                    return Ok(());
+                }
             }
         }
     }
@@ -94,6 +97,7 @@ impl Daemon {
             keeper: self.election.as_ref().map(|election| election.keeper.clone()),
             balancer: self.balancer.clone(),
             table: self.table.clone(),
+            ipvs: self.ipvs.wanted_director(),
             service: blueprint::deciding_service(&self.config).map(str::to_owned),
         };
         self.verdict.start_round(round, &self.sender);
@@ -109,11 +113,13 @@ impl Daemon {
                     instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
                 };
                 events::keeper(&event, wanted, &mut self.problems);
+                self.on_seat(&event);
             }
             Event::Balancer(event) => {
                 events::balancer(&event, &mut self.problems);
                 if matches!(event, Balancer::BackendUp { .. } | Balancer::BackendDown { .. }) {
                     self.start_round();
+                    self.update_ipvs();
                 }
             }
             Event::PlannedRelease(id) => self.release(id).await,
@@ -129,6 +135,8 @@ impl Daemon {
             Event::Resolved(resolved) => self.on_resolved(resolved),
             Event::Staged(result) => self.on_staged(result),
             Event::Table(changed) => self.on_table(&changed),
+            Event::Ipvs(news) => self.on_ipvs(news),
+            Event::Heard(heard) => self.on_heard(heard),
         }
         Ok(())
     }
@@ -162,6 +170,8 @@ impl Daemon {
         if finding.evidence.heartbeat.is_none() {
             self.problems.clear(&Cause::Exhausted);
         }
+        self.tell_opinions();
+        self.update_ipvs();
         match self.verdict.conclude(&finding.evidence, 2 * self.round_interval()) {
             Some(Ok(())) => tracing::info!("this node can serve"),
             Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
@@ -190,6 +200,7 @@ impl Daemon {
     /// Sessions first: once the address is gone not even a RST leaves.
     async fn release(&mut self, id: InstanceId) {
         self.reset_sessions(id).await;
+        self.withdraw(id).await;
         if let Some(election) = &self.election {
             election.keeper.release(netlink_vip::GroupId(id.0), netlink_vip::Release::Planned);
         }
@@ -200,7 +211,9 @@ impl Daemon {
         let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
             return;
         };
-        let vips: Vec<IpAddr> = instance.addresses().collect();
+        // What the proxy served in the place of IPVS nobody goes on with.
+        let lasts = |ip: &IpAddr| self.ipvs.is_available() && instance.group.lasting.contains(ip);
+        let vips: Vec<IpAddr> = instance.addresses().filter(|ip| !lasts(ip)).collect();
         reset_sessions(balancer, &vips).await;
     }
 
@@ -234,6 +247,9 @@ impl Daemon {
 
 /// Resets what hangs on `vips`, which are about to go or are gone.
 pub(super) async fn reset_sessions(balancer: &LoadBalancer, vips: &[IpAddr]) {
+    if vips.is_empty() {
+        return;
+    }
     match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
         Ok(0) => {}
         Ok(count) => tracing::info!(?vips, count, "sessions through the virtual IPs are reset"),

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::status::schema::Serving;
 
+use super::ipvs::DirectorHandle;
 use super::link::Event;
 use super::serving::{self, Backends, Evidence};
 use super::table::{Look, TableKeeper};
@@ -55,6 +56,8 @@ pub(crate) struct Round {
     pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
+    /// Where IPVS balances.
+    pub(crate) ipvs: Option<DirectorHandle>,
     /// The service whose backends decide.
     pub(crate) service: Option<String>,
 }
@@ -134,7 +137,8 @@ impl Round {
         let silence = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
         let keeper = (silence > KEEPER_PATIENCE)
             .then(|| format!("their keeper has not answered for {:.1} s", silence.as_secs_f64()));
-        let mut evidence = Evidence { keeper, table, ..Evidence::default() };
+        let ipvs = self.ipvs.as_ref().and_then(|director| director.observed().unavailable);
+        let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
             evidence.heartbeat =
                 balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::schema::{Backend, Instance, Interface, Service, Status};
+use super::schema::{Backend, ExcludedServer, Instance, Interface, Ipvs, Service, Status, VirtualServer};
 
 /// The whole status as a few aligned lines.
 pub(crate) fn table(status: &Status) -> String {
@@ -40,6 +40,9 @@ pub(crate) fn table(status: &Status) -> String {
     }
     for service in &status.services {
         render_service(&mut out, service);
+    }
+    if let Some(ipvs) = &status.ipvs {
+        render_ipvs(&mut out, ipvs);
     }
     out
 }
@@ -113,6 +116,40 @@ fn render_service(out: &mut String, service: &Service) {
             backend.connections_total,
             backend.connect_failures
         );
+    }
+}
+
+fn render_ipvs(out: &mut String, ipvs: &Ipvs) {
+    if let Some(why) = &ipvs.reason {
+        let _ = writeln!(out, "\nIPVS: {why}; the load balancer takes its place here");
+    }
+    for server in &ipvs.virtual_servers {
+        let VirtualServer { ip_address, port, lb_algo, lb_kind, mark, .. } = server;
+        let role = match server.directing {
+            true => format!("{} connections since this node directs", server.connections_total),
+            false => "another node directs".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "\nvirtual server {ip_address} port {port}, {lb_algo} {lb_kind}, mark {mark:#x}: {role}"
+        );
+        for server in &server.servers {
+            let _ = writeln!(
+                out,
+                "  {}  weight {}: {} active, {} inactive, {} in total",
+                server.address,
+                server.weight,
+                server.connections_active,
+                server.connections_inactive,
+                server.connections_total
+            );
+        }
+        for ExcludedServer { address, reason } in &server.excluded {
+            let _ = writeln!(out, "  {address}  left out: {reason}");
+        }
+    }
+    if !ipvs.sync_daemons.is_empty() {
+        let _ = writeln!(out, "  connections are kept in step: {}", ipvs.sync_daemons.join(", "));
     }
 }
 

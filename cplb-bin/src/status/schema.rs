@@ -38,6 +38,9 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) interfaces: Vec<Interface>,
     pub(crate) services: Vec<Service>,
+    /// What the kernel balances; absent without `virtualServers`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ipvs: Option<Ipvs>,
     /// The nftables table that leads the VIPs' traffic to the load balancer; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) table: Option<Table>,
@@ -196,6 +199,64 @@ pub(crate) struct Backend {
     pub(crate) last_check_seconds_ago: Option<f64>,
 }
 
+/// The kernel's IPVS.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Ipvs {
+    /// Whether the kernel has it.
+    pub(crate) available: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    pub(crate) virtual_servers: Vec<VirtualServer>,
+    /// The sync daemons that run, `master` and `backup`.
+    pub(crate) sync_daemons: Vec<String>,
+}
+
+/// A server without a share of the connections.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExcludedServer {
+    pub(crate) address: String,
+    pub(crate) reason: String,
+}
+
+/// One port of a virtual IP.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct VirtualServer {
+    pub(crate) ip_address: String,
+    pub(crate) port: u16,
+    /// The name of the service whose health checks decide.
+    pub(crate) service: String,
+    /// What the kernel's service matches, `FWM` in `ipvsadm -Ln`.
+    pub(crate) mark: u32,
+    pub(crate) lb_algo: String,
+    pub(crate) lb_kind: String,
+    /// 0 without persistence.
+    pub(crate) persistence_timeout_seconds: u32,
+    /// Whether this node directs: the kernel has the service here.
+    pub(crate) directing: bool,
+    /// Since this node directs.
+    pub(crate) connections_total: u64,
+    pub(crate) servers: Vec<RealServer>,
+    /// Servers that a director passes over, as long as it has better ones.
+    pub(crate) excluded: Vec<ExcludedServer>,
+}
+
+/// A server that a director forwards to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RealServer {
+    pub(crate) address: String,
+    /// 0 takes no new connections.
+    pub(crate) weight: u32,
+    pub(crate) connections_active: u32,
+    pub(crate) connections_inactive: u32,
+    pub(crate) connections_total: u64,
+    pub(crate) bytes_in: u64,
+}
+
 /// The nftables table.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -266,6 +327,33 @@ mod tests {
             connections_refused: 0,
             backends: vec![backend],
         };
+        let server = RealServer {
+            address: text(),
+            weight: 1,
+            connections_active: 0,
+            connections_inactive: 0,
+            connections_total: 0,
+            bytes_in: 0,
+        };
+        let virtual_server = VirtualServer {
+            ip_address: text(),
+            port: 6443,
+            service: text(),
+            mark: 0x1001,
+            lb_algo: text(),
+            lb_kind: text(),
+            persistence_timeout_seconds: 360,
+            directing: true,
+            connections_total: 0,
+            servers: vec![server],
+            excluded: vec![ExcludedServer::default()],
+        };
+        let ipvs = Ipvs {
+            available: false,
+            reason: Some(text()),
+            virtual_servers: vec![virtual_server],
+            sync_daemons: Vec::new(),
+        };
         Status {
             schema: SCHEMA,
             version: text(),
@@ -279,6 +367,7 @@ mod tests {
             kernel: Some(Kernel { overruns: 0, resyncs: 1, missing: 0, errors: 0 }),
             interfaces: vec![Interface { name: text(), received: 0, malformed: 0, foreign: BTreeMap::new() }],
             services: vec![service],
+            ipvs: Some(ipvs),
             table: Some(Table { present: true, restored: 0, error: Some(text()) }),
         }
     }

@@ -143,6 +143,18 @@ impl Cluster {
         cluster
     }
 
+    /// Ends the API server of a controller and starts another one in its place.
+    pub(crate) fn replace_backend(
+        &mut self,
+        index: usize,
+        start: impl FnOnce(&Node) -> Result<Backend, testbed::Error>,
+    ) {
+        // The port is only free when the old one has gone.
+        drop(self.backends.remove(index));
+        let backend = start(self.lan.controller(index)).expect("the API server starts");
+        self.backends.insert(index, backend);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lan.controllers().len()
     }

@@ -139,6 +139,12 @@ impl Frame {
         Some(Ip::of(&self.packet()?)?.destination)
     }
 
+    /// The time to live or hop limit that is left.
+    #[must_use]
+    pub fn hops(&self) -> Option<u8> {
+        Some(Ip::of(&self.packet()?)?.ttl)
+    }
+
     /// What it says about the owner of an address.
     #[must_use]
     pub fn announcement(&self) -> Option<Announcement> {

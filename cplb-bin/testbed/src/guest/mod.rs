@@ -62,6 +62,7 @@ const MODULES: &[&str] = &[
     "macvlan",
     "dummy",
     "vrf",
+    "8021q",
     "ipip",
     "ip_gre",
     "ip6_tunnel",

@@ -5,8 +5,13 @@ use std::{
     time::Duration,
 };
 
+use nix::net::if_::if_nametoindex;
+
 use super::{INTERFACE, Node};
 use crate::{Address, Error, Mac, Neighbour, netlink};
+
+/// The link that makes a node a real server.
+const DUMMY: &str = "dummyvip0";
 
 /// What a node's interface is configured with.
 #[derive(Debug, Clone)]
@@ -40,7 +45,7 @@ impl Node {
         Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d)
     }
 
-    /// Whether the node has this address on any interface.
+    /// Whether the node has this address on any interface but the dummy link on which real servers of IPVS have it.
     ///
     /// # Panics
     /// If addresses cannot be listed.
@@ -48,7 +53,8 @@ impl Node {
     pub fn has_address(&self, ip: impl Into<IpAddr>) -> bool {
         let ip = ip.into();
         let addresses = self.addresses().unwrap_or_else(|error| panic!("{error}"));
-        addresses.iter().any(|address| address.ip == ip)
+        let dummy = self.run(|| if_nametoindex(DUMMY).ok());
+        addresses.iter().any(|address| address.ip == ip && Some(address.interface) != dummy)
     }
 
     /// Adds an address to `eth0`.

@@ -1,0 +1,485 @@
+//! What the daemon does about IPVS: tells the director what this node holds, and the table what IPVS balances.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cplb_config::{Config, LbKind};
+use ipvs::InterfaceName;
+use lb_proxy::BackendState;
+use lb_proxy::nft::Director;
+use netlink_vip::{
+    InterfaceSelector, InterfaceState, KeeperEvent, RealServerConfig, ResyncCause, TunnelConfig,
+};
+use tokio::sync::mpsc::UnboundedSender;
+use vrrp::runner::InstanceId;
+
+use crate::exit::{Failure, Kind};
+use crate::status::schema;
+
+use super::ipvs::{
+    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Opinion, ROUND, TIMEOUT,
+    Wanted, desired, directed, forwarding, sysctls,
+};
+use super::link::Event;
+use super::problems::Cause;
+use super::{Daemon, blueprint};
+
+/// A planned release waits this long for the director to take its services away.
+const WITHDRAWAL: Duration = Duration::from_millis(100);
+
+/// How long directors are told that this node leaves: a round of questions, an answer, and the change.
+const LEAVE: Duration = ROUND.saturating_add(TIMEOUT).saturating_add(ROUND);
+
+/// So long nothing more is said about a server.
+const TELLING: Duration = Duration::from_secs(10);
+
+/// The names of the links that receive what directors send by tunnel.
+pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
+
+/// IPVS, as far as the configuration wants it.
+#[derive(Debug, Default)]
+pub(crate) struct Ipvs {
+    pub(crate) director: Option<DirectorHandle>,
+    asker: Option<AskerHandle>,
+    directed: Vec<Directed>,
+    available: bool,
+    /// What the keeper has told of the instances. Its status may be a little older than its events.
+    seats: BTreeMap<u32, Seat>,
+    /// Whether the keeper has found out which addresses and interfaces there are.
+    begun: bool,
+    /// Instances that are giving their addresses up.
+    releasing: BTreeSet<InstanceId>,
+    news: Option<News>,
+    /// What the servers were asked, and where they are.
+    heard: Heard,
+    /// What was logged about the servers.
+    told: BTreeMap<Ask, Telling>,
+    /// The rules that the table was last told.
+    directors: Vec<Director>,
+    /// When directors elsewhere know that this node leaves, once it does.
+    left: Option<Instant>,
+    /// What a reload has dropped, and until when directors are told so.
+    departing: Option<(Vec<Directed>, Instant)>,
+}
+
+/// What was logged last about a server.
+#[derive(Debug, Default)]
+struct Telling {
+    opinion: Option<Opinion>,
+    at: Option<Instant>,
+}
+
+/// Where an instance stands.
+#[derive(Debug, Default)]
+struct Seat {
+    /// Whether its addresses are here.
+    held: bool,
+    interface: Option<InterfaceState>,
+}
+
+impl Ipvs {
+    /// Starts the director where the configuration, or what a crashed daemon left behind, needs one.
+    pub(crate) fn start(
+        config: &Config,
+        state_dir: &Path,
+        events: &UnboundedSender<Event>,
+    ) -> Result<Self, Failure> {
+        let mut ipvs = Self {
+            directed: directed(config),
+            directors: Daemon::first_directors(config),
+            // Until it is known to be missing.
+            available: true,
+            ..Self::default()
+        };
+        ipvs.ensure_director(state_dir, events)?;
+        Ok(ipvs)
+    }
+
+    pub(crate) fn is_available(&self) -> bool {
+        self.available
+    }
+
+    /// Whose state decides whether this node serves.
+    pub(crate) fn wanted_director(&self) -> Option<DirectorHandle> {
+        self.director.clone().filter(|_| !self.directed.is_empty())
+    }
+
+    fn ensure_director(&mut self, state_dir: &Path, events: &UnboundedSender<Event>) -> Result<(), Failure> {
+        let needed = !self.directed.is_empty()
+            || super::ipvs::RECORDS.iter().any(|name| state_dir.join(name).exists());
+        if self.director.is_none() && needed {
+            let director = DirectorHandle::start(state_dir.to_owned(), events.clone()).map_err(|error| {
+                Failure::new(Kind::CannotCreate, format_args!("cannot record what is ours in IPVS: {error}"))
+                    .help("name another directory with --state-dir")
+            })?;
+            self.director = Some(director);
+        }
+        if self.asker.is_none() && !self.directed.is_empty() {
+            self.asker = Some(AskerHandle::start(events.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl Daemon {
+    /// Tells the director and the table what is so now; both do nothing where nothing changed.
+    pub(crate) fn update_ipvs(&mut self) {
+        if self.ipvs.directed.is_empty() && self.ipvs.director.is_none() {
+            return;
+        }
+        let members = self.members();
+        if let Some(asker) = &self.ipvs.asker {
+            asker.ask(self.asks(&members).collect(), !self.ipvs.directed.is_empty());
+        }
+        // What a daemon before this one made is not touched before it is known what is still wanted.
+        if !self.ipvs.begun && self.election.is_some() {
+            return;
+        }
+        self.ipvs.departing.take_if(|(_, until)| Instant::now() >= *until);
+        if let Some(director) = &self.ipvs.director {
+            let sync = self.sync();
+            // IPVS goes on with a connection that it was told of only if it has the server, and looks at packets only if
+            // it has a service. Elsewhere than on the holder no packet has the mark of a new connection.
+            let has = |it: &Directed| {
+                let here = self.holds(it) || (sync.is_some() && it.outlives_its_director());
+                here && self.is_known(it, &members)
+            };
+            let services = desired(&self.ipvs.directed, &members, &self.ipvs.heard.opinions, has);
+            let sysctls = match self.ipvs.directed.as_slice() {
+                [] => Vec::new(),
+                directed => sysctls(directed),
+            };
+            let node = match self.real_server(&members) {
+                Some(_) if self.ipvs.heard.local.is_empty() => NodeWish::AsItIs,
+                Some(config) => NodeWish::Server(config),
+                None => NodeWish::Nothing,
+            };
+            let forwarding = forwarding(&self.ipvs.directed);
+            director.want(Wanted { services, sync, sysctls, forwarding, node });
+        }
+        // Without IPVS the proxy serves who reaches this node.
+        let stay = self.ipvs.directed.iter().filter(|it| self.ipvs.available || !self.holds(it));
+        let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
+        let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped.iter().map(|it| (it, true)));
+        let directors: Vec<Director> = stay
+            .chain(leave)
+            .map(|(it, leaving)| {
+                let peers = self.peers(it, &members);
+                Director { leaving, peers, ..it.director(self.interfaces(it, &members)) }
+            })
+            .collect();
+        if directors != self.ipvs.directors {
+            self.ipvs.directors = directors;
+            self.change_table();
+        }
+    }
+
+    /// Whether a server has said what it does. Until then it is better to leave connections to the server on this node
+    /// than to send them where nobody may accept them.
+    fn is_known(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> bool {
+        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
+        let mut asks = servers.iter().filter_map(|server| directed.ask(server)).peekable();
+        asks.peek().is_none() || asks.any(|ask| self.ipvs.heard.opinions.contains_key(&ask))
+    }
+
+    fn holds(&self, directed: &Directed) -> bool {
+        match directed.instance {
+            Some(id) => {
+                let held = self.ipvs.seats.get(&id.0).is_some_and(|seat| seat.held);
+                held && !self.ipvs.releasing.contains(&id)
+            }
+            None => self.ipvs.heard.local.contains(&directed.vip),
+        }
+    }
+
+    /// The name of an instance's interface, also of one that is not there.
+    fn interface(&self, id: InstanceId) -> Option<String> {
+        if let Some(state) = self.ipvs.seats.get(&id.0).and_then(|seat| seat.interface.as_ref()) {
+            return Some(state.name.clone());
+        }
+        let instances = &self.election.as_ref()?.instances;
+        match &instances.get(&id)?.group.interface {
+            InterfaceSelector::Name(name) => Some(name.clone()),
+            _ => None,
+        }
+    }
+
+    /// Behind which clients and other directors are.
+    fn interfaces(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<String> {
+        let Some(name) = directed.instance.and_then(|id| self.interface(id)) else { return BTreeSet::new() };
+        let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| directed.kind == LbKind::Tunnel);
+        tunnels.chain([name]).chain(self.ways(directed, members)).collect()
+    }
+
+    /// The interfaces by which directors on other nodes send packets as they are.
+    fn ways(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<String> {
+        if directed.kind != LbKind::DirectRouting {
+            return BTreeSet::new();
+        }
+        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
+        servers.iter().filter_map(|server| self.ipvs.heard.ways.get(&server.addr.ip()).cloned()).collect()
+    }
+
+    /// What it takes to accept what directors send here; nothing for addresses that somebody else moves.
+    fn real_server(&self, members: &BTreeMap<String, Vec<Member>>) -> Option<RealServerConfig> {
+        let departing = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped);
+        // An address whose interface is not known cannot be kept quiet about.
+        let moved: Vec<(&Directed, String)> = self
+            .ipvs
+            .directed
+            .iter()
+            .chain(departing)
+            .filter_map(|it| Some((it, self.interface(it.instance?)?)))
+            .collect();
+        let vips: BTreeSet<IpAddr> = moved.iter().map(|(it, _)| it.vip).collect();
+        let ways = moved.iter().flat_map(|(it, _)| self.ways(it, members));
+        let interfaces: BTreeSet<String> = moved.iter().map(|(_, name)| name.clone()).chain(ways).collect();
+        // Directors send to the address that the configuration lists. There is one tunnel for each family.
+        let tunnelled = moved.iter().filter(|(it, _)| it.kind == LbKind::Tunnel);
+        let servers = tunnelled.flat_map(|(it, _)| {
+            let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
+            servers.iter().filter(|server| it.takes(server)).map(|server| server.addr.ip())
+        });
+        let own: BTreeSet<IpAddr> = servers.filter(|ip| self.ipvs.heard.local.contains(ip)).collect();
+        let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
+        let mut config = RealServerConfig::new(vips.into_iter().collect());
+        config.interfaces = interfaces.into_iter().collect();
+        config.tunnels = [first(true), first(false)].into_iter().flatten().map(TunnelConfig::new).collect();
+        (!config.vips.is_empty()).then_some(config)
+    }
+
+    /// What the keeper tells of an instance's addresses and interface.
+    pub(crate) fn on_seat(&mut self, event: &KeeperEvent) {
+        match event {
+            KeeperEvent::Installed { id, .. } => self.ipvs.seats.entry(id.0).or_default().held = true,
+            KeeperEvent::Removed { id, .. } => self.ipvs.seats.entry(id.0).or_default().held = false,
+            KeeperEvent::Interface { id, state } => {
+                self.ipvs.seats.entry(id.0).or_default().interface.clone_from(state);
+            }
+            KeeperEvent::Resynced { cause: ResyncCause::Start } => self.ipvs.begun = true,
+            _ => return,
+        }
+        if let KeeperEvent::Installed { id, .. } | KeeperEvent::Removed { id, .. } = event {
+            self.ipvs.releasing.remove(&InstanceId(id.0));
+        }
+        self.update_ipvs();
+    }
+
+    /// The rules for the table.
+    pub(crate) fn directors(&self) -> Vec<Director> {
+        self.ipvs.directors.clone()
+    }
+
+    /// Another configuration is in use.
+    pub(crate) fn redirect(&mut self) {
+        let wanted = directed(&self.config);
+        let former = std::mem::replace(&mut self.ipvs.directed, wanted);
+        let stays = |vip| self.ipvs.directed.iter().any(|it| it.vip == vip && it.instance.is_some());
+        let mut dropped = self.ipvs.departing.take().map(|(dropped, _)| dropped).unwrap_or_default();
+        dropped.extend(former.into_iter().filter(|it| it.instance.is_some()));
+        dropped.retain(|it| !stays(it.vip));
+        if !dropped.is_empty() {
+            self.ipvs.departing = Some((dropped, Instant::now() + LEAVE));
+        }
+        if let Err(failure) = self.ipvs.ensure_director(&self.args.state_dir, &self.sender) {
+            self.problems.raise(Cause::Ipvs, failure.summary());
+        } else {
+            self.judge_ipvs();
+        }
+        self.update_ipvs();
+    }
+
+    pub(crate) fn on_ipvs(&mut self, news: News) {
+        self.ipvs.available = news.unavailable.is_none();
+        self.ipvs.news = Some(news);
+        self.judge_ipvs();
+        self.update_ipvs();
+    }
+
+    /// What is wrong with IPVS is a problem only where it is wanted.
+    fn judge_ipvs(&mut self) {
+        let news = self.ipvs.news.iter().filter(|_| !self.ipvs.directed.is_empty());
+        let wrong: Vec<String> =
+            news.flat_map(|news| news.unavailable.iter().chain(&news.faults)).cloned().collect();
+        if wrong.is_empty() {
+            if self.problems.clear(&Cause::Ipvs) {
+                tracing::info!("IPVS is as it should be");
+            }
+            return;
+        }
+        let text = wrong.join("; ");
+        if self.problems.raise(Cause::Ipvs, text.as_str()) {
+            tracing::warn!("{text}");
+        }
+    }
+
+    /// Whom to ask whether directors can count on them.
+    fn asks(&self, members: &BTreeMap<String, Vec<Member>>) -> impl Iterator<Item = Ask> {
+        self.ipvs.directed.iter().flat_map(|it| {
+            let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
+            servers.iter().filter_map(|server| it.ask(server))
+        })
+    }
+
+    /// From where packets come that have been directed.
+    fn peers(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<[u8; 6]> {
+        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
+        servers.iter().filter_map(|server| self.ipvs.heard.macs.get(&server.addr.ip()).copied()).collect()
+    }
+
+    /// Says what changed; of a server that changes all the time, not all of it.
+    pub(crate) fn tell_opinions(&mut self) {
+        let now = Instant::now();
+        let opinions = &self.ipvs.heard.opinions;
+        self.ipvs.told.retain(|ask, _| opinions.contains_key(ask));
+        for (ask, opinion) in opinions {
+            let Ask { vip, server, .. } = ask;
+            let Telling { opinion: former, at } = self.ipvs.told.entry(*ask).or_default();
+            if *former == Some(*opinion) {
+                continue;
+            }
+            if at.is_some_and(|at| now < at + TELLING) {
+                continue;
+            }
+            let is_news = match opinion {
+                Opinion::Unasked => false,
+                Opinion::Accepts => former.is_some(),
+                _ => true,
+            };
+            if is_news && *opinion == Opinion::Accepts {
+                tracing::info!(%vip, %server, "real server: {opinion}");
+            } else if is_news {
+                tracing::warn!(%vip, %server, "real server: {opinion}");
+            }
+            let at = if is_news { Some(now) } else { *at };
+            *self.ipvs.told.entry(*ask).or_default() = Telling { opinion: Some(*opinion), at };
+        }
+    }
+
+    pub(crate) fn on_heard(&mut self, heard: Heard) {
+        let own = heard
+            .opinions
+            .iter()
+            .find(|(ask, opinion)| **opinion == Opinion::Refuses && heard.local.contains(&ask.server));
+        match own {
+            Some((Ask { vip, .. }, _)) => {
+                let text = format!(
+                    "the server on this node does not listen on {vip}: let it listen on all addresses, or use lbKind NAT"
+                );
+                self.problems.raise(Cause::Acceptance, text);
+            }
+            None => drop(self.problems.clear(&Cause::Acceptance)),
+        }
+        match &heard.failure {
+            Some(why) => {
+                let text = format!("servers cannot be asked whether they accept a virtual IP: {why}");
+                if self.problems.raise(Cause::Asking, text.as_str()) {
+                    tracing::warn!("{text}");
+                }
+            }
+            None => drop(self.problems.clear(&Cause::Asking)),
+        }
+        self.ipvs.heard = heard;
+        self.tell_opinions();
+        self.update_ipvs();
+    }
+
+    /// Before this node stops being a real server, directors elsewhere must know: they ask, and are refused. Whether
+    /// that has been long enough.
+    pub(crate) fn has_left(&mut self) -> bool {
+        if let Some(left) = self.ipvs.left {
+            return Instant::now() >= left;
+        }
+        let members = self.members();
+        let asked = |it: &Directed| {
+            it.kind != LbKind::Nat
+                && it.instance.is_some()
+                && members.get(&it.service).is_some_and(|servers| servers.len() > 1)
+        };
+        let mut left = Instant::now();
+        if self.ipvs.directed.iter().any(asked) {
+            tracing::info!(
+                seconds = LEAVE.as_secs_f64(),
+                "telling directors on other nodes that this one leaves"
+            );
+            left += LEAVE;
+        }
+        self.ipvs.left = Some(left);
+        self.update_ipvs();
+        Instant::now() >= left
+    }
+
+    /// Takes the services of an instance away, before its addresses go. Where another node goes on with the connections,
+    /// they stay until the addresses have gone: without them, this node would reset what still arrives.
+    pub(crate) async fn withdraw(&mut self, id: InstanceId) {
+        let Some(director) = self.ipvs.director.clone() else { return };
+        let instance = self.election.as_ref().and_then(|election| election.instances.get(&id));
+        if instance.is_some_and(|instance| !instance.group.lasting.is_empty()) {
+            return;
+        }
+        self.ipvs.releasing.insert(id);
+        self.update_ipvs();
+        if tokio::time::timeout(WITHDRAWAL, director.settle()).await.is_err() {
+            tracing::warn!(vrid = id.0, "IPVS still has the services of virtual IPs that are handed over");
+        }
+    }
+
+    /// What `cplb status` shows of it.
+    pub(crate) fn ipvs_status(&self) -> Option<schema::Ipvs> {
+        let observed = self.ipvs.director.as_ref()?.observed();
+        if self.ipvs.directed.is_empty() {
+            return None;
+        }
+        let members = self.members();
+        Some(schema::Ipvs {
+            available: observed.unavailable.is_none(),
+            virtual_servers: self
+                .ipvs
+                .directed
+                .iter()
+                .map(|it| {
+                    let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
+                    it.status(&observed, servers, &self.ipvs.heard.opinions, self.holds(it))
+                })
+                .collect(),
+            sync_daemons: observed.daemons.iter().map(|daemon| daemon.state.to_string()).collect(),
+            reason: observed.unavailable,
+        })
+    }
+
+    fn members(&self) -> BTreeMap<String, Vec<Member>> {
+        let Some(balancer) = &self.balancer else { return BTreeMap::new() };
+        let snapshot = balancer.snapshot();
+        let services = blueprint::services(&self.config, &self.names).into_iter().map(|service| {
+            let found = snapshot.services.iter().find(|found| *found.name == *service.name);
+            let members = service.backends.iter().map(|backend| {
+                let known = found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
+                let state = known.map_or(BackendState::Unknown, |known| known.state);
+                Member { addr: backend.addr, weight: backend.weight, state }
+            });
+            (service.name.to_string(), members.collect())
+        });
+        services.collect()
+    }
+
+    /// On the interface of the first instance, which is the same on all nodes.
+    fn sync(&self) -> Option<(InterfaceName, u32)> {
+        let first = self.ipvs.directed.iter().filter(|_| self.config.ipvs_sync).find_map(|it| it.instance)?;
+        Some((InterfaceName::new(&self.interface(first)?).ok()?, first.0))
+    }
+
+    /// The rules before anything is known: those of interfaces that the configuration names. What directors elsewhere
+    /// send here is then for the server on this node from the start.
+    pub(crate) fn first_directors(config: &Config) -> Vec<Director> {
+        let known = directed(config).into_iter().filter_map(|it| {
+            let id = it.instance?;
+            let instance = config.instances.iter().find(|instance| u32::from(instance.vrid.get()) == id.0)?;
+            let InterfaceSelector::Name(name) = &instance.interface else { return None };
+            let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| it.kind == LbKind::Tunnel);
+            Some(it.director(tunnels.chain([name.clone()]).collect()))
+        });
+        known.collect()
+    }
+}

@@ -1,0 +1,322 @@
+//! Asks servers whether they accept what a director would send them.
+//!
+//! A health check goes to a server's own address. It does not see that nothing listens on the virtual one, or that the
+//! server's dummy link or tunnel is gone; a director that goes on sending there loses a share of all connections. Every
+//! node asks, not only the one that directs, so that the next director knows already.
+
+mod history;
+mod voices;
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::super::link::Event;
+use history::History;
+use voices::{Round, Voices};
+
+/// How often everybody is asked.
+pub(crate) const ROUND: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A server that a director may forward to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ask {
+    /// The virtual address and port.
+    pub(crate) vip: SocketAddr,
+    /// Its own address.
+    pub(crate) server: IpAddr,
+    /// Whether a tunnel leads there.
+    pub(crate) tunnel: bool,
+}
+
+/// What is known about a server. One that was not asked yet has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opinion {
+    /// It accepts connections to the virtual address.
+    Accepts,
+    /// It refuses them, which it also does while its daemon stops.
+    Refuses,
+    /// It has not answered for several rounds.
+    Silent,
+    /// This node has no means to ask it.
+    Unasked,
+    /// No link of this node leads to it, and without one packets cannot be routed directly.
+    NotOnLink,
+}
+
+impl fmt::Display for Opinion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accepts => "accepts connections to the virtual IP",
+            Self::Unasked => "cannot be asked from here whether it accepts the virtual IP",
+            Self::Refuses => {
+                "refuses connections to the virtual IP: its cplb is stopping, or its API server listens on one address \
+                 only (let it listen on all, or use lbKind NAT)"
+            }
+            Self::Silent => {
+                "does not answer for the virtual IP: does cplb run there, and do its firewall and the network let \
+                 packets of this lbKind through?"
+            }
+            Self::NotOnLink => {
+                "is on no link of this node, so packets cannot be routed to it directly: use lbKind TUN or NAT"
+            }
+        })
+    }
+}
+
+/// What is thought about servers.
+pub(crate) type Opinions = BTreeMap<Ask, Opinion>;
+
+/// What was found out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) opinions: Opinions,
+    /// The link-layer addresses of servers, those last known.
+    pub(crate) macs: BTreeMap<IpAddr, [u8; 6]>,
+    /// The interfaces that lead to servers elsewhere, those last known.
+    pub(crate) ways: BTreeMap<IpAddr, String>,
+    /// All addresses of this node, those last known; none where nobody wants to know.
+    pub(crate) local: BTreeSet<IpAddr>,
+    /// What went wrong in the last round, for people. Servers that could not be asked because of it are
+    /// [`Opinion::Unasked`], or what they were before.
+    pub(crate) failure: Option<String>,
+}
+
+/// What a round is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wants {
+    asks: BTreeSet<Ask>,
+    look: bool,
+}
+
+/// Talks to the task, which ends with the last handle.
+#[derive(Debug, Clone)]
+pub(crate) struct AskerHandle(watch::Sender<Wants>);
+
+impl AskerHandle {
+    /// Starts the task in the current runtime. It tells `events` what it heard, when that changes.
+    pub(crate) fn start(events: UnboundedSender<Event>) -> Self {
+        let (sender, wants) = watch::channel(Wants::default());
+        tokio::spawn(run(wants, events));
+        Self(sender)
+    }
+
+    /// Whom to ask from now on. With `look`, this node's addresses are read even where there is nobody to ask.
+    pub(crate) fn ask(&self, asks: BTreeSet<Ask>, look: bool) {
+        let wants = Wants { asks, look };
+        self.0.send_if_modified(|known| {
+            let changed = *known != wants;
+            *known = wants;
+            changed
+        });
+    }
+}
+
+async fn run(mut wants: watch::Receiver<Wants>, events: UnboundedSender<Event>) {
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut memory = Memory::default();
+    let mut voices = Voices::default();
+    let mut has_panicked = false;
+    loop {
+        tokio::select! {
+            changed = wants.changed() => if changed.is_err() { return },
+            _ = rounds.tick() => {}
+        }
+        let wanted = wants.borrow_and_update().clone();
+        let mut round = Round { local: Some(BTreeSet::new()), ..Round::default() };
+        if wanted == Wants::default() {
+            std::mem::take(&mut voices).close();
+        } else {
+            let asks = wanted.asks.clone();
+            match aside(voices, move |voices: &mut Voices| voices.round(&asks)).await {
+                Aside::Done(back, heard) => (voices, round) = (back, heard),
+                Aside::Panicked(why) => {
+                    if !std::mem::replace(&mut has_panicked, true) {
+                        tracing::error!(why, "a round of questions to real servers panicked");
+                    }
+                    (voices, round) = (Voices::default(), Round::failed(wanted.asks.iter().copied(), why));
+                }
+                Aside::Ended => return,
+            }
+        }
+        if let Some(heard) = memory.take(&wanted, round)
+            && events.send(Event::Heard(heard)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// How work on another thread went.
+#[derive(Debug, PartialEq, Eq)]
+enum Aside<V, T> {
+    Done(V, T),
+    /// What it worked with is lost; what it said.
+    Panicked(String),
+    /// The runtime ends.
+    Ended,
+}
+
+/// Does work that waits, on a thread that may.
+async fn aside<V: Send + 'static, T: Send + 'static>(
+    mut with: V,
+    work: impl FnOnce(&mut V) -> T + Send + 'static,
+) -> Aside<V, T> {
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work(&mut with);
+        (with, done)
+    });
+    match done.await {
+        Ok((with, done)) => Aside::Done(with, done),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => Aside::Panicked(format!("asking panicked: {}", words(panic.as_ref()))),
+            Err(_) => Aside::Ended,
+        },
+    }
+}
+
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+}
+
+/// What the rounds so far brought.
+#[derive(Debug, Default)]
+struct Memory {
+    histories: BTreeMap<Ask, History>,
+    heard: Heard,
+}
+
+impl Memory {
+    /// What is known after another round; `None` if that is what was known before.
+    fn take(&mut self, wanted: &Wants, round: Round) -> Option<Heard> {
+        self.histories.retain(|ask, _| wanted.asks.contains(ask));
+        for (ask, answer) in round.answers {
+            self.histories.entry(ask).or_default().hear(answer);
+        }
+        for ask in round.unasked {
+            self.histories.entry(ask).or_default().pass();
+        }
+        let mut macs = self.heard.macs.clone();
+        macs.extend(round.macs);
+        macs.retain(|ip, _| wanted.asks.iter().any(|ask| ask.server == *ip));
+        let mut ways = self.heard.ways.clone();
+        ways.extend(round.ways);
+        ways.retain(|ip, _| wanted.asks.iter().any(|ask| ask.server == *ip));
+        let opinions = self.histories.iter().filter_map(|(ask, it)| Some((*ask, it.opinion()?))).collect();
+        let failures: Vec<String> = round.failures.into_iter().collect();
+        let failure = (!failures.is_empty()).then(|| failures.join("; "));
+        let local = round.local.filter(|local| *local != self.heard.local);
+        let is_same = local.is_none()
+            && (&opinions, &macs, &failure) == (&self.heard.opinions, &self.heard.macs, &self.heard.failure)
+            && ways == self.heard.ways;
+        let local = local.unwrap_or_else(|| std::mem::take(&mut self.heard.local));
+        self.heard = Heard { opinions, macs, ways, local, failure };
+        (!is_same).then(|| self.heard.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_vip::acceptance::Answer;
+
+    use super::*;
+
+    fn ask(server: u8) -> Ask {
+        let vip = SocketAddr::from(([10, 0, 0, 100], 6443));
+        Ask { vip, server: [10, 0, 0, server].into(), tunnel: false }
+    }
+
+    fn wants(servers: &[u8]) -> Wants {
+        Wants { asks: servers.iter().copied().map(ask).collect(), look: false }
+    }
+
+    fn accepted(servers: &[u8]) -> Round {
+        let answers = servers.iter().map(|server| (ask(*server), Answer::Accepts)).collect();
+        Round { answers, ..Round::default() }
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut memory = Memory::default();
+        let mut take = |servers: &[u8], round| memory.take(&wants(servers), round);
+        let heard = take(&[1, 2], accepted(&[1, 2])).unwrap();
+        assert_eq!(heard.opinions, Opinions::from([(ask(1), Opinion::Accepts), (ask(2), Opinion::Accepts)]));
+        assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
+        let mac = [2, 0, 0, 0, 0, 1];
+        let heard = take(&[1, 2], Round { macs: vec![(ask(1).server, mac)], ..accepted(&[2]) }).unwrap();
+        assert_eq!(heard.macs, BTreeMap::from([(ask(1).server, mac)]));
+        // What is not told again is still known.
+        assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
+        let heard = take(&[2], accepted(&[2])).unwrap();
+        assert_eq!((heard.opinions.len(), heard.macs.len()), (1, 0));
+    }
+
+    #[test]
+    fn addresses_are_told_when_they_change_and_stay_when_they_cannot_be_read() {
+        let mut memory = Memory::default();
+        let mut take = |local: Option<&[u8]>| {
+            let local = local.map(|hosts| hosts.iter().map(|host| ask(*host).server).collect());
+            let heard = memory.take(&Wants::default(), Round { local, ..Round::default() });
+            (heard.map(|heard| heard.local.len()), memory.heard.local.len())
+        };
+        assert_eq!(take(Some(&[])), (None, 0));
+        assert_eq!(take(Some(&[1, 2])), (Some(2), 2));
+        assert_eq!(take(Some(&[1, 2])), (None, 2));
+        assert_eq!(take(None), (None, 2));
+        assert_eq!(take(Some(&[1])), (Some(1), 1));
+    }
+
+    #[test]
+    fn a_failure_is_told_once_and_that_it_is_over() {
+        let mut memory = Memory::default();
+        let mut take = |round| memory.take(&wants(&[1, 2]), round);
+        let failed = |why: &str| Round { unasked: vec![ask(2)], ..Round::failed([ask(1)], why.to_owned()) };
+        take(accepted(&[1])).unwrap();
+        let mut round = failed("one");
+        round.failures.insert("another".to_owned());
+        round.unasked.push(ask(1));
+        let heard = take(round).unwrap();
+        assert_eq!(heard.failure.as_deref(), Some("another; one"));
+        assert_eq!(heard.opinions, Opinions::from([(ask(1), Opinion::Accepts), (ask(2), Opinion::Unasked)]));
+        assert_eq!(take(failed("one")).unwrap().failure.as_deref(), Some("one"));
+        assert_eq!(take(failed("one")), None);
+        let heard = take(accepted(&[1, 2])).unwrap();
+        assert_eq!((heard.failure, heard.opinions[&ask(2)]), (None, Opinion::Accepts));
+    }
+
+    #[test]
+    fn a_panic_loses_a_round_and_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            assert_eq!(aside(1, |n| *n + 1).await, Aside::Done(1, 2));
+            let panicked = aside(1, |n: &mut i32| assert!(*n == 2, "no two")).await;
+            assert_eq!(panicked, Aside::Panicked("asking panicked: no two".to_owned()));
+            let panicked = aside(1, |n: &mut i32| assert!(*n == 2, "{n} is no two")).await;
+            assert_eq!(panicked, Aside::Panicked("asking panicked: 1 is no two".to_owned()));
+        });
+    }
+
+    #[test]
+    fn addresses_are_looked_at_with_nobody_to_ask() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let heard = runtime.block_on(async {
+            let asker = AskerHandle::start(events);
+            asker.ask(BTreeSet::new(), true);
+            tokio::time::timeout(Duration::from_secs(60), told.recv()).await
+        });
+        let Ok(Some(Event::Heard(heard))) = heard else { panic!("nothing was heard") };
+        assert!(heard.local.contains(&IpAddr::from([127, 0, 0, 1])));
+        assert_eq!((heard.opinions, heard.failure), (Opinions::new(), None));
+    }
+}

@@ -1,0 +1,63 @@
+//! The sysctls below `net.ipv4.vs`, which exist while the kernel has IPVS. Changed for a while, and restored.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::kube_proxy;
+use super::record::{Changed, Record};
+
+/// What they should be.
+pub(crate) type Wanted = Vec<(&'static str, &'static str)>;
+
+/// Sets what is wanted and restores what no longer is; what could not be done, for people.
+pub(crate) fn apply(wanted: &Wanted, record: &mut Record) -> Vec<String> {
+    let names: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
+    let gone: Vec<String> =
+        record.sysctls().keys().filter(|name| !names.contains(name.as_str())).cloned().collect();
+    let set = wanted.iter().map(|(name, value)| (*name, set(name, value, record)));
+    let mut faults: Vec<String> = set.filter_map(|(name, result)| fault(name, result)).collect();
+    for name in gone {
+        faults.extend(fault(&name, restore(&name, record)));
+    }
+    faults
+}
+
+fn fault(name: &str, result: io::Result<()>) -> Option<String> {
+    result.err().map(|error| format!("net.ipv4.vs.{name}: {error}"))
+}
+
+fn set(name: &str, value: &str, record: &mut Record) -> io::Result<()> {
+    let current = match read(name) {
+        // An older kernel does not have it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if current == value {
+        return Ok(());
+    }
+    let original = record.sysctls().get(name).map_or(current, |changed| changed.original.clone());
+    record.set_sysctl(name, Some(Changed { original, written: value.to_owned() }))?;
+    fs::write(path(name), value)
+}
+
+/// What somebody else has changed since is left alone, and so is what went with the module. kube-proxy, which sets the
+/// same once when it starts, may have found it as it wants it.
+fn restore(name: &str, record: &mut Record) -> io::Result<()> {
+    if let Some(changed) = record.sysctls().get(name)
+        && read(name).is_ok_and(|current| current == changed.written)
+        && !kube_proxy::is_here()
+    {
+        fs::write(path(name), &changed.original)?;
+    }
+    record.set_sysctl(name, None)
+}
+
+fn read(name: &str) -> io::Result<String> {
+    fs::read_to_string(path(name)).map(|text| text.trim().to_owned())
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from("/proc/sys/net/ipv4/vs").join(name)
+}

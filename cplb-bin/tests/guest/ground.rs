@@ -1,0 +1,55 @@
+//! What the tests of IPVS share.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testbed::{Lan, Probe, wait_until};
+
+use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+
+pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
+    let vip = if v6 { "fd09::100".to_owned() } else { format!("10.9.0.{VIP_HOST}") };
+    let plan = Plan::v3("300ms").spec(format!(
+        "virtualServers: [{{ipAddress: '{vip}', lbKind: {kind}, persistenceTimeoutSeconds: {persistence}}}]"
+    ));
+    if v6 { plan.v6_only() } else { plan }
+}
+
+pub(crate) fn ipvsadm(cluster: &Cluster, node: usize, arguments: &[&str]) -> String {
+    cluster.node(node).exec("ipvsadm", arguments.iter().copied()).expect("ipvsadm works")
+}
+
+/// The first virtual server in the status of a node.
+pub(crate) fn virtual_server(cluster: &Cluster, node: usize) -> Value {
+    cluster.status(node)["ipvs"]["virtualServers"][0].clone()
+}
+
+pub(crate) fn settled(plan: Plan) -> (Cluster, usize) {
+    let mut cluster = Cluster::build(Lan::builder(), plan);
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    wait_for_servers(&cluster, owner, 3);
+    (cluster, owner)
+}
+
+pub(crate) fn wait_for_servers(cluster: &Cluster, node: usize, count: usize) {
+    let mut servers = Value::Null;
+    let there = wait_until("the director has its servers", PATIENCE, || {
+        servers = virtual_server(cluster, node)["servers"].clone();
+        servers.as_array().is_some_and(|servers| servers.len() == count)
+    });
+    cluster.check(there.is_ok(), || format!("{count} servers of node {node}: {servers}"));
+}
+
+/// Who answers that many requests, one after the other; none may fail.
+pub(crate) fn served(cluster: &Cluster, count: usize) -> BTreeMap<String, usize> {
+    let since = Instant::now();
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    cluster.wait("the requests are made", || probe.report().samples().len() >= count);
+    let report = probe.stop();
+    let failures = report.failures_since(since);
+    cluster.check(failures.is_empty(), || format!("{failures:?}"));
+    report.served_by_since(since)
+}

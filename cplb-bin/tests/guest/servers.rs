@@ -1,0 +1,120 @@
+//! Real servers come and go.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use testbed::{Backend, Lan, Probe, Sessions, Signal};
+
+use super::ground::{ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
+use crate::support::{Cluster, PATIENCE, PORT};
+
+pub(crate) fn backends() {
+    let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 1s, fall: 1}");
+    let (cluster, owner) = settled(plan);
+    let lost = (owner + 1) % cluster.len();
+    let before = ipvsadm(&cluster, owner, &["-Ln"]);
+    for round in 0..50 {
+        cluster.backends[lost].refuse().expect("the server refuses");
+        let took = cluster.wait("the dead server is out", || {
+            virtual_server(&cluster, owner)["servers"].as_array().is_some_and(|servers| servers.len() == 2)
+        });
+        cluster.check(took < Duration::from_secs(5), || format!("round {round}: out after {took:?}"));
+        cluster.backends[lost].accept().expect("the server accepts");
+        wait_for_servers(&cluster, owner, 3);
+    }
+    let names = |listing: &str| {
+        let words = |line: &str| line.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
+        let mut lines: Vec<String> = listing.lines().map(words).collect();
+        lines.sort();
+        lines
+    };
+    let after = ipvsadm(&cluster, owner, &["-Ln"]);
+    cluster.check(names(&after) == names(&before), || format!("{before}\n{after}"));
+}
+
+/// Its connections end instead of hanging for as long as TCP tries.
+pub(crate) fn silent_backend() {
+    let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 500ms, fall: 2}");
+    let (cluster, owner) = settled(plan);
+    let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
+    let lost = (owner + 1) % cluster.len();
+    let since = Instant::now();
+    cluster.backends[lost].blackhole().expect("the server is silent");
+    wait_for_servers(&cluster, owner, 2);
+    let out = since.elapsed();
+    // Two checks that time out, one interval apart, and as much again for a machine that is emulated.
+    cluster.check(out < Duration::from_secs(3), || format!("out after {out:?}"));
+    cluster.wait("its sessions end", || sessions.ended() == 2);
+    eprintln!("out after {out:?}, sessions ended after {:?}", since.elapsed());
+    cluster.wait("nobody else hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
+    cluster.check(sessions.ended() == 2, || format!("{:?}", sessions.states()));
+}
+
+/// The server's health check, which goes to its own address, sees nothing wrong.
+pub(crate) fn one_address() {
+    let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
+    let narrow = cluster.lan.controllers().len() - 1;
+    let own = SocketAddr::new(cluster.node(narrow).v4().into(), PORT);
+    cluster.replace_backend(narrow, |node| Backend::tls_on(node, "api-narrow", own));
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    wait_for_servers(&cluster, owner, 2);
+    let before = served(&cluster, 60);
+    cluster.check(before.len() == 2 && !before.contains_key("api-narrow"), || format!("{before:?}"));
+    let excluded = virtual_server(&cluster, owner)["excluded"].to_string();
+    cluster
+        .check(excluded.contains(&own.to_string()) && excluded.contains("one address"), || excluded.clone());
+    cluster.replace_backend(narrow, |node| Backend::tls(node, "api-wide", PORT));
+    wait_for_servers(&cluster, owner, 3);
+    let after = served(&cluster, 60);
+    cluster.check(after.contains_key("api-wide"), || format!("{after:?}"));
+}
+
+/// Its API server lives on, and looks sound to everybody; but packets to the virtual address would not be for it any
+/// more, and go round in circles where nodes forward.
+pub(crate) fn leaving() {
+    // Nothing of this is about elections, and none shall come in between on a busy machine.
+    let mut plan = plan("DR", false, 0);
+    plan.instance = vec!["version: 3".to_owned()];
+    let (mut cluster, owner) = settled(plan);
+    for node in cluster.lan.controllers() {
+        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+    }
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    probe.wait_for_calm(Duration::from_millis(500), PATIENCE).expect("the VIP answers");
+    let since = Instant::now();
+    let node = (owner + 1) % cluster.len();
+    cluster.signal(node, Signal::SIGTERM);
+    cluster.wait_until_ended(node);
+    let gone = Instant::now();
+    cluster.wait("the others serve", || probe.report().served_by_since(gone).values().sum::<usize>() >= 100);
+    let served = probe.report().served_by_since(gone);
+    cluster.check(served.len() == 2, || format!("{served:?}"));
+    cluster.start_daemon(node);
+    wait_for_servers(&cluster, owner, 3);
+    let back = Instant::now();
+    cluster.wait("all serve", || probe.report().served_by_since(back).values().sum::<usize>() >= 100);
+    let report = probe.stop();
+    let (served, failures) = (report.served_by_since(back), report.failures_since(since));
+    cluster.check(served.len() == 3, || format!("{served:?}"));
+    cluster.check(failures.is_empty(), || format!("{failures:?}"));
+}
+
+/// What a daemon left behind is what the next one needs, so connections do not notice.
+pub(crate) fn restart(kind: &str) {
+    let mut plan = plan(kind, false, 0);
+    plan.instance = vec!["version: 3".to_owned()];
+    let (mut cluster, owner) = settled(plan);
+    let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
+    let node = (owner + 1) % cluster.len();
+    cluster.signal(node, Signal::SIGKILL);
+    cluster.wait_until_ended(node);
+    cluster.start_daemon(node);
+    cluster.wait("the daemon can serve", || cluster.status(node)["serving"]["serving"] == true);
+    // Longer than the director takes to find out that a server has gone.
+    let again = served(&cluster, 300);
+    cluster.check(again.len() == 3, || format!("{again:?}"));
+    cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
+    cluster.wait("nobody hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
+}

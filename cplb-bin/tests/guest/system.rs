@@ -1,0 +1,222 @@
+//! What IPVS finds on a node, and what it leaves.
+
+use std::time::{Duration, Instant};
+
+use ipvs::{Client, Protocol, ServiceError, ServiceKey};
+use testbed::guest::{load_module, unload_module};
+use testbed::{Lan, Node, Probe, Signal};
+
+use super::ground::{ipvsadm, plan, served, settled, wait_for_servers};
+use crate::support::{Cluster, PATIENCE};
+
+/// What could be left on a node.
+fn traces(node: &Node) -> Vec<String> {
+    let run = |program: &str, arguments: &[&str]| {
+        let text = node.exec(program, arguments.iter().copied()).expect("it works");
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let mut all = run("ip", &["-o", "addr", "show"]);
+    all.extend(run("ip", &["-o", "link", "show"]));
+    all.extend(run("ip", &["route", "show", "table", "local"]));
+    all.extend(run("nft", &["list", "ruleset"]));
+    all.extend(run("ipvsadm", &["-Ln"]));
+    for name in [
+        "ipv4.conf.eth0.arp_ignore",
+        "ipv4.conf.eth0.arp_announce",
+        "ipv4.vs.conntrack",
+        "ipv4.vs.expire_nodest_conn",
+    ] {
+        all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it is there")));
+    }
+    all
+}
+
+pub(crate) fn leftovers() {
+    let mut cluster = Cluster::build(Lan::builder(), plan("TUN", false, 0));
+    for node in cluster.lan.controllers() {
+        node.exec("ipvsadm", ["-A", "-t", "192.0.2.1:80", "-s", "wlc"]).expect("a service of somebody else");
+        node.exec("ip", ["link", "add", "dummy9", "type", "dummy"]).expect("a dummy of somebody else");
+    }
+    let before: Vec<_> = cluster.lan.controllers().iter().map(traces).collect();
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    wait_for_servers(&cluster, owner, 3);
+    // One is killed, started again and stopped like the others.
+    cluster.signal(owner, Signal::SIGKILL);
+    cluster.wait_until_ended(owner);
+    cluster.start_daemon(owner);
+    cluster.wait_for_owner(None);
+    for node in 0..cluster.len() {
+        cluster.signal(node, Signal::SIGTERM);
+    }
+    for (node, before) in before.iter().enumerate() {
+        cluster.wait_until_ended(node);
+        let after = traces(cluster.node(node));
+        let odd: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
+        let lost: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
+        cluster
+            .check(odd.is_empty() && lost.is_empty(), || format!("node {node}: left {odd:?}, lost {lost:?}"));
+    }
+}
+
+/// All modules that need the one of IPVS, and that one.
+const MODULES: [&str; 16] = [
+    "ip_vs_pe_sip",
+    "ip_vs_ovf",
+    "ip_vs_fo",
+    "ip_vs_nq",
+    "ip_vs_sed",
+    "ip_vs_mh",
+    "ip_vs_sh",
+    "ip_vs_dh",
+    "ip_vs_lblcr",
+    "ip_vs_lblc",
+    "ip_vs_wlc",
+    "ip_vs_lc",
+    "ip_vs_wrr",
+    "ip_vs_rr",
+    "ip_vs_ftp",
+    "ip_vs",
+];
+
+pub(crate) fn no_module() {
+    for module in MODULES {
+        unload_module(module).expect("nobody uses it");
+    }
+    let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
+    cluster.start_all();
+    // Without IPVS no node can do all it should, so nobody waits for one that can serve.
+    let owner = cluster.wait_for_owner(None);
+    let degraded = |node: usize| cluster.status(node)["degraded"].to_string();
+    cluster.wait("the missing module is named", || degraded(owner).contains("ip_vs"));
+    cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    let answered = probe.wait_for_calm(Duration::from_millis(300), PATIENCE);
+    answered.unwrap_or_else(|error| cluster.fail(&format!("the proxy takes the place of IPVS: {error}")));
+    for module in MODULES.iter().rev().filter(|module| **module != "ip_vs_ftp") {
+        load_module(module).expect("it is there");
+    }
+    wait_for_servers(&cluster, owner, 3);
+    cluster.wait("nothing is wrong any more", || degraded(owner) == "[]");
+    drop(probe);
+    let served = served(&cluster, 60);
+    cluster.check(served.len() == 3, || format!("{served:?}"));
+}
+
+pub(crate) fn forwarding() {
+    let mut cluster = Cluster::build(Lan::builder(), plan("NAT", false, 0));
+    for node in cluster.lan.controllers() {
+        node.set_sysctl("net.ipv4.ip_forward", "0").expect("it is there");
+    }
+    cluster.start_all();
+    let degraded = |node: usize| cluster.status(node)["degraded"].to_string();
+    for node in 0..cluster.len() {
+        cluster.wait("it is told", || degraded(node).contains("net.ipv4.ip_forward is 0"));
+        cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+        cluster.wait("it is not told any more", || !degraded(node).contains("ip_forward"));
+    }
+}
+
+pub(crate) fn kube_proxy() {
+    let mut cluster = Cluster::build(Lan::builder(), plan("NAT", false, 0));
+    let add = |node: &Node| {
+        node.exec("ip", ["link", "add", "kube-ipvs0", "type", "dummy"]).expect("a dummy of kube-proxy");
+    };
+    // It may have been there before, or come later.
+    add(cluster.node(0));
+    cluster.start_all();
+    cluster.wait_for_owner(None);
+    add(cluster.node(1));
+    let log = |node: usize| cluster.daemon(node).log().text();
+    let told = |node: usize| log(node).matches("excludeCIDRs").count();
+    cluster.wait("both tell of it", || told(0) == 1 && told(1) == 1);
+    cluster.wait("its deletion changes nothing", || {
+        (0..cluster.len()).any(|node| outlives_deletion(&cluster, node))
+    });
+    for node in 0..cluster.len() {
+        cluster.signal(node, Signal::SIGTERM);
+    }
+    for (node, conntrack) in [(0, "1"), (1, "1"), (2, "0")] {
+        cluster.wait_until_ended(node);
+        cluster.check(told(node) == usize::from(node < 2), || log(node));
+        let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it is there");
+        cluster.check(left == conntrack, || format!("node {node}: {left}"));
+    }
+}
+
+/// Whether a director keeps its service when it is sent what kube-proxy sends to delete a service that matches a mark,
+/// which kube-proxy takes for one of no protocol at 0.0.0.0.
+fn outlives_deletion(cluster: &Cluster, node: usize) -> bool {
+    let complete = || ipvsadm(cluster, node, &["-Ln"]).matches("->").count() == 4;
+    if !complete() {
+        return false;
+    }
+    let key = ServiceKey::Address { protocol: Protocol(0), address: [0; 4].into(), port: 0 };
+    let delete = || async { Client::spawn().expect("a socket").delete_service(&key).await };
+    let answer = cluster.node(node).block_on(delete).expect("a runtime");
+    cluster.check(matches!(answer, Err(ServiceError::NotFound(_))), || format!("{answer:?}"));
+    complete()
+}
+
+pub(crate) fn foreign_dummy() {
+    let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
+    let node = cluster.node(0);
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "bridge"]).expect("a link of somebody else");
+    let node = cluster.node(1);
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "dummy"]).expect("a dummy of somebody else");
+    node.exec("ip", ["addr", "add", "192.0.2.7/32", "dev", "dummyvip0"])
+        .expect("an address of somebody else");
+    let before: Vec<String> = [0, 1].map(|index| links(cluster.node(index))).into();
+    cluster.start_all();
+    for (index, word) in [(0, "kind"), (1, "192.0.2.7")] {
+        cluster.wait("the link is refused", || {
+            let degraded = cluster.status(index)["degraded"].to_string();
+            degraded.contains("dummyvip0") && degraded.contains(word)
+        });
+        cluster.check(links(cluster.node(index)) == before[index], || links(cluster.node(index)));
+    }
+}
+
+fn links(node: &Node) -> String {
+    node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it is there")
+}
+
+/// From IPVS to the proxy and back, with the virtual IP answering all the time.
+pub(crate) fn reload() {
+    let (mut cluster, owner) = settled(plan("DR", false, 0));
+    let with = cluster.plan.clone();
+    let mut without = with.clone();
+    without.spec.retain(|line| !line.starts_with("virtualServers"));
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    let since = Instant::now();
+    let nothing = |node: &Node| {
+        let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));
+        gone(&node.exec("ipvsadm", ["-Ln"]).expect("it works"), &["FWM"])
+            && gone(&node.exec("ip", ["link"]).expect("it works"), &["dummyvip0"])
+            && gone(&node.exec("nft", ["list", "ruleset"]).expect("it works"), &["chain direct"])
+            && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it is there") == "0"
+    };
+    for round in 0..2 {
+        for (plan, reloaded) in [(&without, false), (&with, true)] {
+            for node in 0..cluster.len() {
+                std::fs::write(cluster.config_file(node), plan.render(&cluster.lan)).expect("it is written");
+                cluster.signal(node, Signal::SIGHUP);
+            }
+            if reloaded {
+                wait_for_servers(&cluster, owner, 3);
+            } else {
+                let all = || cluster.lan.controllers().iter().all(nothing);
+                cluster.wait(&format!("nothing of IPVS is left in round {round}"), all);
+            }
+        }
+    }
+    let report = probe.stop();
+    let failures = report.failures_since(since);
+    cluster.check(failures.is_empty(), || format!("{failures:?} of {}", report.samples().len()));
+    cluster.plan = with;
+}

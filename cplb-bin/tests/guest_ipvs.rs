@@ -1,0 +1,51 @@
+//! IPVS as the balancer of `virtualServers`, with the real binary on a kernel that has it.
+
+mod support;
+mod guest {
+    pub(crate) mod failover;
+    pub(crate) mod ground;
+    pub(crate) mod servers;
+    pub(crate) mod spread;
+    pub(crate) mod system;
+}
+
+use std::process::ExitCode;
+
+use testbed::{Test, Tool};
+
+use guest::{failover, servers, spread, system};
+use support::binary;
+
+fn main() -> ExitCode {
+    let test = |name, body: fn()| {
+        Test::new(name, body).needs([Tool::Nft, Tool::Ipvsadm, Tool::Ip]).files([binary()]).in_guest()
+    };
+    testbed::main(vec![
+        // The kernel gives a module up only when all connections of all former tests are forgotten.
+        test("a_kernel_without_ipvs_is_lived_with", system::no_module),
+        test("requests_spread_by_direct_routing", || spread::spread("DR", false)),
+        test("requests_spread_by_direct_routing_over_ipv6", || spread::spread("DR", true)),
+        test("requests_spread_by_nat", || spread::spread("NAT", false)),
+        test("requests_spread_by_nat_over_ipv6", || spread::spread("NAT", true)),
+        test("requests_spread_by_tunnels", || spread::spread("TUN", false)),
+        test("requests_spread_by_tunnels_over_ipv6", || spread::spread("TUN", true)),
+        test("a_client_stays_with_its_server", spread::persistence),
+        test("who_has_an_address_by_hand_directs", spread::held_by_hand),
+        test("only_the_holder_answers_arp", spread::arp),
+        test("a_killed_director_directs_no_more_and_goes_on_serving", failover::crash),
+        test("two_instances_never_direct_a_packet_twice", failover::two_owners),
+        test("a_download_survives_a_handover_with_sync", || failover::download(true)),
+        test("a_download_is_reset_by_a_handover_without_sync", || failover::download(false)),
+        test("a_backend_that_dies_is_out_and_comes_back", servers::backends),
+        test("a_backend_that_is_silent_takes_no_client_with_it", servers::silent_backend),
+        test("a_server_that_listens_on_one_address_gets_nothing", servers::one_address),
+        test("a_node_whose_daemon_stops_takes_no_connection_with_it", servers::leaving),
+        test("a_real_server_outlives_its_daemon", || servers::restart("DR")),
+        test("a_real_server_behind_a_tunnel_outlives_its_daemon", || servers::restart("TUN")),
+        test("a_reload_changes_the_balancer_and_back", system::reload),
+        test("a_stop_and_a_crash_leave_nothing", system::leftovers),
+        test("nat_without_forwarding_is_told", system::forwarding),
+        test("kube_proxy_beside_it_is_told_once_and_keeps_what_it_needs", system::kube_proxy),
+        test("a_foreign_dummy_is_refused_and_left_alone", system::foreign_dummy),
+    ])
+}
