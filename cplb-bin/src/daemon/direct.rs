@@ -159,8 +159,10 @@ impl Daemon {
             let forwarding = forwarding(&self.ipvs.directed);
             director.want(Wanted { services, sync, sysctls, forwarding, node });
         }
-        // Without IPVS the proxy serves who reaches this node.
-        let stay = self.ipvs.directed.iter().filter(|it| self.ipvs.available || !self.holds(it));
+        // Without IPVS the proxy serves who reaches this node, and also until a new service has its servers: without one
+        // the kernel refuses connections.
+        let stay = self.ipvs.directed.iter();
+        let stay = stay.filter(|it| !self.holds(it) || (self.ipvs.available && self.is_ready(it)));
         let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
         let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped.iter().map(|it| (it, true)));
         let directors: Vec<Director> = stay
@@ -174,6 +176,13 @@ impl Daemon {
             self.ipvs.directors = directors;
             self.change_table();
         }
+    }
+
+    /// Whether packets may be left to IPVS. Once they are, they stay so: connections would not survive the proxy.
+    fn is_ready(&self, directed: &Directed) -> bool {
+        let mut rules = self.ipvs.directors.iter();
+        rules.any(|rule| (rule.vip, rule.port) == (directed.vip, directed.port))
+            || self.ipvs.director.as_ref().is_some_and(|director| director.has_servers(&directed.key()))
     }
 
     /// Whether a server has said what it does. Until then it is better to leave connections to the server on this node

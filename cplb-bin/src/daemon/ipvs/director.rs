@@ -139,6 +139,13 @@ impl DirectorHandle {
         tokio::time::timeout(END, left).await.unwrap_or(late)
     }
 
+    /// Whether the last look found a service with a server that takes connections.
+    pub(crate) fn has_servers(&self, key: &ServiceKey) -> bool {
+        let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = observed.services.get(key).map_or(&[][..], |(_, servers)| servers.as_slice());
+        servers.iter().any(|server| server.destination.weight.0 > 0)
+    }
+
     /// What the last look found.
     pub(crate) fn observed(&self) -> Observed {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
