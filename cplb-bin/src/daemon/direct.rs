@@ -64,6 +64,9 @@ pub(crate) struct Ipvs {
     departing: Option<(Vec<Directed>, Instant)>,
 }
 
+/// The servers of each service.
+type Members = BTreeMap<String, Vec<Member>>;
+
 /// What was logged last about a server.
 #[derive(Debug, Default)]
 struct Telling {
@@ -139,43 +142,52 @@ impl Daemon {
         }
         self.ipvs.departing.take_if(|(_, until)| Instant::now() >= *until);
         if let Some(director) = &self.ipvs.director {
-            let sync = self.sync();
-            // IPVS goes on with a connection that it was told of only if it has the server, and looks at packets only if
-            // it has a service. Elsewhere than on the holder no packet has the mark of a new connection.
-            let has = |it: &Directed| {
-                let here = self.holds(it) || (sync.is_some() && it.outlives_its_director());
-                here && self.is_known(it, &members)
-            };
-            let services = desired(&self.ipvs.directed, &members, &self.ipvs.heard.opinions, has);
-            let sysctls = match self.ipvs.directed.as_slice() {
-                [] => Vec::new(),
-                directed => sysctls(directed),
-            };
-            let node = match self.real_server(&members) {
-                Some(_) if self.ipvs.heard.local.is_empty() => NodeWish::AsItIs,
-                Some(config) => NodeWish::Server(config),
-                None => NodeWish::Nothing,
-            };
-            let forwarding = forwarding(&self.ipvs.directed);
-            director.want(Wanted { services, sync, sysctls, forwarding, node });
+            director.want(self.wish(&members));
         }
-        // Without IPVS the proxy serves who reaches this node, and also until a new service has its servers: without one
-        // the kernel refuses connections.
-        let stay = self.ipvs.directed.iter();
-        let stay = stay.filter(|it| !self.holds(it) || (self.ipvs.available && self.is_ready(it)));
-        let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
-        let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped.iter().map(|it| (it, true)));
-        let directors: Vec<Director> = stay
-            .chain(leave)
-            .map(|(it, leaving)| {
-                let peers = self.peers(it, &members);
-                Director { leaving, peers, ..it.director(self.interfaces(it, &members)) }
-            })
-            .collect();
+        let directors = self.rules(&members);
         if directors != self.ipvs.directors {
             self.ipvs.directors = directors;
             self.change_table();
         }
+    }
+
+    /// What the director is to keep.
+    fn wish(&self, members: &Members) -> Wanted {
+        let sync = self.sync();
+        // IPVS goes on with a connection that it was told of only if it has the server, and looks at packets only if it
+        // has a service. Elsewhere than on the holder no packet has the mark of a new connection.
+        let has = |it: &Directed| {
+            let here = self.holds(it) || (sync.is_some() && it.outlives_its_director());
+            here && self.is_known(it, members)
+        };
+        Wanted {
+            services: desired(&self.ipvs.directed, members, &self.ipvs.heard.opinions, has),
+            sync,
+            sysctls: match self.ipvs.directed.as_slice() {
+                [] => Vec::new(),
+                directed => sysctls(directed),
+            },
+            forwarding: forwarding(&self.ipvs.directed),
+            node: match self.real_server(members) {
+                Some(_) if self.ipvs.heard.local.is_empty() => NodeWish::AsItIs,
+                Some(config) => NodeWish::Server(config),
+                None => NodeWish::Nothing,
+            },
+        }
+    }
+
+    /// What the table is to say about IPVS. Without IPVS the proxy serves who reaches this node, and also until a new
+    /// service has its servers: without one the kernel refuses connections.
+    fn rules(&self, members: &Members) -> Vec<Director> {
+        let stay = self.ipvs.directed.iter();
+        let stay = stay.filter(|it| !self.holds(it) || (self.ipvs.available && self.is_ready(it)));
+        let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
+        let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped.iter().map(|it| (it, true)));
+        let rule = |(it, leaving): (&Directed, bool)| {
+            let peers = self.peers(it, members);
+            Director { leaving, peers, ..it.director(self.interfaces(it, members)) }
+        };
+        stay.chain(leave).map(rule).collect()
     }
 
     /// Whether packets may be left to IPVS. Once they are, they stay so: connections would not survive the proxy.
@@ -187,9 +199,8 @@ impl Daemon {
 
     /// Whether a server has said what it does. Until then it is better to leave connections to the server on this node
     /// than to send them where nobody may accept them.
-    fn is_known(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> bool {
-        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
-        let mut asks = servers.iter().filter_map(|server| directed.ask(server)).peekable();
+    fn is_known(&self, directed: &Directed, members: &Members) -> bool {
+        let mut asks = servers(members, directed).iter().filter_map(|server| directed.ask(server)).peekable();
         asks.peek().is_none() || asks.any(|ask| self.ipvs.heard.opinions.contains_key(&ask))
     }
 
@@ -216,23 +227,26 @@ impl Daemon {
     }
 
     /// Behind which clients and other directors are.
-    fn interfaces(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<String> {
+    fn interfaces(&self, directed: &Directed, members: &Members) -> BTreeSet<String> {
         let Some(name) = directed.instance.and_then(|id| self.interface(id)) else { return BTreeSet::new() };
-        let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| directed.kind == LbKind::Tunnel);
-        tunnels.chain([name]).chain(self.ways(directed, members)).collect()
+        let mut all = behind(directed, name);
+        all.extend(self.ways(directed, members));
+        all
     }
 
     /// The interfaces by which directors on other nodes send packets as they are.
-    fn ways(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<String> {
+    fn ways(&self, directed: &Directed, members: &Members) -> BTreeSet<String> {
         if directed.kind != LbKind::DirectRouting {
             return BTreeSet::new();
         }
-        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
-        servers.iter().filter_map(|server| self.ipvs.heard.ways.get(&server.addr.ip()).cloned()).collect()
+        servers(members, directed)
+            .iter()
+            .filter_map(|server| self.ipvs.heard.ways.get(&server.addr.ip()).cloned())
+            .collect()
     }
 
     /// What it takes to accept what directors send here; nothing for addresses that somebody else moves.
-    fn real_server(&self, members: &BTreeMap<String, Vec<Member>>) -> Option<RealServerConfig> {
+    fn real_server(&self, members: &Members) -> Option<RealServerConfig> {
         let departing = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped);
         // An address whose interface is not known cannot be kept quiet about.
         let moved: Vec<(&Directed, String)> = self
@@ -248,8 +262,7 @@ impl Daemon {
         // Directors send to the address that the configuration lists. There is one tunnel for each family.
         let tunnelled = moved.iter().filter(|(it, _)| it.kind == LbKind::Tunnel);
         let servers = tunnelled.flat_map(|(it, _)| {
-            let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
-            servers.iter().filter(|server| it.takes(server)).map(|server| server.addr.ip())
+            servers(members, it).iter().filter(|server| it.takes(server)).map(|server| server.addr.ip())
         });
         let own: BTreeSet<IpAddr> = servers.filter(|ip| self.ipvs.heard.local.contains(ip)).collect();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
@@ -325,17 +338,19 @@ impl Daemon {
     }
 
     /// Whom to ask whether directors can count on them.
-    fn asks(&self, members: &BTreeMap<String, Vec<Member>>) -> impl Iterator<Item = Ask> {
-        self.ipvs.directed.iter().flat_map(|it| {
-            let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
-            servers.iter().filter_map(|server| it.ask(server))
-        })
+    fn asks(&self, members: &Members) -> impl Iterator<Item = Ask> {
+        self.ipvs
+            .directed
+            .iter()
+            .flat_map(|it| servers(members, it).iter().filter_map(|server| it.ask(server)))
     }
 
     /// From where packets come that have been directed.
-    fn peers(&self, directed: &Directed, members: &BTreeMap<String, Vec<Member>>) -> BTreeSet<[u8; 6]> {
-        let servers = members.get(&directed.service).map_or(&[][..], Vec::as_slice);
-        servers.iter().filter_map(|server| self.ipvs.heard.macs.get(&server.addr.ip()).copied()).collect()
+    fn peers(&self, directed: &Directed, members: &Members) -> BTreeSet<[u8; 6]> {
+        servers(members, directed)
+            .iter()
+            .filter_map(|server| self.ipvs.heard.macs.get(&server.addr.ip()).copied())
+            .collect()
     }
 
     /// Says what changed; of a server that changes all the time, not all of it.
@@ -346,10 +361,7 @@ impl Daemon {
         for (ask, opinion) in opinions {
             let Ask { vip, server, .. } = ask;
             let Telling { opinion: former, at } = self.ipvs.told.entry(*ask).or_default();
-            if *former == Some(*opinion) {
-                continue;
-            }
-            if at.is_some_and(|at| now < at + TELLING) {
+            if *former == Some(*opinion) || at.is_some_and(|at| now < at + TELLING) {
                 continue;
             }
             let is_news = match opinion {
@@ -402,11 +414,7 @@ impl Daemon {
             return Instant::now() >= left;
         }
         let members = self.members();
-        let asked = |it: &Directed| {
-            it.kind != LbKind::Nat
-                && it.instance.is_some()
-                && members.get(&it.service).is_some_and(|servers| servers.len() > 1)
-        };
+        let asked = |it: &Directed| it.outlives_its_director() && servers(&members, it).len() > 1;
         let mut left = Instant::now();
         if self.ipvs.directed.iter().any(asked) {
             tracing::info!(
@@ -449,8 +457,7 @@ impl Daemon {
                 .directed
                 .iter()
                 .map(|it| {
-                    let servers = members.get(&it.service).map_or(&[][..], Vec::as_slice);
-                    it.status(&observed, servers, &self.ipvs.heard.opinions, self.holds(it))
+                    it.status(&observed, servers(&members, it), &self.ipvs.heard.opinions, self.holds(it))
                 })
                 .collect(),
             sync_daemons: observed.daemons.iter().map(|daemon| daemon.state.to_string()).collect(),
@@ -458,8 +465,8 @@ impl Daemon {
         })
     }
 
-    fn members(&self) -> BTreeMap<String, Vec<Member>> {
-        let Some(balancer) = &self.balancer else { return BTreeMap::new() };
+    fn members(&self) -> Members {
+        let Some(balancer) = &self.balancer else { return Members::new() };
         let snapshot = balancer.snapshot();
         let services = blueprint::services(&self.config, &self.names).into_iter().map(|service| {
             let found = snapshot.services.iter().find(|found| *found.name == *service.name);
@@ -486,9 +493,18 @@ impl Daemon {
             let id = it.instance?;
             let instance = config.instances.iter().find(|instance| u32::from(instance.vrid.get()) == id.0)?;
             let InterfaceSelector::Name(name) = &instance.interface else { return None };
-            let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| it.kind == LbKind::Tunnel);
-            Some(it.director(tunnels.chain([name.clone()]).collect()))
+            Some(it.director(behind(&it, name.clone())))
         });
         known.collect()
     }
+}
+
+fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
+    members.get(&directed.service).map_or(&[], Vec::as_slice)
+}
+
+/// The interface of its address, and the tunnels if it has any.
+fn behind(directed: &Directed, interface: String) -> BTreeSet<String> {
+    let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| directed.kind == LbKind::Tunnel);
+    tunnels.chain([interface]).collect()
 }
