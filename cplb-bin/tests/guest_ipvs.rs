@@ -30,7 +30,10 @@ fn main() -> ExitCode {
         test("requests_spread_by_tunnels", || spread::spread("TUN", false)),
         test("requests_spread_by_tunnels_over_ipv6", || spread::spread("TUN", true)),
         test("a_client_stays_with_its_server", spread::persistence),
-        test("who_has_an_address_by_hand_directs", spread::held_by_hand),
+        test("servers_on_another_link_serve", spread::two_links),
+        test("who_has_an_address_by_hand_directs_by_nat", || spread::held_by_hand("NAT")),
+        test("who_has_an_address_by_hand_routes_directly", || spread::held_by_hand("DR")),
+        test("who_has_an_address_by_hand_sends_by_tunnels", || spread::held_by_hand("TUN")),
         test("only_the_holder_answers_arp", spread::arp),
         test("a_killed_director_directs_no_more_and_goes_on_serving", failover::crash),
         test("two_instances_never_direct_a_packet_twice", failover::two_owners),
@@ -46,6 +49,8 @@ fn main() -> ExitCode {
         test("a_stop_and_a_crash_leave_nothing", system::leftovers),
         test("nat_without_forwarding_is_told", system::forwarding),
         test("kube_proxy_beside_it_is_told_once_and_keeps_what_it_needs", system::kube_proxy),
+        test("a_full_state_directory_is_lived_with", system::full_state),
+        test("a_foreign_sync_daemon_is_told_and_left_alone", system::foreign_sync),
         test("a_foreign_dummy_is_refused_and_left_alone", system::foreign_dummy),
     ])
 }

@@ -210,7 +210,10 @@ impl Daemon {
                 let held = self.ipvs.seats.get(&id.0).is_some_and(|seat| seat.held);
                 held && !self.ipvs.releasing.contains(&id)
             }
-            None => self.ipvs.heard.local.contains(&directed.vip),
+            None => self.ipvs.heard.local.get(&directed.vip).is_some_and(|links| {
+                // With direct routing and tunnels, servers have the address, too.
+                directed.kind == LbKind::Nat || !links.is_empty()
+            }),
         }
     }
 
@@ -228,7 +231,13 @@ impl Daemon {
 
     /// Behind which clients and other directors are.
     fn interfaces(&self, directed: &Directed, members: &Members) -> BTreeSet<String> {
-        let Some(name) = directed.instance.and_then(|id| self.interface(id)) else { return BTreeSet::new() };
+        let Some(id) = directed.instance else {
+            return match directed.kind {
+                LbKind::Nat => BTreeSet::new(),
+                _ => self.ipvs.heard.local.get(&directed.vip).cloned().unwrap_or_default(),
+            };
+        };
+        let Some(name) = self.interface(id) else { return BTreeSet::new() };
         let mut all = behind(directed, name);
         all.extend(self.ways(directed, members));
         all
@@ -264,7 +273,7 @@ impl Daemon {
         let servers = tunnelled.flat_map(|(it, _)| {
             servers(members, it).iter().filter(|server| it.takes(server)).map(|server| server.addr.ip())
         });
-        let own: BTreeSet<IpAddr> = servers.filter(|ip| self.ipvs.heard.local.contains(ip)).collect();
+        let own: BTreeSet<IpAddr> = servers.filter(|ip| self.ipvs.heard.local.contains_key(ip)).collect();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
         let mut config = RealServerConfig::new(vips.into_iter().collect());
         config.interfaces = interfaces.into_iter().collect();
@@ -383,7 +392,7 @@ impl Daemon {
         let own = heard
             .opinions
             .iter()
-            .find(|(ask, opinion)| **opinion == Opinion::Refuses && heard.local.contains(&ask.server));
+            .find(|(ask, opinion)| **opinion == Opinion::Refuses && heard.local.contains_key(&ask.server));
         match own {
             Some((Ask { vip, .. }, _)) => {
                 let text = format!(

@@ -339,18 +339,21 @@ pub(crate) fn download(sync: bool) {
             ended().iter().zip(progress).all(|(end, bytes)| end.is_some() || bytes > 500_000)
         });
     };
-    let mut owner = owner;
     if sync {
-        // Another node takes the address: nobody stops being a server.
+        // Another node takes the address, and the former holder takes it back: nobody stops being a server.
         let next = (owner + 1) % cluster.len();
-        let preferred = cluster.plan.clone().instance("priority: 250").instance("preempt: always");
-        std::fs::write(cluster.config_file(next), preferred.render(&cluster.lan)).expect("it is written");
-        cluster.signal(next, Signal::SIGHUP);
-        owner = cluster.wait_for_owner(Some(owner));
-        cluster.check(owner == next, || format!("node {owner} took it"));
-        go_on("all downloads go on");
-        cluster.check(ended() == [None; 6], || format!("{:?}", ended()));
-        cluster.wait("the new director knows of them", || connections(&cluster, owner).len() >= 6);
+        for (taker, priority) in [(next, 240), (owner, 250)] {
+            let preferred = cluster.plan.clone().instance(format!("priority: {priority}"));
+            let preferred = preferred.instance("preempt: always").render(&cluster.lan);
+            std::fs::write(cluster.config_file(taker), preferred).expect("it is written");
+            cluster.signal(taker, Signal::SIGHUP);
+            let from = if taker == next { owner } else { next };
+            let taken = cluster.wait_for_owner(Some(from));
+            cluster.check(taken == taker, || format!("node {taken} took it"));
+            go_on("all downloads go on");
+            cluster.check(ended() == [None; 6], || format!("{:?}", ended()));
+            cluster.wait("the new director knows of them", || connections(&cluster, taker).len() >= 6);
+        }
     }
     let at = cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_for_owner(Some(owner));

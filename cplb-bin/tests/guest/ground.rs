@@ -16,6 +16,15 @@ pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
     if v6 { plan.v6_only() } else { plan }
 }
 
+/// For tests that are not about elections, which shall not come in between on a busy machine.
+pub(crate) fn calm(plan: Plan) -> Plan {
+    Plan { instance: vec!["version: 3".to_owned()], ..plan }
+}
+
+pub(crate) fn degraded(cluster: &Cluster, node: usize) -> String {
+    cluster.status(node)["degraded"].to_string()
+}
+
 pub(crate) fn ipvsadm(cluster: &Cluster, node: usize, arguments: &[&str]) -> String {
     cluster.node(node).exec("ipvsadm", arguments.iter().copied()).expect("ipvsadm works")
 }

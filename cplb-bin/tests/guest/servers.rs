@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Backend, Lan, Probe, Sessions, Signal};
 
-use super::ground::{ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
+use super::ground::{calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
 use crate::support::{Cluster, PATIENCE, PORT};
 
 pub(crate) fn backends() {
@@ -32,9 +32,12 @@ pub(crate) fn backends() {
     cluster.check(names(&after) == names(&before), || format!("{before}\n{after}"));
 }
 
-/// Its connections end instead of hanging for as long as TCP tries.
+/// Its connections end instead of hanging for as long as TCP tries. The checks run as often as `delayLoop` says.
 pub(crate) fn silent_backend() {
-    let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 500ms, fall: 2}");
+    let mut plan = plan("DR", false, 0).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
+    for line in &mut plan.spec {
+        *line = line.replace("lbKind: DR", "lbKind: DR, delayLoop: 200ms");
+    }
     let (cluster, owner) = settled(plan);
     let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
     let lost = (owner + 1) % cluster.len();
@@ -44,6 +47,8 @@ pub(crate) fn silent_backend() {
     let out = since.elapsed();
     // Two checks that time out, one interval apart, and as much again for a machine that is emulated.
     cluster.check(out < Duration::from_secs(3), || format!("out after {out:?}"));
+    let excluded = virtual_server(&cluster, owner)["excluded"].to_string();
+    cluster.check(excluded.contains("health checks"), || excluded.clone());
     cluster.wait("its sessions end", || sessions.ended() == 2);
     eprintln!("out after {out:?}, sessions ended after {:?}", since.elapsed());
     cluster.wait("nobody else hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
@@ -73,10 +78,7 @@ pub(crate) fn one_address() {
 /// Its API server lives on, and looks sound to everybody; but packets to the virtual address would not be for it any
 /// more, and go round in circles where nodes forward.
 pub(crate) fn leaving() {
-    // Nothing of this is about elections, and none shall come in between on a busy machine.
-    let mut plan = plan("DR", false, 0);
-    plan.instance = vec!["version: 3".to_owned()];
-    let (mut cluster, owner) = settled(plan);
+    let (mut cluster, owner) = settled(calm(plan("DR", false, 0)));
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
     }
@@ -103,9 +105,7 @@ pub(crate) fn leaving() {
 
 /// What a daemon left behind is what the next one needs, so connections do not notice.
 pub(crate) fn restart(kind: &str) {
-    let mut plan = plan(kind, false, 0);
-    plan.instance = vec!["version: 3".to_owned()];
-    let (mut cluster, owner) = settled(plan);
+    let (mut cluster, owner) = settled(calm(plan(kind, false, 0)));
     let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
     let node = (owner + 1) % cluster.len();
     cluster.signal(node, Signal::SIGKILL);

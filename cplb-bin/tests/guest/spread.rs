@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use testbed::{AnnouncementKind, Lan, Probe};
+use testbed::{AnnouncementKind, Lan, Probe, Signal};
 
-use super::ground::{ipvsadm, plan, served, settled, wait_for_servers};
+use super::ground::{calm, ipvsadm, plan, served, settled, wait_for_servers};
 use crate::support::{Cluster, VIP_HOST};
 
 /// Every server gets its share, the director's own too, and only the node that is Active has the service.
@@ -58,14 +58,62 @@ pub(crate) fn arp() {
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
 }
 
-/// An address that no instance moves: whoever has it directs.
-pub(crate) fn held_by_hand() {
+/// The servers are on another link than the address, and answer on that of the client.
+pub(crate) fn two_links() {
+    let lan = Lan::builder().back_link();
+    let backends = "backends: {static: [10.8.0.1, 10.8.0.2, 10.8.0.3]}";
+    let mut cluster = Cluster::build(lan, calm(plan("DR", false, 0).spec(backends)));
+    let back = cluster.node(0).sysctl("net.ipv4.conf.eth1.arp_ignore").expect("it is there");
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    wait_for_servers(&cluster, owner, 3);
+    for node in 0..cluster.len() {
+        let quiet =
+            || cluster.node(node).sysctl("net.ipv4.conf.eth1.arp_ignore").expect("it is there") == "1";
+        cluster.wait("nobody answers for the address on the second link", quiet);
+    }
+    let served = served(&cluster, 90);
+    cluster.check(served.len() == 3 && served.values().all(|count| *count >= 25), || format!("{served:?}"));
+    for node in 0..cluster.len() {
+        let proxied = cluster.status(node)["services"][0]["connectionsAccepted"].clone();
+        cluster.check(proxied == 0, || format!("the proxy of node {node} has served {proxied}"));
+    }
+    // A former holder is a server again, and gets its packets by the second link.
+    cluster.signal(owner, Signal::SIGTERM);
+    cluster.wait_until_ended(owner);
+    let left = cluster.node(owner).sysctl("net.ipv4.conf.eth1.arp_ignore").expect("it is there");
+    cluster.check(left == back, || left.clone());
+    cluster.start_daemon(owner);
+    let next = cluster.wait_until_settled();
+    wait_for_servers(&cluster, next, 3);
+    cluster.check(next != owner, || "the former holder has it again".to_owned());
+    let served = self::served(&cluster, 90);
+    cluster.check(served.len() == 3 && served.values().all(|count| *count >= 25), || format!("{served:?}"));
+}
+
+/// An address that no instance moves: whoever has it directs. With direct routing and tunnels, servers accept it because
+/// somebody has seen to it.
+pub(crate) fn held_by_hand(kind: &str) {
     let vip = IpAddr::from([10, 9, 0, VIP_HOST]);
-    let mut cluster = Cluster::build(Lan::builder(), plan("NAT", false, 0));
+    let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
+    for node in cluster.lan.controllers() {
+        let own = node.v4().to_string();
+        let link: &[&str] = match kind {
+            "DR" => &["type", "dummy"],
+            "TUN" => &["type", "ipip", "local", &own],
+            _ => break,
+        };
+        node.exec("ip", ["link", "add", "byhand0"].iter().chain(link).copied()).expect("the link is made");
+        node.exec("ip", ["link", "set", "byhand0", "up"]).expect("the link is up");
+        node.exec("ip", ["addr", "add", &format!("{vip}/32"), "dev", "byhand0"])
+            .expect("the address is added");
+        node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.conf.eth0.arp_announce", "2").expect("it is there");
+    }
     let servers: Vec<String> = cluster.lan.controllers().iter().map(|node| node.v4().to_string()).collect();
     let text = format!(
         "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  virtualServers: [{{ipAddress: {vip}, \
-         lbKind: NAT, persistenceTimeoutSeconds: 0}}]\n  backends: {{static: [{}]}}\n",
+         lbKind: {kind}, persistenceTimeoutSeconds: 0}}]\n  backends: {{static: [{}]}}\n",
         servers.join(", ")
     );
     for node in 0..cluster.len() {
@@ -76,13 +124,17 @@ pub(crate) fn held_by_hand() {
             cluster.try_status(node).is_some_and(|status| status["serving"]["serving"] == true)
         });
     }
+    let address = format!("{vip}/24");
+    let change = |node: usize, what: &str| {
+        cluster.node(node).exec("ip", ["addr", what, &address, "dev", "eth0"]).expect("it is changed");
+    };
     for owner in [0, 1] {
-        cluster.node(owner).add_address(vip, 24).expect("it is added");
+        change(owner, "add");
         cluster.client().flush_neighbours().expect("they are flushed");
         wait_for_servers(&cluster, owner, 3);
         let served = served(&cluster, 60);
         cluster.check(served.len() == 3, || format!("{served:?}"));
-        cluster.node(owner).delete_address(vip).expect("it is deleted");
+        change(owner, "del");
         cluster.wait("the service goes with the address", || {
             !ipvsadm(&cluster, owner, &["-Ln"]).contains("FWM")
         });

@@ -1,12 +1,14 @@
 //! What IPVS finds on a node, and what it leaves.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipvs::{Client, Protocol, ServiceError, ServiceKey};
+use nix::mount::{MsFlags, mount};
 use testbed::guest::{load_module, unload_module};
 use testbed::{Lan, Node, Probe, Signal};
 
-use super::ground::{ipvsadm, plan, served, settled, wait_for_servers};
+use super::ground::{calm, degraded, ipvsadm, plan, served, settled, wait_for_servers};
 use crate::support::{Cluster, PATIENCE};
 
 /// What could be left on a node.
@@ -89,8 +91,7 @@ pub(crate) fn no_module() {
     cluster.start_all();
     // Without IPVS no node can do all it should, so nobody waits for one that can serve.
     let owner = cluster.wait_for_owner(None);
-    let degraded = |node: usize| cluster.status(node)["degraded"].to_string();
-    cluster.wait("the missing module is named", || degraded(owner).contains("ip_vs"));
+    cluster.wait("the missing module is named", || degraded(&cluster, owner).contains("ip_vs"));
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -100,7 +101,7 @@ pub(crate) fn no_module() {
         load_module(module).expect("it is there");
     }
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("nothing is wrong any more", || degraded(owner) == "[]");
+    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
     drop(probe);
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
@@ -112,11 +113,10 @@ pub(crate) fn forwarding() {
         node.set_sysctl("net.ipv4.ip_forward", "0").expect("it is there");
     }
     cluster.start_all();
-    let degraded = |node: usize| cluster.status(node)["degraded"].to_string();
     for node in 0..cluster.len() {
-        cluster.wait("it is told", || degraded(node).contains("net.ipv4.ip_forward is 0"));
+        cluster.wait("it is told", || degraded(&cluster, node).contains("net.ipv4.ip_forward is 0"));
         cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
-        cluster.wait("it is not told any more", || !degraded(node).contains("ip_forward"));
+        cluster.wait("it is not told any more", || !degraded(&cluster, node).contains("ip_forward"));
     }
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn foreign_dummy() {
     cluster.start_all();
     for (index, word) in [(0, "kind"), (1, "192.0.2.7")] {
         cluster.wait("the link is refused", || {
-            let degraded = cluster.status(index)["degraded"].to_string();
+            let degraded = degraded(&cluster, index);
             degraded.contains("dummyvip0") && degraded.contains(word)
         });
         cluster.check(links(cluster.node(index)) == before[index], || links(cluster.node(index)));
@@ -182,6 +182,85 @@ pub(crate) fn foreign_dummy() {
 
 fn links(node: &Node) -> String {
     node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it is there")
+}
+
+/// Somebody else keeps his connections in step with the sync daemon that a namespace can have of each kind.
+pub(crate) fn foreign_sync() {
+    let mut cluster = Cluster::build(Lan::builder(), calm(plan("DR", false, 0).spec("ipvsSync: true")));
+    let foreign = cluster.node(0);
+    let start = ["--start-daemon", "master", "--mcast-interface", "eth0", "--syncid", "77"];
+    foreign.exec("ipvsadm", start).expect("a sync daemon of somebody else");
+    let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
+    let before = daemons(0);
+    cluster.start_all();
+    let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
+    cluster.wait("it is told", || {
+        degraded(&cluster, 0).contains("a master sync daemon runs already and is not cplb's")
+    });
+    let both = |text: &str| text.contains("master sync daemon") && text.contains("backup sync daemon");
+    cluster.wait("all nodes have both", || (0..cluster.len()).all(|node| both(&daemons(node))));
+    cluster.check(daemons(0).contains("syncid=77"), || daemons(0));
+    cluster.check(degraded(&cluster, 1) == "[]", || degraded(&cluster, 1));
+    for node in 0..cluster.len() {
+        cluster.signal(node, Signal::SIGTERM);
+    }
+    for node in 0..cluster.len() {
+        cluster.wait_until_ended(node);
+        let after = daemons(node);
+        cluster.check(if node == 0 { after == before } else { after.trim().is_empty() }, || after.clone());
+    }
+}
+
+/// What cannot be recorded is not made, as nobody could take it away after a crash.
+pub(crate) fn full_state() {
+    let with = calm(plan("DR", false, 0));
+    let mut without = with.clone();
+    without.spec.retain(|line| !line.starts_with("virtualServers"));
+    let mut cluster = Cluster::build(Lan::builder(), without);
+    let disks: Vec<Disk> = (0..cluster.len()).map(|node| Disk::mount(&cluster.state_dir(node))).collect();
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    for (node, disk) in disks.iter().enumerate() {
+        disk.fill();
+        std::fs::write(cluster.config_file(node), with.render(&cluster.lan)).expect("it is written");
+        cluster.signal(node, Signal::SIGHUP);
+    }
+    cluster.wait("it is told", || degraded(&cluster, owner).contains("No space left"));
+    let proxied = served(&cluster, 60);
+    cluster.check(proxied.len() == 3, || format!("the proxy serves meanwhile: {proxied:?}"));
+    let made = [
+        ipvsadm(&cluster, owner, &["-Ln"]).contains("FWM"),
+        cluster.node(owner).exec("ip", ["link"]).expect("it works").contains("dummyvip0"),
+    ];
+    cluster.check(made == [false; 2], || format!("{made:?}"));
+    disks.iter().for_each(Disk::make_room);
+    wait_for_servers(&cluster, owner, 3);
+    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
+    let served = served(&cluster, 60);
+    cluster.check(served.len() == 3, || format!("{served:?}"));
+}
+
+/// A small file system of its own, for a directory. It goes with the guest.
+struct Disk {
+    filler: PathBuf,
+}
+
+impl Disk {
+    fn mount(directory: &Path) -> Self {
+        std::fs::create_dir_all(directory).expect("it is created");
+        let options = Some("size=64k");
+        mount(None::<&str>, directory, Some("tmpfs"), MsFlags::empty(), options).expect("it is mounted");
+        Self { filler: directory.join("filler") }
+    }
+
+    fn fill(&self) {
+        let written = std::fs::write(&self.filler, vec![0; 1 << 20]);
+        assert!(written.is_err(), "a megabyte fits into 64 KiB");
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(&self.filler).expect("it is there");
+    }
 }
 
 /// From IPVS to the proxy and back, with the virtual IP answering all the time.

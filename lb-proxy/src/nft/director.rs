@@ -72,6 +72,9 @@ pub enum Reach {
     ArrivalInterface,
     /// On any interface: for addresses that somebody else puts on the node that is to direct.
     Node,
+    /// On any interface, and only for what arrives by [`Director::from`]: for addresses that somebody else puts on nodes
+    /// in order to accept them, too. Without [`Director::from`] the node does not direct.
+    From,
 }
 
 impl Director {
@@ -134,13 +137,16 @@ impl Director {
         ])
     }
 
-    pub(super) fn marking(&self) -> Vec<Statement<'_>> {
-        let flags = match self.reach {
-            Reach::ArrivalInterface => HashSet::from([FibFlag::Daddr, FibFlag::Iif]),
-            Reach::Node => HashSet::from([FibFlag::Daddr]),
+    /// `None` if this node does not direct.
+    pub(super) fn marking(&self) -> Option<Vec<Statement<'_>>> {
+        let (arrival, flags) = match self.reach {
+            Reach::ArrivalInterface => (None, HashSet::from([FibFlag::Daddr, FibFlag::Iif])),
+            Reach::Node => (None, HashSet::from([FibFlag::Daddr])),
+            Reach::From => (Some(self.arrival()?), HashSet::from([FibFlag::Daddr])),
         };
         let local = NamedExpression::Fib(Fib { result: FibResult::Type, flags });
-        let mut rule = Vec::from(self.target());
+        let mut rule = Vec::from_iter(arrival);
+        rule.extend(self.target());
         // IPVS could not forward it. Other nodes use that to ask whether a server here would answer.
         rule.push(Statement::Match(Match {
             left: Expression::Named(self.hops()),
@@ -152,7 +158,7 @@ impl Director {
             key: Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })),
             value: Expression::Number(self.mark.get()),
         }));
-        rule
+        Some(rule)
     }
 
     pub(super) fn refusal(&self) -> Option<Vec<Statement<'_>>> {

@@ -179,7 +179,9 @@ impl Table {
             if let Some(rule) = director.directed_already() {
                 batch.add(self.rule(DIRECT, rule));
             }
-            batch.add(self.rule(DIRECT, director.marking()));
+            if let Some(rule) = director.marking() {
+                batch.add(self.rule(DIRECT, rule));
+            }
             if director.masquerade {
                 batch.add(self.rule(MASQUERADE, director.masquerading()));
             }
@@ -200,8 +202,13 @@ impl Table {
     /// How many rules [`Self::replacement`] makes.
     pub(super) fn rule_count(&self) -> usize {
         let directing = |director: &Director| {
-            let optional = [director.masquerade, !director.peers.is_empty(), !director.from.is_empty()];
-            2 + optional.into_iter().filter(|there| *there).count()
+            let optional = [
+                director.marking().is_some(),
+                director.masquerade,
+                !director.peers.is_empty(),
+                !director.from.is_empty(),
+            ];
+            1 + optional.into_iter().filter(|there| *there).count()
         };
         let directing: usize = self.directors.iter().map(directing).sum();
         usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2 + directing + self.refusals().count()

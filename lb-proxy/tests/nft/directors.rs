@@ -17,6 +17,7 @@ use crate::{block_on, find, table};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_director_marks_only_where_the_address_is", a_director_marks_only_where_the_address_is),
     ("an_address_of_somebody_else_is_directed_wherever_it_is", an_address_of_somebody_else_is_directed),
+    ("a_node_that_only_serves_an_address_of_somebody_else_directs_nothing", an_address_that_servers_have_too),
     ("what_another_director_sends_is_for_the_server_here", what_another_director_sends),
     ("what_has_no_hop_left_is_for_the_server_here", what_has_no_hop_left),
     ("who_leaves_refuses_questions_and_no_client", who_leaves_refuses_questions),
@@ -116,6 +117,19 @@ fn an_address_of_somebody_else_is_directed() {
     block_on(find().apply(&directed(Reach::Node, &[]))).unwrap();
     for (index, peer) in [client, workload].iter().enumerate() {
         assert!(is_marked(peer, index, &server), "{}", VIPS[index]);
+    }
+}
+
+fn an_address_that_servers_have_too() {
+    let [client, _workload] = node("lo");
+    let server = listen(6443);
+    block_on(find().apply(&directed(Reach::From, &[]))).unwrap();
+    for (index, vip) in VIPS.iter().enumerate() {
+        assert!(!is_marked(&client, index, &server), "{vip} is for the server here");
+    }
+    block_on(find().apply(&directed(Reach::From, &["lan"]))).unwrap();
+    for (index, vip) in VIPS.iter().enumerate() {
+        assert!(is_marked(&client, index, &server), "{vip} is directed here");
     }
 }
 
@@ -292,6 +306,8 @@ fn the_rules_of_directors_are_watched() {
     table.directors[0].masquerade = true;
     table.directors[0].peers = [[2; 6]].into();
     table.directors[1].leaving = true;
+    let other = Director { vip: ip("10.0.0.101"), reach: Reach::From, ..table.directors[1].clone() };
+    table.directors.push(Director { from: BTreeSet::new(), ..other });
     block_on(guard.apply(&table)).unwrap();
     assert_eq!(guard.present(&table).unwrap(), Presence::Intact);
     for change in [

@@ -75,6 +75,9 @@ impl fmt::Display for Opinion {
 /// What is thought about servers.
 pub(crate) type Opinions = BTreeMap<Ask, Opinion>;
 
+/// The addresses of a node, each with the interfaces on which neighbours find it: no dummy links, no tunnels.
+pub(crate) type Local = BTreeMap<IpAddr, BTreeSet<String>>;
+
 /// What was found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
@@ -84,7 +87,7 @@ pub(crate) struct Heard {
     /// The interfaces that lead to servers elsewhere, those last known.
     pub(crate) ways: BTreeMap<IpAddr, String>,
     /// All addresses of this node, those last known; none where nobody wants to know.
-    pub(crate) local: BTreeSet<IpAddr>,
+    pub(crate) local: Local,
     /// What went wrong in the last round, for people. Servers that could not be asked because of it are
     /// [`Opinion::Unasked`], or what they were before.
     pub(crate) failure: Option<String>,
@@ -132,7 +135,7 @@ async fn run(mut wants: watch::Receiver<Wants>, events: UnboundedSender<Event>) 
             _ = rounds.tick() => {}
         }
         let wanted = wants.borrow_and_update().clone();
-        let mut round = Round { local: Some(BTreeSet::new()), ..Round::default() };
+        let mut round = Round { local: Some(Local::new()), ..Round::default() };
         if wanted == Wants::default() {
             std::mem::take(&mut voices).close();
         } else {
@@ -265,7 +268,8 @@ mod tests {
     fn addresses_are_told_when_they_change_and_stay_when_they_cannot_be_read() {
         let mut memory = Memory::default();
         let mut take = |local: Option<&[u8]>| {
-            let local = local.map(|hosts| hosts.iter().map(|host| ask(*host).server).collect());
+            let local =
+                local.map(|hosts| hosts.iter().map(|host| (ask(*host).server, BTreeSet::new())).collect());
             let heard = memory.take(&Wants::default(), Round { local, ..Round::default() });
             (heard.map(|heard| heard.local.len()), memory.heard.local.len())
         };
@@ -316,7 +320,7 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), told.recv()).await
         });
         let Ok(Some(Event::Heard(heard))) = heard else { panic!("nothing was heard") };
-        assert!(heard.local.contains(&IpAddr::from([127, 0, 0, 1])));
+        assert!(heard.local.contains_key(&IpAddr::from([127, 0, 0, 1])));
         assert_eq!((heard.opinions, heard.failure), (Opinions::new(), None));
     }
 }

@@ -26,7 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How long the kernel may take to take everything back.
 const END: Duration = Duration::from_secs(5);
-/// So many looks may fail in a row, for reasons that usually pass, before IPVS counts as missing.
+
+/// So many looks may fail in a row, for reasons that usually pass, before IPVS counts as missing, and so often what is
+/// ours is taken back.
 const FAILURES: u8 = 3;
 
 /// What IPVS should have.
@@ -214,11 +216,18 @@ impl Director {
     /// Removes everything; what is left, for people.
     async fn take_back(&mut self) -> Vec<String> {
         self.wanted = Wanted::default();
-        self.look().await;
-        let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // What went with the kernel's module needs not be removed.
-        let missing = observed.unavailable.filter(|_| !self.record.is_empty() && !self.is_missing());
-        missing.into_iter().chain(observed.faults).collect()
+        let mut left = Vec::new();
+        for _ in 0..FAILURES {
+            self.look().await;
+            let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            // What went with the kernel's module needs not be removed.
+            let missing = observed.unavailable.filter(|_| !self.record.is_empty() && !self.is_missing());
+            left = missing.into_iter().chain(observed.faults).collect();
+            if left.is_empty() {
+                break;
+            }
+        }
+        left
     }
 
     /// Whether the last look failed because the kernel has no IPVS.

@@ -217,11 +217,11 @@ impl Directed {
             port: self.port,
             mark: self.mark,
             from,
-            // Servers that have the address to accept it must not direct what they are sent.
-            reach: if self.instance.is_none() && self.kind == LbKind::Nat {
-                Reach::Node
-            } else {
-                Reach::ArrivalInterface
+            reach: match (self.instance, self.kind) {
+                (Some(_), _) => Reach::ArrivalInterface,
+                (None, LbKind::Nat) => Reach::Node,
+                // Servers that have the address to accept it must not direct what they are sent.
+                (None, _) => Reach::From,
             },
             peers: BTreeSet::new(),
             masquerade: self.kind == LbKind::Nat,

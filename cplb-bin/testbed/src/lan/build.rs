@@ -32,6 +32,7 @@ pub struct LanBuilder {
     v6: Option<Network<Ipv6Addr>>,
     promote_secondaries: bool,
     lease: Option<Duration>,
+    back: Option<Network<Ipv4Addr>>,
 }
 
 impl Default for LanBuilder {
@@ -44,6 +45,7 @@ impl Default for LanBuilder {
             v6: Some(Network { address: Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0), prefix_len: 64 }),
             promote_secondaries: false,
             lease: None,
+            back: None,
         }
     }
 }
@@ -65,6 +67,10 @@ const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The bridge in the namespace of the switch.
 const BRIDGE: &str = "br0";
+
+/// The second link of controllers, and its bridge.
+const BACK_INTERFACE: &str = "eth1";
+const BACK_BRIDGE: &str = "br1";
 
 /// How long link-local addresses may take to appear.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -125,6 +131,12 @@ impl LanBuilder {
         self
     }
 
+    /// Controllers have a second link, `eth1`, on a switch of its own, with 10.8.0.0/24.
+    pub fn back_link(mut self) -> Self {
+        self.back = Some(Network { address: Ipv4Addr::new(10, 8, 0, 0), prefix_len: 24 });
+        self
+    }
+
     /// Builds it.
     ///
     /// # Errors
@@ -154,14 +166,17 @@ impl LanBuilder {
             (0..count).map(|i| maker.node(&switch, &format!("{kind}{}", i + 1), first + i)).collect()
         };
         let controllers = nodes("c", FIRST_CONTROLLER, self.controllers)?;
+        if let Some(network) = self.back {
+            maker.back_link(network, &switch, &controllers)?;
+        }
         let clients = nodes("client", FIRST_CLIENT, self.clients)?;
         let routed = (1u8..)
             .zip(&self.routed)
             .map(|(number, &controller)| maker.pod(&switch, &controllers[usize::from(controller)], number))
             .collect::<Result<Vec<_>, _>>()?;
-        let (v4, v6) = (self.v4, self.v6);
+        let (v4, v6, back) = (self.v4, self.v6, self.back);
         let cuts = Mutex::default();
-        let lan = Lan { controllers, clients, routed, switch, cuts, journal, v4, v6, directory };
+        let lan = Lan { controllers, clients, routed, switch, cuts, journal, v4, v6, back, directory };
         lan.wait_for_link_local()?;
         Ok(lan)
     }
@@ -235,6 +250,35 @@ impl Maker<'_> {
         })?;
         node.configure()?;
         Ok(node)
+    }
+
+    /// A second switch, for controllers only.
+    fn back_link(
+        &self,
+        network: Network<Ipv4Addr>,
+        switch: &Node,
+        controllers: &[Node],
+    ) -> Result<(), Error> {
+        netlink::request(switch.netns(), switch.doing("make a second bridge"), |handle| async move {
+            let bridge = netlink::add_bridge(&handle, BACK_BRIDGE, mac(2, GATEWAY)).await?;
+            for (host, node) in (FIRST_CONTROLLER..).zip(controllers) {
+                let port = format!("{}-back", node.name());
+                let here = End { name: &port, mac: None };
+                let there = End { name: BACK_INTERFACE, mac: Some(mac(2, host)) };
+                let port = netlink::add_veth(&handle, here, there, node.netns()).await?;
+                netlink::set_controller(&handle, port, bridge).await?;
+            }
+            Ok(())
+        })?;
+        for (host, node) in (FIRST_CONTROLLER..).zip(controllers) {
+            netlink::request(node.netns(), node.doing("configure the second link"), |handle| async move {
+                let index = netlink::index(&handle, BACK_INTERFACE).await?;
+                netlink::set_up(&handle, index).await?;
+                netlink::add_address(&handle, index, network.host(host).into(), network.prefix_len, None)
+                    .await
+            })?;
+        }
+        Ok(())
     }
 
     /// A client behind a controller, on a point-to-point link whose near end has no IPv4 address.

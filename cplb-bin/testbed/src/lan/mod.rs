@@ -35,6 +35,7 @@ pub struct Lan {
     journal: Journal,
     v4: Option<Network<Ipv4Addr>>,
     v6: Option<Network<Ipv6Addr>>,
+    back: Option<Network<Ipv4Addr>>,
     directory: TempDir,
 }
 
@@ -125,6 +126,16 @@ impl Lan {
     #[must_use]
     pub fn v6(&self, host: u8) -> Ipv6Addr {
         let Some(network) = self.v6 else { panic!("this LAN has no IPv6") };
+        network.host(host)
+    }
+
+    /// The address with this host number on the second link of controllers, 1 is `10.8.0.1`.
+    ///
+    /// # Panics
+    /// If they have none.
+    #[must_use]
+    pub fn back_v4(&self, host: u8) -> Ipv4Addr {
+        let Some(network) = self.back else { panic!("this LAN has no second link") };
         network.host(host)
     }
 

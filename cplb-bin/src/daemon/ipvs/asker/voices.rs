@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use netlink_vip::acceptance::{Acceptance, AcceptanceError, Answer, Path, Question, Way, Ways};
 use netlink_vip::sessions::{self, Listener, SessionsError};
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
 use super::super::listening::{self, Listening};
-use super::{Ask, TIMEOUT};
+use super::{Ask, Local, TIMEOUT};
 
 /// An interface, and the address of this node that is asked from.
 type Exit = (String, IpAddr);
@@ -24,7 +25,7 @@ pub(super) struct Round {
     /// By which interface servers elsewhere are reached.
     pub(super) ways: Vec<(IpAddr, String)>,
     /// The addresses of this node; `None` where they could not be read.
-    pub(super) local: Option<BTreeSet<IpAddr>>,
+    pub(super) local: Option<Local>,
     pub(super) failures: BTreeSet<String>,
 }
 
@@ -201,12 +202,21 @@ fn question(ask: &Ask) -> Question {
 }
 
 /// All addresses of this node.
-fn addresses() -> nix::Result<BTreeSet<IpAddr>> {
+fn addresses() -> nix::Result<Local> {
     let ip = |address: SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
     };
-    Ok(getifaddrs()?.filter_map(|interface| ip(interface.address?)).collect())
+    let mut local = Local::new();
+    for interface in getifaddrs()? {
+        let Some(ip) = interface.address.and_then(ip) else { continue };
+        let names = local.entry(ip).or_default();
+        let flags = interface.flags & (InterfaceFlags::IFF_BROADCAST | InterfaceFlags::IFF_NOARP);
+        if flags == InterfaceFlags::IFF_BROADCAST {
+            names.insert(interface.interface_name);
+        }
+    }
+    Ok(local)
 }
 
 #[cfg(test)]
@@ -298,10 +308,14 @@ mod tests {
         let ask = Ask { vip, server: Ipv4Addr::LOCALHOST.into(), tunnel: false };
         let round = Voices::default().round(&BTreeSet::from([ask]));
         assert_eq!(round.failures, BTreeSet::new());
-        assert!(round.local.unwrap().contains(&ask.server));
+        assert_eq!(
+            round.local.unwrap()[&ask.server],
+            BTreeSet::new(),
+            "no neighbour finds it on the loopback"
+        );
         assert!(round.answers == [(ask, Answer::Refuses)] || round.unasked == [ask], "{:?}", round.answers);
         let round = Voices::default().round(&BTreeSet::new());
-        assert!(round.local.unwrap().contains(&ask.server));
+        assert!(round.local.unwrap().contains_key(&ask.server));
     }
 
     #[test]
