@@ -43,7 +43,7 @@ pub enum DummyError {
     #[error("{0:?} is not a name for a link: 1 to 15 characters, without '/', ':' or blanks")]
     Name(String),
     /// There is a link of that name which is not a dummy.
-    #[error("link {name} exists already and is of kind {kind:?}: it is left alone. Rename or remove it")]
+    #[error("link {name} exists already and is {}: it is left alone. Rename or remove it", kind_text(.kind.as_deref()))]
     OtherKind {
         /// The name.
         name: String,
@@ -343,6 +343,11 @@ fn plan(
         }
     }
     Ok(steps)
+}
+
+/// What a link is, for messages.
+pub(crate) fn kind_text(kind: Option<&str>) -> String {
+    kind.map_or_else(|| "a device of its own kind".to_owned(), |kind| format!("of kind {kind}"))
 }
 
 fn check_kind(name: &str, link: &LinkUpdate) -> Result<(), DummyError> {

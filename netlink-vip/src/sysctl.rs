@@ -43,6 +43,11 @@ impl SysctlKey {
         &self.interface
     }
 
+    /// The last part, such as `rp_filter`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn read_below(&self, root: &Path) -> Result<String, SysctlError> {
         std::fs::read_to_string(self.path(root))
             .map(|text| text.trim().to_owned())

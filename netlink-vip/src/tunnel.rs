@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use nix::errno::Errno;
 
+use crate::dummy::kind_text;
 use crate::kernel::{Kernel, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::repair::Repair;
@@ -75,7 +76,8 @@ pub enum TunnelError {
     Name(String),
     /// There is a link of that name which is not a tunnel of this kind.
     #[error(
-        "link {name} exists already and is of kind {kind:?}, not {wanted:?}: it is left alone. Rename or remove it"
+        "link {name} exists already and is {}, not of kind {wanted}: it is left alone. Rename or remove it",
+        kind_text(.kind.as_deref())
     )]
     OtherKind {
         /// The name.
@@ -101,7 +103,7 @@ pub enum TunnelError {
         local: IpAddr,
     },
     /// The kernel has no such tunnels.
-    #[error("the kernel has no tunnels of kind {kind:?}: load the module `{module}`")]
+    #[error("the kernel has no tunnels of kind {kind}: load the module `{module}`")]
     NoModule {
         /// The kind of link.
         kind: &'static str,

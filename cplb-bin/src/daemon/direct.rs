@@ -1,5 +1,7 @@
 //! What the daemon does about IPVS: tells the director what this node holds, and the table what IPVS balances.
 
+mod opinions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -9,18 +11,18 @@ use cplb_config::{Config, LbKind};
 use ipvs::InterfaceName;
 use lb_proxy::BackendState;
 use lb_proxy::nft::Director;
-use netlink_vip::{
-    InterfaceSelector, InterfaceState, KeeperEvent, RealServerConfig, ResyncCause, TunnelConfig,
-};
+use netlink_vip::{InterfaceSelector, InterfaceState, KeeperEvent, RealServerConfig, TunnelConfig};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::InstanceId;
+
+use opinions::Telling;
 
 use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
 use super::ipvs::{
-    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Opinion, ROUND, TIMEOUT,
-    Wanted, desired, directed, forwarding, sysctls,
+    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Place, ROUND, TIMEOUT, Wanted,
+    desired, directed, forwarding, sysctls,
 };
 use super::link::Event;
 use super::problems::Cause;
@@ -31,9 +33,6 @@ const WITHDRAWAL: Duration = Duration::from_millis(100);
 
 /// How long directors are told that this node leaves: a round of questions, an answer, and the change.
 const LEAVE: Duration = ROUND.saturating_add(TIMEOUT).saturating_add(ROUND);
-
-/// So long nothing more is said about a server.
-const TELLING: Duration = Duration::from_secs(10);
 
 /// The names of the links that receive what directors send by tunnel.
 pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
@@ -67,13 +66,6 @@ pub(crate) struct Ipvs {
 /// The servers of each service.
 type Members = BTreeMap<String, Vec<Member>>;
 
-/// What was logged last about a server.
-#[derive(Debug, Default)]
-struct Telling {
-    opinion: Option<Opinion>,
-    at: Option<Instant>,
-}
-
 /// Where an instance stands.
 #[derive(Debug, Default)]
 struct Seat {
@@ -102,6 +94,11 @@ impl Ipvs {
 
     pub(crate) fn is_available(&self) -> bool {
         self.available
+    }
+
+    /// Whether there is a director, and its task has ended by itself.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.director.as_ref().is_some_and(DirectorHandle::is_dead)
     }
 
     /// Whose state decides whether this node serves.
@@ -158,7 +155,7 @@ impl Daemon {
         // has a service. Elsewhere than on the holder no packet has the mark of a new connection.
         let has = |it: &Directed| {
             let here = self.holds(it) || (sync.is_some() && it.outlives_its_director());
-            here && self.is_known(it, members)
+            here && it.takes_any(servers(members, it)) && self.is_known(it, members)
         };
         Wanted {
             services: desired(&self.ipvs.directed, members, &self.ipvs.heard.opinions, has),
@@ -179,10 +176,16 @@ impl Daemon {
     /// What the table is to say about IPVS. Without IPVS the proxy serves who reaches this node, and also until a new
     /// service has its servers: without one the kernel refuses connections.
     fn rules(&self, members: &Members) -> Vec<Director> {
-        let stay = self.ipvs.directed.iter();
-        let stay = stay.filter(|it| !self.holds(it) || (self.ipvs.available && self.is_ready(it)));
+        let stay = self.ipvs.directed.iter().filter(|it| it.takes_any(servers(members, it)));
+        let stay = stay.filter(|it| match it.instance {
+            _ if self.holds(it) => self.ipvs.available && self.is_ready(it),
+            // What another node directs here is for the server on this one.
+            Some(_) => true,
+            None => it.kind != LbKind::Nat,
+        });
         let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
-        let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped.iter().map(|it| (it, true)));
+        let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped);
+        let leave = leave.filter(|it| !self.holds(it)).map(|it| (it, true));
         let rule = |(it, leaving): (&Directed, bool)| {
             let peers = self.peers(it, members);
             Director { leaving, peers, ..it.director(self.interfaces(it, members)) }
@@ -192,9 +195,16 @@ impl Daemon {
 
     /// Whether packets may be left to IPVS. Once they are, they stay so: connections would not survive the proxy.
     fn is_ready(&self, directed: &Directed) -> bool {
+        self.has_rule(directed) || self.has_servers(directed)
+    }
+
+    fn has_rule(&self, directed: &Directed) -> bool {
         let mut rules = self.ipvs.directors.iter();
         rules.any(|rule| (rule.vip, rule.port) == (directed.vip, directed.port))
-            || self.ipvs.director.as_ref().is_some_and(|director| director.has_servers(&directed.key()))
+    }
+
+    fn has_servers(&self, directed: &Directed) -> bool {
+        self.ipvs.news.as_ref().is_some_and(|news| news.ready.contains(&directed.key()))
     }
 
     /// Whether a server has said what it does. Until then it is better to leave connections to the server on this node
@@ -234,6 +244,8 @@ impl Daemon {
         let Some(id) = directed.instance else {
             return match directed.kind {
                 LbKind::Nat => BTreeSet::new(),
+                // The server on this node serves until IPVS does.
+                _ if !self.has_servers(directed) => BTreeSet::new(),
                 _ => self.ipvs.heard.local.get(&directed.vip).cloned().unwrap_or_default(),
             };
         };
@@ -266,8 +278,11 @@ impl Daemon {
             .filter_map(|it| Some((it, self.interface(it.instance?)?)))
             .collect();
         let vips: BTreeSet<IpAddr> = moved.iter().map(|(it, _)| it.vip).collect();
-        let ways = moved.iter().flat_map(|(it, _)| self.ways(it, members));
-        let interfaces: BTreeSet<String> = moved.iter().map(|(_, name)| name.clone()).chain(ways).collect();
+        let ways = |(it, name): &(&Directed, String)| {
+            self.ways(it, members).into_iter().filter(|way| way != name).collect::<Vec<_>>()
+        };
+        let ways: BTreeSet<String> = moved.iter().flat_map(ways).collect();
+        let interfaces: BTreeSet<String> = moved.iter().map(|(_, name)| name).chain(&ways).cloned().collect();
         // Directors send to the address that the configuration lists. There is one tunnel for each family.
         let tunnelled = moved.iter().filter(|(it, _)| it.kind == LbKind::Tunnel);
         let servers = tunnelled.flat_map(|(it, _)| {
@@ -277,6 +292,7 @@ impl Daemon {
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
         let mut config = RealServerConfig::new(vips.into_iter().collect());
         config.interfaces = interfaces.into_iter().collect();
+        config.loose = ways.into_iter().collect();
         config.tunnels = [first(true), first(false)].into_iter().flatten().map(TunnelConfig::new).collect();
         (!config.vips.is_empty()).then_some(config)
     }
@@ -288,8 +304,12 @@ impl Daemon {
             KeeperEvent::Removed { id, .. } => self.ipvs.seats.entry(id.0).or_default().held = false,
             KeeperEvent::Interface { id, state } => {
                 self.ipvs.seats.entry(id.0).or_default().interface.clone_from(state);
+                // One that has come back is not yet silent about the virtual addresses.
+                if let Some(director) = &self.ipvs.director {
+                    director.look();
+                }
             }
-            KeeperEvent::Resynced { cause: ResyncCause::Start } => self.ipvs.begun = true,
+            KeeperEvent::Resynced { .. } => self.ipvs.begun = true,
             _ => return,
         }
         if let KeeperEvent::Installed { id, .. } | KeeperEvent::Removed { id, .. } = event {
@@ -309,7 +329,7 @@ impl Daemon {
         let former = std::mem::replace(&mut self.ipvs.directed, wanted);
         let stays = |vip| self.ipvs.directed.iter().any(|it| it.vip == vip && it.instance.is_some());
         let mut dropped = self.ipvs.departing.take().map(|(dropped, _)| dropped).unwrap_or_default();
-        dropped.extend(former.into_iter().filter(|it| it.instance.is_some()));
+        dropped.extend(former.into_iter().filter(Directed::outlives_its_director));
         dropped.retain(|it| !stays(it.vip));
         if !dropped.is_empty() {
             self.ipvs.departing = Some((dropped, Instant::now() + LEAVE));
@@ -341,7 +361,7 @@ impl Daemon {
             return;
         }
         let text = wrong.join("; ");
-        if self.problems.raise(Cause::Ipvs, text.as_str()) {
+        if self.problems.raise_all(Cause::Ipvs, wrong) {
             tracing::warn!("{text}");
         }
     }
@@ -360,60 +380,6 @@ impl Daemon {
             .iter()
             .filter_map(|server| self.ipvs.heard.macs.get(&server.addr.ip()).copied())
             .collect()
-    }
-
-    /// Says what changed; of a server that changes all the time, not all of it.
-    pub(crate) fn tell_opinions(&mut self) {
-        let now = Instant::now();
-        let opinions = &self.ipvs.heard.opinions;
-        self.ipvs.told.retain(|ask, _| opinions.contains_key(ask));
-        for (ask, opinion) in opinions {
-            let Ask { vip, server, .. } = ask;
-            let Telling { opinion: former, at } = self.ipvs.told.entry(*ask).or_default();
-            if *former == Some(*opinion) || at.is_some_and(|at| now < at + TELLING) {
-                continue;
-            }
-            let is_news = match opinion {
-                Opinion::Unasked => false,
-                Opinion::Accepts => former.is_some(),
-                _ => true,
-            };
-            if is_news && *opinion == Opinion::Accepts {
-                tracing::info!(%vip, %server, "real server: {opinion}");
-            } else if is_news {
-                tracing::warn!(%vip, %server, "real server: {opinion}");
-            }
-            let at = if is_news { Some(now) } else { *at };
-            *self.ipvs.told.entry(*ask).or_default() = Telling { opinion: Some(*opinion), at };
-        }
-    }
-
-    pub(crate) fn on_heard(&mut self, heard: Heard) {
-        let own = heard
-            .opinions
-            .iter()
-            .find(|(ask, opinion)| **opinion == Opinion::Refuses && heard.local.contains_key(&ask.server));
-        match own {
-            Some((Ask { vip, .. }, _)) => {
-                let text = format!(
-                    "the server on this node does not listen on {vip}: let it listen on all addresses, or use lbKind NAT"
-                );
-                self.problems.raise(Cause::Acceptance, text);
-            }
-            None => drop(self.problems.clear(&Cause::Acceptance)),
-        }
-        match &heard.failure {
-            Some(why) => {
-                let text = format!("servers cannot be asked whether they accept a virtual IP: {why}");
-                if self.problems.raise(Cause::Asking, text.as_str()) {
-                    tracing::warn!("{text}");
-                }
-            }
-            None => drop(self.problems.clear(&Cause::Asking)),
-        }
-        self.ipvs.heard = heard;
-        self.tell_opinions();
-        self.update_ipvs();
     }
 
     /// Before this node stops being a real server, directors elsewhere must know: they ask, and are refused. Whether
@@ -466,7 +432,16 @@ impl Daemon {
                 .directed
                 .iter()
                 .map(|it| {
-                    it.status(&observed, servers(&members, it), &self.ipvs.heard.opinions, self.holds(it))
+                    let held = self.holds(it);
+                    let ready = held && self.has_rule(it);
+                    let place = if ready {
+                        Place::Directed
+                    } else if held {
+                        Place::Held
+                    } else {
+                        Place::Elsewhere
+                    };
+                    it.status(&observed, servers(&members, it), &self.ipvs.heard.opinions, place)
                 })
                 .collect(),
             sync_daemons: observed.daemons.iter().map(|daemon| daemon.state.to_string()).collect(),

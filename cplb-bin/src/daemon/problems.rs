@@ -51,7 +51,7 @@ pub(crate) struct Problems(BTreeMap<Cause, Problem>);
 
 #[derive(Debug)]
 struct Problem {
-    text: String,
+    texts: Vec<String>,
     /// When it is forgotten by itself.
     until: Option<Instant>,
 }
@@ -59,12 +59,17 @@ struct Problem {
 impl Problems {
     /// Shows `text` until the problem is cleared; returns whether that is new.
     pub(crate) fn raise(&mut self, cause: Cause, text: impl Into<String>) -> bool {
-        self.put(cause, text.into(), None)
+        self.raise_all(cause, vec![text.into()])
+    }
+
+    /// The same for several with one cause.
+    pub(crate) fn raise_all(&mut self, cause: Cause, texts: Vec<String>) -> bool {
+        self.put(cause, texts, None)
     }
 
     /// Shows `text` until it has not been said again for a while.
     pub(crate) fn raise_fading(&mut self, cause: Cause, text: impl Into<String>, now: Instant) {
-        self.put(cause, text.into(), Some(now + FADING));
+        self.put(cause, vec![text.into()], Some(now + FADING));
     }
 
     /// Forgets a problem; returns whether there was one.
@@ -83,12 +88,12 @@ impl Problems {
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
-        self.0.values().map(|problem| problem.text.clone()).collect()
+        self.0.values().flat_map(|problem| problem.texts.iter().cloned()).collect()
     }
 
-    fn put(&mut self, cause: Cause, text: String, until: Option<Instant>) -> bool {
-        let news = self.0.get(&cause).is_none_or(|known| known.text != text);
-        self.0.insert(cause, Problem { text, until });
+    fn put(&mut self, cause: Cause, texts: Vec<String>, until: Option<Instant>) -> bool {
+        let news = self.0.get(&cause).is_none_or(|known| known.texts != texts);
+        self.0.insert(cause, Problem { texts, until });
         news
     }
 }
@@ -103,6 +108,9 @@ mod tests {
         assert!(problems.raise(Cause::Lock(51), "held"));
         assert!(!problems.raise(Cause::Lock(51), "held"));
         assert!(problems.raise(Cause::Lock(51), "held by another"));
+        assert!(problems.raise_all(Cause::Ipvs, vec!["no module".into(), "no dummy".into()]));
+        assert_eq!(problems.texts(), ["no module", "no dummy", "held by another"]);
+        problems.clear(&Cause::Ipvs);
         problems.raise(Cause::Name("a".into()), "no address");
         assert_eq!(problems.texts(), ["no address", "held by another"]);
         problems.retain(|cause| !matches!(cause, Cause::Lock(_)));

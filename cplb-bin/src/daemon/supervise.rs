@@ -78,7 +78,8 @@ impl Daemon {
 
     /// Without its threads this process only looks alive: whoever supervises it shall start another one.
     fn check_threads(&self) -> Result<(), Failure> {
-        match self.election.as_ref().and_then(Election::dead_thread) {
+        let director = self.ipvs.is_dead().then_some("the task that keeps IPVS");
+        match self.election.as_ref().and_then(Election::dead_thread).or(director) {
             Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
                 .help("please report this with the log; restart cplb")),
             None => Ok(()),

@@ -125,9 +125,10 @@ fn render_ipvs(out: &mut String, ipvs: &Ipvs) {
     }
     for server in &ipvs.virtual_servers {
         let VirtualServer { ip_address, port, lb_algo, lb_kind, mark, .. } = server;
-        let role = match server.directing {
-            true => format!("{} connections since this node directs", server.connections_total),
-            false => "another node directs".to_owned(),
+        let role = match (server.directing, server.held) {
+            (true, _) => format!("{} connections so far", server.connections_total),
+            (false, true) => "the load balancer serves here instead".to_owned(),
+            (false, false) => "not on this node".to_owned(),
         };
         let _ = writeln!(
             out,

@@ -235,9 +235,11 @@ pub(crate) struct VirtualServer {
     pub(crate) lb_kind: String,
     /// 0 without persistence.
     pub(crate) persistence_timeout_seconds: u32,
-    /// Whether this node directs: the kernel has the service here.
+    /// Whether the virtual IP is on this node.
+    pub(crate) held: bool,
+    /// Whether this node directs: it is, and IPVS gets what clients send.
     pub(crate) directing: bool,
-    /// Since this node directs.
+    /// Since the kernel's service was made.
     pub(crate) connections_total: u64,
     pub(crate) servers: Vec<RealServer>,
     /// Servers that a director passes over, as long as it has better ones.
@@ -343,6 +345,7 @@ mod tests {
             lb_algo: text(),
             lb_kind: text(),
             persistence_timeout_seconds: 360,
+            held: true,
             directing: true,
             connections_total: 0,
             servers: vec![server],

@@ -29,6 +29,8 @@ fn traces(node: &Node) -> Vec<String> {
         "ipv4.conf.eth0.arp_announce",
         "ipv4.vs.conntrack",
         "ipv4.vs.expire_nodest_conn",
+        "ipv4.vs.expire_quiescent_template",
+        "ipv4.vs.conn_reuse_mode",
     ] {
         all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it is there")));
     }
@@ -264,8 +266,8 @@ impl Disk {
 }
 
 /// From IPVS to the proxy and back, with the virtual IP answering all the time.
-pub(crate) fn reload() {
-    let (mut cluster, owner) = settled(plan("DR", false, 0));
+pub(crate) fn reload(kind: &str) {
+    let (mut cluster, owner) = settled(plan(kind, false, 0));
     let with = cluster.plan.clone();
     let mut without = with.clone();
     without.spec.retain(|line| !line.starts_with("virtualServers"));

@@ -184,9 +184,9 @@ impl Acceptance {
     }
 
     /// Asks all at once, and waits until everybody has answered or `timeout` is over, which is at most a minute; a
-    /// second suits a LAN. Each
-    /// question is repeated twice in that time if no answer comes. Every question has its answer in the result. One
-    /// server that is asked for the same virtual address by both paths at once may confuse the two.
+    /// second suits a LAN. Each question is repeated twice in that time if no answer comes. Every question has its
+    /// answer in the result. One server that is asked for the same virtual address by both paths at once may confuse
+    /// the two.
     ///
     /// The kernel is told to find out the link-layer addresses that it does not know. This takes a round trip; it
     /// repeats itself once a second. It is also told to confirm those that it has not confirmed lately, but these

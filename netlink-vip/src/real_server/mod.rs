@@ -2,6 +2,7 @@
 //! tunnels.
 
 mod arp;
+mod filter;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,7 +15,7 @@ use crate::dummy::{DummyError, DummyLink};
 use crate::files::{self, Loaded};
 use crate::repair::Repair;
 use crate::sessions::SessionsError;
-use crate::sysctl::{Recovery, SysctlError, SysctlGuard};
+use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
 
 /// What a real server has.
@@ -27,6 +28,9 @@ pub struct RealServerConfig {
     /// The interfaces on which ARP is answered only for their own addresses while there are IPv4 VIPs: those that
     /// clients and directors of the VIPs are on. One that does not exist is waited for.
     pub interfaces: Vec<String>,
+    /// The interfaces by which directors send packets of clients that are behind another one: there, a strict
+    /// `rp_filter` is loosened (IPv4; IPv6 has none).
+    pub loose: Vec<String>,
     /// The tunnels, if directors use them.
     pub tunnels: Vec<TunnelConfig>,
 }
@@ -37,7 +41,8 @@ impl RealServerConfig {
 
     /// These VIPs on the dummy link of the default name; no interfaces and no tunnels.
     pub fn new(vips: Vec<IpAddr>) -> Self {
-        Self { dummy: Self::DUMMY.to_owned(), vips, interfaces: Vec::new(), tunnels: Vec::new() }
+        let (interfaces, loose, tunnels) = (Vec::new(), Vec::new(), Vec::new());
+        Self { dummy: Self::DUMMY.to_owned(), vips, interfaces, loose, tunnels }
     }
 }
 
@@ -186,6 +191,7 @@ impl RealServer {
     pub fn look(&mut self) -> Result<Look, RealServerError> {
         let Some(config) = self.config.clone() else { return Ok(std::mem::take(&mut self.news)) };
         self.news.waiting = self.silence(&config)?;
+        let loosened = self.loosen(&config);
         let wanted = Record::of(&config);
         let dummy = self.settle_dummy(&config);
         // Two tunnels cannot have the same end, so those that are no longer wanted go before others come.
@@ -195,7 +201,7 @@ impl RealServer {
         // VIPs that may still be where they were must not be answered for.
         let sysctls =
             if dummy.is_ok() && surplus_dummies.is_ok() { self.restore_others(&config) } else { Ok(()) };
-        dummy.and(surplus_tunnels).and(tunnels).and(surplus_dummies).and(sysctls)?;
+        dummy.and(surplus_tunnels).and(tunnels).and(surplus_dummies).and(sysctls).and(loosened)?;
         Ok(std::mem::take(&mut self.news))
     }
 
@@ -242,6 +248,20 @@ impl RealServer {
             }
         }
         Ok(waiting)
+    }
+
+    fn loosen(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
+        if !config.vips.iter().any(IpAddr::is_ipv4) {
+            return Ok(());
+        }
+        for interface in &config.loose {
+            match filter::loosen(&mut self.sysctls, interface) {
+                Ok(repairs) => self.news.repairs.extend(repairs),
+                Err(RealServerError::Sysctl(error)) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn settle_dummy(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
@@ -318,11 +338,14 @@ impl RealServer {
         result.and(kept)
     }
 
-    /// Restores the sysctls of interfaces that need no longer be silent.
+    /// Restores the sysctls of interfaces that need no longer be silent, or loose.
     fn restore_others(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
-        let silenced = |name: &str| has_v4 && config.interfaces.iter().any(|interface| interface == name);
-        let mut recovery = self.sysctls.restore_all_but(|key| silenced(key.interface()));
+        let needed = |key: &SysctlKey| {
+            let all = if key.name() == filter::NAME { &config.loose } else { &config.interfaces };
+            has_v4 && all.iter().any(|interface| interface == key.interface())
+        };
+        let mut recovery = self.sysctls.restore_all_but(needed);
         if recovery.failed.is_empty() { Ok(()) } else { Err(recovery.failed.remove(0).into()) }
     }
 

@@ -268,6 +268,14 @@ pub(crate) fn late_interfaces() {
     let repairs: Vec<_> = look.repairs.iter().map(ToString::to_string).collect();
     let expected = ["arp_ignore from 0 to 1", "arp_announce from 0 to 2"];
     assert_eq!(repairs, expected.map(|what| format!("set net.ipv4.conf.eth7.{what}")));
+    let filter = || node.sysctl("net.ipv4.conf.eth7.rp_filter").expect("a sysctl");
+    node.set_sysctl("net.ipv4.conf.eth7.rp_filter", "1").expect("a sysctl");
+    wanted.loose.push("eth7".into());
+    server.change(wanted.clone()).expect("a real server");
+    assert_eq!(filter(), "2");
+    wanted.loose.clear();
+    server.change(wanted.clone()).expect("a real server");
+    assert_eq!(filter(), "1");
     wanted.interfaces.truncate(1);
     server.change(wanted).expect("a real server");
     assert_eq!(node.sysctl("net.ipv4.conf.eth7.arp_ignore").expect("a sysctl"), "0");

@@ -2,7 +2,7 @@
 //!
 //! It looks once a second, and at once when it is told that something changed. The kernel's module may come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,15 +65,26 @@ pub(crate) struct Observed {
     pub(crate) daemons: Vec<SyncDaemon>,
 }
 
-/// Something to tell the main thread: whether there is IPVS, and what is wrong with it.
+impl Observed {
+    fn ready(&self) -> impl Iterator<Item = ServiceKey> {
+        let takes = |server: &DestinationEntry| server.destination.weight.0 > 0;
+        self.services.iter().filter(move |(_, (_, servers))| servers.iter().any(takes)).map(|(key, _)| *key)
+    }
+}
+
+/// Something to tell the main thread: whether there is IPVS, what is wrong with it, and what it serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct News {
     pub(crate) unavailable: Option<String>,
     pub(crate) faults: Vec<String>,
+    /// Services with a server that takes connections.
+    pub(crate) ready: BTreeSet<ServiceKey>,
 }
 
 enum Order {
     Want(Box<Wanted>),
+    /// Something changed that the kernel knows.
+    Look,
     /// Answered once what was wanted before is so, or could not be made so.
     Settle(oneshot::Sender<()>),
     /// Answered with what is left behind.
@@ -125,6 +136,15 @@ impl DirectorHandle {
         }
     }
 
+    /// Looks now, and not only when the next look is due.
+    pub(crate) fn look(&self) {
+        let _ = self.orders.send(Order::Look);
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.orders.is_closed()
+    }
+
     /// Waits until IPVS has what was wanted last, as far as that is possible.
     pub(crate) async fn settle(&self) {
         let (done, settled) = oneshot::channel();
@@ -139,13 +159,6 @@ impl DirectorHandle {
         let left = async { ended.await.unwrap_or_else(|_| vec!["its task ended unexpectedly".to_owned()]) };
         let late = vec![format!("the kernel has not answered within {END:?}")];
         tokio::time::timeout(END, left).await.unwrap_or(late)
-    }
-
-    /// Whether the last look found a service with a server that takes connections.
-    pub(crate) fn has_servers(&self, key: &ServiceKey) -> bool {
-        let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
-        let servers = observed.services.get(key).map_or(&[][..], |(_, servers)| servers.as_slice());
-        servers.iter().any(|server| server.destination.weight.0 > 0)
     }
 
     /// What the last look found.
@@ -190,6 +203,7 @@ impl Director {
                     while let Some(order) = next {
                         match order {
                             Order::Want(wanted) => (self.wanted, self.begun) = (*wanted, true),
+                            Order::Look => {}
                             Order::Settle(done) => waiting.push(done),
                             Order::End(done) => {
                                 let _ = done.send(self.take_back().await);
@@ -265,7 +279,11 @@ impl Director {
         if self.wanted != Wanted::default() {
             self.kube_proxy.look(kube_proxy::is_here);
         }
-        let news = News { unavailable: observed.unavailable.clone(), faults: observed.faults.clone() };
+        let news = News {
+            unavailable: observed.unavailable.clone(),
+            faults: observed.faults.clone(),
+            ready: observed.ready().collect(),
+        };
         *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = observed;
         if self.told.as_ref() != Some(&news) {
             self.told = Some(news.clone());

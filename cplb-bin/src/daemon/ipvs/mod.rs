@@ -13,7 +13,7 @@ mod sysctls;
 pub(crate) use asker::{Ask, AskerHandle, Heard, Opinion, ROUND, TIMEOUT};
 pub(crate) use director::{DirectorHandle, News, NodeWish, Wanted};
 pub(crate) use forwarding::forwarding;
-pub(crate) use plan::{Directed, Member, desired, directed, excess, sysctls};
+pub(crate) use plan::{Directed, Member, Place, desired, directed, excess, sysctls};
 
 /// Files in the state directory that tell what a daemon before this one made.
 pub(crate) const RECORDS: [&str; 2] = [record::RECORD, node::RECORD];

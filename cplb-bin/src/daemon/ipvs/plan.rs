@@ -141,6 +141,10 @@ impl Directed {
         member.addr.ip().is_ipv4() == self.vip.is_ipv4()
     }
 
+    pub(crate) fn takes_any(&self, members: &[Member]) -> bool {
+        members.iter().any(|member| self.takes(member))
+    }
+
     /// Whether another node can go on with its connections: not where this one translates their addresses.
     pub(crate) fn outlives_its_director(&self) -> bool {
         self.instance.is_some() && self.kind != LbKind::Nat
@@ -176,13 +180,17 @@ impl Directed {
         members: &[Member],
         opinions: &Opinions,
     ) -> impl Iterator<Item = schema::ExcludedServer> {
-        let usable = members.iter().filter(|member| self.takes(member));
-        usable.filter_map(|member| {
-            let reason = match self.standing(member, opinions) {
-                Standing::Good => return None,
-                Standing::Down => "fails its health checks".to_owned(),
-                Standing::Unknown => "has not been asked yet".to_owned(),
-                _ => opinions.get(&self.ask(member)?)?.to_string(),
+        let opinion = |member| self.ask(member).and_then(|ask| opinions.get(&ask));
+        members.iter().filter_map(move |member| {
+            let reason = match (self.standing(member, opinions), opinion(member)) {
+                _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
+                (Standing::Good, _) => return None,
+                (Standing::Down, Some(also @ (Opinion::NotOnLink | Opinion::Refuses))) => {
+                    format!("fails its health checks, and {also}")
+                }
+                (Standing::Down, _) => "fails its health checks".to_owned(),
+                (Standing::Unknown, _) => "has not been asked yet".to_owned(),
+                (_, opinion) => opinion?.to_string(),
             };
             Some(schema::ExcludedServer { address: member.addr.to_string(), reason })
         })
@@ -230,6 +238,17 @@ impl Directed {
     }
 }
 
+/// Where the packets of a virtual address are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not on this node.
+    Elsewhere,
+    /// On this node, where the proxy has them.
+    Held,
+    /// On this node, where IPVS has them.
+    Directed,
+}
+
 impl Directed {
     /// What `cplb status` shows of it.
     pub(crate) fn status(
@@ -237,7 +256,7 @@ impl Directed {
         observed: &Observed,
         members: &[Member],
         opinions: &Opinions,
-        holds: bool,
+        place: Place,
     ) -> schema::VirtualServer {
         let found = observed.services.get(&self.key());
         let servers = found.iter().flat_map(|(_, servers)| servers).map(|server| schema::RealServer {
@@ -256,7 +275,8 @@ impl Directed {
             lb_algo: self.algorithm.to_string(),
             lb_kind: self.kind.to_string(),
             persistence_timeout_seconds: self.persistence.map_or(0, |time| time.0),
-            directing: found.is_some() && holds,
+            held: place != Place::Elsewhere,
+            directing: found.is_some() && place == Place::Directed,
             connections_total: found.map_or(0, |(service, _)| service.stats().connections),
             servers: servers.collect(),
             excluded: self.excluded(members, opinions).collect(),
@@ -429,6 +449,47 @@ mod tests {
     fn servers_of_the_other_family_are_left_out() {
         let other = Member { addr: "[fd00::11]:6443".parse().unwrap(), weight: 1, state: BackendState::Up };
         assert_eq!(weights(&[other]).0, []);
+        let all = directed(&config(&format!("{TWO}- ipAddress: 10.0.0.100\n")));
+        assert!(!all[0].takes_any(&[other]) && all[0].takes_any(&[other, member(11, 1, BackendState::Up)]));
+        let told: Vec<_> = all[0].excluded(&[other], &Opinions::new()).map(|it| it.reason).collect();
+        assert_eq!(told, ["is not of the virtual IP's address family"]);
+    }
+
+    #[test]
+    fn what_fails_its_checks_for_a_known_reason_says_it() {
+        let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
+        let member = member(11, 1, BackendState::Down);
+        let opinions = Opinions::from([(all[0].ask(&member).unwrap(), Opinion::NotOnLink)]);
+        let told: Vec<_> = all[0].excluded(&[member], &opinions).map(|it| it.reason).collect();
+        assert!(told[0].starts_with("fails its health checks, and is on no link"), "{told:?}");
+    }
+
+    #[test]
+    fn the_kernel_has_its_own_names() {
+        for (written, scheduler) in [
+            ("rr", SchedulerName::RR),
+            ("wrr", SchedulerName::WRR),
+            ("lc", SchedulerName::LC),
+            ("wlc", SchedulerName::WLC),
+            ("lblc", SchedulerName::LBLC),
+            ("dh", SchedulerName::DH),
+            ("sh", SchedulerName::SH),
+            ("sed", SchedulerName::SED),
+            ("nq", SchedulerName::NQ),
+        ] {
+            let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbAlgo: {written}}}\n")));
+            assert_eq!(all[0].service().scheduler, scheduler);
+        }
+        for (kind, method) in [
+            ("DR", ForwardMethod::DIRECT_ROUTE),
+            ("NAT", ForwardMethod::MASQUERADE),
+            ("TUN", ForwardMethod::TUNNEL),
+        ] {
+            let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
+            let desired = all[0].desired(&[member(11, 1, BackendState::Up)], &Opinions::new());
+            let methods: Vec<_> = desired.destinations().map(|it| it.method).collect();
+            assert_eq!(methods, [method], "{kind}");
+        }
     }
 
     #[test]
