@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         test("requests_spread_by_tunnels", || spread::spread("TUN", false)),
         test("requests_spread_by_tunnels_over_ipv6", || spread::spread("TUN", true)),
         test("a_client_stays_with_its_server", spread::persistence),
+        test("an_address_without_servers_of_its_family_is_left_to_the_proxy", spread::other_family),
         test("servers_on_another_link_serve", spread::two_links),
         test("who_has_an_address_by_hand_directs_by_nat", || spread::held_by_hand("NAT")),
         test("who_has_an_address_by_hand_routes_directly", || spread::held_by_hand("DR")),

@@ -4,6 +4,7 @@ mod opinions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub(crate) struct Ipvs {
     told: BTreeMap<Ask, Telling>,
     /// The rules that the table was last told.
     directors: Vec<Director>,
+    /// Those that it has. Telling it takes a moment.
+    laid: Vec<Director>,
     /// When directors elsewhere know that this node leaves, once it does.
     left: Option<Instant>,
     /// What a reload has dropped, and until when directors are told so.
@@ -81,9 +84,11 @@ impl Ipvs {
         state_dir: &Path,
         events: &UnboundedSender<Event>,
     ) -> Result<Self, Failure> {
+        let first = Daemon::first_directors(config);
         let mut ipvs = Self {
             directed: directed(config),
-            directors: Daemon::first_directors(config),
+            directors: first.clone(),
+            laid: first,
             // Until it is known to be missing.
             available: true,
             ..Self::default()
@@ -138,14 +143,22 @@ impl Daemon {
             return;
         }
         self.ipvs.departing.take_if(|(_, until)| Instant::now() >= *until);
-        if let Some(director) = &self.ipvs.director {
-            director.want(self.wish(&members));
-        }
         let directors = self.rules(&members);
         if directors != self.ipvs.directors {
             self.ipvs.directors = directors;
             self.change_table();
         }
+        // A packet that still gets its mark needs its service.
+        let stays = |it: &Director| has_rule(&self.ipvs.directors, it.vip, it.port);
+        if let Some(director) = self.ipvs.director.as_ref().filter(|_| self.ipvs.laid.iter().all(stays)) {
+            director.want(self.wish(&members));
+        }
+    }
+
+    /// The table has these rules now, or refuses them.
+    pub(crate) fn on_directors(&mut self, laid: Vec<Director>) {
+        self.ipvs.laid = laid;
+        self.update_ipvs();
     }
 
     /// What the director is to keep.
@@ -195,12 +208,7 @@ impl Daemon {
 
     /// Whether packets may be left to IPVS. Once they are, they stay so: connections would not survive the proxy.
     fn is_ready(&self, directed: &Directed) -> bool {
-        self.has_rule(directed) || self.has_servers(directed)
-    }
-
-    fn has_rule(&self, directed: &Directed) -> bool {
-        let mut rules = self.ipvs.directors.iter();
-        rules.any(|rule| (rule.vip, rule.port) == (directed.vip, directed.port))
+        has_rule(&self.ipvs.directors, directed.vip, directed.port) || self.has_servers(directed)
     }
 
     fn has_servers(&self, directed: &Directed) -> bool {
@@ -433,7 +441,7 @@ impl Daemon {
                 .iter()
                 .map(|it| {
                     let held = self.holds(it);
-                    let ready = held && self.has_rule(it);
+                    let ready = held && has_rule(&self.ipvs.laid, it.vip, it.port);
                     let place = if ready {
                         Place::Directed
                     } else if held {
@@ -485,6 +493,10 @@ impl Daemon {
 
 fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
     members.get(&directed.service).map_or(&[], Vec::as_slice)
+}
+
+fn has_rule(rules: &[Director], vip: IpAddr, port: NonZeroU16) -> bool {
+    rules.iter().any(|rule| (rule.vip, rule.port) == (vip, port))
 }
 
 /// The interface of its address, and the tunnels if it has any.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use lb_proxy::nft::Director;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::MacAddr;
@@ -52,7 +53,15 @@ pub(crate) enum Event {
     /// Servers behind directors were asked, with another result than before.
     Heard(Heard),
     /// The nftables table was changed, or could not be.
-    Table(Result<(), Failure>),
+    Table(TableChange),
+}
+
+/// A change of the nftables table that was tried.
+#[derive(Debug)]
+pub(crate) struct TableChange {
+    pub(crate) result: Result<(), Failure>,
+    /// What it says about IPVS.
+    pub(crate) directors: Vec<Director>,
 }
 
 /// What one instance needs of the link.

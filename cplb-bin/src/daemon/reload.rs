@@ -24,7 +24,7 @@ use crate::exit::{Failure, Kind};
 use crate::source;
 
 use super::election::Change;
-use super::link::Event;
+use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
@@ -261,9 +261,11 @@ impl Daemon {
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
     pub(super) fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), self.sender.clone());
-        let desired = blueprint::table(&self.config, self.held(), self.directors());
+        let directors = self.directors();
+        let desired = blueprint::table(&self.config, self.held(), directors.clone());
         tokio::spawn(async move {
-            let _ = events.send(Event::Table(table.set(desired).await));
+            let result = table.set(desired).await;
+            let _ = events.send(Event::Table(TableChange { result, directors }));
         });
     }
 

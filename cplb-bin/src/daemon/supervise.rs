@@ -12,7 +12,7 @@ use crate::exit::{Failure, Kind};
 use crate::lock::LockError;
 use crate::status::server;
 
-use super::link::Event;
+use super::link::{Event, TableChange};
 use super::problems::Cause;
 use super::signals::{Asked, Signals};
 use super::table::Look;
@@ -135,7 +135,7 @@ impl Daemon {
             Event::Finding(finding) => self.on_finding(&finding),
             Event::Resolved(resolved) => self.on_resolved(resolved),
             Event::Staged(result) => self.on_staged(result),
-            Event::Table(changed) => self.on_table(&changed),
+            Event::Table(change) => self.on_table(change),
             Event::Ipvs(news) => self.on_ipvs(news),
             Event::Heard(heard) => self.on_heard(heard),
         }
@@ -186,10 +186,11 @@ impl Daemon {
         }
     }
 
-    fn on_table(&mut self, changed: &Result<(), Failure>) {
-        if let Err(failure) = changed {
+    fn on_table(&mut self, change: TableChange) {
+        if let Err(failure) = &change.result {
             self.table_is_wrong(failure.message());
         }
+        self.on_directors(change.directors);
     }
 
     fn table_is_wrong(&mut self, why: &str) {

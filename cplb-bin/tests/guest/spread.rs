@@ -1,13 +1,13 @@
 //! Who gets the connections.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use testbed::{AnnouncementKind, Lan, Probe, Signal};
 
 use super::ground::{calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
-use crate::support::{Cluster, VIP_HOST};
+use crate::support::{Cluster, PORT, VIP_HOST};
 
 /// Every server gets its share, the director's own too, and only the node that is Active has the service.
 pub(crate) fn spread(kind: &str, v6: bool) {
@@ -66,6 +66,33 @@ pub(crate) fn arp() {
     };
     cluster.check(answers(true) > 0, || "nobody answered".to_owned());
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
+}
+
+/// IPVS has no server for the IPv6 address, the proxy has.
+pub(crate) fn other_family() {
+    let mut plan = calm(plan("DR", false, 0).dual_stack());
+    for line in &mut plan.spec {
+        *line = line.replace("virtualServers: [", "virtualServers: [{ipAddress: 'fd09::100'}, ");
+    }
+    let mut cluster = Cluster::build(Lan::builder(), plan);
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    let server = |ip: &str| {
+        let all = cluster.status(owner)["ipvs"]["virtualServers"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|it| it["ipAddress"] == ip).unwrap_or_default()
+    };
+    cluster.wait("IPVS serves the other", || server("10.9.0.100")["directing"] == true);
+    let six = cluster.vips()[1];
+    let since = Instant::now();
+    let probe = Probe::to(SocketAddr::new(six, PORT)).every(Duration::from_millis(10));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    cluster.wait("a few requests are made", || probe.report().samples().len() >= 30);
+    let report = probe.stop();
+    cluster.check(report.failures_since(since).is_empty(), || format!("{:?}", report.failures_since(since)));
+    cluster.check(report.served_by_since(since).len() == 3, || format!("{:?}", report.samples()));
+    let told = server(&six.to_string());
+    cluster.check(told["held"] == true && told["directing"] == false, || told.to_string());
+    cluster.check(told["excluded"].to_string().matches("address family").count() == 3, || told.to_string());
 }
 
 /// The servers are on another link than the address, and answer on that of the client.

@@ -1,15 +1,16 @@
 //! What IPVS finds on a node, and what it leaves.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipvs::{Client, Protocol, ServiceError, ServiceKey};
 use nix::mount::{MsFlags, mount};
 use testbed::guest::{load_module, unload_module};
-use testbed::{Lan, Node, Probe, Signal};
+use testbed::{Backend, Lan, Node, Probe, Signal};
 
-use super::ground::{calm, degraded, ipvsadm, plan, served, settled, wait_for_servers};
-use crate::support::{Cluster, PATIENCE};
+use super::ground::{calm, degraded, ipvsadm, plan, served, wait_for_servers};
+use crate::support::{Cluster, PATIENCE, PORT};
 
 /// What could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
@@ -267,7 +268,17 @@ impl Disk {
 
 /// From IPVS to the proxy and back, with the virtual IP answering all the time.
 pub(crate) fn reload(kind: &str) {
-    let (mut cluster, owner) = settled(plan(kind, false, 0));
+    let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
+    if kind == "NAT" {
+        // Then packets for the virtual address must not be left to the server on this node.
+        for node in 0..cluster.len() {
+            let own = SocketAddr::new(cluster.node(node).v4().into(), PORT);
+            cluster.replace_backend(node, |it| Backend::tls_on(it, &format!("api-{}", it.name()), own));
+        }
+    }
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    wait_for_servers(&cluster, owner, 3);
     let with = cluster.plan.clone();
     let mut without = with.clone();
     without.spec.retain(|line| !line.starts_with("virtualServers"));
