@@ -18,7 +18,8 @@ pub struct Config {
     pub instances: Vec<Instance>,
     /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
     pub virtual_servers: Vec<VirtualServer>,
-    /// Keep the IPVS connections of all nodes in step, so that those through direct routing outlive a failover.
+    /// Keep the IPVS connections of all nodes in step, so that those through direct routing and tunnels outlive a
+    /// failover.
     pub ipvs_sync: bool,
     /// Only move the virtual IPs; balance nothing.
     pub disable_load_balancer: bool,
