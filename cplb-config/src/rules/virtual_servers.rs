@@ -48,6 +48,34 @@ pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], o
             out.warn(&server.path, server.at, Finding::new("virtual-server-vip", message, help));
         }
     }
+    check_sync(section, vips, out);
+}
+
+/// The kernel's sync daemons know multicast only, and connections that are translated end with who translates them.
+fn check_sync(section: &Section, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value && !section.disable_load_balancer)
+    else {
+        return;
+    };
+    // Of those that are wrong it is not known what they are meant to be.
+    let all_read = section.virtual_servers.len() == section.virtual_server_addresses.len();
+    let outlives = |server: &VirtualServer| keeps_destination(server.kind) && is_vip(vips, server.address);
+    if all_read && !section.virtual_servers.iter().any(outlives) {
+        let message = "ipvsSync has no effect: no virtual server is of lbKind DR or TUN and the virtual IP of a vrrpInstance";
+        let help = "remove `ipvsSync`, or write `lbKind: DR` or `lbKind: TUN` for a virtual IP";
+        out.warn(&sync.path, sync.at, Finding::new("unused", message, help));
+        return;
+    }
+    let unicast = section.instances.iter().flat_map(|draft| &draft.unicast_peers).next();
+    if let Some(peer) = unicast {
+        let message = format!(
+            "ipvsSync uses multicast only (UDP 8848 to 224.0.0.81), whatever the unicastPeers on line {}",
+            peer.at.line
+        );
+        let help = "fine where multicast passes between the nodes; else remove `ipvsSync`, since no connection would \
+                    outlive a failover";
+        out.warn(&sync.path, sync.at, Finding::new("sync-multicast", message, help));
+    }
 }
 
 /// Direct routing and tunnels hand packets on as they are, so servers listen on the port of the virtual IP.
