@@ -135,6 +135,23 @@ words! {
     }
 }
 
+impl LbAlgorithm {
+    /// Whether servers get shares by weight. To the others a weight is zero, which takes no new connections, or not zero.
+    /// Source hashing gives each server as many buckets in turn as its weight says (`ip_vs_sh_reassign`).
+    #[must_use]
+    pub const fn uses_weights(self) -> bool {
+        match self {
+            Self::WeightedRoundRobin
+            | Self::WeightedLeastConnections
+            | Self::LocalityBasedLeastConnections
+            | Self::SourceHashing
+            | Self::ShortestExpectedDelay
+            | Self::NeverQueue => true,
+            Self::RoundRobin | Self::LeastConnections | Self::DestinationHashing => false,
+        }
+    }
+}
+
 words! {
     /// IPVS forwarding method of a [`VirtualServer`].
     LbKind {
@@ -182,7 +199,8 @@ pub struct Backend {
     pub host: Host,
     /// Its port, if it is not the service's [`Service::backend_port`].
     pub port: Option<Port>,
-    /// Share of connections where weights count, 0 to 256; 0 takes no new ones.
+    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS), 0
+    /// to 256; 0 takes no new ones.
     pub weight: u32,
     /// A name for people.
     pub name: Option<String>,

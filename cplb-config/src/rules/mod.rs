@@ -5,6 +5,7 @@ mod instances;
 mod neighbours;
 mod services;
 mod virtual_servers;
+mod weights;
 
 use std::net::IpAddr;
 
@@ -86,7 +87,8 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         .map(|(_, port)| port)
         .collect();
     let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
-    backends::check_shared(&section.backends, &drafts, &common, &context);
+    backends::check_shared(&section.backends, &drafts, &context);
+    weights::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
     virtual_servers::check_intervals(&section, &drafts, out);
     let services = services::build(&drafts, &common, &context);
