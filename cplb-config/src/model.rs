@@ -164,6 +164,14 @@ words! {
     }
 }
 
+impl LbKind {
+    /// Whether packets reach the servers with the address and the port of the virtual IP.
+    #[must_use]
+    pub const fn keeps_destination(self) -> bool {
+        matches!(self, Self::DirectRouting | Self::Tunnel)
+    }
+}
+
 /// One balanced TCP service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -244,6 +252,15 @@ impl Host {
             Self::Name(name) => name.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
         }
     }
+
+    /// Whether connections to it stay on this node, where it serves a virtual IP that IPVS balances: within one family.
+    pub(crate) fn is_loopback_for(&self, vip: IpAddr) -> bool {
+        let same_family = match self {
+            Self::Address(address) => address.is_ipv4() == vip.is_ipv4(),
+            Self::Name(_) => true,
+        };
+        same_family && self.is_this_node()
+    }
 }
 
 impl fmt::Display for Port {
@@ -300,7 +317,8 @@ impl Config {
     /// Adds a server to those that all services share, as `cplb run --backend` does.
     ///
     /// # Errors
-    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, or if nothing would use the server.
+    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, if nothing would use the server, or if
+    /// IPVS could not direct to it: what is added loads again as part of the effective document.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
         if let Host::Address(address) = backend.host
             && self.is_virtual_ip(address)
@@ -316,10 +334,26 @@ impl Config {
         if backend.port.is_some() && self.sharing().count() > 1 {
             return Err(RefusedBackend::SharedPort(backend));
         }
-        if !self.backends.fixed.contains(&backend) {
+        if self.virtual_servers.iter().any(|server| backend.host.is_loopback_for(server.address)) {
+            return Err(RefusedBackend::Loopback(backend));
+        }
+        if let Some((server, port)) = self.keeps_other_port(&backend) {
+            let (kind, vip) = (server.kind, server.address);
+            return Err(RefusedBackend::VirtualServerPort { backend, kind, vip, port });
+        }
+        let same = |other: &Backend| other.host == backend.host && other.port == backend.port;
+        if !self.backends.fixed.iter().any(same) {
             self.backends.fixed.push(backend);
         }
         Ok(())
+    }
+
+    /// The virtual server that would hand packets on to the backend without a change of their port, and the port.
+    fn keeps_other_port(&self, backend: &Backend) -> Option<(&VirtualServer, Port)> {
+        let own = backend.port?;
+        let port = self.sharing().map(|service| service.port).find(|port| *port != own)?;
+        let server = self.virtual_servers.iter().find(|server| server.kind.keeps_destination())?;
+        Some((server, port))
     }
 
     /// The services that connect to the shared servers.
@@ -356,6 +390,27 @@ pub enum RefusedBackend {
     /// No service connects to the shared servers.
     #[error("no service would use {0}: each has backends of its own, or nothing is balanced at all")]
     Unused(Backend),
+    /// A loopback address, behind a virtual IP that IPVS balances.
+    #[error(
+        "{0} is every node's own: with virtualServers, whichever node directs would direct to itself; name the \
+         controllers' own addresses"
+    )]
+    Loopback(Backend),
+    /// Direct routing and tunnels hand packets on as they are, so its port has to be that of the service.
+    #[error(
+        "lbKind {kind} cannot change the port: what {vip} gets on port {port} arrives on port {port} of a server, not on \
+         that of {backend}; leave the port out, or write `lbKind: NAT`"
+    )]
+    VirtualServerPort {
+        /// The server.
+        backend: Backend,
+        /// How packets are handed on.
+        kind: LbKind,
+        /// The virtual IP.
+        vip: IpAddr,
+        /// The port of the service.
+        port: Port,
+    },
     /// Several services would connect to its one port.
     #[error("{0} names one port, and several services share it; leave the port out")]
     SharedPort(Backend),

@@ -90,6 +90,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     backends::check_shared(&section.backends, &drafts, &context);
     weights::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
+    virtual_servers::check_loopback(&section, &drafts, out);
     virtual_servers::check_intervals(&section, &drafts, out);
     let services = services::build(&drafts, &common, &context);
     let shared_by: Vec<_> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();

@@ -6,7 +6,6 @@ use crate::read::{Placed, Section};
 use crate::walk::{Finding, Reporter};
 
 use super::Surroundings;
-use super::virtual_servers::keeps_destination;
 
 /// Names beyond this number are counted only.
 const MOST_NAMES: usize = 5;
@@ -34,7 +33,7 @@ pub(super) fn check(section: &Section, around: &Surroundings, out: &Reporter<'_>
 /// Direct routing and tunnels leave the destination of packets as it is, so a server has to listen on the virtual IPs.
 fn bound_server(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
     let Some(bound) = &around.bound_to_address else { return };
-    let addressed = section.virtual_servers.iter().filter(|server| keeps_destination(server.kind));
+    let addressed = section.virtual_servers.iter().filter(|server| server.kind.keeps_destination());
     let vips: Vec<String> = addressed.map(|server| server.address.to_string()).collect();
     if vips.is_empty() {
         return;
