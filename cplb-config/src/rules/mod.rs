@@ -15,7 +15,7 @@ use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section};
 use crate::walk::{Finding, Reporter};
 use crate::yaml::Span;
 
-pub(crate) use neighbours::KubeProxy;
+pub(crate) use neighbours::{BoundServer, IpvsProxy, KubeProxy};
 
 /// What stands around the section and matters to it.
 #[derive(Debug)]
@@ -33,10 +33,10 @@ pub(crate) struct Surroundings {
     pub(crate) controllers: Vec<PlacedBackend>,
     /// Those of them that are workers too, by name.
     pub(crate) workers: Vec<Placed<String>>,
-    /// kube-proxy, if it balances with IPVS.
-    pub(crate) kube_proxy: Option<KubeProxy>,
-    /// What binds the API server to one address.
-    pub(crate) bound_to_address: Option<Placed<&'static str>>,
+    /// kube-proxy beside it.
+    pub(crate) kube_proxy: KubeProxy,
+    /// What binds the API server to one address, if anything does.
+    pub(crate) bound_server: Option<BoundServer>,
 }
 
 /// Checks everything against everything. `None` only if something was reported.
@@ -45,7 +45,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
     virtual_servers::check(&section, &around, &vips, out);
-    neighbours::check(&section, &around, out);
+    neighbours::check(&section, &around, &vips, out);
     instances::check_external_address(&around, &vips, out);
 
     section.backends.fixed.extend(around.controllers);
