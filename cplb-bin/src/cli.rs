@@ -76,8 +76,16 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    #[command(flatten)]
-    pub(crate) config: ConfigArg,
+    /// The configuration: k0s.yaml, k0sctl.yaml or a native document; not needed to print the schema
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        env = "CPLB_CONFIG",
+        required_unless_present = "print",
+        required_if_eq_any = [("print", "effective"), ("print", "none")]
+    )]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backends: BackendArgs,
     /// What to print
