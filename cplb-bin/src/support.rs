@@ -114,9 +114,9 @@ fn families(config: &Config) -> Vec<Concern> {
                 names.join(", ")
             ),
             help: if vip.is_ipv4() {
-                "list the servers' IPv4 addresses too, or remove the virtual server"
+                "add the servers' IPv4 addresses (outside a native document with --backend), or remove the virtual server"
             } else {
-                "list the servers' IPv6 addresses too, or remove the virtual server"
+                "add the servers' IPv6 addresses (outside a native document with --backend), or remove the virtual server"
             },
         })
     };
