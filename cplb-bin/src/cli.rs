@@ -29,6 +29,7 @@ pub(crate) enum Command {
     ///
     /// Reads a k0s.yaml, a k0sctl.yaml or a native document. Exits with 0, or with 65 after printing every
     /// error with its line and column. Warnings go to standard error.
+    #[command(override_usage = "cplb check [OPTIONS] --config <FILE>\n       cplb check --print schema")]
     Check(CheckArgs),
     /// Show who is Active, why and since when, and the backends
     Status(StatusArgs),

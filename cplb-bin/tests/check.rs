@@ -280,6 +280,12 @@ fn help_and_version_are_no_errors() {
         let own = cplb([command, "--help"]).ends_with(0);
         assert!(own.out.contains("Usage:"), "{}", own.out);
     }
+    let run = cplb(["check", "--help"]).ends_with(0);
+    assert!(
+        run.out.contains("--config <FILE>\n") && run.out.contains("check --print schema\n"),
+        "{}",
+        run.out
+    );
     let run = cplb(["run", "--help"]).ends_with(0);
     for option in ["--config", "--backend", "--socket", "--state-dir", "--log-format"] {
         assert!(run.out.contains(option), "{option} is not in:\n{}", run.out);
