@@ -2,45 +2,52 @@
 
 use std::io::{self, IsTerminal};
 use std::net::IpAddr;
+use std::path::Path;
 
-use cplb_config::{Diagnostic, ObservedInterface, Redact, Theme, json_schema};
+use cplb_config::{Diagnostic, Loaded, ObservedInterface, Redact, Theme, json_schema};
 use nix::ifaddrs::getifaddrs;
 
-use crate::cli::{CheckArgs, Print};
+use crate::cli::{BackendArgs, CheckArgs, Print};
 use crate::exit::{Failure, Kind};
 use crate::{output, source, support};
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let mut loaded = source::load(&args.config.config)?;
-    for warning in source::add_backends(&mut loaded, &args.backends) {
+    let loaded = args.config.as_deref().map(|path| check(path, &args.backends)).transpose()?;
+    let redact = if args.show_secrets { Redact::Nothing } else { Redact::Passwords };
+    let text = match (args.print, loaded) {
+        (Print::Effective, Some(loaded)) => {
+            loaded.config.to_native_yaml(redact).map_err(|error| Failure::new(Kind::Internal, error))?
+        }
+        (Print::Schema, _) => serde_json::to_string_pretty(&json_schema())
+            .map_err(|error| Failure::new(Kind::Internal, error))?,
+        (Print::Effective | Print::None, _) => return Ok(()),
+    };
+    output::print(&text).map(|_| ())
+}
+
+/// Reads the configuration and tells what is found; what is wrong with it is the error.
+fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
+    let mut loaded = source::load(path)?;
+    for warning in source::add_backends(&mut loaded, backends) {
         output::complain(format_args!("warning: {warning}"));
     }
-    let mut warnings = loaded.warnings;
+    let mut findings = std::mem::take(&mut loaded.warnings);
     match observe() {
-        Ok(interfaces) => warnings.extend(loaded.config.check_interfaces(&interfaces)),
+        Ok(interfaces) => findings.extend(loaded.config.check_interfaces(&interfaces)),
         Err(error) => {
             let text = format_args!("warning: the interfaces of this machine are not compared: {error}");
             output::complain(text);
         }
     }
-    warnings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
-    if !warnings.is_empty() {
-        let report = loaded.document.report(warnings);
+    findings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
+    let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
+    if !report.diagnostics.is_empty() {
         let drawn =
             if io::stderr().is_terminal() { report.graphical(Theme::Color, 100) } else { report.plain() };
         output::complain(drawn.trim_end());
     }
-    let redact = if args.show_secrets { Redact::Nothing } else { Redact::Passwords };
-    let text = match args.print {
-        Print::Effective => {
-            loaded.config.to_native_yaml(redact).map_err(|error| Failure::new(Kind::Internal, error))?
-        }
-        Print::Schema => serde_json::to_string_pretty(&json_schema())
-            .map_err(|error| Failure::new(Kind::Internal, error))?,
-        Print::None => return Ok(()),
-    };
-    output::print(&text).map(|_| ())
+    Ok(loaded)
 }
 
 /// The interfaces of this machine, as far as they can be read without privileges.

@@ -29,6 +29,7 @@ pub(crate) enum Command {
     ///
     /// Reads a k0s.yaml, a k0sctl.yaml or a native document. Exits with 0, or with 65 after printing every
     /// error with its line and column. Warnings go to standard error.
+    #[command(override_usage = "cplb check [OPTIONS] --config <FILE>\n       cplb check --print schema")]
     Check(CheckArgs),
     /// Show who is Active, why and since when, and the backends
     Status(StatusArgs),
@@ -76,8 +77,16 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    #[command(flatten)]
-    pub(crate) config: ConfigArg,
+    /// The configuration: k0s.yaml, k0sctl.yaml or a native document; not needed to print the schema
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        env = "CPLB_CONFIG",
+        required_unless_present = "print",
+        required_if_eq_any = [("print", "effective"), ("print", "none")]
+    )]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backends: BackendArgs,
     /// What to print

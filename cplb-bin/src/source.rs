@@ -19,8 +19,12 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
             if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
         Failure::new(kind, format_args!("cannot read the configuration {}: {error}", path.display()))
     })?;
-    load_bytes(&bytes, &path.display().to_string())
-        .map_err(|errors| Failure::new(Kind::Config, describe(&errors)))
+    load_bytes(&bytes, &path.display().to_string()).map_err(|errors| refusal(&errors))
+}
+
+/// What a wrong configuration ends a command with.
+pub(crate) fn refusal(errors: &Errors) -> Failure {
+    Failure::new(Kind::Config, describe(errors))
 }
 
 /// Adds the backends of the command line, and tells which are left out and why: they would make the proxy talk to

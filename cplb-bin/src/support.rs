@@ -1,13 +1,15 @@
 //! What a configuration asks for and this version of `cplb` does not do.
 //!
-//! `check` shows it, and `run` and a reload log or refuse it, all from the same list.
+//! `check` shows or refuses it, and `run` and a reload log or refuse it, all from the same list.
 
-use cplb_config::{Backends, Config, Diagnostic, Severity};
+use std::net::IpAddr;
+
+use cplb_config::{Backend, Backends, Config, Diagnostic, Host, Service, Severity, VirtualServer};
 
 use crate::daemon;
 use crate::exit::{Failure, Kind};
 
-/// Part of a configuration that has no effect, or that `cplb run` refuses.
+/// Part of a configuration that has no effect, or that keeps it from being accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Concern {
     /// What becomes of it.
@@ -22,12 +24,12 @@ pub(crate) struct Concern {
     pub(crate) help: &'static str,
 }
 
-/// What `cplb run` makes of a [`Concern`].
+/// What `cplb check` and `cplb run` make of a [`Concern`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Consequence {
-    /// It does not start.
+    /// The configuration is wrong.
     Refused,
-    /// It goes on without.
+    /// They go on without.
     Ignored,
 }
 
@@ -36,6 +38,7 @@ pub(crate) fn concerns(config: &Config) -> Vec<Concern> {
     let mut found = Vec::new();
     if !config.disable_load_balancer {
         found.extend(virtual_servers(config));
+        found.extend(families(config));
         found.extend(backends(config));
     }
     found.extend(status(config));
@@ -45,7 +48,7 @@ pub(crate) fn concerns(config: &Config) -> Vec<Concern> {
 /// Logs what is ignored of `config`, for `run` and for a reload.
 ///
 /// # Errors
-/// [`Kind::Unavailable`] with what is refused of it.
+/// [`Kind::Config`] with what is refused of it.
 pub(crate) fn admit(config: &Config) -> Result<(), Failure> {
     let mut refusal = None;
     for concern in concerns(config) {
@@ -54,7 +57,7 @@ pub(crate) fn admit(config: &Config) -> Result<(), Failure> {
                 tracing::warn!(path = %concern.path, "{} ({})", concern.message, concern.help);
             }
             Consequence::Refused => {
-                refusal.get_or_insert(Failure::new(Kind::Unavailable, concern.message).help(concern.help));
+                refusal.get_or_insert(Failure::new(Kind::Config, concern.message).help(concern.help));
             }
         }
     }
@@ -63,17 +66,16 @@ pub(crate) fn admit(config: &Config) -> Result<(), Failure> {
 
 impl From<Concern> for Diagnostic {
     fn from(concern: Concern) -> Self {
-        let message = match concern.consequence {
-            Consequence::Refused => format!("`cplb run` refuses this file: {}", concern.message),
-            Consequence::Ignored => concern.message,
-        };
         Self {
-            severity: Severity::Warning,
+            severity: match concern.consequence {
+                Consequence::Refused => Severity::Error,
+                Consequence::Ignored => Severity::Warning,
+            },
             rule: concern.rule,
             path: concern.path,
             location: None,
             text: String::new(),
-            message,
+            message: concern.message,
             help: concern.help.to_owned(),
         }
     }
@@ -88,6 +90,37 @@ fn virtual_servers(config: &Config) -> Option<Concern> {
         message: format!("virtualServers times services is {excess} more than IPVS has marks for"),
         help: "keep virtualServers times services at 127 or fewer",
     })
+}
+
+/// Virtual servers that have no server for a service, as far as its servers are known: names may have addresses of both
+/// families.
+fn families(config: &Config) -> Vec<Concern> {
+    let lacks = |service: &Service, vip: IpAddr| {
+        let Backends { fixed, kubeconfig } = config.backends_of(service);
+        let other =
+            |backend: &Backend| matches!(backend.host, Host::Address(ip) if ip.is_ipv4() != vip.is_ipv4());
+        kubeconfig.is_none() && !fixed.is_empty() && fixed.iter().all(other)
+    };
+    let concern = |(index, server): (usize, &VirtualServer)| {
+        let vip = server.address;
+        let lacking = config.services.iter().filter(|service| lacks(service, vip));
+        let names: Vec<&str> = lacking.map(|service| service.name.as_str()).collect();
+        (!names.is_empty()).then(|| Concern {
+            consequence: Consequence::Ignored,
+            rule: "virtual-server-family",
+            path: format!("virtualServers[{index}].ipAddress"),
+            message: format!(
+                "no server of {} has the family of {vip}, so the proxy serves it instead: IPVS forwards within one family",
+                names.join(", ")
+            ),
+            help: if vip.is_ipv4() {
+                "add the servers' IPv4 addresses (outside a native document with --backend), or remove the virtual server"
+            } else {
+                "add the servers' IPv6 addresses (outside a native document with --backend), or remove the virtual server"
+            },
+        })
+    };
+    config.virtual_servers.iter().enumerate().filter_map(concern).collect()
 }
 
 fn status(config: &Config) -> Option<Concern> {
@@ -182,6 +215,38 @@ mod tests {
         );
         assert_eq!(found(&virtual_servers(63)), []);
         assert_eq!(found(&virtual_servers(64)), [("too-many-virtual-servers", "virtualServers".to_owned())]);
+    }
+
+    #[test]
+    fn a_virtual_server_without_a_server_of_its_family_is_told() {
+        let families = |backends: &str| -> Vec<String> {
+            let spec = format!(
+                "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n  virtualServers:\n  \
+                 - ipAddress: 10.0.0.100\n  - ipAddress: fd00::100\n  services:\n  - {{name: a, port: 6443}}\n  \
+                 - {{name: b, port: 8132, backends: {{static: ['fd00::11']}}}}\n  - {{name: c, port: 9443}}\n{backends}"
+            );
+            let concerns = concerns(&config(&spec)).into_iter();
+            let told = concerns.filter(|concern| concern.rule == "virtual-server-family");
+            told.map(|concern| {
+                assert_eq!(concern.consequence, Consequence::Ignored);
+                format!("{}: {}", concern.path, concern.message)
+            })
+            .collect()
+        };
+        let why = "so the proxy serves it instead: IPVS forwards within one family";
+        let v4 = format!("virtualServers[0].ipAddress: no server of b has the family of 10.0.0.100, {why}");
+        let v6 = format!("virtualServers[1].ipAddress: no server of a, c has the family of fd00::100, {why}");
+        assert_eq!(families("  backends: {static: [10.0.0.11, 10.0.0.12]}\n"), [v4.clone(), v6]);
+        // What is known by name, discovered, or not known at all may be of any family.
+        for open in [
+            "  backends: {static: [10.0.0.11, 'fd00::12']}\n",
+            "  backends: {static: [10.0.0.11, controller-2]}\n",
+            "  backends: {static: [10.0.0.11], kubernetes: {}}\n",
+            "",
+        ] {
+            assert_eq!(families(open), std::slice::from_ref(&v4), "{open}");
+        }
+        assert!(families("  disableLoadBalancer: true\n").is_empty());
     }
 
     #[test]

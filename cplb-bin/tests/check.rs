@@ -242,7 +242,9 @@ fn a_pure_load_balancer_is_valid() {
 #[test]
 fn the_schema_is_printed_on_request() {
     let path = examples().join("native-k3s.yaml");
-    let run = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
+    let run = cplb(["check", "--print", "schema"]).ends_with(0);
+    let same = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
+    assert_eq!(run.out, same.out);
     let schema: serde_json::Value = serde_json::from_str(&run.out).unwrap();
     assert!(schema.get("$schema").is_some() && schema.get("properties").is_some(), "{}", run.out);
     let quiet = cplb(["check", "--print", "none", "--config", path.to_str().unwrap()]).ends_with(0);
@@ -256,6 +258,8 @@ fn usage_errors_end_with_64_and_show_the_way() {
         vec!["run"],
         vec!["check"],
         vec!["check", "--config"],
+        vec!["check", "--print", "effective"],
+        vec!["check", "--print", "none"],
         vec!["run", "--config", "x", "--backend", "10.0.0.11:0"],
         vec!["run", "--config", "x", "--log-format", "xml"],
         vec!["demo", "--nodes", "1"],
@@ -276,6 +280,12 @@ fn help_and_version_are_no_errors() {
         let own = cplb([command, "--help"]).ends_with(0);
         assert!(own.out.contains("Usage:"), "{}", own.out);
     }
+    let run = cplb(["check", "--help"]).ends_with(0);
+    assert!(
+        run.out.contains("--config <FILE>\n") && run.out.contains("check --print schema\n"),
+        "{}",
+        run.out
+    );
     let run = cplb(["run", "--help"]).ends_with(0);
     for option in ["--config", "--backend", "--socket", "--state-dir", "--log-format"] {
         assert!(run.out.contains(option), "{option} is not in:\n{}", run.out);
@@ -316,16 +326,18 @@ fn too_many(more: &str) -> String {
 }
 
 #[test]
-fn what_run_refuses_is_said_by_check_and_refused_by_run() {
+fn what_run_refuses_is_an_error_of_check() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     std::fs::write(&path, too_many("")).unwrap();
-    check(&path).ends_with(0).says(&[
-        "cplb.yaml:7:5: warning: `cplb run` refuses this file: virtualServers times services is 1 more",
+    let checked = check(&path).ends_with(DATA).says(&[
+        "cplb.yaml: 1 error, the first at line 7, column 5",
+        "cplb.yaml:7:5: error: virtualServers times services is 1 more than IPVS has marks for",
         "127 or fewer",
     ]);
+    assert_eq!(checked.out, "", "a wrong configuration has no effective form");
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
-        .ends_with(UNAVAILABLE)
+        .ends_with(DATA)
         .says(&["virtualServers times services is 1 more", "127 or fewer"]);
 }
 
@@ -337,11 +349,12 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
         // The run ends after the backends are looked at.
         std::fs::write(&path, too_many(more)).unwrap();
         let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
-        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(UNAVAILABLE)
+        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(DATA)
     };
     let own = ", backends: {static: [10.0.0.11]}";
     run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
     run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
+    run("", "127.0.0.1").says(&["WARN", "--backend 127.0.0.1 is ignored:", "direct to itself"]);
     assert!(!run("", "10.0.0.12").err.contains("is ignored"));
     let check = |backend: &str| {
         std::fs::write(&path, format!("{NATIVE}  services: [{{name: api, port: 6443}}]\n")).unwrap();
@@ -351,6 +364,47 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
     check("10.0.0.12:6444").says(&["warning: --backend 10.0.0.12:6444 is ignored:", "proxy"]);
     let checked = check("10.0.0.12");
     assert!(!checked.err.contains("no backend") && checked.out.contains("10.0.0.12"), "{}", checked.out);
+}
+
+#[test]
+fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cplb.yaml");
+    let servers =
+        "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n  virtualServers:\n  - ipAddress: 10.0.0.100\n";
+    std::fs::write(&path, format!("{NATIVE}{servers}  backends: {{static: [10.0.0.11]}}\n")).unwrap();
+    let backends = ["10.0.0.12:7443", "10.0.0.13:6443", "127.0.0.1"];
+    let arguments = backends.iter().flat_map(|backend| ["--backend", backend]).map(OsStr::new);
+    let run =
+        cplb(["check", "--config"].map(OsStr::new).into_iter().chain([path.as_os_str()]).chain(arguments))
+            .ends_with(0)
+            .says(&[
+                "warning: --backend 10.0.0.12:7443 is ignored: lbKind DR cannot change the port",
+                "warning: --backend 127.0.0.1 is ignored:",
+            ]);
+    assert!(run.out.contains("10.0.0.13") && !run.out.contains("7443"), "{}", run.out);
+    std::fs::write(&path, &run.out).unwrap();
+    assert_eq!(check(&path).ends_with(0).out, run.out);
+}
+
+#[test]
+fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("k0s.yaml");
+    let text = "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\nspec:\n  network:\n    controlPlaneLoadBalancing:\n      \
+                keepalived:\n        vrrpInstances: [{virtualIPs: ['fd00::100/64'], authPass: Example}]\n        \
+                virtualServers: [{ipAddress: 'fd00::100'}]\n";
+    std::fs::write(&path, text).unwrap();
+    let with = |backend: &str| {
+        let arguments = ["check", "--backend", backend, "--config"].map(OsStr::new);
+        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(0)
+    };
+    with("10.0.0.11").says(&[
+        "k0s.yaml:8:38: warning: no server of kube-apiserver has the family of fd00::100",
+        "IPv6 addresses",
+    ]);
+    assert!(!with("fd00::11").err.contains("has the family"));
+    assert!(!check(&path).ends_with(0).err.contains("has the family"));
 }
 
 #[test]

@@ -98,6 +98,17 @@ impl Report {
         Self { file: file.to_owned(), diagnostics, source }
     }
 
+    /// The report of a document that is accepted.
+    ///
+    /// # Errors
+    /// The report as [`Errors`], if one of its findings is a [`Severity::Error`].
+    pub fn accepted(self) -> Result<Self, Errors> {
+        if self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+            return Err(Errors(self));
+        }
+        Ok(self)
+    }
+
     /// One line per finding, `file:line:column: error: …`, and an indented line with the help.
     #[must_use]
     pub fn plain(&self) -> String {

@@ -18,7 +18,8 @@ pub struct Config {
     pub instances: Vec<Instance>,
     /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
     pub virtual_servers: Vec<VirtualServer>,
-    /// Keep the IPVS connections of all nodes in step, so that those through direct routing outlive a failover.
+    /// Keep the IPVS connections of all nodes in step, so that those through direct routing and tunnels outlive a
+    /// failover.
     pub ipvs_sync: bool,
     /// Only move the virtual IPs; balance nothing.
     pub disable_load_balancer: bool,
@@ -134,6 +135,23 @@ words! {
     }
 }
 
+impl LbAlgorithm {
+    /// Whether servers get shares by weight. To the others a weight is zero, which takes no new connections, or not zero.
+    /// Source hashing gives each server as many buckets in turn as its weight says (`ip_vs_sh_reassign`).
+    #[must_use]
+    pub const fn uses_weights(self) -> bool {
+        match self {
+            Self::WeightedRoundRobin
+            | Self::WeightedLeastConnections
+            | Self::LocalityBasedLeastConnections
+            | Self::SourceHashing
+            | Self::ShortestExpectedDelay
+            | Self::NeverQueue => true,
+            Self::RoundRobin | Self::LeastConnections | Self::DestinationHashing => false,
+        }
+    }
+}
+
 words! {
     /// IPVS forwarding method of a [`VirtualServer`].
     LbKind {
@@ -143,6 +161,14 @@ words! {
         DirectRouting = "DR",
         /// IP-in-IP tunnels.
         Tunnel = "TUN",
+    }
+}
+
+impl LbKind {
+    /// Whether packets reach the servers with the address and the port of the virtual IP.
+    #[must_use]
+    pub const fn keeps_destination(self) -> bool {
+        matches!(self, Self::DirectRouting | Self::Tunnel)
     }
 }
 
@@ -181,7 +207,8 @@ pub struct Backend {
     pub host: Host,
     /// Its port, if it is not the service's [`Service::backend_port`].
     pub port: Option<Port>,
-    /// Share of connections where weights count, 0 to 256; 0 takes no new ones.
+    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS), 0
+    /// to 256; 0 takes no new ones.
     pub weight: u32,
     /// A name for people.
     pub name: Option<String>,
@@ -224,6 +251,15 @@ impl Host {
             Self::Address(address) => address.is_loopback() || address.is_unspecified(),
             Self::Name(name) => name.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
         }
+    }
+
+    /// Whether connections to it stay on this node, where it serves a virtual IP that IPVS balances: within one family.
+    pub(crate) fn is_loopback_for(&self, vip: IpAddr) -> bool {
+        let same_family = match self {
+            Self::Address(address) => address.is_ipv4() == vip.is_ipv4(),
+            Self::Name(_) => true,
+        };
+        same_family && self.is_this_node()
     }
 }
 
@@ -281,7 +317,8 @@ impl Config {
     /// Adds a server to those that all services share, as `cplb run --backend` does.
     ///
     /// # Errors
-    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, or if nothing would use the server.
+    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, if nothing would use the server, or if
+    /// IPVS could not direct to it: what is added loads again as part of the effective document.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
         if let Host::Address(address) = backend.host
             && self.is_virtual_ip(address)
@@ -297,10 +334,26 @@ impl Config {
         if backend.port.is_some() && self.sharing().count() > 1 {
             return Err(RefusedBackend::SharedPort(backend));
         }
-        if !self.backends.fixed.contains(&backend) {
+        if self.virtual_servers.iter().any(|server| backend.host.is_loopback_for(server.address)) {
+            return Err(RefusedBackend::Loopback(backend));
+        }
+        if let Some((server, port)) = self.keeps_other_port(&backend) {
+            let (kind, vip) = (server.kind, server.address);
+            return Err(RefusedBackend::VirtualServerPort { backend, kind, vip, port });
+        }
+        let same = |other: &Backend| other.host == backend.host && other.port == backend.port;
+        if !self.backends.fixed.iter().any(same) {
             self.backends.fixed.push(backend);
         }
         Ok(())
+    }
+
+    /// The virtual server that would hand packets on to the backend without a change of their port, and the port.
+    fn keeps_other_port(&self, backend: &Backend) -> Option<(&VirtualServer, Port)> {
+        let own = backend.port?;
+        let port = self.sharing().map(|service| service.port).find(|port| *port != own)?;
+        let server = self.virtual_servers.iter().find(|server| server.kind.keeps_destination())?;
+        Some((server, port))
     }
 
     /// The services that connect to the shared servers.
@@ -337,6 +390,27 @@ pub enum RefusedBackend {
     /// No service connects to the shared servers.
     #[error("no service would use {0}: each has backends of its own, or nothing is balanced at all")]
     Unused(Backend),
+    /// A loopback address, behind a virtual IP that IPVS balances.
+    #[error(
+        "{0} is every node's own: with virtualServers, whichever node directs would direct to itself; name the \
+         controllers' own addresses"
+    )]
+    Loopback(Backend),
+    /// Direct routing and tunnels hand packets on as they are, so its port has to be that of the service.
+    #[error(
+        "lbKind {kind} cannot change the port: what {vip} gets on port {port} arrives on port {port} of a server, not on \
+         that of {backend}; leave the port out, or write `lbKind: NAT`"
+    )]
+    VirtualServerPort {
+        /// The server.
+        backend: Backend,
+        /// How packets are handed on.
+        kind: LbKind,
+        /// The virtual IP.
+        vip: IpAddr,
+        /// The port of the service.
+        port: Port,
+    },
     /// Several services would connect to its one port.
     #[error("{0} names one port, and several services share it; leave the port out")]
     SharedPort(Backend),

@@ -1,6 +1,6 @@
 //! Which servers a configuration comes to, and that the proxy never gets itself as one.
 
-use cplb_config::{Config, RefusedBackend, load};
+use cplb_config::{Config, Redact, RefusedBackend, load};
 
 fn config(text: &str) -> Config {
     load(text, "f.yaml").unwrap_or_else(|errors| panic!("{}", errors.report().plain())).config
@@ -96,6 +96,89 @@ fn a_server_of_the_command_line_that_nothing_uses_is_refused() {
         let refused = native(spec).add_backend("10.0.0.12".parse().unwrap());
         assert!(matches!(refused, Err(RefusedBackend::Unused(_))), "{spec}: {refused:?}");
     }
+}
+
+/// A virtual IP of each family, balanced by IPVS.
+fn ipvs(kind: &str, more: &str) -> Config {
+    native(&format!(
+        "{VIP}  virtualServers:\n  - {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n  - {{ipAddress: 'fd00::100', lbKind: {kind}}}\n{more}"
+    ))
+}
+
+#[test]
+fn a_port_that_ipvs_cannot_change_is_refused_from_the_command_line_too() {
+    for kind in ["DR", "TUN"] {
+        let mut config = ipvs(kind, "");
+        let refused = config.add_backend("10.0.0.12:7443".parse().unwrap()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!(
+                "lbKind {kind} cannot change the port: what 10.0.0.100 gets on port 6443 arrives on port 6443 of a server, \
+                 not on that of 10.0.0.12:7443; leave the port out, or write `lbKind: NAT`"
+            )
+        );
+        assert_eq!(config.add_backend("10.0.0.12:6443".parse().unwrap()), Ok(()));
+    }
+    assert_eq!(ipvs("NAT", "").add_backend("10.0.0.12:7443".parse().unwrap()), Ok(()));
+}
+
+#[test]
+fn ipvs_directs_to_no_loopback_address_of_the_command_line() {
+    for kind in ["DR", "NAT"] {
+        for loopback in ["127.0.0.1", "::1", "localhost"] {
+            let refused = ipvs(kind, "").add_backend(loopback.parse().unwrap());
+            assert!(matches!(refused, Err(RefusedBackend::Loopback(_))), "{refused:?}");
+        }
+    }
+    let mut v6 = native(&format!("{VIP}  virtualServers: [{{ipAddress: 'fd00::100'}}]\n"));
+    assert_eq!(v6.add_backend("127.0.0.1".parse().unwrap()), Ok(()), "the proxy's only");
+}
+
+/// Whatever is taken from the command line could have stood in the file.
+#[test]
+fn the_effective_configuration_with_servers_of_the_command_line_loads_to_itself() {
+    let listed = "  backends: {static: [{address: 10.0.0.11, weight: 3, name: first}, '10.0.0.12:6443']}\n";
+    let own = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132, backends: {static: [10.0.0.11]}}\n";
+    let several = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132}\n";
+    let configs = [
+        native(listed),
+        native(several),
+        native("  services: [{name: api, port: 6443, bindPort: 6443}]\n"),
+        ipvs("DR", listed),
+        ipvs("NAT", listed),
+        ipvs("TUN", own),
+        ipvs("DR", several),
+        ipvs("DR", "  disableLoadBalancer: true\n"),
+        ipvs("NAT", "  services: [{name: api, port: 443, backendPort: 6443}]\n"),
+    ];
+    let servers = [
+        "10.0.0.11",
+        "10.0.0.12",
+        "10.0.0.12:6443",
+        "10.0.0.12:6444",
+        "10.0.0.12:7443",
+        "10.0.0.100",
+        "fd00::11",
+        "[fd00::11]:8132",
+        "127.0.0.1",
+        "::1",
+        "localhost",
+        "localhost:6443",
+        "controller-1",
+    ];
+    let mut taken = 0;
+    for config in configs {
+        for server in servers {
+            let mut config = config.clone();
+            taken += usize::from(config.add_backend(server.parse().unwrap()).is_ok());
+            let written = config.to_native_yaml(Redact::Nothing).unwrap();
+            let again = load(&written, "effective.yaml");
+            let again =
+                again.unwrap_or_else(|errors| panic!("{server}: {}\n{written}", errors.report().plain()));
+            assert_eq!(again.config, config, "{server}\n{written}");
+        }
+    }
+    assert!(taken > 40, "{taken} were taken");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cplb_config::{Config, Redact, load};
+use cplb_config::{Config, LbAlgorithm, Redact, json_schema, load};
 
 fn config(spec: &str) -> Config {
     let text = format!(
@@ -42,4 +42,22 @@ fn what_ipvs_balances_is_shown_with_what_is_in_effect() {
     }
     let without = config("").to_native_yaml(Redact::Passwords).unwrap();
     assert!(without.contains("      interval: 1s\n") && !without.contains("ipvsSync"), "{without}");
+}
+
+/// As the kernel's schedulers do (net/netfilter/ipvs: `ip_vs_wrr.c` and its neighbours).
+#[test]
+fn six_schedulers_give_shares_by_weight() {
+    let weighted: Vec<&str> = LbAlgorithm::WORDS
+        .iter()
+        .filter(|(_, algorithm)| algorithm.uses_weights())
+        .map(|(word, _)| *word)
+        .collect();
+    assert_eq!(weighted, ["wrr", "wlc", "lblc", "sh", "sed", "nq"]);
+}
+
+#[test]
+fn the_schema_says_which_connections_are_kept_in_step() {
+    let schema = serde_json::to_value(json_schema()).unwrap();
+    let text = schema["$defs"]["Spec"]["properties"]["ipvsSync"]["description"].as_str().unwrap();
+    assert!(text.contains("DR and TUN"), "{text}");
 }

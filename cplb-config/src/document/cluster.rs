@@ -4,41 +4,53 @@
 use std::net::IpAddr;
 
 use crate::read::Placed;
-use crate::rules::KubeProxy;
+use crate::rules::{BoundServer, IpvsProxy, KubeProxy};
 use crate::walk::{Field, join};
 use crate::yaml::{Child, Resolved, resolve};
 
-/// kube-proxy, if it balances with IPVS. `network` is k0s's `spec.network`.
-pub(super) fn kube_proxy(network: &Field<'_>) -> Option<KubeProxy> {
-    let proxy = within(&root(network), "kubeProxy")?;
+/// What is said about kube-proxy. `network` is k0s's `spec.network`.
+pub(super) fn kube_proxy(network: &Field<'_>) -> KubeProxy {
+    let Some(proxy) = within(&root(network), "kubeProxy") else { return KubeProxy::Unsaid };
     if within(&proxy, "disabled").is_some_and(|disabled| is_true(disabled.value)) {
-        return None;
+        return KubeProxy::WithoutIpvs;
     }
-    let mode = within(&proxy, "mode").filter(|mode| mode.value.text() == Some("ipvs"))?;
+    let mode = within(&proxy, "mode");
+    let Some((mode, text)) = mode.and_then(|mode| Some((placed(&mode, ()), mode.value.text()?))) else {
+        return KubeProxy::Unsaid;
+    };
+    match text {
+        "ipvs" => {}
+        "" => return KubeProxy::Unsaid,
+        _ => return KubeProxy::WithoutIpvs,
+    }
     let ipvs = within(&proxy, "ipvs");
     let excluded = ipvs.as_ref().and_then(|ipvs| within(ipvs, "excludeCIDRs"));
     let texts = |list: &Placed<&Child>| {
         let items = list.value.sequence().unwrap_or_default();
         items.iter().filter_map(|item| item.text().map(str::to_owned)).collect()
     };
-    Some(KubeProxy {
-        mode: placed(&mode, ()),
+    KubeProxy::Ipvs(IpvsProxy {
+        mode,
         has_ipvs: ipvs.is_some(),
         excluded: excluded.map(|list| placed(&list, texts(&list))),
     })
 }
 
-/// The field that binds the API server to one address, by its name. `api` is k0s's `spec.api`.
-pub(super) fn bound_to_address(api: &Field<'_>) -> Option<Placed<&'static str>> {
+/// What binds the API server to one address. `api` is k0s's `spec.api`.
+pub(super) fn bound_server(api: &Field<'_>) -> Option<BoundServer> {
     let api = root(api);
+    let ip = |field: &Placed<&Child>| field.value.text()?.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
     // k0s passes the arguments last, so they win.
-    if let Some(address) = within(&api, "extraArgs").and_then(|arguments| within(&arguments, "bind-address"))
-    {
-        let ip = address.value.text()?.parse::<IpAddr>().ok()?;
-        return (!ip.to_canonical().is_unspecified()).then(|| placed(&address, "bind-address"));
+    if let Some(field) = within(&api, "extraArgs").and_then(|arguments| within(&arguments, "bind-address")) {
+        let address = ip(&field).filter(|ip| !ip.is_unspecified())?;
+        return Some(BoundServer {
+            by: placed(&field, "bind-address"),
+            address: Some(placed(&field, address)),
+        });
     }
     let only = within(&api, "onlyBindToAddress").filter(|only| is_true(only.value))?;
-    Some(placed(&only, "onlyBindToAddress"))
+    let address = within(&api, "address").and_then(|field| Some(placed(&field, ip(&field)?)));
+    Some(BoundServer { by: placed(&only, "onlyBindToAddress"), address })
 }
 
 fn root<'a>(field: &Field<'a>) -> Placed<&'a Child> {

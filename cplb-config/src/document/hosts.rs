@@ -18,13 +18,16 @@ pub(super) struct Controllers {
     pub(super) endpoint_reconciler_disabled: bool,
     /// Those that are workers too, by name, where that is said.
     pub(super) workers: Vec<Placed<String>>,
+    /// Whether there are controllers and none of them is a worker too.
+    pub(super) none_is_worker: bool,
 }
 
 pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
     let mut controllers = Controllers { endpoint_reconciler_disabled: true, ..Controllers::default() };
-    let mut seen = HashMap::new();
+    let (mut seen, mut any) = (HashMap::new(), false);
     for item in list.items().unwrap_or_default() {
         let Some(table) = item.table().filter(is_controller) else { continue };
+        any = true;
         controllers.endpoint_reconciler_disabled &= disables_reconciler(&table);
         let backend = read_host(&table);
         if let Some(field) = worker(&table) {
@@ -42,6 +45,7 @@ pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
         controllers.backends.push(backend);
     }
     controllers.endpoint_reconciler_disabled &= !controllers.backends.is_empty();
+    controllers.none_is_worker = any && controllers.workers.is_empty();
     controllers
 }
 

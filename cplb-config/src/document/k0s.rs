@@ -8,7 +8,7 @@ use crate::rules::{KubeProxy, Surroundings, assemble};
 use crate::walk::{Field, Finding, Table};
 use crate::yaml::Span;
 
-use super::cluster::{bound_to_address, kube_proxy};
+use super::cluster::{bound_server, kube_proxy};
 use super::hosts::{Controllers, read_controllers};
 use super::native::API_PORT;
 
@@ -33,7 +33,7 @@ pub(super) fn read_k0sctl(root: &Field<'_>) -> Option<Config> {
 struct Found<'a> {
     api: Option<Field<'a>>,
     section: Option<Field<'a>>,
-    kube_proxy: Option<KubeProxy>,
+    kube_proxy: KubeProxy,
 }
 
 fn read(
@@ -44,7 +44,7 @@ fn read(
 ) -> Option<Config> {
     let found = config.map(find).unwrap_or_default();
     let section_key = found.section.as_ref().map(|section| section.key);
-    let bound_to_address = found.api.as_ref().and_then(bound_to_address);
+    let bound_server = found.api.as_ref().and_then(bound_server);
     let api = found.api.and_then(|api| api.table());
     let section = match &found.section {
         Some(section) => read_load_balancing(section),
@@ -73,8 +73,8 @@ fn read(
         endpoint_reconciler_disabled: controllers.endpoint_reconciler_disabled,
         controllers: controllers.backends,
         workers: controllers.workers,
-        kube_proxy: found.kube_proxy,
-        bound_to_address,
+        kube_proxy: if controllers.none_is_worker { KubeProxy::WithoutIpvs } else { found.kube_proxy },
+        bound_server,
     };
     assemble(section, around, root.out)
 }
@@ -98,7 +98,7 @@ fn find<'a>(config: &Table<'a>) -> Found<'a> {
     let mut found = Found {
         api: spec.as_ref().and_then(|spec| spec.field("api")),
         section: network.as_ref().and_then(section_of),
-        kube_proxy: network.as_ref().and_then(kube_proxy),
+        kube_proxy: network.as_ref().map(kube_proxy).unwrap_or_default(),
     };
     let base = match config.path.rsplit('.').next() {
         Some("config") => "config.spec",

@@ -3,7 +3,7 @@
 use crate::load::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, finish, read_section};
-use crate::rules::{Surroundings, assemble};
+use crate::rules::{KubeProxy, Surroundings, assemble};
 use crate::walk::Field;
 
 /// The API server's port where nothing else is said.
@@ -30,8 +30,8 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         endpoint_reconciler_disabled: false,
         controllers: Vec::new(),
         workers: Vec::new(),
-        kube_proxy: None,
-        bound_to_address: None,
+        kube_proxy: KubeProxy::default(),
+        bound_server: None,
     };
     assemble(read_section(&spec, Dialect::Native)?, around, out)
 }

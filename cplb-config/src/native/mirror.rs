@@ -41,7 +41,8 @@ pub(super) struct Spec {
     /// Virtual IPs that the kernel's IPVS balances instead of the userspace proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) virtual_servers: Option<Vec<VirtualServerSpec>>,
-    /// Keep the IPVS connections of all nodes in step, so that those of kind DR outlive a failover. Default false.
+    /// Keep the IPVS connections of all nodes in step, so that those of kind DR and TUN outlive a failover.
+    /// Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ipvs_sync: Option<bool>,
     /// Only move the virtual IPs.

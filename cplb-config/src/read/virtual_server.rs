@@ -13,6 +13,8 @@ const DELAY_LOOP: Duration = Duration::from_secs(60);
 /// As many as one virtual router can have virtual IPs.
 const MOST: usize = 255;
 const PERSISTENCE_SECONDS: u32 = 360;
+/// 31 days.
+const LONGEST_PERSISTENCE_SECONDS: u32 = 2_678_400;
 
 /// Reads the list; addresses are returned apart, because they are compared even where the rest is wrong.
 pub(super) fn read_virtual_servers(
@@ -41,12 +43,12 @@ pub(super) fn read_virtual_servers(
             .field("lbKind")
             .filter(|field| field.child.text() != Some(""))
             .map_or(Some(LbKind::DirectRouting), |field| field.choice(LbKind::WORDS));
-        let persistence = table.field("persistenceTimeoutSeconds");
-        let persistence = match persistence.filter(|field| dialect == Dialect::Native || !field.is_zero()) {
-            None => Some(PERSISTENCE_SECONDS),
-            Some(field) if field.is_zero() => Some(0),
-            Some(field) => field.integer(1..=2_678_400),
-        };
+        // To k0s zero is the same as absent.
+        let least = if dialect == Dialect::Native { 0 } else { 1 };
+        let persistence = table
+            .field("persistenceTimeoutSeconds")
+            .filter(|field| dialect == Dialect::Native || !field.is_zero())
+            .map_or(Some(PERSISTENCE_SECONDS), |field| field.integer(least..=LONGEST_PERSISTENCE_SECONDS));
         finish(table, dialect);
 
         let Some(address) = address else { continue };

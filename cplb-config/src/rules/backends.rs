@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-use lb_proxy::Balance;
-
 use crate::model::{Backends, Host, Port};
 use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
 use super::is_vip;
-use super::services::{Common, server_port};
+use super::services::server_port;
 
 /// What servers are compared with.
 pub(super) struct Context<'a> {
@@ -28,12 +26,7 @@ impl Context<'_> {
 }
 
 /// Rules about the servers that several services share.
-pub(super) fn check_shared(
-    shared: &BackendsDraft,
-    drafts: &[ServiceDraft],
-    common: &Common<'_>,
-    context: &Context<'_>,
-) {
+pub(super) fn check_shared(shared: &BackendsDraft, drafts: &[ServiceDraft], context: &Context<'_>) {
     let users: Vec<&ServiceDraft> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();
     if users.len() > 1 {
         for backend in shared.fixed.iter().filter(|backend| backend.value.port.is_some()) {
@@ -42,12 +35,6 @@ pub(super) fn check_shared(
             let help =
                 "leave the port out (services have `backendPort`), or list the server under its service";
             context.out.error(&backend.path, backend.at, Finding::new("shared-port", message, help));
-        }
-    }
-    warn_about_weights(shared, &users, common, context);
-    for draft in drafts {
-        if let Some(own) = &draft.backends {
-            warn_about_weights(own, &[draft], common, context);
         }
     }
 }
@@ -91,24 +78,4 @@ fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Contex
         context.out.error(&backend.path, backend.at, Finding::new("backend-proxy", message, help));
     }
     false
-}
-
-fn warn_about_weights(
-    draft: &BackendsDraft,
-    users: &[&ServiceDraft],
-    common: &Common<'_>,
-    context: &Context<'_>,
-) {
-    let counts = |user: &&ServiceDraft| {
-        !matches!(common.balance_of(user), Some(Balance::RoundRobin | Balance::LeastConnections))
-    };
-    if users.iter().any(counts) {
-        return;
-    }
-    if let Some(backend) = draft.fixed.iter().find(|backend| backend.value.weight > 1) {
-        let message = "weights count only with the balance weighted or sourceHash";
-        let finding =
-            Finding::new("unused-weight", message, "write `balance: weighted`, or remove the weights");
-        context.out.warn(&backend.path, backend.at, finding);
-    }
 }

@@ -5,6 +5,7 @@ mod instances;
 mod neighbours;
 mod services;
 mod virtual_servers;
+mod weights;
 
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section};
 use crate::walk::{Finding, Reporter};
 use crate::yaml::Span;
 
-pub(crate) use neighbours::KubeProxy;
+pub(crate) use neighbours::{BoundServer, IpvsProxy, KubeProxy};
 
 /// What stands around the section and matters to it.
 #[derive(Debug)]
@@ -32,10 +33,10 @@ pub(crate) struct Surroundings {
     pub(crate) controllers: Vec<PlacedBackend>,
     /// Those of them that are workers too, by name.
     pub(crate) workers: Vec<Placed<String>>,
-    /// kube-proxy, if it balances with IPVS.
-    pub(crate) kube_proxy: Option<KubeProxy>,
-    /// What binds the API server to one address.
-    pub(crate) bound_to_address: Option<Placed<&'static str>>,
+    /// kube-proxy beside it.
+    pub(crate) kube_proxy: KubeProxy,
+    /// What binds the API server to one address, if anything does.
+    pub(crate) bound_server: Option<BoundServer>,
 }
 
 /// Checks everything against everything. `None` only if something was reported.
@@ -44,7 +45,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
     virtual_servers::check(&section, &around, &vips, out);
-    neighbours::check(&section, &around, out);
+    neighbours::check(&section, &around, &vips, out);
     instances::check_external_address(&around, &vips, out);
 
     section.backends.fixed.extend(around.controllers);
@@ -86,8 +87,10 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         .map(|(_, port)| port)
         .collect();
     let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
-    backends::check_shared(&section.backends, &drafts, &common, &context);
+    backends::check_shared(&section.backends, &drafts, &context);
+    weights::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
+    virtual_servers::check_loopback(&section, &drafts, out);
     virtual_servers::check_intervals(&section, &drafts, out);
     let services = services::build(&drafts, &common, &context);
     let shared_by: Vec<_> = drafts.iter().filter(|draft| draft.backends.is_none()).collect();

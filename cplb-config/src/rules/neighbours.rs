@@ -2,18 +2,39 @@
 
 use std::net::IpAddr;
 
+use crate::diagnostic::Severity;
 use crate::read::{Placed, Section};
 use crate::walk::{Finding, Reporter};
 
-use super::Surroundings;
-use super::virtual_servers::keeps_destination;
+use super::{Surroundings, is_vip};
+
+/// What binds the API server to one address.
+#[derive(Debug)]
+pub(crate) struct BoundServer {
+    /// The field that does, by its name.
+    pub(crate) by: Placed<&'static str>,
+    /// The address, where it is given; else it is the node's own.
+    pub(crate) address: Option<Placed<IpAddr>>,
+}
 
 /// Names beyond this number are counted only.
 const MOST_NAMES: usize = 5;
 
+/// How kube-proxy balances on the nodes of the load balancer.
+#[derive(Debug, Default)]
+pub(crate) enum KubeProxy {
+    /// Nothing is said about its mode, which is iptables then.
+    #[default]
+    Unsaid,
+    /// It does not run there, or in another mode than ipvs.
+    WithoutIpvs,
+    /// With IPVS.
+    Ipvs(IpvsProxy),
+}
+
 /// kube-proxy in mode ipvs.
 #[derive(Debug)]
-pub(crate) struct KubeProxy {
+pub(crate) struct IpvsProxy {
     /// Where the mode is given.
     pub(crate) mode: Placed<()>,
     /// Whether there are settings for the mode.
@@ -22,19 +43,36 @@ pub(crate) struct KubeProxy {
     pub(crate) excluded: Option<Placed<Vec<String>>>,
 }
 
-pub(super) fn check(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    if section.virtual_server_addresses.is_empty() || section.disable_load_balancer {
+pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+    if section.disable_load_balancer {
         return;
     }
-    bound_server(section, around, out);
+    bound_server(section, around, vips, out);
+    if section.virtual_server_addresses.is_empty() {
+        return;
+    }
     kube_proxy(section, around, out);
     workers(section, around, out);
 }
 
-/// Direct routing and tunnels leave the destination of packets as it is, so a server has to listen on the virtual IPs.
-fn bound_server(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    let Some(bound) = &around.bound_to_address else { return };
-    let addressed = section.virtual_servers.iter().filter(|server| keeps_destination(server.kind));
+/// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of packets
+/// as it is besides, so a server has to listen on the virtual IPs, too.
+fn bound_server(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(bound) = &around.bound_server else { return };
+    let by = &bound.by;
+    let balanced = |ip| section.virtual_server_addresses.iter().any(|server| server.value == ip);
+    let moves = |ip: IpAddr| is_vip(vips, ip) || balanced(ip);
+    if let Some(address) = bound.address.as_ref().filter(|address| moves(address.value)) {
+        let message = format!(
+            "{} is a virtual IP, and with `{}` every API server listens there only, not on its node's own address, where \
+             it is looked for",
+            address.value, by.value
+        );
+        let help = format!("remove `{}`", by.value);
+        out.error(&address.path, address.at, Finding::new("api-bind-address", message, help));
+        return;
+    }
+    let addressed = section.virtual_servers.iter().filter(|server| server.kind.keeps_destination());
     let vips: Vec<String> = addressed.map(|server| server.address.to_string()).collect();
     if vips.is_empty() {
         return;
@@ -43,15 +81,15 @@ fn bound_server(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
         "the API server listens on one address only; with lbKind DR or TUN packets arrive addressed to {}",
         vips.join(" and ")
     );
-    let help = format!("remove `{}`, or write `lbKind: NAT` for {}", bound.value, vips.join(" and "));
-    out.error(&bound.path, bound.at, Finding::new("api-bind-address", message, help));
+    let help = format!("remove `{}`, or write `lbKind: NAT` for {}", by.value, vips.join(" and "));
+    out.error(&by.path, by.at, Finding::new("api-bind-address", message, help));
 }
 
 /// Once in a while kube-proxy deletes every service that it did not make and that is not excluded by its address. It
 /// knows nothing of marks and takes a service that matches one for a service at the unspecified address (kubernetes,
 /// `pkg/proxy/ipvs`: `cleanLegacyService` and `toVirtualServer`), which the kernel then does not find.
 fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    let Some(proxy) = &around.kube_proxy else { return };
+    let KubeProxy::Ipvs(proxy) = &around.kube_proxy else { return };
     let excluded = proxy.excluded.as_ref().map_or(&[][..], |list| &list.value);
     let missing: Vec<&str> =
         seen_as(section).filter(|seen| !excluded.iter().any(|cidr| covers(cidr, *seen))).map(cidr).collect();
@@ -78,9 +116,10 @@ fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
     out.warn(&proxy.mode.path, proxy.mode.at, Finding::new("kube-proxy-ipvs", message, help));
 }
 
-/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send.
+/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send. Where
+/// the mode is given there is nothing left to say, or [`kube_proxy`] says it.
 fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    let Some(first) = around.workers.first() else { return };
+    let (Some(first), KubeProxy::Unsaid) = (around.workers.first(), &around.kube_proxy) else { return };
     let names: Vec<&str> = around.workers.iter().take(MOST_NAMES).map(|name| name.value.as_str()).collect();
     let more = match around.workers.len() - names.len() {
         0 => String::new(),
@@ -93,11 +132,13 @@ fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
     );
     let excluded: Vec<&str> = seen_as(section).map(cidr).collect();
     let help = format!(
-        "nothing to do unless kube-proxy runs in mode ipvs, which shares the IPVS table and the sysctls below net.ipv4.vs: \
-         let it exclude {} (spec.network.kubeProxy.ipvs.excludeCIDRs)",
+        "nothing to do in k0s's default mode of kube-proxy, and `spec.network.kubeProxy.mode: iptables` says that it is meant; \
+         in mode ipvs, which shares the IPVS table and the sysctls below net.ipv4.vs, let it exclude {} \
+         (`ipvs.excludeCIDRs` beside the mode)",
         excluded.join(" and ")
     );
-    out.warn(&first.path, first.at, Finding::new("virtual-servers-worker", message, help));
+    let finding = Finding::new("virtual-servers-worker", message, help);
+    out.report(Severity::Advice, &first.path, Some(first.at), finding);
 }
 
 /// The addresses at which kube-proxy sees our services.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::duration;
-use crate::model::{LbKind, Port, VirtualServer};
+use crate::model::{Port, VirtualServer};
 use crate::read::{Given, SHORTEST_INTERVAL, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
@@ -48,11 +48,39 @@ pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], o
             out.warn(&server.path, server.at, Finding::new("virtual-server-vip", message, help));
         }
     }
+    check_sync(section, vips, out);
+}
+
+/// The kernel's sync daemons know multicast only, and connections that are translated end with who translates them.
+fn check_sync(section: &Section, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value && !section.disable_load_balancer)
+    else {
+        return;
+    };
+    // Of those that are wrong it is not known what they are meant to be.
+    let all_read = section.virtual_servers.len() == section.virtual_server_addresses.len();
+    let outlives = |server: &VirtualServer| server.kind.keeps_destination() && is_vip(vips, server.address);
+    if all_read && !section.virtual_servers.iter().any(outlives) {
+        let message = "ipvsSync has no effect: no virtual server is of lbKind DR or TUN and the virtual IP of a vrrpInstance";
+        let help = "remove `ipvsSync`, or write `lbKind: DR` or `lbKind: TUN` for a virtual IP";
+        out.warn(&sync.path, sync.at, Finding::new("unused", message, help));
+        return;
+    }
+    let unicast = section.instances.iter().flat_map(|draft| &draft.unicast_peers).next();
+    if let Some(peer) = unicast {
+        let message = format!(
+            "ipvsSync uses multicast only (UDP 8848 to 224.0.0.81), whatever the unicastPeers on line {}",
+            peer.at.line
+        );
+        let help = "fine where multicast passes between the nodes; else remove `ipvsSync`, since no connection would \
+                    outlive a failover";
+        out.warn(&sync.path, sync.at, Finding::new("sync-multicast", message, help));
+    }
 }
 
 /// Direct routing and tunnels hand packets on as they are, so servers listen on the port of the virtual IP.
 pub(super) fn check_ports(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
-    let Some(server) = section.virtual_servers.iter().find(|server| keeps_destination(server.kind)) else {
+    let Some(server) = section.virtual_servers.iter().find(|server| server.kind.keeps_destination()) else {
         return;
     };
     if section.disable_load_balancer {
@@ -83,9 +111,25 @@ pub(super) fn check_ports(section: &Section, drafts: &[ServiceDraft], out: &Repo
     }
 }
 
-/// Whether packets reach the servers with the address and the port of the virtual IP.
-pub(super) fn keeps_destination(kind: LbKind) -> bool {
-    matches!(kind, LbKind::DirectRouting | LbKind::Tunnel)
+/// A loopback address is another server on each node.
+pub(super) fn check_loopback(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
+    if section.disable_load_balancer {
+        return;
+    }
+    let shared = drafts.iter().any(|draft| draft.backends.is_none()).then_some(&section.backends);
+    let lists = shared.into_iter().chain(drafts.iter().filter_map(|draft| draft.backends.as_ref()));
+    for backend in lists.flat_map(|list| &list.fixed) {
+        let mut servers = section.virtual_server_addresses.iter();
+        let Some(server) = servers.find(|server| backend.value.host.is_loopback_for(server.value)) else {
+            continue;
+        };
+        let message = format!(
+            "{} is every node's own: whichever node directs what {} gets would direct to itself",
+            backend.value.host, server.value
+        );
+        let help = "list the controllers' own addresses";
+        out.error(&backend.path, backend.at, Finding::new("virtual-server-loopback", message, help));
+    }
 }
 
 /// The longest interval between health checks that all virtual servers agree with. It is an upper bound, so that k0s's
