@@ -1,12 +1,13 @@
 //! What the daemon does about IPVS: tells the director what this node holds, and the table what IPVS balances.
 
+mod leaving;
 mod opinions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cplb_config::{Config, LbKind};
 use ipvs::InterfaceName;
@@ -22,18 +23,12 @@ use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
 use super::ipvs::{
-    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Place, ROUND, TIMEOUT, Wanted,
-    desired, directed, forwarding, sysctls,
+    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Place, Wanted, desired,
+    directed, forwarding, sysctls,
 };
 use super::link::Event;
 use super::problems::Cause;
 use super::{Daemon, blueprint};
-
-/// A planned release waits this long for the director to take its services away.
-const WITHDRAWAL: Duration = Duration::from_millis(100);
-
-/// How long directors are told that this node leaves: a round of questions, an answer, and the change.
-const LEAVE: Duration = ROUND.saturating_add(TIMEOUT).saturating_add(ROUND);
 
 /// The names of the links that receive what directors send by tunnel.
 pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
@@ -331,25 +326,6 @@ impl Daemon {
         self.ipvs.directors.clone()
     }
 
-    /// Another configuration is in use.
-    pub(crate) fn redirect(&mut self) {
-        let wanted = directed(&self.config);
-        let former = std::mem::replace(&mut self.ipvs.directed, wanted);
-        let stays = |vip| self.ipvs.directed.iter().any(|it| it.vip == vip && it.instance.is_some());
-        let mut dropped = self.ipvs.departing.take().map(|(dropped, _)| dropped).unwrap_or_default();
-        dropped.extend(former.into_iter().filter(Directed::outlives_its_director));
-        dropped.retain(|it| !stays(it.vip));
-        if !dropped.is_empty() {
-            self.ipvs.departing = Some((dropped, Instant::now() + LEAVE));
-        }
-        if let Err(failure) = self.ipvs.ensure_director(&self.args.state_dir, &self.sender) {
-            self.problems.raise(Cause::Ipvs, failure.summary());
-        } else {
-            self.judge_ipvs();
-        }
-        self.update_ipvs();
-    }
-
     pub(crate) fn on_ipvs(&mut self, news: News) {
         self.ipvs.available = news.unavailable.is_none();
         self.ipvs.news = Some(news);
@@ -388,42 +364,6 @@ impl Daemon {
             .iter()
             .filter_map(|server| self.ipvs.heard.macs.get(&server.addr.ip()).copied())
             .collect()
-    }
-
-    /// Before this node stops being a real server, directors elsewhere must know: they ask, and are refused. Whether
-    /// that has been long enough.
-    pub(crate) fn has_left(&mut self) -> bool {
-        if let Some(left) = self.ipvs.left {
-            return Instant::now() >= left;
-        }
-        let members = self.members();
-        let asked = |it: &Directed| it.outlives_its_director() && servers(&members, it).len() > 1;
-        let mut left = Instant::now();
-        if self.ipvs.directed.iter().any(asked) {
-            tracing::info!(
-                seconds = LEAVE.as_secs_f64(),
-                "telling directors on other nodes that this one leaves"
-            );
-            left += LEAVE;
-        }
-        self.ipvs.left = Some(left);
-        self.update_ipvs();
-        Instant::now() >= left
-    }
-
-    /// Takes the services of an instance away, before its addresses go. Where another node goes on with the connections,
-    /// they stay until the addresses have gone: without them, this node would reset what still arrives.
-    pub(crate) async fn withdraw(&mut self, id: InstanceId) {
-        let Some(director) = self.ipvs.director.clone() else { return };
-        let instance = self.election.as_ref().and_then(|election| election.instances.get(&id));
-        if instance.is_some_and(|instance| !instance.group.lasting.is_empty()) {
-            return;
-        }
-        self.ipvs.releasing.insert(id);
-        self.update_ipvs();
-        if tokio::time::timeout(WITHDRAWAL, director.settle()).await.is_err() {
-            tracing::warn!(vrid = id.0, "IPVS still has the services of virtual IPs that are handed over");
-        }
     }
 
     /// What `cplb status` shows of it.
