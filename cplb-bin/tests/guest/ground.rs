@@ -1,12 +1,13 @@
 //! What the tests of IPVS share.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testbed::{Lan, Probe, wait_until};
+use testbed::{Backend, Lan, Probe, wait_until};
 
-use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, PATIENCE, PORT, Plan, VIP_HOST};
 
 pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
     let vip = if v6 { "fd09::100".to_owned() } else { format!("10.9.0.{VIP_HOST}") };
@@ -19,6 +20,14 @@ pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
 /// For tests that are not about elections, which shall not come in between on a busy machine.
 pub(crate) fn calm(plan: Plan) -> Plan {
     Plan { instance: vec!["version: 3".to_owned()], ..plan }
+}
+
+/// Servers that do not accept what is addressed to the virtual IP.
+pub(crate) fn bind_to_one_address(cluster: &mut Cluster) {
+    for node in 0..cluster.len() {
+        let own = SocketAddr::new(cluster.node(node).v4().into(), PORT);
+        cluster.replace_backend(node, |it| Backend::tls_on(it, &format!("api-{}", it.name()), own));
+    }
 }
 
 pub(crate) fn degraded(cluster: &Cluster, node: usize) -> String {

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use testbed::{AnnouncementKind, Lan, Probe, Signal};
 
-use super::ground::{calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
+use super::ground::{
+    bind_to_one_address, calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers,
+};
 use crate::support::{Cluster, PORT, VIP_HOST};
 
 /// Every server gets its share, the director's own too, and only the node that is Active has the service.
@@ -141,6 +143,9 @@ pub(crate) fn two_links() {
 pub(crate) fn held_by_hand(kind: &str) {
     let vip = IpAddr::from([10, 9, 0, VIP_HOST]);
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
+    if kind == "NAT" {
+        bind_to_one_address(&mut cluster);
+    }
     for node in cluster.lan.controllers() {
         let own = node.v4().to_string();
         let link: &[&str] = match kind {

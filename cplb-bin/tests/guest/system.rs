@@ -1,16 +1,15 @@
 //! What IPVS finds on a node, and what it leaves.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipvs::{Client, Protocol, ServiceError, ServiceKey};
 use nix::mount::{MsFlags, mount};
 use testbed::guest::{load_module, unload_module};
-use testbed::{Backend, Lan, Node, Probe, Signal};
+use testbed::{Lan, Node, Probe, Signal};
 
-use super::ground::{calm, degraded, ipvsadm, plan, served, wait_for_servers};
-use crate::support::{Cluster, PATIENCE, PORT};
+use super::ground::{bind_to_one_address, calm, degraded, ipvsadm, plan, served, wait_for_servers};
+use crate::support::{Cluster, PATIENCE};
 
 /// What could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
@@ -270,11 +269,7 @@ impl Disk {
 pub(crate) fn reload(kind: &str) {
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
     if kind == "NAT" {
-        // Then packets for the virtual address must not be left to the server on this node.
-        for node in 0..cluster.len() {
-            let own = SocketAddr::new(cluster.node(node).v4().into(), PORT);
-            cluster.replace_backend(node, |it| Backend::tls_on(it, &format!("api-{}", it.name()), own));
-        }
+        bind_to_one_address(&mut cluster);
     }
     cluster.start_all();
     let owner = cluster.wait_until_settled();
