@@ -27,6 +27,9 @@ const RESET_TIMEOUT: Duration = Duration::from_millis(100);
 const START_PHASE: Duration = Duration::from_secs(3);
 /// Shortest and longest time between two rounds of the serving verdict.
 const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The election believes a good verdict for two rounds, and at least for this time: a node whose processors are busy for
+/// a moment still serves, and a heartbeat may take as long.
+const LEAST_LEASE: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
@@ -173,7 +176,8 @@ impl Daemon {
         }
         self.tell_opinions();
         self.update_ipvs();
-        match self.verdict.conclude(&finding.evidence, 2 * self.round_interval()) {
+        let lease = LEAST_LEASE.max(2 * self.round_interval());
+        match self.verdict.conclude(&finding.evidence, lease) {
             Some(Ok(())) => tracing::info!("this node can serve"),
             Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
             None => {}

@@ -10,7 +10,7 @@ use crate::support::{Cluster, PATIENCE, PORT};
 
 pub(crate) fn backends() {
     let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 1s, fall: 1}");
-    let (cluster, owner) = settled(plan);
+    let (cluster, owner) = settled(calm(plan));
     let lost = (owner + 1) % cluster.len();
     let before = ipvsadm(&cluster, owner, &["-Ln"]);
     for round in 0..50 {
@@ -34,7 +34,7 @@ pub(crate) fn backends() {
 
 /// Its connections end instead of hanging for as long as TCP tries. The checks run as often as `delayLoop` says.
 pub(crate) fn silent_backend() {
-    let mut plan = plan("DR", false, 0).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
+    let mut plan = calm(plan("DR", false, 0)).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
     for line in &mut plan.spec {
         *line = line.replace("lbKind: DR", "lbKind: DR, delayLoop: 200ms");
     }
