@@ -83,6 +83,7 @@ mod real_server;
 mod realtime;
 mod record;
 mod repair;
+mod rp_filter;
 mod select;
 pub mod sessions;
 mod socket;

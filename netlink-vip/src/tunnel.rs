@@ -22,8 +22,9 @@ use crate::dummy::kind_text;
 use crate::kernel::{Kernel, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::repair::Repair;
+use crate::rp_filter;
 use crate::select::link_flag;
-use crate::sysctl::{SysctlError, SysctlKey};
+use crate::sysctl::SysctlError;
 use crate::types::is_link_name;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, TunnelEnds};
 
@@ -225,7 +226,7 @@ impl TunnelLink {
             None => None,
         };
         addresses.retain(|seen| seen.index == link.index);
-        let rp_filter = (read_rp_filter("all")?, read_rp_filter(&self.config.name)?);
+        let rp_filter = (rp_filter::read("all")?, rp_filter::read(&self.config.name)?);
         Ok(Some(Seen { link, addresses, outer_mtu, rp_filter }))
     }
 
@@ -235,7 +236,7 @@ impl TunnelLink {
             Step::Create => self.kernel.create_tunnel(name, *local),
             Step::Delete => self.kernel.delete_link(index),
             Step::SetAlias => self.kernel.set_alias(index, ALIAS),
-            Step::Loosen(_) => return Ok(rp_filter(name)?.write("2")?),
+            Step::Loosen(_) => return Ok(rp_filter::key(name)?.write(rp_filter::LOOSE)?),
             Step::Add(ip) => self.kernel.put_permanent(index, ip),
             Step::SetMtu(mtu) => self.kernel.set_mtu(index, mtu),
             Step::SetUp => self.kernel.set_link_up(index),
@@ -256,8 +257,8 @@ impl TunnelLink {
             Step::Delete => Repair::Deleted { link },
             Step::SetAlias => return None,
             Step::Loosen(found) => {
-                let key = rp_filter(&link).ok()?;
-                Repair::Sysctl { key, found: found.to_string(), value: "2".to_owned() }
+                let key = rp_filter::key(&link).ok()?;
+                Repair::Sysctl { key, found: found.to_string(), value: rp_filter::LOOSE.to_owned() }
             }
             Step::Add(ip) => Repair::Added { link, ip },
             Step::SetMtu(mtu) => Repair::Mtu { link, mtu },
@@ -293,7 +294,7 @@ fn plan(config: &TunnelConfig, seen: Option<&Seen>) -> Result<Vec<Step>, TunnelE
         steps.push(Step::SetAlias);
     }
     let (all, own) = seen.rp_filter;
-    if all.max(own) == 1 {
+    if rp_filter::is_strict(all, own) {
         steps.push(Step::Loosen(own));
     }
     if !seen.addresses.iter().any(|address| address.ip == IpAddr::V4(ANCHOR)) {
@@ -340,19 +341,6 @@ fn kind_of(local: IpAddr) -> &'static str {
 
 fn module_of(local: IpAddr) -> &'static str {
     if local.is_ipv4() { "ipip" } else { "ip6_tunnel" }
-}
-
-fn rp_filter(interface: &str) -> Result<SysctlKey, SysctlError> {
-    SysctlKey::ipv4_conf(interface, "rp_filter").ok_or_else(|| SysctlError::Name(interface.to_owned()))
-}
-
-/// A link without IPv4 has none, and drops nothing for it.
-fn read_rp_filter(interface: &str) -> Result<u8, SysctlError> {
-    match rp_filter(interface)?.read() {
-        Ok(value) => Ok(value.parse().unwrap_or_default()),
-        Err(error) if error.is_absent() => Ok(0),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

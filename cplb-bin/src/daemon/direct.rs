@@ -23,8 +23,8 @@ use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
 use super::ipvs::{
-    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, News, NodeWish, Place, Wanted, desired,
-    directed, forwarding, sysctls,
+    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, Members, News, NodeWish, Place, Wanted,
+    desired, directed, forwarding, servers, sysctls,
 };
 use super::link::Event;
 use super::problems::Cause;
@@ -60,9 +60,6 @@ pub(crate) struct Ipvs {
     /// What a reload has dropped, and until when directors are told so.
     departing: Option<(Vec<Directed>, Instant)>,
 }
-
-/// The servers of each service.
-type Members = BTreeMap<String, Vec<Member>>;
 
 /// Where an instance stands.
 #[derive(Debug, Default)]
@@ -429,10 +426,6 @@ impl Daemon {
         });
         known.collect()
     }
-}
-
-fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
-    members.get(&directed.service).map_or(&[], Vec::as_slice)
 }
 
 fn has_rule(rules: &[Director], vip: IpAddr, port: NonZeroU16) -> bool {

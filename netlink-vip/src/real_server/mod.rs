@@ -2,7 +2,6 @@
 //! tunnels.
 
 mod arp;
-mod filter;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::dummy::{DummyError, DummyLink};
 use crate::files::{self, Loaded};
 use crate::repair::Repair;
+use crate::rp_filter;
 use crate::sessions::SessionsError;
 use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
@@ -250,15 +250,23 @@ impl RealServer {
         Ok(waiting)
     }
 
+    /// Lets in what directors send in the name of clients that are behind another interface. What is not strict stays as
+    /// it is.
     fn loosen(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         if !config.vips.iter().any(IpAddr::is_ipv4) {
             return Ok(());
         }
         for interface in &config.loose {
-            match filter::loosen(&mut self.sysctls, interface) {
-                Ok(repairs) => self.news.repairs.extend(repairs),
-                Err(RealServerError::Sysctl(error)) if error.is_absent() => {}
-                Err(error) => return Err(error),
+            let (all, own) = (rp_filter::read("all")?, rp_filter::read(interface)?);
+            if !rp_filter::is_strict(all, own) {
+                continue;
+            }
+            let (key, found, value) =
+                (rp_filter::key(interface)?, own.to_string(), rp_filter::LOOSE.to_owned());
+            match self.sysctls.set(&key, &value) {
+                Ok(()) => self.news.repairs.push(Repair::Sysctl { key, found, value }),
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -342,7 +350,7 @@ impl RealServer {
     fn restore_others(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
         let needed = |key: &SysctlKey| {
-            let all = if key.name() == filter::NAME { &config.loose } else { &config.interfaces };
+            let all = if key.name() == rp_filter::NAME { &config.loose } else { &config.interfaces };
             has_v4 && all.iter().any(|interface| interface == key.interface())
         };
         let mut recovery = self.sysctls.restore_all_but(needed);

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use vrrp::runner::InstanceId;
 
-use super::super::ipvs::{Directed, ROUND, TIMEOUT, directed};
+use super::super::ipvs::{Directed, ROUND, TIMEOUT, directed, servers};
 use super::super::problems::Cause;
-use super::servers;
 use crate::daemon::Daemon;
 
 /// A planned release waits this long for the director to take its services away.

@@ -8,12 +8,14 @@ mod listening;
 mod node;
 mod plan;
 mod record;
+mod shown;
 mod sysctls;
 
 pub(crate) use asker::{Ask, AskerHandle, Heard, Opinion, ROUND, TIMEOUT};
 pub(crate) use director::{DirectorHandle, News, NodeWish, Wanted};
 pub(crate) use forwarding::forwarding;
-pub(crate) use plan::{Directed, Member, Place, desired, directed, excess, sysctls};
+pub(crate) use plan::{Directed, Member, Members, desired, directed, excess, servers, sysctls};
+pub(crate) use shown::Place;
 
 /// Files in the state directory that tell what a daemon before this one made.
 pub(crate) const RECORDS: [&str; 2] = [record::RECORD, node::RECORD];

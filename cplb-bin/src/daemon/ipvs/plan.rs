@@ -15,8 +15,6 @@ use lb_proxy::nft::{Director, Reach};
 use vrrp::runner::InstanceId;
 
 use super::asker::{Ask, Opinion, Opinions};
-use super::director::Observed;
-use crate::status::schema;
 
 /// One port of one virtual address, balanced by one IPVS service that matches a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +40,17 @@ pub(crate) struct Member {
     pub(crate) state: BackendState,
 }
 
+/// The servers of each balanced service, by its name.
+pub(crate) type Members = BTreeMap<String, Vec<Member>>;
+
+/// Those of the service that is behind a virtual address.
+pub(crate) fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
+    members.get(&directed.service).map_or(&[], Vec::as_slice)
+}
+
 /// How good a server is, from bad to good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+pub(super) enum Standing {
     /// It fails its checks.
     Down,
     /// What a director would send does not get there.
@@ -162,7 +168,7 @@ impl Directed {
         self.takes(member).then_some(Ask { vip, server: member.addr.ip(), tunnel })
     }
 
-    fn standing(&self, member: &Member, opinions: &Opinions) -> Standing {
+    pub(super) fn standing(&self, member: &Member, opinions: &Opinions) -> Standing {
         if member.state == BackendState::Down {
             return Standing::Down;
         }
@@ -173,27 +179,6 @@ impl Directed {
             Some(Opinion::Accepts | Opinion::Unasked) => Standing::Good,
             None => Standing::Unknown,
         }
-    }
-
-    fn excluded(
-        &self,
-        members: &[Member],
-        opinions: &Opinions,
-    ) -> impl Iterator<Item = schema::ExcludedServer> {
-        let opinion = |member| self.ask(member).and_then(|ask| opinions.get(&ask));
-        members.iter().filter_map(move |member| {
-            let reason = match (self.standing(member, opinions), opinion(member)) {
-                _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
-                (Standing::Good, _) => return None,
-                (Standing::Down, Some(also @ (Opinion::NotOnLink | Opinion::Refuses))) => {
-                    format!("fails its health checks, and {also}")
-                }
-                (Standing::Down, _) => "fails its health checks".to_owned(),
-                (Standing::Unknown, _) => "has not been asked yet".to_owned(),
-                (_, opinion) => opinion?.to_string(),
-            };
-            Some(schema::ExcludedServer { address: member.addr.to_string(), reason })
-        })
     }
 
     fn desired(&self, members: &[Member], opinions: &Opinions) -> DesiredService {
@@ -238,62 +223,15 @@ impl Directed {
     }
 }
 
-/// Where the packets of a virtual address are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Not on this node.
-    Elsewhere,
-    /// On this node, where the proxy has them.
-    Held,
-    /// On this node, where IPVS has them.
-    Directed,
-}
-
-impl Directed {
-    /// What `cplb status` shows of it.
-    pub(crate) fn status(
-        &self,
-        observed: &Observed,
-        members: &[Member],
-        opinions: &Opinions,
-        place: Place,
-    ) -> schema::VirtualServer {
-        let found = observed.services.get(&self.key());
-        let servers = found.iter().flat_map(|(_, servers)| servers).map(|server| schema::RealServer {
-            address: SocketAddr::new(server.destination.key.address, server.destination.key.port).to_string(),
-            weight: server.destination.weight.0,
-            connections_active: server.active_connections,
-            connections_inactive: server.inactive_connections,
-            connections_total: server.stats().connections,
-            bytes_in: server.stats().incoming_bytes,
-        });
-        schema::VirtualServer {
-            ip_address: self.vip.to_string(),
-            port: self.port.get(),
-            service: self.service.clone(),
-            mark: self.mark.get(),
-            lb_algo: self.algorithm.to_string(),
-            lb_kind: self.kind.to_string(),
-            persistence_timeout_seconds: self.persistence.map_or(0, |time| time.0),
-            held: place != Place::Elsewhere,
-            directing: found.is_some() && place == Place::Directed,
-            connections_total: found.map_or(0, |(service, _)| service.stats().connections),
-            servers: servers.collect(),
-            excluded: self.excluded(members, opinions).collect(),
-        }
-    }
-}
-
 /// The services that this node `has`.
 pub(crate) fn desired(
     all: &[Directed],
-    members: &BTreeMap<String, Vec<Member>>,
+    members: &Members,
     opinions: &Opinions,
     has: impl Fn(&Directed) -> bool,
 ) -> Desired {
     let held = all.iter().filter(|directed| has(directed));
-    let servers = |directed: &Directed| members.get(&directed.service).map_or(&[][..], Vec::as_slice);
-    held.map(|directed| directed.desired(servers(directed), opinions)).collect()
+    held.map(|directed| directed.desired(servers(members, directed), opinions)).collect()
 }
 
 fn scheduler(algorithm: LbAlgorithm) -> SchedulerName {
