@@ -46,7 +46,7 @@ pub use interfaces::ObservedInterface;
 pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
     Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, RefusedBackend, Service, Unicast,
-    VirtualServer,
+    UnusedKubeconfig, VirtualServer,
 };
 pub use native::{Redact, WriteError, json_schema};
-pub use read::BackendError;
+pub use read::{BackendError, K0S_KUBECONFIG};

@@ -191,6 +191,21 @@ pub struct Service {
     pub health: HealthCheck,
 }
 
+impl Service {
+    /// Whether each client has to meet every server, as konnectivity's agents do: then none of what binds a client to one
+    /// may be used for it, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
+    #[must_use]
+    pub fn is_konnectivity(&self) -> bool {
+        is_konnectivity(&self.name, Some(self.backend_port))
+    }
+}
+
+pub(crate) fn is_konnectivity(name: &str, server_port: Option<Port>) -> bool {
+    /// Where konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
+    const AGENT_PORT: Option<Port> = Port::new(8132);
+    name.to_ascii_lowercase().contains("konnectivity") || server_port == AGENT_PORT
+}
+
 /// Where servers are known from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
@@ -348,6 +363,19 @@ impl Config {
         Ok(())
     }
 
+    /// Has the servers that all services share found with a kubeconfig, as `cplb run --kubeconfig` does; instead of another
+    /// one that the file names.
+    ///
+    /// # Errors
+    /// [`UnusedKubeconfig`].
+    pub fn set_kubeconfig(&mut self, path: PathBuf) -> Result<(), UnusedKubeconfig> {
+        if self.disable_load_balancer || self.sharing().next().is_none() {
+            return Err(UnusedKubeconfig);
+        }
+        self.backends.kubeconfig = Some(path);
+        Ok(())
+    }
+
     /// The virtual server that would hand packets on to the backend without a change of their port, and the port.
     fn keeps_other_port(&self, backend: &Backend) -> Option<(&VirtualServer, Port)> {
         let own = backend.port?;
@@ -376,6 +404,11 @@ impl Config {
         self.sharing().any(|service| proxy(backend.port.unwrap_or(service.backend_port)))
     }
 }
+
+/// No service connects to the shared servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no service would use what it finds: each has backends of its own, or nothing is balanced at all")]
+pub struct UnusedKubeconfig;
 
 /// Why a server may not be added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -186,14 +186,17 @@ impl From<&Backend> for BackendSpec {
 
 impl From<&HealthCheck> for HealthCheckSpec {
     fn from(health: &HealthCheck) -> Self {
-        let (kind, path) = match &health.kind {
-            HealthKind::Tcp => (HealthType::Tcp, None),
-            HealthKind::Tls => (HealthType::Tls, None),
-            HealthKind::Https { path } => (HealthType::Https, Some(path.clone())),
+        let (kind, path, statuses) = match &health.kind {
+            HealthKind::Tcp => (HealthType::Tcp, None, None),
+            HealthKind::Tls => (HealthType::Tls, None, None),
+            HealthKind::Https { path, statuses } => {
+                (HealthType::Https, Some(path.clone()), Some(statuses.clone()).filter(|it| !it.is_empty()))
+            }
         };
         Self {
             kind: Some(kind),
             path,
+            statuses,
             interval: Some(duration::format(health.interval)),
             timeout: Some(duration::format(health.timeout)),
             rise: Some(health.rise),

@@ -161,7 +161,9 @@ fn backends() -> impl Strategy<Value = Backends> {
 }
 
 fn health() -> impl Strategy<Value = HealthCheck> {
-    let path = "/[!-\"$-~]{0,12}".prop_map(|path| HealthKind::Https { path });
+    let statuses = prop::sample::subsequence(vec![200_u16, 204, 401, 503], 0..=4);
+    let https =
+        ("/[!-\"$-~]{0,12}", statuses).prop_map(|(path, statuses)| HealthKind::Https { path, statuses });
     let duration = || {
         prop_oneof![
             (10_000_000_u64..=3_600_000_000_000).prop_map(Duration::from_nanos),
@@ -170,7 +172,7 @@ fn health() -> impl Strategy<Value = HealthCheck> {
         ]
     };
     (
-        prop_oneof![Just(HealthKind::Tcp), Just(HealthKind::Tls), path],
+        prop_oneof![Just(HealthKind::Tcp), Just(HealthKind::Tls), https],
         duration(),
         duration(),
         1_u32..=100,
@@ -182,6 +184,7 @@ fn health() -> impl Strategy<Value = HealthCheck> {
             timeout,
             rise,
             fall,
+            trust: None,
         })
 }
 
@@ -192,7 +195,9 @@ fn service() -> impl Strategy<Value = Service> {
     ];
     let balance =
         select(vec![Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash]);
-    (name, (port(), port(), port()), option::of(backends()), balance, health()).prop_map(
+    // Konnectivity's servers do not go with every balance.
+    let server_port = port().prop_filter("not konnectivity", |port| port.number() != 8132);
+    (name, (port(), port(), server_port), option::of(backends()), balance, health()).prop_map(
         |(name, (port, bind_port, backend_port), backends, balance, health)| Service {
             name,
             port,

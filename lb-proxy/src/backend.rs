@@ -41,14 +41,26 @@ impl Clock {
 pub(crate) enum Verdict {
     Unknown,
     Up,
+    /// It shuts down: no new connections, and its sessions go on.
+    Leaving,
+    /// It takes no connections any more, and its sessions may go on: nothing listens there, or its certificate is none.
+    Refusing,
+    /// Nothing good comes of its sessions.
     Down,
 }
 
 impl Verdict {
+    /// Whether it is given connections only when nothing else is left.
+    pub(crate) fn is_out(self) -> bool {
+        matches!(self, Verdict::Leaving | Verdict::Refusing | Verdict::Down)
+    }
+
     fn from_u8(value: u8) -> Self {
         match value {
             0 => Verdict::Unknown,
             1 => Verdict::Up,
+            2 => Verdict::Leaving,
+            3 => Verdict::Refusing,
             _ => Verdict::Down,
         }
     }
@@ -61,7 +73,7 @@ pub(crate) enum Tier {
     Good,
     /// Suspect, or in slow start with enough connects under way: only when no good one is left.
     Spare,
-    /// Down: only when nothing else is left.
+    /// Down, refusing or leaving: only when nothing else is left.
     Last,
 }
 
@@ -141,7 +153,7 @@ impl LiveBackend {
     }
 
     pub(crate) fn tier(&self, now: u64, readiness: u32) -> Tier {
-        if self.verdict() == Verdict::Down {
+        if self.verdict().is_out() {
             return Tier::Last;
         }
         let crowded = readiness < READY && self.connecting.load(Relaxed) >= SLOW_START_CONNECTS;
@@ -204,11 +216,11 @@ impl LiveBackend {
             Verdict::Up => {
                 self.suspect_until.store(0, Relaxed);
                 self.strikes.store(0, Relaxed);
-                if before == Verdict::Down {
+                if before.is_out() {
                     self.back_since.store(now, Relaxed);
                 }
             }
-            Verdict::Unknown => {}
+            Verdict::Unknown | Verdict::Leaving | Verdict::Refusing => {}
         }
         let held = detail.since.elapsed();
         detail.since = Instant::now();
@@ -218,7 +230,8 @@ impl LiveBackend {
     pub(crate) fn snapshot(&self, now: u64, weight: u32, name: Option<String>) -> BackendSnapshot {
         let state = match self.verdict() {
             _ if weight == 0 => BackendState::Draining,
-            Verdict::Down => BackendState::Down,
+            Verdict::Down | Verdict::Refusing => BackendState::Down,
+            Verdict::Leaving => BackendState::Leaving,
             _ if now < self.suspect_until.load(Relaxed) => BackendState::Suspect,
             Verdict::Up => BackendState::Up,
             Verdict::Unknown => BackendState::Unknown,
@@ -229,6 +242,7 @@ impl LiveBackend {
             name,
             weight,
             state,
+            spares_sessions: self.verdict() != Verdict::Down,
             since: detail.since,
             reason: detail.reason.clone(),
             last_check: None,

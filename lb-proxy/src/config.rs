@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::health::Trust;
+
 /// Settings that all services of one `LoadBalancer` share. They hold until it stops.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -176,6 +178,8 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Failures in a row that take a backend down, at least 1.
     pub fall: u32,
+    /// Verifies who answers an HTTPS check; without it nobody is verified, and no credential is shown.
+    pub trust: Option<Trust>,
 }
 
 impl Default for HealthCheck {
@@ -186,6 +190,7 @@ impl Default for HealthCheck {
             timeout: Duration::from_secs(1),
             rise: 1,
             fall: 2,
+            trust: None,
         }
     }
 }
@@ -202,7 +207,16 @@ pub enum HealthKind {
     Https {
         /// Absolute path with optional query, for example `/readyz`.
         path: String,
+        /// The HTTP statuses that are ready, and no others; empty for those above.
+        statuses: Vec<u16>,
     },
+}
+
+impl HealthKind {
+    /// A check that asks for `path` and takes the usual statuses.
+    pub fn https(path: impl Into<String>) -> Self {
+        HealthKind::Https { path: path.into(), statuses: Vec::new() }
+    }
 }
 
 impl fmt::Display for HealthKind {
@@ -210,7 +224,7 @@ impl fmt::Display for HealthKind {
         match self {
             HealthKind::Tcp => f.write_str("tcp"),
             HealthKind::Tls => f.write_str("tls"),
-            HealthKind::Https { path } => write!(f, "https {path}"),
+            HealthKind::Https { path, .. } => write!(f, "https {path}"),
         }
     }
 }

@@ -144,7 +144,7 @@ impl Race<'_> {
     /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.
     fn timeout(&self, backend: &LiveBackend) -> Duration {
         let timeout = self.backends.connect_timeout;
-        if backend.verdict() == Verdict::Down { timeout.min(self.backends.hedge_after * 2) } else { timeout }
+        if backend.verdict().is_out() { timeout.min(self.backends.hedge_after * 2) } else { timeout }
     }
 
     fn next_deadline(&self) -> Instant {

@@ -22,6 +22,15 @@ pub enum Event {
         /// How long it was down or unknown.
         after: Duration,
     },
+    /// A backend says that it shuts down: it is no longer given connections, and its sessions go on.
+    BackendLeaving {
+        /// The service.
+        service: Arc<str>,
+        /// The backend.
+        backend: SocketAddr,
+        /// Its sessions.
+        sessions: usize,
+    },
     /// A backend is no longer given connections.
     BackendDown {
         /// The service.
@@ -30,7 +39,8 @@ pub enum Event {
         backend: SocketAddr,
         /// What the check found.
         reason: String,
-        /// Its sessions that are being reset. They are kept while it still answers and no other backend is better.
+        /// Its sessions that are being reset. They are left alone where nothing listens any more, and kept while it still
+        /// answers and no other backend is better.
         sessions: usize,
     },
     /// Connections to a backend failed or hung, before any check said so: others are preferred for a while.

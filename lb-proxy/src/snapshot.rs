@@ -52,6 +52,8 @@ pub struct BackendSnapshot {
     pub weight: u32,
     /// What it is used for now.
     pub state: BackendState,
+    /// Whether sessions with it may go on, whatever its state: it was not seen to be dead, cut off or broken.
+    pub spares_sessions: bool,
     /// When the verdict of its checks last changed, or when it was configured.
     pub since: Instant,
     /// Why it is in this state, for people.
@@ -82,7 +84,10 @@ pub enum BackendState {
     Up,
     /// Takes connections, but its clients' connects failed lately: others are preferred.
     Suspect,
-    /// Takes none unless no other can.
+    /// It says that it shuts down: takes none unless no other can; its sessions live on.
+    Leaving,
+    /// Takes none unless no other can. Sessions with it are reset, except where nothing listens any more: those a server
+    /// that shuts down ends by itself, and those of a process that is gone the kernel has ended.
     Down,
     /// Takes none (weight 0 or removed); its sessions live on.
     Draining,
@@ -95,6 +100,7 @@ impl BackendState {
             BackendState::Unknown => "unknown",
             BackendState::Up => "up",
             BackendState::Suspect => "suspect",
+            BackendState::Leaving => "leaving",
             BackendState::Down => "down",
             BackendState::Draining => "draining",
         }

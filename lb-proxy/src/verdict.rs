@@ -18,9 +18,11 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
     let member = backends.members.iter().find(|member| member.backend.addr == change.target.backend);
     let Some(backend) = member.map(|member| &member.backend) else { return };
     let verdict = match &change.to {
-        status if status.is_up() => Verdict::Up,
-        status if status.is_down() => Verdict::Down,
-        _ => Verdict::Unknown,
+        Status::Up | Status::UpUnready => Verdict::Up,
+        Status::Leaving => Verdict::Leaving,
+        Status::Down { reason } if reason.spares_sessions() => Verdict::Refusing,
+        Status::Down { .. } => Verdict::Down,
+        Status::Unknown => Verdict::Unknown,
     };
     let reason = match &change.to {
         Status::Down { reason } => reason.to_string(),
@@ -31,9 +33,14 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
     }
     let (service, backend_addr) = (&service.name, backend.addr);
     match verdict {
-        Verdict::Down => {
-            let kept =
-                is_alive(&change.to) && !backends.members.iter().any(|m| is_usable(m.weight, &m.backend));
+        Verdict::Leaving => {
+            let (service, sessions) = (Arc::clone(service), backend.active.load(Relaxed));
+            shared.tell(Event::BackendLeaving { service, backend: backend_addr, sessions });
+        }
+        Verdict::Refusing | Verdict::Down => {
+            let kept = verdict == Verdict::Refusing
+                || (is_alive(&change.to)
+                    && !backends.members.iter().any(|m| is_usable(m.weight, &m.backend)));
             let sessions = if kept { 0 } else { reset(shared, backend) };
             let service = Arc::clone(service);
             shared.tell(Event::BackendDown { service, backend: backend_addr, reason, sessions });
@@ -50,11 +57,11 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
 /// Whether a backend that is down nevertheless answered: it says itself that it is not ready. If all of them do, for
 /// instance because their common etcd is slow, their sessions may still work and would find nothing better.
 fn is_alive(status: &Status) -> bool {
-    matches!(status, Status::Down { reason: CheckFailure::Status(_) })
+    matches!(status, Status::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
 }
 
 fn is_usable(weight: u32, backend: &LiveBackend) -> bool {
-    weight > 0 && backend.verdict() != Verdict::Down
+    weight > 0 && !backend.verdict().is_out()
 }
 
 /// Now that there is a better backend: sessions that were kept, or begun for want of one, on backends that are down.
@@ -79,7 +86,7 @@ fn reset(shared: &Shared, backend: &LiveBackend) -> usize {
 mod tests {
     use super::*;
     use crate::config::{Options, Service};
-    use crate::health::TargetKey;
+    use crate::health::{Step, TargetKey};
     use crate::service::{LiveService, Member};
     use std::sync::Mutex;
     use std::time::Duration;
@@ -125,6 +132,10 @@ mod tests {
         }
     }
 
+    fn silence() -> CheckFailure {
+        CheckFailure::TimedOut { step: Step::Connect, after: Duration::from_secs(1) }
+    }
+
     fn down(reason: CheckFailure) -> Status {
         Status::Down { reason }
     }
@@ -133,12 +144,26 @@ mod tests {
     fn sessions_of_a_dead_backend_are_reset_once() {
         let mut scene = Scene::new();
         assert!(scene.change(1, Status::Up).is_empty());
-        assert_eq!(scene.change(1, down(CheckFailure::Refused)), [1]);
+        assert_eq!(scene.change(1, down(silence())), [1]);
         assert!(scene.change(1, down(CheckFailure::Status(500))).is_empty(), "nothing new");
-        assert_eq!(scene.change(2, down(CheckFailure::Refused)), [2], "also if it was the last");
+        assert_eq!(scene.change(2, down(silence())), [2], "also if it was the last");
         let events = scene.events.lock().unwrap();
         assert!(matches!(events[0], Event::BackendUp { .. }));
         assert!(matches!(events[1], Event::BackendDown { sessions: 5, .. }));
+    }
+
+    #[test]
+    fn sessions_of_a_backend_that_shuts_down_are_its_own() {
+        let mut scene = Scene::new();
+        scene.change(2, Status::Up);
+        assert!(scene.change(1, Status::Leaving).is_empty());
+        assert!(scene.change(1, down(CheckFailure::Refused)).is_empty());
+        scene.change(2, down(silence()));
+        assert!(scene.change(2, Status::Up).is_empty(), "a better one is no reason");
+        assert_eq!(scene.change(1, down(silence())), [1], "not even the kernel is there");
+        let events = scene.events.lock().unwrap();
+        assert!(matches!(events[1], Event::BackendLeaving { sessions: 5, .. }));
+        assert!(matches!(events[2], Event::BackendDown { sessions: 0, .. }));
     }
 
     #[test]

@@ -62,9 +62,23 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How long what a file says is true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlives {
+    /// Until the machine is booted again: it describes what the kernel has.
+    Process,
+    /// Whatever happens to the machine.
+    Boot,
+}
+
+/// Reads a file that tells what the kernel has; see [`load_as`].
+pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
+    load_as(path, Outlives::Process)
+}
+
 /// Reads the file. One that cannot be read is put aside under the extension `bad`, so that the next one can be
 /// written and somebody can look at this one.
-pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
+pub fn load_as<T: DeserializeOwned>(path: &Path, outlives: Outlives) -> io::Result<Loaded<T>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
         other => other?,
@@ -73,7 +87,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
     file.take(MAX_SIZE).read_to_end(&mut bytes)?;
     let loaded = match serde_json::from_slice::<Envelope<serde_json::Value>>(&bytes) {
         Err(error) => Loaded::Unreadable(error.to_string()),
-        Ok(envelope) if envelope.boot_id != boot_id() => Loaded::Nothing,
+        Ok(envelope) if outlives == Outlives::Process && envelope.boot_id != boot_id() => Loaded::Nothing,
         Ok(envelope) if envelope.version != VERSION => {
             Loaded::Unreadable(format!("format {} is not known, only {VERSION}", envelope.version))
         }
@@ -139,5 +153,6 @@ mod tests {
         let path = directory.path().join("x.json");
         std::fs::write(&path, r#"{"version":1,"boot_id":"another","content":[1]}"#).unwrap();
         assert_eq!(load::<Vec<u8>>(&path).unwrap(), Loaded::Nothing);
+        assert_eq!(load_as::<Vec<u8>>(&path, Outlives::Boot).unwrap(), Loaded::Content(vec![1]));
     }
 }

@@ -247,6 +247,11 @@ pub(super) struct HealthCheckSpec {
     /// Default /readyz, type https only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) path: Option<String>,
+    /// HTTP statuses that mean ready, and no others; type https only. Default: all of 2xx, and a server that answers
+    /// 401, 403 or 429 is up as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(inner(range(min = 200, max = 599)))]
+    pub(super) statuses: Option<Vec<u16>>,
     /// From 10ms to 1h. Default 1s. With virtualServers at most their shortest delayLoop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) interval: Option<String>,

@@ -9,8 +9,8 @@ use crate::walk::{Field, Finding};
 
 use super::{Dialect, Placed, finish};
 
-/// Where k0s keeps the administrator's kubeconfig.
-const KUBECONFIG: &str = "/var/lib/k0s/pki/admin.conf";
+/// Where k0s keeps the administrator's kubeconfig, on every controller.
+pub const K0S_KUBECONFIG: &str = "/var/lib/k0s/pki/admin.conf";
 const HIGHEST_WEIGHT: u32 = 256;
 /// Each is checked every second.
 const MOST_BACKENDS: usize = 1000;
@@ -132,12 +132,12 @@ pub(super) fn read_backends(field: &Field<'_>, dialect: Dialect) -> BackendsDraf
 fn read_kubernetes(field: &Field<'_>, dialect: Dialect) -> Option<PathBuf> {
     let table = field.table()?;
     let path = match table.field("kubeconfig") {
-        None => Some(PathBuf::from(KUBECONFIG)),
+        None => Some(PathBuf::from(K0S_KUBECONFIG)),
         Some(field) => field.string().and_then(|text| {
             if text.starts_with('/') {
                 return Some(PathBuf::from(text));
             }
-            let help = format!("write an absolute path, such as `{KUBECONFIG}`");
+            let help = format!("write an absolute path, such as `{K0S_KUBECONFIG}`");
             field.error(Finding::new("path", format!("`{text}` is no absolute path"), help));
             None
         }),

@@ -34,6 +34,7 @@ pub(crate) enum Kind {
 pub(crate) struct HealthDraft {
     pub(crate) kind: Option<Kind>,
     pub(crate) path: Option<String>,
+    pub(crate) statuses: Option<Vec<u16>>,
     pub(crate) interval: Option<Placed<Duration>>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) rise: Option<u32>,
@@ -48,10 +49,13 @@ pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
     let kind = table.field("type").and_then(|field| field.choice(&kinds));
     let path_field = table.field("path");
     let path = path_field.as_ref().and_then(path);
+    let statuses_field = table.field("statuses");
+    let statuses = statuses_field.as_ref().and_then(statuses);
     let draft = HealthDraft {
         // A path says https as clearly as the word does.
-        kind: kind.or_else(|| path.is_some().then_some(Kind::Https)),
+        kind: kind.or_else(|| (path.is_some() || statuses.is_some()).then_some(Kind::Https)),
         path,
+        statuses,
         interval: table
             .field("interval")
             .and_then(|field| Some(Placed::new(field.duration(SHORTEST, LONGEST)?, &field))),
@@ -64,7 +68,31 @@ pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
         let help = "remove the path, or write `type: https`";
         field.error(Finding::new("health-path", "only a check of type https asks for a path", help));
     }
+    if let (Some(field), Some(Kind::Tcp | Kind::Tls)) = (&statuses_field, draft.kind) {
+        let help = "remove the statuses, or write `type: https`";
+        field.error(Finding::new("health-statuses", "only a check of type https gets a status", help));
+    }
     draft
+}
+
+/// HTTP statuses (RFC 9110 §15), each once.
+fn statuses(field: &Field<'_>) -> Option<Vec<u16>> {
+    let mut all: Vec<u16> = Vec::new();
+    for item in field.items()? {
+        let status = item.integer::<u16>(200..=599)?;
+        if all.contains(&status) {
+            let help = "write each status once";
+            item.error(Finding::new("health-statuses", format!("{status} is there already"), help));
+            return None;
+        }
+        all.push(status);
+    }
+    if all.is_empty() {
+        let help = "write those that mean the server is ready, such as `[200]`, or remove the field";
+        field.error(Finding::new("health-statuses", "no status is listed", help));
+        return None;
+    }
+    Some(all)
 }
 
 /// An absolute path with optional query (RFC 9112 §3.2.1).
@@ -99,7 +127,11 @@ impl HealthDraft {
             Kind::Tls => HealthKind::Tls,
             Kind::Https => {
                 let path = self.path.clone().or_else(|| common.path.clone());
-                HealthKind::Https { path: path.unwrap_or_else(|| READYZ.to_owned()) }
+                let statuses = self.statuses.clone().or_else(|| common.statuses.clone());
+                HealthKind::Https {
+                    path: path.unwrap_or_else(|| READYZ.to_owned()),
+                    statuses: statuses.unwrap_or_default(),
+                }
             }
         };
         let interval = self.interval_given(common).map_or(Duration::from_secs(1), |placed| placed.value);
@@ -109,6 +141,7 @@ impl HealthDraft {
             timeout: self.timeout.or(common.timeout).unwrap_or(Duration::from_secs(1)),
             rise: self.rise.or(common.rise).unwrap_or(1),
             fall: self.fall.or(common.fall).unwrap_or(2),
+            trust: None,
         }
     }
 

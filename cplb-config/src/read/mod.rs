@@ -16,7 +16,7 @@ use crate::suggest::closest;
 use crate::walk::{Field, Finding, Table};
 use crate::yaml::Span;
 
-pub use backend::BackendError;
+pub use backend::{BackendError, K0S_KUBECONFIG};
 pub(crate) use backend::{BackendsDraft, PlacedBackend, host};
 pub(crate) use health::{HealthDraft, SHORTEST as SHORTEST_INTERVAL};
 pub(crate) use instance::InstanceDraft;

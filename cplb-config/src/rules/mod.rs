@@ -2,6 +2,7 @@
 
 mod backends;
 mod instances;
+mod konnectivity;
 mod neighbours;
 mod services;
 mod virtual_servers;
@@ -74,6 +75,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
             Finding::new("unused", "services have no effect with disableLoadBalancer", help),
         );
     }
+    neighbours::k3s(&section, &drafts, &bind_ports, out);
     let common = services::Common {
         balance: &section.balance,
         health: &section.health,
@@ -89,6 +91,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
     backends::check_shared(&section.backends, &drafts, &context);
     weights::check(&section, &drafts, &common, out);
+    konnectivity::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
     virtual_servers::check_loopback(&section, &drafts, out);
     virtual_servers::check_intervals(&section, &drafts, out);

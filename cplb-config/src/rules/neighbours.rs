@@ -1,9 +1,10 @@
-//! Rules about what else runs on the nodes where IPVS balances.
+//! Rules about what else runs on the nodes.
 
 use std::net::IpAddr;
 
 use crate::diagnostic::Severity;
-use crate::read::{Placed, Section};
+use crate::model::Port;
+use crate::read::{BackendsDraft, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
 use super::{Surroundings, is_vip};
@@ -53,6 +54,27 @@ pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], o
     }
     kube_proxy(section, around, out);
     workers(section, around, out);
+}
+
+/// k3s's API server listens on the loopback beside its port, where the proxy would listen by default.
+pub(super) fn k3s(
+    section: &Section,
+    drafts: &[ServiceDraft],
+    bind_ports: &[Option<Placed<Port>>],
+    out: &Reporter<'_>,
+) {
+    const ITS: Option<Port> = Port::new(6444);
+    let lists = drafts.iter().filter_map(|draft| draft.backends.as_ref()).chain([&section.backends]);
+    let is_k3s = |list: &BackendsDraft| {
+        list.kubeconfig.as_ref().is_some_and(|path| path.starts_with("/etc/rancher/k3s"))
+    };
+    if section.disable_load_balancer || !lists.into_iter().any(is_k3s) {
+        return;
+    }
+    let Some(taken) = bind_ports.iter().flatten().find(|placed| Some(placed.value) == ITS) else { return };
+    let message = "the proxy and k3s's own API server both want port 6444 on every server of k3s";
+    let help = "write `userSpaceProxyBindPort: 16443`";
+    out.warn(&taken.path, taken.at, Finding::new("port-clash", message, help));
 }
 
 /// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of packets

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
-use hyper::header::{HOST, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -24,6 +24,15 @@ const HEADERS_MAX: usize = 64;
 /// A body beyond this many bytes is not read to its end: the status has said it all.
 const BODY_MAX: usize = 64 * 1024;
 
+/// So much is read of what a server says that is not ready.
+const SAID_MAX: usize = 16 * 1024;
+/// So many names of checks are told, of at most this length.
+const NAMES_MAX: usize = 8;
+const NAME_MAX: usize = 100;
+/// The check that fails from the moment that a server of Kubernetes begins to shut down, while it goes on serving for its
+/// `--shutdown-delay-duration`.
+const SHUTDOWN: &str = "shutdown";
+
 const AGENT: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
@@ -32,18 +41,32 @@ const AGENT: HeaderValue =
 pub(super) struct Ask {
     uri: Uri,
     host: HeaderValue,
+    /// Those that mean it serves; empty for the usual ones.
+    statuses: Vec<u16>,
 }
 
 impl Ask {
-    pub(super) fn new(path: PathAndQuery, host: HeaderValue) -> Self {
-        Self { uri: path.into(), host }
+    pub(super) fn new(path: PathAndQuery, host: HeaderValue, statuses: Vec<u16>) -> Self {
+        Self { uri: path.into(), host, statuses }
     }
 
-    fn request(&self) -> Request<Empty<Bytes>> {
+    fn judge(&self, status: StatusCode, said: &[u8]) -> Verdict {
+        let good = match self.statuses.as_slice() {
+            [] => usual(status),
+            expected => expected.contains(&status.as_u16()).then_some(Answer::Ready),
+        };
+        judge(good, status, said)
+    }
+
+    fn request(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.uri.clone();
-        request.headers_mut().insert(HOST, self.host.clone());
-        request.headers_mut().insert(USER_AGENT, AGENT);
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(USER_AGENT, AGENT);
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         request
     }
 }
@@ -88,36 +111,77 @@ impl Kept {
 
     /// Asks once. An error is the connection's; what the server answered is the first part of the result. The
     /// connection may be used again if it is returned.
-    pub(super) async fn ask(mut self, ask: &Ask) -> Result<(Verdict, Option<Self>), CheckFailure> {
-        let request = self.sender.send_request(ask.request());
+    pub(super) async fn ask(
+        mut self,
+        ask: &Ask,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<(Verdict, Option<Self>), CheckFailure> {
+        let request = self.sender.send_request(ask.request(authorization));
         let response = match drive(&mut self.connection, &mut self.ended, request).await {
             Ok(response) => response,
             Err(error) if demands_certificate(&error) => return Ok((Ok(Answer::Denied), None)),
             Err(error) => return Err(failure(&error)),
         };
-        let verdict = judge(response.status());
+        let status = response.status();
         let mut body = response.into_body();
-        let mut received = 0usize;
+        let (mut received, mut said) = (0usize, Vec::new());
         while let Some(frame) = drive(&mut self.connection, &mut self.ended, body.frame()).await {
             let frame = frame.map_err(|error| failure(&error))?;
-            received = received.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+            let Some(data) = frame.data_ref() else { continue };
+            received = received.saturating_add(data.len());
+            if said.len() < SAID_MAX {
+                said.extend_from_slice(&data[..data.len().min(SAID_MAX - said.len())]);
+            }
             if received > BODY_MAX {
-                return Ok((verdict, None));
+                return Ok((ask.judge(status, &said), None));
             }
         }
         self.answers = self.answers.saturating_add(1);
-        Ok((verdict, Some(self)))
+        Ok((ask.judge(status, &said), Some(self)))
     }
 }
 
-fn judge(status: StatusCode) -> Verdict {
+/// What a status means where the configuration does not say.
+fn usual(status: StatusCode) -> Option<Answer> {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Answer::Denied),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Answer::Denied),
         // Priority and fairness refuse a request, not the service; taking a busy server out would load the others.
-        StatusCode::TOO_MANY_REQUESTS => Ok(Answer::Denied),
-        status if status.is_success() => Ok(Answer::Ready),
-        status => Err(CheckFailure::Status(status.as_u16())),
+        StatusCode::TOO_MANY_REQUESTS => Some(Answer::Throttled),
+        status => status.is_success().then_some(Answer::Ready),
     }
+}
+
+fn judge(good: Option<Answer>, status: StatusCode, said: &[u8]) -> Verdict {
+    match good {
+        Some(answer) => Ok(answer),
+        // Whatever else fails then.
+        None if says_shutdown(said) => Ok(Answer::Leaving),
+        None => match failing_checks(said).as_slice() {
+            [] => Err(CheckFailure::Status(status.as_u16())),
+            checks => {
+                Err(CheckFailure::NotReady { status: status.as_u16(), checks: checks.join(", ").into() })
+            }
+        },
+    }
+}
+
+/// The checks that an API server of Kubernetes says it fails. It names them when it is not ready, one in a line:
+/// `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
+fn failing_checks(said: &[u8]) -> Vec<&str> {
+    let lines = said.split(|byte| *byte == b'\n');
+    lines.filter_map(failing_check).take(NAMES_MAX).collect()
+}
+
+fn says_shutdown(said: &[u8]) -> bool {
+    said.split(|byte| *byte == b'\n').filter_map(failing_check).any(|name| name == SHUTDOWN)
+}
+
+fn failing_check(line: &[u8]) -> Option<&str> {
+    let rest = line.strip_prefix(b"[-]")?;
+    let name = rest.split(u8::is_ascii_whitespace).next()?;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
+    let good = !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(plain);
+    std::str::from_utf8(name).ok().filter(|_| good)
 }
 
 /// Waits for `future` while the connection does its work.
@@ -150,13 +214,18 @@ fn demands_certificate(error: &hyper::Error) -> bool {
     io.is_some_and(certificate_demanded)
 }
 
-/// Whether a TLS server ended the handshake because we have no certificate: it is alive.
+/// Whether a TLS server ended the handshake because we have no certificate that it accepts: it is alive.
 pub(super) fn certificate_demanded(error: &io::Error) -> bool {
     matches!(
         tls_error(error),
         Some(rustls::Error::AlertReceived(
-            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate.
-            AlertDescription::CertificateRequired | AlertDescription::BadCertificate
+            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate. The others are about ours.
+            AlertDescription::CertificateRequired
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
         ))
     )
 }
@@ -164,4 +233,30 @@ pub(super) fn certificate_demanded(error: &io::Error) -> bool {
 /// The TLS library's own error, which tokio-rustls wraps; none if the connection failed.
 pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_not_ready_says_why() {
+        let said = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let failure = judge(None, status, said).unwrap_err();
+        assert_eq!(failure.to_string(), "not ready: etcd, informer-sync (HTTP status 500)");
+        assert_eq!(judge(None, status, b"not ok"), Err(CheckFailure::Status(500)));
+        let many = b"[-]etcd failed: reason withheld\n".repeat(NAMES_MAX + 1);
+        let said = [&many, b"[-]shutdown failed: reason withheld\nreadyz check failed\n".as_slice()].concat();
+        assert_eq!(judge(None, status, &said), Ok(Answer::Leaving));
+    }
+
+    #[test]
+    fn what_a_stranger_says_is_bounded() {
+        let long = [b"[-]".as_slice(), &[b'a'; NAME_MAX + 1], b" failed\n"].concat();
+        assert!(failing_checks(&long).is_empty());
+        assert_eq!(failing_checks(&b"[-]a failed\n".repeat(1000)).len(), NAMES_MAX);
+        let odd = b"[-]\n[-] failed\n[-]\x1b[31m failed\n[-]\xff failed\n [-]late\n[-]last";
+        assert_eq!(failing_checks(odd), ["last"]);
+    }
 }

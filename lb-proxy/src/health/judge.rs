@@ -16,6 +16,8 @@ pub enum Status {
     /// it is throttling requests (429).
     /// Takes connections like [`Self::Up`].
     UpUnready,
+    /// It answers that it shuts down. Takes no new connections, and goes on with those that it has until it ends them.
+    Leaving,
     /// It does not answer, or says that it does not serve.
     Down {
         /// The failure that took it down.
@@ -30,6 +32,7 @@ impl Status {
             Self::Unknown => "unknown",
             Self::Up => "up",
             Self::UpUnready => "up-readiness-unknown",
+            Self::Leaving => "leaving",
             Self::Down { .. } => "down",
         }
     }
@@ -84,31 +87,48 @@ impl Judge {
         corroborated: bool,
     ) -> Option<Status> {
         let next = match result {
-            Ok(answer) => self.pass(*answer),
+            Ok(Answer::Leaving) => self.leave(),
+            Ok(Answer::Ready) => self.pass(Status::Up),
+            // Servers that shut down may say that first, and send clients away then.
+            Ok(Answer::Throttled) if self.status == Status::Leaving => None,
+            Ok(Answer::Denied | Answer::Throttled) => self.pass(Status::UpUnready),
             Err(failure) if failure.is_evidence() => self.fail(failure, if corroborated { 2 } else { 1 }),
             Err(_) => self.shrug(),
         }?;
         let same = match (&self.status, &next) {
-            (Status::Down { .. }, Status::Down { .. }) => true,
+            // A host that died after its server must not keep sessions waiting.
+            (Status::Down { reason: before }, Status::Down { reason: after }) => {
+                !before.spares_sessions() || !after.is_silence()
+            }
             (before, after) => before == after,
         };
         (!same).then(|| std::mem::replace(&mut self.status, next))
     }
 
-    fn pass(&mut self, answer: Answer) -> Option<Status> {
+    fn pass(&mut self, status: Status) -> Option<Status> {
         (self.failed, self.inconclusive) = (0, 0);
         self.passed = self.passed.saturating_add(1);
-        let enough = !self.status.is_down() || self.passed >= self.rise;
-        enough.then_some(match answer {
-            Answer::Ready => Status::Up,
-            Answer::Denied => Status::UpUnready,
-        })
+        let back = self.status.is_down() || self.status == Status::Leaving;
+        (!back || self.passed >= self.rise).then_some(status)
+    }
+
+    /// What a server says of itself needs no second time. One that was down has no sessions to spare.
+    fn leave(&mut self) -> Option<Status> {
+        (self.passed, self.failed, self.inconclusive) = (0, 0, 0);
+        (!self.status.is_down()).then_some(Status::Leaving)
     }
 
     fn fail(&mut self, failure: &CheckFailure, weight: u32) -> Option<Status> {
         (self.passed, self.inconclusive) = (0, 0);
         self.failed = self.failed.saturating_add(weight);
-        let enough = self.status == Status::Unknown || self.failed >= self.fall;
+        let ends = matches!(failure, CheckFailure::Refused) || failure.is_silence();
+        let expected = match self.status {
+            Status::Unknown => true,
+            // What was waiting to be accepted when it let go of its port is closed.
+            Status::Leaving => ends,
+            _ => false,
+        };
+        let enough = expected || self.failed >= self.fall;
         enough.then(|| Status::Down { reason: failure.clone() })
     }
 
@@ -121,6 +141,9 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::outcome::Step;
     use super::*;
 
     const OK: Result<Answer, CheckFailure> = Ok(Answer::Ready);
@@ -133,6 +156,18 @@ mod tests {
 
     fn down() -> Status {
         Status::Down { reason: CheckFailure::Refused }
+    }
+
+    #[test]
+    fn what_a_server_says_while_it_shuts_down_is_not_held_against_it() {
+        let closed = || Err(CheckFailure::closed(Step::Handshake, &"reset"));
+        let mut judge = Judge::new(1, 2, Status::Up);
+        assert!(judge.record(&Ok(Answer::Leaving), false).is_some());
+        assert_eq!(judge.record(&Ok(Answer::Throttled), false), None);
+        assert_eq!(judge.record(&closed(), false), None);
+        assert_eq!(judge.status(), &Status::Leaving);
+        assert_eq!(judge.record(&REFUSED, false), Some(Status::Leaving), "at last");
+        assert_eq!(judge.status(), &down());
     }
 
     #[test]
@@ -180,6 +215,33 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(judge.record(&local(), false), None, "what is down stays down");
         }
+    }
+
+    #[test]
+    fn who_shuts_down_is_believed_at_once_and_comes_back_like_any_other() {
+        const LEAVING: Result<Answer, CheckFailure> = Ok(Answer::Leaving);
+        let mut judge = Judge::new(2, 3, Status::Up);
+        assert_eq!(judge.record(&LEAVING, false), Some(Status::Up));
+        assert_eq!(*judge.status(), Status::Leaving);
+        assert_eq!(judge.record(&LEAVING, false), None);
+        assert_eq!(judge.record(&REFUSED, false), Some(Status::Leaving), "as it said");
+        assert_eq!(judge.record(&LEAVING, false), None, "what is down stays down");
+        let mut judge = Judge::new(2, 3, Status::Leaving);
+        assert_eq!(judge.record(&OK, false), None);
+        assert_eq!(judge.record(&OK, false), Some(Status::Leaving));
+        assert_eq!(*judge.status(), Status::Up);
+        assert!(!Status::Leaving.is_up() && !Status::Leaving.is_down());
+    }
+
+    #[test]
+    fn a_host_that_dies_after_its_server_is_news() {
+        let silence = || CheckFailure::TimedOut { step: Step::Connect, after: Duration::from_secs(1) };
+        let mut judge = Judge::new(1, 2, Status::Up);
+        assert_eq!(judge.record(&REFUSED, true), Some(Status::Up));
+        assert_eq!(judge.record(&REFUSED, false), None);
+        assert_eq!(judge.record(&Err(silence()), false), Some(down()));
+        assert_eq!(judge.record(&REFUSED, false), None);
+        assert_eq!(judge.record(&Err(silence()), false), None);
     }
 
     #[test]

@@ -2,8 +2,11 @@
 //!
 //! Each target has a task of its own, so a server that hangs, drips or floods delays nobody else's check. An
 //! HTTPS check keeps its connection and asks again over it; if the server has closed that meanwhile, the check
-//! silently opens a new one. Certificates are **not** verified: before the cluster's authority is known a
-//! check can only tell whether a server is alive, sends no credential and trusts no answer beyond that.
+//! silently opens a new one.
+//!
+//! With a [`Trust`] an HTTPS check verifies who answers, and proves this program to servers that tell strangers nothing
+//! (401, 403, client certificate demanded). Without one certificates are **not** verified: before the cluster's authority
+//! is known a check can only tell whether a server is alive, sends no credential and trusts no answer beyond that.
 //!
 //! Call order: [`Monitor::spawn`], then [`Monitor::update`] with all targets whenever they change;
 //! [`Monitor::report_failure`] when a client's connection to a backend was refused; [`Monitor::snapshot`] at any
@@ -21,6 +24,7 @@ mod target;
 mod task;
 #[cfg(test)]
 mod testing;
+mod trust;
 
 use std::io;
 use std::sync::Arc;
@@ -28,7 +32,9 @@ use std::thread::{self, JoinHandle};
 
 pub use judge::Status;
 pub use outcome::{CheckFailure, Step};
+pub use rustls;
 pub use target::{Change, LastCheck, Target, TargetError, TargetKey, TargetSnapshot};
+pub use trust::{Credentials, Names, ServerTls, Trust, TrustError};
 
 use probe::NetProbe;
 use supervisor::{Handle, Supervisor};
@@ -80,9 +86,7 @@ impl Monitor {
     ) -> Result<Self, MonitorError> {
         let tls = accept_any::client_config()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let probe = move |target: &Target| {
-            NetProbe::new(target.key().backend, options.mark, Arc::clone(&tls), target.method().clone())
-        };
+        let probe = move |target: &Target| NetProbe::new(target, options.mark, Arc::clone(&tls));
         let (handle, supervisor) = Supervisor::new(probe, sink.into(), options.seed);
         let thread = thread::Builder::new()
             .name("lb-health".to_owned())

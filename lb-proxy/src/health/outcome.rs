@@ -11,8 +11,12 @@ pub(super) enum Answer {
     /// It says, as far as this kind of check can ask, that it serves.
     Ready,
     /// It is alive, but says nothing about its readiness: strangers are not told (401, 403, client certificate
-    /// demanded), or it is throttling requests (429).
+    /// demanded).
     Denied,
+    /// The same, because it is throttling requests (429).
+    Throttled,
+    /// It is alive and says that it shuts down.
+    Leaving,
 }
 
 /// Why a check did not succeed.
@@ -44,12 +48,24 @@ pub enum CheckFailure {
     /// It does not speak TLS, or no version or cipher of it that this program knows.
     #[error("TLS handshake failed: {0}")]
     Tls(Arc<str>),
+    /// Its certificate does not prove that it is a server of the cluster. Connections that were made before are none the
+    /// worse.
+    #[error("its certificate is not accepted: {0}")]
+    Untrusted(Arc<str>),
     /// What it says over TLS is no HTTP/1 answer of acceptable size.
     #[error("no valid HTTP answer: {0}")]
     Http(Arc<str>),
     /// It answered with an HTTP status that means it does not serve.
     #[error("answered with HTTP status {0}")]
     Status(u16),
+    /// It answered that it is not ready, and which of its own checks fail, as Kubernetes' API servers do.
+    #[error("not ready: {checks} (HTTP status {status})")]
+    NotReady {
+        /// The HTTP status.
+        status: u16,
+        /// The names of the checks, separated by ", ".
+        checks: Arc<str>,
+    },
     /// This node could not check, for want of descriptors, ports or memory. Says nothing about the backend.
     #[error("this node could not check: {0}")]
     Local(Arc<str>),
@@ -84,6 +100,18 @@ impl CheckFailure {
     /// Whether this tells something about the backend rather than about this node.
     pub fn is_evidence(&self) -> bool {
         !matches!(self, Self::Local(_) | Self::Internal)
+    }
+
+    /// Whether sessions with the backend may go on although no new ones begin. Where nothing listens any more: a server
+    /// that shuts down lets go of its port before its connections, and of a process that is gone the kernel has ended
+    /// them. And where a certificate has expired: clients that are connected have seen it in time.
+    pub fn spares_sessions(&self) -> bool {
+        matches!(self, Self::Refused | Self::Untrusted(_))
+    }
+
+    /// Whether nobody answered, not even the host.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::Unreachable(_))
     }
 
     pub(super) fn connecting(error: &io::Error) -> Self {

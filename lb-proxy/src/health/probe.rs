@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -12,6 +11,8 @@ use tokio_rustls::client::TlsStream;
 use super::connect::connect;
 use super::http::{Ask, Kept, certificate_demanded, tls_error};
 use super::outcome::{Answer, CheckFailure, Step, text};
+use super::target::Target;
+use super::trust::{ServerTls, Trust};
 
 /// A check, as the task of a target sees it. Dropping the future of a check abandons its connection.
 pub(super) trait Probe: Send + 'static {
@@ -38,15 +39,37 @@ pub(super) enum Method {
 pub(super) struct NetProbe {
     backend: SocketAddr,
     mark: u32,
+    /// Verifies nothing.
     tls: Arc<ClientConfig>,
+    trust: Option<Trust>,
+    /// Strangers are not told, so we say who we are.
+    identified: bool,
     method: Method,
     step: Step,
     kept: Option<Kept>,
 }
 
 impl NetProbe {
-    pub(super) fn new(backend: SocketAddr, mark: u32, tls: Arc<ClientConfig>, method: Method) -> Self {
-        Self { backend, mark, tls, method, step: Step::Connect, kept: None }
+    pub(super) fn new(target: &Target, mark: u32, tls: Arc<ClientConfig>) -> Self {
+        Self {
+            backend: target.key().backend,
+            mark,
+            tls,
+            trust: target.check().trust.clone(),
+            identified: false,
+            method: target.method().clone(),
+            step: Step::Connect,
+            kept: None,
+        }
+    }
+
+    /// What a handshake takes.
+    fn tls(&self) -> ServerTls {
+        let address = self.backend.ip();
+        match (&self.trust, &self.method) {
+            (Some(trust), Method::Https(_)) => trust.tls_at(address, self.identified),
+            _ => ServerTls::unproven(Arc::clone(&self.tls), address),
+        }
     }
 
     async fn connect(&mut self) -> Result<TcpStream, CheckFailure> {
@@ -58,28 +81,46 @@ impl NetProbe {
     async fn handshake(&mut self) -> Result<Option<TlsStream<TcpStream>>, CheckFailure> {
         let stream = self.connect().await?;
         self.step = Step::Handshake;
-        let name = ServerName::IpAddress(self.backend.ip().into());
-        match TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await {
+        let tls = self.tls();
+        match TlsConnector::from(Arc::clone(&tls.config)).connect(tls.name.clone(), stream).await {
             Ok(stream) => Ok(Some(stream)),
-            Err(error) if certificate_demanded(&error) => Ok(None),
-            Err(error) if tls_error(&error).is_some() => Err(CheckFailure::Tls(text(&error))),
-            Err(error) => Err(CheckFailure::closed(Step::Handshake, &error)),
+            Err(error) if certificate_demanded(&error) && tls.may_be_believed() => Ok(None),
+            Err(error) => Err(match tls_error(&error) {
+                Some(rustls::Error::InvalidCertificate(why)) => CheckFailure::Untrusted(text(why)),
+                Some(why) => CheckFailure::Tls(text(why)),
+                None => CheckFailure::closed(Step::Handshake, &error),
+            }),
         }
     }
 
     async fn https(&mut self, ask: &Ask) -> Result<Answer, CheckFailure> {
+        let answer = self.answer(ask).await;
+        // The configuration may expect other statuses, of those whom the server knows.
+        let denied = matches!(answer, Ok(Answer::Denied) | Err(CheckFailure::Status(401 | 403)));
+        let known = self.identified || !self.trust.as_ref().is_some_and(Trust::has_credentials);
+        if !denied || known {
+            return answer;
+        }
+        // The next connection verifies the server again before anything is shown to it.
+        (self.identified, self.kept) = (true, None);
+        self.answer(ask).await
+    }
+
+    async fn answer(&mut self, ask: &Ask) -> Result<Answer, CheckFailure> {
+        let trust = self.trust.as_ref().filter(|_| self.identified);
+        let authorization = trust.and_then(Trust::authorization).cloned();
         if let Some(kept) = self.kept.take() {
             self.step = Step::Answer;
             // The server may close a kept connection at any time, even while we ask (RFC 9112 section 9.5): only
             // what a new connection does says something about the server.
-            if let Ok((verdict, kept)) = kept.ask(ask).await {
+            if let Ok((verdict, kept)) = kept.ask(ask, authorization.as_ref()).await {
                 self.kept = kept;
                 return verdict;
             }
         }
         let Some(stream) = self.handshake().await? else { return Ok(Answer::Denied) };
         self.step = Step::Answer;
-        let (verdict, kept) = Kept::new(stream).await?.ask(ask).await?;
+        let (verdict, kept) = Kept::new(stream).await?.ask(ask, authorization.as_ref()).await?;
         self.kept = kept;
         verdict
     }

@@ -59,7 +59,7 @@ impl Target {
         let method = match &check.kind {
             HealthKind::Tcp => Method::Tcp,
             HealthKind::Tls => Method::Tls,
-            HealthKind::Https { path } => Method::Https(ask(path, backend)?),
+            HealthKind::Https { path, statuses } => Method::Https(ask(path, statuses, backend)?),
         };
         Ok(Self { key: TargetKey { service: service.into(), backend }, check, method })
     }
@@ -86,7 +86,7 @@ impl PartialEq for Target {
     }
 }
 
-fn ask(path: &str, backend: SocketAddr) -> Result<Ask, TargetError> {
+fn ask(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<Ask, TargetError> {
     let wrong = || TargetError::Path(path.to_owned());
     // The type also takes "*", which is for OPTIONS, and "?query" alone.
     let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(wrong)?;
@@ -96,7 +96,7 @@ fn ask(path: &str, backend: SocketAddr) -> Result<Ask, TargetError> {
         SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
     };
     let host = HeaderValue::from_str(&host).map_err(|_| wrong())?;
-    Ok(Ask::new(parsed, host))
+    Ok(Ask::new(parsed, host, statuses.to_vec()))
 }
 
 /// The status of a target changed.
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     fn target(path: &str, backend: &str) -> Result<Target, TargetError> {
-        let kind = HealthKind::Https { path: path.to_owned() };
+        let kind = HealthKind::https(path);
         Target::new("api", backend.parse().unwrap(), HealthCheck { kind, ..HealthCheck::default() })
     }
 

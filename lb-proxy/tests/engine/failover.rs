@@ -149,12 +149,13 @@ fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
     let [dying, healthy] = [Echo::start(1), Echo::start(2)];
     let balancer = Balancer::start(&[dying.addr, healthy.addr], |_, service| {
         service.health.interval = Duration::from_millis(50);
+        service.health.timeout = Duration::from_millis(100);
     })
     .checked();
     let mut sessions: Vec<_> = (0..40).map(|_| connect(balancer.addr).unwrap()).collect();
     sessions.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
-    // Its connections stay open and silent; only checks can tell.
-    dying.close_listener();
+    // Its connections stay open; only checks can tell.
+    dying.fall_silent();
     for (stream, identity) in &mut sessions {
         if *identity == 1 {
             assert_eq!(end_of(stream), Some(ErrorKind::ConnectionReset));
@@ -171,6 +172,24 @@ fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
     let told = |event: &Event| matches!(event, Event::BackendDown { sessions, .. } if *sessions == had);
     assert!(balancer.has_event(told));
     assert_eq!(healthy.open.load(SeqCst), 20);
+}
+
+#[test]
+fn a_backend_that_lets_go_of_its_port_keeps_its_sessions_and_gets_no_others() {
+    let [leaving, healthy] = [Echo::start(1), Echo::start(2)];
+    let balancer = Balancer::start(&[leaving.addr, healthy.addr], |_, service| {
+        service.health.interval = Duration::from_millis(50);
+    })
+    .checked();
+    let mut sessions: Vec<_> = (0..10).map(|_| connect(balancer.addr).unwrap()).collect();
+    leaving.close_listener();
+    wait_until("it is down", || balancer.backends()[0].state == BackendState::Down);
+    for _ in 0..20 {
+        assert_eq!(visit(balancer.addr).unwrap(), 2);
+    }
+    sessions.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
+    assert!(balancer.has_event(|event| matches!(event, Event::BackendDown { sessions: 0, .. })));
+    assert!(balancer.backends()[0].spares_sessions);
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn contradictions_are_refused_with_a_name() {
     let zero = Service { connect_timeout: std::time::Duration::ZERO, ..service(&[]) };
     assert!(matches!(start(vec![zero]), InvalidService::ZeroDuration { setting: "connect_timeout", .. }));
     let mut path = service(&[addr]);
-    path.health.kind = HealthKind::Https { path: "readyz".to_owned() };
+    path.health.kind = HealthKind::https("readyz");
     assert!(matches!(start(vec![path]), InvalidService::Check { .. }));
 }
 

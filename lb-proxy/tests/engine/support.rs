@@ -3,13 +3,13 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lb_proxy::{Backend, BackendSnapshot, BackendState, Event, LoadBalancer, Options, Service};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -54,6 +54,8 @@ pub(crate) struct Echo {
     /// What the connections of those clients ended with, if not with the end of the stream.
     pub(crate) errors: Arc<Mutex<Vec<io::ErrorKind>>>,
     stop_listening: Arc<Notify>,
+    /// Whether who then connects is left without an answer instead of refused.
+    keeps_port: Arc<AtomicBool>,
     stop: Arc<Notify>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -77,12 +79,14 @@ impl Echo {
             open: Arc::default(),
             errors: Arc::default(),
             stop_listening: Arc::default(),
+            keeps_port: Arc::default(),
             stop: Arc::default(),
             thread: None,
         };
         let (stop_listening, stop) = (Arc::clone(&echo.stop_listening), Arc::clone(&echo.stop));
         let (clients, open, errors) =
             (Arc::clone(&echo.clients), Arc::clone(&echo.open), Arc::clone(&echo.errors));
+        let keeps_port = Arc::clone(&echo.keeps_port);
         let serve = async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             loop {
@@ -108,6 +112,12 @@ impl Echo {
                     open.fetch_sub(1, SeqCst);
                 });
             }
+            if keeps_port.load(SeqCst) {
+                // Its queue is full with the next one.
+                SockRef::from(&listener).listen(0).unwrap();
+                stop.notified().await;
+                return;
+            }
             drop(listener);
             stop.notified().await;
         };
@@ -116,6 +126,12 @@ impl Echo {
             runtime.block_on(serve);
         }));
         echo
+    }
+
+    /// Answers nobody any more who connects; connections go on.
+    pub(crate) fn fall_silent(&self) {
+        self.keeps_port.store(true, SeqCst);
+        self.stop_listening.notify_one();
     }
 
     pub(crate) fn count(&self) -> usize {

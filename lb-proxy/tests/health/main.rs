@@ -4,6 +4,7 @@ mod cost;
 mod good;
 mod hostile;
 mod servers;
+mod trusted;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ fn check(kind: HealthKind) -> HealthCheck {
 }
 
 fn https() -> HealthKind {
-    HealthKind::Https { path: "/readyz".to_owned() }
+    HealthKind::https("/readyz")
 }
 
 fn target(addr: SocketAddr, check: HealthCheck) -> Target {

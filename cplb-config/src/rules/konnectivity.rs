@@ -1,0 +1,62 @@
+//! Konnectivity's agents: each opens connections until it has met every server, so it must not get the same one for ever.
+
+use lb_proxy::Balance;
+
+use crate::diagnostic::Severity;
+use crate::model::{LbAlgorithm, is_konnectivity};
+use crate::read::{Section, ServiceDraft};
+use crate::walk::{Finding, Reporter, join};
+
+use super::services::{Common, server_port};
+
+const WHY: &str = "an agent of konnectivity opens connections until it has met every server";
+
+/// Refuses what always leads an agent to the same server, for that service only where that is possible.
+pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<'_>, out: &Reporter<'_>) {
+    if section.disable_load_balancer {
+        return;
+    }
+    let is_it = |draft: &&ServiceDraft| {
+        let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
+        is_konnectivity(name, server_port(draft))
+    };
+    let Some(service) = drafts.iter().find(is_it) else { return };
+    for draft in drafts.iter().filter(is_it) {
+        if common.balance_of(draft) == Some(Balance::SourceHash) {
+            let message = format!("sourceHash leads each client to one server for ever, but {WHY}");
+            let help = "write `balance: roundRobin` for this service";
+            let path = join(&draft.path, "balance");
+            out.error(&path, draft.at, Finding::new("konnectivity-balance", message, help));
+        }
+    }
+    for server in &section.virtual_servers {
+        let placed = section.virtual_server_addresses.iter().find(|placed| placed.value == server.address);
+        let Some(placed) = placed else { continue };
+        if leads_to_one_server(server.algorithm) {
+            let message = format!(
+                "lbAlgo {} leads each client to one server for ever, but {WHY}, and its service is on line {}",
+                server.algorithm, service.at.line
+            );
+            let help = "write `lbAlgo: rr`, `wrr`, `lc`, `wlc`, `sed` or `nq`";
+            out.error(&placed.path, placed.at, Finding::new("konnectivity-balance", message, help));
+        } else if server.persistence_timeout.is_some() {
+            let message = format!(
+                "the persistence of {} does not count for the service on line {}: {WHY}",
+                server.address, service.at.line
+            );
+            let help = "nothing to do: it counts for the other services; `persistenceTimeoutSeconds: 0` ends it for all";
+            let finding = Finding::new("konnectivity-persistence", message, help);
+            out.report(Severity::Advice, &placed.path, Some(placed.at), finding);
+        }
+    }
+}
+
+/// By the client's address, or by that of the service, which all clients share.
+fn leads_to_one_server(algorithm: LbAlgorithm) -> bool {
+    matches!(
+        algorithm,
+        LbAlgorithm::SourceHashing
+            | LbAlgorithm::DestinationHashing
+            | LbAlgorithm::LocalityBasedLeastConnections
+    )
+}

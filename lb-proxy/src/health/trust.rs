@@ -1,0 +1,266 @@
+//! Proves that who answers is a server of the cluster, by whichever of its names, and this program to it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::header::HeaderValue;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+
+/// What servers are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Names {
+    /// This, wherever they are.
+    Only(ServerName<'static>),
+    /// One of these, or the address that they have.
+    AnyOf(Vec<ServerName<'static>>),
+}
+
+/// What this program shows to servers that were verified, and to nobody else.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// A client certificate with those that signed it, and its key.
+    pub certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    /// A bearer token (RFC 6750).
+    pub token: Option<String>,
+}
+
+/// What is given to prove servers, or this program to them, is of no use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// The certificates or the key.
+    #[error("the certificates are of no use: {0}")]
+    Tls(#[from] Error),
+    /// The token has characters that no header may have (RFC 9110 section 5.5).
+    #[error("the token has characters that no header may have")]
+    Token,
+}
+
+/// The authority that certifies the servers of a cluster, and how this program proves itself to them.
+///
+/// Two are equal if one is a clone of the other.
+#[derive(Clone)]
+pub struct Trust(Arc<Inner>);
+
+struct Inner {
+    verifier: AnyName,
+    anonymous: ClientConfig,
+    /// With the client's certificate, if there is one.
+    identified: ClientConfig,
+    has_certificate: bool,
+    authorization: Option<HeaderValue>,
+}
+
+/// What a TLS handshake with one server takes. It is for one connection.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ServerTls {
+    /// The settings.
+    pub config: Arc<ClientConfig>,
+    /// The name to ask for.
+    pub name: ServerName<'static>,
+    /// Whether the server has proved itself; `None` if nobody asks it to.
+    proved: Option<Arc<AtomicBool>>,
+}
+
+impl ServerTls {
+    /// With settings that verify nobody.
+    pub(super) fn unproven(config: Arc<ClientConfig>, server: IpAddr) -> Self {
+        Self { config, name: ServerName::IpAddress(server.into()), proved: None }
+    }
+
+    /// Whether what a server said in a handshake that failed may be a server's of the cluster.
+    pub(super) fn may_be_believed(&self) -> bool {
+        self.proved.as_ref().is_none_or(|proved| proved.load(Ordering::Relaxed))
+    }
+}
+
+impl Trust {
+    /// # Errors
+    /// See [`TrustError`].
+    pub fn new(
+        authorities: impl IntoIterator<Item = CertificateDer<'static>>,
+        names: Names,
+        credentials: Credentials,
+    ) -> Result<Self, TrustError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(authority)?;
+        }
+        let verifier = AnyName::new(roots, names, Arc::clone(&provider))?;
+        let anonymous = client_config(Arc::clone(&provider), verifier.clone(), None)?;
+        let has_certificate = credentials.certificate.is_some();
+        let identified = client_config(provider, verifier.clone(), credentials.certificate)?;
+        let authorization = credentials.token.map(|token| authorization(&token)).transpose()?;
+        Ok(Self(Arc::new(Inner { verifier, anonymous, identified, has_certificate, authorization })))
+    }
+
+    /// Verifies a server at an address. If `identified`, it presents the client's certificate to the server once that is
+    /// verified.
+    pub fn tls_at(&self, server: IpAddr, identified: bool) -> ServerTls {
+        let verifier = self.0.verifier.at(server);
+        let proved = Some(Arc::clone(&verifier.proved));
+        let name = verifier.indication().cloned().unwrap_or(ServerName::IpAddress(server.into()));
+        let mut config = if identified { self.0.identified.clone() } else { self.0.anonymous.clone() };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        ServerTls { config: Arc::new(config), name, proved }
+    }
+
+    /// The `Authorization` header for servers that were verified, if there is a token. It does not show itself in debug
+    /// output.
+    pub fn authorization(&self) -> Option<&HeaderValue> {
+        self.0.authorization.as_ref()
+    }
+
+    /// Whether there is anything to identify this program by.
+    pub fn has_credentials(&self) -> bool {
+        self.0.has_certificate || self.0.authorization.is_some()
+    }
+}
+
+impl PartialEq for Trust {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Trust {}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("names", &self.0.verifier.names).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+fn authorization(token: &str) -> Result<HeaderValue, TrustError> {
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(TrustError::Token);
+    }
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| TrustError::Token)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn client_config(
+    provider: Arc<CryptoProvider>,
+    verifier: AnyName,
+    certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match certificate {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        None => builder.with_no_client_auth(),
+    };
+    // A session that is taken up again was verified under another name, maybe.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Accepts certificates of one authority for any of several names. An address that merely claims to be a server has none
+/// of them.
+#[derive(Debug, Clone)]
+struct AnyName {
+    inner: Arc<WebPkiServerVerifier>,
+    names: Names,
+    /// Whether it has accepted one.
+    proved: Arc<AtomicBool>,
+}
+
+impl AnyName {
+    fn new(roots: RootCertStore, names: Names, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let inner = inner.build().map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self { inner, names, proved: Arc::default() })
+    }
+
+    /// The same for a server at an address, which its certificate may name.
+    fn at(&self, address: IpAddr) -> Self {
+        let mut names = self.names.clone();
+        if let Names::AnyOf(names) = &mut names {
+            names.push(ServerName::IpAddress(address.into()));
+        }
+        Self { inner: Arc::clone(&self.inner), names, proved: Arc::default() }
+    }
+
+    /// What to ask a server for.
+    fn indication(&self) -> Option<&ServerName<'static>> {
+        let names = self.names();
+        names.iter().find(|name| matches!(name, ServerName::DnsName(_))).or_else(|| names.first())
+    }
+
+    fn names(&self) -> &[ServerName<'static>] {
+        match &self.names {
+            Names::Only(name) => std::slice::from_ref(name),
+            Names::AnyOf(names) => names,
+        }
+    }
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let mut result = Err(Error::InvalidCertificate(CertificateError::NotValidForName));
+        for name in self.names() {
+            result = self.inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
+            let other_name = matches!(
+                result,
+                Err(Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+                ))
+            );
+            if !other_name {
+                break;
+            }
+        }
+        result
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let result = self.inner.verify_tls12_signature(message, cert, dss);
+        self.proved.store(result.is_ok(), Ordering::Relaxed);
+        result
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let result = self.inner.verify_tls13_signature(message, cert, dss);
+        self.proved.store(result.is_ok(), Ordering::Relaxed);
+        result
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

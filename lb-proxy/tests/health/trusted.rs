@@ -1,0 +1,246 @@
+//! Checks that prove who answers, and who asks.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use lb_proxy::health::{CheckFailure, Credentials, Names, Status, Trust};
+use lb_proxy::{HealthCheck, HealthKind};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+
+use super::servers::Server;
+use super::{Watch, check, https, target};
+
+const TOKEN: &str = "s3cret";
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+}
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+impl Authority {
+    fn new() -> Self {
+        Self::named("cluster")
+    }
+
+    fn named(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), certificate }
+    }
+
+    fn sign(&self, names: &[&str], usage: ExtendedKeyUsagePurpose, expired: bool) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![usage];
+        if expired {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2020, 12, 31);
+        }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        (vec![certificate], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+    }
+
+    fn server(&self, names: &[&str]) -> Identity {
+        self.sign(names, ExtendedKeyUsagePurpose::ServerAuth, false)
+    }
+
+    fn client(&self) -> Identity {
+        self.sign(&[], ExtendedKeyUsagePurpose::ClientAuth, false)
+    }
+
+    /// What k0s's and kubeadm's servers are called.
+    fn trust(&self, credentials: Credentials) -> Trust {
+        let names = vec![ServerName::try_from("kubernetes").unwrap()];
+        Trust::new([self.certificate.clone()], Names::AnyOf(names), credentials).unwrap()
+    }
+}
+
+fn with_certificate(identity: Identity) -> Credentials {
+    let mut credentials = Credentials::default();
+    credentials.certificate = Some(identity);
+    credentials
+}
+
+fn with_token() -> Credentials {
+    let mut credentials = Credentials::default();
+    credentials.token = Some(TOKEN.to_owned());
+    credentials
+}
+
+/// Who asked a server: whether with a certificate, and with which `Authorization`.
+type Asked = Arc<Mutex<Vec<(bool, Option<String>)>>>;
+
+/// A server that lets clients identify themselves by the authority's certificates, or by the token; others it answers
+/// with the status `strangers`.
+fn serve(
+    authority: &Authority,
+    identity: Identity,
+    versions: &[&'static SupportedProtocolVersion],
+    strangers: u16,
+) -> (Server, Asked) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.certificate.clone()).unwrap();
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let clients = clients.allow_unauthenticated().build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+    let config = config.with_client_cert_verifier(clients).with_single_cert(identity.0, identity.1).unwrap();
+    let asked = Asked::default();
+    let seen = Arc::clone(&asked);
+    let server = Server::tls(config, move |stream| {
+        let has_certificate = stream.get_ref().1.peer_certificates().is_some();
+        let seen = Arc::clone(&seen);
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let said = request.headers().get("authorization").map(|it| it.to_str().unwrap().to_owned());
+            let known = has_certificate || said.as_deref() == Some("Bearer s3cret");
+            seen.lock().unwrap().push((has_certificate, said));
+            let status = if known { 200 } else { strangers };
+            async move {
+                let body = Full::new(Bytes::from_static(b"ok"));
+                Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap())
+            }
+        });
+        async move {
+            let connection = hyper::server::conn::http1::Builder::new();
+            let _ = connection.serve_connection(TokioIo::new(stream), answer).await;
+        }
+    });
+    (server, asked)
+}
+
+fn trusting(trust: Trust) -> HealthCheck {
+    HealthCheck { trust: Some(trust), ..check(https()) }
+}
+
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+
+#[tokio::test]
+async fn who_is_told_as_a_stranger_shows_no_credential() {
+    let authority = Authority::new();
+    for credentials in [with_certificate(authority.client()), with_token()] {
+        let (server, asked) = serve(&authority, authority.server(&["kubernetes"]), &VERSIONS, 200);
+        let mut watch = Watch::new([target(server.addr, trusting(authority.trust(credentials)))]);
+        assert_eq!(watch.status().await, Status::Up);
+        watch.after_checks(3).await;
+        assert!(asked.lock().unwrap().iter().all(|it| *it == (false, None)), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_tells_strangers_nothing_learns_who_asks() {
+    let authority = Authority::new();
+    for (version, strangers) in VERSIONS.into_iter().zip([401, 403]) {
+        let identity = authority.server(&["127.0.0.1"]);
+        let (server, asked) = serve(&authority, identity, &[version], strangers);
+        for (credentials, known) in [
+            (with_certificate(authority.client()), (true, None)),
+            (with_token(), (false, Some("Bearer s3cret"))),
+        ] {
+            asked.lock().unwrap().clear();
+            let before = server.accepted();
+            let mut watch = Watch::new([target(server.addr, trusting(authority.trust(credentials)))]);
+            assert_eq!(watch.status().await, Status::Up);
+            watch.after_checks(3).await;
+            watch.assert_quiet();
+            let asked = asked.lock().unwrap().clone();
+            assert_eq!(asked[0], (false, None), "first as a stranger");
+            assert!(asked[1..].iter().all(|it| (it.0, it.1.as_deref()) == known), "{asked:?}");
+            assert_eq!(server.accepted() - before, 2, "one connection for each");
+        }
+        let mut nobody = Watch::new([target(server.addr, trusting(authority.trust(Credentials::default())))]);
+        assert_eq!(nobody.status().await, Status::UpUnready);
+    }
+}
+
+#[tokio::test]
+async fn who_is_no_server_of_the_cluster_is_down_and_learns_nothing() {
+    let (authority, stranger) = (Authority::new(), Authority::named("another"));
+    let expired = authority.sign(&["kubernetes"], ExtendedKeyUsagePurpose::ServerAuth, true);
+    for (identity, why) in [
+        (stranger.server(&["kubernetes"]), "UnknownIssuer"),
+        (expired, "expired"),
+        (authority.server(&["kubelet", "10.0.0.1"]), "not valid for name"),
+        // A certificate of a client proves no server.
+        (authority.sign(&["kubernetes"], ExtendedKeyUsagePurpose::ClientAuth, false), "extended key usage"),
+    ] {
+        let (server, asked) = serve(&authority, identity, &VERSIONS, 401);
+        let mut credentials = with_certificate(authority.client());
+        credentials.token = Some(TOKEN.to_owned());
+        let mut watch = Watch::new([target(server.addr, trusting(authority.trust(credentials)))]);
+        let Status::Down { reason: reason @ CheckFailure::Untrusted(_) } = watch.status().await else {
+            panic!("{why}: it should be down")
+        };
+        assert!(reason.to_string().contains(why), "{why}: {reason}");
+        watch.after_checks(3).await;
+        assert!(asked.lock().unwrap().is_empty(), "{asked:?}");
+        // Who only wants to know whether TLS is spoken there does not care.
+        let tls = HealthCheck { kind: HealthKind::Tls, ..trusting(authority.trust(Credentials::default())) };
+        assert_eq!(Watch::new([target(server.addr, tls)]).status().await, Status::Up);
+    }
+}
+
+/// In a handshake, too, only a server of the cluster can demand a certificate.
+#[tokio::test]
+async fn an_alert_of_a_stranger_is_no_sign_of_life() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let authority = Authority::new();
+    // RFC 8446 section 6: fatal, unknown_ca.
+    let server = Server::tcp(|mut stream| async move {
+        let _ = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 48]).await;
+    });
+    let trust = authority.trust(with_certificate(authority.client()));
+    let mut watch = Watch::new([target(server.addr, trusting(trust))]);
+    let status = watch.status().await;
+    assert!(matches!(status, Status::Down { reason: CheckFailure::Tls(_) }), "{status}");
+    // Who trusts nobody knows that something is there.
+    let mut stranger = Watch::new([target(server.addr, check(https()))]);
+    assert_eq!(stranger.status().await, Status::UpUnready);
+}
+
+#[tokio::test]
+async fn only_the_expected_statuses_are_ready() {
+    let authority = Authority::new();
+    let (server, _) = serve(&authority, authority.server(&["kubernetes"]), &VERSIONS, 401);
+    let expecting = |statuses: &[u16]| {
+        let kind = HealthKind::Https { path: "/readyz".to_owned(), statuses: statuses.to_vec() };
+        Watch::new([target(server.addr, check(kind))])
+    };
+    assert_eq!(expecting(&[200, 401]).status().await, Status::Up);
+    let reason = CheckFailure::Status(401);
+    assert_eq!(expecting(&[200, 403]).status().await, Status::Down { reason });
+    // Of those whom the server knows.
+    let kind = HealthKind::Https { path: "/readyz".to_owned(), statuses: vec![200] };
+    let check = HealthCheck { kind, ..trusting(authority.trust(with_token())) };
+    assert_eq!(Watch::new([target(server.addr, check)]).status().await, Status::Up);
+}
+
+#[test]
+fn what_is_of_no_use_is_refused() {
+    let authority = Authority::new();
+    let names = || Names::AnyOf(Vec::new());
+    for token in ["", "two words", "line\r\nbreak", "\u{e9}"] {
+        let mut credentials = Credentials::default();
+        credentials.token = Some(token.to_owned());
+        assert!(Trust::new([authority.certificate.clone()], names(), credentials).is_err(), "{token:?}");
+    }
+    let garbage = CertificateDer::from(vec![1, 2, 3]);
+    assert!(Trust::new([garbage], names(), Credentials::default()).is_err());
+    assert!(Trust::new([], names(), Credentials::default()).is_err(), "who trusts nobody needs no check");
+    let shown = format!("{:?} {:?}", with_token(), authority.trust(with_token()));
+    assert!(!shown.contains(TOKEN), "{shown}");
+}
