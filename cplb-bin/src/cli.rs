@@ -57,6 +57,9 @@ pub(crate) struct BackendArgs {
     /// A backend in addition to those of the configuration: an address or a name, with or without :PORT (repeatable)
     #[arg(long = "backend", value_name = "ADDR")]
     pub(crate) backends: Vec<cplb_config::Backend>,
+    /// Find the API servers through the Kubernetes API with this kubeconfig, which may come later
+    #[arg(long, value_name = "FILE", env = "CPLB_KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -21,6 +21,9 @@ const ROOM: usize = 2048;
 /// The end of the process waits this long for a slow reader.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Discovery tells of its failures itself, where the library would repeat them with each try.
+const DEFAULT: &str = "info,kube_client=off,kube_runtime=off";
+
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 enum Item {
@@ -53,7 +56,7 @@ impl Write for Queue {
 /// Installs the process-wide subscriber; a second call is a no-op.
 pub(crate) fn init(format: LogFormat) {
     let Some(queue) = start() else { return };
-    let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());

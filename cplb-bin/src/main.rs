@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod daemon;
 mod demo;
+mod discovery;
 mod exit;
 mod lock;
 mod logging;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
-use cplb_config::{Backend, Errors, Loaded, MAX_BYTES, Theme, load_bytes};
+use cplb_config::{Backend, Errors, Format, K0S_KUBECONFIG, Loaded, MAX_BYTES, Theme, load_bytes};
 
 use crate::cli::BackendArgs;
 use crate::exit::{Failure, Kind};
@@ -27,14 +27,26 @@ pub(crate) fn refusal(errors: &Errors) -> Failure {
     Failure::new(Kind::Config, describe(errors))
 }
 
-/// Adds the backends of the command line, and tells which are left out and why: they would make the proxy talk to
-/// itself, or nothing would use them.
+/// Adds the backends and the kubeconfig of the command line, and tells which are left out and why: they would make the
+/// proxy talk to itself, or nothing would use them. Where nobody names a server they are found as k0s itself does.
 pub(crate) fn add_backends(loaded: &mut Loaded, backends: &BackendArgs) -> Vec<String> {
     let add = |backend: &Backend| {
         let refused = loaded.config.add_backend(backend.clone()).err()?;
         Some(format!("--backend {backend} is ignored: {refused}"))
     };
-    backends.backends.iter().filter_map(add).collect()
+    let mut ignored: Vec<String> = backends.backends.iter().filter_map(add).collect();
+    if let Some(path) = &backends.kubeconfig {
+        // Another directory may be the current one when it is read again.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        if let Err(refused) = loaded.config.set_kubeconfig(absolute) {
+            ignored.push(format!("--kubeconfig {} is ignored: {refused}", path.display()));
+        }
+    }
+    if loaded.document.format != Format::Native && loaded.config.backends.is_empty() {
+        // Unused, if it has no load balancer.
+        let _ = loaded.config.set_kubeconfig(K0S_KUBECONFIG.into());
+    }
+    ignored
 }
 
 /// More than the limit is not read; the library says that the file is too large.

@@ -154,23 +154,12 @@ fn missing(path: &str, users: &str, found: &Backends) -> Option<Concern> {
         rule,
         path: format!("{path}{field}"),
         message,
-        help: "name the controllers' own addresses with --backend, or under backends.static in a native document",
+        help: "name the controllers' own addresses with --backend, or have them found with --kubeconfig; in a native \
+               document under backends.static or backends.kubernetes",
     };
-    match (&found.kubeconfig, found.fixed.is_empty()) {
-        (Some(_), false) => {
-            let message =
-                "this version does not discover backends: only those of `static` are used".to_owned();
-            Some(concern("unsupported-discovery", "backends.kubernetes", message))
-        }
-        (Some(_), true) => {
-            let message = format!("this version does not discover backends, so {users} has none");
-            Some(concern("unsupported-discovery", "backends.kubernetes", message))
-        }
-        (None, true) => {
-            Some(concern("no-backends", "backends", format!("no backend is configured for {users}")))
-        }
-        (None, false) => None,
-    }
+    found
+        .is_empty()
+        .then(|| concern("no-backends", "backends", format!("no backend is configured for {users}")))
 }
 
 #[cfg(test)]
@@ -206,12 +195,7 @@ mod tests {
                     - {name: c, port: 9443, backends: {kubernetes: {}}}\n  status: {listen: '127.0.0.1:9000'}\n";
         assert_eq!(
             found(spec),
-            [
-                ("no-backends", "backends".to_owned()),
-                ("unsupported-discovery", "services[1].backends.kubernetes".to_owned()),
-                ("unsupported-discovery", "services[2].backends.kubernetes".to_owned()),
-                ("unsupported-status", "status.listen".to_owned()),
-            ]
+            [("no-backends", "backends".to_owned()), ("unsupported-status", "status.listen".to_owned()),]
         );
         assert_eq!(found(&virtual_servers(63)), []);
         assert_eq!(found(&virtual_servers(64)), [("too-many-virtual-servers", "virtualServers".to_owned())]);

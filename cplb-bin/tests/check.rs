@@ -104,18 +104,22 @@ fn every_example_is_accepted_and_its_effective_form_means_the_same() {
 }
 
 #[test]
-fn every_configuration_in_the_readme_is_accepted() {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let text = std::fs::read_to_string(readme).unwrap();
-    let blocks: Vec<&str> =
-        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+fn every_configuration_in_the_documentation_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let guides = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let texts = guides.chain([root.join("README.md")]).map(|path| std::fs::read_to_string(path).unwrap());
+    let mut blocks: Vec<String> = Vec::new();
+    for text in texts {
+        let rest = text.split("```yaml\n").skip(1);
+        blocks.extend(rest.filter_map(|rest| rest.split("```").next()).map(str::to_owned));
+    }
     for block in &blocks {
         let run = check_text(block).ends_with(0);
         // What is recommended is not warned about.
         let warned = ["kube-proxy-ipvs", "kube-proxy in mode", "checks run every", "no virtual IP"];
         assert!(warned.iter().all(|text| !run.err.contains(text)), "{}", run.err);
     }
-    assert!(blocks.len() >= 4, "only {} found", blocks.len());
+    assert!(blocks.len() >= 11, "only {} found", blocks.len());
 }
 
 #[test]
@@ -170,12 +174,7 @@ fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100]\n    virtualRouterId: 51\n  \
          backends: {{static: [10.0.0.11]}}\n"
     );
-    check_text(&text).ends_with(DATA).says(&[
-        "cplb.yaml:5:",
-        "cplb.yaml:6:5",
-        "virtualRouterID",
-        "10.0.0.100/",
-    ]);
+    check_text(&text).ends_with(DATA).says(&["cplb.yaml:6:5", "virtualRouterID", "10.0.0.100/"]);
 }
 
 #[test]
@@ -415,16 +414,28 @@ fn what_run_ignores_is_said_by_check() {
     );
     check_text(&text).ends_with(0).says(&[
         "warning: no backend is configured for other",
-        "cplb.yaml:5:",
-        "does not discover backends, so api has none",
-        "--backend",
+        "--kubeconfig",
         "cplb.yaml:7:20: warning: this version serves no status page",
     ]);
-    example("k0s-userspace.yaml")
-        .ends_with(0)
-        .says(&["warning: no backend is configured for kube-apiserver"]);
     let sound = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).ends_with(0);
     assert_eq!(sound.err, "");
+}
+
+#[test]
+fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
+    const FOUND: &str = "kubernetes:\n      kubeconfig: /var/lib/k0s/pki/admin.conf\n";
+    let path = examples().join("k0s-userspace.yaml");
+    let check = |more: &[&str]| {
+        let arguments = [OsStr::new("check"), OsStr::new("--config"), path.as_os_str()];
+        cplb(arguments.into_iter().chain(more.iter().map(OsStr::new))).ends_with(0)
+    };
+    let alone = check(&[]);
+    assert!(alone.out.contains(FOUND) && !alone.err.contains("backend"), "{} {}", alone.out, alone.err);
+    assert!(!check(&["--backend", "10.0.0.11"]).out.contains("admin.conf"), "the command line is enough");
+    let elsewhere = check(&["--kubeconfig", "/etc/cplb/kubeconfig"]);
+    assert!(elsewhere.out.contains("kubeconfig: /etc/cplb/kubeconfig\n"), "{}", elsewhere.out);
+    let native = check_text(&format!("{NATIVE}  vrrpInstances: [{{virtualIPs: [10.0.0.100/24]}}]\n"));
+    native.ends_with(0).says(&["warning: no backend is configured for kube-apiserver"]);
 }
 
 #[test]

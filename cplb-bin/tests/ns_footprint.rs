@@ -25,13 +25,15 @@ struct Limits {
     processor: f64,
 }
 
-/// What is promised, for the binary that is installed.
-const RELEASE: Limits = Limits { memory: 12_000_000, processor: 0.003 };
+/// What is promised, for the binary that is installed. Most of it is the binary itself, as far as it is mapped: what speaks
+/// with the Kubernetes API is 1.5 MB of it.
+const RELEASE: Limits = Limits { memory: 13_500_000, processor: 0.003 };
 /// The dev profile optimises dependencies well and the rest little: a third more memory, of which the larger program
 /// is the most, and hardly more time were measured. The rest of the margin is for the machine.
 const DEV: Limits = Limits { memory: 18_000_000, processor: 0.006 };
-/// The file of the stripped release binary: 8 MB for the election and the proxy, and one for IPVS and the real server.
-const SIZE: u64 = 9_000_000;
+/// The file of the stripped release binary: 8 MB for the election and the proxy, one for IPVS and the real server, and
+/// three for the Kubernetes API.
+const SIZE: u64 = 12_000_000;
 
 fn main() -> ExitCode {
     let mut tests = vec![

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use testbed::{AddressWatch, Node, Readiness, Test, Tool};
+use testbed::{AddressWatch, Failure, Node, Probe, Readiness, Sessions, Test, Tool};
 
-use support::{Cluster, PATIENCE, Plan};
+use support::{Cluster, PATIENCE, Plan, services};
 
 fn main() -> ExitCode {
     let tests = vec![
@@ -24,6 +24,15 @@ fn main() -> ExitCode {
         Test::new("twenty_outages_of_all_backends_move_nothing", outages),
         Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
         Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
+        Test::new("three_services_have_different_servers", || {
+            services::different_sets(Plan::default(), false, |_, _| {});
+        }),
+        Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
+            rolling_restart(Duration::from_secs(10));
+        }),
+        Test::new("a_rolling_restart_without_a_shutdown_delay_fails_nobody", || {
+            rolling_restart(Duration::ZERO);
+        }),
     ];
     testbed::main(tests.into_iter().map(|test| test.needs([Tool::Nft])).collect())
 }
@@ -232,4 +241,60 @@ fn flaps_everywhere() {
         cluster.backends.iter().for_each(|backend| backend.set_readiness(readiness));
     });
     check_calm(&cluster, &watches);
+}
+
+/// So long a server goes on with what it has begun after it has let go of its port.
+const FINISH: Duration = Duration::from_secs(3);
+
+/// One API server after the other shuts down as kube-apiserver does: it says so for a while, lets go of its port, ends
+/// its connections, and comes back.
+fn rolling_restart(delay: Duration) {
+    let cluster = Cluster::start(Plan::default());
+    serves_for_a_while(&cluster);
+    let sessions = Sessions::open(cluster.client(), cluster.address(), 9).expect("the sessions are opened");
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    let since = Instant::now();
+    let mut in_flight = 0;
+    for backend in &cluster.backends {
+        let ended = sessions.ended();
+        let untouched = |when: &str| {
+            cluster.check(sessions.ended() == ended, || format!("{when}: {:?}", sessions.states()));
+            let hanging = sessions.hanging(Duration::from_millis(500));
+            cluster.check(hanging == 0, || format!("{when}: {hanging} sessions hang"));
+        };
+        if !delay.is_zero() {
+            backend.set_readiness(Readiness::Leaving);
+            let state = |word: &str| cluster.status(0)["services"][0]["backends"].to_string().contains(word);
+            cluster.wait("it is believed", || state("leaving"));
+            // Every node has checked it meanwhile.
+            thread::sleep(Duration::from_secs(2));
+            let before = backend.stats().requests;
+            thread::sleep(delay.saturating_sub(Duration::from_secs(2)));
+            let new = backend.stats().requests - before;
+            cluster.check(new == 0, || format!("{new} requests to a server that shuts down"));
+            untouched("while it shuts down");
+        }
+        backend.refuse_new().expect("it lets go of its port");
+        thread::sleep(FINISH);
+        untouched("while it finishes");
+        let before = Instant::now();
+        backend.close_all().expect("it ends its connections");
+        cluster.wait("its sessions end", || sessions.ended() > ended);
+        in_flight += probe.report().failures_since(before).values().sum::<usize>();
+        backend.set_readiness(Readiness::Status(200));
+        backend.accept().expect("it is back");
+        let address = backend.name().to_owned();
+        cluster.wait("it serves again", || probe.report().served_by_since(before).contains_key(&address));
+    }
+    let failures = probe.stop().failures_since(since);
+    println!("MEASURED {failures:?}, {in_flight} in flight at the end of a server");
+    let broken = |failure: &&Failure| matches!(failure, Failure::Reset | Failure::Closed);
+    let in_flight_only =
+        failures.keys().all(|it| broken(&it)) && failures.values().sum::<usize>() == in_flight;
+    cluster.check(in_flight_only, || format!("{failures:?}"));
+    cluster.check(delay.is_zero() || failures.is_empty(), || format!("{failures:?}"));
+    // Each had a third of them.
+    cluster.check(sessions.ended() >= 6, || format!("{:?}", sessions.states()));
 }

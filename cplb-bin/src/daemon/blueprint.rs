@@ -110,6 +110,15 @@ pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service>
     config.services.iter().map(|service| balanced(config, service, names)).collect()
 }
 
+/// Servers of the API that the configuration gives.
+pub(crate) fn fixed(config: &Config, names: &Names) -> Vec<SocketAddr> {
+    let service = deciding_service(config);
+    let service = config.services.iter().find(|found| Some(found.name.as_str()) == service);
+    let without = names.with(std::collections::BTreeMap::new());
+    let backends = service.map(|service| balanced(config, service, &without).backends);
+    backends.into_iter().flatten().map(|backend| backend.addr).collect()
+}
+
 fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> lb_proxy::Service {
     let mut backends: Vec<lb_proxy::Backend> = Vec::new();
     for backend in &config.backends_of(service).fixed {
@@ -127,11 +136,38 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
             }
         }
     }
+    for addr in discovered(config, service, names) {
+        if backends.iter().all(|known| known.addr != addr) {
+            backends.push(lb_proxy::Backend { addr, weight: 1, name: None });
+        }
+    }
     let listen = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), service.bind_port.number());
     let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
+    if deciding_service(config) == Some(service.name.as_str()) {
+        let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
+        let servers = kubeconfig.and_then(|path| names.discovered(path));
+        // Until a server has proved itself by it, the kubeconfig may be of another cluster.
+        balanced.health.trust = servers.and_then(|servers| servers.trust.clone());
+    }
     balanced
+}
+
+/// The servers of a service that were discovered, and where they may be until then. Clients of the API itself use the
+/// port that it says, unless the configuration says another; the other services run on the same nodes.
+fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<SocketAddr> {
+    let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
+    let Some(servers) = kubeconfig.and_then(|path| names.discovered(path)) else { return Vec::new() };
+    let is_api = deciding_service(config) == Some(service.name.as_str());
+    let own_port = is_api && service.backend_port == service.port;
+    let port = service.backend_port.number();
+    let found = servers.found.iter().map(|server| match own_port {
+        true => *server,
+        false => SocketAddr::new(server.ip(), port),
+    });
+    let own = servers.own.iter().map(|ip| SocketAddr::new(*ip, port));
+    found.chain(own).filter(|server| !config.is_virtual_ip(server.ip())).collect()
 }
 
 /// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may

@@ -402,7 +402,8 @@ impl Daemon {
             let members = service.backends.iter().map(|backend| {
                 let known = found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
                 let state = known.map_or(BackendState::Unknown, |known| known.state);
-                Member { addr: backend.addr, weight: backend.weight, state }
+                let spares_sessions = known.is_none_or(|known| known.spares_sessions);
+                Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
             });
             (service.name.to_string(), members.collect())
         });

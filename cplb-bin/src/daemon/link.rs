@@ -19,6 +19,7 @@ use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 use crate::exit::Failure;
 use crate::lock::{HostLock, LockError};
 
+use super::found;
 use super::ipvs::{Heard, News};
 use super::names::Resolved;
 use super::verdict::Finding;
@@ -52,6 +53,8 @@ pub(crate) enum Event {
     Ipvs(News),
     /// Servers behind directors were asked, with another result than before.
     Heard(Heard),
+    /// A cluster's API has said something about its servers.
+    Discovered(found::News),
     /// The nftables table was changed, or could not be.
     Table(TableChange),
 }

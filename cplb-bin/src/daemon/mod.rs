@@ -8,6 +8,7 @@ mod blueprint;
 mod direct;
 mod election;
 mod events;
+mod found;
 mod ipvs;
 mod link;
 mod names;
@@ -37,6 +38,7 @@ use crate::status::server::{BindError, StatusSocket};
 
 use direct::Ipvs;
 use election::Election;
+use found::Clusters;
 use link::Event;
 use names::{Answers, Names, Resolver};
 use problems::Problems;
@@ -53,6 +55,7 @@ pub(crate) struct Daemon {
     pub(crate) config: Config,
     pub(crate) started: Instant,
     pub(crate) names: Names,
+    pub(crate) clusters: Clusters,
     pub(crate) resolver: Resolver,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
@@ -112,7 +115,10 @@ impl Daemon {
         };
         let mut problems = Problems::default();
         events::names(&answers, &mut problems);
+        let mut clusters = Clusters::open(&args.state_dir);
+        clusters.follow(&config, &sender);
         let names = Names::default().after(&answers);
+        let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
         let balancer = start_balancer(&config, &names, &sender)?;
         let table = Arc::new(TableKeeper::default());
         if let Err(failure) =
@@ -126,6 +132,7 @@ impl Daemon {
             config,
             started: Instant::now(),
             names,
+            clusters,
             resolver,
             balancer,
             table,

@@ -6,6 +6,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,15 +14,21 @@ use cplb_config::{Config, Host};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
+use super::found::Servers;
 use super::link::Event;
 use super::reload::Candidate;
 
 /// How long the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the names of the configuration meant when they were last asked for with success.
+/// Where the backends of the configuration are that it does not give by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Names(BTreeMap<String, Vec<IpAddr>>);
+pub(crate) struct Names {
+    /// What its names meant when they were last asked for with success.
+    resolved: BTreeMap<String, Vec<IpAddr>>,
+    /// What was discovered, by the path of the kubeconfig.
+    clusters: BTreeMap<PathBuf, Servers>,
+}
 
 impl Names {
     /// What is known after `answers`: names that were not asked for are forgotten, but what is known of names that can
@@ -29,14 +36,25 @@ impl Names {
     pub(crate) fn after(&self, answers: &Answers) -> Self {
         let known = |name: &String, answer: &Answer| match answer {
             Ok(addresses) => addresses.clone(),
-            Err(_) => self.0.get(name).cloned().unwrap_or_default(),
+            Err(_) => self.resolved.get(name).cloned().unwrap_or_default(),
         };
-        Self(answers.0.iter().map(|(name, answer)| (name.clone(), known(name, answer))).collect())
+        let resolved = answers.0.iter().map(|(name, answer)| (name.clone(), known(name, answer))).collect();
+        Self { resolved, clusters: self.clusters.clone() }
+    }
+
+    /// The same with what was discovered.
+    pub(crate) fn with(&self, clusters: BTreeMap<PathBuf, Servers>) -> Self {
+        Self { resolved: self.resolved.clone(), clusters }
+    }
+
+    /// What was discovered through a kubeconfig.
+    pub(crate) fn discovered(&self, kubeconfig: &Path) -> Option<&Servers> {
+        self.clusters.get(kubeconfig)
     }
 
     /// The addresses of `name`.
     pub(crate) fn addresses(&self, name: &str) -> &[IpAddr] {
-        self.0.get(name).map_or(&[], Vec::as_slice)
+        self.resolved.get(name).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What keeps this node from doing its whole job, as `cplb status` shows it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a problem is shown that says nothing when it ends. It is reported once a minute while it lasts.
@@ -31,6 +32,8 @@ pub(crate) enum Cause {
     Reload,
     /// The load balancer refused its services.
     Services,
+    /// The servers of a cluster cannot be discovered, or are not used, by the kubeconfig.
+    Discovery(PathBuf),
     /// A backend's name has no address.
     Name(String),
     /// A socket of the election on this interface fails.

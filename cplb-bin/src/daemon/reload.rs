@@ -60,6 +60,13 @@ struct Staged {
     balanced: bool,
 }
 
+impl Reloads {
+    /// Whether no file is being put into effect.
+    pub(super) fn is_idle(&self) -> bool {
+        self.staged.is_none()
+    }
+}
+
 impl Daemon {
     /// Reads the configuration again. A wrong one changes nothing.
     pub(super) fn reload(&mut self) {
@@ -121,13 +128,16 @@ impl Daemon {
         }
         let Some(Resolved { answers, candidate: Some(candidate) }) = self.reloads.next.take() else { return };
         if let Err(failure) = self.stage(*candidate, answers) {
+            self.clusters.follow(&self.config, &self.sender);
             self.refuse(&failure);
         }
     }
 
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
+        self.clusters.begin(config, &self.sender);
         let names = self.names.after(&answers);
+        let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));
         let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
         let balanced = self.balancer.is_some();
         self.stage_services(config, &names)?;
@@ -201,6 +211,7 @@ impl Daemon {
                 tracing::info!("the configuration is reloaded");
             }
             Err(failure) => {
+                self.clusters.follow(&self.config, &self.sender);
                 self.take_back(balanced);
                 self.refuse(&failure);
             }
@@ -215,9 +226,11 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
+        self.clusters.follow(&self.config, &self.sender);
         self.redirect();
         self.change_table();
         self.forget_problems();
+        self.use_discovered();
     }
 
     /// The load balancer and the table as the configuration in use wants them.
@@ -238,7 +251,7 @@ impl Daemon {
         }
     }
 
-    fn apply_services(&mut self) {
+    pub(super) fn apply_services(&mut self) {
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
@@ -297,6 +310,7 @@ impl Daemon {
         };
         self.problems.retain(|cause| match cause {
             Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
+            Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,
         });

@@ -1,6 +1,8 @@
 //! Gathers the status of all parts.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, ServiceSnapshot};
@@ -9,11 +11,14 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
 };
+
+use crate::discovery::State;
 
 use super::Daemon;
 use super::election::Election;
+use super::found::Known;
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -40,6 +45,7 @@ impl Daemon {
             kernel,
             interfaces,
             services: self.services(),
+            discovery: self.clusters.known().map(|known| discovery(&known)).collect(),
             ipvs: self.ipvs_status(),
             table: self.table.status(),
         }
@@ -52,6 +58,24 @@ impl Daemon {
         let shown =
             self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
         shown.collect()
+    }
+}
+
+fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr, Instant)>)) -> Discovery {
+    let (waiting, error) = match &known.trouble {
+        Some(State::Waiting(why)) => (Some(why.clone()), None),
+        Some(State::Failing(why)) => (None, Some(why.clone())),
+        None => (None, None),
+    };
+    Discovery {
+        kubeconfig: kubeconfig.display().to_string(),
+        source: known.source.as_str().to_owned(),
+        servers: known.servers.iter().map(ToString::to_string).collect(),
+        waiting,
+        error,
+        kept: known.kept.clone(),
+        answered_by: answered.map(|(server, _)| server.to_string()),
+        answered_seconds_ago: answered.map(|(_, at)| age(at)),
     }
 }
 

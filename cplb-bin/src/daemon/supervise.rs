@@ -12,6 +12,7 @@ use crate::exit::{Failure, Kind};
 use crate::lock::LockError;
 use crate::status::server;
 
+use super::found;
 use super::link::{Event, TableChange};
 use super::problems::Cause;
 use super::signals::{Asked, Signals};
@@ -121,7 +122,12 @@ impl Daemon {
             }
             Event::Balancer(event) => {
                 events::balancer(&event, &mut self.problems);
-                if matches!(event, Balancer::BackendUp { .. } | Balancer::BackendDown { .. }) {
+                if matches!(
+                    event,
+                    Balancer::BackendUp { .. }
+                        | Balancer::BackendLeaving { .. }
+                        | Balancer::BackendDown { .. }
+                ) {
                     self.start_round();
                     self.update_ipvs();
                 }
@@ -138,6 +144,7 @@ impl Daemon {
             Event::Finding(finding) => self.on_finding(&finding),
             Event::Resolved(resolved) => self.on_resolved(resolved),
             Event::Staged(result) => self.on_staged(result),
+            Event::Discovered(news) => self.on_discovered(news),
             Event::Table(change) => self.on_table(change),
             Event::Ipvs(news) => self.on_ipvs(news),
             Event::Heard(heard) => self.on_heard(heard),
@@ -235,6 +242,33 @@ impl Daemon {
             }
         }
         self.resolver.refresh(&self.config, &self.sender);
+        self.clusters.save();
+        // This node's addresses may have changed.
+        self.use_discovered();
+    }
+
+    fn on_discovered(&mut self, news: found::News) {
+        let kubeconfig = news.kubeconfig.clone();
+        self.clusters.hear(news, &self.config);
+        let wrong = self.clusters.wrong(&kubeconfig);
+        let cause = Cause::Discovery(kubeconfig);
+        if wrong.is_empty() {
+            self.problems.clear(&cause);
+        } else {
+            self.problems.raise_all(cause, wrong);
+        }
+        self.use_discovered();
+    }
+
+    /// Balances over what was discovered.
+    pub(super) fn use_discovered(&mut self) {
+        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &self.names));
+        let names = self.names.with(clusters);
+        if names != self.names && self.reloads.is_idle() {
+            self.names = names;
+            self.apply_services();
+            self.update_ipvs();
+        }
     }
 
     /// Tells the election to hand over; the time by which it must have.

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::schema::{Backend, ExcludedServer, Instance, Interface, Ipvs, Service, Status, VirtualServer};
+use super::schema::{
+    Backend, Discovery, ExcludedServer, Instance, Interface, Ipvs, Service, Status, VirtualServer,
+};
 
 /// The whole status as a few aligned lines.
 pub(crate) fn table(status: &Status) -> String {
@@ -40,6 +42,9 @@ pub(crate) fn table(status: &Status) -> String {
     }
     for service in &status.services {
         render_service(&mut out, service);
+    }
+    for discovery in &status.discovery {
+        render_discovery(&mut out, discovery);
     }
     if let Some(ipvs) = &status.ipvs {
         render_ipvs(&mut out, ipvs);
@@ -116,6 +121,26 @@ fn render_service(out: &mut String, service: &Service) {
             backend.connections_total,
             backend.connect_failures
         );
+    }
+}
+
+fn render_discovery(out: &mut String, discovery: &Discovery) {
+    let Discovery { kubeconfig, source, servers, .. } = discovery;
+    let from = match source.as_str() {
+        "api" => "from the API",
+        "disk" => "from the last run",
+        _ => "nothing is known yet",
+    };
+    let _ = writeln!(out, "\ndiscovery by {kubeconfig}: {} {from}", servers.join(", "));
+    if let (Some(by), Some(ago)) = (&discovery.answered_by, discovery.answered_seconds_ago) {
+        let _ = writeln!(out, "  {by} answered {} ago", age(ago));
+    }
+    for (what, text) in
+        [("waiting", &discovery.waiting), ("failing", &discovery.error), ("kept", &discovery.kept)]
+    {
+        if let Some(text) = text {
+            let _ = writeln!(out, "  {what}: {text}");
+        }
     }
 }
 

@@ -38,6 +38,9 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) interfaces: Vec<Interface>,
     pub(crate) services: Vec<Service>,
+    /// The clusters whose API servers are discovered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) discovery: Vec<Discovery>,
     /// What the kernel balances; absent without `virtualServers`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ipvs: Option<Ipvs>,
@@ -181,7 +184,7 @@ pub(crate) struct Service {
 pub(crate) struct Backend {
     /// With its port.
     pub(crate) address: String,
-    /// [`lb_proxy::BackendState`]: `unknown`, `up`, `suspect`, `down` or `draining`.
+    /// [`lb_proxy::BackendState`]: `unknown`, `up`, `suspect`, `leaving`, `down` or `draining`.
     pub(crate) state: String,
     /// Since the verdict of its checks last changed, or since it was configured.
     pub(crate) since_seconds: f64,
@@ -197,6 +200,31 @@ pub(crate) struct Backend {
     /// Since its last check ended; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_check_seconds_ago: Option<f64>,
+}
+
+/// A cluster whose API servers are discovered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Discovery {
+    /// The path of the file.
+    pub(crate) kubeconfig: String,
+    /// Where the servers are known from: `api`, `disk` or `nothing`.
+    pub(crate) source: String,
+    pub(crate) servers: Vec<String>,
+    /// What is waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<String>,
+    /// Why the API is not followed now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// Why what the API lists is not used as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kept: Option<String>,
+    /// The API server that answered last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) answered_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) answered_seconds_ago: Option<f64>,
 }
 
 /// The kernel's IPVS.
@@ -357,6 +385,16 @@ mod tests {
             virtual_servers: vec![virtual_server],
             sync_daemons: Vec::new(),
         };
+        let discovery = Discovery {
+            kubeconfig: text(),
+            source: text(),
+            servers: Vec::new(),
+            waiting: Some(text()),
+            error: Some(text()),
+            kept: Some(text()),
+            answered_by: Some(text()),
+            answered_seconds_ago: Some(0.0),
+        };
         Status {
             schema: SCHEMA,
             version: text(),
@@ -370,6 +408,7 @@ mod tests {
             kernel: Some(Kernel { overruns: 0, resyncs: 1, missing: 0, errors: 0 }),
             interfaces: vec![Interface { name: text(), received: 0, malformed: 0, foreign: BTreeMap::new() }],
             services: vec![service],
+            discovery: vec![discovery],
             ipvs: Some(ipvs),
             table: Some(Table { present: true, restored: 0, error: Some(text()) }),
         }
@@ -422,10 +461,10 @@ mod tests {
         let states = [Init, Backup, Active, Listening, Resigning, Stopped].map(StateName::as_str);
         names("instances[].state", &states);
         names("instances[].discarded", &Discard::ALL.map(Discard::as_str));
-        use BackendState::{Down, Draining, Suspect, Unknown, Up};
+        use BackendState::{Down, Draining, Leaving, Suspect, Unknown, Up};
         names(
             "services[].backends[].state",
-            &[Unknown, Up, Suspect, Down, Draining].map(BackendState::as_str),
+            &[Unknown, Up, Suspect, Leaving, Down, Draining].map(BackendState::as_str),
         );
         let balances =
             [Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash];

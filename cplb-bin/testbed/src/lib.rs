@@ -46,6 +46,7 @@
 //! Functions that the demonstration uses return [`Error`]; the few helpers that only tests use panic with a
 //! message that says what was expected, and say so in their documentation.
 
+pub mod api;
 mod backend;
 mod capture;
 mod error;

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use testbed::{Backend, Lan, Probe, Sessions, Signal};
+use testbed::{Backend, Lan, Probe, Readiness, Sessions, Signal};
 
 use super::ground::{calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
-use crate::support::{Cluster, PATIENCE, PORT};
+use crate::support::{Cluster, PATIENCE, PORT, services};
 
 pub(crate) fn backends() {
     let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 1s, fall: 1}");
@@ -117,4 +117,46 @@ pub(crate) fn restart(kind: &str) {
     cluster.check(again.len() == 3, || format!("{again:?}"));
     cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
     cluster.wait("nobody hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
+}
+
+/// Konnectivity's agents meet all of its servers, whatever the persistence of the others.
+pub(crate) fn three_services() {
+    services::different_sets(plan("DR", false, 360), true, |cluster, owner| {
+        let listing = ipvsadm(cluster, owner, &["-Ln"]);
+        let persistent = listing.lines().filter(|line| line.contains("persistent 360")).count();
+        let all = listing.lines().filter(|line| line.starts_with("FWM")).count();
+        cluster.check((persistent, all) == (2, 3), || listing.clone());
+    });
+}
+
+/// As kube-apiserver does: it says so, lets go of its port, and ends its connections at last.
+pub(crate) fn shutdown() {
+    let (cluster, owner) = settled(calm(plan("DR", false, 0)));
+    let server = (owner + 1) % cluster.len();
+    let (backend, client) = (&cluster.backends[server], cluster.client());
+    let sessions = Sessions::open(client, cluster.address(), 6).expect("the sessions are opened");
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).start(client);
+    let probe = probe.expect("the probe starts");
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    let since = Instant::now();
+    backend.set_readiness(Readiness::Leaving);
+    cluster.wait("the director believes it", || {
+        virtual_server(&cluster, owner)["excluded"].to_string().contains("shuts down")
+    });
+    let asked = backend.stats().requests;
+    let made = probe.report().samples().len();
+    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
+    // One may have been under way when it was believed.
+    let new = backend.stats().requests - asked;
+    cluster.check(new <= 1, || format!("{new} requests to a server that shuts down"));
+    backend.refuse_new().expect("it lets go of its port");
+    let made = probe.report().samples().len();
+    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
+    let untouched = sessions.ended() == 0 && sessions.hanging(Duration::from_millis(500)) == 0;
+    cluster.check(untouched, || format!("{:?}", sessions.states()));
+    let failures = probe.report().failures_since(since);
+    cluster.check(failures.is_empty(), || format!("{failures:?}"));
+    backend.close_all().expect("it ends its connections");
+    cluster.wait("its own sessions end", || sessions.ended() == 2);
+    drop(probe);
 }

@@ -38,6 +38,8 @@ pub(crate) struct Member {
     pub(crate) addr: SocketAddr,
     pub(crate) weight: u32,
     pub(crate) state: BackendState,
+    /// Whether its connections may go on, whatever its state.
+    pub(crate) spares_sessions: bool,
 }
 
 /// The servers of each balanced service, by its name.
@@ -84,6 +86,7 @@ pub(crate) fn directed(config: &Config) -> Vec<Directed> {
             kind: server.kind,
             persistence: server
                 .persistence_timeout
+                .filter(|_| !service.is_konnectivity())
                 .map(|time| Seconds(u32::try_from(time.as_secs()).unwrap_or(u32::MAX))),
         });
     }
@@ -142,9 +145,11 @@ impl Directed {
     }
 
     /// Whether IPVS can forward to the server in this way: only tunnels cross families, and only ours of the same one
-    /// are received.
+    /// are received. Nothing is forwarded to the loopback, where this node's server may be found before it is known
+    /// better.
     pub(crate) fn takes(&self, member: &Member) -> bool {
-        member.addr.ip().is_ipv4() == self.vip.is_ipv4()
+        let ip = member.addr.ip();
+        ip.is_ipv4() == self.vip.is_ipv4() && !ip.is_loopback()
     }
 
     pub(crate) fn takes_any(&self, members: &[Member]) -> bool {
@@ -169,7 +174,7 @@ impl Directed {
     }
 
     pub(super) fn standing(&self, member: &Member, opinions: &Opinions) -> Standing {
-        if member.state == BackendState::Down {
+        if matches!(member.state, BackendState::Down | BackendState::Leaving) {
             return Standing::Down;
         }
         let Some(ask) = self.ask(member) else { return Standing::Good };
@@ -198,6 +203,7 @@ impl Directed {
                 }
                 // It takes no new connections, and goes on with those that it has.
                 Standing::Refusing | Standing::Unknown => desired,
+                Standing::Down if member.spares_sessions => desired,
                 _ => desired.with_dead(key),
             }
         })
@@ -287,7 +293,7 @@ mod tests {
     }
 
     const TWO: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n  backends: {static: [10.0.0.11]}\n  \
-                       services: [{name: kube-apiserver, port: 6443}, {name: konnectivity, port: 8132}]\n  virtualServers:\n  ";
+                       services: [{name: kube-apiserver, port: 6443}, {name: join-api, port: 9443}]\n  virtualServers:\n  ";
 
     fn marks(spec: &str) -> BTreeMap<(IpAddr, u16), u32> {
         directed(&config(spec)).iter().map(|d| ((d.vip, d.port.get()), d.mark.get())).collect()
@@ -320,7 +326,8 @@ mod tests {
     }
 
     fn member(host: u8, weight: u32, state: BackendState) -> Member {
-        Member { addr: SocketAddr::from(([10, 0, 0, host], 6443)), weight, state }
+        let spares_sessions = state != BackendState::Down;
+        Member { addr: SocketAddr::from(([10, 0, 0, host], 6443)), weight, state, spares_sessions }
     }
 
     fn weights(members: &[Member]) -> (Vec<(IpAddr, u32)>, Vec<bool>) {
@@ -358,6 +365,15 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_shuts_down_keeps_its_connections() {
+        use BackendState::{Down, Leaving, Up};
+        let refusing = Member { spares_sessions: true, ..member(13, 1, Down) };
+        let members = [member(11, 1, Up), member(12, 1, Leaving), refusing];
+        assert_eq!(weights(&members), (vec![([10, 0, 0, 11].into(), 1)], vec![false; 3]));
+        assert_eq!(weights(&members[1..]).0.len(), 2, "better than nothing");
+    }
+
+    #[test]
     fn a_server_that_does_not_take_the_address_is_left_out_unless_none_does() {
         use BackendState::{Down, Up};
         let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
@@ -385,7 +401,8 @@ mod tests {
 
     #[test]
     fn servers_of_the_other_family_are_left_out() {
-        let other = Member { addr: "[fd00::11]:6443".parse().unwrap(), weight: 1, state: BackendState::Up };
+        let addr = "[fd00::11]:6443".parse().unwrap();
+        let other = Member { addr, ..member(11, 1, BackendState::Up) };
         assert_eq!(weights(&[other]).0, []);
         let all = directed(&config(&format!("{TWO}- ipAddress: 10.0.0.100\n")));
         assert!(!all[0].takes_any(&[other]) && all[0].takes_any(&[other, member(11, 1, BackendState::Up)]));
@@ -428,6 +445,15 @@ mod tests {
             let methods: Vec<_> = desired.destinations().map(|it| it.method).collect();
             assert_eq!(methods, [method], "{kind}");
         }
+    }
+
+    #[test]
+    fn konnectivity_goes_without_persistence() {
+        let spec = TWO.replace("{name: join-api, port: 9443}", "{name: konnectivity, port: 8132}");
+        let all = directed(&config(&format!("{spec}- ipAddress: 10.0.0.100\n")));
+        let persistence: Vec<_> =
+            all.iter().map(|it| (it.port.get(), it.persistence.map(|it| it.0))).collect();
+        assert_eq!(persistence, [(6443, Some(360)), (8132, None)]);
     }
 
     #[test]

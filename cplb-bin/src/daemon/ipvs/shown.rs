@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use lb_proxy::BackendState;
+
 use super::asker::{Opinion, Opinions};
 use super::director::Observed;
 use super::plan::{Directed, Member, Standing};
@@ -61,7 +63,9 @@ impl Directed {
         let opinion = |member| self.ask(member).and_then(|ask| opinions.get(&ask));
         members.iter().filter_map(move |member| {
             let reason = match (self.standing(member, opinions), opinion(member)) {
+                _ if member.addr.ip().is_loopback() => return None,
                 _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
+                _ if member.state == BackendState::Leaving => "shuts down".to_owned(),
                 (Standing::Good, _) => return None,
                 (Standing::Down, Some(also @ (Opinion::NotOnLink | Opinion::Refuses))) => {
                     format!("fails its health checks, and {also}")

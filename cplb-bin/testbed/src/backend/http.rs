@@ -9,8 +9,11 @@ use super::{Readiness, Shared};
 /// Requests with longer heads are refused.
 const MAX_HEAD: u64 = 64 * 1024;
 
-/// Answers requests until the client closes or asks to.
-pub(super) async fn serve<S>(stream: S, shared: &Shared) -> io::Result<()>
+/// What kube-apiserver says from the moment that it shuts down.
+const LEAVING: &str = "[+]ping ok\n[+]etcd ok\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
+
+/// Answers requests until the client closes or asks to. Who is not `known` is told nothing of readiness.
+pub(super) async fn serve<S>(stream: S, shared: &Shared, known: bool) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -20,8 +23,10 @@ where
             shared.checks.fetch_add(1, Ordering::Relaxed);
             let readiness = shared.settings().readiness;
             match readiness {
+                Readiness::Status(_) | Readiness::Leaving if !known => response(401, "Unauthorized"),
                 Readiness::Status(200) => response(200, "ok"),
                 Readiness::Status(status) => response(status, "not ok"),
+                Readiness::Leaving => response(500, LEAVING),
                 Readiness::Close => return Ok(()),
                 Readiness::Hang => future::pending().await,
             }

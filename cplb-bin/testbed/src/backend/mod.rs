@@ -19,7 +19,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use client::peer_certificate;
 
-use crate::{Error, Node, Thread};
+use crate::{
+    Error, Node, Thread,
+    api::{Authority, Identity},
+};
 
 /// A server in a node, on a thread of its own. Dropping it closes its port and its connections.
 ///
@@ -56,6 +59,8 @@ pub enum Behaviour {
 pub enum Readiness {
     /// With this status; 200 means ready, 401 or 403 that anonymous requests are refused.
     Status(u16),
+    /// As an API server that shuts down: with status 500, naming the check `shutdown`.
+    Leaving,
     /// By closing the connection.
     Close,
     /// Not at all.
@@ -119,6 +124,22 @@ impl Backend {
     pub fn tls_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
         let (acceptor, certificate) = tls::acceptor(name)?;
         Self::start(node, name, address, Protocol::Tls(acceptor), Some(certificate))
+    }
+
+    /// Like [`Backend::tls`] with a certificate of a cluster's authority. As k0s's API server it tells strangers nothing
+    /// of its readiness: whoever has no client certificate of the authority is answered 401.
+    ///
+    /// # Errors
+    /// As [`Backend::tls`].
+    pub fn certified(
+        node: &Node,
+        name: &str,
+        port: u16,
+        authority: &Authority,
+        identity: &Identity,
+    ) -> Result<Self, Error> {
+        let protocol = Protocol::Certified(authority.acceptor(identity)?);
+        Self::start(node, name, wildcard(port), protocol, Some(identity.certificate_pem.clone()))
     }
 
     /// Its name: what it answers, and the subject of its certificate.
@@ -251,6 +272,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Protocol {
     Echo,
     Tls(tokio_rustls::TlsAcceptor),
+    /// The same, for clients whose certificates it knows.
+    Certified(tokio_rustls::TlsAcceptor),
 }
 
 #[derive(Debug, Default)]

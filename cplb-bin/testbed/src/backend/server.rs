@@ -145,15 +145,20 @@ async fn serve(mut stream: TcpStream, protocol: Protocol, shared: &Shared) -> io
         Behaviour::Close => return Ok(()),
         Behaviour::Hang => return std::future::pending().await,
     }
-    let Protocol::Tls(acceptor) = protocol else {
-        stream.write_all(format!("{}\n", shared.name).as_bytes()).await?;
-        return echo(stream).await;
+    let (acceptor, certified) = match protocol {
+        Protocol::Tls(acceptor) => (acceptor, false),
+        Protocol::Certified(acceptor) => (acceptor, true),
+        Protocol::Echo => {
+            stream.write_all(format!("{}\n", shared.name).as_bytes()).await?;
+            return echo(stream).await;
+        }
     };
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
         let session = acceptor.accept(stream).await?;
         shared.handshakes.fetch_add(1, Ordering::Relaxed);
-        return http::serve(session, shared).await;
+        let known = !certified || session.get_ref().1.peer_certificates().is_some();
+        return http::serve(session, shared, known).await;
     }
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();

@@ -1,0 +1,355 @@
+//! What discovery has found, and what takes its place until there is something better.
+//!
+//! Until a cluster's API has listed its servers, those of the last run count, and this node's own addresses: the first
+//! controller of a cluster has nobody else to ask, and its API server may listen on one of its addresses only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use cplb_config::Config;
+use lb_proxy::MARK;
+use lb_proxy::health::Trust;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::discovery::{Follower, Report, State, Store};
+
+use super::blueprint;
+use super::link::Event;
+
+/// More servers than any control plane has; checking them all would load the network.
+const MOST_SERVERS: usize = 256;
+/// So many of this node's addresses are tried.
+const MOST_OWN: usize = 16;
+
+/// What a cluster's servers are, as far as they are known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Servers {
+    /// Discovered, now or in an earlier run.
+    pub(crate) found: BTreeSet<SocketAddr>,
+    /// Addresses of this node where one may listen; none once the API has said where they all are.
+    pub(crate) own: Vec<IpAddr>,
+    /// How they prove themselves, once one has done so.
+    pub(crate) trust: Option<Trust>,
+}
+
+/// Where the servers are known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Source {
+    /// Nowhere yet.
+    #[default]
+    Nothing,
+    /// The state directory.
+    Disk,
+    /// The API, in this run.
+    Api,
+}
+
+impl Source {
+    /// The word in status.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Disk => "disk",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// Something about a cluster's servers for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) report: Report,
+}
+
+/// The clusters that are followed.
+#[derive(Debug)]
+pub(crate) struct Clusters {
+    store: Store,
+    followed: BTreeMap<PathBuf, Cluster>,
+}
+
+#[derive(Debug)]
+struct Cluster {
+    follower: Follower,
+    known: Known,
+}
+
+/// What is known of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Known {
+    pub(crate) servers: BTreeSet<SocketAddr>,
+    pub(crate) source: Source,
+    /// Why the API is not followed now.
+    pub(crate) trouble: Option<State>,
+    /// Why what the API lists is not used.
+    pub(crate) kept: Option<String>,
+    /// By which a server has proved itself.
+    pub(crate) trust: Option<Trust>,
+}
+
+impl Clusters {
+    /// Reads what an earlier run has found. What is wrong with it is logged, and costs nothing else.
+    pub(crate) fn open(state_dir: &Path) -> Self {
+        let (store, wrong) = Store::open(state_dir);
+        if let Some(why) = wrong {
+            tracing::warn!(why, "the backends of the last run cannot be read, and are found anew");
+        }
+        Self { store, followed: BTreeMap::new() }
+    }
+
+    /// Follows the clusters of a configuration, and no others.
+    pub(crate) fn follow(&mut self, config: &Config, events: &UnboundedSender<Event>) {
+        self.begin(config, events);
+        let wanted = kubeconfigs(config);
+        self.followed.retain(|path, _| wanted.contains(path));
+        self.forget();
+    }
+
+    /// Follows the clusters of a configuration besides those that are followed. Where nothing is known of one, its servers
+    /// are those of the clusters that are not wanted any more: a file that has moved leads to the same ones, and a wrong
+    /// one must not leave clients without any.
+    pub(crate) fn begin(&mut self, config: &Config, events: &UnboundedSender<Event>) {
+        let wanted = kubeconfigs(config);
+        for path in &wanted {
+            self.followed.entry(path.clone()).or_insert_with(|| {
+                let (events, kubeconfig) = (events.clone(), path.clone());
+                let report = move |report| {
+                    let news = News { kubeconfig: kubeconfig.clone(), report };
+                    let _ = events.send(Event::Discovered(news));
+                };
+                let known = self.store.servers(path).cloned();
+                let known = known.or_else(|| self.store.servers_besides(|path| wanted.contains(path)));
+                Cluster {
+                    follower: Follower::start(path.clone(), MARK, report),
+                    known: Known::from_disk(known),
+                }
+            });
+        }
+    }
+
+    /// Forgets clusters that are not followed, as soon as all that are have told their own servers.
+    fn forget(&mut self) {
+        let followed = &self.followed;
+        let sure = followed.values().all(|cluster| cluster.known.source == Source::Api);
+        if sure && let Err(error) = self.store.retain(|path| followed.contains_key(path)) {
+            tracing::warn!(%error, "the record of backends that were discovered cannot be changed");
+        }
+    }
+
+    /// Writes down what could not be written before.
+    pub(crate) fn save(&mut self) {
+        if self.store.save().is_ok_and(|late| late) {
+            tracing::info!("the backends that were discovered are on disk again");
+        }
+    }
+
+    /// Takes what a cluster's API has said.
+    pub(crate) fn hear(&mut self, news: News, config: &Config) {
+        let Some(cluster) = self.followed.get_mut(&news.kubeconfig) else { return };
+        let path = news.kubeconfig;
+        let before = cluster.known.clone();
+        cluster.known.hear(news.report, |ip| config.is_virtual_ip(ip));
+        let known = &cluster.known;
+        if before == *known {
+            return;
+        }
+        known.tell(&before, &path);
+        if known.source == Source::Api
+            && before.servers != known.servers
+            && let Err(error) = self.store.keep(&path, &known.servers)
+        {
+            tracing::warn!(%error, "the backends that were discovered are not on disk for the next boot");
+        }
+        if before.source != known.source {
+            self.forget();
+        }
+    }
+
+    /// The servers of each cluster; `fixed` are those of the configuration, which may be asked, too.
+    pub(crate) fn servers(&self, config: &Config, fixed: &[SocketAddr]) -> BTreeMap<PathBuf, Servers> {
+        let sure = |cluster: &Cluster| cluster.known.source == Source::Api;
+        let own = if self.followed.values().all(sure) { Vec::new() } else { own_addresses(config) };
+        let servers = |(path, cluster): (&PathBuf, &Cluster)| {
+            let found = cluster.known.servers.clone();
+            let own = if sure(cluster) { Vec::new() } else { own.clone() };
+            let port = api_port(config);
+            let own_servers = own.iter().map(|ip| SocketAddr::new(*ip, port));
+            let sure: Vec<SocketAddr> = fixed.iter().copied().chain(own_servers).collect();
+            cluster.follower.ask(found.iter().copied().collect(), sure);
+            (path.clone(), Servers { found, own, trust: cluster.known.trust.clone() })
+        };
+        self.followed.iter().map(servers).collect()
+    }
+
+    /// What keeps a cluster's servers from being known, for people.
+    pub(crate) fn wrong(&self, kubeconfig: &Path) -> Vec<String> {
+        let Some(cluster) = self.followed.get(kubeconfig) else { return Vec::new() };
+        let trouble = match &cluster.known.trouble {
+            Some(State::Failing(why)) => Some(format!("backends cannot be discovered: {why}")),
+            Some(State::Waiting(_)) | None => None,
+        };
+        trouble.into_iter().chain(cluster.known.kept.clone()).collect()
+    }
+
+    /// Whether the cluster of a kubeconfig is followed.
+    pub(crate) fn follows(&self, kubeconfig: &Path) -> bool {
+        self.followed.contains_key(kubeconfig)
+    }
+
+    /// For `cplb status`: each cluster with what is known of it, and who answered last.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (&Path, &Known, Option<(SocketAddr, Instant)>)> {
+        self.followed.iter().map(|(path, it)| (path.as_path(), &it.known, it.follower.answered()))
+    }
+}
+
+impl Known {
+    fn from_disk(servers: Option<BTreeSet<SocketAddr>>) -> Self {
+        match servers {
+            Some(servers) => Self { servers, source: Source::Disk, ..Self::default() },
+            None => Self::default(),
+        }
+    }
+
+    fn hear(&mut self, report: Report, is_virtual: impl Fn(IpAddr) -> bool) {
+        let listed = match report {
+            Report::State(state) => {
+                self.trouble = Some(state);
+                return;
+            }
+            Report::Servers(listed, trust) => {
+                self.trust = Some(trust);
+                listed
+            }
+        };
+        self.trouble = None;
+        let real: BTreeSet<SocketAddr> =
+            listed.iter().copied().filter(|server| !is_virtual(server.ip())).collect();
+        self.kept = match (listed.len(), real.len()) {
+            (0, _) => Some("the API lists no server".to_owned()),
+            (_, 0) => Some(
+                "the API lists only virtual IPs, as k0s does with spec.api.externalAddress: let k0s's controllers run \
+                 with --disable-components=endpoint-reconciler, or remove externalAddress"
+                    .to_owned(),
+            ),
+            (_, many) if many > MOST_SERVERS => {
+                Some(format!("the API lists {many} servers, of which {MOST_SERVERS} are used"))
+            }
+            _ => None,
+        };
+        if !real.is_empty() {
+            self.servers = real.into_iter().take(MOST_SERVERS).collect();
+            self.source = Source::Api;
+        }
+    }
+
+    /// Logs what is new.
+    fn tell(&self, before: &Self, kubeconfig: &Path) {
+        let kubeconfig = kubeconfig.display();
+        if self.servers != before.servers {
+            tracing::info!(%kubeconfig, servers = ?self.servers, "API servers were discovered");
+        }
+        match (&self.trouble, &before.trouble) {
+            (now, former) if now == former => {}
+            (Some(State::Waiting(why)), _) => tracing::info!("discovery waits: {why}"),
+            (Some(State::Failing(why)), _) => tracing::warn!(%kubeconfig, "discovery fails: {why}"),
+            (None, _) => tracing::info!(%kubeconfig, "discovery works"),
+        }
+        if let Some(why) = self.kept.as_ref().filter(|_| self.kept != before.kept) {
+            tracing::warn!(%kubeconfig, "discovered servers: {why}");
+        }
+    }
+}
+
+/// The kubeconfigs by which a configuration has backends found.
+fn kubeconfigs(config: &Config) -> BTreeSet<PathBuf> {
+    if config.disable_load_balancer {
+        return BTreeSet::new();
+    }
+    let all = config.services.iter().map(|service| config.backends_of(service));
+    all.filter_map(|backends| backends.kubeconfig.clone()).collect()
+}
+
+/// The port of the API servers.
+fn api_port(config: &Config) -> u16 {
+    let name = blueprint::deciding_service(config);
+    let service = config.services.iter().find(|service| Some(service.name.as_str()) == name);
+    service.map_or(6443, |service| service.backend_port.number())
+}
+
+/// Addresses of this node at which its API server may listen, the most likely ones first.
+fn own_addresses(config: &Config) -> Vec<IpAddr> {
+    let ip = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    for interface in getifaddrs().into_iter().flatten() {
+        let flags = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST | InterfaceFlags::IFF_NOARP;
+        let on_a_network = interface.flags & flags == InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST;
+        let Some(ip) = interface.address.and_then(ip).filter(|_| on_a_network) else { continue };
+        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !link_local && !config.is_virtual_ip(ip) && !all.contains(&ip) && all.len() < MOST_OWN {
+            all.push(ip);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_proxy::health::{Credentials, Names};
+
+    use super::*;
+
+    fn servers(hosts: &[u8]) -> BTreeSet<SocketAddr> {
+        hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443))).collect()
+    }
+
+    fn is_virtual(ip: IpAddr) -> bool {
+        ip == IpAddr::from([10, 0, 0, 100])
+    }
+
+    fn trust() -> Trust {
+        let authority = testbed::api::Authority::new("cluster").unwrap();
+        Trust::new([authority.der()], Names::AnyOf(Vec::new()), Credentials::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_good_stays_until_there_is_something_better() {
+        let mut known = Known::from_disk(Some(servers(&[11, 12])));
+        known.hear(Report::State(State::Failing("refused".into())), is_virtual);
+        assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, true));
+        known.hear(Report::Servers(servers(&[100]), trust()), is_virtual);
+        assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, false));
+        assert!(known.kept.as_ref().unwrap().contains("only virtual IPs"));
+        known.hear(Report::Servers(servers(&[11, 100, 13]), trust()), is_virtual);
+        assert_eq!((known.source, &known.servers, &known.kept), (Source::Api, &servers(&[11, 13]), &None));
+        known.hear(Report::Servers(BTreeSet::new(), trust()), is_virtual);
+        assert_eq!((known.source, &known.servers), (Source::Api, &servers(&[11, 13])));
+        assert!(known.kept.is_some());
+    }
+
+    #[test]
+    fn a_list_without_end_has_one() {
+        let mut known = Known::default();
+        let many = (0..10_000u32).map(|n| SocketAddr::from(((0x0a01_0000 + n).to_be_bytes(), 6443)));
+        known.hear(Report::Servers(many.collect(), trust()), is_virtual);
+        assert_eq!(known.servers.len(), MOST_SERVERS);
+        assert!(known.kept.unwrap().contains("10000 servers, of which 256"));
+    }
+
+    #[test]
+    fn this_node_has_addresses_to_try() {
+        let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  backends: {static: [10.0.0.11]}\n";
+        let config = cplb_config::load(text, "f.yaml").unwrap().config;
+        let own = own_addresses(&config);
+        assert_eq!(own[..2], [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
+        assert!(own.len() <= MOST_OWN);
+    }
+}

@@ -1,0 +1,163 @@
+//! The last good set of servers on disk, for a boot without an API.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use netlink_vip::files::{self, Loaded, Outlives};
+use serde::{Deserialize, Serialize};
+
+/// Its name in the state directory.
+pub(crate) const FILE: &str = "backends.json";
+
+/// What is known of the clusters that were asked, by the path of the kubeconfig.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    clusters: Vec<Cluster>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Cluster {
+    kubeconfig: PathBuf,
+    servers: BTreeSet<SocketAddr>,
+}
+
+/// The file. What is wrong with it costs nothing but what it knew.
+#[derive(Debug)]
+pub(crate) struct Store {
+    path: PathBuf,
+    content: Content,
+    /// Whether the file says what the content is.
+    is_saved: bool,
+}
+
+impl Store {
+    /// Reads the file; what is wrong with one that cannot be read comes with it.
+    pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
+        let path = state_dir.join(FILE);
+        let (content, wrong) = match files::load_as::<Content>(&path, Outlives::Boot) {
+            Ok(Loaded::Content(content)) => (content, None),
+            Ok(Loaded::Nothing) => (Content::default(), None),
+            Ok(Loaded::Unreadable(why)) => (Content::default(), Some(why)),
+            Err(error) => (Content::default(), Some(error.to_string())),
+        };
+        (Self { path, content, is_saved: true }, wrong)
+    }
+
+    /// The servers of a cluster.
+    pub(crate) fn servers(&self, kubeconfig: &Path) -> Option<&BTreeSet<SocketAddr>> {
+        let mut clusters = self.content.clusters.iter();
+        clusters.find(|cluster| cluster.kubeconfig == kubeconfig).map(|cluster| &cluster.servers)
+    }
+
+    /// The servers of all clusters but some; none if there are none.
+    pub(crate) fn servers_besides(&self, known: impl Fn(&Path) -> bool) -> Option<BTreeSet<SocketAddr>> {
+        let others = self.content.clusters.iter().filter(|cluster| !known(&cluster.kubeconfig));
+        let servers: BTreeSet<SocketAddr> = others.flat_map(|cluster| &cluster.servers).copied().collect();
+        (!servers.is_empty()).then_some(servers)
+    }
+
+    /// Keeps the servers of a cluster, also if they cannot be written down: then with the next change, or when this is
+    /// called again.
+    ///
+    /// # Errors
+    /// Why they are not on disk.
+    pub(crate) fn keep(&mut self, kubeconfig: &Path, servers: &BTreeSet<SocketAddr>) -> io::Result<()> {
+        if self.servers(kubeconfig) != Some(servers) {
+            self.content.clusters.retain(|cluster| cluster.kubeconfig != kubeconfig);
+            let cluster = Cluster { kubeconfig: kubeconfig.to_owned(), servers: servers.clone() };
+            self.content.clusters.push(cluster);
+            self.is_saved = false;
+        }
+        self.save().map(drop)
+    }
+
+    /// Forgets clusters that nobody asks any more.
+    ///
+    /// # Errors
+    /// As [`Store::keep`].
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&Path) -> bool) -> io::Result<()> {
+        let before = self.content.clusters.len();
+        self.content.clusters.retain(|cluster| wanted(&cluster.kubeconfig));
+        self.is_saved &= self.content.clusters.len() == before;
+        self.save().map(drop)
+    }
+
+    /// Writes down what is not on disk. Whether there was any.
+    ///
+    /// # Errors
+    /// As [`Store::keep`].
+    pub(crate) fn save(&mut self) -> io::Result<bool> {
+        if self.is_saved {
+            return Ok(false);
+        }
+        if self.content == Content::default() {
+            files::remove(&self.path)?;
+        } else {
+            files::store(&self.path, &self.content)?;
+        }
+        self.is_saved = true;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn servers(text: &[&str]) -> BTreeSet<SocketAddr> {
+        text.iter().map(|server| server.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_was_good_is_known_after_a_restart_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (Path::new("/a.conf"), Path::new("/b.conf"));
+        let (mut store, wrong) = Store::open(directory.path());
+        assert!(wrong.is_none() && store.servers(a).is_none());
+        let good = servers(&["10.0.0.11:6443", "[fd00::12]:6443"]);
+        store.keep(a, &good).unwrap();
+        store.keep(b, &servers(&["10.1.0.1:6443"])).unwrap();
+        let mode = std::fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let (mut store, _) = Store::open(directory.path());
+        assert_eq!(store.servers(a), Some(&good));
+        assert_eq!(store.servers_besides(|path| path == b), Some(good));
+        assert_eq!(store.servers_besides(|_| true), None);
+        store.retain(|path| path == a).unwrap();
+        assert_eq!(Store::open(directory.path()).0.servers(b), None);
+        store.retain(|_| false).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_broken_file_is_said_and_a_boot_without_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(FILE);
+        let later = r#"{"version": 2, "boot_id": "", "content": {"clusters": []}}"#;
+        let wrong = r#"{"version": 1, "boot_id": "", "content": {"clusters": [{"kubeconfig": 1}]}}"#;
+        for broken in ["", "{", "\u{0}", later, wrong, &later[..20]] {
+            std::fs::write(&file, broken).unwrap();
+            let (mut store, said) = Store::open(directory.path());
+            assert!(said.is_some() && store.servers(Path::new("/a.conf")).is_none(), "{broken}");
+            store.keep(Path::new("/a.conf"), &servers(&["10.0.0.11:6443"])).unwrap();
+            assert!(Store::open(directory.path()).1.is_none());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_known_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        let (mut store, _) = Store::open(&missing);
+        let good = servers(&["10.0.0.11:6443"]);
+        assert!(store.keep(Path::new("/a.conf"), &good).is_err());
+        assert_eq!(store.servers(Path::new("/a.conf")), Some(&good));
+        std::fs::create_dir(&missing).unwrap();
+        assert!(store.save().unwrap() && !store.save().unwrap());
+        assert!(missing.join(FILE).exists());
+    }
+}

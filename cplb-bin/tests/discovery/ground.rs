@@ -1,0 +1,159 @@
+//! Daemons that discover, and what there is to discover.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use testbed::api::{ApiCluster, ApiServer, Authority, Credential, Identity, Validity, kubeconfig};
+use testbed::{Backend, Lan, LanBuilder, Probe};
+
+use crate::support::{Cluster, PORT, Plan};
+
+/// Where the API tells of servers. What clients are balanced over answers on another port, and tells who it is.
+pub(super) const API: u16 = 16443;
+
+/// Daemons that discover, an API for them, and API servers to balance over.
+pub(super) struct Scene {
+    pub(super) cluster: Cluster,
+    pub(super) authority: Authority,
+    client: Identity,
+    pub(super) api: Option<ApiServer>,
+    pub(super) listed: ApiCluster,
+}
+
+impl Scene {
+    /// Nothing runs yet.
+    pub(super) fn new() -> Self {
+        Self::on(Lan::builder())
+    }
+
+    pub(super) fn on(lan: LanBuilder) -> Self {
+        // The file is named before it exists; the directory is known only when the LAN is there.
+        let mut cluster = Cluster::build(lan, Plan::v3("300ms"));
+        cluster.backends.clear();
+        let file = cluster.lan.directory().join("admin.conf");
+        let kubernetes = format!("backends: {{kubernetes: {{kubeconfig: {}}}}}", file.display());
+        cluster.plan = cluster.plan.clone().spec(kubernetes);
+        let authority = Authority::new("cluster").expect("an authority");
+        let client = authority.client("cplb", Validity::Now).expect("a certificate");
+        Self { cluster, authority, client, api: None, listed: ApiCluster::new(&[]) }
+    }
+
+    /// Everything runs, and every daemon knows all servers.
+    pub(super) fn complete() -> Self {
+        let mut scene = Self::new();
+        scene.start_nodes(&[0, 1, 2]);
+        scene
+    }
+
+    /// Starts the servers, the API and the daemons of some nodes.
+    pub(super) fn start_nodes(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.serve(*node));
+        self.list(nodes);
+        self.start_api();
+        for node in nodes {
+            let command = self.cluster.command(*node);
+            self.cluster.launch(*node, command);
+        }
+        self.cluster.wait_until_settled();
+        nodes.iter().for_each(|node| self.wait_for(*node, "api", nodes));
+    }
+
+    pub(super) fn file(&self) -> PathBuf {
+        self.cluster.lan.directory().join("admin.conf")
+    }
+
+    pub(super) fn server(&self, node: usize) -> SocketAddr {
+        SocketAddr::new(self.cluster.node(node).v4().into(), PORT)
+    }
+
+    /// Starts the API server of a node.
+    pub(super) fn serve(&mut self, node: usize) {
+        let name = format!("api-{}", self.cluster.node(node).name());
+        let identity = self.authority.server(&["kubernetes"], Validity::Now).expect("a certificate");
+        let backend = Backend::certified(self.cluster.node(node), &name, PORT, &self.authority, &identity);
+        self.cluster.backends.push(backend.expect("the API server starts"));
+    }
+
+    /// Starts an API server that is certified by whomever.
+    pub(super) fn serve_as(&mut self, node: usize, name: &str, authority: &Authority, identity: &Identity) {
+        let backend = Backend::certified(self.cluster.node(node), name, PORT, authority, identity);
+        let backend = backend.expect("the API server starts");
+        self.cluster.backends.push(backend);
+    }
+
+    /// Stops it.
+    pub(super) fn end(&mut self, node: usize) {
+        let name = format!("api-{}", self.cluster.node(node).name());
+        self.cluster.backends.retain(|backend| backend.name() != name);
+    }
+
+    pub(super) fn list(&self, nodes: &[usize]) {
+        self.listed.set_servers(&nodes.iter().map(|node| self.server(*node)).collect::<Vec<_>>());
+    }
+
+    /// Starts the API, and writes the kubeconfig that leads to it.
+    pub(super) fn start_api(&mut self) {
+        let node = self.cluster.node(0);
+        let address = SocketAddr::new(node.v4().into(), API);
+        let identity = self.authority.server(&["kubernetes"], Validity::Now).expect("a certificate");
+        let api = ApiServer::start_in(node, &self.listed, address, &self.authority, &identity);
+        self.api = Some(api.expect("the API starts"));
+        self.write_kubeconfig(&Credential::Certificate(&self.client));
+    }
+
+    /// Writes the kubeconfig of somebody.
+    pub(super) fn write_kubeconfig(&self, credential: &Credential<'_>) {
+        let address = SocketAddr::new(self.cluster.node(0).v4().into(), API);
+        let text = kubeconfig(address, &self.authority, credential);
+        std::fs::write(self.file(), text).expect("it is written");
+    }
+
+    /// What a daemon shows of an API server: its state, and the reason.
+    pub(super) fn backend(&self, daemon: usize, node: usize) -> (String, String) {
+        let (status, address) = (self.cluster.status(daemon), self.server(node).to_string());
+        let mut backends = status["services"][0]["backends"].as_array().into_iter().flatten();
+        let found = backends.find(|it| it["address"] == address.as_str());
+        let text = |field: &str| found.and_then(|it| it[field].as_str()).unwrap_or_default().to_owned();
+        (text("state"), text("reason"))
+    }
+
+    /// The API server of a node.
+    pub(super) fn api_server(&self, node: usize) -> &Backend {
+        let name = format!("api-{}", self.cluster.node(node).name());
+        self.cluster.backends.iter().find(|backend| backend.name() == name).expect("it runs")
+    }
+
+    /// Waits until a daemon knows exactly the servers of these nodes.
+    pub(super) fn wait_for(&self, node: usize, source: &str, nodes: &[usize]) {
+        let wanted: BTreeSet<String> = nodes.iter().map(|node| self.server(*node).to_string()).collect();
+        self.cluster.wait(&format!("node {node} knows {wanted:?} from {source}"), || {
+            let status = self.cluster.status(node);
+            let found = &status["discovery"][0];
+            let known: BTreeSet<String> = found["servers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|it| it.as_str().map(str::to_owned))
+                .collect();
+            found["source"] == source && known == wanted
+        });
+    }
+
+    pub(super) fn probe(&self) -> Probe {
+        let probe = Probe::to(self.cluster.address()).every(Duration::from_millis(10));
+        probe.start(self.cluster.client()).expect("the probe starts")
+    }
+
+    /// Waits until requests are answered by the API servers of exactly these nodes.
+    pub(super) fn served_by(&self, probe: &Probe, nodes: &[usize]) {
+        let wanted: BTreeSet<String> =
+            nodes.iter().map(|node| format!("api-{}", self.cluster.node(*node).name())).collect();
+        self.cluster.wait(&format!("requests are answered by {wanted:?}"), || {
+            let since =
+                Instant::now().checked_sub(Duration::from_millis(500)).expect("it is later than that");
+            probe.report().served_by_since(since).into_keys().collect::<BTreeSet<_>>() == wanted
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! Servers that prove who they are, and tell strangers nothing.
+
+use testbed::api::{Authority, Credential, Validity};
+use testbed::{Readiness, Signal};
+
+use super::ground::Scene;
+
+pub(crate) fn by_certificate() {
+    let mut scene = Scene::new();
+    // As long as no kubeconfig says who the servers are, this one is only known to be alive.
+    scene.serve(0);
+    scene.cluster.start_all();
+    let alive = ("up".to_owned(), "up-readiness-unknown".to_owned());
+    scene.cluster.wait("it is alive", || scene.backend(0, 0) == alive);
+    scene.serve(1);
+    scene.serve(2);
+    scene.list(&[0, 1, 2]);
+    scene.start_api();
+    readiness_is_known(&scene);
+}
+
+/// Every daemon is told by every server whether it is ready.
+fn readiness_is_known(scene: &Scene) {
+    for daemon in 0..3 {
+        for node in 0..3 {
+            scene.cluster.wait("it is ready", || scene.backend(daemon, node) == ("up".into(), String::new()));
+        }
+    }
+    scene.api_server(1).set_readiness(Readiness::Status(503));
+    for daemon in 0..3 {
+        let down = ("down".to_owned(), "answered with HTTP status 503".to_owned());
+        scene.cluster.wait("it is not ready", || scene.backend(daemon, 1) == down);
+    }
+    let probe = scene.probe();
+    scene.served_by(&probe, &[0, 2]);
+    scene.api_server(1).set_readiness(Readiness::Leaving);
+    scene.cluster.wait("it shuts down", || scene.backend(0, 1).0 != "up");
+    scene.api_server(1).set_readiness(Readiness::Status(200));
+    scene.served_by(&probe, &[0, 1, 2]);
+}
+
+/// As README's commands make it: it may list and watch the slices, and ask for readiness.
+pub(crate) fn by_token() {
+    const TOKEN: &str = "a.service.account";
+    let mut scene = Scene::new();
+    scene.listed.set_token(TOKEN);
+    for node in 0..3 {
+        scene.serve(node);
+    }
+    scene.list(&[0, 1, 2]);
+    scene.start_api();
+    scene.write_kubeconfig(&Credential::Token(TOKEN));
+    scene.cluster.start_all();
+    scene.cluster.wait_until_settled();
+    for node in 0..3 {
+        scene.wait_for(node, "api", &[0, 1, 2]);
+        // The servers here know certificates only: they are alive, and say no more to a token.
+        scene.cluster.wait("it is alive", || {
+            scene.backend(node, 0) == ("up".to_owned(), "up-readiness-unknown".to_owned())
+        });
+        let log = scene.cluster.daemon(node).log().text();
+        let shown = format!("{log}{}", scene.cluster.status(node));
+        scene.cluster.check(!shown.contains(TOKEN), || "the token is shown".to_owned());
+        let state =
+            std::fs::metadata(scene.cluster.state_dir(node).join("backends.json")).expect("it is there");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&state.permissions()) & 0o777;
+        scene.cluster.check(mode == 0o600, || format!("{mode:o}"));
+    }
+}
+
+pub(crate) fn impostor() {
+    let mut scene = Scene::complete();
+    let probe = scene.probe();
+    let stranger = Authority::new("another").expect("an authority");
+    let forged = stranger.server(&["kubernetes"], Validity::Now).expect("a certificate");
+    let expired = scene.authority.server(&["kubernetes"], Validity::Expired).expect("a certificate");
+    scene.end(1);
+    scene.serve_as(1, "impostor", &stranger, &forged);
+    let authority = Authority::new("unused").expect("an authority");
+    scene.end(2);
+    scene.serve_as(2, "expired", &authority, &expired);
+    for daemon in 0..3 {
+        for (node, why) in [(1, "UnknownIssuer"), (2, "expired")] {
+            scene.cluster.wait("it is found out", || {
+                let (state, reason) = scene.backend(daemon, node);
+                state == "down"
+                    && reason.starts_with("its certificate is not accepted")
+                    && reason.contains(why)
+            });
+        }
+    }
+    scene.served_by(&probe, &[0]);
+    // Nothing is lost: who comes back as who it was is served again.
+    scene.cluster.backends.retain(|backend| !["impostor", "expired"].contains(&backend.name()));
+    scene.serve(1);
+    scene.serve(2);
+    scene.served_by(&probe, &[0, 1, 2]);
+    scene.cluster.signal(0, Signal::SIGTERM);
+}
