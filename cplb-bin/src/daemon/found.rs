@@ -160,8 +160,9 @@ impl Clusters {
             return;
         }
         known.tell(&before, &path);
+        let is_news = (before.source, &before.servers) != (known.source, &known.servers);
         if known.source == Source::Api
-            && before.servers != known.servers
+            && is_news
             && let Err(error) = self.store.keep(&path, &known.servers)
         {
             tracing::warn!(%error, "the backends that were discovered are not on disk for the next boot");
@@ -180,8 +181,8 @@ impl Clusters {
             let own = if sure(cluster) { Vec::new() } else { own.clone() };
             let port = api_port(config);
             let own_servers = own.iter().map(|ip| SocketAddr::new(*ip, port));
-            let sure: Vec<SocketAddr> = fixed.iter().copied().chain(own_servers).collect();
-            cluster.follower.ask(found.iter().copied().collect(), sure);
+            let others = fixed.iter().copied().chain(own_servers).collect();
+            cluster.follower.ask(found.iter().copied().collect(), others);
             (path.clone(), Servers { found, own, trust: cluster.known.trust.clone() })
         };
         self.followed.iter().map(servers).collect()

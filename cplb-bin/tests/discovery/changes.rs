@@ -67,8 +67,11 @@ pub(crate) fn other_kubeconfig() {
     probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
     let since = Instant::now();
     let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("it is there");
-    let wrong = right.replace("admin.conf", "amdin.conf");
-    for (text, name, source) in [(wrong, "amdin.conf", "disk"), (right, "admin.conf", "api")] {
+    let (wrong, moved) =
+        (right.replace("admin.conf", "amdin.conf"), right.replace("admin.conf", "moved.conf"));
+    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("it is copied");
+    let steps = [(wrong, "amdin.conf", "disk"), (right, "admin.conf", "api"), (moved, "moved.conf", "api")];
+    for (text, name, source) in steps {
         for node in 0..scene.cluster.len() {
             std::fs::write(scene.cluster.config_file(node), &text).expect("it is written");
             scene.cluster.signal(node, Signal::SIGHUP);
@@ -82,6 +85,10 @@ pub(crate) fn other_kubeconfig() {
         }
         scene.served_by(&probe, &[0, 1, 2]);
     }
+    let saved = std::fs::read_to_string(scene.cluster.state_dir(0).join("backends.json"));
+    let saved = saved.expect("it is there");
+    let right = saved.contains("moved.conf") && !saved.contains("admin.conf");
+    scene.cluster.check(right && saved.contains(&scene.server(2).to_string()), || saved.clone());
     let failures = probe.stop().failures_since(since);
     scene.cluster.check(failures.is_empty(), || format!("{failures:?}"));
 }
