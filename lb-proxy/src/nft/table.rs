@@ -79,6 +79,9 @@ impl fmt::Display for TableName {
 /// the same address, wherever and only while that address is local. And while it is not, nothing leaves the node in
 /// its name: the kernel's own IPv6 goes on sending for sockets whose address is gone.
 ///
+/// Where no proxy listens, the kernel does not refuse: a daemon that crashed leaves its table behind, and the client's
+/// next SYN, a second later, meets the next holder of the address, or the daemon's successor.
+///
 /// The address is kept (`dnat to :PORT`), because `redirect` would rewrite it to the first address of the
 /// arrival interface, and drop the packet where there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -149,6 +152,9 @@ impl Table {
         }
         for family in [Family::V4, Family::V6] {
             batch.add(self.rule(GUARD, silence(family)));
+            for bind_port in self.bind_ports() {
+                batch.add(self.rule(GUARD, patience(family, bind_port)));
+            }
         }
         self.direct(&mut batch);
         batch
@@ -188,6 +194,10 @@ impl Table {
         }
     }
 
+    fn bind_ports(&self) -> BTreeSet<NonZeroU16> {
+        self.redirects.values().copied().collect()
+    }
+
     fn refusals(&self) -> impl Iterator<Item = Vec<Statement<'_>>> {
         self.directors.iter().filter_map(Director::refusal)
     }
@@ -211,7 +221,9 @@ impl Table {
             1 + optional.into_iter().filter(|there| *there).count()
         };
         let directing: usize = self.directors.iter().map(directing).sum();
-        usize::from(self.mark.is_some()) + 4 * self.redirects.len() + 2 + directing + self.refusals().count()
+        let guarding = 2 + 2 * self.bind_ports().len();
+        let redirecting = 4 * self.redirects.len();
+        usize::from(self.mark.is_some()) + redirecting + guarding + directing + self.refusals().count()
     }
 
     /// How many addresses both sets hold together.
@@ -298,6 +310,27 @@ fn silence<'a>(family: Family) -> Vec<Statement<'a>> {
             left: Expression::Named(address_type(FibFlag::Saddr)),
             right: text("local".to_owned()),
             op: Operator::NEQ,
+        }),
+        Statement::Drop(None),
+    ]
+}
+
+/// Drops the kernel's answer to a SYN for which no proxy listens: a RST with ACK and the sequence number 0 (RFC 9293
+/// section 3.10.7.1). Whoever listens never sends that.
+fn patience<'a>(family: Family, bind_port: NonZeroU16) -> Vec<Statement<'a>> {
+    /// FIN, SYN, RST and ACK (RFC 9293 section 3.1).
+    const LOOKED_AT: u32 = 0x17;
+    const RST_ACK: u32 = 0x14;
+    let flags = Expression::Named(field("tcp", "flags"));
+    let masked = BinaryOperation::AND(flags, Expression::Number(LOOKED_AT));
+    vec![
+        equals(field(family.protocol(), "saddr"), text(family.set_reference())),
+        equals(field("tcp", "sport"), Expression::Number(u32::from(bind_port.get()))),
+        equals(field("tcp", "sequence"), Expression::Number(0)),
+        Statement::Match(Match {
+            left: Expression::BinaryOperation(Box::new(masked)),
+            right: Expression::Number(RST_ACK),
+            op: Operator::EQ,
         }),
         Statement::Drop(None),
     ]

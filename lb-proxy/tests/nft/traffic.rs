@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("an_interface_without_addresses_works", an_interface_without_addresses_works),
     ("a_vip_on_another_host_is_left_alone", a_vip_on_another_host_is_left_alone),
     ("a_vip_that_is_gone_says_nothing", a_vip_that_is_gone_says_nothing),
+    ("a_proxy_that_is_not_there_refuses_nobody", a_proxy_that_is_not_there_refuses_nobody),
     ("marked_connections_are_not_redirected", marked_connections_are_not_redirected),
     ("kube_proxys_rules_leave_marked_connections_alone", kube_proxys_rules_leave_marked_connections_alone),
     ("services_have_ports_of_their_own", services_have_ports_of_their_own),
@@ -71,6 +72,38 @@ fn the_node_itself_reaches_the_proxy_through_the_vip() {
         assert_eq!(accepted_at(&proxy), at(6444, vip));
     }
     assert!(TcpStream::connect(("10.0.0.1", 6443)).is_err());
+}
+
+/// A client that asks again meets the next one.
+fn a_proxy_that_is_not_there_refuses_nobody() {
+    const SHORT: Duration = Duration::from_millis(300);
+    let client = node_and_client();
+    add_address("10.0.0.100/32", "lan");
+    add_address("fd00::100/128", "lan");
+    apply(&table());
+    let ask = |to: SocketAddr| TcpStream::connect_timeout(&to, SHORT).expect_err("nobody listens").kind();
+    for vip in [VIP4, VIP6] {
+        assert_eq!(client.run(move || ask(vip)), std::io::ErrorKind::TimedOut, "{vip}");
+        assert_eq!(ask(vip), std::io::ErrorKind::TimedOut, "{vip}, from the node itself");
+    }
+    // Other addresses of the node refuse as ever.
+    assert_eq!(ask(([10, 0, 0, 1], 6444).into()), std::io::ErrorKind::ConnectionRefused);
+    for vip in [VIP4, VIP6] {
+        std::thread::scope(|scope| {
+            let patient = move || TcpStream::connect_timeout(&vip, Duration::from_secs(8));
+            let client = &client;
+            let asks = scope.spawn(move || client.run(patient));
+            std::thread::sleep(SHORT);
+            let proxy = listen(6444);
+            let mut stream = asks.join().unwrap().expect("the second SYN is heard");
+            // Refusals of the proxy itself arrive.
+            let (accepted, _) = proxy.accept().unwrap();
+            socket2::SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(accepted);
+            let refused = stream.read(&mut [0]).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset, "{vip}");
+        });
+    }
 }
 
 fn another_host_reaches_the_proxy_through_the_vip() {
