@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Where the daemon answers `cplb status` unless told otherwise.
@@ -57,8 +58,10 @@ pub(crate) struct BackendArgs {
     /// A backend in addition to those of the configuration: an address or a name, with or without :PORT (repeatable)
     #[arg(long = "backend", value_name = "ADDR")]
     pub(crate) backends: Vec<cplb_config::Backend>,
-    /// Find the API servers through the Kubernetes API with this kubeconfig, which may come later
-    #[arg(long, value_name = "FILE", env = "CPLB_KUBECONFIG")]
+    /// Find the API servers through the Kubernetes API with this kubeconfig, which may come later [default: with a
+    /// k0s.yaml or k0sctl.yaml k0s's own, /var/lib/k0s/pki/admin.conf]
+    // An environment file may leave it empty.
+    #[arg(long, value_name = "FILE", env = "CPLB_KUBECONFIG", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 

@@ -28,21 +28,21 @@ pub(crate) fn refusal(errors: &Errors) -> Failure {
 }
 
 /// Adds the backends and the kubeconfig of the command line, and tells which are left out and why: they would make the
-/// proxy talk to itself, or nothing would use them. Where nobody names a server they are found as k0s itself does.
+/// proxy talk to itself, or nothing would use them. Beside k0s the API itself is asked as well, with k0s's own kubeconfig.
 pub(crate) fn add_backends(loaded: &mut Loaded, backends: &BackendArgs) -> Vec<String> {
     let add = |backend: &Backend| {
         let refused = loaded.config.add_backend(backend.clone()).err()?;
         Some(format!("--backend {backend} is ignored: {refused}"))
     };
     let mut ignored: Vec<String> = backends.backends.iter().filter_map(add).collect();
-    if let Some(path) = &backends.kubeconfig {
+    if let Some(path) = backends.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         // Another directory may be the current one when it is read again.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         if let Err(refused) = loaded.config.set_kubeconfig(absolute) {
             ignored.push(format!("--kubeconfig {} is ignored: {refused}", path.display()));
         }
     }
-    if loaded.document.format != Format::Native && loaded.config.backends.is_empty() {
+    if loaded.document.format != Format::Native && loaded.config.backends.kubeconfig.is_none() {
         // Unused, if it has no load balancer.
         let _ = loaded.config.set_kubeconfig(K0S_KUBECONFIG.into());
     }

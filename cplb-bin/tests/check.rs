@@ -431,7 +431,7 @@ fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
     };
     let alone = check(&[]);
     assert!(alone.out.contains(FOUND) && !alone.err.contains("backend"), "{} {}", alone.out, alone.err);
-    assert!(!check(&["--backend", "10.0.0.11"]).out.contains("admin.conf"), "the command line is enough");
+    assert!(check(&["--backend", "10.0.0.11"]).out.contains(FOUND), "beside what is listed");
     let elsewhere = check(&["--kubeconfig", "/etc/cplb/kubeconfig"]);
     assert!(elsewhere.out.contains("kubeconfig: /etc/cplb/kubeconfig\n"), "{}", elsewhere.out);
     let native = check_text(&format!("{NATIVE}  vrrpInstances: [{{virtualIPs: [10.0.0.100/24]}}]\n"));

@@ -11,6 +11,8 @@ use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 
+use crate::read::API_SERVICE;
+
 /// What the daemon is to do. Every default is filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -196,14 +198,17 @@ impl Service {
     /// may be used for it, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
     #[must_use]
     pub fn is_konnectivity(&self) -> bool {
-        is_konnectivity(&self.name, Some(self.backend_port))
+        let own =
+            self.backends.iter().flat_map(|backends| &backends.fixed).filter_map(|backend| backend.port);
+        is_konnectivity(&self.name, own.chain([self.backend_port]))
     }
 }
 
-pub(crate) fn is_konnectivity(name: &str, server_port: Option<Port>) -> bool {
+pub(crate) fn is_konnectivity(name: &str, server_ports: impl IntoIterator<Item = Port>) -> bool {
     /// Where konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
-    const AGENT_PORT: Option<Port> = Port::new(8132);
-    name.to_ascii_lowercase().contains("konnectivity") || server_port == AGENT_PORT
+    const AGENT_PORT: u16 = 8132;
+    let mut ports = server_ports.into_iter();
+    name.to_ascii_lowercase().contains("konnectivity") || ports.any(|port| port.number() == AGENT_PORT)
 }
 
 /// Where servers are known from.
@@ -321,6 +326,15 @@ impl Config {
     #[must_use]
     pub fn is_virtual_ip(&self, ip: IpAddr) -> bool {
         self.virtual_ips().any(|vip| vip == ip.to_canonical())
+    }
+
+    /// The service of the API servers: that of the name `kube-apiserver`, or the only one if that is not konnectivity's.
+    #[must_use]
+    pub fn api_service(&self) -> Option<&Service> {
+        match self.services.as_slice() {
+            [only] => Some(only).filter(|service| !service.is_konnectivity()),
+            all => all.iter().find(|service| service.name == API_SERVICE),
+        }
     }
 
     /// The servers of `service`.

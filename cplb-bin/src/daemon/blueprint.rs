@@ -112,10 +112,8 @@ pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service>
 
 /// Servers of the API that the configuration gives.
 pub(crate) fn fixed(config: &Config, names: &Names) -> Vec<SocketAddr> {
-    let service = deciding_service(config);
-    let service = config.services.iter().find(|found| Some(found.name.as_str()) == service);
     let without = names.with(std::collections::BTreeMap::new());
-    let backends = service.map(|service| balanced(config, service, &without).backends);
+    let backends = config.api_service().map(|service| balanced(config, service, &without).backends);
     backends.into_iter().flatten().map(|backend| backend.addr).collect()
 }
 
@@ -145,7 +143,7 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
     let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
-    if deciding_service(config) == Some(service.name.as_str()) {
+    if is_api(config, service) {
         let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
         let servers = kubeconfig.and_then(|path| names.discovered(path));
         // Until a server has proved itself by it, the kubeconfig may be of another cluster.
@@ -154,13 +152,16 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
     balanced
 }
 
+fn is_api(config: &Config, service: &cplb_config::Service) -> bool {
+    config.api_service().is_some_and(|api| api.name == service.name)
+}
+
 /// The servers of a service that were discovered, and where they may be until then. Clients of the API itself use the
 /// port that it says, unless the configuration says another; the other services run on the same nodes.
 fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<SocketAddr> {
     let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
     let Some(servers) = kubeconfig.and_then(|path| names.discovered(path)) else { return Vec::new() };
-    let is_api = deciding_service(config) == Some(service.name.as_str());
-    let own_port = is_api && service.backend_port == service.port;
+    let own_port = is_api(config, service) && service.backend_port == service.port;
     let port = service.backend_port.number();
     let found = servers.found.iter().map(|server| match own_port {
         true => *server,

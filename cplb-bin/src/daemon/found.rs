@@ -18,7 +18,6 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::discovery::{Follower, Report, State, Store};
 
-use super::blueprint;
 use super::link::Event;
 
 /// More servers than any control plane has; checking them all would load the network.
@@ -183,6 +182,8 @@ impl Clusters {
             let own_servers = own.iter().map(|ip| SocketAddr::new(*ip, port));
             let others = fixed.iter().copied().chain(own_servers).collect();
             cluster.follower.ask(found.iter().copied().collect(), others);
+            // Clients are better off with servers that somebody has listed.
+            let own = if fixed.is_empty() { own } else { Vec::new() };
             (path.clone(), Servers { found, own, trust: cluster.known.trust.clone() })
         };
         self.followed.iter().map(servers).collect()
@@ -278,9 +279,7 @@ fn kubeconfigs(config: &Config) -> BTreeSet<PathBuf> {
 
 /// The port of the API servers.
 fn api_port(config: &Config) -> u16 {
-    let name = blueprint::deciding_service(config);
-    let service = config.services.iter().find(|service| Some(service.name.as_str()) == name);
-    service.map_or(6443, |service| service.backend_port.number())
+    config.api_service().map_or(6443, |service| service.backend_port.number())
 }
 
 /// Addresses of this node at which its API server may listen, the most likely ones first.

@@ -55,6 +55,10 @@ fn read(
         .and_then(|api| api.field("port"))
         .filter(|field| !field.is_zero())
         .map_or(API_PORT, |field| field.integer(1..=u16::MAX).and_then(Port::new));
+    let api_address = api
+        .as_ref()
+        .and_then(|api| api.field("address"))
+        .and_then(|field| Some(Placed::new(field.child.text()?.parse().ok()?, &field)));
     let external_address = api
         .as_ref()
         .and_then(|api| api.field("externalAddress"))
@@ -69,6 +73,7 @@ fn read(
         format,
         at,
         api_port,
+        api_address,
         external_address,
         endpoint_reconciler_disabled: controllers.endpoint_reconciler_disabled,
         controllers: controllers.backends,

@@ -23,6 +23,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     finish(table, Dialect::Native);
     let spec = spec?;
     let around = Surroundings {
+        api_address: None,
         format: Format::Native,
         at: spec.key,
         api_port: API_PORT,

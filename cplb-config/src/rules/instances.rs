@@ -69,18 +69,30 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
     }
 }
 
-pub(super) fn check_external_address(around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+pub(super) fn check_addresses(around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+    // What binds the API server to one address has a rule of its own.
+    let own = around.api_address.as_ref().filter(|_| around.bound_server.is_none());
+    if let Some(address) = own.filter(|address| is_vip(vips, address.value)) {
+        let message = format!(
+            "spec.api.address is the virtual IP {}: k0s takes it for this node's own, on every node that has this file",
+            address.value
+        );
+        let help = "write this controller's own address, and the virtual IP under spec.api.sans";
+        out.warn(&address.path, address.at, Finding::new("api-address-vip", message, help));
+    }
     let Some(external) = &around.external_address else {
         return;
     };
-    let Ok(ip) = external.value.parse::<IpAddr>() else {
-        return;
-    };
-    if !is_vip(vips, ip) || around.endpoint_reconciler_disabled {
+    if around.endpoint_reconciler_disabled {
         return;
     }
-    let message = "externalAddress is a virtual IP: k0s's endpoint reconciler then publishes only this address as the \
-                   endpoint of the API server";
+    let what = match external.value.parse::<IpAddr>() {
+        Ok(ip) if is_vip(vips, ip) => "externalAddress is a virtual IP".to_owned(),
+        _ => "an externalAddress is given".to_owned(),
+    };
+    let message = format!(
+        "{what}: k0s's endpoint reconciler then publishes only this address as the endpoint of the API server"
+    );
     let help = "run every controller with --disable-components=endpoint-reconciler, or list the address under \
                 spec.api.sans instead";
     out.warn(&external.path, external.at, Finding::new("external-address-vip", message, help));

@@ -16,12 +16,8 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
     if section.disable_load_balancer {
         return;
     }
-    let is_it = |draft: &&ServiceDraft| {
-        let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
-        is_konnectivity(name, server_port(draft))
-    };
-    let Some(service) = drafts.iter().find(is_it) else { return };
-    for draft in drafts.iter().filter(is_it) {
+    let Some(service) = drafts.iter().find(|draft| is_it(draft)) else { return };
+    for draft in drafts.iter().filter(|draft| is_it(draft)) {
         if common.balance_of(draft) == Some(Balance::SourceHash) {
             let message = format!("sourceHash leads each client to one server for ever, but {WHY}");
             let help = "write `balance: roundRobin` for this service";
@@ -49,6 +45,13 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
             out.report(Severity::Advice, &placed.path, Some(placed.at), finding);
         }
     }
+}
+
+/// Whether the service is konnectivity's.
+pub(super) fn is_it(draft: &ServiceDraft) -> bool {
+    let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
+    let own = draft.backends.iter().flat_map(|backends| &backends.fixed);
+    is_konnectivity(name, own.filter_map(|backend| backend.value.port).chain(server_port(draft)))
 }
 
 /// By the client's address, or by that of the service, which all clients share.

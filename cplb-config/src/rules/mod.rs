@@ -26,6 +26,8 @@ pub(crate) struct Surroundings {
     pub(crate) at: Span,
     /// The API server's port; `None` if it was wrong, which was reported.
     pub(crate) api_port: Option<Port>,
+    /// `spec.api.address`, the node's own address to k0s.
+    pub(crate) api_address: Option<Placed<IpAddr>>,
     /// `spec.api.externalAddress`, if not empty.
     pub(crate) external_address: Option<Placed<String>>,
     /// Whether every controller runs without k0s's endpoint reconciler.
@@ -47,7 +49,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     instances::check_unicast(&section.instances, &vips, out);
     virtual_servers::check(&section, &around, &vips, out);
     neighbours::check(&section, &around, &vips, out);
-    instances::check_external_address(&around, &vips, out);
+    instances::check_addresses(&around, &vips, out);
 
     section.backends.fixed.extend(around.controllers);
     let listed = section.services.is_some();
@@ -59,13 +61,13 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         out.error("", around.at, Finding::new("nothing-configured", message, around.format.first_steps()));
     }
     let has_instances = !section.instances.is_empty();
-    let bind_ports = services::check(
-        &drafts,
-        &section.proxy_bind_port,
-        has_instances,
-        section.status_listen.as_ref(),
-        out,
-    );
+    if listed && drafts.is_empty() && !section.disable_load_balancer {
+        let message = "no service is listed, so nothing is balanced, and the virtual IPs are held without a server behind them";
+        let help = "list one, such as `{name: kube-apiserver, port: 6443}`; remove `services` for just that one; or write \
+                    `disableLoadBalancer: true`";
+        out.warn("services", around.at, Finding::new("no-services", message, help));
+    }
+    let bind_ports = services::check(&section, &drafts, out);
     if listed && section.disable_load_balancer {
         let at = drafts.first().map_or(around.at, |draft| draft.at);
         let help = "remove `services`, or remove `disableLoadBalancer`";

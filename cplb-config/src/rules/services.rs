@@ -1,16 +1,17 @@
 //! Rules between services: names, ports and what they inherit.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_proxy::Balance;
 
 use crate::model::{Port, Service};
-use crate::read::{API_SERVICE, BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, ServiceDraft};
+use crate::read::{
+    API_SERVICE, BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, Section, ServiceDraft,
+};
 use crate::walk::{Finding, Reporter, join};
 use crate::yaml::Span;
 
-use super::{backends, unique};
+use super::{backends, konnectivity, unique};
 
 /// What services inherit.
 pub(super) struct Common<'a> {
@@ -44,12 +45,12 @@ pub(super) fn api_service(at: Span, api_port: Option<Port>) -> ServiceDraft {
 
 /// Checks names and ports and returns each service's bind port, as far as it is known.
 pub(super) fn check(
+    section: &Section,
     drafts: &[ServiceDraft],
-    first_bind_port: &Given<Port>,
-    has_instances: bool,
-    status: Option<&Placed<SocketAddr>>,
     out: &Reporter<'_>,
 ) -> Vec<Option<Placed<Port>>> {
+    let (first_bind_port, status) = (&section.proxy_bind_port, section.status_listen.as_ref());
+    let has_instances = !section.instances.is_empty();
     let names: Vec<_> = drafts.iter().map(|draft| draft.name.as_ref()).collect();
     unique("duplicate-service", "the name", &names, out);
     let ports: Vec<_> = drafts.iter().map(|draft| draft.port.as_ref()).collect();
@@ -62,7 +63,8 @@ pub(super) fn check(
     for (index, bind_port) in bind_ports.iter().enumerate() {
         let Some(bind_port) = bind_port else { continue };
         bind_port_clash(index, bind_port, drafts, &bind_ports, out);
-        own_server(&drafts[index], bind_port, has_instances, out);
+        let discovers = drafts[index].backends.as_ref().unwrap_or(&section.backends).kubeconfig.is_some();
+        own_server(&drafts[index], bind_port, has_instances, discovers, out);
         if let Some(status) = status.filter(|status| status.value.port() == bind_port.value.number()) {
             let message = format!("port {} is already the bind port of a service", bind_port.value);
             out.error(
@@ -71,6 +73,9 @@ pub(super) fn check(
                 Finding::new("port-clash", message, "give the status page another port"),
             );
         }
+    }
+    if !section.disable_load_balancer {
+        check_api(section, drafts, out);
     }
     bind_ports
 }
@@ -146,17 +151,57 @@ fn bind_port_clash(
     out.error(&bind_port.path, bind_port.at, Finding::new("port-clash", message, help));
 }
 
-/// A controller's own server already listens on its port, so the proxy cannot.
-fn own_server(draft: &ServiceDraft, bind_port: &Placed<Port>, has_instances: bool, out: &Reporter<'_>) {
+/// A controller's own server already listens on its port, so the proxy cannot; or the server cannot, where the proxy was
+/// there first, as where servers are discovered.
+fn own_server(
+    draft: &ServiceDraft,
+    bind_port: &Placed<Port>,
+    has_instances: bool,
+    discovers: bool,
+    out: &Reporter<'_>,
+) {
     let Some(server) = server_port(draft) else {
         return;
     };
     if has_instances && server == bind_port.value {
         let message = format!(
-            "on a controller the server itself listens on port {server}, so the proxy cannot bind it"
+            "on a controller the server itself listens on port {server}, so only one of it and the proxy can"
         );
         let help = "choose another bind port; clients reach it through the virtual IPs all the same";
-        out.warn(&bind_port.path, bind_port.at, Finding::new("bind-port-server", message, help));
+        let finding = Finding::new("bind-port-server", message, help);
+        if discovers {
+            out.error(&bind_port.path, bind_port.at, finding);
+        } else {
+            out.warn(&bind_port.path, bind_port.at, finding);
+        }
+    }
+}
+
+/// What looks like the API's service and is taken for another one, or is found at another port than it is listed at.
+fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
+    const USUAL: Option<Port> = Port::new(6443);
+    let named = |draft: &&ServiceDraft| draft.name.as_ref().is_some_and(|name| name.value == API_SERVICE);
+    let api = drafts.iter().find(named).or(drafts.first().filter(|_| drafts.len() == 1));
+    let Some(api) = api else {
+        if let Some(draft) = drafts.iter().find(|draft| server_port(draft) == USUAL) {
+            let message =
+                "this looks like the API servers' service, and is checked like any other: by a TLS handshake";
+            let help = "write `name: kube-apiserver`";
+            let path = join(&draft.path, "name");
+            out.warn(&path, draft.at, Finding::new("no-api-service", message, help));
+        }
+        return;
+    };
+    let discovers = api.backends.as_ref().unwrap_or(&section.backends).kubeconfig.is_some();
+    let Some(port) = api.port.as_ref().filter(|port| discovers && Some(port.value) != USUAL) else { return };
+    // k0s says which port its API servers have.
+    if matches!(api.backend_port, Given::Absent) && !api.path.is_empty() {
+        let message = format!(
+            "servers that the API lists are used at the ports that it says, all others at port {}",
+            port.value
+        );
+        let help = "write `backendPort: 6443`, or the port that the API servers listen on";
+        out.warn(&port.path, port.at, Finding::new("discovered-port", message, help));
     }
 }
 
@@ -174,7 +219,7 @@ pub(super) fn build(
         Some(Service {
             health: draft.health.resolve(
                 common.health,
-                single || name == API_SERVICE,
+                name == API_SERVICE || (single && !konnectivity::is_it(draft)),
                 common.longest_interval,
             ),
             name,
