@@ -389,17 +389,17 @@ fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
 #[test]
 fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("k0s.yaml");
-    let text = "apiVersion: k0s.k0sproject.io/v1beta1\nkind: ClusterConfig\nspec:\n  network:\n    controlPlaneLoadBalancing:\n      \
-                keepalived:\n        vrrpInstances: [{virtualIPs: ['fd00::100/64'], authPass: Example}]\n        \
-                virtualServers: [{ipAddress: 'fd00::100'}]\n";
+    let path = directory.path().join("cplb.yaml");
+    let text = format!(
+        "{NATIVE}  vrrpInstances: [{{virtualIPs: ['fd00::100/64']}}]\n  virtualServers: [{{ipAddress: 'fd00::100'}}]\n"
+    );
     std::fs::write(&path, text).unwrap();
     let with = |backend: &str| {
         let arguments = ["check", "--backend", backend, "--config"].map(OsStr::new);
         cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(0)
     };
     with("10.0.0.11").says(&[
-        "k0s.yaml:8:38: warning: no server of kube-apiserver has the family of fd00::100",
+        "cplb.yaml:5:32: warning: no server of kube-apiserver has the family of fd00::100",
         "IPv6 addresses",
     ]);
     assert!(!with("fd00::11").err.contains("has the family"));
