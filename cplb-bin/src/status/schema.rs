@@ -4,9 +4,13 @@
 //! moments are given as an age in seconds. All ages but those of transitions are counted by a monotonic clock, so that
 //! a step of the wall clock cannot falsify them. Counts are totals since the start of the daemon.
 
+mod ipvs;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use ipvs::{ExcludedServer, Ipvs, RealServer, VirtualServer};
 
 /// The number of this schema.
 pub(crate) const SCHEMA: u32 = 1;
@@ -225,66 +229,6 @@ pub(crate) struct Discovery {
     pub(crate) answered_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) answered_seconds_ago: Option<f64>,
-}
-
-/// The kernel's IPVS.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Ipvs {
-    /// Whether the kernel has it.
-    pub(crate) available: bool,
-    /// Why not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) reason: Option<String>,
-    pub(crate) virtual_servers: Vec<VirtualServer>,
-    /// The sync daemons that run, `master` and `backup`.
-    pub(crate) sync_daemons: Vec<String>,
-}
-
-/// A server without a share of the connections.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ExcludedServer {
-    pub(crate) address: String,
-    pub(crate) reason: String,
-}
-
-/// One port of a virtual IP.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct VirtualServer {
-    pub(crate) ip_address: String,
-    pub(crate) port: u16,
-    /// The name of the service whose health checks decide.
-    pub(crate) service: String,
-    /// What the kernel's service matches, `FWM` in `ipvsadm -Ln`.
-    pub(crate) mark: u32,
-    pub(crate) lb_algo: String,
-    pub(crate) lb_kind: String,
-    /// 0 without persistence.
-    pub(crate) persistence_timeout_seconds: u32,
-    /// Whether the virtual IP is on this node.
-    pub(crate) held: bool,
-    /// Whether this node directs: it is, and IPVS gets what clients send.
-    pub(crate) directing: bool,
-    /// Since the kernel's service was made.
-    pub(crate) connections_total: u64,
-    pub(crate) servers: Vec<RealServer>,
-    /// Servers that a director passes over, as long as it has better ones.
-    pub(crate) excluded: Vec<ExcludedServer>,
-}
-
-/// A server that a director forwards to.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct RealServer {
-    pub(crate) address: String,
-    /// 0 takes no new connections.
-    pub(crate) weight: u32,
-    pub(crate) connections_active: u32,
-    pub(crate) connections_inactive: u32,
-    pub(crate) connections_total: u64,
-    pub(crate) bytes_in: u64,
 }
 
 /// The nftables table.

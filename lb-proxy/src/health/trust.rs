@@ -205,6 +205,15 @@ impl AnyName {
         names.iter().find(|name| matches!(name, ServerName::DnsName(_))).or_else(|| names.first())
     }
 
+    /// A signature is verified after the certificate that it belongs to, and is the server's proof.
+    fn note(
+        &self,
+        verified: Result<HandshakeSignatureValid, Error>,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.proved.store(verified.is_ok(), Ordering::Relaxed);
+        verified
+    }
+
     fn names(&self) -> &[ServerName<'static>] {
         match &self.names {
             Names::Only(name) => std::slice::from_ref(name),
@@ -244,9 +253,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let result = self.inner.verify_tls12_signature(message, cert, dss);
-        self.proved.store(result.is_ok(), Ordering::Relaxed);
-        result
+        self.note(self.inner.verify_tls12_signature(message, cert, dss))
     }
 
     fn verify_tls13_signature(
@@ -255,9 +262,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let result = self.inner.verify_tls13_signature(message, cert, dss);
-        self.proved.store(result.is_ok(), Ordering::Relaxed);
-        result
+        self.note(self.inner.verify_tls13_signature(message, cert, dss))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
