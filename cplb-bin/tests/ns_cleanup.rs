@@ -18,8 +18,8 @@ use support::{Cluster, PATIENCE, Plan, VIP_HOST};
 fn main() -> ExitCode {
     let tools = [Tool::Nft, Tool::Ip];
     testbed::main(vec![
-        Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools),
-        Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools),
+        Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools).alone(),
+        Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools).alone(),
         Test::new("a_stop_with_a_stuck_keeper_ends", stop_with_a_stuck_keeper).needs(tools),
         Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
         Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)

@@ -20,11 +20,11 @@ type Case = (&'static str, fn(Plan));
 
 fn main() -> ExitCode {
     let mut tests = vec![
-        Test::new("a_killed_active_at_1_s", nodes::killed_slow),
-        Test::new("an_active_that_is_stopped_for_10_s", nodes::stopped),
         Test::new("two_hundred_stops_at_1_s_leave_no_packet_from_the_vip", || {
             stops::strict(&Plan::default(), 200);
         }),
+        Test::new("a_killed_active_at_1_s", nodes::killed_slow),
+        Test::new("an_active_that_is_stopped_for_10_s", nodes::stopped),
         Test::new("stops_at_1_s_leave_no_packet_from_an_ipv6_vip", || {
             stops::strict(&Plan::default().v6_only(), 40);
         }),

@@ -37,7 +37,7 @@ const SIZE: u64 = 12_000_000;
 
 fn main() -> ExitCode {
     let mut tests = vec![
-        Test::new("a_daemon_at_rest_takes_little_memory_and_time", at_rest).needs([Tool::Nft]),
+        Test::new("a_daemon_at_rest_takes_little_memory_and_time", at_rest).needs([Tool::Nft]).alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
             .needs([Tool::Nft])
             .needs_root_realtime(),

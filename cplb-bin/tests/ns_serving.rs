@@ -13,6 +13,10 @@ use support::{Cluster, PATIENCE, Plan, services};
 
 fn main() -> ExitCode {
     let tests = vec![
+        Test::new("twenty_outages_of_all_backends_move_nothing", outages),
+        Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
+            rolling_restart(Duration::from_secs(10));
+        }),
         Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends", || {
             loses_backends(Plan::default(), Duration::from_secs(1));
         }),
@@ -21,14 +25,10 @@ fn main() -> ExitCode {
         }),
         Test::new("a_backup_takes_over_when_the_active_s_proxy_threads_freeze", || freezes("lb-worker")),
         Test::new("a_backup_takes_over_when_the_active_s_keeper_freezes", || freezes("vip-keeper")),
-        Test::new("twenty_outages_of_all_backends_move_nothing", outages),
         Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
         Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
         Test::new("three_services_have_different_servers", || {
             services::different_sets(Plan::default(), false, |_, _| {});
-        }),
-        Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
-            rolling_restart(Duration::from_secs(10));
         }),
         Test::new("a_rolling_restart_without_a_shutdown_delay_fails_nobody", || {
             rolling_restart(Duration::ZERO);

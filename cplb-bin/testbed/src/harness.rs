@@ -4,12 +4,16 @@ use std::{
     fmt::Write as _,
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{Ground, Tool, enter, guest, guest::GuestRoom, is_initial_root};
+
+/// Tests that run at the same time. Most of them wait for timers of the protocols under test, each in a LAN of its own,
+/// so a machine with two processors bears a few.
+const SIDE_BY_SIDE: usize = 4;
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
@@ -19,6 +23,7 @@ pub struct Test {
     files: Vec<PathBuf>,
     realtime: bool,
     in_guest: bool,
+    alone: bool,
     body: Box<dyn FnOnce() + Send>,
 }
 
@@ -31,6 +36,7 @@ impl Test {
             files: Vec::new(),
             realtime: false,
             in_guest: false,
+            alone: false,
             body: Box::new(body),
         }
     }
@@ -41,11 +47,11 @@ impl Test {
         self
     }
 
-    /// The test needs real-time scheduling, thus root of the initial user namespace. For anybody else it does not
-    /// exist, and [`main`] says how many such tests there are.
+    /// The test needs real-time scheduling, thus root of the initial user namespace, and runs [`Self::alone`]. For any
+    /// other user it does not exist, and [`main`] says how many such tests there are.
     pub fn needs_root_realtime(mut self) -> Self {
         self.realtime = true;
-        self
+        self.alone()
     }
 
     /// The test runs in a [`guest`], because this machine's kernel may lack what it needs. All such tests of a binary
@@ -55,13 +61,21 @@ impl Test {
         self
     }
 
+    /// The test runs while no other test of its binary does: it measures real-time behaviour, or changes files and limits
+    /// that all tests of the process share.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Files that the test reads or runs, for the guest to have them: absolute paths.
     pub fn files<P: Into<PathBuf>>(mut self, files: impl IntoIterator<Item = P>) -> Self {
         self.files.extend(files.into_iter().map(Into::into));
         self
     }
 
-    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>) -> Trial {
+    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>, machine: &Arc<RwLock<()>>) -> Trial {
+        let (alone, machine) = (self.alone, Arc::clone(machine));
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         let elsewhere = (self.in_guest && !guest::is_guest()).then(|| Arc::clone(room));
@@ -69,6 +83,9 @@ impl Test {
             if !missing.is_empty() {
                 return Err(Failed::from(missing_tools(&missing)));
             }
+            // A failed test leaves nothing behind in the lock.
+            let _exclusive = alone.then(|| machine.write().unwrap_or_else(PoisonError::into_inner));
+            let _shared = (!alone).then(|| machine.read().unwrap_or_else(PoisonError::into_inner));
             match elsewhere {
                 Some(room) => {
                     let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,8 +101,8 @@ impl Test {
 }
 
 /// Runs tests with the command line of libtest (filters, `--list`, `--exact`, `--skip` …), inside of [`enter`]'s
-/// namespaces. Tests run one at a time unless `--test-threads` says otherwise, because their timing matters and
-/// each of them is a whole LAN.
+/// namespaces. Four tests run side by side unless `--test-threads` says otherwise; those that are [`Test::alone`] come
+/// last, one at a time.
 ///
 ///     fn main() -> std::process::ExitCode {
 ///         testbed::main(vec![testbed::Test::new("nothing_happens", || {})])
@@ -104,18 +121,21 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
             }
         }
     }
-    let (present, absent): (Vec<_>, Vec<_>) =
+    let (mut present, absent): (Vec<_>, Vec<_>) =
         tests.into_iter().partition(|test| !test.realtime || is_initial_root());
     if !absent.is_empty() {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
-    arguments.test_threads.get_or_insert(1);
+    arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
+    // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
+    present.sort_by_key(|test| test.alone);
     let in_guest = || present.iter().filter(|test| test.in_guest);
     let builder = guest::Guest::builder()
         .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
         .files(in_guest().flat_map(|test| test.files.iter()));
     let room = Arc::new(Mutex::new(GuestRoom::new(builder)));
-    let trials = present.into_iter().map(|test| test.into_trial(&room)).collect();
+    let machine = Arc::default();
+    let trials = present.into_iter().map(|test| test.into_trial(&room, &machine)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // The conclusion may end the process without unwinding.
     drop(room);

@@ -17,14 +17,15 @@ mod realtime;
 mod scale;
 
 use std::process::ExitCode;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     ground::enter();
-    // Each test measures time, on machines that may have two cores.
-    arguments.test_threads.get_or_insert(1);
+    // Nearly all the time is spent waiting for timers, in a LAN of each test's own.
+    arguments.test_threads.get_or_insert(4);
     let tests = [
         election::tests(),
         crash::tests(),
@@ -32,17 +33,29 @@ fn main() -> ExitCode {
         announcements::tests(),
         injected::tests(),
         interfaces::tests(),
-        realtime::tests(),
         keepalived::tests(),
         scale::tests(),
     ];
-    let trials = tests.into_iter().flatten().map(|(name, test)| {
+    // Those that look at the scheduling of this process run alone, after the others.
+    let machine: Arc<RwLock<()>> = Arc::default();
+    let alone = Arc::clone(&machine);
+    let side_by_side = tests.into_iter().flatten().map(|(name, test)| {
+        let machine = Arc::clone(&machine);
         Trial::test(name, move || {
+            let _shared = machine.read().unwrap_or_else(PoisonError::into_inner);
             test();
             Ok(())
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let realtime = realtime::tests().into_iter().map(|(name, test)| {
+        let alone = Arc::clone(&alone);
+        Trial::test(name, move || {
+            let _exclusive = alone.write().unwrap_or_else(PoisonError::into_inner);
+            test();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&arguments, side_by_side.chain(realtime).collect()).exit_code()
 }
 
 /// A test and its name.
