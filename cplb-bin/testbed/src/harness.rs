@@ -126,7 +126,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     if !absent.is_empty() {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
-    arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
+    arguments.test_threads.get_or_insert(SIDE_BY_SIDE.min(present.len().max(1)));
     // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
     present.sort_by_key(|test| test.alone);
     let in_guest = || present.iter().filter(|test| test.in_guest);

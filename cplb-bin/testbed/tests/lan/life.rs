@@ -16,7 +16,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("a_terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
         Test::new("exit_codes_come_through", exit_codes_come_through),
         Test::new("threads_come_too_early", threads_come_too_early),
-        Test::new("the_outside_is_out_of_reach", the_outside_is_out_of_reach),
+        Test::new("the_outside_is_out_of_reach", the_outside_is_out_of_reach).alone(),
         Test::new("a_dropped_lan_frees_everything", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
         Test::new("a_missing_tool_fails_with_its_install_line", a_missing_tool_fails_with_its_install_line),
         Test::new("an_ordinary_user_suffices", an_ordinary_user_suffices).needs([Tool::Setpriv, Tool::Ping]),
