@@ -5,6 +5,8 @@
 //! through [`link::Link`] without this thread.
 
 mod blueprint;
+#[cfg(test)]
+mod blueprint_tests;
 mod direct;
 mod election;
 mod events;
@@ -14,6 +16,7 @@ mod link;
 mod names;
 mod preflight;
 mod problems;
+mod refusals;
 mod reload;
 mod report;
 mod serving;
@@ -42,6 +45,7 @@ use found::Clusters;
 use link::Event;
 use names::{Answers, Names, Resolver};
 use problems::Problems;
+use refusals::Refusals;
 use reload::Reloads;
 use signals::Signals;
 use table::TableKeeper;
@@ -67,6 +71,7 @@ pub(crate) struct Daemon {
     pub(crate) sender: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
+    pub(crate) refusals: Refusals,
     pub(crate) reloads: Reloads,
     /// Counts the configurations that were put into effect.
     pub(crate) generation: u64,
@@ -117,7 +122,7 @@ impl Daemon {
         events::names(&answers, &mut problems);
         let mut clusters = Clusters::open(&args.state_dir);
         clusters.follow(&config, &sender);
-        let names = Names::default().after(&answers);
+        let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
         let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
         let balancer = start_balancer(&config, &names, &sender)?;
         let table = Arc::new(TableKeeper::default());
@@ -143,6 +148,7 @@ impl Daemon {
             events,
             sender,
             problems,
+            refusals: Refusals::default(),
             reloads: Reloads::default(),
             generation: 0,
             stopping: false,
@@ -163,6 +169,7 @@ impl Daemon {
             }
         }
         daemon.update_ipvs();
+        daemon.tell_refusals();
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),

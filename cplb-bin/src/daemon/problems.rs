@@ -34,6 +34,8 @@ pub(crate) enum Cause {
     Services,
     /// The servers of a cluster cannot be discovered, or are not used, by the kubeconfig.
     Discovery(PathBuf),
+    /// Every address that was found for this service may not be a backend.
+    Backends(String),
     /// A backend's name has no address.
     Name(String),
     /// A socket of the election on this interface fails.

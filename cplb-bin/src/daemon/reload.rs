@@ -29,7 +29,7 @@ use super::names::{Answers, Names, Resolved};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
 use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, preflight, start_balancer};
+use super::{Daemon, Election, balancer_refusal, blueprint, events, found, preflight, start_balancer};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -113,7 +113,7 @@ impl Daemon {
             events::names(&resolved.answers, &mut self.problems);
             let names = self.names.after(&resolved.answers);
             if names != self.names {
-                tracing::info!(?names, "backends' names have other addresses");
+                tracing::info!(addresses = ?names.resolved(), "backends' names have other addresses");
                 self.names = names;
                 self.apply_services();
             }
@@ -136,7 +136,7 @@ impl Daemon {
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
         self.clusters.begin(config, &self.sender);
-        let names = self.names.after(&answers);
+        let names = self.names.after(&answers).on_node(found::node_addresses(config));
         let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));
         let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
         let balanced = self.balancer.is_some();
@@ -226,6 +226,7 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
+        self.tell_refusals();
         self.clusters.follow(&self.config, &self.sender);
         self.redirect();
         self.change_table();
@@ -252,6 +253,7 @@ impl Daemon {
     }
 
     pub(super) fn apply_services(&mut self) {
+        self.tell_refusals();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {

@@ -262,8 +262,9 @@ impl Daemon {
 
     /// Balances over what was discovered.
     pub(super) fn use_discovered(&mut self) {
-        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &self.names));
-        let names = self.names.with(clusters);
+        let names = self.names.clone().on_node(found::node_addresses(&self.config));
+        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &names));
+        let names = names.with(clusters);
         if names != self.names && self.reloads.is_idle() {
             self.names = names;
             self.apply_services();

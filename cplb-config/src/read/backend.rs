@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::admission::{Origin, Unfit, fit_address};
 use crate::model::{Backend, Host, Port};
 use crate::walk::{Field, Finding};
 
@@ -38,6 +39,9 @@ pub enum BackendError {
     /// An address that no server has.
     #[error("{0} is no address of a server")]
     NotAServer(IpAddr),
+    /// A link-local IPv6 address, which means another host on every link.
+    #[error("{0} is a link-local address, which names no host without its link")]
+    LinkLocal(IpAddr),
 }
 
 impl BackendsDraft {
@@ -85,10 +89,11 @@ pub(crate) fn parse_backend(text: &str) -> Result<(Host, Option<Port>), BackendE
 pub(crate) fn host(text: &str) -> Result<Host, BackendError> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         let ip = ip.to_canonical();
-        if ip.is_unspecified() || ip.is_multicast() {
-            return Err(BackendError::NotAServer(ip));
-        }
-        return Ok(Host::Address(ip));
+        return match fit_address(ip, Origin::Written) {
+            Ok(()) => Ok(Host::Address(ip)),
+            Err(Unfit::LinkLocal) => Err(BackendError::LinkLocal(ip)),
+            Err(_) => Err(BackendError::NotAServer(ip)),
+        };
     }
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -225,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_names_no_server_is_refused() {
-        use BackendError::{Host, NotAServer, Port};
+        use BackendError::{Host, LinkLocal, NotAServer, Port};
         let host = |text: &str| Err(Host(text.to_owned()));
         for text in [
             "",
@@ -243,7 +248,9 @@ mod tests {
         for (text, port) in [("10.0.0.11:0", "0"), ("10.0.0.11:65536", "65536"), ("a:", ""), ("a:+1", "+1")] {
             assert_eq!(text.parse::<Backend>(), Err(Port(port.to_owned())), "{text}");
         }
-        assert!(matches!("0.0.0.0:6443".parse::<Backend>(), Err(NotAServer(_))));
-        assert!(matches!("ff02::1".parse::<Backend>(), Err(NotAServer(_))));
+        for text in ["0.0.0.0:6443", "ff02::1", "255.255.255.255", "240.0.0.1:1", "::ffff:224.0.0.1"] {
+            assert!(matches!(text.parse::<Backend>(), Err(NotAServer(_))), "{text}");
+        }
+        assert!(matches!("[fe80::1]:6443".parse::<Backend>(), Err(LinkLocal(_))));
     }
 }
