@@ -52,7 +52,6 @@ fn interface() -> impl Strategy<Value = InterfaceSelector> {
             "~",
             "enp0s31f6",
             "wg-0",
-            "*",
             "#",
             "null",
             "5254.0012.345"

@@ -129,13 +129,15 @@ fn virtual_ips(table: &Table<'_>) -> (Vec<Placed<VipAddress>>, bool) {
 
 /// Returns the VRID and whether it is the default, 51 + index.
 fn vrid(table: &Table<'_>, index: usize) -> (Option<Placed<Vrid>>, bool) {
+    let default = FIRST_VRID + u32::try_from(index).unwrap_or(u32::MAX - FIRST_VRID);
     let field = table.field("virtualRouterID");
-    if let Some(field) = field.filter(|field| !field.is_zero()) {
+    if let Some(field) =
+        field.and_then(|field| field.unless_zero(format_args!("{default} (51 + the instance's index)")))
+    {
         let id = field.integer(1..=u8::MAX);
         let vrid = id.and_then(Vrid::new);
         return (vrid.map(|vrid| Placed::new(vrid, &field)), false);
     }
-    let default = FIRST_VRID + u32::try_from(index).unwrap_or(u32::MAX - FIRST_VRID);
     let vrid = u8::try_from(default).ok().and_then(Vrid::new);
     let path = format!("{}.virtualRouterID", table.path);
     let at = table.first_key();
@@ -180,7 +182,7 @@ fn advert_interval(
     version: Option<Version>,
     families: Families,
 ) -> Option<AdvertInterval> {
-    let seconds = table.field("advertIntervalSeconds").filter(|field| !field.is_zero());
+    let seconds = table.field("advertIntervalSeconds").and_then(|field| field.unless_zero("1 s"));
     let duration = (dialect == Dialect::Native).then(|| table.field("advertInterval")).flatten();
     let (value, field) = match (seconds, duration) {
         (None, None) => return Some(AdvertInterval::DEFAULT),
@@ -294,6 +296,7 @@ fn warn_about_keepalived(field: &Field<'_>, text: &str) {
     }
 }
 
+/// k0s documents that 0 is the default.
 fn address_label(table: &Table<'_>) -> Option<AddressLabel> {
     let Some(field) = table.field("addressLabel").filter(|field| !field.is_zero()) else {
         return Some(AddressLabel::DEFAULT);

@@ -5,6 +5,7 @@ mod instances;
 mod konnectivity;
 mod neighbours;
 mod services;
+mod timing;
 mod virtual_servers;
 mod weights;
 
@@ -99,6 +100,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
     let context = backends::Context { rule, bind_ports: &bind_ports, out };
     backends::check_shared(&section.backends, &drafts, &context);
     weights::check(&section, &drafts, &common, out);
+    timing::check(&section, &drafts, &common, out);
     konnectivity::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
     virtual_servers::check_loopback(&section, &drafts, out);
