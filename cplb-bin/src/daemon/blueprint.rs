@@ -28,6 +28,11 @@ impl Instance {
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.group.addresses.iter().map(netlink_vip::VipAddress::ip)
     }
+
+    /// Whether it sends IPv6 advertisements by multicast.
+    pub(crate) fn multicasts_v6(&self) -> bool {
+        matches!(self.router.transport, Transport::Multicast) && self.addresses().any(|ip| ip.is_ipv6())
+    }
 }
 
 /// Every instance of `config`. An instance is identified by its VRID, so that a reload that reorders the file

@@ -24,6 +24,7 @@ mod signals;
 mod supervise;
 mod table;
 mod verdict;
+mod vrf;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,6 +53,7 @@ use table::TableKeeper;
 use verdict::Verdict;
 
 pub(crate) use ipvs::excess as excess_virtual_servers;
+pub(crate) use vrf::accepts as accepts_vrfs;
 
 /// Everything that runs.
 pub(crate) struct Daemon {
@@ -170,6 +172,7 @@ impl Daemon {
         }
         daemon.update_ipvs();
         daemon.tell_refusals();
+        vrf::tell(&daemon.config, &mut daemon.problems);
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),

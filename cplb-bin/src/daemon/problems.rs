@@ -42,6 +42,10 @@ pub(crate) enum Cause {
     Socket(String),
     /// An instance waits for its interface.
     Interface(u32),
+    /// The interface of an instance has no IPv6 link-local address to advertise from.
+    LinkLocal(u32),
+    /// The interface of an instance is in a VRF, where the proxy does not listen.
+    Vrf(u32),
     /// An instance waits for its source address.
     Source(u32),
     /// An instance waits for another daemon to go.

@@ -23,13 +23,14 @@ use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 use crate::exit::{Failure, Kind};
 use crate::source;
 
+use super::blueprint::Instance;
 use super::election::Change;
 use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
 use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, found, preflight, start_balancer};
+use super::{Daemon, Election, balancer_refusal, blueprint, events, found, preflight, start_balancer, vrf};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -231,6 +232,7 @@ impl Daemon {
         self.redirect();
         self.change_table();
         self.forget_problems();
+        vrf::tell(&self.config, &mut self.problems);
         self.use_discovered();
     }
 
@@ -312,6 +314,7 @@ impl Daemon {
         };
         self.problems.retain(|cause| match cause {
             Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
+            Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

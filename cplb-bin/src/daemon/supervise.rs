@@ -12,6 +12,7 @@ use crate::exit::{Failure, Kind};
 use crate::lock::LockError;
 use crate::status::server;
 
+use super::blueprint::Instance;
 use super::found;
 use super::link::{Event, TableChange};
 use super::problems::Cause;
@@ -118,6 +119,11 @@ impl Daemon {
                     instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
                 };
                 events::keeper(&event, wanted, &mut self.problems);
+                let multicasts = |id: GroupId| {
+                    let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+                    instance.is_some_and(Instance::multicasts_v6)
+                };
+                events::link_local(&event, multicasts, &mut self.problems);
                 self.on_seat(&event);
             }
             Event::Balancer(event) => {

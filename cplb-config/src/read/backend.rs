@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::admission::{Origin, Unfit, fit_address};
+use crate::escape::is_unprintable;
 use crate::model::{Backend, Host, Port};
 use crate::walk::{Field, Finding};
 
@@ -139,7 +140,7 @@ fn read_kubernetes(field: &Field<'_>, dialect: Dialect) -> Option<PathBuf> {
     let path = match table.field("kubeconfig") {
         None => Some(PathBuf::from(K0S_KUBECONFIG)),
         Some(field) => field.string().and_then(|text| {
-            if text.starts_with('/') {
+            if text.starts_with('/') && !text.contains(is_unprintable) {
                 return Some(PathBuf::from(text));
             }
             let help = format!("write an absolute path, such as `{K0S_KUBECONFIG}`");
@@ -167,7 +168,7 @@ fn read_backend(item: &Field<'_>, dialect: Dialect) -> Option<Backend> {
     };
     let port = table.field("port").map(|field| (port(&field), field));
     let weight = table.field("weight").map_or(Some(1), |field| field.integer(0..=HIGHEST_WEIGHT));
-    let name = table.field("name").map(|field| field.string());
+    let name = table.field("name").map(|field| printable(&field));
     finish(table, dialect);
     let (host, mut own_port) = address?;
     match (own_port, port) {
@@ -183,6 +184,17 @@ fn read_backend(item: &Field<'_>, dialect: Dialect) -> Option<Backend> {
         None => None,
     };
     Some(Backend { host, port: own_port, weight: weight?, name })
+}
+
+/// A name for people, on one line.
+fn printable(field: &Field<'_>) -> Option<String> {
+    let text = field.string()?;
+    if text.contains(is_unprintable) {
+        let help = "write a name of one line, without characters that are not shown";
+        field.error(Finding::new("unprintable", "the name contains a control character", help));
+        return None;
+    }
+    Some(text)
 }
 
 fn read_address(field: &Field<'_>) -> Option<(Host, Option<Port>)> {

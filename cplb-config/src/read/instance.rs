@@ -7,6 +7,7 @@ use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, IntervalError, Priority, Version, Vrid};
 
+use crate::escape::is_unprintable;
 use crate::model::Instance;
 use crate::native::REDACTED;
 use crate::walk::{Field, Finding, Table};
@@ -263,7 +264,7 @@ fn auth_pass(table: &Table<'_>, version: Option<Version>, auth: Auth) -> Result<
         let message = format!("the password has {} bytes, and VRRP has room for {LONGEST}", text.len());
         let help = format!("shorten it to 1 to {LONGEST} characters on every controller");
         Finding::new("auth-pass", message, help)
-    } else if text.contains(|c: char| c.is_control()) {
+    } else if text.contains(is_unprintable) {
         let help = "write printable characters; a block scalar (`|`) ends with a line break, so use quotes";
         Finding::new("auth-pass", "the password contains a control character", help)
     } else {
