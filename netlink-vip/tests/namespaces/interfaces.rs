@@ -1,7 +1,8 @@
 //! Interfaces that are not there, go, come, change their name, or are chosen by a route; groups that share one.
 
 use netlink_vip::{
-    GroupState, InterfaceSelector, InterfaceState, KeeperEvent, Release, Removal, VipGroupConfig,
+    GroupState, InterfaceSelector, InterfaceState, Inventory, KeeperEvent, Release, Removal, VipAddress,
+    VipGroupConfig,
 };
 
 use crate::ground::{Ground, MS, ONE, Observer, TWO, group};
@@ -14,6 +15,7 @@ crate::trials![
     the_best_default_route_chooses_the_interface,
     an_ipv6_default_route_chooses_where_there_is_no_other,
     a_subnet_chooses_where_there_is_no_default_route,
+    an_inventory_chooses_as_the_keeper_does,
     a_vip_is_listed_after_the_nodes_own_address_of_whatever_subnet,
     two_groups_share_an_interface_and_a_route,
     groups_trade_and_inherit_addresses,
@@ -170,6 +172,23 @@ fn a_subnet_chooses_where_there_is_no_default_route(ground: &Ground) {
     ground.ip("route add default via 10.0.0.254 dev eth0");
     named(&keeper, "eth0");
     keeper.end();
+}
+
+fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
+    ground.with_eth0();
+    ground.ip("link property add dev eth0 altname enx02000000000001uplink");
+    let vips: Vec<VipAddress> = group(ONE, "", &["10.0.0.100/24"]).addresses;
+    let here = Inventory::read().expect("the kernel answers");
+    let name = InterfaceSelector::Name("enx02000000000001uplink".to_owned());
+    assert_eq!(here.select(&name, &vips), Some("eth0"));
+    assert_eq!(
+        here.select(&InterfaceSelector::DefaultRoute, &vips),
+        Some("eth0"),
+        "its subnet covers the VIP"
+    );
+    let eth0 = here.interfaces().find(|interface| interface.name == "eth0").unwrap();
+    assert_eq!(eth0.alternative_names, ["enx02000000000001uplink"]);
+    assert!(eth0.addresses.contains(&([10, 0, 0, 1].into(), 24)) && eth0.vrf.is_none());
 }
 
 /// Programs such as network plugins take the first address, and the kernel its source.
