@@ -445,3 +445,23 @@ fn run_refuses_a_wrong_file_as_check_does() {
         .ends_with(DATA)
         .says(&[":21:9: error", "config.spec.network"]);
 }
+
+#[test]
+fn text_of_the_file_is_escaped_in_the_report() {
+    let spec = "  \"a\\nf.yaml:1:1: error: forged\\u001b[2J\\u202e\": 1\n";
+    let run = check_text(&format!("{NATIVE}{spec}  backends: {{static: [10.0.0.11]}}\n")).ends_with(DATA);
+    assert!(!run.err.contains(['\u{1b}', '\u{202e}']), "{:?}", run.err);
+    assert!(run.err.lines().all(|line| !line.starts_with("f.yaml:1:1")), "{}", run.err);
+    run.says(&[r"`a\nf.yaml:1:1: error: forged\u{1b}[2J\u{202e}`"]);
+}
+
+#[test]
+fn a_backend_name_that_does_not_resolve_is_a_warning() {
+    let start = Instant::now();
+    let run = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11, controller.invalid]}}\n"));
+    run.ends_with(0).says(&[
+        ":4:34: warning: the backend name controller.invalid cannot be resolved on this machine:",
+        "[backends.static[1]]",
+    ]);
+    assert!(start.elapsed() < Duration::from_secs(5), "a dead name server is not waited for");
+}

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Test::new("an_upgrade_of_all_daemons_refuses_nobody", changes::upgrade),
         Test::new("a_crash_of_each_daemon_fails_only_what_meets_it", changes::crashes),
         Test::new("an_object_with_the_virtual_ip_only_changes_nothing", changes::only_the_vip),
+        Test::new("a_list_of_proxies_makes_no_connection_without_a_client", changes::only_proxies),
         Test::new("readiness_is_asked_for_by_certificate", trust::by_certificate),
         Test::new("a_token_of_few_rights_finds_the_servers_and_stays_secret", trust::by_token),
         Test::new("who_cannot_prove_to_be_a_server_gets_nobody", trust::impostor),

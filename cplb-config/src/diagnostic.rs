@@ -1,11 +1,14 @@
 //! What is wrong with a document, where, and what to write instead.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 
+use crate::escape::{blanked, escaped};
 use crate::secret::{is_secret, names_secret};
 use crate::yaml::Span;
 
@@ -80,6 +83,16 @@ impl Severity {
 }
 
 impl Diagnostic {
+    /// The same without characters that have no place on a printed line.
+    pub(crate) fn printable(mut self) -> Self {
+        for text in [&mut self.path, &mut self.text, &mut self.message, &mut self.help] {
+            if let Cow::Owned(printable) = escaped(text) {
+                *text = printable;
+            }
+        }
+        self
+    }
+
     /// Line of the finding, from 1; 0 if it has no place in the file.
     #[must_use]
     pub fn line(&self) -> usize {
@@ -95,7 +108,12 @@ impl Diagnostic {
 
 impl Report {
     pub(crate) fn new(file: &str, source: Arc<str>, diagnostics: Vec<Diagnostic>) -> Self {
-        Self { file: file.to_owned(), diagnostics, source }
+        let source = match blanked(&source) {
+            Cow::Borrowed(_) => source,
+            Cow::Owned(printable) => printable.into(),
+        };
+        let diagnostics = diagnostics.into_iter().map(Diagnostic::printable).collect();
+        Self { file: escaped(file).into_owned(), diagnostics, source }
     }
 
     /// The report of a document that is accepted.
@@ -289,6 +307,42 @@ impl miette::Diagnostic for Located<'_> {
         let label = (!self.diagnostic.path.is_empty()).then(|| self.diagnostic.path.clone());
         Some(Box::new(std::iter::once(LabeledSpan::new_with_span(label, span))))
     }
+}
+
+/// The findings with equal warnings and notes put together: the first stays, with the lines of the others.
+pub(crate) fn gathered(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    /// Lines that are named.
+    const MOST: usize = 5;
+    let mut kept: Vec<(Diagnostic, Vec<usize>)> = Vec::new();
+    let mut index: HashMap<(Severity, &str, String, String), usize> = HashMap::new();
+    for diagnostic in diagnostics {
+        let key = (diagnostic.severity, diagnostic.rule, diagnostic.message.clone(), diagnostic.help.clone());
+        match index.get(&key).filter(|_| diagnostic.severity < Severity::Error) {
+            Some(&at) => kept[at].1.push(diagnostic.line()),
+            None => {
+                index.insert(key, kept.len());
+                kept.push((diagnostic, Vec::new()));
+            }
+        }
+    }
+    let told = |(mut diagnostic, mut lines): (Diagnostic, Vec<usize>)| {
+        if lines.is_empty() {
+            return diagnostic;
+        }
+        let count = lines.len() + 1;
+        lines.retain(|line| *line != diagnostic.line());
+        lines.dedup();
+        let named: Vec<String> = lines.iter().take(MOST).map(ToString::to_string).collect();
+        let more = if lines.len() > MOST { ", …" } else { "" };
+        let places = if named.is_empty() {
+            String::new()
+        } else {
+            format!(", also on line {}{more}", named.join(", "))
+        };
+        diagnostic.message.push_str(&format!(" ({count} times{places})"));
+        diagnostic
+    };
+    kept.into_iter().map(told).collect()
 }
 
 /// What follows the first `authPass:` or `password:` of every line that has one, and the lines below that are indented

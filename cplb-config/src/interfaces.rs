@@ -12,31 +12,55 @@ use crate::model::{Config, Instance};
 pub struct ObservedInterface {
     /// Its name.
     pub name: String,
-    /// Its hardware address, if it has one of 6 bytes.
-    pub mac: Option<[u8; 6]>,
-    /// Whether the default route with the lowest metric leaves through it.
-    pub default_route: bool,
+    /// The VRF that it is a member of.
+    pub vrf: Option<String>,
     /// Its addresses with their prefix lengths.
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
 impl Config {
-    /// What does not fit the interfaces of this node. All findings are warnings: an interface may come later, and `run`
-    /// waits for it. Pass them to [`Document::report`](crate::Document::report) to give them their place.
+    /// Findings that do not fit the interfaces of this node; `choose` names the one that an instance gets. All are
+    /// warnings: an interface may come later, and `run` waits for it. Pass them to
+    /// [`Document::report`](crate::Document::report) to give them their place.
     #[must_use]
-    pub fn check_interfaces(&self, interfaces: &[ObservedInterface]) -> Vec<Diagnostic> {
-        let instances = self.instances.iter().enumerate();
-        instances.flat_map(|(index, instance)| check_instance(index, instance, interfaces)).collect()
+    pub fn check_interfaces(
+        &self,
+        interfaces: &[ObservedInterface],
+        choose: impl Fn(&Instance) -> Option<String>,
+    ) -> Vec<Diagnostic> {
+        let check = |(index, instance): (usize, &Instance)| {
+            let chosen = choose(instance);
+            let interface = interfaces.iter().find(|interface| Some(&interface.name) == chosen.as_ref());
+            let path = format!("vrrpInstances[{index}]");
+            match interface {
+                Some(interface) => check_instance(&path, instance, interface),
+                None => vec![unknown(&path, instance, interfaces)],
+            }
+        };
+        self.instances.iter().enumerate().flat_map(check).collect()
     }
 }
 
-fn check_instance(index: usize, instance: &Instance, interfaces: &[ObservedInterface]) -> Vec<Diagnostic> {
-    let path = format!("vrrpInstances[{index}]");
-    let Some(interface) = find(&instance.interface, interfaces) else {
-        return vec![unknown(&path, &instance.interface, interfaces)];
-    };
+fn check_instance(path: &str, instance: &Instance, interface: &ObservedInterface) -> Vec<Diagnostic> {
     let name = &interface.name;
     let mut findings = Vec::new();
+    if let Some(vrf) = &interface.vrf {
+        let message = format!(
+            "{name} is a member of the VRF {vrf}, and the proxy listens outside of VRFs: connections through it are refused"
+        );
+        let help = "set the sysctl net.ipv4.tcp_l3mdev_accept=1, or run cplb with `ip vrf exec`";
+        findings.push(warning("vrf", format!("{path}.interface"), message, help));
+    }
+    let multicast = instance.unicast.is_none();
+    let has_v6_vip = instance.virtual_ips.iter().any(|vip| vip.ip().is_ipv6());
+    if multicast && has_v6_vip && !interface.addresses.iter().any(|&(ip, _)| is_link_local(ip)) {
+        let message = format!(
+            "{name} has no IPv6 link-local address, the source of IPv6 advertisements (RFC 9568 §5.1.2.1)"
+        );
+        let help = "enable IPv6 on it (sysctl net.ipv6.conf.*.disable_ipv6=0, addr_gen_mode=0), or add a link-local address";
+        findings.push(warning("no-link-local", format!("{path}.interface"), message, help));
+    }
+    let is_vip = |ip: IpAddr| instance.virtual_ips.iter().any(|vip| vip.ip() == ip);
     for (vip_index, vip) in instance.virtual_ips.iter().enumerate() {
         let path = format!("{path}.virtualIPs[{vip_index}]");
         if interface.addresses.iter().any(|&(ip, length)| ip == vip.ip() && !is_full(ip, length)) {
@@ -62,7 +86,15 @@ fn check_instance(index: usize, instance: &Instance, interfaces: &[ObservedInter
             continue;
         }
         let known: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-        let (message, help) = if known.is_empty() {
+        // Clouds and routed networks give nodes whole addresses, and routes for the rest.
+        let whole = |(ip, length): &(IpAddr, u8)| same_family(ip) && is_full(*ip, *length) && !is_vip(*ip);
+        let (message, help) = if known.is_empty() && interface.addresses.iter().any(whole) {
+            let (full, family) = if vip.ip().is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
+            let message = format!(
+                "{name} has only {family} addresses of length /{full}, so others do not look for {vip} on its link by themselves"
+            );
+            (message, "let the network route the virtual IP to the link, or announce it otherwise".to_owned())
+        } else if known.is_empty() {
             let family = if vip.ip().is_ipv4() { "IPv4" } else { "IPv6" };
             (
                 format!("{name} has no {family} subnet for {vip}"),
@@ -84,23 +116,33 @@ fn check_instance(index: usize, instance: &Instance, interfaces: &[ObservedInter
     findings
 }
 
-fn find<'i>(
-    selector: &InterfaceSelector,
-    interfaces: &'i [ObservedInterface],
-) -> Option<&'i ObservedInterface> {
-    interfaces.iter().find(|interface| match selector {
-        InterfaceSelector::Name(name) => interface.name == *name,
-        InterfaceSelector::Mac(mac) => interface.mac == Some(*mac),
-        InterfaceSelector::DefaultRoute => interface.default_route,
-    })
-}
-
-fn unknown(path: &str, selector: &InterfaceSelector, interfaces: &[ObservedInterface]) -> Diagnostic {
+fn unknown(path: &str, instance: &Instance, interfaces: &[ObservedInterface]) -> Diagnostic {
+    /// A name that ends with a zero byte fills 16 bytes (`IFNAMSIZ`).
+    const LONGEST_NAME: usize = 15;
+    let selector = &instance.interface;
     let names: Vec<&str> =
         interfaces.iter().map(|interface| interface.name.as_str()).filter(|name| *name != "lo").collect();
     let here = format!("interfaces here: {}", names.join(", "));
+    let covering = interfaces.iter().filter(|interface| {
+        let covers = |&(ip, length): &(IpAddr, u8)| {
+            !is_full(ip, length)
+                && instance.virtual_ips.iter().any(|vip| Prefix::new(ip, length).contains(vip.ip()))
+        };
+        interface.addresses.iter().any(covers)
+    });
     let message = match selector {
-        InterfaceSelector::DefaultRoute => "there is no default route to take the interface from".to_owned(),
+        InterfaceSelector::DefaultRoute if covering.count() > 1 => {
+            "there is no default route, and several interfaces have the subnet of the virtual IPs".to_owned()
+        }
+        InterfaceSelector::DefaultRoute => {
+            "there is no default route to take the interface from, and none has the subnet of the virtual IPs"
+                .to_owned()
+        }
+        InterfaceSelector::Name(name) if name.len() > LONGEST_NAME => {
+            format!(
+                "there is no alternative interface name {name}, and names have at most {LONGEST_NAME} characters"
+            )
+        }
         selector => format!("there is no interface {selector}"),
     };
     let help = match selector {

@@ -27,9 +27,11 @@
 //! The crate reads no file and no system state. Whether addresses fit the node's interfaces is answered by
 //! [`Config::check_interfaces`], which is given what was observed.
 
+mod admission;
 mod diagnostic;
 mod document;
 mod duration;
+mod escape;
 mod interfaces;
 mod load;
 mod model;
@@ -41,7 +43,9 @@ mod suggest;
 mod walk;
 mod yaml;
 
+pub use admission::{BackendRule, Origin, Unfit};
 pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
+pub use escape::{escaped, is_unprintable};
 pub use interfaces::ObservedInterface;
 pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{

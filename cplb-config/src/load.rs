@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::diagnostic::{Diagnostic, Errors, Location, Report, Severity, masked, secret_lines};
+use crate::diagnostic::{Diagnostic, Errors, Location, Report, Severity, gathered, masked, secret_lines};
 use crate::document::{read, secrets, select};
 use crate::model::Config;
 use crate::walk::{Finding, Reporter};
@@ -48,7 +48,8 @@ pub struct Document {
 
 /// Reads a k0s, k0sctl or native document from `text`; `file` is its name in messages.
 ///
-/// A file may hold several documents (`---`); the one of a known kind is read.
+/// A file may hold several documents (`---`); the one of a known kind is read. In a file for k0sctl, `ClusterConfig`
+/// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already stays.
 ///
 /// # Errors
 /// Everything that is wrong with the document, at once.
@@ -73,7 +74,7 @@ pub fn load_bytes(bytes: &[u8], file: &str) -> Result<Loaded, Errors> {
     let source: Arc<str> = masked(text, &secrets(&documents)).into();
     let out = Reporter::new(&source);
     let loaded =
-        select(&documents, &out).and_then(|(format, root)| Some((format, read(format, root, &out)?)));
+        select(&documents, &out).and_then(|(format, root)| Some((format, read(format, &root, &out)?)));
     let locations = out.locations();
     let diagnostics = out.finish();
     match loaded {
@@ -114,7 +115,8 @@ impl fmt::Display for Format {
 }
 
 impl Document {
-    /// A report of findings about this document; those that name only a path are given the place of that path.
+    /// A report of findings about this document; those that name only a path are given the place of that path. Equal
+    /// warnings become one with their lines.
     #[must_use]
     pub fn report(&self, mut diagnostics: Vec<Diagnostic>) -> Report {
         for diagnostic in diagnostics.iter_mut().filter(|diagnostic| diagnostic.location.is_none()) {
@@ -125,7 +127,7 @@ impl Document {
                 text.unwrap_or_default().clone_into(&mut diagnostic.text);
             }
         }
-        Report::new(&self.file, Arc::clone(&self.source), diagnostics)
+        Report::new(&self.file, Arc::clone(&self.source), gathered(diagnostics))
     }
 
     /// Where a path stands in the file, or the nearest thing around it.

@@ -265,8 +265,9 @@ impl Port {
 }
 
 impl Host {
-    /// Whether connections to it stay on this node.
-    pub(crate) fn is_this_node(&self) -> bool {
+    /// Whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761 §6.3).
+    #[must_use]
+    pub fn is_this_node(&self) -> bool {
         match self {
             Self::Address(address) => address.is_loopback() || address.is_unspecified(),
             Self::Name(name) => name.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
@@ -350,14 +351,16 @@ impl Config {
     /// IPVS could not direct to it: what is added loads again as part of the effective document.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
         if let Host::Address(address) = backend.host
-            && self.is_virtual_ip(address)
+            && self.backend_rule().moves(address)
         {
             return Err(RefusedBackend::VirtualIp(address));
         }
         if self.disable_load_balancer || self.sharing().next().is_none() {
             return Err(RefusedBackend::Unused(backend));
         }
-        if self.leads_to_a_proxy(&backend) {
+        let rule = self.backend_rule();
+        let port = |service: &Service| backend.port.unwrap_or(service.backend_port);
+        if self.sharing().any(|service| rule.leads_elsewhere(&backend.host, port(service)).is_err()) {
             return Err(RefusedBackend::Proxy(backend));
         }
         if backend.port.is_some() && self.sharing().count() > 1 {
@@ -401,21 +404,6 @@ impl Config {
     /// The services that connect to the shared servers.
     fn sharing(&self) -> impl Iterator<Item = &Service> {
         self.services.iter().filter(|service| service.backends.is_none())
-    }
-
-    /// Every node of the load balancer has the same bind ports, so what listens there is a proxy wherever it is; except
-    /// for a plain load balancer whose servers, on nodes apart, listen on its bind port.
-    fn leads_to_a_proxy(&self, backend: &Backend) -> bool {
-        let apart = |service: &Service| {
-            let servers = &self.backends_of(service).fixed;
-            self.instances.is_empty()
-                && !backend.host.is_this_node()
-                && service.backend_port == service.bind_port
-                && servers.iter().all(|server| server.port.is_none_or(|port| port == service.bind_port))
-        };
-        let proxy =
-            |port: Port| self.services.iter().any(|service| service.bind_port == port && !apart(service));
-        self.sharing().any(|service| proxy(backend.port.unwrap_or(service.backend_port)))
     }
 }
 

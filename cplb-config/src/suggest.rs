@@ -1,15 +1,19 @@
 //! "Did you mean …?"
 
+const MOST_EDITS: usize = 3;
+
 /// The known word nearest to `word`, if one is near enough to be meant.
 pub(crate) fn closest<'w>(word: &str, known: &[&'w str]) -> Option<&'w str> {
     const LONGEST: usize = 40;
     if word.chars().count() > LONGEST {
         return None;
     }
-    let lower = word.to_lowercase();
-    let candidates = known.iter().map(|candidate| (distance(&lower, &candidate.to_lowercase()), *candidate));
+    let (lower, length) = (word.to_lowercase(), word.chars().count());
+    // So many edits at least make up for a difference in length.
+    let near = known.iter().filter(|candidate| candidate.chars().count().abs_diff(length) <= MOST_EDITS);
+    let candidates = near.map(|candidate| (distance(&lower, &candidate.to_lowercase()), *candidate));
     let (distance, candidate) = candidates.min_by_key(|(distance, _)| *distance)?;
-    let allowed = (candidate.chars().count().max(3) / 3).min(3);
+    let allowed = (candidate.chars().count().max(3) / 3).min(MOST_EDITS);
     (distance <= allowed).then_some(candidate)
 }
 

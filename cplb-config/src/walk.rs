@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use crate::diagnostic::{Diagnostic, Location, Severity};
+use crate::diagnostic::{Diagnostic, Location, Severity, gathered};
 use crate::secret::{is_secret, public_part};
 use crate::suggest::closest;
 use crate::yaml::{Child, Entry, Resolved, Scalar, Span, Value, go_text, is_octal, resolve};
@@ -38,6 +38,14 @@ pub(crate) struct Finding {
     pub(crate) rule: &'static str,
     pub(crate) message: String,
     pub(crate) help: String,
+}
+
+/// An explanation of a field that is not known.
+pub(crate) enum Hint {
+    /// It was meant to be another one, or stands in the wrong place.
+    Mistake(String),
+    /// It may be known to others.
+    Unknown(String),
 }
 
 /// A mapping being read.
@@ -121,6 +129,7 @@ impl<'s> Reporter<'s> {
         diagnostics.retain(|diagnostic| !refused || diagnostic.severity > Severity::Advice);
         diagnostics
             .sort_by_key(|diagnostic| (diagnostic.location.map(|l| (l.line, l.column)), diagnostic.rule));
+        let mut diagnostics = gathered(diagnostics);
         for (severity, count) in self.counts.into_inner() {
             let suppressed = count.saturating_sub(MAX_FINDINGS);
             if suppressed > 0 && (!refused || severity > Severity::Advice) {
@@ -139,6 +148,7 @@ impl<'s> Reporter<'s> {
     }
 
     fn push(&self, diagnostic: Diagnostic) {
+        let diagnostic = diagnostic.printable();
         let mut counts = self.counts.borrow_mut();
         let count = counts.entry(diagnostic.severity).or_default();
         *count += 1;
@@ -183,24 +193,34 @@ impl<'a> Table<'a> {
     }
 
     /// Reports every field nobody asked for. `hint` may explain a name better than the closest known one does.
-    pub(crate) fn finish(self, hint: impl Fn(&str) -> Option<String>) {
+    ///
+    /// In a document of k0s, which a newer version may know more of, only what is likely a mistake is an error.
+    pub(crate) fn finish(self, hint: impl Fn(&str) -> Option<Hint>) {
         let asked = self.asked.take();
         for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {
             let name = entry.key.text.as_str();
             let public = public_part(name);
-            let help = if self.out.is_full() {
-                String::new()
-            } else if public != name {
-                format!("write a space between `{public}:` and its value")
+            let hint = if public != name {
+                Hint::Mistake(format!("write a space between `{public}:` and its value"))
+            } else if self.out.is_full() && self.names == Names::Exact {
+                Hint::Mistake(String::new())
             } else {
                 hint(name).unwrap_or_else(|| match closest(name, &asked) {
-                    Some(known) => format!("did you mean `{known}`?"),
-                    None => format!("known here: {}", asked.join(", ")),
+                    Some(known) => Hint::Mistake(format!("did you mean `{known}`?")),
+                    None => Hint::Unknown(format!("known here: {}", asked.join(", "))),
                 })
             };
-            let finding =
-                Finding::new("unknown-field", format!("there is no field `{}` here", shorten(name)), help);
-            self.out.error(&join(&self.path, &shorten(name)), entry.key.span, finding);
+            let (path, at, shown) = (join(&self.path, &shorten(name)), entry.key.span, shorten(name));
+            match hint {
+                Hint::Unknown(help) if self.names == Names::AnyCase => {
+                    let message = format!("cplb knows no field `{shown}` here and does not use it");
+                    self.out.warn(&path, at, Finding::new("unused-field", message, help));
+                }
+                Hint::Unknown(help) | Hint::Mistake(help) => {
+                    let message = format!("there is no field `{shown}` here");
+                    self.out.error(&path, at, Finding::new("unknown-field", message, help));
+                }
+            }
         }
     }
 
@@ -404,6 +424,20 @@ impl<'a> Field<'a> {
                 None
             }
         }
+    }
+
+    /// The field, unless it is zero, which is the same as absent to Go and is reported, as it seldom means the default.
+    pub(crate) fn unless_zero(self, default: impl Display) -> Option<Self> {
+        if !self.is_zero() {
+            return Some(self);
+        }
+        let message = format!("0 is the same as leaving it out: {default} is used");
+        self.warn(Finding::new(
+            "zero-default",
+            message,
+            "write the value that is meant, or remove the field",
+        ));
+        None
     }
 
     /// Zero, which to Go is the same as absent.

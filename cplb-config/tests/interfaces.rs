@@ -1,18 +1,31 @@
 //! What a configuration says against the interfaces of a node.
 
-use cplb_config::{Diagnostic, Loaded, ObservedInterface, Severity, load};
+use cplb_config::{Diagnostic, Instance, Loaded, ObservedInterface, Severity, load};
+use netlink_vip::InterfaceSelector;
 
 fn eth0() -> ObservedInterface {
     ObservedInterface {
         name: "eth0".to_owned(),
-        mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
-        default_route: true,
+        vrf: None,
         addresses: vec![
             ("10.0.0.11".parse().unwrap(), 24),
             ("fd00::11".parse().unwrap(), 64),
             ("fe80::11".parse().unwrap(), 64),
         ],
     }
+}
+
+/// Chooses `eth0` for everything but other names, if it is there.
+fn choose(instance: &Instance, interfaces: &[ObservedInterface]) -> Option<String> {
+    let name = match &instance.interface {
+        InterfaceSelector::Name(name) => name.as_str(),
+        _ => "eth0",
+    };
+    interfaces.iter().map(|interface| interface.name.clone()).find(|found| found == name)
+}
+
+fn found(loaded: &Loaded, interfaces: &[ObservedInterface]) -> Vec<Diagnostic> {
+    loaded.config.check_interfaces(interfaces, |instance| choose(instance, interfaces))
 }
 
 fn document(instance: &str) -> Loaded {
@@ -23,7 +36,7 @@ fn document(instance: &str) -> Loaded {
 }
 
 fn check(instance: &str, interfaces: &[ObservedInterface]) -> Vec<(&'static str, String)> {
-    let found = document(instance).config.check_interfaces(interfaces);
+    let found = found(&document(instance), interfaces);
     assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
     found.into_iter().map(|Diagnostic { rule, message, .. }| (rule, message)).collect()
 }
@@ -52,7 +65,15 @@ fn a_virtual_ip_outside_the_subnets_of_its_interface_is_told() {
     let mut v4_only = eth0();
     v4_only.addresses.truncate(1);
     let found = check("{virtualIPs: ['fd00::100/64']}", &[v4_only]);
-    assert_eq!(found, [("vip-subnet", "eth0 has no IPv6 subnet for fd00::100/64".to_owned())]);
+    let link_local =
+        "eth0 has no IPv6 link-local address, the source of IPv6 advertisements (RFC 9568 §5.1.2.1)";
+    assert_eq!(
+        found,
+        [
+            ("no-link-local", link_local.to_owned()),
+            ("vip-subnet", "eth0 has no IPv6 subnet for fd00::100/64".to_owned())
+        ]
+    );
 }
 
 #[test]
@@ -67,30 +88,36 @@ fn an_address_of_the_node_is_no_virtual_ip_but_an_installed_one_is() {
 #[test]
 fn an_unknown_interface_is_told_with_those_there_are() {
     let loaded = document("{virtualIPs: [10.0.0.100/24], interface: eth1}");
-    let loopback =
-        ObservedInterface { name: "lo".to_owned(), mac: None, default_route: false, addresses: Vec::new() };
-    let report = loaded.document.report(loaded.config.check_interfaces(&[loopback.clone(), eth0()]));
+    let loopback = ObservedInterface { name: "lo".to_owned(), vrf: None, addresses: Vec::new() };
+    let report = loaded.document.report(found(&loaded, &[loopback.clone(), eth0()]));
     assert_eq!(
         report.plain(),
         "f.yaml:6:46: warning: there is no interface eth1 [vrrpInstances[0].interface]\n    \
          help: did you mean `eth0`? cplb run waits for the interface to appear\n"
     );
-    let found = check("{virtualIPs: [10.0.0.100/24], interface: '00:00:5e:00:53:01'}", &[eth0()]);
+    let found = check("{virtualIPs: [10.0.0.100/24], interface: '00:00:5e:00:53:01'}", &[loopback.clone()]);
     assert_eq!(found, [("unknown-interface", "there is no interface 00:00:5e:00:53:01".to_owned())]);
+    let found = check("{virtualIPs: [10.0.0.100/24], interface: enx001122334455-uplink}", &[eth0()]);
+    let text =
+        "there is no alternative interface name enx001122334455-uplink, and names have at most 15 characters";
+    assert_eq!(found, [("unknown-interface", text.to_owned())]);
     let found = check("{virtualIPs: [10.0.0.100/24]}", &[loopback]);
-    assert_eq!(
-        found,
-        [("unknown-interface", "there is no default route to take the interface from".to_owned())]
-    );
+    let text =
+        "there is no default route to take the interface from, and none has the subnet of the virtual IPs";
+    assert_eq!(found, [("unknown-interface", text.to_owned())]);
+    let twins = ["eth1", "eth2"].map(|name| ObservedInterface { name: name.to_owned(), ..eth0() });
+    let found = check("{virtualIPs: [10.0.0.100/24]}", &twins);
+    let text = "there is no default route, and several interfaces have the subnet of the virtual IPs";
+    assert_eq!(found, [("unknown-interface", text.to_owned())]);
 }
 
 #[test]
 fn findings_are_given_the_place_of_the_field_or_of_what_is_around_it() {
     let loaded = document("{virtualIPs: [10.0.0.100/24, 10.9.0.100/24]}");
-    let report = loaded.document.report(loaded.config.check_interfaces(&[eth0()]));
+    let report = loaded.document.report(found(&loaded, &[eth0()]));
     let finding = &report.diagnostics[0];
     assert_eq!((finding.line(), finding.column(), finding.text.as_str()), (6, 34, "10.9.0.100/24"));
-    let report = loaded.document.report(loaded.config.check_interfaces(&[]));
+    let report = loaded.document.report(found(&loaded, &[]));
     let finding = &report.diagnostics[0];
     assert_eq!(
         (finding.path.as_str(), finding.line(), finding.column()),
@@ -105,4 +132,29 @@ fn a_foreign_unicast_source_is_told() {
         &[eth0()],
     );
     assert_eq!(found, [("unicast-source", "10.0.0.13 is no address of eth0".to_owned())]);
+}
+
+#[test]
+fn a_node_with_a_whole_address_is_not_told_to_add_one() {
+    let mut routed = eth0();
+    routed.addresses = vec![("10.0.0.11".parse().unwrap(), 32)];
+    let loaded = document("{virtualIPs: [10.0.0.100/24]}");
+    let report = loaded.document.report(found(&loaded, &[routed.clone()]));
+    assert_eq!(
+        report.plain(),
+        "f.yaml:6:19: warning: eth0 has only IPv4 addresses of length /32, so others do not look for 10.0.0.100/24 on its \
+         link by themselves [vrrpInstances[0].virtualIPs[0]]\n    \
+         help: let the network route the virtual IP to the link, or announce it otherwise\n"
+    );
+    routed.addresses = vec![("10.0.0.100".parse().unwrap(), 32)];
+    let only_the_vip = check("{virtualIPs: [10.0.0.100/24]}", &[routed]);
+    assert_eq!(only_the_vip, [("vip-subnet", "eth0 has no IPv4 subnet for 10.0.0.100/24".to_owned())]);
+}
+
+#[test]
+fn a_vrf_that_the_proxy_does_not_listen_in_is_told() {
+    let member = ObservedInterface { vrf: Some("red".to_owned()), ..eth0() };
+    let found = check("{virtualIPs: [10.0.0.100/24]}", &[member]);
+    let text = "eth0 is a member of the VRF red, and the proxy listens outside of VRFs: connections through it are refused";
+    assert_eq!(found, [("vrf", text.to_owned())]);
 }

@@ -260,7 +260,7 @@ fn survive(bytes: &[u8]) -> Result<(), TestCaseError> {
     match load_bytes(bytes, "f.yaml") {
         Ok(loaded) => {
             prop_assert!(loaded.warnings.iter().all(|warning| warning.severity < Severity::Error));
-            let _ = loaded.config.check_interfaces(&[]);
+            let _ = loaded.config.check_interfaces(&[], |_| Some("eth0".to_owned()));
             let yaml = loaded.config.to_native_yaml(cplb_config::Redact::Nothing).unwrap();
             let again = load(&yaml, "again.yaml").unwrap();
             prop_assert_eq!(again.config, loaded.config);

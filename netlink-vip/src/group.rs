@@ -8,7 +8,7 @@ use crate::event::{InterfaceState, Refusal, Removal};
 use crate::lease::{Lease, Tenure};
 use crate::plan::{Desired, Managed, Step};
 use crate::status::{AddressState, AddressStatus, GroupState, GroupStatus};
-use crate::types::{VipAddress, VipGroupConfig};
+use crate::types::{InterfaceSelector, VipAddress, VipGroupConfig};
 
 /// A group's configuration as it was registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,11 @@ impl Group {
             retry_at: None,
             last_removal: None,
         }
+    }
+
+    /// Whether an address on some interface may give the group one.
+    pub(crate) fn waits_for_a_subnet(&self) -> bool {
+        self.interface.is_none() && self.config.interface == InterfaceSelector::DefaultRoute
     }
 
     pub(crate) fn has(&self, ip: IpAddr) -> bool {

@@ -71,6 +71,7 @@ mod dummy;
 mod event;
 pub mod files;
 mod group;
+mod inventory;
 mod keeper;
 mod kernel;
 mod lease;
@@ -97,6 +98,7 @@ pub mod wire;
 
 pub use dummy::{DummyError, DummyLink};
 pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning};
+pub use inventory::{FoundInterface, Inventory};
 pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
 pub use kernel::KernelError;
 pub use manager::SessionPolicy;

@@ -103,11 +103,12 @@ impl Step {
 /// The scope of an IPv4 VIP; IPv6 has none to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VipScope {
-    /// Valid everywhere, where an address of the node covers the VIP: the kernel then lists the VIP after it, and
-    /// programs that take an interface's first address take the node's.
+    /// Valid everywhere, where the interface has an address of the node, of whatever subnet: the kernel then lists the
+    /// VIP after it, so that the kernel chooses the node's as a source, and programs that take an interface's first
+    /// address do so, too.
     Universe,
-    /// Valid on this host, where none does (the node's own address may be a /32): the kernel then never chooses the
-    /// VIP as a source towards others, but lists it first.
+    /// Valid on this host, where the VIP is the only address: the kernel lists it first, but never chooses it as a
+    /// source towards others.
     Host,
 }
 
@@ -176,8 +177,8 @@ pub fn plan(index: u32, desired: &Desired, managed: &Managed, observed: &Observe
         }
     }
     for &(ip, lease) in &desired.addresses {
-        let scope =
-            if ip.is_ipv6() || is_covered(index, ip, observed) { VipScope::Universe } else { VipScope::Host };
+        let follows = ip.is_ipv6() || node_addresses(index, desired, managed, observed).next().is_some();
+        let scope = if follows { VipScope::Universe } else { VipScope::Host };
         let put = Step::PutAddress { index, ip, lease, scope };
         let mut here = observed.addresses.iter().filter(|seen| seen.index == index && seen.ip == ip);
         let Some(any) = here.clone().next() else {
@@ -186,7 +187,7 @@ pub fn plan(index: u32, desired: &Desired, managed: &Managed, observed: &Observe
         };
         match here.find(|seen| is_ours(seen)) {
             None => plan.foreign.push((ip, any.prefix_len)),
-            Some(ours) if is_misplaced(ours, scope, observed) => {
+            Some(ours) if is_misplaced(ours, scope, desired, managed, observed) => {
                 plan.steps.push(Step::MoveAddress { index, ip, lease, scope });
             }
             Some(_) => plan.refresh.push(put),
@@ -264,10 +265,16 @@ pub(crate) fn routes_needed(index: u32, desired: &Desired, observed: &Observed) 
 }
 
 /// Whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although it could
-/// come after. Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
+/// come after (the kernel puts an address of scope universe behind the last primary one of the interface). Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
 /// first address of an interface, and routes without a preferred source, would then use the VIP. The kernel always
 /// lists the node's second address of a subnet after a VIP, which is the only one of its own.
-fn is_misplaced(vip: &ObservedAddress, scope: VipScope, observed: &Observed) -> bool {
+fn is_misplaced(
+    vip: &ObservedAddress,
+    scope: VipScope,
+    desired: &Desired,
+    managed: &Managed,
+    observed: &Observed,
+) -> bool {
     if vip.ip.is_ipv6() {
         return false;
     }
@@ -275,17 +282,35 @@ fn is_misplaced(vip: &ObservedAddress, scope: VipScope, observed: &Observed) -> 
         VipScope::Universe => wire::scope::UNIVERSE,
         VipScope::Host => wire::scope::HOST,
     };
-    let mut later = observed.addresses.iter().skip_while(|seen| *seen != vip);
-    let mut before_the_nodes = || {
-        later.any(|seen| {
-            seen.index == vip.index
-                && seen.ip.is_ipv4()
-                && seen.scope == wire::scope::UNIVERSE
-                && seen.flags & wire::address_flag::SECONDARY == 0
-                && seen.prefix_len < full_prefix(seen.ip)
-        })
+    let place = |address| observed.addresses.iter().position(|seen| seen == address);
+    let before_the_nodes = || {
+        let node = node_addresses(vip.index, desired, managed, observed);
+        let mut primary = node.filter(|seen| seen.flags & wire::address_flag::SECONDARY == 0);
+        primary.any(|seen| place(seen) > place(vip))
     };
     vip.scope != scope_number || scope == VipScope::Universe && before_the_nodes()
+}
+
+/// The node's own IPv4 addresses on the interface that are valid everywhere. Whole addresses (/32) count only where
+/// there are no others: beside those they are other programs' virtual addresses.
+fn node_addresses<'a>(
+    index: u32,
+    desired: &'a Desired,
+    managed: &'a Managed,
+    observed: &'a Observed,
+) -> impl Iterator<Item = &'a ObservedAddress> {
+    let is_vip = move |ip: IpAddr| {
+        managed.addresses.contains(&ip)
+            || desired.addresses.iter().any(|&(vip, _)| vip == ip)
+            || desired.reachable.iter().any(|vip| vip.ip() == ip)
+    };
+    let own = move || {
+        let here = observed.addresses.iter().filter(move |seen| seen.index == index && seen.ip.is_ipv4());
+        here.filter(move |seen| seen.scope == wire::scope::UNIVERSE && !is_vip(seen.ip))
+    };
+    let has_subnet = |seen: &&ObservedAddress| seen.prefix_len < full_prefix(seen.ip);
+    let whole = !own().any(|seen| has_subnet(&seen));
+    own().filter(move |seen| if whole { seen.protocol != Some(PROTOCOL) } else { has_subnet(seen) })
 }
 
 /// Whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no subnet.

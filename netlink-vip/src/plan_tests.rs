@@ -156,7 +156,16 @@ fn the_scope_of_a_vip_follows_the_nodes_own_address() {
         (steps.iter().filter_map(put).collect::<Vec<_>>(), refresh.iter().filter_map(put).collect::<Vec<_>>())
     };
     assert_eq!(scopes(vec![node(2, "10.0.0.5/24")]), (vec![VipScope::Universe], vec![]));
-    assert_eq!(scopes(vec![node(2, "10.0.0.5/32")]), (vec![VipScope::Host], vec![]));
+    assert_eq!(scopes(vec![node(2, "10.0.0.5/32")]), (vec![VipScope::Universe], vec![]));
+    assert_eq!(
+        scopes(vec![node(2, "192.0.2.5/24")]),
+        (vec![VipScope::Universe], vec![]),
+        "of another subnet"
+    );
+    assert_eq!(scopes(vec![]), (vec![VipScope::Host], vec![]));
+    assert_eq!(scopes(vec![node(3, "10.0.0.5/24")]), (vec![VipScope::Host], vec![]), "of another interface");
+    let others = vec![vip(2, ip("10.0.0.101"), 2)];
+    assert_eq!(scopes(others), (vec![VipScope::Host], vec![]), "another group's VIP is none of the node's");
     let there = vec![node(2, "10.0.0.5/24"), vip(2, ip("10.0.0.100"), 2)];
     assert_eq!(scopes(there), (vec![], vec![VipScope::Universe]), "what is there is refreshed");
 }
@@ -170,7 +179,11 @@ fn a_vip_that_comes_before_the_nodes_address_is_moved_behind_it() {
     let step = |scope| Step::MoveAddress { index: 2, ip: vip.ip, lease: LeaseTime::MIN, scope };
     assert_eq!(moved(vec![vip.clone(), node(2, "10.0.0.5/24")]), [step(VipScope::Universe)]);
     assert_eq!(moved(vec![host.clone(), node(2, "10.0.0.5/24")]), [step(VipScope::Universe)]);
-    assert_eq!(moved(vec![vip.clone(), node(2, "10.0.0.5/32")])[0], step(VipScope::Host));
+    assert_eq!(moved(vec![vip.clone(), node(2, "10.0.0.5/32")])[0], step(VipScope::Universe));
+    assert_eq!(moved(vec![vip.clone(), node(2, "192.0.2.5/24")])[0], step(VipScope::Universe));
+    assert_eq!(moved(vec![vip.clone()])[0], step(VipScope::Host));
+    let foreign = vec![node(2, "10.0.0.5/24"), vip.clone(), node(2, "10.0.0.7/32")];
+    assert_eq!(moved(foreign), [], "another program's VIP may come after");
     assert_eq!(moved(vec![node(2, "10.0.0.5/24"), vip.clone()]), []);
     assert_eq!(
         moved(vec![vip.clone(), node(3, "10.0.0.5/24"), node(2, "10.0.0.5/24")]),
@@ -179,7 +192,8 @@ fn a_vip_that_comes_before_the_nodes_address_is_moved_behind_it() {
     let second = ObservedAddress { flags: 0x81, ..node(2, "10.0.0.6/24") };
     assert_eq!(moved(vec![node(2, "10.0.0.5/24"), vip.clone(), second]), [], "it cannot come after that");
     let without = |step: &Step| !matches!(step, Step::PutRoute { .. });
-    assert!(!moved(vec![host, node(2, "10.0.0.5/32")]).iter().any(without));
+    assert!(!moved(vec![host]).iter().any(without));
+    assert!(!moved(vec![node(2, "10.0.0.5/32"), vip.clone()]).iter().any(without));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::InterfaceSelector;
-use crate::wire::decode::{LinkUpdate, ObservedRoute};
+use crate::types::{InterfaceSelector, Prefix, VipAddress, full_prefix};
+use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedRoute};
 
 /// `IFF_*` flags of `if.h`.
 pub(crate) mod link_flag {
@@ -55,15 +55,27 @@ pub(crate) fn merge(links: &mut BTreeMap<u32, Link>, update: LinkUpdate) {
     }
 }
 
-/// The interface that `selector` means. `current` is the one it meant before: it stays chosen by a default route that
-/// has vanished without a replacement (a DHCP renewal, a restart of the network manager).
+/// The network as it is now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) links: &'a BTreeMap<u32, Link>,
+    /// The default routes.
+    pub(crate) defaults: &'a [ObservedRoute],
+    /// The addresses of all interfaces; they may be missing where there is a default route.
+    pub(crate) addresses: &'a [ObservedAddress],
+}
+
+/// The interface that `selector` means for a group of addresses. `current` is the one it meant before: it stays chosen
+/// by a default route that has vanished without a replacement (a DHCP renewal, a restart of the network manager).
+/// Without any default route it is the one interface whose subnet covers an address of the group.
 pub(crate) fn select(
     selector: &InterfaceSelector,
-    prefer_ipv4: bool,
+    vips: &[VipAddress],
     current: Option<u32>,
-    links: &BTreeMap<u32, Link>,
-    defaults: &[ObservedRoute],
+    view: View<'_>,
 ) -> Option<u32> {
+    let View { links, defaults, addresses } = view;
+    let prefer_ipv4 = vips.iter().any(|vip| vip.ip().is_ipv4());
     match selector {
         InterfaceSelector::Name(name) => by_name(name, links),
         InterfaceSelector::Mac(mac) => {
@@ -73,7 +85,8 @@ pub(crate) fn select(
             best.map(|(index, _)| *index)
         }
         InterfaceSelector::DefaultRoute => by_default_route(prefer_ipv4, links, defaults)
-            .or_else(|| current.filter(|index| links.contains_key(index))),
+            .or_else(|| current.filter(|index| links.contains_key(index)))
+            .or_else(|| by_subnet(vips, prefer_ipv4, links, addresses)),
     }
 }
 
@@ -99,12 +112,29 @@ fn by_default_route(
     best(prefer_ipv4).or_else(|| best(!prefer_ipv4))
 }
 
+/// Addresses of the family that decides count; of several interfaces none is more right than the others.
+fn by_subnet(
+    vips: &[VipAddress],
+    ipv4: bool,
+    links: &BTreeMap<u32, Link>,
+    addresses: &[ObservedAddress],
+) -> Option<u32> {
+    let wanted: Vec<&VipAddress> = vips.iter().filter(|vip| vip.ip().is_ipv4() == ipv4).collect();
+    let covers = |seen: &&ObservedAddress| {
+        let subnet = Prefix::new(seen.ip, seen.prefix_len);
+        seen.prefix_len < full_prefix(seen.ip) && wanted.iter().any(|vip| subnet.contains(vip.ip()))
+    };
+    let usable = |index: &u32| links.get(index).is_some_and(Link::can_do_arp);
+    let mut found = addresses.iter().filter(covers).map(|seen| seen.index).filter(usable);
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::types::Prefix;
 
     fn links(list: &[(u32, Link)]) -> BTreeMap<u32, Link> {
         list.iter().cloned().collect()
@@ -127,11 +157,61 @@ mod tests {
         }
     }
 
+    fn vip(text: &str) -> VipAddress {
+        let (ip, length) = text.split_once('/').unwrap();
+        VipAddress::new(ip.parse().unwrap(), length.parse().unwrap()).unwrap()
+    }
+
+    fn choose(
+        selector: &InterfaceSelector,
+        ipv4: bool,
+        current: Option<u32>,
+        links: &BTreeMap<u32, Link>,
+        defaults: &[ObservedRoute],
+    ) -> Option<u32> {
+        let vip = vip(if ipv4 { "10.0.0.100/24" } else { "fd00::100/64" });
+        select(selector, &[vip], current, View { links, defaults, addresses: &[] })
+    }
+
+    fn address(index: u32, ip: &str, prefix_len: u8) -> ObservedAddress {
+        let ip = ip.parse().unwrap();
+        ObservedAddress { index, ip, prefix_len, scope: 0, flags: 0, protocol: None, valid: None }
+    }
+
+    #[test]
+    fn without_a_default_route_the_one_interface_whose_subnet_covers_the_vip_is_chosen() {
+        let links =
+            links(&[(1, link("eth0", 1)), (2, link("eth1", 2)), (3, Link { mac: None, ..link("tun0", 0) })]);
+        let by = |vips: &[&str], addresses: &[ObservedAddress], defaults: &[ObservedRoute]| {
+            let vips: Vec<VipAddress> = vips.iter().map(|text| vip(text)).collect();
+            select(&InterfaceSelector::DefaultRoute, &vips, None, View { links: &links, defaults, addresses })
+        };
+        let both = [address(1, "192.0.2.1", 24), address(2, "10.0.0.1", 24), address(2, "10.0.0.2", 24)];
+        assert_eq!(by(&["10.0.0.100/24"], &both, &[]), Some(2));
+        assert_eq!(
+            by(&["10.0.0.100/24"], &both, &[route(true, 0, &[1])]),
+            Some(1),
+            "a default route comes first"
+        );
+        assert_eq!(by(&["10.1.0.100/24"], &both, &[]), None);
+        let whole = [address(1, "10.0.0.100", 32), address(1, "10.0.0.7", 32)];
+        assert_eq!(by(&["10.0.0.100/24"], &whole, &[]), None, "a whole address has no subnet");
+        let twice = [address(1, "10.0.0.1", 24), address(2, "10.0.0.2", 24)];
+        assert_eq!(by(&["10.0.0.100/24"], &twice, &[]), None, "two are as good as each other");
+        assert_eq!(
+            by(&["10.0.0.100/24"], &[address(3, "10.0.0.1", 24), address(1, "10.0.0.2", 8)], &[]),
+            Some(1)
+        );
+        let mixed = [address(1, "10.0.0.1", 24), address(2, "fd00::1", 64)];
+        assert_eq!(by(&["fd00::100/64", "10.0.0.100/24"], &mixed, &[]), Some(1), "IPv4 decides");
+        assert_eq!(by(&["fd00::100/64"], &mixed, &[]), Some(2));
+    }
+
     #[test]
     fn a_name_is_matched_before_alternative_names() {
         let mut all = links(&[(1, link("eth0", 1)), (2, link("eth1", 2))]);
         all.get_mut(&1).unwrap().alternative_names = vec!["eth1".into(), "uplink".into()];
-        let by = |name: &str| select(&InterfaceSelector::Name(name.into()), true, Some(1), &all, &[]);
+        let by = |name: &str| choose(&InterfaceSelector::Name(name.into()), true, Some(1), &all, &[]);
         assert_eq!((by("eth1"), by("uplink"), by("eth9")), (Some(2), Some(1), None));
     }
 
@@ -140,7 +220,7 @@ mod tests {
         let port = Link { master: Some(5), ..link("eth0", 1) };
         let vlan = Link { parent: Some(5), ..link("bond0.7", 1) };
         let all = links(&[(1, port), (2, vlan), (5, link("bond0", 1)), (6, link("other", 9))]);
-        let by = |mac: u8| select(&InterfaceSelector::Mac([2, 0, 0, 0, 0, mac]), true, None, &all, &[]);
+        let by = |mac: u8| choose(&InterfaceSelector::Mac([2, 0, 0, 0, 0, mac]), true, None, &all, &[]);
         assert_eq!((by(1), by(9), by(3)), (Some(5), Some(6), None));
     }
 
@@ -149,7 +229,7 @@ mod tests {
         let tunnel = Link { flags: 0x1_00d1, mac: None, ..link("wg0", 0) };
         let all = links(&[(1, link("eth0", 1)), (2, link("eth1", 2)), (3, tunnel)]);
         let by = |prefer_ipv4, current, defaults: &[ObservedRoute]| {
-            select(&InterfaceSelector::DefaultRoute, prefer_ipv4, current, &all, defaults)
+            choose(&InterfaceSelector::DefaultRoute, prefer_ipv4, current, &all, defaults)
         };
         let table =
             [route(true, 200, &[1]), route(true, 100, &[2]), route(false, 1, &[1]), route(true, 0, &[3])];

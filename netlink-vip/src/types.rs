@@ -31,7 +31,8 @@ pub enum InterfaceSelector {
     Mac([u8; 6]),
     /// The interface of the default route with the lowest metric, in the family of the group's first
     /// IPv4 address if it has one (metrics of the two families do not compare), else in the other family.
-    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over.
+    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over. Where there is no default route at
+    /// all, the one interface whose subnet covers an address of the group, if it is the only one.
     DefaultRoute,
 }
 
@@ -274,10 +275,6 @@ impl VipGroupConfig {
 
     pub(crate) fn subnets(&self) -> BTreeSet<Prefix> {
         self.addresses.iter().map(VipAddress::subnet).collect()
-    }
-
-    pub(crate) fn has_ipv4(&self) -> bool {
-        self.addresses.iter().any(|vip| vip.ip.is_ipv4())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
-use cplb_config::{Config, Host, LbKind};
+use cplb_config::{BackendRule, Config, Host, LbKind, Origin, Unfit};
 use lb_proxy::MARK;
 use lb_proxy::nft::{Director, Table, TableName};
 use netlink_vip::{GroupId, LeaseTime, VipAddress, VipGroupConfig};
@@ -27,6 +27,11 @@ impl Instance {
     /// Its virtual IPs.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.group.addresses.iter().map(netlink_vip::VipAddress::ip)
+    }
+
+    /// Whether it sends IPv6 advertisements by multicast.
+    pub(crate) fn multicasts_v6(&self) -> bool {
+        matches!(self.router.transport, Transport::Multicast) && self.addresses().any(|ip| ip.is_ipv6())
     }
 }
 
@@ -102,43 +107,128 @@ pub(crate) fn options(config: &Config) -> lb_proxy::Options {
     }
 }
 
-/// The services for the load balancer.
-pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service> {
+/// What is balanced, and the addresses that were found for it and may not be backends.
+#[derive(Debug, Default)]
+pub(crate) struct Balanced {
+    pub(crate) services: Vec<lb_proxy::Service>,
+    pub(crate) refusals: Vec<Refusal>,
+}
+
+/// An address that the [`BackendRule`] does not admit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Refusal {
+    pub(crate) service: String,
+    pub(crate) server: SocketAddr,
+    pub(crate) origin: Origin,
+    pub(crate) unfit: Unfit,
+}
+
+/// The services for the load balancer. This is the only way of an address to the proxy and to IPVS.
+pub(crate) fn balanced(config: &Config, names: &Names) -> Balanced {
+    let mut all = Balanced::default();
     if config.disable_load_balancer {
-        return Vec::new();
+        return all;
     }
-    config.services.iter().map(|service| balanced(config, service, names)).collect()
+    let rule = config.backend_rule().on_node(names.node().iter().copied());
+    for service in &config.services {
+        let found = written(config, service, names).into_iter().chain(discovered(config, service, names));
+        let backends = admitted(&rule, service, found, &mut all.refusals);
+        all.services.push(balance(config, service, backends, names));
+    }
+    all
+}
+
+/// The services of [`balanced`].
+pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service> {
+    balanced(config, names).services
 }
 
 /// Servers of the API that the configuration gives.
 pub(crate) fn fixed(config: &Config, names: &Names) -> Vec<SocketAddr> {
-    let without = names.with(std::collections::BTreeMap::new());
-    let backends = config.api_service().map(|service| balanced(config, service, &without).backends);
-    backends.into_iter().flatten().map(|backend| backend.addr).collect()
+    let Some(service) = config.api_service() else { return Vec::new() };
+    let rule = config.backend_rule().on_node(names.node().iter().copied());
+    let backends = admitted(&rule, service, written(config, service, names), &mut Vec::new());
+    backends.into_iter().map(|backend| backend.addr).collect()
 }
 
-fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> lb_proxy::Service {
+/// The address at which a service uses a server that the API lists. Clients of the API itself use the port that it says,
+/// unless the configuration says another; the other services run on the same nodes.
+pub(crate) fn listed_at(config: &Config, service: &cplb_config::Service, server: SocketAddr) -> SocketAddr {
+    let own_port = is_api(config, service) && service.backend_port == service.port;
+    if own_port { server } else { SocketAddr::new(server.ip(), service.backend_port.number()) }
+}
+
+/// An address for a service, not yet judged.
+struct Found {
+    server: SocketAddr,
+    origin: Origin,
+    weight: u32,
+    name: Option<String>,
+}
+
+fn admitted(
+    rule: &BackendRule,
+    service: &cplb_config::Service,
+    found: impl IntoIterator<Item = Found>,
+    refusals: &mut Vec<Refusal>,
+) -> Vec<lb_proxy::Backend> {
     let mut backends: Vec<lb_proxy::Backend> = Vec::new();
+    for Found { server, origin, weight, name } in found {
+        match rule.admit(server, service, origin) {
+            Ok(addr) if backends.iter().all(|known| known.addr != addr) => {
+                backends.push(lb_proxy::Backend { addr, weight, name });
+            }
+            Ok(_) => {}
+            Err(unfit) => {
+                refusals.push(Refusal { service: service.name.clone(), server, origin, unfit });
+            }
+        }
+    }
+    backends
+}
+
+/// The servers that the operator wrote, by address or by name.
+fn written(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<Found> {
+    let mut found = Vec::new();
     for backend in &config.backends_of(service).fixed {
         let port = backend.port.unwrap_or(service.backend_port).number();
         let (addresses, host_name) = match &backend.host {
             Host::Address(ip) => (std::slice::from_ref(ip), None),
             Host::Name(name) => (names.addresses(name), Some(name)),
         };
-        for ip in addresses {
-            let addr = SocketAddr::new(ip.to_canonical(), port);
-            let name = backend.name.as_ref().or(host_name).cloned();
-            // A name may turn out to mean a VIP; the proxy would talk to itself.
-            if !config.is_virtual_ip(*ip) && backends.iter().all(|known| known.addr != addr) {
-                backends.push(lb_proxy::Backend { addr, weight: backend.weight, name });
-            }
-        }
+        let origin = if host_name.is_none() || backend.host.is_this_node() {
+            Origin::Written
+        } else {
+            Origin::Resolved
+        };
+        found.extend(addresses.iter().map(|ip| Found {
+            server: SocketAddr::new(*ip, port),
+            origin,
+            weight: backend.weight,
+            name: backend.name.as_ref().or(host_name).cloned(),
+        }));
     }
-    for addr in discovered(config, service, names) {
-        if backends.iter().all(|known| known.addr != addr) {
-            backends.push(lb_proxy::Backend { addr, weight: 1, name: None });
-        }
-    }
+    found
+}
+
+/// The servers of a service that were discovered, and where they may be until then.
+fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<Found> {
+    let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
+    let Some(servers) = kubeconfig.and_then(|path| names.discovered(path)) else { return Vec::new() };
+    let found = |server, origin| Found { server, origin, weight: 1, name: None };
+    let port = service.backend_port.number();
+    let listed = servers.found.iter().map(|server| listed_at(config, service, *server));
+    let own = servers.own.iter().map(|ip| SocketAddr::new(*ip, port));
+    let listed = listed.map(|server| found(server, Origin::Discovered));
+    listed.chain(own.map(|server| found(server, Origin::LocalCandidate))).collect()
+}
+
+fn balance(
+    config: &Config,
+    service: &cplb_config::Service,
+    backends: Vec<lb_proxy::Backend>,
+    names: &Names,
+) -> lb_proxy::Service {
     let listen = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), service.bind_port.number());
     let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
     balanced.balance = service.balance;
@@ -154,21 +244,6 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
 
 fn is_api(config: &Config, service: &cplb_config::Service) -> bool {
     config.api_service().is_some_and(|api| api.name == service.name)
-}
-
-/// The servers of a service that were discovered, and where they may be until then. Clients of the API itself use the
-/// port that it says, unless the configuration says another; the other services run on the same nodes.
-fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<SocketAddr> {
-    let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
-    let Some(servers) = kubeconfig.and_then(|path| names.discovered(path)) else { return Vec::new() };
-    let own_port = is_api(config, service) && service.backend_port == service.port;
-    let port = service.backend_port.number();
-    let found = servers.found.iter().map(|server| match own_port {
-        true => *server,
-        false => SocketAddr::new(server.ip(), port),
-    });
-    let own = servers.own.iter().map(|ip| SocketAddr::new(*ip, port));
-    found.chain(own).filter(|server| !config.is_virtual_ip(server.ip())).collect()
 }
 
 /// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use lb_proxy::Event as Balancer;
+use netlink_vip::wire::address_flag;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
@@ -101,6 +102,32 @@ pub(crate) fn keeper(event: &KeeperEvent, wanted: impl Fn(GroupId) -> String, pr
             }
         }
         other => tracing::debug!(?other, "keeper"),
+    }
+}
+
+/// Multicast IPv6 advertisements come from a link-local address (RFC 9568 §5.1.2.1); `multicasts` says whether a group
+/// needs one.
+pub(crate) fn link_local(event: &KeeperEvent, multicasts: impl Fn(GroupId) -> bool, problems: &mut Problems) {
+    let KeeperEvent::Interface { id, state } = event else { return };
+    let cause = Cause::LinkLocal(id.0);
+    // One whose uniqueness is still being checked will do in a moment.
+    let usable = |address: &netlink_vip::InterfaceAddress| {
+        let is_ours = matches!(address.ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        is_ours && address.flags & address_flag::DADFAILED == 0
+    };
+    match state {
+        Some(state) if state.up && multicasts(*id) && !state.addresses.iter().any(usable) => {
+            let text = format!(
+                "virtual router {id}: {} has no IPv6 link-local address, so IPv6 advertisements cannot be sent",
+                state.name
+            );
+            if problems.raise(cause, text) {
+                tracing::warn!(vrid = id.0, interface = %state.name, "the interface has no IPv6 link-local address");
+            }
+        }
+        _ => {
+            problems.clear(&cause);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cplb_config::Config;
+use cplb_config::{Config, Origin, Unfit};
 use lb_proxy::MARK;
 use lb_proxy::health::Trust;
 use nix::ifaddrs::getifaddrs;
@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::discovery::{Follower, Report, State, Store};
 
+use super::blueprint;
 use super::link::Event;
 
 /// More servers than any control plane has; checking them all would load the network.
@@ -88,6 +89,8 @@ pub(crate) struct Known {
     pub(crate) trouble: Option<State>,
     /// Why what the API lists is not used.
     pub(crate) kept: Option<String>,
+    /// Those of its last list that may not be backends.
+    pub(crate) refused: Vec<(SocketAddr, Unfit)>,
     /// By which a server has proved itself.
     pub(crate) trust: Option<Trust>,
 }
@@ -153,7 +156,7 @@ impl Clusters {
         let Some(cluster) = self.followed.get_mut(&news.kubeconfig) else { return };
         let path = news.kubeconfig;
         let before = cluster.known.clone();
-        cluster.known.hear(news.report, |ip| config.is_virtual_ip(ip));
+        cluster.known.hear(news.report, |server| judge(config, server));
         let known = &cluster.known;
         if before == *known {
             return;
@@ -181,7 +184,8 @@ impl Clusters {
             let port = api_port(config);
             let own_servers = own.iter().map(|ip| SocketAddr::new(*ip, port));
             let others = fixed.iter().copied().chain(own_servers).collect();
-            cluster.follower.ask(found.iter().copied().collect(), others);
+            let known = found.iter().copied().filter(|server| judge(config, *server).is_ok());
+            cluster.follower.ask(known.collect(), others);
             // Clients are better off with servers that somebody has listed.
             let own = if fixed.is_empty() { own } else { Vec::new() };
             (path.clone(), Servers { found, own, trust: cluster.known.trust.clone() })
@@ -218,7 +222,7 @@ impl Known {
         }
     }
 
-    fn hear(&mut self, report: Report, is_virtual: impl Fn(IpAddr) -> bool) {
+    fn hear(&mut self, report: Report, judge: impl Fn(SocketAddr) -> Result<SocketAddr, Unfit>) {
         let listed = match report {
             Report::State(state) => {
                 self.trouble = Some(state);
@@ -230,10 +234,20 @@ impl Known {
             }
         };
         self.trouble = None;
-        let real: BTreeSet<SocketAddr> =
-            listed.iter().copied().filter(|server| !is_virtual(server.ip())).collect();
+        let mut real = BTreeSet::new();
+        self.refused.clear();
+        for server in listed.iter().copied() {
+            match judge(server) {
+                Ok(server) => drop(real.insert(server)),
+                Err(unfit) => self.refused.push((server, unfit)),
+            }
+        }
+        let only_vips = self.refused.iter().all(|(_, unfit)| *unfit == Unfit::VirtualIp);
         self.kept = match (listed.len(), real.len()) {
             (0, _) => Some("the API lists no server".to_owned()),
+            (_, 0) if !only_vips => {
+                Some(format!("the API lists nothing that can be a backend: {}", refused(&self.refused)))
+            }
             (_, 0) => Some(
                 "the API lists only virtual IPs, as k0s does with spec.api.externalAddress: let k0s's controllers run \
                  with --disable-components=endpoint-reconciler, or remove externalAddress"
@@ -264,8 +278,32 @@ impl Known {
         }
         if let Some(why) = self.kept.as_ref().filter(|_| self.kept != before.kept) {
             tracing::warn!(%kubeconfig, "discovered servers: {why}");
+        } else if self.refused != before.refused && !self.refused.is_empty() && self.kept.is_none() {
+            let count = self.refused.len();
+            tracing::warn!(%kubeconfig, count, "discovered servers are refused: {}", refused(&self.refused));
         }
     }
+}
+
+/// The first addresses of a list that were refused, each with the reason.
+pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
+    const MOST: usize = 3;
+    let told: Vec<String> =
+        list.iter().take(MOST).map(|(server, unfit)| format!("{server} {unfit}")).collect();
+    match list.len().saturating_sub(MOST) {
+        0 => told.join("; "),
+        more => format!("{}; and {more} more", told.join("; ")),
+    }
+}
+
+/// Whether a server that the API lists may be a backend of the API's service, where that would use it; the server as it
+/// is remembered.
+fn judge(config: &Config, server: SocketAddr) -> Result<SocketAddr, Unfit> {
+    let server = SocketAddr::new(server.ip().to_canonical(), server.port());
+    let Some(service) = config.api_service().or(config.services.first()) else { return Ok(server) };
+    let used = blueprint::listed_at(config, service, server);
+    config.backend_rule().admit(used, service, Origin::Discovered)?;
+    Ok(server)
 }
 
 /// The kubeconfigs by which a configuration has backends found.
@@ -282,12 +320,19 @@ fn api_port(config: &Config) -> u16 {
     config.api_service().map_or(6443, |service| service.backend_port.number())
 }
 
+/// Every address of this node besides its virtual IPs; none where they cannot be read.
+pub(crate) fn node_addresses(config: &Config) -> BTreeSet<IpAddr> {
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address.and_then(ip));
+    addresses.filter(|ip| !config.is_virtual_ip(*ip)).collect()
+}
+
+fn ip(address: SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+}
+
 /// Addresses of this node at which its API server may listen, the most likely ones first.
 fn own_addresses(config: &Config) -> Vec<IpAddr> {
-    let ip = |address: SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
-    };
     let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     for interface in getifaddrs().into_iter().flatten() {
         let flags = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST | InterfaceFlags::IFF_NOARP;
@@ -311,8 +356,12 @@ mod tests {
         hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443))).collect()
     }
 
-    fn is_virtual(ip: IpAddr) -> bool {
-        ip == IpAddr::from([10, 0, 0, 100])
+    fn is_fit(server: SocketAddr) -> Result<SocketAddr, Unfit> {
+        match (server.ip(), server.port()) {
+            (ip, _) if ip == IpAddr::from([10, 0, 0, 100]) => Err(Unfit::VirtualIp),
+            (_, 6444) => Err(Unfit::Proxy),
+            _ => Ok(server),
+        }
     }
 
     fn trust() -> Trust {
@@ -323,23 +372,48 @@ mod tests {
     #[test]
     fn what_is_good_stays_until_there_is_something_better() {
         let mut known = Known::from_disk(Some(servers(&[11, 12])));
-        known.hear(Report::State(State::Failing("refused".into())), is_virtual);
+        known.hear(Report::State(State::Failing("refused".into())), is_fit);
         assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, true));
-        known.hear(Report::Servers(servers(&[100]), trust()), is_virtual);
+        known.hear(Report::Servers(servers(&[100]), trust()), is_fit);
         assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, false));
         assert!(known.kept.as_ref().unwrap().contains("only virtual IPs"));
-        known.hear(Report::Servers(servers(&[11, 100, 13]), trust()), is_virtual);
+        known.hear(Report::Servers(servers(&[11, 100, 13]), trust()), is_fit);
         assert_eq!((known.source, &known.servers, &known.kept), (Source::Api, &servers(&[11, 13]), &None));
-        known.hear(Report::Servers(BTreeSet::new(), trust()), is_virtual);
+        known.hear(Report::Servers(BTreeSet::new(), trust()), is_fit);
         assert_eq!((known.source, &known.servers), (Source::Api, &servers(&[11, 13])));
         assert!(known.kept.is_some());
     }
 
     #[test]
-    fn a_list_without_end_has_one() {
+    fn a_list_of_proxies_changes_nothing_and_is_told() {
+        let mut known = Known::from_disk(Some(servers(&[11, 12])));
+        let proxies: BTreeSet<_> = (11..15).map(|host| SocketAddr::from(([10, 0, 0, host], 6444))).collect();
+        known.hear(Report::Servers(proxies.clone(), trust()), is_fit);
+        assert_eq!(
+            (known.source, &known.servers, known.refused.len()),
+            (Source::Disk, &servers(&[11, 12]), 4)
+        );
+        assert_eq!(
+            known.kept.as_deref(),
+            Some(
+                "the API lists nothing that can be a backend: \
+                 10.0.0.11:6444 is where a proxy of this configuration listens, on every node; \
+                 10.0.0.12:6444 is where a proxy of this configuration listens, on every node; \
+                 10.0.0.13:6444 is where a proxy of this configuration listens, on every node; and 1 more"
+            )
+        );
+        let mixed = proxies.into_iter().chain(servers(&[13])).collect();
+        known.hear(Report::Servers(mixed, trust()), is_fit);
+        assert_eq!((known.source, &known.servers, &known.kept), (Source::Api, &servers(&[13]), &None));
+        known.hear(Report::Servers(servers(&[13]), trust()), is_fit);
+        assert!(known.refused.is_empty());
+    }
+
+    #[test]
+    fn discovered_servers_are_capped_at_256() {
         let mut known = Known::default();
         let many = (0..10_000u32).map(|n| SocketAddr::from(((0x0a01_0000 + n).to_be_bytes(), 6443)));
-        known.hear(Report::Servers(many.collect(), trust()), is_virtual);
+        known.hear(Report::Servers(many.collect(), trust()), is_fit);
         assert_eq!(known.servers.len(), MOST_SERVERS);
         assert!(known.kept.unwrap().contains("10000 servers, of which 256"));
     }

@@ -5,6 +5,8 @@
 //! through [`link::Link`] without this thread.
 
 mod blueprint;
+#[cfg(test)]
+mod blueprint_tests;
 mod direct;
 mod election;
 mod events;
@@ -14,6 +16,7 @@ mod link;
 mod names;
 mod preflight;
 mod problems;
+mod refusals;
 mod reload;
 mod report;
 mod serving;
@@ -21,6 +24,7 @@ mod signals;
 mod supervise;
 mod table;
 mod verdict;
+mod vrf;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,12 +46,14 @@ use found::Clusters;
 use link::Event;
 use names::{Answers, Names, Resolver};
 use problems::Problems;
+use refusals::Refusals;
 use reload::Reloads;
 use signals::Signals;
 use table::TableKeeper;
 use verdict::Verdict;
 
 pub(crate) use ipvs::excess as excess_virtual_servers;
+pub(crate) use vrf::accepts as accepts_vrfs;
 
 /// Everything that runs.
 pub(crate) struct Daemon {
@@ -67,6 +73,7 @@ pub(crate) struct Daemon {
     pub(crate) sender: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
+    pub(crate) refusals: Refusals,
     pub(crate) reloads: Reloads,
     /// Counts the configurations that were put into effect.
     pub(crate) generation: u64,
@@ -117,7 +124,7 @@ impl Daemon {
         events::names(&answers, &mut problems);
         let mut clusters = Clusters::open(&args.state_dir);
         clusters.follow(&config, &sender);
-        let names = Names::default().after(&answers);
+        let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
         let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
         let balancer = start_balancer(&config, &names, &sender)?;
         let table = Arc::new(TableKeeper::default());
@@ -143,6 +150,7 @@ impl Daemon {
             events,
             sender,
             problems,
+            refusals: Refusals::default(),
             reloads: Reloads::default(),
             generation: 0,
             stopping: false,
@@ -163,6 +171,8 @@ impl Daemon {
             }
         }
         daemon.update_ipvs();
+        daemon.tell_refusals();
+        vrf::tell(&daemon.config, &mut daemon.problems);
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),

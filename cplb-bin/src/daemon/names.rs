@@ -28,6 +28,8 @@ pub(crate) struct Names {
     resolved: BTreeMap<String, Vec<IpAddr>>,
     /// What was discovered, by the path of the kubeconfig.
     clusters: BTreeMap<PathBuf, Servers>,
+    /// This node's addresses besides virtual IPs.
+    node: BTreeSet<IpAddr>,
 }
 
 impl Names {
@@ -39,12 +41,34 @@ impl Names {
             Err(_) => self.resolved.get(name).cloned().unwrap_or_default(),
         };
         let resolved = answers.0.iter().map(|(name, answer)| (name.clone(), known(name, answer))).collect();
-        Self { resolved, clusters: self.clusters.clone() }
+        Self { resolved, clusters: self.clusters.clone(), node: self.node.clone() }
     }
 
     /// The same with what was discovered.
     pub(crate) fn with(&self, clusters: BTreeMap<PathBuf, Servers>) -> Self {
-        Self { resolved: self.resolved.clone(), clusters }
+        Self { resolved: self.resolved.clone(), clusters, node: self.node.clone() }
+    }
+
+    /// The same on a node that has these addresses.
+    pub(crate) fn on_node(mut self, addresses: BTreeSet<IpAddr>) -> Self {
+        self.node = addresses;
+        self
+    }
+
+    /// The node's addresses besides virtual IPs.
+    pub(crate) fn node(&self) -> &BTreeSet<IpAddr> {
+        &self.node
+    }
+
+    /// Names that mean these addresses.
+    #[cfg(test)]
+    pub(crate) fn of(resolved: BTreeMap<String, Vec<IpAddr>>) -> Self {
+        Self { resolved, ..Self::default() }
+    }
+
+    /// What each name means.
+    pub(crate) fn resolved(&self) -> &BTreeMap<String, Vec<IpAddr>> {
+        &self.resolved
     }
 
     /// What was discovered through a kubeconfig.

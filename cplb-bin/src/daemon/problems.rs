@@ -34,12 +34,18 @@ pub(crate) enum Cause {
     Services,
     /// The servers of a cluster cannot be discovered, or are not used, by the kubeconfig.
     Discovery(PathBuf),
+    /// Every address that was found for this service may not be a backend.
+    Backends(String),
     /// A backend's name has no address.
     Name(String),
     /// A socket of the election on this interface fails.
     Socket(String),
     /// An instance waits for its interface.
     Interface(u32),
+    /// The interface of an instance has no IPv6 link-local address to advertise from.
+    LinkLocal(u32),
+    /// The interface of an instance is in a VRF, where the proxy does not listen.
+    Vrf(u32),
     /// An instance waits for its source address.
     Source(u32),
     /// An instance waits for another daemon to go.

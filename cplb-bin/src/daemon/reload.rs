@@ -23,13 +23,14 @@ use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 use crate::exit::{Failure, Kind};
 use crate::source;
 
+use super::blueprint::Instance;
 use super::election::Change;
 use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
 use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, preflight, start_balancer};
+use super::{Daemon, Election, balancer_refusal, blueprint, events, found, preflight, start_balancer, vrf};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -113,7 +114,7 @@ impl Daemon {
             events::names(&resolved.answers, &mut self.problems);
             let names = self.names.after(&resolved.answers);
             if names != self.names {
-                tracing::info!(?names, "backends' names have other addresses");
+                tracing::info!(addresses = ?names.resolved(), "backends' names have other addresses");
                 self.names = names;
                 self.apply_services();
             }
@@ -136,7 +137,7 @@ impl Daemon {
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
         self.clusters.begin(config, &self.sender);
-        let names = self.names.after(&answers);
+        let names = self.names.after(&answers).on_node(found::node_addresses(config));
         let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));
         let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
         let balanced = self.balancer.is_some();
@@ -226,10 +227,12 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
+        self.tell_refusals();
         self.clusters.follow(&self.config, &self.sender);
         self.redirect();
         self.change_table();
         self.forget_problems();
+        vrf::tell(&self.config, &mut self.problems);
         self.use_discovered();
     }
 
@@ -252,6 +255,7 @@ impl Daemon {
     }
 
     pub(super) fn apply_services(&mut self) {
+        self.tell_refusals();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
@@ -310,6 +314,7 @@ impl Daemon {
         };
         self.problems.retain(|cause| match cause {
             Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
+            Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

@@ -12,6 +12,7 @@ use crate::exit::{Failure, Kind};
 use crate::lock::LockError;
 use crate::status::server;
 
+use super::blueprint::Instance;
 use super::found;
 use super::link::{Event, TableChange};
 use super::problems::Cause;
@@ -118,6 +119,11 @@ impl Daemon {
                     instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
                 };
                 events::keeper(&event, wanted, &mut self.problems);
+                let multicasts = |id: GroupId| {
+                    let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+                    instance.is_some_and(Instance::multicasts_v6)
+                };
+                events::link_local(&event, multicasts, &mut self.problems);
                 self.on_seat(&event);
             }
             Event::Balancer(event) => {
@@ -262,8 +268,9 @@ impl Daemon {
 
     /// Balances over what was discovered.
     pub(super) fn use_discovered(&mut self) {
-        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &self.names));
-        let names = self.names.with(clusters);
+        let names = self.names.clone().on_node(found::node_addresses(&self.config));
+        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &names));
+        let names = names.with(clusters);
         if names != self.names && self.reloads.is_idle() {
             self.names = names;
             self.apply_services();

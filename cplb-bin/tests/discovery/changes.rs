@@ -1,13 +1,14 @@
 //! Servers and daemons come and go while clients connect all the time.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use testbed::{AddressWatch, Failure, Lan, Probe, Readiness, Sample, Sessions, Signal};
+use testbed::{AddressWatch, Failure, Frame, Lan, Probe, Readiness, Sample, Sessions, Signal};
 
 use super::ground::Scene;
-use crate::support::PATIENCE;
 use crate::support::footprint::resident;
+use crate::support::{BIND_PORT, PATIENCE};
 
 pub(crate) fn come_and_go() {
     let mut scene = Scene::complete();
@@ -176,6 +177,42 @@ pub(crate) fn only_the_vip() {
         scene.wait_for(node, "api", &[0, 1, 2]);
     }
     scene.served_by(&probe, &[0, 1, 2]);
+}
+
+/// An API that lists the bind port of every controller: proxies would connect to each other for ever, without a client.
+/// Only real sockets show whether anything connects, so what is sent is watched for two seconds.
+pub(crate) fn only_proxies() {
+    const WATCHED: Duration = Duration::from_secs(2);
+    let mut scene = Scene::new();
+    let nodes: Vec<usize> = (0..scene.cluster.len()).collect();
+    nodes.iter().for_each(|node| scene.serve(*node));
+    let proxy = |node: &usize| SocketAddr::new(scene.cluster.node(*node).v4().into(), BIND_PORT);
+    scene.listed.set_servers(&nodes.iter().map(proxy).collect::<Vec<_>>());
+    scene.start_api();
+    let capture = scene.cluster.lan.capture().expect("the capture begins");
+    scene.cluster.start_all();
+    for node in &nodes {
+        scene.cluster.wait("the list is refused", || {
+            let degraded = scene.cluster.status(*node)["degraded"].to_string();
+            degraded.contains(":6444 is where a proxy of this configuration listens")
+        });
+    }
+    let probe = scene.probe();
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the holder's own server answers");
+    drop(probe);
+    let opened = || {
+        let to_a_proxy = |frame: &Frame| {
+            frame.tcp().is_some_and(|tcp| tcp.syn && !tcp.ack && tcp.destination.port() == BIND_PORT)
+        };
+        (capture.count(to_a_proxy), capture.dropped())
+    };
+    std::thread::sleep(WATCHED);
+    println!("MEASURED connections to proxies, and frames not seen: {:?}", opened());
+    scene.cluster.check(opened() == (0, 0), || format!("{:?}", opened()));
+    for node in &nodes {
+        let backends = scene.cluster.status(*node)["services"][0]["backends"].to_string();
+        scene.cluster.check(!backends.contains(":6444"), || backends);
+    }
 }
 
 /// Changes of the list, of the kubeconfig, and of the connections to the API.

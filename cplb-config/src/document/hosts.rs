@@ -4,9 +4,13 @@ use std::collections::HashMap;
 
 use crate::model::{Backend, Host};
 use crate::read::{Placed, PlacedBackend, host};
+use crate::suggest::closest;
 use crate::walk::{Field, Finding, Table};
 
 const FLAG: &str = "endpoint-reconciler";
+const ROLES: [&str; 4] = ["controller", "controller+worker", "single", "worker"];
+const ENVSUBST: &str =
+    "k0sctl replaces `${…}` from its environment and cplb does not: pass the file through envsubst first";
 /// What makes k0s run a kubelet beside the control plane.
 const WORKER_FLAGS: [&str; 2] = ["--enable-worker", "--single"];
 
@@ -49,11 +53,46 @@ pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
     controllers
 }
 
-/// Hosts that k0sctl is to remove (`reset: true`) are none.
+/// Whether k0sctl runs a controller on the host. Hosts that it is to remove (`reset: true`) are none.
 fn is_controller(host: &Table<'_>) -> bool {
-    let role = host.field("role").and_then(|role| role.child.text().map(str::to_owned));
+    let role = host.field("role").filter(|role| role.child.text() != Some(""));
+    let known = match &role {
+        None => None,
+        Some(role) => match role.child.text() {
+            Some(text) if ROLES.contains(&text) => Some(text != "worker"),
+            _ => {
+                unknown_role(role);
+                return false;
+            }
+        },
+    };
+    // k0sctl takes the flag for the role (`Host.SetDefaults`).
+    let runs = known == Some(true) || worker_flags(host).is_some();
+    if known.is_none() && !runs {
+        let message = "this host has no role, so it is no controller";
+        let help = "add `role: controller`, `controller+worker`, `single` or `worker`";
+        host.out().warn(&host.path, host.first_key(), Finding::new("host-role", message, help));
+    }
     let reset = host.field("reset").and_then(|reset| reset.bool()).unwrap_or(false);
-    matches!(role.as_deref(), Some("controller" | "controller+worker" | "single")) && !reset
+    runs && !reset
+}
+
+/// k0sctl refuses the whole file.
+fn unknown_role(role: &Field<'_>) {
+    let Some(text) = role.child.text() else { return role.wrong_type("a single text value") };
+    let help = match text {
+        _ if text.contains("${") => ENVSUBST.to_owned(),
+        "master" | "server" | "control-plane" => "write `role: controller`".to_owned(),
+        _ => match closest(text, &ROLES) {
+            Some(meant) => format!("did you mean `role: {meant}`?"),
+            None => format!("write one of {}", ROLES.join(", ")),
+        },
+    };
+    role.error(Finding::new(
+        "host-role",
+        format!("k0sctl knows no role `{text}` and refuses the file"),
+        help,
+    ));
 }
 
 /// What makes a controller a worker too.
@@ -63,6 +102,11 @@ fn worker<'a>(host: &Table<'a>) -> Option<Field<'a>> {
     {
         return Some(role);
     }
+    worker_flags(host)
+}
+
+/// The flags of the host, if one of them makes it controller and worker.
+fn worker_flags<'a>(host: &Table<'a>) -> Option<Field<'a>> {
     let flags = host.field("installFlags")?;
     let items = flags.child.sequence().unwrap_or_default();
     let mut flags_of = items.iter().filter_map(|item| item.text());
@@ -111,14 +155,14 @@ fn read_host(table: &Table<'_>) -> Option<PlacedBackend> {
         return None;
     };
     let text = field.string()?;
+    if private.is_none() {
+        warn_about_private_interface(table, &text);
+    }
     let host = match host(&text) {
         Ok(host) => host,
         Err(error) => {
-            let help = if text.contains("${") {
-                "k0sctl replaces `${…}` from its environment and cplb does not: pass the file through envsubst first"
-            } else {
-                "write the controller's IP address or host name"
-            };
+            let help =
+                if text.contains("${") { ENVSUBST } else { "write the controller's IP address or host name" };
             field.error(Finding::new("host-address", error.to_string(), help));
             return None;
         }
@@ -132,4 +176,16 @@ fn read_host(table: &Table<'_>) -> Option<PlacedBackend> {
             .map(str::to_owned),
     };
     Some(Placed::new(Backend { host, port: None, weight: 1, name }, field))
+}
+
+/// k0sctl looks the address of the interface up on the host.
+fn warn_about_private_interface(table: &Table<'_>, used: &str) {
+    let Some(field) = table.field("privateInterface") else { return };
+    let Some(name) = field.child.text().filter(|name| !name.is_empty()) else { return };
+    let message = format!(
+        "k0sctl takes the private address of this host from its interface {name}, which cannot be looked up from here: \
+         {used} is used"
+    );
+    let help = format!("add `privateAddress:` with the address of {name}");
+    field.warn(Finding::new("private-interface", message, help));
 }

@@ -5,7 +5,7 @@ use crate::load::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, PROXY_BIND_PORT, Placed, Section, read_section};
 use crate::rules::{KubeProxy, Surroundings, assemble};
-use crate::walk::{Field, Finding, Table};
+use crate::walk::{Field, Finding, Hint, Table};
 use crate::yaml::Span;
 
 use super::cluster::{bound_server, kube_proxy};
@@ -53,7 +53,7 @@ fn read(
     let api_port = api
         .as_ref()
         .and_then(|api| api.field("port"))
-        .filter(|field| !field.is_zero())
+        .and_then(|field| field.unless_zero("port 6443"))
         .map_or(API_PORT, |field| field.integer(1..=u16::MAX).and_then(Port::new));
     let api_address = api
         .as_ref()
@@ -164,7 +164,7 @@ fn read_load_balancing(section: &Field<'_>) -> Option<Section> {
     };
     table.finish(|name| match name {
         "vrrpInstances" | "virtualServers" | "userSpaceProxyBindPort" | "disableLoadBalancer" => {
-            Some(format!("move it to `keepalived.{name}`"))
+            Some(Hint::Mistake(format!("move it to `keepalived.{name}`")))
         }
         _ => Dialect::K0s.hint(name),
     });

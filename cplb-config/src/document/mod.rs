@@ -3,6 +3,7 @@
 mod cluster;
 mod hosts;
 mod k0s;
+mod multi;
 mod native;
 mod secrets;
 mod select;

@@ -1,14 +1,16 @@
-//! Choosing the one document of a file that is meant.
+//! Choosing the one configuration of a file that is meant.
 
 use crate::load::Format;
 use crate::suggest::closest;
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{Child, Document, Span};
 
+use super::multi;
+
 const NATIVE_API: &str = "cplb/v1alpha1";
 const KINDS: &[&str] = &["ControlPlaneLoadBalancer", "ClusterConfig", "Cluster"];
 
-/// What the head of a document says it is.
+/// The beginning of a document, as far as it tells its kind.
 enum Head {
     Known(Format),
     /// Nearly one of ours.
@@ -23,7 +25,9 @@ enum Head {
 }
 
 /// Finds the document to read. `None` only if something was reported.
-pub(crate) fn select<'d>(documents: &'d [Document], out: &Reporter<'_>) -> Option<(Format, &'d Child)> {
+///
+/// In a file for k0sctl, ClusterConfigs beside the Cluster are parts of it.
+pub(crate) fn select(documents: &[Document], out: &Reporter<'_>) -> Option<(Format, Child)> {
     let mut known = Vec::new();
     let (mut wrong, mut foreign) = (None, None);
     for document in documents {
@@ -33,6 +37,19 @@ pub(crate) fn select<'d>(documents: &'d [Document], out: &Reporter<'_>) -> Optio
             Head::Foreign { at, what } => foreign = foreign.or(Some((at, what))),
         }
     }
+    if let Some(cluster) = known.iter().position(|(format, _)| *format == Format::K0sctl)
+        && known.iter().enumerate().all(|(index, (format, _))| index == cluster || *format == Format::K0s)
+    {
+        let (_, root) = known.remove(cluster);
+        if let Some((_, part)) = known.iter().find(|(_, part)| !has_head(part)) {
+            let message = "k0sctl refuses a file with a document that lacks apiVersion or kind";
+            let help = "begin it with `apiVersion: k0s.k0sproject.io/v1beta1` and `kind: ClusterConfig`";
+            out.error("", part.at, Finding::new("wrong-kind", message, help));
+            return None;
+        }
+        let parts: Vec<&Child> = known.iter().map(|(_, part)| *part).collect();
+        return Some((Format::K0sctl, multi::with_configs(root, &parts, out)?));
+    }
     if let [(_, first), (format, second), ..] = known.as_slice() {
         let message =
             format!("a second configuration ({format}) in one file; the first is on line {}", first.at.line);
@@ -41,7 +58,7 @@ pub(crate) fn select<'d>(documents: &'d [Document], out: &Reporter<'_>) -> Optio
         return None;
     }
     if let Some(&(format, root)) = known.first() {
-        return Some((format, root));
+        return Some((format, root.clone()));
     }
     if let Some((at, finding)) = wrong {
         out.error("", at, finding);
@@ -57,6 +74,8 @@ pub(crate) fn select<'d>(documents: &'d [Document], out: &Reporter<'_>) -> Optio
     None
 }
 
+/// k0s looks neither at apiVersion nor at kind (`MergedWithYAML`), k0sctl compares both in any case and needs both
+/// (`manifest.Reader`).
 fn head(root: &Child) -> Head {
     let Some(mapping) = root.mapping() else {
         return Head::Foreign {
@@ -70,15 +89,18 @@ fn head(root: &Child) -> Head {
     if api_text.is_empty() && kind_text.is_empty() {
         return by_shape(root);
     }
-    let group = api_text.split('/').next().unwrap_or_default();
     let kind_at = kind.map_or(root.at, |child| child.at);
     let api_at = api.map_or(kind_at, |child| child.at);
-    match (group, kind_text.as_str()) {
-        ("k0s.k0sproject.io", "ClusterConfig" | "Cluster") => Head::Known(Format::K0s),
+    let group = api_text.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    match (group.as_str(), kind_text.to_ascii_lowercase().as_str()) {
+        ("k0s.k0sproject.io", "clusterconfig" | "cluster" | "") | ("", "clusterconfig") => {
+            Head::Known(Format::K0s)
+        }
         // cfctl is a k0sctl of the same shape.
-        ("k0sctl.k0sproject.io" | "cfctl.clusterfactory.io", "Cluster") => Head::Known(Format::K0sctl),
-        ("cplb", "ControlPlaneLoadBalancer") if api_text == NATIVE_API => Head::Known(Format::Native),
-        (_, "ControlPlaneLoadBalancer") => Head::Wrong {
+        ("k0sctl.k0sproject.io" | "cfctl.clusterfactory.io", "cluster") => Head::Known(Format::K0sctl),
+        ("cplb", _) if api_text == NATIVE_API && kind_text == KINDS[0] => Head::Known(Format::Native),
+        ("", "cluster") => cluster_without_group(root),
+        (_, "controlplaneloadbalancer") if kind_text == KINDS[0] => Head::Wrong {
             at: api_at,
             finding: Finding::new(
                 "wrong-version",
@@ -87,12 +109,15 @@ fn head(root: &Child) -> Head {
             ),
         },
         ("cplb" | "k0s.k0sproject.io" | "k0sctl.k0sproject.io" | "cfctl.clusterfactory.io", _) => {
-            let right = match group {
+            let right = match group.as_str() {
                 "cplb" => "ControlPlaneLoadBalancer",
                 "k0s.k0sproject.io" => "ClusterConfig",
                 _ => "Cluster",
             };
-            let message = format!("the kind `{kind_text}` does not belong to {api_text}");
+            let message = match kind_text.as_str() {
+                "" => format!("the kind of {api_text} is missing"),
+                kind => format!("the kind `{kind}` does not belong to {api_text}"),
+            };
             Head::Wrong {
                 at: kind_at,
                 finding: Finding::new("wrong-kind", message, format!("write `kind: {right}`")),
@@ -110,6 +135,25 @@ fn head(root: &Child) -> Head {
             None => Head::Foreign { at: kind_at, what: format!("the kind `{kind_text}` is not read") },
         },
     }
+}
+
+/// Whether both apiVersion and kind are there.
+fn has_head(root: &Child) -> bool {
+    let has = |key| {
+        let child = root.mapping().and_then(|mapping| mapping.child(key));
+        child.and_then(Child::text).is_some_and(|text| !text.is_empty())
+    };
+    has("apiVersion") && has("kind")
+}
+
+/// Early k0s called its configuration so, too.
+fn cluster_without_group(root: &Child) -> Head {
+    if !matches!(by_shape(root), Head::Known(Format::K0sctl)) {
+        return Head::Known(Format::K0s);
+    }
+    let help = format!("write `apiVersion: {}`, without which k0sctl refuses the file", api_of("Cluster"));
+    let finding = Finding::new("wrong-version", "the apiVersion of the Cluster is missing", help);
+    Head::Wrong { at: root.at, finding }
 }
 
 fn api_of(kind: &str) -> &'static str {

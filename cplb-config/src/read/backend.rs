@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::admission::{Origin, Unfit, fit_address};
+use crate::escape::is_unprintable;
 use crate::model::{Backend, Host, Port};
 use crate::walk::{Field, Finding};
 
@@ -38,6 +40,9 @@ pub enum BackendError {
     /// An address that no server has.
     #[error("{0} is no address of a server")]
     NotAServer(IpAddr),
+    /// A link-local IPv6 address, which means another host on every link.
+    #[error("{0} is a link-local address, which names no host without its link")]
+    LinkLocal(IpAddr),
 }
 
 impl BackendsDraft {
@@ -85,10 +90,11 @@ pub(crate) fn parse_backend(text: &str) -> Result<(Host, Option<Port>), BackendE
 pub(crate) fn host(text: &str) -> Result<Host, BackendError> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         let ip = ip.to_canonical();
-        if ip.is_unspecified() || ip.is_multicast() {
-            return Err(BackendError::NotAServer(ip));
-        }
-        return Ok(Host::Address(ip));
+        return match fit_address(ip, Origin::Written) {
+            Ok(()) => Ok(Host::Address(ip)),
+            Err(Unfit::LinkLocal) => Err(BackendError::LinkLocal(ip)),
+            Err(_) => Err(BackendError::NotAServer(ip)),
+        };
     }
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -134,7 +140,7 @@ fn read_kubernetes(field: &Field<'_>, dialect: Dialect) -> Option<PathBuf> {
     let path = match table.field("kubeconfig") {
         None => Some(PathBuf::from(K0S_KUBECONFIG)),
         Some(field) => field.string().and_then(|text| {
-            if text.starts_with('/') {
+            if text.starts_with('/') && !text.contains(is_unprintable) {
                 return Some(PathBuf::from(text));
             }
             let help = format!("write an absolute path, such as `{K0S_KUBECONFIG}`");
@@ -162,7 +168,7 @@ fn read_backend(item: &Field<'_>, dialect: Dialect) -> Option<Backend> {
     };
     let port = table.field("port").map(|field| (port(&field), field));
     let weight = table.field("weight").map_or(Some(1), |field| field.integer(0..=HIGHEST_WEIGHT));
-    let name = table.field("name").map(|field| field.string());
+    let name = table.field("name").map(|field| printable(&field));
     finish(table, dialect);
     let (host, mut own_port) = address?;
     match (own_port, port) {
@@ -178,6 +184,17 @@ fn read_backend(item: &Field<'_>, dialect: Dialect) -> Option<Backend> {
         None => None,
     };
     Some(Backend { host, port: own_port, weight: weight?, name })
+}
+
+/// A name for people, on one line.
+fn printable(field: &Field<'_>) -> Option<String> {
+    let text = field.string()?;
+    if text.contains(is_unprintable) {
+        let help = "write a name of one line, without characters that are not shown";
+        field.error(Finding::new("unprintable", "the name contains a control character", help));
+        return None;
+    }
+    Some(text)
 }
 
 fn read_address(field: &Field<'_>) -> Option<(Host, Option<Port>)> {
@@ -225,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_names_no_server_is_refused() {
-        use BackendError::{Host, NotAServer, Port};
+        use BackendError::{Host, LinkLocal, NotAServer, Port};
         let host = |text: &str| Err(Host(text.to_owned()));
         for text in [
             "",
@@ -243,7 +260,9 @@ mod tests {
         for (text, port) in [("10.0.0.11:0", "0"), ("10.0.0.11:65536", "65536"), ("a:", ""), ("a:+1", "+1")] {
             assert_eq!(text.parse::<Backend>(), Err(Port(port.to_owned())), "{text}");
         }
-        assert!(matches!("0.0.0.0:6443".parse::<Backend>(), Err(NotAServer(_))));
-        assert!(matches!("ff02::1".parse::<Backend>(), Err(NotAServer(_))));
+        for text in ["0.0.0.0:6443", "ff02::1", "255.255.255.255", "240.0.0.1:1", "::ffff:224.0.0.1"] {
+            assert!(matches!(text.parse::<Backend>(), Err(NotAServer(_))), "{text}");
+        }
+        assert!(matches!("[fe80::1]:6443".parse::<Backend>(), Err(LinkLocal(_))));
     }
 }

@@ -21,6 +21,8 @@ pub(crate) const READYZ: &str = "/readyz";
 /// The shortest interval and timeout.
 pub(crate) const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(3600);
+/// The interval where none is given.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -36,7 +38,7 @@ pub(crate) struct HealthDraft {
     pub(crate) path: Option<String>,
     pub(crate) statuses: Option<Vec<u16>>,
     pub(crate) interval: Option<Placed<Duration>>,
-    pub(crate) timeout: Option<Duration>,
+    pub(crate) timeout: Option<Placed<Duration>>,
     pub(crate) rise: Option<u32>,
     pub(crate) fall: Option<u32>,
 }
@@ -59,7 +61,9 @@ pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
         interval: table
             .field("interval")
             .and_then(|field| Some(Placed::new(field.duration(SHORTEST, LONGEST)?, &field))),
-        timeout: table.field("timeout").and_then(|field| field.duration(SHORTEST, LONGEST)),
+        timeout: table
+            .field("timeout")
+            .and_then(|field| Some(Placed::new(field.duration(SHORTEST, LONGEST)?, &field))),
         rise: table.field("rise").and_then(|field| field.integer(1..=100)),
         fall: table.field("fall").and_then(|field| field.integer(1..=100)),
     };
@@ -134,15 +138,20 @@ impl HealthDraft {
                 }
             }
         };
-        let interval = self.interval_given(common).map_or(Duration::from_secs(1), |placed| placed.value);
+        let interval = self.interval_given(common).map_or(INTERVAL, |placed| placed.value);
         HealthCheck {
             kind,
             interval: longest.map_or(interval, |longest| interval.min(longest)),
-            timeout: self.timeout.or(common.timeout).unwrap_or(Duration::from_secs(1)),
+            timeout: self.timeout_given(common).map_or(Duration::from_secs(1), |placed| placed.value),
             rise: self.rise.or(common.rise).unwrap_or(1),
             fall: self.fall.or(common.fall).unwrap_or(2),
             trust: None,
         }
+    }
+
+    /// The timeout that the file gives, for the service or for all.
+    pub(crate) fn timeout_given<'a>(&'a self, common: &'a Self) -> Option<&'a Placed<Duration>> {
+        self.timeout.as_ref().or(common.timeout.as_ref())
     }
 
     /// The interval that the file gives, for the service or for all.

@@ -7,6 +7,7 @@ use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, IntervalError, Priority, Version, Vrid};
 
+use crate::escape::is_unprintable;
 use crate::model::Instance;
 use crate::native::REDACTED;
 use crate::walk::{Field, Finding, Table};
@@ -129,13 +130,15 @@ fn virtual_ips(table: &Table<'_>) -> (Vec<Placed<VipAddress>>, bool) {
 
 /// Returns the VRID and whether it is the default, 51 + index.
 fn vrid(table: &Table<'_>, index: usize) -> (Option<Placed<Vrid>>, bool) {
+    let default = FIRST_VRID + u32::try_from(index).unwrap_or(u32::MAX - FIRST_VRID);
     let field = table.field("virtualRouterID");
-    if let Some(field) = field.filter(|field| !field.is_zero()) {
+    if let Some(field) =
+        field.and_then(|field| field.unless_zero(format_args!("{default} (51 + the instance's index)")))
+    {
         let id = field.integer(1..=u8::MAX);
         let vrid = id.and_then(Vrid::new);
         return (vrid.map(|vrid| Placed::new(vrid, &field)), false);
     }
-    let default = FIRST_VRID + u32::try_from(index).unwrap_or(u32::MAX - FIRST_VRID);
     let vrid = u8::try_from(default).ok().and_then(Vrid::new);
     let path = format!("{}.virtualRouterID", table.path);
     let at = table.first_key();
@@ -180,7 +183,7 @@ fn advert_interval(
     version: Option<Version>,
     families: Families,
 ) -> Option<AdvertInterval> {
-    let seconds = table.field("advertIntervalSeconds").filter(|field| !field.is_zero());
+    let seconds = table.field("advertIntervalSeconds").and_then(|field| field.unless_zero("1 s"));
     let duration = (dialect == Dialect::Native).then(|| table.field("advertInterval")).flatten();
     let (value, field) = match (seconds, duration) {
         (None, None) => return Some(AdvertInterval::DEFAULT),
@@ -261,7 +264,7 @@ fn auth_pass(table: &Table<'_>, version: Option<Version>, auth: Auth) -> Result<
         let message = format!("the password has {} bytes, and VRRP has room for {LONGEST}", text.len());
         let help = format!("shorten it to 1 to {LONGEST} characters on every controller");
         Finding::new("auth-pass", message, help)
-    } else if text.contains(|c: char| c.is_control()) {
+    } else if text.contains(is_unprintable) {
         let help = "write printable characters; a block scalar (`|`) ends with a line break, so use quotes";
         Finding::new("auth-pass", "the password contains a control character", help)
     } else {
@@ -294,6 +297,7 @@ fn warn_about_keepalived(field: &Field<'_>, text: &str) {
     }
 }
 
+/// k0s documents that 0 is the default.
 fn address_label(table: &Table<'_>) -> Option<AddressLabel> {
     let Some(field) = table.field("addressLabel").filter(|field| !field.is_zero()) else {
         return Some(AddressLabel::DEFAULT);

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use crate::duration;
 use crate::suggest::closest;
-use crate::walk::{Field, Finding, Table};
+use crate::walk::{Field, Finding, Hint, Table};
 use crate::yaml::Span;
 
 pub use backend::{BackendError, K0S_KUBECONFIG};
 pub(crate) use backend::{BackendsDraft, PlacedBackend, host};
-pub(crate) use health::{HealthDraft, SHORTEST as SHORTEST_INTERVAL};
+pub(crate) use health::{HealthDraft, INTERVAL, SHORTEST as SHORTEST_INTERVAL};
 pub(crate) use instance::InstanceDraft;
 pub(crate) use section::{PROXY_BIND_PORT, Section, read_section};
 pub(crate) use service::{API_SERVICE, Given, ServiceDraft};
@@ -50,7 +50,7 @@ impl<T> Placed<T> {
 
 impl Dialect {
     /// What to say about fields that belong to the other document.
-    pub(crate) fn hint(self, name: &str) -> Option<String> {
+    pub(crate) fn hint(self, name: &str) -> Option<Hint> {
         const NATIVE_ONLY: &[&str] = &[
             "ipvsSync",
             "version",
@@ -66,12 +66,12 @@ impl Dialect {
         const K0S_ONLY: &[&str] =
             &["enabled", "type", "keepalived", "controlPlaneLoadBalancing", "api", "network"];
         match self {
-            Self::K0s if NATIVE_ONLY.contains(&name) => Some(format!(
+            Self::K0s if NATIVE_ONLY.contains(&name) => Some(Hint::Unknown(format!(
                 "`{name}` belongs to the native document (apiVersion: cplb/v1alpha1); `cplb check` prints this file in that form"
-            )),
-            Self::Native if K0S_ONLY.contains(&name) => Some(format!(
+            ))),
+            Self::Native if K0S_ONLY.contains(&name) => Some(Hint::Mistake(format!(
                 "`{name}` belongs to k0s; here vrrpInstances and its neighbours stand directly under `spec`"
-            )),
+            ))),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use netlink_vip::{InterfaceSelector, VipAddress};
 
+use crate::escape::is_unprintable;
 use crate::walk::{Field, Finding};
 
 use super::Placed;
@@ -108,7 +109,11 @@ pub(super) fn interface(field: &Field<'_>) -> Option<InterfaceSelector> {
     if let Some(mac) = parse_mac(&text) {
         return Some(InterfaceSelector::Mac(mac));
     }
-    let unfit = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if let Some(finding) = copied_name(&text) {
+        field.error(finding);
+        return None;
+    }
+    let unfit = |c: char| c == '/' || c == ':' || c.is_whitespace() || is_unprintable(c);
     if text.len() > LONGEST || text == "." || text == ".." || text.contains(unfit) {
         let help = "write a name such as `eth0`, a MAC address such as `52:54:00:12:34:56`, or leave it out for the \
                     interface of the default route";
@@ -120,6 +125,21 @@ pub(super) fn interface(field: &Field<'_>) -> Option<InterfaceSelector> {
         return None;
     }
     Some(InterfaceSelector::Name(text))
+}
+
+/// Text that the kernel would take for a name and that is hardly ever one.
+fn copied_name(text: &str) -> Option<Finding> {
+    if let Some((name, _)) = text.split_once('@') {
+        let message =
+            format!("`{text}` is how `ip link` shows the interface `{name}`, with what it stands on");
+        return Some(Finding::new("interface", message, format!("write `{name}`")));
+    }
+    if text.contains(['*', '?', '[', ']']) {
+        let message = format!("`{text}` is a pattern, and an interface is given by its name");
+        let help = "write the name of one interface or its MAC address, or leave it out for that of the default route";
+        return Some(Finding::new("interface", message, help));
+    }
+    None
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {

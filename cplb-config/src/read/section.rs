@@ -60,7 +60,7 @@ pub(crate) fn read_section(field: &Field<'_>, dialect: Dialect) -> Option<Sectio
             .map(|list| read_instances(&list, dialect))
             .unwrap_or_default(),
         proxy_bind_port: Given::read(
-            table.field("userSpaceProxyBindPort").filter(|field| !field.is_zero()),
+            table.field("userSpaceProxyBindPort").and_then(|field| field.unless_zero("port 6444")),
             port,
         ),
         disable_load_balancer: table

@@ -47,7 +47,10 @@ pub(super) fn read_virtual_servers(
         let least = if dialect == Dialect::Native { 0 } else { 1 };
         let persistence = table
             .field("persistenceTimeoutSeconds")
-            .filter(|field| dialect == Dialect::Native || !field.is_zero())
+            .and_then(|field| match dialect {
+                Dialect::Native => Some(field),
+                Dialect::K0s => field.unless_zero("360 s"),
+            })
             .map_or(Some(PERSISTENCE_SECONDS), |field| field.integer(least..=LONGEST_PERSISTENCE_SECONDS));
         finish(table, dialect);
 

@@ -1,27 +1,23 @@
 //! Servers must not be the balancer itself.
 
-use std::net::IpAddr;
-
+use crate::admission::{BackendRule, Unfit};
 use crate::model::{Backends, Host, Port};
 use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::is_vip;
 use super::services::server_port;
 
 /// What servers are compared with.
 pub(super) struct Context<'a> {
-    pub(super) vips: &'a [IpAddr],
+    pub(super) rule: BackendRule,
     pub(super) bind_ports: &'a [Option<Placed<Port>>],
-    /// The bind ports where every node that runs this configuration has its proxy, and no server.
-    pub(super) proxy_ports: &'a [Port],
     pub(super) out: &'a Reporter<'a>,
 }
 
 impl Context<'_> {
-    fn is_proxy(&self, host: &Host, port: Port) -> bool {
-        let bound = || self.bind_ports.iter().flatten().any(|placed| placed.value == port);
-        self.proxy_ports.contains(&port) || (host.is_this_node() && bound())
+    /// Why connections to the host and port would come back to the load balancer, if they would.
+    fn leads_back(&self, host: &Host, port: Port) -> Option<Unfit> {
+        self.rule.leads_elsewhere(host, port).err()
     }
 }
 
@@ -51,7 +47,7 @@ pub(super) fn build(draft: &BackendsDraft, users: &[&ServiceDraft], context: &Co
 fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Context<'_>) -> bool {
     let host = &backend.value.host;
     if let Host::Address(ip) = host
-        && is_vip(context.vips, *ip)
+        && context.rule.moves(*ip)
     {
         let message = format!(
             "{ip} is a virtual IP: the node that holds it would connect to itself; the server is left out"
@@ -61,16 +57,16 @@ fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Contex
         return true;
     }
     let port_for = |user: &&ServiceDraft| backend.value.port.or_else(|| server_port(user));
-    if let Some(port) = users.iter().filter_map(port_for).find(|&port| context.is_proxy(host, port)) {
-        let message = if host.is_this_node() {
+    let back = |port: Port| Some((port, context.leads_back(host, port)?));
+    if let Some((port, unfit)) = users.iter().filter_map(port_for).find_map(back) {
+        let message = if unfit == Unfit::OwnProxy {
             format!("{host} with port {port} is where the proxy itself listens")
         } else {
             format!(
                 "{port} is the proxy's bind port on every node, so on {host} a proxy would connect to a proxy"
             )
         };
-        let own =
-            users.iter().filter_map(|user| server_port(user)).find(|&port| !context.is_proxy(host, port));
+        let own = users.iter().filter_map(|user| server_port(user)).find(|&port| back(port).is_none());
         let help = match own {
             Some(own) => format!("write the server's own port, such as {own}"),
             None => "choose a bind port that differs from the servers' port".to_owned(),

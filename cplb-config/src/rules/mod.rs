@@ -5,14 +5,16 @@ mod instances;
 mod konnectivity;
 mod neighbours;
 mod services;
+mod timing;
 mod virtual_servers;
 mod weights;
 
 use std::net::IpAddr;
 
+use crate::admission::BackendRule;
 use crate::load::Format;
 use crate::model::{Config, Port};
-use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section};
+use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 use crate::yaml::Span;
 
@@ -83,16 +85,22 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         health: &section.health,
         longest_interval: virtual_servers::longest_interval(&section),
     };
-    let proxy_ports: Vec<Port> = drafts
-        .iter()
-        .zip(bind_ports.iter())
-        .filter_map(|(draft, bind_port)| Some((draft, bind_port.as_ref()?.value)))
-        .filter(|(draft, port)| has_instances || !services::is_apart(draft, *port, &section.backends))
-        .map(|(_, port)| port)
-        .collect();
-    let context = backends::Context { vips: &vips, bind_ports: &bind_ports, proxy_ports: &proxy_ports, out };
+    let bound = |(draft, port): &(&ServiceDraft, Port)| {
+        has_instances || !services::is_apart(draft, *port, &section.backends)
+    };
+    let known_ports =
+        || drafts.iter().zip(&bind_ports).filter_map(|(draft, port)| Some((draft, port.as_ref()?.value)));
+    let by_hand = section.virtual_server_addresses.iter().map(|placed| placed.value);
+    let rule = BackendRule {
+        vips: vips.iter().copied().chain(by_hand).collect(),
+        bind_ports: known_ports().map(|(_, port)| port).collect(),
+        proxy_ports: known_ports().filter(bound).map(|(_, port)| port).collect(),
+        ..BackendRule::default()
+    };
+    let context = backends::Context { rule, bind_ports: &bind_ports, out };
     backends::check_shared(&section.backends, &drafts, &context);
     weights::check(&section, &drafts, &common, out);
+    timing::check(&section, &drafts, &common, out);
     konnectivity::check(&section, &drafts, &common, out);
     virtual_servers::check_ports(&section, &drafts, out);
     virtual_servers::check_loopback(&section, &drafts, out);

@@ -2,6 +2,7 @@
 
 use lb_proxy::Balance;
 
+use crate::diagnostic::Severity;
 use crate::model::VirtualServer;
 use crate::read::{BackendsDraft, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
@@ -22,6 +23,9 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
     let all_read = section.virtual_servers.len() == section.virtual_server_addresses.len();
     let mut differ = false;
     for (list, users) in &lists {
+        if !users.is_empty() && !section.disable_load_balancer {
+            drained(list, out);
+        }
         if (weighted && !users.is_empty()) || users.iter().any(|user| balances_by_weight(user, common)) {
             differ |= have_shares(list);
         } else if all_read {
@@ -49,6 +53,24 @@ fn balances_by_weight(user: &ServiceDraft, common: &Common<'_>) -> bool {
 fn have_shares(list: &BackendsDraft) -> bool {
     let mut shares = list.fixed.iter().map(|backend| backend.value.weight).filter(|weight| *weight > 0);
     shares.next().is_some_and(|first| shares.any(|other| other != first))
+}
+
+/// Weight 0 counts whatever the balance: the server takes no new connections.
+fn drained(list: &BackendsDraft, out: &Reporter<'_>) {
+    let idle: Vec<_> = list.fixed.iter().filter(|backend| backend.value.weight == 0).collect();
+    let Some(first) = idle.first() else { return };
+    if idle.len() == list.fixed.len() && list.kubeconfig.is_none() {
+        let message = "every server has weight 0 and is drained: no client gets a connection";
+        let help = "remove `weight: 0` from those that shall serve";
+        out.warn(&first.path, first.at, Finding::new("drained", message, help));
+        return;
+    }
+    for backend in idle {
+        let message =
+            format!("{} has weight 0, so it is drained: it takes no new connections", backend.value);
+        let finding = Finding::new("drained", message, "nothing to do, if that is meant");
+        out.report(Severity::Advice, &backend.path, Some(backend.at), finding);
+    }
 }
 
 fn unused(list: &BackendsDraft, ipvs: bool, out: &Reporter<'_>) {

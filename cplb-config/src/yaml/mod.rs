@@ -5,11 +5,13 @@
 //! the readers walk that.
 
 mod build;
+mod merge;
 mod scalar;
 
 use std::rc::Rc;
 
 pub(crate) use build::parse;
+pub(crate) use merge::merge;
 pub(crate) use scalar::{Resolved, go_text, is_octal, resolve};
 
 /// Values (scalars, lists, mappings, aliases and merged entries) one file may hold.
@@ -92,7 +94,7 @@ pub(crate) struct Key {
 }
 
 /// A key that appeared before in the same mapping; the first one counts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Duplicate {
     pub(crate) key: Rc<Key>,
     pub(crate) first: Span,

@@ -27,7 +27,7 @@ use crate::select::Link;
 use crate::status::{Counters, Status};
 use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::validity::Validity;
-use crate::wire::decode::ObservedRoute;
+use crate::wire::decode::{ObservedAddress, ObservedRoute};
 
 /// Whether sessions are reset when an address goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +47,8 @@ pub(crate) struct Manager<K> {
     groups: BTreeMap<GroupId, Group>,
     links: BTreeMap<u32, Link>,
     defaults: Vec<ObservedRoute>,
+    /// Those of all interfaces, where there is no default route to choose one by.
+    addresses: Vec<ObservedAddress>,
     dirty: Dirty,
     /// Whether a route of ours may exist, so that routes need watching.
     routes_in_use: bool,
@@ -112,6 +114,7 @@ impl<K: Kernel> Manager<K> {
             groups: BTreeMap::new(),
             links: BTreeMap::new(),
             defaults: Vec::new(),
+            addresses: Vec::new(),
             dirty,
             routes_in_use: false,
             warned_sessions: false,

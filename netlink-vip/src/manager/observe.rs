@@ -11,7 +11,7 @@ use crate::kernel::{Kernel, KernelError, is_ours};
 use crate::lease::Tenure;
 use crate::listener::Heard;
 use crate::plan::{Step, plan};
-use crate::select::{Link, merge, select};
+use crate::select::{Link, View, merge, select};
 use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::wire::PROTOCOL;
 use crate::wire::decode::{NetEvent, ObservedAddress, ObservedRoute};
@@ -57,10 +57,14 @@ impl<K: Kernel> Manager<K> {
 
     /// An address came or changed. Our own refreshes, which are most of these, change nothing.
     fn hear_address(&mut self, address: &ObservedAddress) {
+        let now = self.kernel.now();
+        if self.groups.values().any(Group::waits_for_a_subnet) {
+            self.dirty.defaults = true;
+            self.dirty.mark(now, Urgency::Soon);
+        }
         if !self.is_relevant(address.index) {
             return;
         }
-        let now = self.kernel.now();
         let expected = |group: &&mut Group| group.interface == Some(address.index) && group.has(address.ip);
         let owner = self.groups.values_mut().find(expected);
         match owner.filter(|_| is_ours(address, self.kernel.marks_addresses())) {
@@ -161,8 +165,15 @@ impl<K: Kernel> Manager<K> {
             match defaults {
                 Some(Err(error)) => result = Err(error),
                 Some(Ok(defaults)) => {
+                    let all = if defaults.is_empty() { self.kernel.addresses(0) } else { Ok(Vec::new()) };
                     self.defaults = defaults;
-                    self.dirty.defaults = false;
+                    match all {
+                        Err(error) => result = Err(error),
+                        Ok(addresses) => {
+                            self.addresses = addresses;
+                            self.dirty.defaults = false;
+                        }
+                    }
                 }
                 None => self.dirty.defaults = false,
             }
@@ -182,7 +193,8 @@ impl<K: Kernel> Manager<K> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let selector = &group.config.interface;
         let current = group.interface;
-        let chosen = select(selector, group.config.has_ipv4(), current, &self.links, &self.defaults);
+        let view = View { links: &self.links, defaults: &self.defaults, addresses: &self.addresses };
+        let chosen = select(selector, &group.config.addresses, current, view);
         let still_there = current.is_some_and(|index| self.links.contains_key(&index));
         if chosen == current {
             group.switch_at = None;

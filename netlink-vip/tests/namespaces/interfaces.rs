@@ -1,7 +1,8 @@
 //! Interfaces that are not there, go, come, change their name, or are chosen by a route; groups that share one.
 
 use netlink_vip::{
-    GroupState, InterfaceSelector, InterfaceState, KeeperEvent, Release, Removal, VipGroupConfig,
+    GroupState, InterfaceSelector, InterfaceState, Inventory, KeeperEvent, Release, Removal, VipAddress,
+    VipGroupConfig,
 };
 
 use crate::ground::{Ground, MS, ONE, Observer, TWO, group};
@@ -13,6 +14,9 @@ crate::trials![
     a_mac_is_followed_through_a_rename,
     the_best_default_route_chooses_the_interface,
     an_ipv6_default_route_chooses_where_there_is_no_other,
+    a_subnet_chooses_where_there_is_no_default_route,
+    an_inventory_chooses_as_the_keeper_does,
+    a_vip_is_listed_after_the_nodes_own_address_of_whatever_subnet,
     two_groups_share_an_interface_and_a_route,
     groups_trade_and_inherit_addresses,
     groups_are_added_changed_and_removed_at_work,
@@ -153,6 +157,65 @@ fn an_ipv6_default_route_chooses_where_there_is_no_other(ground: &Ground) {
     named(&other, "eth0");
     for keeper in [v4, v6, other] {
         keeper.end();
+    }
+}
+
+fn a_subnet_chooses_where_there_is_no_default_route(ground: &Ground) {
+    ground.with_eth0();
+    ground.veth("eth1", "peer1");
+    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
+    interface(&keeper, "None", |state| state.is_none());
+    // Its address comes later, as by DHCP.
+    ground.ip("addr add 10.0.1.1/24 dev eth1");
+    named(&keeper, "eth1");
+    keeper.install(ONE);
+    ground.ip("route add default via 10.0.0.254 dev eth0");
+    named(&keeper, "eth0");
+    keeper.end();
+}
+
+fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
+    ground.with_eth0();
+    ground.ip("link property add dev eth0 altname enx02000000000001uplink");
+    let vips: Vec<VipAddress> = group(ONE, "", &["10.0.0.100/24"]).addresses;
+    let here = Inventory::read().expect("the kernel answers");
+    let name = InterfaceSelector::Name("enx02000000000001uplink".to_owned());
+    assert_eq!(here.select(&name, &vips), Some("eth0"));
+    assert_eq!(
+        here.select(&InterfaceSelector::DefaultRoute, &vips),
+        Some("eth0"),
+        "its subnet covers the VIP"
+    );
+    let eth0 = here.interfaces().find(|interface| interface.name == "eth0").unwrap();
+    assert_eq!(eth0.alternative_names, ["enx02000000000001uplink"]);
+    assert!(eth0.addresses.contains(&([10, 0, 0, 1].into(), 24)) && eth0.vrf.is_none());
+}
+
+/// Programs such as network plugins take the first address, and the kernel its source.
+fn a_vip_is_listed_after_the_nodes_own_address_of_whatever_subnet(ground: &Ground) {
+    for own in ["203.0.113.5/24", "203.0.113.5/32"] {
+        ground.veth("eth0", "peer0");
+        ground.ip(&format!("addr add {own} dev eth0"));
+        ground.ip("route add default dev eth0");
+        let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+        named(&keeper, "eth0");
+        keeper.install(ONE);
+        let first = || {
+            let shown = ground.ip("-4 -o addr show dev eth0");
+            let place = |ip: &str| shown.find(ip).expect(&shown);
+            let source = ground.ip("route get 10.0.0.7") + &ground.ip("route get 192.0.2.1");
+            place("203.0.113.5") < place("10.0.0.100") && source.matches("src 203.0.113.5").count() == 2
+        };
+        assert!(first(), "{}", ground.ip("-4 -o addr show dev eth0"));
+        ground.ip(&format!("addr del {own} dev eth0"));
+        ground.ip(&format!("addr add {own} dev eth0"));
+        ground.ip("route replace default dev eth0");
+        ground.until("the VIP is behind it again", || {
+            keeper.claim(ONE);
+            first()
+        });
+        keeper.end();
+        ground.ip("link del eth0");
     }
 }
 
