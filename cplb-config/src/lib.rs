@@ -30,6 +30,7 @@
 mod diagnostic;
 mod document;
 mod duration;
+mod escape;
 mod interfaces;
 mod load;
 mod model;
@@ -42,6 +43,7 @@ mod walk;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
+pub use escape::{escaped, is_unprintable};
 pub use interfaces::ObservedInterface;
 pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
