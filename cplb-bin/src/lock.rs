@@ -37,7 +37,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) enum LockError {
     #[error("another cplb ({0}) runs in this network namespace already")]
     Held(Holder),
-    #[error("{0}, which is not cplb, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other")]
+    #[error(
+        "{0}, which is not cplb, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other"
+    )]
     Occupied(Holder),
     #[error("cannot bind the abstract socket @{NAME}: {0}")]
     Io(#[from] io::Error),
@@ -47,7 +49,9 @@ impl From<&LockError> for Failure {
     fn from(error: &LockError) -> Self {
         let help = match error {
             LockError::Io(_) => return Self::new(Kind::System, error),
-            LockError::Held(_) => "stop the other one: one cplb runs any number of vrrpInstances and services",
+            LockError::Held(_) => {
+                "stop the other one: one cplb runs any number of vrrpInstances and services"
+            }
             LockError::Occupied(_) => "stop that process",
         };
         Self::new(Kind::Temporary, error).help(help)
@@ -206,7 +210,10 @@ mod tests {
         for _ in 0..3 {
             let error = acquire_as(&name).unwrap_err();
             let text = Failure::from(&error).to_string();
-            assert!(text.contains(&format!("process {}", std::process::id())) && text.contains("stop"), "{text}");
+            assert!(
+                text.contains(&format!("process {}", std::process::id())) && text.contains("stop"),
+                "{text}"
+            );
         }
         drop(first);
         tokio::task::yield_now().await;
@@ -226,7 +233,11 @@ mod tests {
     #[test]
     fn only_a_process_with_the_privileges_of_a_daemon_excludes_one() {
         assert_eq!(holder(0, "cplb", true).rank(0), Rank::Daemon);
-        assert_eq!(holder(990, "cplb", true).rank(0), Rank::Daemon, "a service with capabilities and no root");
+        assert_eq!(
+            holder(990, "cplb", true).rank(0),
+            Rank::Daemon,
+            "a service with capabilities and no root"
+        );
         assert_eq!(holder(990, "cplb", false).rank(990), Rank::Daemon);
         assert_eq!(holder(0, "socat", true).rank(990), Rank::Peer);
         assert_eq!(holder(1000, "cplb", false).rank(0), Rank::Unprivileged, "a name proves nothing");

@@ -177,7 +177,10 @@ mod tests {
     /// The bytes that a subscriber writes for an event with hostile text in message, field and debug output.
     fn logged(format: LogFormat) -> String {
         let (queue, items) = queue(8);
-        let make = { let queue = queue.clone(); move || queue.clone() };
+        let make = {
+            let queue = queue.clone();
+            move || queue.clone()
+        };
         let builder = tracing_subscriber::fmt().with_ansi(false).with_writer(make);
         let emit = || tracing::warn!(name = HOSTILE, shown = %HOSTILE, list = ?[HOSTILE], "said: {HOSTILE}");
         match format {

@@ -30,8 +30,7 @@ pub(crate) fn load_or_stdin(path: &Path) -> Result<Loaded, Failure> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {
-    let kind =
-        if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
+    let kind = if error.kind() == io::ErrorKind::PermissionDenied { Kind::Permission } else { Kind::NoInput };
     Failure::new(kind, format_args!("cannot read the configuration {}: {error}", path.display()))
 }
 

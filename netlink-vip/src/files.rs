@@ -60,9 +60,13 @@ pub enum Loaded<T> {
 /// A directory or a file that others could have written to.
 #[derive(Debug, thiserror::Error)]
 enum Untrusted {
-    #[error("{path} belongs to user {uid}: make it private with `chown -R {own} {path} && chmod 0700 {path}`")]
+    #[error(
+        "{path} belongs to user {uid}: make it private with `chown -R {own} {path} && chmod 0700 {path}`"
+    )]
     Owner { path: String, uid: u32, own: u32 },
-    #[error("{path} can be written by other users (mode {mode:04o}): make it private with `chmod 0700 {path}`")]
+    #[error(
+        "{path} can be written by other users (mode {mode:04o}): make it private with `chmod 0700 {path}`"
+    )]
     Mode { path: String, mode: u32 },
     #[error("{0} is a symbolic link of another user: name the directory itself")]
     Link(String),
@@ -276,8 +280,7 @@ impl Directory {
 
     /// Creates a file that did not exist, under a name that cannot be foreseen.
     fn create_temporary(&self, name: &OsStr) -> io::Result<(File, PathBuf)> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         for _ in 0..ATTEMPTS {
             let random = RandomState::new().build_hasher().finish();
             let temporary = format!("{}{random:016x}{TEMPORARY}", temporary_prefix(name));

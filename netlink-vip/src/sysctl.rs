@@ -181,7 +181,8 @@ impl TryFrom<RawChange> for Change {
         // Those of all interfaces are never written.
         let key = Some(interface.as_str()).filter(|interface| !matches!(*interface, "all" | "default"));
         let key = key.and_then(|interface| SysctlKey::ipv4_conf(interface, &name));
-        let key = key.ok_or_else(|| format!("{name:?} of {interface:?} is no sysctl that is ever changed"))?;
+        let key =
+            key.ok_or_else(|| format!("{name:?} of {interface:?} is no sysctl that is ever changed"))?;
         Self::new(key, raw.original, raw.written).map_err(|error| error.to_string())
     }
 }
@@ -492,9 +493,7 @@ mod tests {
 
     #[test]
     fn a_forged_list_restores_nothing() {
-        let change = |interface: &str, name: &str, original: &str, written: &str| {
-            serde_json::json!({"key": {"interface": interface, "name": name}, "original": original, "written": written})
-        };
+        let change = |interface: &str, name: &str, original: &str, written: &str| serde_json::json!({"key": {"interface": interface, "name": name}, "original": original, "written": written});
         for forged in [
             change("eth0", "../../../../kernel/core_pattern", "|/tmp/x", "core"),
             change("../eth0", "arp_ignore", "0", "1"),

@@ -89,12 +89,7 @@ struct Seat {
 
 impl Link {
     pub(crate) fn new(events: UnboundedSender<Event>) -> Arc<Self> {
-        Arc::new(Self {
-            keeper: OnceLock::new(),
-            runner: OnceLock::new(),
-            events,
-            members: Mutex::default(),
-        })
+        Arc::new(Self { keeper: OnceLock::new(), runner: OnceLock::new(), events, members: Mutex::default() })
     }
 
     /// Connects the two ends; events that come earlier are remembered by [`Seat::last_seen`].

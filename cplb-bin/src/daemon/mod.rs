@@ -173,13 +173,7 @@ impl Daemon {
                 return Err(failure);
             }
         }
-        match Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
-            Ok(ipvs) => daemon.ipvs = ipvs,
-            Err(failure) => {
-                daemon.take_down().await;
-                return Err(failure);
-            }
-        }
+        daemon.ipvs = Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender);
         daemon.update_ipvs();
         tracing::info!(
             config = %daemon.args.config.config.display(),

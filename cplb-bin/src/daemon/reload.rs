@@ -25,10 +25,10 @@ use crate::exit::{Failure, Kind};
 use super::election::Change;
 use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
+use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
 use super::table::TableKeeper;
-use super::prepare::{self, Prepared, Reading};
 use super::{Daemon, Election, balancer_refusal, blueprint, events, start_balancer};
 
 /// What becomes of the files that were read.

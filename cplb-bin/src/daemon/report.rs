@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use lb_proxy::{BackendSnapshot, ServiceSnapshot};
+use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::GroupState;
 use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
@@ -67,8 +67,7 @@ impl Daemon {
                 self.mismatches.observe(id, &kind, count, now);
             }
             let kinds = self.mismatches.current(id, now).into_keys();
-            let text =
-                |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
+            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
             self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
         }
         self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
@@ -225,12 +224,23 @@ fn backend(found: &BackendSnapshot) -> Backend {
         address: found.addr.to_string(),
         state: found.state.as_str().to_owned(),
         since_seconds: age(found.since),
-        reason: Some(&found.reason).filter(|why| !why.is_empty() && **why != found.state.as_str()).cloned(),
+        reason: latest_reason(
+            found.state,
+            &found.reason,
+            found.last_check.as_ref().and_then(|check| check.failure.as_ref()).map(ToString::to_string),
+        ),
         connections_active: found.active as u64,
         connections_total: found.total,
         connect_failures: found.failures,
         last_check_seconds_ago: found.last_check.as_ref().map(|check| age(check.at)),
     }
+}
+
+/// Why a backend is in its state: the reason of the verdict, or that of a later check, which need not be the same.
+fn latest_reason(state: BackendState, of_verdict: &str, last_failure: Option<String>) -> Option<String> {
+    let takes_connections = matches!(state, BackendState::Up | BackendState::Suspect);
+    let reason = last_failure.filter(|_| !takes_connections).unwrap_or_else(|| of_verdict.to_owned());
+    (!reason.is_empty() && reason != state.as_str()).then_some(reason)
 }
 
 fn age(since: Instant) -> f64 {
@@ -253,6 +263,18 @@ mod tests {
             active_router: hears_active.then_some(active),
             ..Instance::default()
         })
+    }
+
+    #[test]
+    fn the_reason_of_a_backend_is_that_of_its_last_check() {
+        let reason = |state, verdict: &str, last: Option<&str>| {
+            latest_reason(state, verdict, last.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(reason(BackendState::Down, "connection refused", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Down, "connection refused", None), "connection refused");
+        assert_eq!(reason(BackendState::Draining, "up", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Up, "up", Some("timed out")), "", "one failure is no verdict");
+        assert_eq!(reason(BackendState::Up, "up-readiness-unknown", None), "up-readiness-unknown");
     }
 
     #[test]

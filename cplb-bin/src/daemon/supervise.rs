@@ -149,6 +149,10 @@ impl Daemon {
         Ok(())
     }
 
+    fn uses_state_dir(&self) -> bool {
+        self.election.is_some() || self.ipvs.director.is_some() || self.clusters.known().next().is_some()
+    }
+
     /// Writes the document of `cplb status --json` to the log.
     fn log_status(&self) {
         match serde_json::to_string(&self.status()) {
@@ -269,8 +273,12 @@ impl Daemon {
         self.problems.fade(Instant::now());
         self.retry_lock();
         self.keep_socket();
-        let keeper = self.election.as_ref().map(|election| &election.keeper);
-        self.state_dir.look(&self.args.state_dir, keeper, &self.sender);
+        if self.uses_state_dir() {
+            let keeper = self.election.as_ref().map(|election| &election.keeper);
+            self.state_dir.look(&self.args.state_dir, keeper, &self.sender);
+        } else {
+            self.problems.clear(&Cause::StateDir);
+        }
         self.note_mismatches();
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;

@@ -31,7 +31,8 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     }
     let status = fetch(&args.socket.socket)?;
     let text = if args.json {
-        let text = serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
+        let text =
+            serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
         escape_json(&text)
     } else {
         table(status)
@@ -48,8 +49,7 @@ fn watch(args: &StatusArgs) -> Result<(), Failure> {
         let printed = if args.json {
             print_line(status, &mut told)?
         } else {
-            let text =
-                status.map_or_else(|failure| format!("cplb: {failure}\n"), table);
+            let text = status.map_or_else(|failure| format!("cplb: {failure}\n"), table);
             output::print(&format!("{clear}{text}"))?
         };
         if printed == Reader::Gone || output::wait(WATCH_INTERVAL) == Reader::Gone {

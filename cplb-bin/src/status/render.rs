@@ -227,12 +227,15 @@ mod tests {
     fn a_difference_that_has_ended_is_not_shown() {
         let mut instance =
             Instance { mismatches: [("interval".to_owned(), 3)].into(), ..Instance::default() };
-        let text = |instance: &Instance| {
-            table(&Status { instances: vec![instance.clone()], ..Status::default() })
-        };
+        let text =
+            |instance: &Instance| table(&Status { instances: vec![instance.clone()], ..Status::default() });
         assert!(!text(&instance).contains("differs"), "{}", text(&instance));
         instance.mismatch_seconds_ago = [("interval".to_owned(), 2.0)].into();
-        assert!(text(&instance).contains("differs: interval, last heard 2.0 s ago, in 3"), "{}", text(&instance));
+        assert!(
+            text(&instance).contains("differs: interval, last heard 2.0 s ago, in 3"),
+            "{}",
+            text(&instance)
+        );
     }
 
     #[test]

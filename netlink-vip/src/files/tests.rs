@@ -157,8 +157,7 @@ fn temporary_files_of_a_crash_are_removed_at_the_next_load() {
 fn temporary_names_are_unpredictable_and_private() {
     let directory = tempfile::tempdir().unwrap();
     let handle = Directory::open(directory.path()).unwrap();
-    let created: Vec<PathBuf> =
-        (0..2).map(|_| handle.create_temporary(OsStr::new("x")).unwrap().1).collect();
+    let created: Vec<PathBuf> = (0..2).map(|_| handle.create_temporary(OsStr::new("x")).unwrap().1).collect();
     assert_ne!(created[0], created[1]);
     assert_eq!(mode(&directory.path().join(&created[0])), 0o600);
 }

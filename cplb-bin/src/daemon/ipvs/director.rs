@@ -102,8 +102,8 @@ pub(crate) struct DirectorHandle {
 
 impl DirectorHandle {
     /// Starts the task in the current runtime.
-    pub(crate) fn start(state_dir: PathBuf, events: UnboundedSender<Event>) -> std::io::Result<Self> {
-        let (record, wrong) = Record::open(&state_dir)?;
+    pub(crate) fn start(state_dir: PathBuf, events: UnboundedSender<Event>) -> Self {
+        let (record, wrong) = Record::open(&state_dir);
         if let Some(why) = wrong {
             tracing::warn!(why, "the record of what is ours in IPVS cannot be read and is put aside");
         }
@@ -123,7 +123,7 @@ impl DirectorHandle {
             events,
         };
         tokio::spawn(director.run(inbox));
-        Ok(Self { orders, observed, wanted: Arc::default() })
+        Self { orders, observed, wanted: Arc::default() }
     }
 
     /// Says what IPVS should have from now on. Nothing is touched before this is said first, so that what a daemon before
