@@ -331,10 +331,11 @@ impl Daemon {
             }
             return;
         }
-        let text = wrong.join("; ");
-        if self.problems.raise_all(Cause::Ipvs, wrong) {
+        let known = self.problems.of(&Cause::Ipvs);
+        for text in wrong.iter().filter(|text| !known.contains(text)) {
             tracing::warn!("{text}");
         }
+        self.problems.raise_all(Cause::Ipvs, wrong);
     }
 
     /// Whom to ask whether directors can count on them.

@@ -99,6 +99,11 @@ impl Problems {
         self.put(cause, vec![text.into()], Some(now + FADING));
     }
 
+    /// The texts that a cause has now.
+    pub(crate) fn of(&self, cause: &Cause) -> &[String] {
+        self.0.get(cause).map_or(&[], |problem| problem.texts.as_slice())
+    }
+
     /// Forgets a problem; returns whether there was one.
     pub(crate) fn clear(&mut self, cause: &Cause) -> bool {
         self.0.remove(cause).is_some()

@@ -119,7 +119,6 @@ impl DirectorHandle {
             failures: 0,
             observed: Arc::clone(&observed),
             told: None,
-            kube_proxy: kube_proxy::Notice::default(),
             events,
         };
         tokio::spawn(director.run(inbox));
@@ -186,7 +185,6 @@ struct Director {
     failures: u8,
     observed: Arc<Mutex<Observed>>,
     told: Option<News>,
-    kube_proxy: kube_proxy::Notice,
     events: UnboundedSender<Event>,
 }
 
@@ -277,7 +275,7 @@ impl Director {
         };
         observed.faults.extend(self.wanted.forwarding.faults(interfaces));
         if self.wanted != Wanted::default() {
-            self.kube_proxy.look(kube_proxy::is_here);
+            observed.faults.extend(kube_proxy::fault(kube_proxy::is_here()));
         }
         let news = News {
             unavailable: observed.unavailable.clone(),

@@ -87,6 +87,7 @@ impl TryFrom<RawContent> for Content {
 impl Daemon {
     fn is_possible(&self) -> bool {
         let states = [SyncState::MASTER, SyncState::BACKUP].map(|state| state.to_string());
-        states.contains(&self.state) && InterfaceName::new(&self.interface).is_ok() && self.id <= MAX_SYNC_ID
+        let is_name = InterfaceName::new(&self.interface).is_ok() && !self.interface.contains('/');
+        states.contains(&self.state) && is_name && self.id <= MAX_SYNC_ID
     }
 }
