@@ -236,7 +236,7 @@ fn second_daemon() {
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
     // In mounts of its own, where no file tells of the first one.
-    let elsewhere = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /run && exec \"$0\" \"$@\""];
+    let elsewhere = ["unshare", "--mount", "sh", "-c", "mkdir -p /run/cplb && mount -t tmpfs none /run/cplb && exec \"$0\" \"$@\""];
     for (text, prefix) in [
         (cluster.plan.render(&cluster.lan), None),
         (other_port, None),
@@ -248,7 +248,9 @@ fn second_daemon() {
         let mut command = Command::new(support::binary());
         command.arg("run").arg("--config").arg(config).arg("--socket").arg(own("second.sock"));
         command.arg("--state-dir").arg(own("state2"));
-        let command = prefix.map_or(command, |prefix| behind(prefix, &command));
+        if let Some(prefix) = prefix {
+            command = behind(prefix, &command);
+        }
         let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         cluster.check(output.status.code() == Some(TEMPORARY), || format!("{}:\n{said}", output.status));
@@ -376,6 +378,9 @@ fn hostile_surroundings() {
         cluster.try_status(0).is_some_and(|status| status["degraded"].to_string().contains(text))
     };
 
+    let filler = state.join("filler");
+    let full = fs::write(&filler, vec![0; 1 << 16]);
+    cluster.check(full.is_err(), || "the file system has room".to_owned());
     for signal in [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGWINCH, Signal::SIGVTALRM, Signal::SIGUSR1] {
         cluster.signal(0, signal);
     }
@@ -395,10 +400,6 @@ fn hostile_surroundings() {
 
     fs::remove_file(cluster.socket(0)).expect("it was there");
     cluster.wait("the status socket is there again", || cluster.try_status(0).is_some());
-
-    let filler = state.join("filler");
-    let full = fs::write(&filler, vec![0; 1 << 16]);
-    cluster.check(full.is_err(), || "the file system has room".to_owned());
     cluster.wait("the full directory is degraded", || degraded(&cluster, "cannot be written"));
     fs::remove_file(&filler).expect("it is there");
     cluster.wait("the directory has room again", || !degraded(&cluster, "cannot be written"));

@@ -12,7 +12,7 @@ use super::link::Event;
 use super::problems::{Cause, Problems};
 
 /// Between two looks at a directory that can be written.
-const INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The consequences, for people.
 const CONSEQUENCES: &str = "what is running goes on; IPVS is not changed; discovered servers are not known after a restart; \
