@@ -36,7 +36,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 /// Reads the configuration and tells what is found; what is wrong with it is the error.
 fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
-    let mut loaded = source::load(path)?;
+    let mut loaded = source::load_or_stdin(path)?;
     for warning in source::add_backends(&mut loaded, backends) {
         output::complain(format_args!("warning: {warning}"));
     }

@@ -24,7 +24,7 @@ pub(crate) enum Command {
     ///
     /// Elects the holder of each virtual IP over VRRP, holds it while elected, and balances the TCP
     /// connections that arrive at it over every healthy backend. SIGTERM or SIGINT hands over and cleans up,
-    /// SIGHUP reloads the configuration without dropping a connection.
+    /// SIGHUP reloads the configuration without dropping a connection, SIGUSR1 writes the status to the log.
     Run(RunArgs),
     /// Validate a configuration and print the effective one
     ///
@@ -83,7 +83,8 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The configuration: k0s.yaml, k0sctl.yaml or a native document; not needed to print the schema
+    /// The configuration: k0s.yaml, k0sctl.yaml or a native document, - for standard input; not needed to print the
+    /// schema
     #[arg(
         long,
         short,

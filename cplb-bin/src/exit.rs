@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use cplb_config::escaped;
+
 /// What a caller (an init system, a script) can tell from the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -36,7 +38,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), help: None }
+        let text = message.to_string();
+        // The report about a configuration is drawn, with its texts escaped.
+        let message = if kind == Kind::Config { text } else { escaped_lines(&text) };
+        Self { kind, message, help: None }
     }
 
     /// Adds what the operator should do.
@@ -58,6 +63,11 @@ impl Failure {
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(self.kind as u8)
     }
+}
+
+/// Messages quote files, programs and the system.
+fn escaped_lines(text: &str) -> String {
+    text.lines().map(escaped).collect::<Vec<_>>().join("\n")
 }
 
 impl fmt::Display for Failure {

@@ -1,199 +1,248 @@
-//! One daemon per interface and VRID, per virtual IP, and per nftables table.
+//! One daemon per network namespace.
 //!
-//! Two routers with one VRID on one link of one host would each see the other as a conflict and both would
-//! manage the same addresses. A lock file per network namespace, interface and VRID keeps the second one out.
-//! The interface is known late, so the virtual IPs and the table have locks of their own: a second daemon would
-//! remove or replace the first one's on its way out.
-//!
-//! `flock` goes with its process, so a crash leaves nothing to clean up; a clean stop removes the file, too.
+//! Two daemons in one network namespace would manage the same addresses, ports and tables. The lock is an abstract Unix
+//! socket: the kernel keeps their names per network namespace, whatever a process sees of the file system, and a name
+//! goes with its process. Any user of the namespace may bind the name, so its holder is identified by SO_PEERCRED, and
+//! one that cannot be another daemon does not keep this one from its work.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener as StdUnixListener};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
+use nix::unistd::geteuid;
 use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 
 use crate::exit::{Failure, Kind};
 
-/// Where the lock files are, whatever `--socket` and `--state-dir` say: two daemons must meet here.
-pub(crate) const DEFAULT_DIR: &str = "/run/cplb/lock";
+/// The name of the socket, `@cplb` in the output of `ss -xlp`.
+const NAME: &str = "cplb";
 
-/// Why an interface and VRID could not be locked.
+/// The bit of CAP_NET_ADMIN, see capabilities(7).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Between a failed `accept` and the next one.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the network namespace could not be locked.
 #[derive(Debug, Error)]
 pub(crate) enum LockError {
-    #[error("virtual router {vrid} on {interface} is already run by another cplb on this host{}", holder(*pid))]
-    Held { interface: String, vrid: u8, pid: Option<u32> },
-    #[error("the virtual IP {ip} is already managed by another cplb on this host{}", holder(*pid))]
-    AddressHeld { ip: IpAddr, pid: Option<u32> },
-    #[error("another cplb on this host{} balances its virtual IPs already: both would use the nftables table {table}", holder(*pid))]
-    TableHeld { table: String, pid: Option<u32> },
-    #[error("cannot use the lock file {}: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("another cplb ({0}) runs in this network namespace already")]
+    Held(Holder),
+    #[error(
+        "{0}, which is not cplb, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other"
+    )]
+    Occupied(Holder),
+    #[error("cannot bind the abstract socket @{NAME}: {0}")]
+    Io(#[from] io::Error),
 }
 
 impl From<&LockError> for Failure {
     fn from(error: &LockError) -> Self {
-        match error {
-            LockError::Io { .. } => Self::new(Kind::CannotCreate, error).help("make it writable"),
-            LockError::Held { .. } => Self::new(Kind::Temporary, error)
-                .help("stop the other one, or give this instance another virtualRouterID"),
-            LockError::AddressHeld { .. } | LockError::TableHeld { .. } => Self::new(Kind::Temporary, error)
-                .help("stop the other one: one cplb runs any number of vrrpInstances and services"),
-        }
-    }
-}
-
-fn holder(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
-}
-
-/// A held lock; dropping it releases and removes the file.
-#[derive(Debug)]
-pub(crate) struct HostLock {
-    // Dropped, and thereby unlocked, after the file is removed.
-    _file: Flock<File>,
-    path: PathBuf,
-}
-
-impl Drop for HostLock {
-    fn drop(&mut self) {
-        // What remains is an empty promise: it locks nobody out.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// How often a lock is tried whose file its former holder removes at the same moment.
-const ATTEMPTS: u8 = 8;
-
-impl HostLock {
-    /// Locks `vrid` on `interface` of this process's network namespace.
-    pub(crate) fn router(dir: &Path, interface: &str, vrid: u8) -> Result<Self, LockError> {
-        let held = |pid| LockError::Held { interface: interface.to_owned(), vrid, pid };
-        Self::acquire(dir, &format!("{interface}-{vrid}"), held)
-    }
-
-    /// Locks a virtual IP in this process's network namespace.
-    pub(crate) fn virtual_ip(dir: &Path, ip: IpAddr) -> Result<Self, LockError> {
-        Self::acquire(dir, &format!("address-{ip}"), |pid| LockError::AddressHeld { ip, pid })
-    }
-
-    /// Locks an nftables table of this process's network namespace.
-    pub(crate) fn table(dir: &Path, table: &str) -> Result<Self, LockError> {
-        let held = |pid| LockError::TableHeld { table: table.to_owned(), pid };
-        // Not the name of an interface and VRID, as long as no table's name is a number.
-        Self::acquire(dir, &format!("table-{table}"), held)
-    }
-
-    fn acquire(
-        dir: &Path,
-        name: &str,
-        held: impl FnOnce(Option<u32>) -> LockError,
-    ) -> Result<Self, LockError> {
-        let path = dir.join(format!("{}-{name}", network_namespace()));
-        let io = |source| LockError::Io { path: path.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        for _ in 0..ATTEMPTS {
-            match Flock::lock(open(&path).map_err(io)?, FlockArg::LockExclusiveNonblock) {
-                Ok(mut file) if is_at(&file, &path) => {
-                    write_pid(&mut file).map_err(io)?;
-                    return Ok(Self { _file: file, path });
-                }
-                // The former holder removed it after it was opened here; others will meet at a new one.
-                Ok(_) => {}
-                Err((mut file, Errno::EWOULDBLOCK)) => return Err(held(read_pid(&mut file))),
-                Err((_, errno)) => return Err(io(errno.into())),
+        let help = match error {
+            LockError::Io(_) => return Self::new(Kind::System, error),
+            LockError::Held(_) => {
+                "stop the other one: one cplb runs any number of vrrpInstances and services"
             }
-        }
-        Err(io(io::ErrorKind::ResourceBusy.into()))
+            LockError::Occupied(_) => "stop that process",
+        };
+        Self::new(Kind::Temporary, error).help(help)
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+/// A process that has the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// `None` if it is in another PID namespace.
+    pid: Option<i32>,
+    uid: u32,
+    /// The name of its program.
+    program: Option<String>,
+    /// Whether it has CAP_NET_ADMIN in the user namespace of this process.
+    is_net_admin: bool,
 }
 
-/// Whether this file is still the one of that name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    file.metadata().map(identity).ok() == fs::metadata(path).map(identity).ok()
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "process {pid}")?,
+            None => f.write_str("a process of another PID namespace")?,
+        }
+        if let Some(program) = &self.program {
+            write!(f, ", program {program}")?;
+        }
+        write!(f, ", user {}", self.uid)
+    }
 }
 
-/// The inode number identifies the namespace among those that exist now.
-fn network_namespace() -> String {
-    let link = fs::read_link("/proc/self/ns/net").unwrap_or_default();
-    link.to_string_lossy().chars().filter(char::is_ascii_digit).collect()
+/// What a holder of the name is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    Daemon,
+    /// As privileged as a daemon.
+    Peer,
+    /// It could not manage addresses, whatever it calls itself.
+    Unprivileged,
 }
 
-fn write_pid(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+impl Holder {
+    fn rank(&self, own_uid: u32) -> Rank {
+        let is_privileged = self.uid == 0 || self.uid == own_uid || self.is_net_admin;
+        match &self.program {
+            _ if !is_privileged => Rank::Unprivileged,
+            Some(program) if program != env!("CARGO_BIN_NAME") => Rank::Peer,
+            _ => Rank::Daemon,
+        }
+    }
+
+    /// Asks the listener of a name who it is; `None` if it does not listen, or its queue is full.
+    fn of(name: &str) -> Option<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let asker = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+        connect(asker.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).ok()?).ok()?;
+        let found = getsockopt(&asker, PeerCredentials).ok()?;
+        let pid = Some(found.pid()).filter(|pid| *pid > 0);
+        let program = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        Some(Self {
+            pid,
+            uid: found.uid(),
+            program: program.map(|name| name.trim_end_matches('\n').to_owned()),
+            is_net_admin: pid.is_some_and(is_net_admin),
+        })
+    }
 }
 
-fn read_pid(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    file.take(16).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+/// Capabilities in another user namespace do not reach the network namespace of this process.
+fn is_net_admin(pid: i32) -> bool {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let same = namespace("self").is_some_and(|own| namespace(&pid.to_string()) == Some(own));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    same && effective & (1 << CAP_NET_ADMIN) != 0
+}
+
+/// The result of locking.
+#[derive(Debug)]
+pub(crate) enum Locked {
+    Held(NamespaceLock),
+    /// A process that cannot be another daemon has the name. This one works without, and tries again.
+    Without(String),
+}
+
+/// The held lock; dropping it releases the name.
+#[derive(Debug)]
+pub(crate) struct NamespaceLock(JoinHandle<()>);
+
+impl Drop for NamespaceLock {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Locks the network namespace of this thread, within a runtime.
+///
+/// # Errors
+/// [`LockError`], if another daemon has it, or a process that is as privileged as one.
+pub(crate) fn acquire() -> Result<Locked, LockError> {
+    acquire_as(NAME)
+}
+
+fn acquire_as(name: &str) -> Result<Locked, LockError> {
+    let listener = match StdUnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?) {
+        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => return occupied(name),
+        other => other?,
+    };
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    Ok(Locked::Held(NamespaceLock(tokio::spawn(answer(listener)))))
+}
+
+/// Takes the connections of those who ask for the holder: they have been told by the kernel, and the queue stays short.
+async fn answer(listener: UnixListener) {
+    loop {
+        if listener.accept().await.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn occupied(name: &str) -> Result<Locked, LockError> {
+    let Some(holder) = Holder::of(name) else {
+        // A daemon listens and takes every connection.
+        return Ok(Locked::Without(without("a process that does not answer")));
+    };
+    match holder.rank(geteuid().as_raw()) {
+        Rank::Daemon => Err(LockError::Held(holder)),
+        Rank::Peer => Err(LockError::Occupied(holder)),
+        Rank::Unprivileged => Ok(Locked::Without(without(holder))),
+    }
+}
+
+fn without(holder: impl fmt::Display) -> String {
+    format!(
+        "{holder}, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other: stop it \
+         (`ss -xlp | grep @{NAME}`). It lacks the privileges of a daemon and does not keep this one from its work, but a \
+         second daemon would go unnoticed"
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_second_lock_names_the_holder_until_the_first_is_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = HostLock::router(dir.path(), "eth0", 51).unwrap();
-        match HostLock::router(dir.path(), "eth0", 51) {
-            Err(LockError::Held { pid, vrid: 51, .. }) => assert_eq!(pid, Some(std::process::id())),
-            other => panic!("{other:?}"),
+    fn holder(uid: u32, program: &str, is_net_admin: bool) -> Holder {
+        Holder { pid: Some(7), uid, program: Some(program.to_owned()), is_net_admin }
+    }
+
+    #[tokio::test]
+    async fn a_second_lock_names_the_holder_until_the_first_is_dropped() {
+        let name = format!("cplb-test-{}", std::process::id());
+        let Locked::Held(first) = acquire_as(&name).unwrap() else { panic!("it is free") };
+        for _ in 0..3 {
+            let error = acquire_as(&name).unwrap_err();
+            let text = Failure::from(&error).to_string();
+            assert!(
+                text.contains(&format!("process {}", std::process::id())) && text.contains("stop"),
+                "{text}"
+            );
         }
-        HostLock::router(dir.path(), "eth0", 52).unwrap();
-        HostLock::router(dir.path(), "eth1", 51).unwrap();
         drop(first);
-        let again = HostLock::router(dir.path(), "eth0", 51).unwrap();
-        drop(again);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "no file is left behind");
+        tokio::task::yield_now().await;
+        assert!(matches!(acquire_as(&name).unwrap(), Locked::Held(_)));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_bound_without_listening_does_not_stop_the_daemon() {
+        let name = format!("cplb-mute-{}", std::process::id());
+        let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+        let mute = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        nix::sys::socket::bind(mute.as_raw_fd(), &address).unwrap();
+        let Locked::Without(why) = acquire_as(&name).unwrap() else { panic!("it is taken") };
+        assert!(why.contains("does not answer") && why.contains("ss -xlp"), "{why}");
     }
 
     #[test]
-    fn a_file_that_was_removed_is_no_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = HostLock::router(dir.path(), "eth0", 51).unwrap();
-        let late = open(&first.path).unwrap();
-        assert!(is_at(&late, &first.path));
-        let path = first.path.clone();
-        drop(first);
-        assert!(!is_at(&late, &path));
-        let _second = HostLock::router(dir.path(), "eth0", 51).unwrap();
-        assert!(!is_at(&late, &path));
-    }
-
-    #[test]
-    fn tables_and_addresses_are_locked_apart_from_routers() {
-        let dir = tempfile::tempdir().unwrap();
-        let own = std::process::id().to_string();
-        let ip = "fd00::100".parse().unwrap();
-        let _table = HostLock::table(dir.path(), "cplb").unwrap();
-        let _address = HostLock::virtual_ip(dir.path(), ip).unwrap();
-        HostLock::router(dir.path(), "table", 51).unwrap();
-        HostLock::router(dir.path(), "address", 51).unwrap();
-        let error = HostLock::table(dir.path(), "cplb").unwrap_err().to_string();
-        assert!(error.contains("table cplb") && error.contains(&own), "{error}");
-        let error = HostLock::virtual_ip(dir.path(), ip).unwrap_err().to_string();
-        assert!(error.contains("fd00::100") && error.contains(&own), "{error}");
-    }
-
-    #[test]
-    fn a_directory_that_cannot_be_made_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
-        let error = HostLock::router(&file.join("lock"), "eth0", 51).unwrap_err();
-        assert!(error.to_string().contains("file/lock"), "{error}");
+    fn only_a_process_with_the_privileges_of_a_daemon_excludes_one() {
+        assert_eq!(holder(0, "cplb", true).rank(0), Rank::Daemon);
+        assert_eq!(
+            holder(990, "cplb", true).rank(0),
+            Rank::Daemon,
+            "a service with capabilities and no root"
+        );
+        assert_eq!(holder(990, "cplb", false).rank(990), Rank::Daemon);
+        assert_eq!(holder(0, "socat", true).rank(990), Rank::Peer);
+        assert_eq!(holder(1000, "cplb", false).rank(0), Rank::Unprivileged, "a name proves nothing");
+        assert_eq!(holder(1000, "sleep", false).rank(0), Rank::Unprivileged);
+        let text = without(holder(1000, "sleep", false));
+        assert!(text.contains("process 7, program sleep, user 1000"), "{text}");
     }
 }

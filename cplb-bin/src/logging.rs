@@ -3,6 +3,7 @@
 //! Whoever reads them may stop reading: a thread of its own writes, so that a full pipe stalls nobody, and lines that
 //! find no room are counted.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -12,7 +13,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cplb_config::{escaped, is_unprintable};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 use crate::cli::LogFormat;
 
@@ -61,12 +66,61 @@ pub(crate) fn init(format: LogFormat) {
         tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());
     let installed = match format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            builder.with_ansi(io::stderr().is_terminal()).fmt_fields(EscapedFields::default()).try_init()
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true);
+            builder.map_writer(|make| move || JsonLines(make())).try_init()
+        }
     };
     if installed.is_err() {
         tracing::debug!("a log subscriber was installed before");
     }
+}
+
+/// Message and fields as usual, without colours, and escaped: they quote files, certificates, peers and API servers.
+#[derive(Default)]
+struct EscapedFields(DefaultFields);
+
+impl<'writer> FormatFields<'writer> for EscapedFields {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut text = String::new();
+        self.0.format_fields(Writer::new(&mut text), fields)?;
+        writer.write_str(&escaped(&text))
+    }
+}
+
+/// Escapes in lines of JSON those characters that JSON itself lets pass. Outside of strings there are none.
+struct JsonLines<W>(W);
+
+impl<W: Write> Write for JsonLines<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
+        self.0.write_all(format!("{}{end}", escape_json(text)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A JSON document of one line, or with line breaks between its tokens, with unprintable characters in its strings as
+/// `\\u` escapes: the same document.
+pub(crate) fn escape_json(document: &str) -> String {
+    let mut out = String::with_capacity(document.len());
+    for c in document.chars() {
+        if c == '\n' || !is_unprintable(c) {
+            out.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            out.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    out
 }
 
 /// Waits until the lines so far are written, if somebody reads them.
@@ -117,6 +171,51 @@ fn write_all(items: &Receiver<Item>, lost: &AtomicU64, mut out: impl Write) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HOSTILE: &str = "a\nb\r\u{1b}[2J\u{9b}\u{202e}c\u{2028}\u{e0041}\"\\";
+
+    /// The bytes that a subscriber writes for an event with hostile text in message, field and debug output.
+    fn logged(format: LogFormat) -> String {
+        let (queue, items) = queue(8);
+        let make = {
+            let queue = queue.clone();
+            move || queue.clone()
+        };
+        let builder = tracing_subscriber::fmt().with_ansi(false).with_writer(make);
+        let emit = || tracing::warn!(name = HOSTILE, shown = %HOSTILE, list = ?[HOSTILE], "said: {HOSTILE}");
+        match format {
+            LogFormat::Text => {
+                let subscriber = builder.fmt_fields(EscapedFields::default()).finish();
+                tracing::subscriber::with_default(subscriber, emit);
+            }
+            LogFormat::Json => {
+                let builder = builder.json().flatten_event(true);
+                let subscriber = builder.map_writer(|make| move || JsonLines(make())).finish();
+                tracing::subscriber::with_default(subscriber, emit);
+            }
+        }
+        let lost = Arc::clone(&queue.lost);
+        drop(queue);
+        let mut written = Vec::new();
+        write_all(&items, &lost, &mut written);
+        String::from_utf8(written).unwrap()
+    }
+
+    #[test]
+    fn log_lines_have_no_unprintable_characters_but_their_end() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged(format);
+            let line = text.strip_suffix('\n').unwrap();
+            assert!(!line.contains(is_unprintable), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn json_lines_carry_the_text_as_it_was() {
+        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
+        assert_eq!((&line["name"], &line["shown"]), (&HOSTILE.into(), &HOSTILE.into()));
+        assert_eq!(line["message"], format!("said: {HOSTILE}"));
+    }
 
     #[test]
     fn a_full_queue_loses_lines_and_counts_them() {

@@ -45,23 +45,24 @@ pub(crate) fn concerns(config: &Config) -> Vec<Concern> {
     found
 }
 
-/// Logs what is ignored of `config`, for `run` and for a reload.
+/// Logs what is ignored of `config`, for `run` and for a reload, and returns the same for status.
 ///
 /// # Errors
 /// [`Kind::Config`] with what is refused of it.
-pub(crate) fn admit(config: &Config) -> Result<(), Failure> {
-    let mut refusal = None;
+pub(crate) fn admit(config: &Config) -> Result<Vec<String>, Failure> {
+    let (mut refusal, mut ignored) = (None, Vec::new());
     for concern in concerns(config) {
         match concern.consequence {
             Consequence::Ignored => {
                 tracing::warn!(path = %concern.path, "{} ({})", concern.message, concern.help);
+                ignored.push(format!("configuration: {} ({})", concern.message, concern.help));
             }
             Consequence::Refused => {
                 refusal.get_or_insert(Failure::new(Kind::Config, concern.message).help(concern.help));
             }
         }
     }
-    refusal.map_or(Ok(()), Err)
+    refusal.map_or(Ok(ignored), Err)
 }
 
 impl From<Concern> for Diagnostic {
@@ -241,7 +242,8 @@ mod tests {
 
     #[test]
     fn only_what_is_refused_keeps_a_configuration_out() {
-        assert!(admit(&config("  services: [{name: a, port: 6443}]\n")).is_ok());
+        let ignored = admit(&config("  services: [{name: a, port: 6443}]\n")).unwrap();
+        assert!(ignored[0].contains("no backend is configured for a"), "{ignored:?}");
         let refusal = admit(&config(&virtual_servers(64))).unwrap_err();
         assert!(refusal.to_string().contains("127 or fewer"), "{refusal}");
     }

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Test::new("an_nft_that_fails_later_costs_the_vip_and_is_shown", nft_fails_later).needs([Tool::Nft]),
         Test::new("a_port_that_is_taken_is_named", port_taken),
         Test::new("a_second_daemon_leaves_and_the_first_does_not_notice", second_daemon),
+        Test::new("hostile_files_and_signals_cost_no_virtual_ip", hostile_surroundings),
         Test::new("an_interface_may_come_late_and_vanish", interface_comes_and_goes).needs([Tool::Ip]),
         Test::new("an_active_without_descriptors_is_replaced", descriptors_run_out),
         Test::new("a_state_directory_or_socket_that_cannot_be_made_is_named", nothing_writable),
@@ -230,32 +231,30 @@ fn second_daemon() {
     let own = |name: &str| cluster.node(0).directory().join(name);
     let other_port = cluster.plan.clone().spec("userSpaceProxyBindPort: 7444");
     let without_balancer = cluster.plan.clone().spec("disableLoadBalancer: true");
-    let (state, socket) = (own("state2"), own("second.sock"));
-    let (taken, live) = (cluster.socket(0), cluster.state_dir(0));
     let vip = cluster.vip().to_string();
     let another = cluster.lan.v4(support::VIP_HOST + 50).to_string();
-    let same = cluster.plan.render(&cluster.lan);
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
-    let without_balancer = without_balancer.render(&cluster.lan);
-    let same_vrid = without_balancer.replace(&vip, &another);
-    let cases: [(&str, &Path, &Path, &[&str]); 6] = [
-        (&same, &taken, &state, &["another cplb answers", "--socket"]),
-        (&same, &socket, &state, &["6444", "ss -ltnp"]),
-        (&other_port, &socket, &state, &["another cplb", "table", &first, "stop the other"]),
-        (&same_vrid, &socket, &live, &["in use by another process", "--state-dir"]),
-        (&same_vrid, &socket, &state, &["virtual router 51 on eth0", &first, "virtualRouterID"]),
-        (&without_balancer, &socket, &state, &[&vip, &first, "stop the other"]),
-    ];
-    for (text, socket, state, texts) in cases {
+    let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
+    // In mounts of its own, where no file tells of the first one.
+    let elsewhere = ["unshare", "--mount", "sh", "-c", "mkdir -p /run/cplb && mount -t tmpfs none /run/cplb && exec \"$0\" \"$@\""];
+    for (text, prefix) in [
+        (cluster.plan.render(&cluster.lan), None),
+        (other_port, None),
+        (without_balancer.clone(), None),
+        (without_balancer, Some(elsewhere)),
+    ] {
         let config = own("second.yaml");
         fs::write(&config, text).expect("the configuration is written");
         let mut command = Command::new(support::binary());
-        command.arg("run").arg("--config").arg(config).arg("--socket").arg(socket);
-        command.arg("--state-dir").arg(state);
+        command.arg("run").arg("--config").arg(config).arg("--socket").arg(own("second.sock"));
+        command.arg("--state-dir").arg(own("state2"));
+        if let Some(prefix) = prefix {
+            command = behind(prefix, &command);
+        }
         let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         cluster.check(output.status.code() == Some(TEMPORARY), || format!("{}:\n{said}", output.status));
-        for text in texts {
+        for text in ["another cplb", &format!("process {first}"), "stop the other"] {
             cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
         }
     }
@@ -359,4 +358,65 @@ fn nothing_writable() {
     expect_end(&cluster, run(&inside, &state), CANNOT_CREATE, &["file/below", "--socket"]);
     expect_end(&cluster, run(&file, &state), CANNOT_CREATE, &["not a socket", "--socket"]);
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "precious");
+}
+
+fn mount(cluster: &Cluster, words: &str, directory: &Path) {
+    let directory = directory.to_str().expect("UTF-8");
+    let words = words.split(' ').chain([directory]);
+    cluster.node(0).exec("mount", words).unwrap_or_else(|error| cluster.fail(&error.to_string()));
+}
+
+fn hostile_surroundings() {
+    let mut cluster = Cluster::build(alone(), Plan::v3("100ms"));
+    let state = cluster.state_dir(0);
+    fs::create_dir_all(&state).expect("a directory");
+    mount(&cluster, "-t tmpfs -o size=16k,mode=0700 none", &state);
+    cluster.start_all();
+    cluster.wait_until_settled();
+    let watch = AddressWatch::on(cluster.node(0)).expect("addresses can be watched");
+    let degraded = |cluster: &Cluster, text: &str| {
+        cluster.try_status(0).is_some_and(|status| status["degraded"].to_string().contains(text))
+    };
+
+    let filler = state.join("filler");
+    let full = fs::write(&filler, vec![0; 1 << 16]);
+    cluster.check(full.is_err(), || "the file system has room".to_owned());
+    for signal in [Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGWINCH, Signal::SIGVTALRM, Signal::SIGUSR1] {
+        cluster.signal(0, signal);
+    }
+    let log = cluster.daemon(0).log();
+    cluster
+        .check(log.wait_for_line("virtualRouterID", PATIENCE).is_ok(), || "no status in the log".to_owned());
+
+    let config = cluster.config_file(0);
+    let aside = config.with_extension("aside");
+    fs::rename(&config, &aside).expect("it is there");
+    cluster.node(0).exec("mkfifo", [config.to_str().expect("UTF-8")]).expect("a FIFO");
+    cluster.signal(0, Signal::SIGHUP);
+    cluster.wait("the FIFO is refused", || degraded(&cluster, "not a regular file"));
+    fs::rename(&aside, &config).expect("it is there");
+    cluster.signal(0, Signal::SIGHUP);
+    cluster.wait("the file is taken", || !degraded(&cluster, "not a regular file"));
+
+    fs::remove_file(cluster.socket(0)).expect("it was there");
+    cluster.wait("the status socket is there again", || cluster.try_status(0).is_some());
+    cluster.wait("the full directory is degraded", || degraded(&cluster, "cannot be written"));
+    fs::remove_file(&filler).expect("it is there");
+    cluster.wait("the directory has room again", || !degraded(&cluster, "cannot be written"));
+
+    let lost = watch.tenures(cluster.vip()).iter().filter(|tenure| tenure.until.is_some()).count();
+    cluster.check(lost == 0 && watch.has(cluster.vip()), || "the VIP was lost meanwhile".to_owned());
+    cluster.signal(0, Signal::SIGTERM);
+    cluster.check(cluster.wait_until_ended(0).success(), || "it did not end well".to_owned());
+
+    mount(&cluster, "-o remount,ro", &state);
+    let command = cluster.command(0);
+    cluster.launch(0, command);
+    cluster.wait("a start without a writable directory leads to the VIP", || {
+        cluster.node(0).has_address(cluster.vip()) && degraded(&cluster, "cannot be written")
+    });
+    mount(&cluster, "-o remount,rw", &state);
+    cluster.wait("what could not be written is", || {
+        !degraded(&cluster, "cannot be written") && state.join("vips.json").exists()
+    });
 }

@@ -107,9 +107,11 @@ impl Applied {
                 Some(position) => leaving.swap_remove(position).backend,
                 None => Arc::new(LiveBackend::new(self.next_id(), config.addr)),
             };
+            backend.note_weight(config.weight);
             Member { backend, weight: config.weight, name: config.name.clone() }
         });
         let backends = Backends::new(service, members.collect());
+        leaving.iter().for_each(|member| member.backend.note_weight(0));
         let Some(known) = known else {
             return Arc::new(LiveService::new(service.name.as_str().into(), backends));
         };

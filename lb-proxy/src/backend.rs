@@ -79,8 +79,14 @@ pub(crate) enum Tier {
 
 #[derive(Debug)]
 struct Detail {
+    /// Of the verdict.
     since: Instant,
     reason: String,
+    /// When the configuration began, or ceased, to keep new connections from it.
+    drain_changed: Option<Instant>,
+    is_draining: bool,
+    /// When the last suspicion began.
+    suspected: Option<Instant>,
 }
 
 /// See the module. Shared by all workers; identified by `id`, which is never used again.
@@ -126,7 +132,13 @@ impl LiveBackend {
             suspect_until: AtomicU64::new(0),
             strikes: AtomicU32::new(0),
             was_refused: AtomicBool::new(false),
-            detail: Mutex::new(Detail { since: Instant::now(), reason: "not checked yet".to_owned() }),
+            detail: Mutex::new(Detail {
+                since: Instant::now(),
+                reason: "not checked yet".to_owned(),
+                drain_changed: None,
+                is_draining: false,
+                suspected: None,
+            }),
         }
     }
 
@@ -191,7 +203,16 @@ impl LiveBackend {
             return false;
         }
         self.strike(now);
+        self.detail().suspected = Some(Instant::now());
         true
+    }
+
+    /// Takes the weight of a configuration; 0 also for a backend that is no longer configured.
+    pub(crate) fn note_weight(&self, weight: u32) {
+        let (mut detail, is_draining) = (self.detail(), weight == 0);
+        if detail.is_draining != is_draining {
+            (detail.is_draining, detail.drain_changed) = (is_draining, Some(Instant::now()));
+        }
     }
 
     fn strike(&self, now: u64) {
@@ -237,13 +258,18 @@ impl LiveBackend {
             Verdict::Unknown => BackendState::Unknown,
         };
         let detail = self.detail();
+        let since = match state {
+            BackendState::Draining => detail.drain_changed.unwrap_or(detail.since),
+            BackendState::Suspect => detail.suspected.unwrap_or(detail.since),
+            _ => detail.drain_changed.map_or(detail.since, |changed| changed.max(detail.since)),
+        };
         BackendSnapshot {
             addr: self.addr,
             name,
             weight,
             state,
             spares_sessions: self.verdict() != Verdict::Down,
-            since: detail.since,
+            since,
             reason: detail.reason.clone(),
             last_check: None,
             active: self.active.load(Relaxed),
@@ -395,6 +421,29 @@ mod tests {
         assert_eq!(reason(), "connection refused");
         backend.judge(Verdict::Up, 4, "up-readiness-unknown");
         assert_eq!(reason(), "up-readiness-unknown");
+    }
+
+    #[test]
+    fn the_time_is_that_of_the_state_it_stands_beside() {
+        let backend = backend();
+        let since = |now, weight| backend.snapshot(now, weight, None).since;
+        backend.judge(Verdict::Up, 1, "up");
+        let up = since(2, 1);
+        let before = Instant::now();
+        backend.note_weight(1);
+        assert_eq!(since(2, 1), up);
+        backend.note_weight(0);
+        let draining = since(3, 0);
+        assert!(draining >= before, "not since it is up");
+        backend.note_weight(0);
+        assert_eq!(since(4, 0), draining);
+        backend.note_weight(1);
+        assert!(since(5, 1) >= draining);
+        backend.failed(6, Failure::Refused);
+        let snapshot = backend.snapshot(7, 1, None);
+        assert!(snapshot.state == BackendState::Suspect && snapshot.since >= draining);
+        backend.failed(8, Failure::Refused);
+        assert_eq!(since(8, 1), snapshot.since);
     }
 
     #[test]

@@ -185,6 +185,7 @@ impl LoadBalancer {
             let mut evidence = ServingEvidence {
                 service: Arc::clone(&service.name),
                 backends: 0,
+                unchecked: 0,
                 remote: 0,
                 healthy: 0,
                 healthy_remote: 0,
@@ -193,6 +194,7 @@ impl LoadBalancer {
                 let remote = usize::from(!is_local(member.backend.addr.ip(), &own));
                 let healthy = usize::from(member.backend.verdict() == Verdict::Up);
                 evidence.backends += 1;
+                evidence.unchecked += usize::from(member.backend.verdict() == Verdict::Unknown);
                 evidence.remote += remote;
                 evidence.healthy += healthy;
                 evidence.healthy_remote += remote * healthy;

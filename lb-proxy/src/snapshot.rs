@@ -54,7 +54,7 @@ pub struct BackendSnapshot {
     pub state: BackendState,
     /// Whether sessions with it may go on, whatever its state: it was not seen to be dead, cut off or broken.
     pub spares_sessions: bool,
-    /// When the verdict of its checks last changed, or when it was configured.
+    /// When this state began: with a verdict of its checks, a change of the configuration, or a suspicion.
     pub since: Instant,
     /// Why it is in this state, for people.
     pub reason: String,
@@ -135,6 +135,8 @@ pub struct ServingEvidence {
     pub backends: usize,
     /// Of these, those that are not on this node.
     pub remote: usize,
+    /// Backends that were never checked, or not lately.
+    pub unchecked: usize,
     /// Backends that are up.
     pub healthy: usize,
     /// Of these, those that are not on this node.

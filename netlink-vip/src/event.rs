@@ -210,6 +210,14 @@ pub enum Warning {
         /// What is wrong with it.
         why: String,
     },
+    /// The record cannot be written. Addresses are leases and end by themselves.
+    #[error("{path}: {why}; routes and address labels would be left over after a crash")]
+    Unrecorded {
+        /// The file or its directory.
+        path: String,
+        /// The reason.
+        why: String,
+    },
     /// Leftovers of an earlier run were removed.
     #[error("removed what an earlier run left behind: {}", list(.addresses, .routes))]
     Reclaimed {

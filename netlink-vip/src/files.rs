@@ -1,20 +1,43 @@
-//! Small files that must survive a crash: written whole, synced, then renamed into place.
+//! Private state files that survive a crash: written whole, synced, then renamed into place.
+//!
+//! What they hold decides over addresses, links and sysctls at the next start, so they are untrusted input. A directory
+//! counts only if nobody but its owner, who is root or the user of this process, can write to it; a file is opened
+//! below a handle of that directory, never through a link, and is held to the same rule. Contents are validated by the
+//! `Deserialize` of their types.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, Metadata};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Files beyond this size are not ours.
+/// Larger files are none of ours, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// The format of the files of this crate. Later ones are not guessed at.
 const VERSION: u32 = 1;
 
-/// What every file says around its content.
+/// Permission bits by which others than the owner could write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// In a directory with this bit everybody may create files.
+const STICKY: u32 = 0o1000;
+
+/// How often an unused name for a temporary file is tried.
+const ATTEMPTS: u8 = 8;
+
+/// The end of the names of temporary files.
+const TEMPORARY: &str = ".new";
+
+/// The text around every content.
 #[derive(Serialize, Deserialize)]
 struct Envelope<T> {
     version: u32,
@@ -23,46 +46,118 @@ struct Envelope<T> {
     content: T,
 }
 
-/// What a file held.
+/// The result of reading a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Loaded<T> {
     /// There is none, or it is of an earlier boot.
     Nothing,
     /// Its content.
     Content(T),
-    /// It cannot be read, for this reason.
+    /// It cannot be used, for this reason.
     Unreadable(String),
 }
 
-/// Creates the state directory, for its owner only.
-pub fn create_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// A directory or a file that others could have written to.
+#[derive(Debug, thiserror::Error)]
+enum Untrusted {
+    #[error(
+        "{path} belongs to user {uid}: make it private with `chown -R {own} {path} && chmod 0700 {path}`"
+    )]
+    Owner { path: String, uid: u32, own: u32 },
+    #[error(
+        "{path} can be written by other users (mode {mode:04o}): make it private with `chmod 0700 {path}`"
+    )]
+    Mode { path: String, mode: u32 },
+    #[error("{0} is a symbolic link of another user: name the directory itself")]
+    Link(String),
 }
 
-/// Replaces the file at `path`, so that after a crash there is the old one or the new one, and syncs it.
-pub fn store<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
-    let envelope = Envelope { version: VERSION, boot_id: boot_id(), content };
-    let mut bytes = serde_json::to_vec_pretty(&envelope)?;
-    bytes.push(b'\n');
-    let temporary = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_directory(path)
+fn own() -> u32 {
+    geteuid().as_raw()
 }
 
-/// Removes the file; one that is not there is fine.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_directory(path),
+impl From<Untrusted> for io::Error {
+    fn from(error: Untrusted) -> Self {
+        Self::new(io::ErrorKind::PermissionDenied, error)
     }
 }
 
-/// How long what a file says is true.
+/// Creates the state directory with mode 0700 if it is absent, and checks that nobody but its owner can write to it. An
+/// empty one of this process's user, such as a fresh volume, is given that mode.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] with a text that names the remedy for one that others can write to; otherwise the
+/// system's error.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let directory = Directory::open_unchecked(path)?;
+    let metadata = directory.0.metadata()?;
+    // A sticky one, such as /tmp, is meant to be shared.
+    let is_meant_for_all = metadata.mode() & STICKY != 0;
+    if metadata.uid() == own() && !is_meant_for_all && check(&metadata, path).is_err() && is_empty(path) {
+        fchmod(&directory.0, Mode::S_IRWXU)?;
+    }
+    check(&directory.0.metadata()?, path)
+}
+
+/// Whether an error tells of the state of a file system (full, over quota, read-only, failing) and not of a wrong path: it
+/// may end without another configuration.
+pub fn is_storage_fault(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let is_failing = error.raw_os_error() == Some(Errno::EIO as i32);
+    is_failing || matches!(error.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+}
+
+/// Checks that a file can be written in the directory, which is created as by [`create_directory`].
+///
+/// # Errors
+/// As [`create_directory`], and what keeps a file from being written, such as a full or a read-only file system.
+pub fn probe_directory(path: &Path) -> io::Result<()> {
+    create_directory(path)?;
+    let directory = Directory::open(path)?;
+    let (mut file, name) = directory.create_temporary(OsStr::new("probe"))?;
+    let written = file.write_all(&[0]);
+    directory.unlink(&name)?;
+    written
+}
+
+/// Replaces the file at `path`, so that after a crash there is the old one or the new one, and syncs it.
+///
+/// # Errors
+/// As [`probe_directory`]; the old file is then as it was.
+pub fn store<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+    let bytes = encode(content, &boot_id())?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let (directory, name) = Directory::of(path)?;
+    let (mut file, temporary) = directory.create_temporary(name)?;
+    let written = file
+        .write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| directory.rename(&temporary, Path::new(name)));
+    if written.is_err() {
+        let _ = directory.unlink(&temporary);
+    }
+    written.and_then(|()| directory.0.sync_all())
+}
+
+/// Removes the file; one that is not there is fine.
+///
+/// # Errors
+/// The system's error.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let removed = Directory::of(path).and_then(|(directory, name)| {
+        directory.unlink(Path::new(name))?;
+        directory.0.sync_all()
+    });
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// How long the content of a file stays true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlives {
     /// Until the machine is booted again: it describes what the kernel has.
@@ -71,23 +166,55 @@ pub enum Outlives {
     Boot,
 }
 
-/// Reads a file that tells what the kernel has; see [`load_as`].
+/// Reads a file about the state of the kernel; see [`load_as`].
+///
+/// # Errors
+/// As [`load_as`].
 pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
     load_as(path, Outlives::Process)
 }
 
-/// Reads the file. One that cannot be read is put aside under the extension `bad`, so that the next one can be
-/// written and somebody can look at this one.
+/// Reads the file. One that cannot be used is put aside under the extension `bad`, so that the next one can be written
+/// and this one can be looked at. Each file has one user, who reads it before writing: what a crash left of a temporary
+/// file is removed here.
+///
+/// # Errors
+/// As [`create_directory`] for a directory that exists, or the system's error.
 pub fn load_as<T: DeserializeOwned>(path: &Path, outlives: Outlives) -> io::Result<Loaded<T>> {
-    let file = match File::open(path) {
+    let (directory, name) = match Directory::of(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
         other => other?,
     };
-    let mut bytes = Vec::new();
-    file.take(MAX_SIZE).read_to_end(&mut bytes)?;
-    let loaded = match serde_json::from_slice::<Envelope<serde_json::Value>>(&bytes) {
+    directory.sweep(path, name);
+    let loaded = match directory.read(path, name) {
+        Ok(bytes) => decode(&bytes, outlives, &boot_id()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
         Err(error) => Loaded::Unreadable(error.to_string()),
-        Ok(envelope) if outlives == Outlives::Process && envelope.boot_id != boot_id() => Loaded::Nothing,
+    };
+    let Loaded::Unreadable(why) = loaded else { return Ok(loaded) };
+    let aside = Path::new(name).with_extension("bad");
+    Ok(Loaded::Unreadable(match directory.rename(Path::new(name), &aside) {
+        Ok(()) => why,
+        Err(error) => format!("{why} (and it cannot be put aside: {error})"),
+    }))
+}
+
+/// The bytes of a file with this content, written in the boot with this id.
+///
+/// # Errors
+/// If the content cannot be written as JSON.
+pub fn encode<T: Serialize>(content: &T, boot_id: &str) -> io::Result<Vec<u8>> {
+    let envelope = Envelope { version: VERSION, boot_id: boot_id.to_owned(), content };
+    let mut bytes = serde_json::to_vec_pretty(&envelope)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// The content of a file, read in the boot with this id.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], outlives: Outlives, boot_id: &str) -> Loaded<T> {
+    match serde_json::from_slice::<Envelope<serde_json::Value>>(bytes) {
+        Err(error) => Loaded::Unreadable(error.to_string()),
+        Ok(envelope) if outlives == Outlives::Process && envelope.boot_id != boot_id => Loaded::Nothing,
         Ok(envelope) if envelope.version != VERSION => {
             Loaded::Unreadable(format!("format {} is not known, only {VERSION}", envelope.version))
         }
@@ -95,15 +222,122 @@ pub fn load_as<T: DeserializeOwned>(path: &Path, outlives: Outlives) -> io::Resu
             Ok(content) => Loaded::Content(content),
             Err(error) => Loaded::Unreadable(error.to_string()),
         },
-    };
-    if matches!(loaded, Loaded::Unreadable(_)) {
-        std::fs::rename(path, path.with_extension("bad"))?;
     }
-    Ok(loaded)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+/// A handle of a directory that only its owner can write to.
+struct Directory(File);
+
+impl Directory {
+    fn open(path: &Path) -> io::Result<Self> {
+        let directory = Self::open_unchecked(path)?;
+        check(&directory.0.metadata()?, path)?;
+        Ok(directory)
+    }
+
+    fn open_unchecked(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let handle = match open(path, flags, Mode::empty()) {
+            // With both flags a link is no directory.
+            Err(Errno::ELOOP | Errno::ENOTDIR) if path.is_symlink() => {
+                // An administrator may have moved the directory. A link of another user can change at any moment.
+                if !is_trusted(std::fs::symlink_metadata(path)?.uid()) {
+                    return Err(Untrusted::Link(path.display().to_string()).into());
+                }
+                open(&path.canonicalize()?, flags, Mode::empty())?
+            }
+            other => other?,
+        };
+        Ok(Self(handle.into()))
+    }
+
+    /// The directory of a file, and its name there.
+    fn of(path: &Path) -> io::Result<(Self, &OsStr)> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Ok((Self::open(parent.unwrap_or(Path::new(".")))?, name))
+    }
+
+    fn read(&self, path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
+        // A FIFO in its place must not block.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file: File = match openat(&self.0, name, flags, Mode::empty()) {
+            Err(Errno::ELOOP) => return Err(io::Error::other("it is a symbolic link")),
+            other => other?.into(),
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        check(&metadata, path)?;
+        if metadata.len() > MAX_SIZE {
+            return Err(io::Error::other(format!("it has more than {MAX_SIZE} bytes")));
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_SIZE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Creates a file that did not exist, under a name that cannot be foreseen.
+    fn create_temporary(&self, name: &OsStr) -> io::Result<(File, PathBuf)> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        for _ in 0..ATTEMPTS {
+            let random = RandomState::new().build_hasher().finish();
+            let temporary = format!("{}{random:016x}{TEMPORARY}", temporary_prefix(name));
+            match openat(&self.0, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+                Err(Errno::EEXIST) => {}
+                other => return Ok((other?.into(), temporary.into())),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Removes what a crash has left of temporary files for `name`.
+    fn sweep(&self, path: &Path, name: &OsStr) {
+        let prefix = temporary_prefix(name);
+        let entries = path.parent().into_iter().filter_map(|parent| parent.read_dir().ok()).flatten();
+        for entry in entries.flatten() {
+            let found = entry.file_name();
+            let found = found.to_string_lossy();
+            if found.starts_with(&prefix) && found.ends_with(TEMPORARY) {
+                let _ = self.unlink(Path::new(&*found));
+            }
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        renameat(&self.0, from, &self.0, to).map_err(io::Error::from)
+    }
+
+    fn unlink(&self, name: &Path) -> io::Result<()> {
+        unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir).map_err(io::Error::from)
+    }
+}
+
+fn temporary_prefix(name: &OsStr) -> String {
+    format!(".{}.", name.to_string_lossy())
+}
+
+/// Whether files of this user are as good as our own.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == own()
+}
+
+/// Checks that nobody but a trusted owner can write there.
+fn check(metadata: &Metadata, path: &Path) -> io::Result<()> {
+    let path = || path.display().to_string();
+    if !is_trusted(metadata.uid()) {
+        return Err(Untrusted::Owner { path: path(), uid: metadata.uid(), own: own() }.into());
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & WRITABLE_BY_OTHERS != 0 {
+        return Err(Untrusted::Mode { path: path(), mode }.into());
+    }
+    Ok(())
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn boot_id() -> String {
@@ -111,48 +345,4 @@ fn boot_id() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_file_comes_back_and_is_private() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = directory.path().join("deep/state");
-        create_directory(&state).unwrap();
-        let path = state.join("x.json");
-        assert_eq!(load::<Vec<u8>>(&path).unwrap(), Loaded::Nothing);
-        store(&path, &vec![1, 2]).unwrap();
-        store(&path, &vec![3]).unwrap();
-        assert_eq!(load::<Vec<u8>>(&path).unwrap(), Loaded::Content(vec![3]));
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(&state)), (0o600, 0o700));
-        remove(&path).unwrap();
-        remove(&path).unwrap();
-        assert_eq!(load::<Vec<u8>>(&path).unwrap(), Loaded::Nothing);
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_put_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x.json");
-        let boot = boot_id();
-        let later = format!(r#"{{"version":2,"boot_id":"{boot}","content":[1]}}"#);
-        let other = format!(r#"{{"version":1,"boot_id":"{boot}","content":"text"}}"#);
-        for bad in ["", "{", "null", "\u{0}\u{0}", &later, &other] {
-            std::fs::write(&path, bad).unwrap();
-            assert!(matches!(load::<Vec<u8>>(&path).unwrap(), Loaded::Unreadable(_)), "{bad}");
-            assert!(!path.exists() && path.with_extension("bad").exists());
-        }
-    }
-
-    #[test]
-    fn a_file_of_another_boot_says_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x.json");
-        std::fs::write(&path, r#"{"version":1,"boot_id":"another","content":[1]}"#).unwrap();
-        assert_eq!(load::<Vec<u8>>(&path).unwrap(), Loaded::Nothing);
-        assert_eq!(load_as::<Vec<u8>>(&path, Outlives::Boot).unwrap(), Loaded::Content(vec![1]));
-    }
-}
+mod tests;

@@ -80,7 +80,7 @@ impl Keeper {
         let (mut registrar, found) = Registrar::open(&state_dir, kernel)?;
         let (groups, foreign) = registrar.add(groups)?;
         let mut warnings: Vec<_> = found.into_iter().map(|warning| (None, warning)).collect();
-        warnings.extend(foreign.into_iter().map(|(id, warning)| (Some(id), warning)));
+        warnings.extend(foreign);
 
         let kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
         let mailbox = Arc::new(Mailbox::default());
@@ -191,6 +191,15 @@ impl KeeperHandle {
         Ok(())
     }
 
+    /// Writes the record of the groups if that failed before, as [`Warning::Unrecorded`] said. Blocks as
+    /// [`KeeperHandle::add_group`] does.
+    ///
+    /// # Errors
+    /// Why it still cannot be written.
+    pub fn save_record(&self) -> io::Result<()> {
+        self.registrar(Registrar::save)
+    }
+
     /// The last published snapshot: at most 10 ms older than the last event, and a second where only counters changed.
     pub fn status(&self) -> Arc<Status> {
         self.inner.mailbox.status()
@@ -229,7 +238,7 @@ impl KeeperHandle {
         act(&mut self.inner.registrar.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn announce(&self, warnings: Vec<(GroupId, Warning)>) {
+    fn announce(&self, warnings: Vec<(Option<GroupId>, Warning)>) {
         for (id, warning) in warnings {
             self.inner.mailbox.order(Order::Warn(id, warning));
         }

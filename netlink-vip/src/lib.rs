@@ -70,6 +70,8 @@ pub mod acceptance;
 mod dummy;
 mod event;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod inventory;
 mod keeper;

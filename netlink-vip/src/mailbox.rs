@@ -29,7 +29,7 @@ pub(crate) enum Order {
     Add(Box<Registered>),
     Update(Box<Registered>),
     Remove(GroupId),
-    Warn(GroupId, Warning),
+    Warn(Option<GroupId>, Warning),
     Shutdown,
 }
 

@@ -20,32 +20,70 @@ use crate::files::{self, Loaded};
 use crate::group::Registered;
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::{Desired, Managed, Observed, Step, plan};
-use crate::types::{GroupError, GroupId, Prefix, VipAddress, VipGroupConfig, check_group, full_prefix};
+use crate::types::{
+    AddressLabel, GroupError, GroupId, Prefix, VipAddress, VipGroupConfig, check_group, full_prefix,
+};
 
 /// No interface has this index: everything listed is obsolete wherever it is.
 const NOWHERE: u32 = 0;
 
-/// The file's content.
+/// The content of the file: what may be ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawRecord", into = "RawRecord")]
+pub(crate) struct Record {
+    vips: BTreeSet<VipAddress>,
+    labels: BTreeSet<(IpAddr, u32)>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct RawRecord {
     vips: Vec<RawVip>,
     labels: Vec<RawLabel>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct RawVip {
     ip: IpAddr,
     prefix_len: u8,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct RawLabel {
     ip: IpAddr,
     label: u32,
 }
 
-/// What an operator should know about groups.
-type Concerns = Vec<(GroupId, Warning)>;
+impl TryFrom<RawRecord> for Record {
+    type Error = String;
+
+    fn try_from(raw: RawRecord) -> Result<Self, Self::Error> {
+        let vip = |raw: RawVip| VipAddress::new(raw.ip, raw.prefix_len).map_err(|error| error.to_string());
+        let label = |raw: RawLabel| {
+            let ip = VipAddress::new(raw.ip, full_prefix(raw.ip)).ok().filter(|vip| vip.ip().is_ipv6());
+            let label = AddressLabel::new(raw.label);
+            let found = ip.zip(label).map(|(vip, label)| (vip.ip(), label.value()));
+            found.ok_or_else(|| format!("{} cannot have the label {}", raw.ip, raw.label))
+        };
+        Ok(Self {
+            vips: raw.vips.into_iter().map(vip).collect::<Result<_, _>>()?,
+            labels: raw.labels.into_iter().map(label).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Record> for RawRecord {
+    fn from(record: Record) -> Self {
+        let vip = |vip: VipAddress| RawVip { ip: vip.ip(), prefix_len: vip.prefix_len() };
+        let label = |(ip, label): (IpAddr, u32)| RawLabel { ip, label };
+        Self {
+            vips: record.vips.into_iter().map(vip).collect(),
+            labels: record.labels.into_iter().map(label).collect(),
+        }
+    }
+}
+
+/// Warnings about groups, and those about the record without a group.
+type Concerns = Vec<(Option<GroupId>, Warning)>;
 
 /// What makes the groups those that are wanted.
 #[derive(Debug, Default)]
@@ -62,7 +100,7 @@ pub enum RegisterError {
     /// The group itself is wrong.
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// The state directory cannot be used.
+    /// The state directory cannot be used: others can write to it, or it is none.
     #[error("state directory {path}: {source}", path = .path.display())]
     StateDir {
         /// The directory or file.
@@ -86,30 +124,41 @@ pub(crate) struct Registrar<K> {
     kernel: K,
     path: PathBuf,
     groups: BTreeMap<GroupId, Registered>,
-    /// Held as long as the keeper lives.
-    _lock: Flock<File>,
+    /// The record that could not be written.
+    unsaved: Option<Record>,
+    /// Held as long as the keeper lives; absent where the directory cannot be created.
+    _lock: Option<Flock<File>>,
 }
 
 impl<K: Kernel> Registrar<K> {
-    /// Takes the state directory, removes what an earlier run left behind, and forgets it.
+    /// Takes the state directory, removes what an earlier run left behind, and forgets it. A full or read-only file system
+    /// costs the record, not the keeper.
     pub(crate) fn open(state_dir: &Path, mut kernel: K) -> Result<(Self, Vec<Warning>), RegisterError> {
         let fault = |path: &Path| {
             let path = path.to_owned();
             move |source| RegisterError::StateDir { path, source }
         };
-        files::create_directory(state_dir).map_err(fault(state_dir))?;
-        let lock = lock(state_dir)?;
-        let path = state_dir.join("vips.json");
         let mut warnings = Vec::new();
-        match files::load::<RawRecord>(&path).map_err(fault(&path))? {
+        let lock = match files::create_directory(state_dir) {
+            Err(error) if files::is_storage_fault(&error) => {
+                warnings.push(unrecorded(state_dir, &error));
+                None
+            }
+            Err(error) => return Err(fault(state_dir)(error)),
+            Ok(()) => Some(lock(state_dir)?),
+        };
+        let path = state_dir.join("vips.json");
+        match files::load::<Record>(&path).map_err(fault(&path))? {
             Loaded::Nothing => {}
             Loaded::Content(record) => warnings.extend(reclaim(&mut kernel, &record)?),
             Loaded::Unreadable(why) => {
                 warnings.push(Warning::RecordUnreadable { path: path.display().to_string(), why });
             }
         }
-        files::remove(&path).map_err(fault(&path))?;
-        Ok((Self { kernel, path, groups: BTreeMap::new(), _lock: lock }, warnings))
+        if let Err(error) = files::remove(&path) {
+            warnings.push(unrecorded(&path, &error));
+        }
+        Ok((Self { kernel, path, groups: BTreeMap::new(), unsaved: None, _lock: lock }, warnings))
     }
 
     /// Adds groups to the list. A label that exists already for one of their addresses is somebody else's.
@@ -118,7 +167,7 @@ impl<K: Kernel> Registrar<K> {
         configs: Vec<VipGroupConfig>,
     ) -> Result<(Vec<Registered>, Concerns), RegisterError> {
         let mut added: Vec<Registered> = Vec::new();
-        let mut warnings = Vec::new();
+        let mut warnings = Concerns::new();
         for config in configs {
             let known = self.groups.values().chain(&added).map(|known| &known.config);
             check_group(known, &config)?;
@@ -127,7 +176,7 @@ impl<K: Kernel> Registrar<K> {
         }
         let mut groups = self.groups.clone();
         groups.extend(added.iter().map(|registered| (registered.config.id, registered.clone())));
-        self.store(groups.values())?;
+        warnings.extend(self.store(record_of(groups.values())));
         self.groups = groups;
         Ok((added, warnings))
     }
@@ -141,7 +190,8 @@ impl<K: Kernel> Registrar<K> {
         check_group(others, &config)?;
         let mut warnings = Vec::new();
         let registered = self.register(config, &old.labels, &mut warnings)?;
-        self.store(self.groups.values().chain([&registered]))?;
+        let record = record_of(self.groups.values().chain([&registered]));
+        warnings.extend(self.store(record));
         self.groups.insert(registered.config.id, registered.clone());
         Ok((registered, warnings))
     }
@@ -172,7 +222,8 @@ impl<K: Kernel> Registrar<K> {
             added: groups.values().filter(|new| !self.groups.contains_key(&new.config.id)).cloned().collect(),
         };
         if !change.is_empty() {
-            self.store(self.groups.values().chain(groups.values()))?;
+            let record = record_of(self.groups.values().chain(groups.values()));
+            warnings.extend(self.store(record));
         }
         self.groups = groups;
         Ok((change, warnings))
@@ -186,7 +237,17 @@ impl<K: Kernel> Registrar<K> {
     /// Nothing of ours is left: forgets everything.
     pub(crate) fn forget(&mut self) -> io::Result<()> {
         self.groups.clear();
+        self.unsaved = None;
         files::remove(&self.path)
+    }
+
+    /// Writes the record if that failed before.
+    pub(crate) fn save(&mut self) -> io::Result<()> {
+        if let Some(record) = &self.unsaved {
+            files::store(&self.path, record)?;
+        }
+        self.unsaved = None;
+        Ok(())
     }
 
     fn register(
@@ -207,7 +268,7 @@ impl<K: Kernel> Registrar<K> {
                     }
                     Some(found) if found.label == label.value() => {}
                     Some(found) => {
-                        warnings.push((config.id, Warning::ForeignLabel { ip, found: found.label }));
+                        warnings.push((Some(config.id), Warning::ForeignLabel { ip, found: found.label }));
                     }
                 }
             }
@@ -215,18 +276,25 @@ impl<K: Kernel> Registrar<K> {
         Ok(Registered { config, labels })
     }
 
-    fn store<'a>(&self, groups: impl Iterator<Item = &'a Registered>) -> Result<(), RegisterError> {
-        let (mut vips, mut labels) = (BTreeSet::new(), BTreeSet::new());
-        for Registered { config, labels: own } in groups {
-            vips.extend(
-                config.addresses.iter().map(|vip| RawVip { ip: vip.ip(), prefix_len: vip.prefix_len() }),
-            );
-            labels.extend(own.iter().map(|&(ip, label)| RawLabel { ip, label }));
-        }
-        let record = RawRecord { vips: vips.into_iter().collect(), labels: labels.into_iter().collect() };
-        files::store(&self.path, &record)
-            .map_err(|source| RegisterError::StateDir { path: self.path.clone(), source })
+    /// Without its record a group is still announced and served: its addresses are leases, which end by themselves.
+    fn store(&mut self, record: Record) -> Option<(Option<GroupId>, Warning)> {
+        self.unsaved = Some(record);
+        let error = self.save().err()?;
+        Some((None, unrecorded(&self.path, &error)))
     }
+}
+
+fn record_of<'a>(groups: impl Iterator<Item = &'a Registered>) -> Record {
+    let mut record = Record::default();
+    for Registered { config, labels } in groups {
+        record.vips.extend(&config.addresses);
+        record.labels.extend(labels);
+    }
+    record
+}
+
+fn unrecorded(path: &Path, error: &io::Error) -> Warning {
+    Warning::Unrecorded { path: path.display().to_string(), why: error.to_string() }
 }
 
 impl Change {
@@ -246,13 +314,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, RegisterError> {
 }
 
 /// Removes what the record lists, on whatever interface it is.
-fn reclaim<K: Kernel>(kernel: &mut K, record: &RawRecord) -> Result<Option<Warning>, KernelError> {
-    let vips: Vec<VipAddress> =
-        record.vips.iter().filter_map(|raw| VipAddress::new(raw.ip, raw.prefix_len).ok()).collect();
+fn reclaim<K: Kernel>(kernel: &mut K, record: &Record) -> Result<Option<Warning>, KernelError> {
     let managed = Managed {
-        addresses: vips.iter().map(VipAddress::ip).collect(),
-        labels: record.labels.iter().map(|raw| (raw.ip, raw.label)).collect(),
-        subnets: vips.iter().map(VipAddress::subnet).collect(),
+        addresses: record.vips.iter().map(VipAddress::ip).collect(),
+        labels: record.labels.iter().copied().collect(),
+        subnets: record.vips.iter().map(VipAddress::subnet).collect(),
     };
     let observed = Observed {
         addresses: kernel.addresses(0)?,
@@ -274,4 +340,37 @@ fn reclaim<K: Kernel>(kernel: &mut K, record: &RawRecord) -> Result<Option<Warni
         (addresses.into_iter().collect(), routes.into_iter().collect());
     let nothing = addresses.is_empty() && routes.is_empty();
     Ok((!nothing).then_some(Warning::Reclaimed { addresses, routes }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(content: &serde_json::Value) -> Result<Record, serde_json::Error> {
+        serde_json::from_value(content.clone())
+    }
+
+    #[test]
+    fn only_addresses_and_labels_that_a_group_can_have_are_loaded() {
+        let record = |vips: &[(&str, u8)], labels: &[(&str, u32)]| {
+            let vips = vips.iter().map(|(ip, len)| serde_json::json!({"ip": ip, "prefix_len": len}));
+            let labels = labels.iter().map(|(ip, label)| serde_json::json!({"ip": ip, "label": label}));
+            serde_json::json!({"vips": vips.collect::<Vec<_>>(), "labels": labels.collect::<Vec<_>>()})
+        };
+        let good = record(&[("10.0.0.100", 24), ("fd00::100", 64)], &[("fd00::100", 10_000)]);
+        let decoded = decode(&good).unwrap();
+        assert_eq!((decoded.vips.len(), decoded.labels.len()), (2, 1));
+        assert_eq!(decode(&serde_json::to_value(&decoded).unwrap()).unwrap(), decoded);
+        for forged in [
+            record(&[("127.0.0.1", 8)], &[]),
+            record(&[("0.0.0.0", 0)], &[]),
+            record(&[("10.0.0.100", 33)], &[]),
+            record(&[("ff02::1", 128)], &[]),
+            record(&[], &[("10.0.0.100", 10_000)]),
+            record(&[], &[("::1", 0)]),
+            record(&[], &[("fd00::100", u32::MAX)]),
+        ] {
+            assert!(decode(&forged).is_err(), "{forged}");
+        }
+    }
 }

@@ -6,26 +6,36 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
+use crate::rp_filter;
 use crate::sessions::SessionsError;
+use crate::types::is_link_name;
 
 /// Where the kernel shows sysctls.
 const ROOT: &str = "/proc/sys";
 
-/// A per-interface IPv4 sysctl, `net.ipv4.conf.<interface>.<name>`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The names that are ever written, each with its largest value (ip-sysctl.rst of the kernel); the least is 0.
+const KNOWN: [(&str, u8); 3] = [("arp_announce", 2), ("arp_ignore", 8), (rp_filter::NAME, 2)];
+
+/// A per-interface IPv4 sysctl, `net.ipv4.conf.<interface>.<name>`, of the few that this crate changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SysctlKey {
     interface: String,
-    name: String,
+    name: &'static str,
+    max: u8,
 }
 
 impl SysctlKey {
-    /// For any name that consists of lower-case letters, digits and underscores. `None` if the name does not, or the
-    /// interface name could lead elsewhere.
+    /// For the names `arp_announce`, `arp_ignore` and `rp_filter`. `None` for others, and if the kernel would not take
+    /// `interface` for the name of one.
     pub fn ipv4_conf(interface: &str, name: &str) -> Option<Self> {
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        let safe = !interface.is_empty() && !interface.contains('/') && !matches!(interface, "." | "..");
-        let good = safe && !name.is_empty() && name.chars().all(plain);
-        good.then(|| Self { interface: interface.to_owned(), name: name.to_owned() })
+        let (name, max) = KNOWN.into_iter().find(|(known, _)| *known == name)?;
+        is_link_name(interface).then(|| Self { interface: interface.to_owned(), name, max })
+    }
+
+    /// Whether the kernel documents this value.
+    fn takes(&self, value: &str) -> bool {
+        let is_canonical = |number: u8| value == number.to_string();
+        value.parse().is_ok_and(|number: u8| number <= self.max && is_canonical(number))
     }
 
     /// Its value in the calling thread's network namespace, without the end of the line.
@@ -45,7 +55,7 @@ impl SysctlKey {
 
     /// The last part, such as `rp_filter`.
     pub fn name(&self) -> &str {
-        &self.name
+        self.name
     }
 
     fn read_below(&self, root: &Path) -> Result<String, SysctlError> {
@@ -62,7 +72,7 @@ impl SysctlKey {
     }
 
     fn path(&self, root: &Path) -> PathBuf {
-        root.join("net/ipv4/conf").join(&self.interface).join(&self.name)
+        root.join("net/ipv4/conf").join(&self.interface).join(self.name)
     }
 }
 
@@ -95,6 +105,16 @@ pub enum SysctlError {
     /// The interface's name cannot be part of a path.
     #[error("{0:?} is not the name of an interface")]
     Name(String),
+    /// It has, or is to have, a value that the kernel does not document, so it was not changed.
+    #[error("{key} would go from {from:?} to {to:?}: set it to a number from 0 to {}", key.max)]
+    Value {
+        /// The sysctl.
+        key: SysctlKey,
+        /// The value that it has.
+        from: String,
+        /// The value that it was to have.
+        to: String,
+    },
 }
 
 /// What became of the sysctls that a crashed predecessor had changed.
@@ -121,12 +141,57 @@ impl SysctlError {
     }
 }
 
-/// One change.
+/// One change, of a value that the kernel documents to another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Change {
+#[serde(try_from = "RawChange", into = "RawChange")]
+pub(crate) struct Change {
     key: SysctlKey,
     original: String,
     written: String,
+}
+
+/// A change as the file has it.
+#[derive(Serialize, Deserialize)]
+struct RawChange {
+    key: RawKey,
+    original: String,
+    written: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawKey {
+    interface: String,
+    name: String,
+}
+
+impl Change {
+    fn new(key: SysctlKey, original: String, written: String) -> Result<Self, SysctlError> {
+        if key.takes(&original) && key.takes(&written) {
+            return Ok(Self { key, original, written });
+        }
+        Err(SysctlError::Value { key, from: original, to: written })
+    }
+}
+
+impl TryFrom<RawChange> for Change {
+    type Error = String;
+
+    fn try_from(raw: RawChange) -> Result<Self, Self::Error> {
+        let RawKey { interface, name } = raw.key;
+        // Those of all interfaces are never written.
+        let key = Some(interface.as_str()).filter(|interface| !matches!(*interface, "all" | "default"));
+        let key = key.and_then(|interface| SysctlKey::ipv4_conf(interface, &name));
+        let key =
+            key.ok_or_else(|| format!("{name:?} of {interface:?} is no sysctl that is ever changed"))?;
+        Self::new(key, raw.original, raw.written).map_err(|error| error.to_string())
+    }
+}
+
+impl From<Change> for RawChange {
+    fn from(change: Change) -> Self {
+        let key = RawKey { interface: change.key.interface, name: change.key.name.to_owned() };
+        Self { key, original: change.original, written: change.written }
+    }
 }
 
 /// Changes sysctls in the calling thread's network namespace. Each original is synced to the state directory before
@@ -200,11 +265,12 @@ impl SysctlGuard {
         match known.and_then(|at| self.changes.get_mut(at)) {
             // Somebody else has written it since: the list says so already.
             Some(change) if change.written == value => return key.write_below(&self.root, value),
-            Some(change) => change.written = value.to_owned(),
+            Some(change) => {
+                *change = Change::new(key.clone(), change.original.clone(), value.to_owned())?;
+            }
             None => {
                 let original = key.read_below(&self.root)?;
-                let written = value.to_owned();
-                self.changes.push(Change { key: key.clone(), original, written });
+                self.changes.push(Change::new(key.clone(), original, value.to_owned())?);
             }
         }
         if let Err(source) = files::store(&self.path, &self.changes) {
@@ -349,13 +415,13 @@ mod tests {
 
     #[test]
     fn a_crash_is_made_good_at_the_next_start() {
-        let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1"), ("gone", "5")]);
+        let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1"), ("rp_filter", "1")]);
         let (mut guard, _) = tree.open();
-        for name in ["arp_ignore", "arp_announce", "gone"] {
+        for name in ["arp_ignore", "arp_announce", "rp_filter"] {
             guard.set(&key(name), "2").unwrap();
         }
         std::mem::forget(guard);
-        std::fs::remove_file(tree.conf().join("gone")).unwrap();
+        std::fs::remove_file(tree.conf().join("rp_filter")).unwrap();
         std::fs::write(tree.conf().join("arp_announce"), "0\n").unwrap();
         let (guard, recovery) = tree.open();
         assert_eq!(recovery.restored, [key("arp_ignore")]);
@@ -393,19 +459,60 @@ mod tests {
         let tree = Tree::new(&[("arp_ignore", "0")]);
         let (mut guard, _) = tree.open();
         // The state file cannot be replaced: a directory is in its place.
-        std::fs::create_dir_all(guard.path.with_extension("new")).unwrap();
+        std::fs::create_dir_all(&guard.path).unwrap();
         assert!(matches!(guard.set(&key("arp_ignore"), "1"), Err(SysctlError::StateDir { .. })));
         assert_eq!(tree.value("arp_ignore"), "0");
         assert!(guard.changes.is_empty());
     }
 
     #[test]
-    fn names_cannot_lead_elsewhere() {
-        for (interface, name) in
-            [("", "x"), ("..", "x"), ("a/b", "x"), ("eth0", ""), ("eth0", "../x"), ("eth0", "A")]
-        {
+    fn interface_names_reject_path_traversal() {
+        for (interface, name) in [
+            ("", "arp_ignore"),
+            ("..", "arp_ignore"),
+            ("a/b", "arp_ignore"),
+            ("eth0", ""),
+            ("eth0", "../../../kernel/core_pattern"),
+            ("eth0", "accept_local"),
+        ] {
             assert_eq!(SysctlKey::ipv4_conf(interface, name), None);
         }
         assert_eq!(key("arp_ignore").to_string(), "net.ipv4.conf.eth0.arp_ignore");
+    }
+
+    #[test]
+    fn values_that_the_kernel_does_not_document_are_neither_written_nor_replaced() {
+        let tree = Tree::new(&[("arp_ignore", "9"), ("arp_announce", "0")]);
+        let (mut guard, _) = tree.open();
+        for (name, value) in [("arp_ignore", "1"), ("arp_announce", "3"), ("arp_announce", "01")] {
+            let error = guard.set(&key(name), value).unwrap_err();
+            assert!(matches!(error, SysctlError::Value { .. }), "{error}");
+        }
+        assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("9", "0"));
+    }
+
+    #[test]
+    fn a_forged_list_restores_nothing() {
+        let change = |interface: &str, name: &str, original: &str, written: &str| serde_json::json!({"key": {"interface": interface, "name": name}, "original": original, "written": written});
+        for forged in [
+            change("eth0", "../../../../kernel/core_pattern", "|/tmp/x", "core"),
+            change("../eth0", "arp_ignore", "0", "1"),
+            change("..", "arp_ignore", "0", "1"),
+            change("all", "rp_filter", "0", "1"),
+            change("default", "rp_filter", "0", "1"),
+            change("eth0", "accept_local", "1", "0"),
+            change("eth0", "arp_ignore", "9", "1"),
+            change("eth0", "arp_ignore", "0", "-1"),
+            change("eth0", "rp_filter", "0\n", "1"),
+        ] {
+            let tree = Tree::new(&[("arp_ignore", "1"), ("rp_filter", "1"), ("accept_local", "0")]);
+            let state = tree.0.path().join("state");
+            files::create_directory(&state).unwrap();
+            let good = change("eth0", "arp_ignore", "0", "1");
+            files::store(&state.join("sysctls.json"), &[good, forged.clone()]).unwrap();
+            let (_, recovery) = tree.open();
+            assert!(recovery.unreadable.is_some() && recovery.restored.is_empty(), "{forged}");
+            assert_eq!(tree.value("arp_ignore"), "1", "{forged}");
+        }
     }
 }

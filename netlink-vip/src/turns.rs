@@ -117,7 +117,7 @@ impl<K: Kernel> Turns<K> {
                 Order::Add(group) => self.manager.add(*group),
                 Order::Update(group) => self.manager.update(*group),
                 Order::Remove(id) => self.manager.remove(id),
-                Order::Warn(id, warning) => self.manager.warn(Some(id), warning),
+                Order::Warn(id, warning) => self.manager.warn(id, warning),
                 Order::Shutdown => last = true,
             }
         }

@@ -80,7 +80,7 @@ fn instance(
         if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id: InstanceId(id),
-        member: Member { vrid: config.vrid.get(), source },
+        member: Member { source },
         group: VipGroupConfig {
             id: GroupId(id),
             interface: config.interface.clone(),

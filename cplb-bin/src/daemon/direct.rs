@@ -19,7 +19,6 @@ use vrrp::runner::InstanceId;
 
 use opinions::Telling;
 
-use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
 use super::ipvs::{
@@ -71,11 +70,7 @@ struct Seat {
 
 impl Ipvs {
     /// Starts the director where the configuration, or what a crashed daemon left behind, needs one.
-    pub(crate) fn start(
-        config: &Config,
-        state_dir: &Path,
-        events: &UnboundedSender<Event>,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn start(config: &Config, state_dir: &Path, events: &UnboundedSender<Event>) -> Self {
         let first = Daemon::first_directors(config);
         let mut ipvs = Self {
             directed: directed(config),
@@ -85,8 +80,8 @@ impl Ipvs {
             available: true,
             ..Self::default()
         };
-        ipvs.ensure_director(state_dir, events)?;
-        Ok(ipvs)
+        ipvs.ensure_director(state_dir, events);
+        ipvs
     }
 
     pub(crate) fn is_available(&self) -> bool {
@@ -103,20 +98,15 @@ impl Ipvs {
         self.director.clone().filter(|_| !self.directed.is_empty())
     }
 
-    fn ensure_director(&mut self, state_dir: &Path, events: &UnboundedSender<Event>) -> Result<(), Failure> {
+    fn ensure_director(&mut self, state_dir: &Path, events: &UnboundedSender<Event>) {
         let needed = !self.directed.is_empty()
             || super::ipvs::RECORDS.iter().any(|name| state_dir.join(name).exists());
         if self.director.is_none() && needed {
-            let director = DirectorHandle::start(state_dir.to_owned(), events.clone()).map_err(|error| {
-                Failure::new(Kind::CannotCreate, format_args!("cannot record what is ours in IPVS: {error}"))
-                    .help("name another directory with --state-dir")
-            })?;
-            self.director = Some(director);
+            self.director = Some(DirectorHandle::start(state_dir.to_owned(), events.clone()));
         }
         if self.asker.is_none() && !self.directed.is_empty() {
             self.asker = Some(AskerHandle::start(events.clone()));
         }
-        Ok(())
     }
 }
 
@@ -341,10 +331,11 @@ impl Daemon {
             }
             return;
         }
-        let text = wrong.join("; ");
-        if self.problems.raise_all(Cause::Ipvs, wrong) {
+        let known = self.problems.of(&Cause::Ipvs);
+        for text in wrong.iter().filter(|text| !known.contains(text)) {
             tracing::warn!("{text}");
         }
+        self.problems.raise_all(Cause::Ipvs, wrong);
     }
 
     /// Whom to ask whether directors can count on them.

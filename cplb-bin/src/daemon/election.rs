@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,6 @@ use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
 
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, HostLock};
 
 use super::blueprint::{self, Instance};
 use super::link::{Event, Link, Wire};
@@ -29,7 +28,6 @@ const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 /// A checked configuration, and what it takes to get there.
 pub(crate) struct Change {
     wanted: BTreeMap<InstanceId, Instance>,
-    locks: BTreeMap<IpAddr, HostLock>,
     /// Removed instances whose addresses nobody else has.
     handing_over: Vec<InstanceId>,
     /// Removed instances that lose addresses to others.
@@ -52,8 +50,6 @@ pub(crate) struct Election {
     /// Removed instances that hand over, and the time by which they must have.
     removals: BTreeMap<InstanceId, Instant>,
     link: Arc<Link>,
-    /// Taken before the keeper hears of an address: it removes what it manages when it ends.
-    addresses: BTreeMap<IpAddr, HostLock>,
 }
 
 impl Election {
@@ -67,11 +63,7 @@ impl Election {
         if instances.is_empty() {
             return Ok(None);
         }
-        let mut addresses = BTreeMap::new();
-        for ip in config.virtual_ips() {
-            lock_address(ip, &mut addresses)?;
-        }
-        let link = Link::new(events.clone(), PathBuf::from(lock::DEFAULT_DIR));
+        let link = Link::new(events.clone());
         for instance in instances.values() {
             link.join(instance.id, instance.member);
         }
@@ -100,16 +92,12 @@ impl Election {
             }
         };
         link.connect(keeper.clone(), runner.clone());
-        Ok(Some(Self { runner, keeper, instances, removals: BTreeMap::new(), link, addresses }))
+        Ok(Some(Self { runner, keeper, instances, removals: BTreeMap::new(), link }))
     }
 
-    /// Checks another configuration and locks its addresses, as far as they are new.
+    /// Checks another configuration.
     pub(crate) fn prepare(&self, config: &Config) -> Result<Change, Failure> {
         let wanted = plan(config)?;
-        let mut locks = BTreeMap::new();
-        for ip in config.virtual_ips().filter(|ip| !self.addresses.contains_key(ip)) {
-            lock_address(ip, &mut locks)?;
-        }
         let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
         // A removed instance keeps its addresses until it has handed them over, unless another one takes them.
         let (handing_over, others): (Vec<&Instance>, Vec<&Instance>) =
@@ -123,7 +111,7 @@ impl Election {
             others.iter().flat_map(|known| known.addresses().filter(|ip| !keeps(known, *ip))).collect();
         let gone = others.iter().map(|known| known.id).filter(|id| !wanted.contains_key(id)).collect();
         let handing_over = handing_over.iter().map(|known| known.id).collect();
-        Ok(Change { locks, dropped, handing_over, gone, wanted })
+        Ok(Change { dropped, handing_over, gone, wanted })
     }
 
     /// The groups that the keeper is to have, with those of instances that hand over.
@@ -148,8 +136,7 @@ impl Election {
 
     /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
     pub(crate) fn commit(&mut self, change: Change) {
-        let Change { wanted, locks, handing_over, gone, dropped: _ } = change;
-        self.addresses.extend(locks);
+        let Change { wanted, handing_over, gone, dropped: _ } = change;
         let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
         for id in handing_over {
             self.runner.remove(id);
@@ -168,7 +155,6 @@ impl Election {
             }
             self.instances.insert(id, instance);
         }
-        self.release_locks();
     }
 
     /// Every virtual IP that this node may hold.
@@ -200,12 +186,6 @@ impl Election {
             self.link.leave(id);
             tracing::info!(vrid = id.0, "the instance is removed");
         }
-        self.release_locks();
-    }
-
-    fn release_locks(&mut self) {
-        let used: BTreeSet<IpAddr> = self.addresses().collect();
-        self.addresses.retain(|ip, _| used.contains(ip));
     }
 
     /// A thread that has ended although nobody asked for it: it panicked.
@@ -226,11 +206,6 @@ impl Election {
         self.runner.status().instances.iter().all(|instance| instance.state == StateName::Stopped)
     }
 
-    /// Tries again to lock what another daemon held.
-    pub(crate) fn retry_locks(&self) {
-        self.link.retry_locks();
-    }
-
     /// Ends both threads and removes everything of theirs.
     pub(crate) async fn end(self) {
         self.runner.shutdown(Duration::from_millis(100));
@@ -241,10 +216,7 @@ impl Election {
         self.keeper.shutdown();
         let keeper = self.keeper.clone();
         let joined = tokio::task::spawn_blocking(move || keeper.join());
-        let joined = tokio::time::timeout(END_GRACE, joined).await;
-        // Not earlier: while the addresses are there, no other daemon may take their place.
-        self.link.leave_all();
-        match joined {
+        match tokio::time::timeout(END_GRACE, joined).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
             Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),
@@ -253,12 +225,6 @@ impl Election {
             ),
         }
     }
-}
-
-fn lock_address(ip: IpAddr, locks: &mut BTreeMap<IpAddr, HostLock>) -> Result<(), Failure> {
-    let lock = HostLock::virtual_ip(Path::new(lock::DEFAULT_DIR), ip);
-    locks.insert(ip, lock.map_err(|error| Failure::from(&error))?);
-    Ok(())
 }
 
 fn plan(config: &Config) -> Result<BTreeMap<InstanceId, Instance>, Failure> {

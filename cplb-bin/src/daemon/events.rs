@@ -90,9 +90,7 @@ pub(crate) fn keeper(event: &KeeperEvent, wanted: impl Fn(GroupId) -> String, pr
                 Some(id) => tracing::warn!(vrid = id.0, "{warning}"),
                 None => tracing::warn!("{warning}"),
             }
-            if matches!(warning, Warning::Unobserved(_)) {
-                problems.raise(Cause::Unobserved, warning.to_string());
-            }
+            keeper_warning(id.map(|id| id.0), warning, problems);
         }
         KeeperEvent::Resynced { cause } => {
             problems.clear(&Cause::Unobserved);
@@ -128,6 +126,25 @@ pub(crate) fn link_local(event: &KeeperEvent, multicasts: impl Fn(GroupId) -> bo
         _ => {
             problems.clear(&cause);
         }
+    }
+}
+
+/// Keeps a warning in status for as long as it holds, or for a while if it tells of a moment.
+fn keeper_warning(id: Option<u32>, warning: &Warning, problems: &mut Problems) {
+    let text = match id {
+        Some(id) => format!("virtual router {id}: {warning}"),
+        None => warning.to_string(),
+    };
+    match (warning, id) {
+        (Warning::Unobserved(_), _) => drop(problems.raise(Cause::Unobserved, text)),
+        (Warning::RealtimeUnavailable { .. }, _) => drop(problems.raise(Cause::KeeperRealTime, text)),
+        (Warning::ForeignLabel { .. }, Some(id)) => drop(problems.raise(Cause::Label(id), text)),
+        // The state directory is watched, and what was removed is no longer there.
+        (Warning::Unrecorded { .. } | Warning::Reclaimed { .. }, _) => {}
+        (Warning::RecordUnreadable { .. }, _) => {
+            problems.raise_fading(Cause::Record("virtual IPs"), text, Instant::now());
+        }
+        _ => problems.raise_fading(Cause::Keeper(id), text, Instant::now()),
     }
 }
 
@@ -210,9 +227,11 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         }
         Balancer::MarkRefused { reason } => {
             tracing::warn!(reason, "connections to backends are not marked");
+            problems.raise(Cause::Mark, format!("connections to backends are not marked: {reason}"));
         }
         Balancer::CongestionRefused { algorithm, reason } => {
             tracing::warn!(algorithm, reason, "congestion control");
+            problems.raise(Cause::Congestion, format!("no congestion control {algorithm}: {reason}"));
         }
         Balancer::ResourcesExhausted { worker, reason } => {
             tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");

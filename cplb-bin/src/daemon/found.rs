@@ -96,13 +96,13 @@ pub(crate) struct Known {
 }
 
 impl Clusters {
-    /// Reads what an earlier run has found. What is wrong with it is logged, and costs nothing else.
-    pub(crate) fn open(state_dir: &Path) -> Self {
+    /// Reads what an earlier run has found. What is wrong with it is logged, and comes with it for status.
+    pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
         let (store, wrong) = Store::open(state_dir);
-        if let Some(why) = wrong {
+        if let Some(why) = &wrong {
             tracing::warn!(why, "the backends of the last run cannot be read, and are found anew");
         }
-        Self { store, followed: BTreeMap::new() }
+        (Self { store, followed: BTreeMap::new() }, wrong)
     }
 
     /// Follows the clusters of a configuration, and no others.

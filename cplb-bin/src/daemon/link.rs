@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -17,11 +16,11 @@ use vrrp::router::{Claim, Release, VipEvent};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 
 use crate::exit::Failure;
-use crate::lock::{HostLock, LockError};
 
 use super::found;
 use super::ipvs::{Heard, News};
 use super::names::Resolved;
+use super::prepare::Reading;
 use super::verdict::Finding;
 
 /// What the main thread hears.
@@ -35,16 +34,16 @@ pub(crate) enum Event {
     PlannedRelease(InstanceId),
     /// An instance has lost its VIPs: reset what hangs on them.
     Lost(InstanceId),
-    /// The instance's interface is used by another daemon with the same VRID.
-    Locked(InstanceId, LockError),
-    /// The instance's interface is known and ours.
-    Ready(InstanceId),
     /// The configured source of unicast advertisements is on the interface, or is not.
     Source(InstanceId, IpAddr, bool),
     /// The load balancer reports.
     Balancer(lb_proxy::Event),
     /// A round of the serving verdict is over.
     Finding(Finding),
+    /// The configuration file is read, or takes long to be.
+    Read(Reading),
+    /// The state directory was looked at, with this fault.
+    StateDir(Option<String>),
     /// Names were resolved.
     Resolved(Resolved),
     /// What may fail of a reload is done, or has failed.
@@ -70,7 +69,6 @@ pub(crate) struct TableChange {
 /// What one instance needs of the link.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Member {
-    pub(crate) vrid: u8,
     /// Source of unicast advertisements, if configured.
     pub(crate) source: Option<IpAddr>,
 }
@@ -80,26 +78,18 @@ pub(crate) struct Link {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
     events: UnboundedSender<Event>,
-    lock_dir: PathBuf,
     members: Mutex<BTreeMap<u32, Seat>>,
 }
 
 #[derive(Debug)]
 struct Seat {
     member: Member,
-    lock: Option<(String, HostLock)>,
     last_seen: Option<InterfaceState>,
 }
 
 impl Link {
-    pub(crate) fn new(events: UnboundedSender<Event>, lock_dir: PathBuf) -> Arc<Self> {
-        Arc::new(Self {
-            keeper: OnceLock::new(),
-            runner: OnceLock::new(),
-            events,
-            lock_dir,
-            members: Mutex::default(),
-        })
+    pub(crate) fn new(events: UnboundedSender<Event>) -> Arc<Self> {
+        Arc::new(Self { keeper: OnceLock::new(), runner: OnceLock::new(), events, members: Mutex::default() })
     }
 
     /// Connects the two ends; events that come earlier are remembered by [`Seat::last_seen`].
@@ -112,29 +102,15 @@ impl Link {
         }
     }
 
-    /// Makes an instance known; its interface is announced to the election as soon as it is locked.
+    /// Makes an instance known; its interface is announced to the election.
     pub(crate) fn join(&self, id: InstanceId, member: Member) {
-        self.seats().entry(id.0).or_insert(Seat { member, lock: None, last_seen: None }).member = member;
+        self.seats().entry(id.0).or_insert(Seat { member, last_seen: None }).member = member;
         self.admit(id.0);
     }
 
-    /// Forgets an instance and its lock.
+    /// Forgets an instance.
     pub(crate) fn leave(&self, id: InstanceId) {
         self.seats().remove(&id.0);
-    }
-
-    /// Forgets all of them, and their locks. The callbacks of both threads keep this alive, so nothing else would.
-    pub(crate) fn leave_all(&self) {
-        self.seats().clear();
-    }
-
-    /// Tries again for the instances whose lock was held by somebody else.
-    pub(crate) fn retry_locks(&self) {
-        let waiting: Vec<u32> =
-            self.seats().iter().filter(|(_, seat)| seat.lock.is_none()).map(|(id, _)| *id).collect();
-        for id in waiting {
-            self.admit(id);
-        }
     }
 
     /// Called on the keeper's thread.
@@ -159,36 +135,15 @@ impl Link {
         let _ = self.events.send(Event::Runner(event));
     }
 
-    /// Hands the instance's interface to the election, provided that this daemon owns the VRID there.
+    /// Hands the instance's interface to the election.
     fn admit(&self, id: u32) {
         let Some(runner) = self.runner.get() else { return };
-        let mut seats = self.seats();
-        let Some(seat) = seats.get_mut(&id) else { return };
-        let interface = match &seat.last_seen {
-            None => {
-                seat.lock = None;
-                None
-            }
-            Some(state) => {
-                let source = seat.member.source.map(|source| (source, state.has(source)));
-                match seat.hold(&self.lock_dir, &state.name.clone()) {
-                    Ok(newly) => {
-                        if newly {
-                            let _ = self.events.send(Event::Ready(InstanceId(id)));
-                        }
-                        if let Some((source, present)) = source {
-                            let _ = self.events.send(Event::Source(InstanceId(id), source, present));
-                        }
-                        seat.interface()
-                    }
-                    Err(error) => {
-                        let _ = self.events.send(Event::Locked(InstanceId(id), error));
-                        None
-                    }
-                }
-            }
-        };
-        runner.interface(InstanceId(id), interface);
+        let seats = self.seats();
+        let Some(seat) = seats.get(&id) else { return };
+        if let (Some(state), Some(source)) = (&seat.last_seen, seat.member.source) {
+            let _ = self.events.send(Event::Source(InstanceId(id), source, state.has(source)));
+        }
+        runner.interface(InstanceId(id), seat.interface());
     }
 
     fn tell(&self, id: u32, event: VipEvent) {
@@ -203,17 +158,6 @@ impl Link {
 }
 
 impl Seat {
-    /// Holds the lock for `interface`; true if it was not held before.
-    fn hold(&mut self, dir: &std::path::Path, interface: &str) -> Result<bool, LockError> {
-        if self.lock.as_ref().is_some_and(|(name, _)| name == interface) {
-            return Ok(false);
-        }
-        self.lock = None;
-        let lock = HostLock::router(dir, interface, self.member.vrid)?;
-        self.lock = Some((interface.to_owned(), lock));
-        Ok(true)
-    }
-
     /// What the election needs to know of the interface.
     fn interface(&self) -> Option<Interface> {
         let state = self.last_seen.as_ref()?;

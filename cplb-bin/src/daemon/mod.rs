@@ -13,14 +13,17 @@ mod events;
 mod found;
 mod ipvs;
 mod link;
+mod mismatches;
 mod names;
 mod preflight;
+mod prepare;
 mod problems;
 mod refusals;
 mod reload;
 mod report;
 mod serving;
 mod signals;
+mod state_dir;
 mod supervise;
 mod table;
 mod verdict;
@@ -36,16 +39,18 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
+use crate::lock::{self, Locked, NamespaceLock};
 use crate::logging;
-use crate::source;
 use crate::status::server::{BindError, StatusSocket};
 
 use direct::Ipvs;
 use election::Election;
 use found::Clusters;
 use link::Event;
+use mismatches::Mismatches;
 use names::{Answers, Names, Resolver};
-use problems::Problems;
+use prepare::Prepared;
+use problems::{Cause, Problems};
 use refusals::Refusals;
 use reload::Reloads;
 use signals::Signals;
@@ -81,19 +86,15 @@ pub(crate) struct Daemon {
     pub(crate) stopping: bool,
     /// How often the kernel had dropped news when that was last looked at.
     pub(crate) overruns: u64,
+    /// Keeps other daemons from this network namespace; absent while a stranger has its name.
+    lock: Option<NamespaceLock>,
+    state_dir: state_dir::Watch,
+    pub(crate) mismatches: Mismatches,
 }
 
 /// Runs until a signal ends it.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     logging::init(args.log_format);
-    let mut loaded = source::load(&args.config.config)?;
-    for warning in &loaded.warnings {
-        tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
-    }
-    for warning in source::add_backends(&mut loaded, &args.backends) {
-        tracing::warn!("{warning}");
-    }
-    preflight::check(&loaded.config, args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -102,27 +103,41 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         // Before anything is made that a signal would leave behind.
         let mut signals = Signals::new()
             .map_err(|error| Failure::new(Kind::System, format_args!("cannot catch signals: {error}")))?;
-        let daemon = Daemon::start(args.clone(), loaded.config, &mut signals).await?;
+        let prepared = tokio::select! {
+            prepared = prepare::read(args.clone()) => prepared?,
+            () = signals.stop() => return Ok(()),
+        };
+        let daemon = Daemon::start(args.clone(), prepared, &mut signals).await?;
         daemon.supervise(&mut signals).await
     });
-    // A dead name server or a stuck keeper may occupy a thread of its pool.
+    // A dead name server, file system or a stuck keeper may occupy a thread of its pool.
     runtime.shutdown_background();
     result
 }
 
 impl Daemon {
     /// Builds everything; what was built is taken down again if a later part fails.
-    async fn start(args: RunArgs, config: Config, signals: &mut Signals) -> Result<Self, Failure> {
+    async fn start(args: RunArgs, prepared: Prepared, signals: &mut Signals) -> Result<Self, Failure> {
+        let Prepared { config, warnings } = prepared;
         let (sender, events) = unbounded_channel();
+        let mut problems = Problems::default();
+        problems.raise_all(Cause::Configuration, warnings);
+        let lock = match lock::acquire().map_err(|error| Failure::from(&error))? {
+            Locked::Held(lock) => Some(lock),
+            Locked::Without(_) => None,
+        };
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
         let resolver = Resolver::default();
         let answers = tokio::select! {
             answers = resolver.ask(&config) => answers,
             () = signals.stop() => Answers::default(),
         };
-        let mut problems = Problems::default();
         events::names(&answers, &mut problems);
-        let mut clusters = Clusters::open(&args.state_dir);
+        let (mut clusters, unreadable) = Clusters::open(&args.state_dir);
+        if let Some(why) = unreadable {
+            let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
+            problems.raise_fading(Cause::Record("backends"), text, Instant::now());
+        }
         clusters.follow(&config, &sender);
         let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
         let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
@@ -155,6 +170,9 @@ impl Daemon {
             generation: 0,
             stopping: false,
             overruns: 0,
+            lock,
+            state_dir: state_dir::Watch::new(Instant::now()),
+            mismatches: Mismatches::default(),
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
             Ok(election) => daemon.election = election,
@@ -163,13 +181,7 @@ impl Daemon {
                 return Err(failure);
             }
         }
-        match Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
-            Ok(ipvs) => daemon.ipvs = ipvs,
-            Err(failure) => {
-                daemon.take_down().await;
-                return Err(failure);
-            }
-        }
+        daemon.ipvs = Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender);
         daemon.update_ipvs();
         daemon.tell_refusals();
         vrf::tell(&daemon.config, &mut daemon.problems);

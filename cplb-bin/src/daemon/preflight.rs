@@ -1,10 +1,10 @@
 //! What must be there before anything is touched.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use cplb_config::Config;
+use netlink_vip::files;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::RunArgs;
@@ -15,15 +15,15 @@ use crate::support;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
-/// Everything that can be known before the first change to the system.
-pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<(), Failure> {
-    raise_descriptor_limit();
-    support::admit(config)?;
-    if config.instances.is_empty() {
-        return Ok(());
+/// Everything that can be known before the first change to the system. Returns the warnings, which are logged.
+pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<Vec<String>, Failure> {
+    let mut warnings: Vec<String> = raise_descriptor_limit().into_iter().collect();
+    warnings.extend(support::admit(config)?);
+    if !config.instances.is_empty() {
+        privileges()?;
+        state_dir(&args.state_dir)?;
     }
-    privileges()?;
-    state_dir(&args.state_dir)
+    Ok(warnings)
 }
 
 /// Refuses to start without the capabilities that VIPs need, naming each missing one.
@@ -55,32 +55,26 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Creates the state directory (0700) and proves that it can be written.
+/// Creates the state directory (0700), and proves that it can be written and belongs to nobody else. A full or read-only
+/// file system may get better, and is left to [`super::state_dir`].
 fn state_dir(dir: &Path) -> Result<(), Failure> {
-    let probe = dir.join(".write-test");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .and_then(|()| fs::write(&probe, b""))
-        .and_then(|()| fs::remove_file(&probe))
-        .map_err(|error| {
-            Failure::new(
-                Kind::CannotCreate,
-                format_args!("cannot write the state directory {}: {error}", dir.display()),
-            )
-            .help("make it writable, or name another one with --state-dir")
-        })
+    match files::probe_directory(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if files::is_storage_fault(&error) => Ok(()),
+        Err(error) => Err(Failure::new(
+            Kind::CannotCreate,
+            format_args!("cannot use the state directory {}: {error}", dir.display()),
+        )
+        .help("make it writable for this process alone, or name another one with --state-dir")),
+    }
 }
 
 /// Each connection needs two descriptors; the soft limit of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    if soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
-    }
+fn raise_descriptor_limit() -> Option<String> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok().filter(|(soft, hard)| soft < hard)?;
+    let error = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).err()?;
+    tracing::warn!(%error, soft, hard, "limit of open files not raised");
+    Some(format!("the limit of open files is {soft} and cannot be raised to {hard}: {error}"))
 }
 
 #[cfg(test)]
@@ -102,5 +96,10 @@ mod tests {
         fs::write(&file, "").unwrap();
         let text = state_dir(&file).unwrap_err().to_string();
         assert!(text.contains("file") && text.contains("--state-dir"), "{text}");
+        let shared = dir.path().join("shared");
+        fs::create_dir_all(shared.join("content")).unwrap();
+        fs::set_permissions(&shared, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let text = state_dir(&shared).unwrap_err().to_string();
+        assert!(text.contains("chmod 0700") && text.contains("--state-dir"), "{text}");
     }
 }

@@ -30,6 +30,28 @@ pub(crate) enum Cause {
     Table,
     /// The file was not taken over at the last reload.
     Reload,
+    /// Warnings about the configuration in use.
+    Configuration,
+    /// Another process has the name by which daemons exclude each other.
+    NamespaceLock,
+    /// The state directory cannot be written.
+    StateDir,
+    /// The status socket cannot be made anew.
+    StatusSocket,
+    /// A file of an earlier run could not be used.
+    Record(&'static str),
+    /// The kernel does not let connections to backends be marked.
+    Mark,
+    /// The kernel does not have the congestion control.
+    Congestion,
+    /// The keeper of virtual IPs has no real-time priority.
+    KeeperRealTime,
+    /// A virtual IP has another address label.
+    Label(u32),
+    /// The keeper could not do everything for an instance.
+    Keeper(Option<u32>),
+    /// Another router of an instance has another configuration.
+    Mismatch(u32),
     /// The load balancer refused its services.
     Services,
     /// The servers of a cluster cannot be discovered, or are not used, by the kubeconfig.
@@ -48,8 +70,6 @@ pub(crate) enum Cause {
     Vrf(u32),
     /// An instance waits for its source address.
     Source(u32),
-    /// An instance waits for another daemon to go.
-    Lock(u32),
     /// The kernel refuses a virtual IP of an instance.
     Refused(u32),
 }
@@ -71,14 +91,23 @@ impl Problems {
         self.raise_all(cause, vec![text.into()])
     }
 
-    /// The same for several with one cause.
+    /// The same for several with one cause; without any it is cleared.
     pub(crate) fn raise_all(&mut self, cause: Cause, texts: Vec<String>) -> bool {
+        if texts.is_empty() {
+            self.clear(&cause);
+            return false;
+        }
         self.put(cause, texts, None)
     }
 
     /// Shows `text` until it has not been said again for a while.
     pub(crate) fn raise_fading(&mut self, cause: Cause, text: impl Into<String>, now: Instant) {
         self.put(cause, vec![text.into()], Some(now + FADING));
+    }
+
+    /// The texts that a cause has now.
+    pub(crate) fn of(&self, cause: &Cause) -> &[String] {
+        self.0.get(cause).map_or(&[], |problem| problem.texts.as_slice())
     }
 
     /// Forgets a problem; returns whether there was one.
@@ -114,15 +143,15 @@ mod tests {
     #[test]
     fn a_problem_is_news_once_and_ends_with_what_it_is_about() {
         let mut problems = Problems::default();
-        assert!(problems.raise(Cause::Lock(51), "held"));
-        assert!(!problems.raise(Cause::Lock(51), "held"));
-        assert!(problems.raise(Cause::Lock(51), "held by another"));
+        assert!(problems.raise(Cause::Refused(51), "held"));
+        assert!(!problems.raise(Cause::Refused(51), "held"));
+        assert!(problems.raise(Cause::Refused(51), "held by another"));
         assert!(problems.raise_all(Cause::Ipvs, vec!["no module".into(), "no dummy".into()]));
         assert_eq!(problems.texts(), ["no module", "no dummy", "held by another"]);
         problems.clear(&Cause::Ipvs);
         problems.raise(Cause::Name("a".into()), "no address");
         assert_eq!(problems.texts(), ["no address", "held by another"]);
-        problems.retain(|cause| !matches!(cause, Cause::Lock(_)));
+        problems.retain(|cause| !matches!(cause, Cause::Refused(_)));
         assert_eq!(problems.texts(), ["no address"]);
         assert!(problems.clear(&Cause::Name("a".into())) && !problems.clear(&Cause::Name("a".into())));
     }

@@ -21,31 +21,44 @@ use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 
 use crate::exit::{Failure, Kind};
-use crate::source;
 
 use super::blueprint::Instance;
 use super::election::Change;
 use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
+use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
 use super::supervise::reset_sessions;
 use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, found, preflight, start_balancer, vrf};
+use super::{Daemon, Election, balancer_refusal, blueprint, events, found, start_balancer, vrf};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
 pub(crate) struct Reloads {
     /// How often a reload was asked for.
     asked: u64,
+    reading: ReadingState,
     /// The one that comes after the one under way.
     next: Option<Resolved>,
     staged: Option<Staged>,
+}
+
+/// Whether the file is being read, which may take long.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum ReadingState {
+    #[default]
+    Idle,
+    Reading,
+    /// It may have changed since reading began.
+    ReadingOutdated,
 }
 
 /// A file that was read.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) config: Config,
+    /// The warnings about it.
+    warnings: Vec<String>,
     /// Which reload asked for it.
     number: u64,
 }
@@ -75,31 +88,42 @@ impl Daemon {
             return;
         }
         self.reloads.asked += 1;
-        match self.read() {
-            Ok(config) => {
+        if self.reloads.reading != ReadingState::Idle {
+            self.reloads.reading = ReadingState::ReadingOutdated;
+            return;
+        }
+        self.reloads.reading = ReadingState::Reading;
+        prepare::start(self.args.clone(), self.sender.clone());
+    }
+
+    /// The file is read, or takes long to be.
+    pub(super) fn on_read(&mut self, reading: Reading) {
+        let Reading::Done(result) = reading else { return self.refuse(&prepare::slow(&self.args)) };
+        let is_outdated = std::mem::take(&mut self.reloads.reading) == ReadingState::ReadingOutdated;
+        if self.stopping {
+            return;
+        }
+        if is_outdated {
+            self.reloads.reading = ReadingState::Reading;
+            return prepare::start(self.args.clone(), self.sender.clone());
+        }
+        match *result {
+            Ok(Prepared { config, warnings }) => {
                 tracing::info!("the configuration file is read again");
-                let candidate = Candidate { config, number: self.reloads.asked };
+                let candidate = Candidate { config, warnings, number: self.reloads.asked };
                 self.resolver.prepare(candidate, &self.sender);
             }
             Err(failure) => self.refuse(&failure),
         }
     }
 
-    fn read(&self) -> Result<Config, Failure> {
-        let mut loaded = source::load(&self.args.config.config)?;
-        for warning in &loaded.warnings {
-            tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
-        }
-        for warning in source::add_backends(&mut loaded, &self.args.backends) {
-            tracing::warn!("{warning}");
-        }
-        preflight::check(&loaded.config, &self.args)?;
-        Ok(loaded.config)
-    }
-
     fn refuse(&mut self, failure: &Failure) {
-        tracing::error!("the configuration is not reloaded: {failure}");
         let why = failure.summary();
+        tracing::error!("the configuration is not reloaded: {why}");
+        // One line for each error of the file.
+        for line in failure.to_string().lines().skip(1).map(str::trim).filter(|line| !line.is_empty()) {
+            tracing::error!("the configuration is not reloaded: {line}");
+        }
         let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
         self.problems.raise(Cause::Reload, text);
     }
@@ -185,7 +209,8 @@ impl Daemon {
         if self.stopping {
             return;
         }
-        let Staged { candidate: Candidate { config, number }, answers, names, change, balanced } = staged;
+        let Staged { candidate, answers, names, change, balanced } = staged;
+        let Candidate { config, warnings, number } = candidate;
         let result = match (&mut self.election, change) {
             (Some(election), Some(change)) => match result {
                 Ok(()) => {
@@ -205,6 +230,7 @@ impl Daemon {
         match result {
             Ok(()) => {
                 self.commit(config, names);
+                self.problems.raise_all(Cause::Configuration, warnings);
                 events::names(&answers, &mut self.problems);
                 if number == self.reloads.asked {
                     self.problems.clear(&Cause::Reload);
@@ -313,8 +339,11 @@ impl Daemon {
             election.instances.get(&vrrp::runner::InstanceId(id))
         };
         self.problems.retain(|cause| match cause {
-            Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
+            Cause::Interface(id) | Cause::Refused(id) | Cause::Label(id) | Cause::Mismatch(id) => {
+                instance(*id).is_some()
+            }
+            Cause::Mark | Cause::Congestion => self.balancer.is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use lb_proxy::{BackendSnapshot, ServiceSnapshot};
+use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::GroupState;
 use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
@@ -19,6 +19,7 @@ use crate::discovery::State;
 use super::Daemon;
 use super::election::Election;
 use super::found::Known;
+use super::problems::Cause;
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -29,6 +30,11 @@ impl Daemon {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
             instances = status.instances.iter().map(|found| instance(found, election)).collect();
+            for (shown, found) in instances.iter_mut().zip(&status.instances) {
+                let current = self.mismatches.current(found.id.0, Instant::now());
+                shown.mismatch_seconds_ago =
+                    current.into_iter().map(|(kind, ago)| (kind, ago.as_secs_f64())).collect();
+            }
             interfaces = status.interfaces.iter().map(interface).collect();
             kernel = Some(news(&election.keeper.status().counters));
         }
@@ -38,7 +44,7 @@ impl Daemon {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             config: self.args.config.config.display().to_string(),
-            degraded: self.problems.texts(),
+            degraded: self.problems.texts().into_iter().chain(instances.iter().filter_map(unowned)).collect(),
             serving: self.verdict.status(),
             real_time,
             instances,
@@ -49,6 +55,22 @@ impl Daemon {
             ipvs: self.ipvs_status(),
             table: self.table.status(),
         }
+    }
+
+    /// Looks whether other routers still have another configuration.
+    pub(super) fn note_mismatches(&mut self) {
+        let Some(election) = &self.election else { return };
+        let (status, now) = (election.runner.status(), Instant::now());
+        for found in &status.instances {
+            let id = found.id.0;
+            for (kind, count) in mismatches(&found.counters) {
+                self.mismatches.observe(id, &kind, count, now);
+            }
+            let kinds = self.mismatches.current(id, now).into_keys();
+            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
+            self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
+        }
+        self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
     }
 
     fn services(&self) -> Vec<Service> {
@@ -117,7 +139,35 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
             .map(|(reason, count)| (reason.as_str().to_owned(), count))
             .collect(),
         mismatches: mismatches(&found.counters),
+        mismatch_seconds_ago: BTreeMap::new(),
         transitions: found.transitions.iter().rev().map(transition).collect(),
+    }
+}
+
+/// How long the addresses of an Active may take to come, and a Backup may hear of no Active, without an entry: longer than
+/// each takes in order.
+const SETTLING_SECONDS: f64 = 1.0;
+
+/// The addresses of an instance that no host has, as far as this node can know. Another host may have them only if this
+/// node hears it advertise.
+fn unowned(instance: &Instance) -> Option<String> {
+    let Instance { virtual_router_id: vrid, virtual_ips, state, since_seconds, .. } = instance;
+    let addresses = virtual_ips.join(", ");
+    let is_settled = |settling: f64| *since_seconds > settling;
+    // The time after which a Backup that hears nobody takes over is three intervals and Skew_Time of less than one.
+    let down = 4.0 * instance.advert_interval_seconds;
+    match state.as_str() {
+        "active" if !instance.holds_virtual_ips && is_settled(SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} is Active, and this node does not have all of its virtual IPs: {addresses}"
+        )),
+        "backup" if instance.active_router.is_none() && is_settled(down + SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} hears no Active: as far as this node knows, no host has {addresses}"
+        )),
+        "init" | "listening" | "stopped" if is_settled(SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} is in state {state} and does not take part: this node does not know which host has \
+             {addresses}"
+        )),
+        _ => None,
     }
 }
 
@@ -174,7 +224,11 @@ fn backend(found: &BackendSnapshot) -> Backend {
         address: found.addr.to_string(),
         state: found.state.as_str().to_owned(),
         since_seconds: age(found.since),
-        reason: Some(&found.reason).filter(|why| !why.is_empty() && **why != found.state.as_str()).cloned(),
+        reason: latest_reason(
+            found.state,
+            &found.reason,
+            found.last_check.as_ref().and_then(|check| check.failure.as_ref()).map(ToString::to_string),
+        ),
         connections_active: found.active as u64,
         connections_total: found.total,
         connect_failures: found.failures,
@@ -182,6 +236,67 @@ fn backend(found: &BackendSnapshot) -> Backend {
     }
 }
 
+/// Why a backend is in its state: the reason of the verdict, or that of a later check, which need not be the same.
+fn latest_reason(state: BackendState, of_verdict: &str, last_failure: Option<String>) -> Option<String> {
+    let takes_connections = matches!(state, BackendState::Up | BackendState::Suspect);
+    let reason = last_failure.filter(|_| !takes_connections).unwrap_or_else(|| of_verdict.to_owned());
+    (!reason.is_empty() && reason != state.as_str()).then_some(reason)
+}
+
 fn age(since: Instant) -> f64 {
     since.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(state: &str, since_seconds: f64, holds_virtual_ips: bool, hears_active: bool) -> Option<String> {
+        let active = ActiveRouter { address: "10.0.0.12".into(), priority: 200 };
+        unowned(&Instance {
+            virtual_router_id: 51,
+            virtual_ips: vec!["10.0.0.100/24".into()],
+            state: state.into(),
+            since_seconds,
+            holds_virtual_ips,
+            advert_interval_seconds: 1.0,
+            active_router: hears_active.then_some(active),
+            ..Instance::default()
+        })
+    }
+
+    #[test]
+    fn the_reason_of_a_backend_is_that_of_its_last_check() {
+        let reason = |state, verdict: &str, last: Option<&str>| {
+            latest_reason(state, verdict, last.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(reason(BackendState::Down, "connection refused", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Down, "connection refused", None), "connection refused");
+        assert_eq!(reason(BackendState::Draining, "up", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Up, "up", Some("timed out")), "", "one failure is no verdict");
+        assert_eq!(reason(BackendState::Up, "up-readiness-unknown", None), "up-readiness-unknown");
+    }
+
+    #[test]
+    fn addresses_that_no_host_is_known_to_have_are_degraded() {
+        for (state, since, holds, hears) in [
+            ("active", 0.5, false, false),
+            ("active", 9.0, true, false),
+            ("backup", 4.5, false, false),
+            ("backup", 900.0, false, true),
+            ("resigning", 1.0, true, false),
+            ("init", 0.5, false, false),
+        ] {
+            assert_eq!(text(state, since, holds, hears), None, "{state} {since}");
+        }
+        for (state, since, said) in [
+            ("active", 1.5, "does not have all"),
+            ("backup", 5.5, "hears no Active"),
+            ("init", 1.5, "does not take part"),
+            ("listening", 1.5, "does not take part"),
+        ] {
+            let text = text(state, since, false, false).unwrap();
+            assert!(text.contains(said) && text.contains("51") && text.contains("10.0.0.100/24"), "{text}");
+        }
+    }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Evidence {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Backends {
     pub(crate) known: usize,
+    /// Those that were not checked yet, or not lately.
+    pub(crate) unchecked: usize,
     pub(crate) healthy: usize,
     /// Those on other nodes.
     pub(crate) remote: usize,
@@ -48,6 +50,9 @@ pub(crate) fn judge(evidence: &Evidence) -> Result<(), String> {
     if backends.known == 0 {
         return Err("no backend is known".to_owned());
     }
+    if backends.healthy == 0 && backends.unchecked > 0 {
+        return Err(format!("waiting for the health checks of {} backends", backends.unchecked));
+    }
     if backends.healthy == 0 {
         return Err("no healthy backend".to_owned());
     }
@@ -65,6 +70,7 @@ mod tests {
     fn evidence(own: (usize, usize), remote: (usize, usize)) -> Evidence {
         let backends = Backends {
             known: own.1 + remote.1,
+            unchecked: 0,
             healthy: own.0 + remote.0,
             remote: remote.1,
             healthy_remote: remote.0,
@@ -86,6 +92,16 @@ mod tests {
     #[test]
     fn without_a_balancer_there_is_nothing_to_judge() {
         assert_eq!(judge(&Evidence::default()), Ok(()));
+    }
+
+    #[test]
+    fn backends_that_were_not_checked_are_not_called_unhealthy() {
+        let mut waiting = evidence((0, 1), (0, 2));
+        waiting.backends.as_mut().unwrap().unchecked = 2;
+        assert_eq!(judge(&waiting), Err("waiting for the health checks of 2 backends".to_owned()));
+        waiting.backends.as_mut().unwrap().healthy = 1;
+        waiting.backends.as_mut().unwrap().healthy_remote = 1;
+        assert_eq!(judge(&waiting), Ok(()));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
 use crate::exit::{Failure, Kind};
-use crate::lock::LockError;
-use crate::status::server;
+use crate::lock::{self, Locked};
+use crate::status::server::{self, Kept};
 
 use super::blueprint::Instance;
 use super::found;
@@ -25,8 +25,6 @@ use super::{Daemon, Election, blueprint, events};
 const CHORES: Duration = Duration::from_secs(5);
 /// Resetting the sessions of a VIP may delay its removal by this much.
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
-/// A start that meets another daemon's lock within this time is given up.
-const START_PHASE: Duration = Duration::from_secs(3);
 /// Shortest and longest time between two rounds of the serving verdict.
 const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// The election believes a good verdict for two rounds, and at least for this time: a node whose processors are busy for
@@ -65,6 +63,7 @@ impl Daemon {
                     Asked::Stop if deadline.is_some() => return Ok(()),
                     Asked::Stop => deadline = Some(self.begin_handover()),
                     Asked::Reload => self.reload(),
+                    Asked::Report => self.log_status(),
                 },
                 () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
             }
@@ -142,10 +141,8 @@ impl Daemon {
             Event::Lost(id) => {
                 self.reset_sessions(id).await;
             }
-            Event::Locked(id, error) => self.on_locked(id, &error)?,
-            Event::Ready(id) => {
-                self.problems.clear(&Cause::Lock(id.0));
-            }
+            Event::Read(reading) => self.on_read(reading),
+            Event::StateDir(fault) => self.state_dir.conclude(fault, &mut self.problems, Instant::now()),
             Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
             Event::Finding(finding) => self.on_finding(&finding),
             Event::Resolved(resolved) => self.on_resolved(resolved),
@@ -158,15 +155,57 @@ impl Daemon {
         Ok(())
     }
 
-    /// At the start a second daemon must say so and leave; later it waits.
-    fn on_locked(&mut self, id: InstanceId, error: &LockError) -> Result<(), Failure> {
-        if self.started.elapsed() < START_PHASE && self.generation == 0 {
-            return Err(Failure::from(error));
+    fn uses_state_dir(&self) -> bool {
+        self.election.is_some() || self.ipvs.director.is_some() || self.clusters.known().next().is_some()
+    }
+
+    /// Writes the document of `cplb status --json` to the log.
+    fn log_status(&self) {
+        match serde_json::to_string(&self.status()) {
+            Ok(document) => tracing::info!(document, "status"),
+            Err(error) => tracing::error!(%error, "status"),
         }
-        if self.problems.raise(Cause::Lock(id.0), error.to_string()) {
-            tracing::error!(%error, "waiting");
+    }
+
+    /// Takes the name by which daemons exclude each other, once the process that had it is gone.
+    fn retry_lock(&mut self) {
+        if self.lock.is_some() {
+            return;
         }
-        Ok(())
+        match lock::acquire() {
+            Ok(Locked::Held(lock)) => {
+                self.lock = Some(lock);
+                self.problems.clear(&Cause::NamespaceLock);
+                tracing::info!("network namespace locked");
+            }
+            Ok(Locked::Without(why)) => self.tell_unlocked(&why),
+            Err(error) => self.tell_unlocked(&error.to_string()),
+        }
+    }
+
+    pub(super) fn tell_unlocked(&mut self, why: &str) {
+        if self.problems.raise(Cause::NamespaceLock, why) {
+            tracing::warn!("network namespace not locked: {why}");
+        }
+    }
+
+    /// The socket is made anew if its file was removed or replaced.
+    fn keep_socket(&mut self) {
+        match self.socket.keep() {
+            Ok(Kept::Present) => {
+                self.problems.clear(&Cause::StatusSocket);
+            }
+            Ok(Kept::Restored) => {
+                tracing::warn!("status socket removed by another process; made anew");
+                self.problems.clear(&Cause::StatusSocket);
+            }
+            Err(error) => {
+                let text = format!("`cplb status` cannot reach this daemon: {error}");
+                if self.problems.raise(Cause::StatusSocket, &text) {
+                    tracing::warn!("{text}");
+                }
+            }
+        }
     }
 
     fn on_finding(&mut self, finding: &Finding) {
@@ -238,8 +277,16 @@ impl Daemon {
 
     fn chores(&mut self) {
         self.problems.fade(Instant::now());
+        self.retry_lock();
+        self.keep_socket();
+        if self.uses_state_dir() {
+            let keeper = self.election.as_ref().map(|election| &election.keeper);
+            self.state_dir.look(&self.args.state_dir, keeper, &self.sender);
+        } else {
+            self.problems.clear(&Cause::StateDir);
+        }
+        self.note_mismatches();
         if let Some(election) = &self.election {
-            election.retry_locks();
             let overruns = election.keeper.status().counters.overruns;
             if overruns == std::mem::replace(&mut self.overruns, overruns) {
                 events::no_overrun(overruns, &mut self.problems);

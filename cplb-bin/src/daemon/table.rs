@@ -1,13 +1,11 @@
 //! Keeps the nftables table in the kernel as the configuration wants it.
 
-use std::path::Path;
 use std::sync::PoisonError;
 
 use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table, TableName};
 use tokio::sync::Mutex;
 
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, HostLock};
 use crate::status::schema;
 
 /// Owns the table. Only the methods that run `nft` wait for each other.
@@ -21,19 +19,12 @@ pub(crate) struct TableKeeper {
 #[derive(Debug, Default)]
 struct Work {
     desired: Option<Table>,
-    /// Found and locked when first needed.
-    tool: Option<Tool>,
+    /// Found when first needed.
+    tool: Option<Nft>,
     /// What is no longer desired and could not be removed yet.
     leftover: Option<TableName>,
     applied: bool,
     restored: u64,
-}
-
-#[derive(Debug)]
-struct Tool {
-    nft: Nft,
-    /// No other daemon of this network namespace has the table.
-    _lock: HostLock,
 }
 
 /// What one look at the kernel's table led to.
@@ -98,9 +89,9 @@ impl Work {
         let Some(desired) = &self.desired else { return Ok(()) };
         let tool = match &mut self.tool {
             Some(tool) => tool,
-            none => none.insert(Tool::find(desired)?),
+            none => none.insert(find()?),
         };
-        let result = tool.nft.apply(desired).await;
+        let result = tool.apply(desired).await;
         self.applied = result.is_ok();
         self.leftover = None;
         result.map_err(|error| failure(&error))
@@ -112,7 +103,7 @@ impl Work {
             return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
         };
         if let (true, Some(tool)) = (self.applied, &mut self.tool) {
-            match tool.nft.present(desired) {
+            match tool.present(desired) {
                 Ok(Presence::Intact) => return Some(Look::Present),
                 Ok(Presence::Missing) => {}
                 Err(error) => {
@@ -136,7 +127,7 @@ impl Work {
         self.applied = false;
         self.leftover = self.desired.take().map(|desired| desired.name).or(self.leftover.take());
         if let (Some(tool), Some(name)) = (&mut self.tool, &self.leftover) {
-            tool.nft.remove(name).await.map_err(|error| {
+            tool.remove(name).await.map_err(|error| {
                 Failure::new(Kind::System, format_args!("the nftables table cannot be removed: {error}"))
             })?;
         }
@@ -145,16 +136,11 @@ impl Work {
     }
 }
 
-impl Tool {
-    fn find(table: &Table) -> Result<Self, Failure> {
-        let nft = Nft::find().map_err(|missing| {
-            Failure::new(Kind::Unavailable, missing)
-                .help("`apt-get install nftables`, or set disableLoadBalancer: true")
-        })?;
-        let lock = HostLock::table(Path::new(lock::DEFAULT_DIR), table.name.as_str())
-            .map_err(|error| Failure::from(&error))?;
-        Ok(Self { nft, _lock: lock })
-    }
+fn find() -> Result<Nft, Failure> {
+    Nft::find().map_err(|missing| {
+        Failure::new(Kind::Unavailable, missing)
+            .help("`apt-get install nftables`, or set disableLoadBalancer: true")
+    })
 }
 
 fn failure(error: &ApplyError) -> Failure {

@@ -153,6 +153,7 @@ impl Round {
         let found = all.iter().find(|evidence| &*evidence.service == service)?;
         Some(Backends {
             known: found.backends,
+            unchecked: found.unchecked,
             healthy: found.healthy,
             remote: found.remote,
             healthy_remote: found.healthy_remote,

@@ -17,8 +17,14 @@ use lb_proxy::health::rustls::pki_types::pem::PemObject as _;
 use lb_proxy::health::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use lb_proxy::health::{Credentials, Names, Trust, TrustError};
 
-/// Larger files are no kubeconfigs, certificates or tokens.
-const MAX_SIZE: u64 = 1 << 20;
+use crate::source;
+
+/// In bytes. Larger files are no kubeconfigs, certificates or tokens.
+const MAX_SIZE: usize = 1 << 20;
+
+const AUTHORITY: &str = "certificate authority";
+const CERTIFICATE: &str = "client certificate";
+const KEY: &str = "client key";
 
 /// The port of an `https` URL without one.
 const HTTPS: u16 = 443;
@@ -93,10 +99,13 @@ pub(crate) enum KubeconfigError {
         "the user is authenticated by a password, which API servers no longer accept: give a client certificate or a token"
     )]
     Password,
-    #[error("the {0} is not base64")]
-    Base64(&'static str),
-    #[error("the {0} is not PEM, or of the wrong kind")]
-    Pem(&'static str),
+    #[error("the {what} in {origin} is not base64")]
+    Base64 { what: &'static str, origin: String },
+    #[error("the {what} in {origin} is not PEM, or of the wrong kind")]
+    Pem { what: &'static str, origin: String },
+    /// Read, and refused by the TLS library.
+    #[error("the {what} in {origin} cannot be used: {why}")]
+    Refused { what: &'static str, origin: String, why: String },
     #[error("the token is no text")]
     TokenText,
     #[error("the tls-server-name {0:?} is no name")]
@@ -131,18 +140,29 @@ impl Access {
         }
         let server = Server::parse(cluster.server.as_deref().unwrap_or_default())?;
         let authority = files.data(
+            path,
             cluster.certificate_authority_data.as_deref(),
             cluster.certificate_authority.as_deref(),
-            "certificate authority",
+            AUTHORITY,
         )?;
-        let authorities =
-            certificates(&authority.ok_or(KubeconfigError::NoAuthority)?, "certificate authority")?;
+        let authority = authority.ok_or(KubeconfigError::NoAuthority)?;
+        let authorities = certificates(&authority, AUTHORITY)?;
         refuse_unsupported(user)?;
         let mut credentials = Credentials::default();
-        credentials.certificate = identity(user, &mut files)?;
+        let identity = identity(path, user, &mut files)?;
+        let identity_origin = identity.as_ref().map_or_else(String::new, |(_, origin)| origin.clone());
+        credentials.certificate = identity.map(|(identity, _)| identity);
         credentials.token = token(user, &mut files)?;
         let names = names(&server, cluster.tls_server_name.as_deref())?;
-        let trust = Trust::new(authorities, names, credentials)?;
+        let trust = Trust::new(authorities, names, credentials).map_err(|error| match error {
+            TrustError::Authority(why) => {
+                KubeconfigError::Refused { what: AUTHORITY, origin: authority.origin.clone(), why }
+            }
+            TrustError::Identity(why) => {
+                KubeconfigError::Refused { what: CERTIFICATE, origin: identity_origin, why }
+            }
+            other => other.into(),
+        })?;
         Ok(Self { server, trust, seen: files.seen })
     }
 
@@ -193,6 +213,12 @@ impl Stamp {
     }
 }
 
+/// Bytes with the file that they are from.
+struct Data {
+    bytes: Vec<u8>,
+    origin: String,
+}
+
 /// Reads files and remembers which.
 #[derive(Default)]
 struct Files {
@@ -207,24 +233,32 @@ impl Files {
             io::ErrorKind::NotFound => KubeconfigError::Absent(path.to_owned()),
             _ => KubeconfigError::Read { path: path.to_owned(), source },
         };
-        if fs::metadata(path).map_err(fault)?.len() > MAX_SIZE {
+        let bytes = source::read_file(path, MAX_SIZE).map_err(fault)?;
+        if bytes.len() > MAX_SIZE {
             return Err(KubeconfigError::TooLong(path.to_owned()));
         }
-        fs::read(path).map_err(fault)
+        Ok(bytes)
     }
 
     /// What is given in the file, or in another file.
     fn data(
         &mut self,
+        kubeconfig: &Path,
         inline: Option<&str>,
         file: Option<&str>,
         what: &'static str,
-    ) -> Result<Option<Vec<u8>>, KubeconfigError> {
+    ) -> Result<Option<Data>, KubeconfigError> {
         match (inline.filter(|text| !text.is_empty()), file) {
             (Some(inline), _) => {
-                STANDARD.decode(inline.trim()).map(Some).map_err(|_| KubeconfigError::Base64(what))
+                let origin = kubeconfig.display().to_string();
+                match STANDARD.decode(inline.trim()) {
+                    Ok(bytes) => Ok(Some(Data { bytes, origin })),
+                    Err(_) => Err(KubeconfigError::Base64 { what, origin }),
+                }
             }
-            (None, Some(file)) => self.read(Path::new(file)).map(Some),
+            (None, Some(file)) => {
+                self.read(Path::new(file)).map(|bytes| Some(Data { bytes, origin: file.to_owned() }))
+            }
             (None, None) => Ok(None),
         }
     }
@@ -269,22 +303,27 @@ fn refuse_unsupported(user: Option<&AuthInfo>) -> Result<(), KubeconfigError> {
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn identity(user: Option<&AuthInfo>, files: &mut Files) -> Result<Option<Identity>, KubeconfigError> {
+/// The client's certificate and key, with the place of the certificate.
+fn identity(
+    kubeconfig: &Path,
+    user: Option<&AuthInfo>,
+    files: &mut Files,
+) -> Result<Option<(Identity, String)>, KubeconfigError> {
     use secrecy::ExposeSecret as _;
-    const CERTIFICATE: &str = "client certificate";
-    const KEY: &str = "client key";
     let Some(user) = user else { return Ok(None) };
     let certificate = files.data(
+        kubeconfig,
         user.client_certificate_data.as_deref(),
         user.client_certificate.as_deref(),
         CERTIFICATE,
     )?;
     let key = user.client_key_data.as_ref().map(secrecy::SecretString::expose_secret);
-    let key = files.data(key, user.client_key.as_deref(), KEY)?;
+    let key = files.data(kubeconfig, key, user.client_key.as_deref(), KEY)?;
     let (Some(certificate), Some(key)) = (certificate, key) else { return Ok(None) };
     let chain = certificates(&certificate, CERTIFICATE)?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| KubeconfigError::Pem(KEY))?;
-    Ok(Some((chain, key)))
+    let key = PrivateKeyDer::from_pem_slice(&key.bytes)
+        .map_err(|_| KubeconfigError::Pem { what: KEY, origin: key.origin })?;
+    Ok(Some(((chain, key), certificate.origin)))
 }
 
 fn token(user: Option<&AuthInfo>, files: &mut Files) -> Result<Option<String>, KubeconfigError> {
@@ -302,9 +341,10 @@ fn token(user: Option<&AuthInfo>, files: &mut Files) -> Result<Option<String>, K
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
-fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, KubeconfigError> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    all.ok().filter(|all| !all.is_empty()).ok_or(KubeconfigError::Pem(what))
+fn certificates(data: &Data, what: &'static str) -> Result<Vec<CertificateDer<'static>>, KubeconfigError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&data.bytes).collect();
+    let all = all.ok().filter(|all| !all.is_empty());
+    all.ok_or_else(|| KubeconfigError::Pem { what, origin: data.origin.clone() })
 }
 
 /// The names by which a server may be known. One that the file gives is the only one. The loopback's are those of
@@ -376,6 +416,36 @@ mod tests {
         assert!(refusal(|file| file["current-context"] = json!(null)).contains("current-context"));
         assert!(refusal(|file| file["clusters"] = json!([])).contains("cluster of the current context"));
         assert!(refusal(|file| file["users"] = json!([])).contains("user of the current context"));
+    }
+
+    #[test]
+    fn an_error_of_a_certificate_names_the_file_and_the_cause() {
+        // The armour of a certificate around another content.
+        let armoured = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.crt");
+        fs::write(&ca, armoured).unwrap();
+        let text = refusal(|file| {
+            file["clusters"][0]["cluster"]["certificate-authority-data"] = serde_json::json!(null);
+            file["clusters"][0]["cluster"]["certificate-authority"] = ca.display().to_string().into();
+        });
+        assert!(text.contains(&ca.display().to_string()) && text.contains("not a valid X.509"), "{text}");
+        let text = refusal(|file| {
+            file["clusters"][0]["cluster"]["certificate-authority-data"] = STANDARD.encode(armoured).into();
+        });
+        assert!(text.contains("admin.conf") && text.contains("not a valid X.509"), "{text}");
+        let other = Authority::new("other").unwrap().client("other", Validity::Now).unwrap();
+        let text = kubeconfig(
+            ([10, 0, 0, 11], 6443).into(),
+            &Authority::new("cluster").unwrap(),
+            &Credential::Certificate(&other),
+        );
+        let other: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let text = refusal(|file| {
+            let key = &other["users"][0]["user"]["client-key-data"];
+            file["users"][0]["user"]["client-key-data"] = key.clone();
+        });
+        assert!(text.contains("admin.conf") && text.contains("the key is not that of"), "{text}");
     }
 
     #[test]

@@ -1,27 +1,18 @@
 //! The last good set of servers on disk, for a boot without an API.
 
+mod format;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use netlink_vip::files::{self, Loaded, Outlives};
-use serde::{Deserialize, Serialize};
+
+use format::{Cluster, Content};
 
 /// Its name in the state directory.
 pub(crate) const FILE: &str = "backends.json";
-
-/// What is known of the clusters that were asked, by the path of the kubeconfig.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
-    clusters: Vec<Cluster>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Cluster {
-    kubeconfig: PathBuf,
-    servers: BTreeSet<SocketAddr>,
-}
 
 /// The file. What is wrong with it costs nothing but what it knew.
 #[derive(Debug)]
@@ -139,7 +130,18 @@ mod tests {
         let file = directory.path().join(FILE);
         let later = r#"{"version": 2, "boot_id": "", "content": {"clusters": []}}"#;
         let wrong = r#"{"version": 1, "boot_id": "", "content": {"clusters": [{"kubeconfig": 1}]}}"#;
-        for broken in ["", "{", "\u{0}", later, wrong, &later[..20]] {
+        let content = |kubeconfig: &str, server: &str| {
+            let content = serde_json::json!({"clusters": [{"kubeconfig": kubeconfig, "servers": [server]}]});
+            serde_json::json!({"version": 1, "boot_id": "", "content": content}).to_string()
+        };
+        let forged = [
+            content("relative.conf", "10.0.0.11:6443"),
+            content("/a.conf", "10.0.0.11:0"),
+            content("/a.conf", "0.0.0.0:6443"),
+            content("/a.conf", "[ff02::1]:6443"),
+        ];
+        let forged = forged.iter().map(String::as_str);
+        for broken in ["", "{", "\u{0}", later, wrong, &later[..20]].into_iter().chain(forged) {
             std::fs::write(&file, broken).unwrap();
             let (mut store, said) = Store::open(directory.path());
             assert!(said.is_some() && store.servers(Path::new("/a.conf")).is_none(), "{broken}");

@@ -59,9 +59,9 @@ pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
     let mut known: Option<Access> = None;
     loop {
         // What is still good is not read again: whoever checks by it would begin anew.
-        let read = match known.take_if(|access| !access.is_outdated()) {
-            Some(access) => Ok(access),
-            None => read(subject.kubeconfig.clone()).await,
+        let read = match known.take() {
+            Some(access) if !is_outdated(&access).await => Ok(access),
+            _ => read(subject.kubeconfig.clone()).await,
         };
         let access = match read {
             Ok(access) => known.insert(access),
@@ -128,6 +128,12 @@ fn shown(text: &str) -> String {
     short
 }
 
+/// Looks away from the loop: the file system may not answer.
+async fn is_outdated(access: &Access) -> bool {
+    let access = access.clone();
+    tokio::task::spawn_blocking(move || access.is_outdated()).await.unwrap_or(true)
+}
+
 async fn read(path: PathBuf) -> Result<Access, KubeconfigError> {
     let reading = tokio::task::spawn_blocking(move || Access::read(&path));
     match reading.await {
@@ -146,7 +152,7 @@ async fn look_up(server: &Server) -> Vec<SocketAddr> {
 async fn outdated(access: &Access) {
     loop {
         tokio::time::sleep(LOOK).await;
-        if access.is_outdated() {
+        if is_outdated(access).await {
             return;
         }
     }

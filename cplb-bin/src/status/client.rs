@@ -9,6 +9,11 @@ use crate::cli::StatusArgs;
 use crate::exit::{Failure, Kind};
 use crate::output::{self, Reader};
 
+use cplb_config::escaped;
+use serde_json::Value;
+
+use crate::logging::escape_json;
+
 use super::render;
 use super::schema::{SCHEMA, Status};
 
@@ -26,9 +31,11 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     }
     let status = fetch(&args.socket.socket)?;
     let text = if args.json {
-        serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?
+        let text =
+            serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
+        escape_json(&text)
     } else {
-        render::table(&status)
+        table(status)
     };
     output::print(&text).map(|_| ())
 }
@@ -42,8 +49,7 @@ fn watch(args: &StatusArgs) -> Result<(), Failure> {
         let printed = if args.json {
             print_line(status, &mut told)?
         } else {
-            let text =
-                status.map_or_else(|failure| format!("cplb: {failure}\n"), |status| render::table(&status));
+            let text = status.map_or_else(|failure| format!("cplb: {failure}\n"), table);
             output::print(&format!("{clear}{text}"))?
         };
         if printed == Reader::Gone || output::wait(WATCH_INTERVAL) == Reader::Gone {
@@ -58,7 +64,7 @@ fn print_line(status: Result<Status, Failure>, told: &mut Option<String>) -> Res
         Ok(status) => {
             *told = None;
             let text = serde_json::to_string(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
-            output::print(&text)
+            output::print(&escape_json(&text))
         }
         Err(failure) => {
             let text = failure.to_string();
@@ -71,13 +77,32 @@ fn print_line(status: Result<Status, Failure>, told: &mut Option<String>) -> Res
     }
 }
 
+/// The status for people. Its texts quote files, certificates, peers and API servers.
+fn table(status: Status) -> String {
+    let printable = serde_json::to_value(&status).map(printable).and_then(serde_json::from_value);
+    render::table(&printable.unwrap_or(status))
+}
+
+/// The same with every text escaped.
+fn printable(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(escaped(&text).into_owned()),
+        Value::Array(all) => Value::Array(all.into_iter().map(printable).collect()),
+        Value::Object(all) => {
+            let entry = |(key, value): (String, Value)| (escaped(&key).into_owned(), printable(value));
+            Value::Object(all.into_iter().map(entry).collect())
+        }
+        other => other,
+    }
+}
+
 /// Asks the daemon at `path` once.
 pub(crate) fn fetch(path: &Path) -> Result<Status, Failure> {
     let text = read(path).map_err(|error| explain(path, &error))?;
     let status: Status = serde_json::from_slice(&text).map_err(|error| {
         Failure::new(
             Kind::Unavailable,
-            format_args!("what answers at {} is not cplb: {error}", path.display()),
+            format_args!("what answers at {} is not cplb: {}", path.display(), escaped(&error.to_string())),
         )
     })?;
     if status.schema != SCHEMA {
@@ -115,5 +140,36 @@ fn explain(path: &Path, error: &io::Error) -> Failure {
         )
         .help("it may be stopped (SIGSTOP) or starved of CPU"),
         _ => Failure::new(Kind::System, format_args!("cannot read {path}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cplb_config::is_unprintable;
+
+    use super::super::schema::{Backend, Service};
+    use super::*;
+
+    const HOSTILE: &str = "x\n\u{1b}[2Jserving for 9 d\u{202e}";
+
+    fn hostile() -> Status {
+        let backend = Backend { address: HOSTILE.into(), reason: Some(HOSTILE.into()), ..Backend::default() };
+        let service = Service { name: HOSTILE.into(), backends: vec![backend], ..Service::default() };
+        Status { degraded: vec![HOSTILE.into()], services: vec![service], ..Status::default() }
+    }
+
+    #[test]
+    fn text_of_others_forges_no_line_of_the_table() {
+        let (text, plain) = (table(hostile()), table(Status { degraded: vec!["x".into()], ..hostile() }));
+        assert!(!text.contains(|c| c != '\n' && is_unprintable(c)), "{text:?}");
+        assert_eq!(text.lines().count(), plain.lines().count(), "{text}");
+    }
+
+    #[test]
+    fn the_json_document_is_printable_and_the_same() {
+        let text = escape_json(&serde_json::to_string_pretty(&hostile()).unwrap());
+        assert!(!text.contains(|c| c != '\n' && is_unprintable(c)), "{text:?}");
+        let again: Status = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.degraded, [HOSTILE]);
     }
 }

@@ -81,8 +81,13 @@ fn render_instance(out: &mut String, instance: &Instance) {
     } else {
         writeln!(out, ", discarded: {}", discarded.join(", "))
     };
-    for (what, count) in &instance.mismatches {
-        let _ = writeln!(out, "  another router's configuration differs: {what}, in {count} advertisements");
+    for (what, ago) in &instance.mismatch_seconds_ago {
+        let count = instance.mismatches.get(what).copied().unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "  another router's configuration differs: {what}, last heard {} ago, in {count} advertisements",
+            age(*ago)
+        );
     }
     for transition in instance.transitions.iter().take(3) {
         let (from, to, why) = (&transition.from, &transition.to, &transition.reason);
@@ -216,6 +221,21 @@ mod tests {
         };
         assert!(text(2).contains("dropped news about addresses 2 times"), "{}", text(2));
         assert!(!text(0).contains("dropped"), "{}", text(0));
+    }
+
+    #[test]
+    fn a_difference_that_has_ended_is_not_shown() {
+        let mut instance =
+            Instance { mismatches: [("interval".to_owned(), 3)].into(), ..Instance::default() };
+        let text =
+            |instance: &Instance| table(&Status { instances: vec![instance.clone()], ..Status::default() });
+        assert!(!text(&instance).contains("differs"), "{}", text(&instance));
+        instance.mismatch_seconds_ago = [("interval".to_owned(), 2.0)].into();
+        assert!(
+            text(&instance).contains("differs: interval, last heard 2.0 s ago, in 3"),
+            "{}",
+            text(&instance)
+        );
     }
 
     #[test]

@@ -107,6 +107,9 @@ pub(crate) struct Instance {
     /// `address_list` (other virtual IPs) or `interval` (version 2 only).
     #[serde(default)]
     pub(crate) mismatches: BTreeMap<String, u64>,
+    /// Those of the last 60 s, by what differs, with the time since the last one in seconds.
+    #[serde(default)]
+    pub(crate) mismatch_seconds_ago: BTreeMap<String, f64>,
     /// The last 16, the newest first.
     pub(crate) transitions: Vec<Transition>,
 }
@@ -279,6 +282,7 @@ mod tests {
             advertisements_received: 0,
             discarded: BTreeMap::new(),
             mismatches: BTreeMap::new(),
+            mismatch_seconds_ago: BTreeMap::new(),
             transitions: vec![transition],
         };
         let backend = Backend {

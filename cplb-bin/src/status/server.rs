@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -31,6 +33,8 @@ pub(crate) enum BindError {
 pub(crate) struct StatusSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the file.
+    identity: Option<(u64, u64)>,
     /// Given up for a reader when the process has no other descriptor left: then the status matters most.
     spare: Mutex<Option<File>>,
 }
@@ -42,11 +46,11 @@ impl StatusSocket {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
         }
-        if StdUnixStream::connect(path).is_ok() {
+        if answers(path) {
             return Err(BindError::InUse(path.to_owned()));
         }
         match fs::symlink_metadata(path) {
-            Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            Ok(found) if found.file_type().is_socket() => {
                 fs::remove_file(path).map_err(io)?;
             }
             Ok(_) => {
@@ -56,7 +60,21 @@ impl StatusSocket {
         }
         let listener = UnixListener::bind(path).map_err(io)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io)?;
-        Ok(Self { listener, path: path.to_owned(), spare: Mutex::new(spare()) })
+        let identity = identity(path);
+        Ok(Self { listener, path: path.to_owned(), identity, spare: Mutex::new(spare()) })
+    }
+
+    /// Makes the socket anew if its file was removed, or another one that nobody answers is in its place.
+    pub(crate) fn keep(&mut self) -> Result<Kept, BindError> {
+        if self.is_in_place() {
+            return Ok(Kept::Present);
+        }
+        *self = Self::bind(&self.path)?;
+        Ok(Kept::Restored)
+    }
+
+    fn is_in_place(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
     }
 
     /// The next reader; an error of `accept` is waited out here because there is nothing else to do about it.
@@ -83,6 +101,25 @@ impl StatusSocket {
     }
 }
 
+/// The state of the file of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Present,
+    Restored,
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Whether a process listens there. One whose queue is full does, and is not waited for.
+fn answers(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asked = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|asker| connect(asker.as_raw_fd(), &UnixAddr::new(path)?));
+    matches!(asked, Ok(()) | Err(Errno::EAGAIN))
+}
+
 /// Any descriptor will do; none is no misfortune while there are others.
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
@@ -90,7 +127,9 @@ fn spare() -> Option<File> {
 
 impl Drop for StatusSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.is_in_place() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -132,6 +171,27 @@ mod tests {
         assert_eq!(reader.await.unwrap().unwrap().pid, 7);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_removed_socket_is_made_anew_and_that_of_another_daemon_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/cplb.sock");
+        let mut socket = StatusSocket::bind(&path).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Present);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Restored);
+        assert_eq!(socket.keep().unwrap(), Kept::Present);
+        assert!(answers(&path));
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Restored);
+        fs::remove_file(&path).unwrap();
+        let other = StatusSocket::bind(&path).unwrap();
+        assert!(matches!(socket.keep(), Err(BindError::InUse(_))));
+        drop(socket);
+        assert!(answers(&path), "the other daemon's");
+        drop(other);
         assert!(!path.exists());
     }
 

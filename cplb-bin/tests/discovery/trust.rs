@@ -80,7 +80,7 @@ pub(crate) fn impostor() {
     scene.end(2);
     scene.serve_as(2, "expired", &authority, &expired);
     for daemon in 0..3 {
-        for (node, why) in [(1, "UnknownIssuer"), (2, "expired")] {
+        for (node, why) in [(1, "did not sign it"), (2, "expired")] {
             scene.cluster.wait("it is found out", || {
                 let (state, reason) = scene.backend(daemon, node);
                 state == "down"

@@ -13,6 +13,7 @@
 //! time; [`Monitor::stop`].
 
 mod accept_any;
+mod certificate;
 mod connect;
 mod http;
 mod judge;

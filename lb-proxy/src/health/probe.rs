@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::certificate;
 use super::connect::connect;
 use super::http::{Ask, Kept, certificate_demanded, tls_error};
 use super::outcome::{Answer, CheckFailure, Step, text};
@@ -86,7 +87,9 @@ impl NetProbe {
             Ok(stream) => Ok(Some(stream)),
             Err(error) if certificate_demanded(&error) && tls.may_be_believed() => Ok(None),
             Err(error) => Err(match tls_error(&error) {
-                Some(rustls::Error::InvalidCertificate(why)) => CheckFailure::Untrusted(text(why)),
+                Some(rustls::Error::InvalidCertificate(why)) => {
+                    CheckFailure::Untrusted(certificate::explain(why).into())
+                }
                 Some(why) => CheckFailure::Tls(text(why)),
                 None => CheckFailure::closed(Step::Handshake, &error),
             }),

@@ -12,6 +12,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
+use super::certificate;
+
 /// What servers are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
@@ -35,8 +37,14 @@ pub struct Credentials {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
-    /// The certificates or the key.
-    #[error("the certificates are of no use: {0}")]
+    /// The certificates of the authority.
+    #[error("the certificate authority: {0}")]
+    Authority(String),
+    /// The certificate of this program, or its key.
+    #[error("the client certificate and key: {0}")]
+    Identity(String),
+    /// The TLS library refuses its settings.
+    #[error("TLS: {0}")]
     Tls(#[from] Error),
     /// The token has characters that no header may have (RFC 9110 section 5.5).
     #[error("the token has characters that no header may have")]
@@ -93,12 +101,16 @@ impl Trust {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for authority in authorities {
-            roots.add(authority)?;
+            roots
+                .add(authority)
+                .map_err(|error| TrustError::Authority(certificate::explain_error(&error)))?;
         }
-        let verifier = AnyName::new(roots, names, Arc::clone(&provider))?;
+        let verifier = AnyName::new(roots, names, Arc::clone(&provider))
+            .map_err(|error| TrustError::Authority(certificate::explain_error(&error)))?;
         let anonymous = client_config(Arc::clone(&provider), verifier.clone(), None)?;
         let has_certificate = credentials.certificate.is_some();
-        let identified = client_config(provider, verifier.clone(), credentials.certificate)?;
+        let identified = client_config(provider, verifier.clone(), credentials.certificate)
+            .map_err(|error| TrustError::Identity(certificate::explain_error(&error)))?;
         let authorization = credentials.token.map(|token| authorization(&token)).transpose()?;
         Ok(Self(Arc::new(Inner { verifier, anonymous, identified, has_certificate, authorization })))
     }

@@ -44,6 +44,12 @@ pub enum RunError {
         /// nft's own words.
         text: String,
     },
+    /// nft opens `/dev/stdin` for its input, and there is none.
+    #[error("nft cannot read its input, as /dev/stdin is missing: mount /dev and /proc{}", quoted(text))]
+    NoInput {
+        /// nft's own words.
+        text: String,
+    },
     /// The kernel lacks something the table uses.
     #[error(
         "the kernel lacks an nftables feature this needs (nf_tables, nft_chain_nat, nft_fib_inet, \
@@ -137,6 +143,8 @@ fn refusal(status: ExitStatus, text: String) -> RunError {
     let says = |needle| text.contains(needle);
     if says("Operation not permitted") || says("must be root") {
         RunError::Permission { text }
+    } else if says("/dev/stdin") {
+        RunError::NoInput { text }
     } else if says("Operation not supported")
         || says("Protocol not supported")
         || says("No such file or directory")
@@ -145,5 +153,23 @@ fn refusal(status: ExitStatus, text: String) -> RunError {
         RunError::Unsupported { text }
     } else {
         RunError::Failed { status, text }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_standard_input_is_not_taken_for_a_kernel_without_nftables() {
+        let refused = |text: &str| refusal(ExitStatus::from_raw(256), text.to_owned());
+        let input = "internal:0:0-0: Error: Could not open file \"/dev/stdin\": No such file or directory";
+        let error = refused(input);
+        assert!(matches!(error, RunError::NoInput { .. }));
+        assert!(error.to_string().contains("mount /dev") && !error.to_string().contains("kernel"), "{error}");
+        let missing = "Error: Could not process rule: No such file or directory";
+        assert!(matches!(refused(missing), RunError::Unsupported { .. }));
     }
 }

@@ -17,6 +17,7 @@ use crate::rp_filter;
 use crate::sessions::SessionsError;
 use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
+use crate::types::{VipAddress, full_prefix, is_link_name};
 
 /// What a real server has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,10 +99,34 @@ pub enum RealServerError {
 
 /// The names of the links that may be ours, and the VIPs that may be on them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct Record {
+#[serde(try_from = "RawRecord")]
+pub(crate) struct Record {
     dummies: BTreeSet<String>,
     vips: BTreeSet<IpAddr>,
     tunnels: BTreeSet<String>,
+}
+
+/// A record that was not validated.
+#[derive(Deserialize)]
+struct RawRecord {
+    dummies: BTreeSet<String>,
+    vips: BTreeSet<IpAddr>,
+    tunnels: BTreeSet<String>,
+}
+
+impl TryFrom<RawRecord> for Record {
+    type Error = String;
+
+    fn try_from(raw: RawRecord) -> Result<Self, Self::Error> {
+        let RawRecord { dummies, vips, tunnels } = raw;
+        if let Some(name) = dummies.iter().chain(&tunnels).find(|name| !is_link_name(name)) {
+            return Err(format!("{name:?} is not the name of a link"));
+        }
+        for ip in &vips {
+            VipAddress::new(*ip, full_prefix(*ip)).map_err(|error| error.to_string())?;
+        }
+        Ok(Self { dummies, vips, tunnels })
+    }
 }
 
 impl Record {
@@ -404,6 +429,25 @@ mod tests {
         assert_eq!(server.look().unwrap(), Look::default());
         assert!(server.remove().unwrap().restored.is_empty());
         assert_eq!(server.look().unwrap(), Look::default());
+    }
+
+    #[test]
+    fn only_names_of_links_and_addresses_of_vips_are_loaded() {
+        let record = |name: &str, ip: &str, tunnel: &str| {
+            let content = serde_json::json!({"dummies": [name], "vips": [ip], "tunnels": [tunnel]});
+            serde_json::from_value::<Record>(content)
+        };
+        let good = record("dummyvip0", "fd00::100", "cplbtun4").unwrap();
+        let again: Record = serde_json::from_value(serde_json::to_value(&good).unwrap()).unwrap();
+        assert_eq!(again, good);
+        for (name, ip, tunnel) in [
+            ("a/b", "10.0.0.100", "cplbtun4"),
+            ("..", "10.0.0.100", "cplbtun4"),
+            ("dummyvip0", "127.0.0.1", "cplbtun4"),
+            ("dummyvip0", "10.0.0.100", "sixteen-letters."),
+        ] {
+            assert!(record(name, ip, tunnel).is_err(), "{name} {ip} {tunnel}");
+        }
     }
 
     #[test]

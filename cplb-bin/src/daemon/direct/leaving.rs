@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use vrrp::runner::InstanceId;
 
 use super::super::ipvs::{Directed, ROUND, TIMEOUT, directed, servers};
-use super::super::problems::Cause;
 use crate::daemon::Daemon;
 
 /// A planned release waits this long for the director to take its services away.
@@ -26,11 +25,8 @@ impl Daemon {
         if !dropped.is_empty() {
             self.ipvs.departing = Some((dropped, Instant::now() + LEAVE));
         }
-        if let Err(failure) = self.ipvs.ensure_director(&self.args.state_dir, &self.sender) {
-            self.problems.raise(Cause::Ipvs, failure.summary());
-        } else {
-            self.judge_ipvs();
-        }
+        self.ipvs.ensure_director(&self.args.state_dir, &self.sender);
+        self.judge_ipvs();
         self.update_ipvs();
     }
 

@@ -102,8 +102,8 @@ pub(crate) struct DirectorHandle {
 
 impl DirectorHandle {
     /// Starts the task in the current runtime.
-    pub(crate) fn start(state_dir: PathBuf, events: UnboundedSender<Event>) -> std::io::Result<Self> {
-        let (record, wrong) = Record::open(&state_dir)?;
+    pub(crate) fn start(state_dir: PathBuf, events: UnboundedSender<Event>) -> Self {
+        let (record, wrong) = Record::open(&state_dir);
         if let Some(why) = wrong {
             tracing::warn!(why, "the record of what is ours in IPVS cannot be read and is put aside");
         }
@@ -119,11 +119,10 @@ impl DirectorHandle {
             failures: 0,
             observed: Arc::clone(&observed),
             told: None,
-            kube_proxy: kube_proxy::Notice::default(),
             events,
         };
         tokio::spawn(director.run(inbox));
-        Ok(Self { orders, observed, wanted: Arc::default() })
+        Self { orders, observed, wanted: Arc::default() }
     }
 
     /// Says what IPVS should have from now on. Nothing is touched before this is said first, so that what a daemon before
@@ -186,7 +185,6 @@ struct Director {
     failures: u8,
     observed: Arc<Mutex<Observed>>,
     told: Option<News>,
-    kube_proxy: kube_proxy::Notice,
     events: UnboundedSender<Event>,
 }
 
@@ -277,7 +275,7 @@ impl Director {
         };
         observed.faults.extend(self.wanted.forwarding.faults(interfaces));
         if self.wanted != Wanted::default() {
-            self.kube_proxy.look(kube_proxy::is_here);
+            observed.faults.extend(kube_proxy::fault(kube_proxy::is_here()));
         }
         let news = News {
             unavailable: observed.unavailable.clone(),

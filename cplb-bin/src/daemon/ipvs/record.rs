@@ -1,5 +1,7 @@
 //! What of the kernel's IPVS is ours, on disk: a daemon that crashed must find its own again, and touch nothing else.
 
+mod format;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZeroU32;
@@ -7,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use ipvs::{AddressFamily, ServiceKey, SyncDaemon};
 use netlink_vip::files::{self, Loaded};
-use serde::{Deserialize, Serialize};
+
+use format::{Content, Daemon};
+
+pub(crate) use format::Changed;
 
 /// Its name in the state directory.
 pub(crate) const RECORD: &str = "ipvs.json";
@@ -23,51 +28,28 @@ pub(crate) struct Record {
     written: Content,
 }
 
-/// A sysctl that was changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Changed {
-    pub(crate) original: String,
-    pub(crate) written: String,
-}
-
-/// What tells a sync daemon from others.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Daemon {
-    state: String,
-    interface: String,
-    id: u32,
-}
-
 impl Daemon {
     fn of(daemon: &SyncDaemon) -> Self {
         Self { state: daemon.state.to_string(), interface: daemon.interface.to_string(), id: daemon.sync_id }
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
-    /// IPv6 or not, and the mark.
-    services: BTreeSet<(bool, NonZeroU32)>,
-    daemons: BTreeSet<Daemon>,
-    /// Those below `net.ipv4.vs`, by name.
-    sysctls: BTreeMap<String, Changed>,
-}
-
 impl Record {
-    /// Reads the file in the state directory; what is wrong with one that cannot be read, and was put aside, comes
-    /// with it.
-    pub(crate) fn open(state_dir: &Path) -> io::Result<(Self, Option<String>)> {
-        files::create_directory(state_dir)?;
+    /// Reads the file in the state directory; what is wrong with one that cannot be read comes with it. Without a
+    /// directory that can be written nothing is claimed, and so nothing is changed in IPVS.
+    pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
         let path = state_dir.join(RECORD);
-        let (content, wrong) = match files::load::<Content>(&path)? {
-            Loaded::Content(content) => (content, None),
-            Loaded::Nothing => (Content::default(), None),
-            Loaded::Unreadable(why) => (Content::default(), Some(why)),
+        let loaded = files::create_directory(state_dir).and_then(|()| files::load::<Content>(&path));
+        let (content, wrong) = match loaded {
+            Ok(Loaded::Content(content)) => (content, None),
+            Ok(Loaded::Nothing) => (Content::default(), None),
+            Ok(Loaded::Unreadable(why)) => (Content::default(), Some(why)),
+            Err(error) => (Content::default(), Some(error.to_string())),
         };
         let services = content.services.iter().map(|(v6, mark)| key(*v6, *mark)).collect();
         let (daemons, sysctls) = (content.daemons.clone(), content.sysctls.clone());
         // A file of an earlier boot says nothing, and is written anew before anything is made.
-        Ok((Self { path, services, daemons, sysctls, written: content }, wrong))
+        (Self { path, services, daemons, sysctls, written: content }, wrong)
     }
 
     pub(crate) fn services(&self) -> &BTreeSet<ServiceKey> {
@@ -157,15 +139,15 @@ mod tests {
     #[test]
     fn what_is_ours_is_known_after_a_crash_and_forgotten_when_it_is_gone() {
         let directory = tempfile::tempdir().unwrap();
-        let mark = NonZeroU32::new(0x1001).unwrap();
+        let mark = lb_proxy::director_marks().next().and_then(NonZeroU32::new).unwrap();
         let ours = BTreeSet::from([key(false, mark), key(true, mark)]);
-        let (mut record, wrong) = Record::open(directory.path()).unwrap();
+        let (mut record, wrong) = Record::open(directory.path());
         assert!(wrong.is_none() && record.services().is_empty());
         record.claim(&ours).unwrap();
         let daemon = |name: &str| SyncDaemon::new(SyncState::MASTER, InterfaceName::new(name).unwrap(), 51);
         record.claim_daemon(&daemon("eth0")).unwrap();
 
-        let (mut successor, _) = Record::open(directory.path()).unwrap();
+        let (mut successor, _) = Record::open(directory.path());
         assert_eq!(successor.services(), &ours);
         assert!(successor.has_daemon(&daemon("eth0")) && !successor.has_daemon(&daemon("eth1")));
         successor.change(BTreeSet::clear).unwrap();
@@ -179,7 +161,45 @@ mod tests {
     fn a_file_that_cannot_be_read_is_put_aside_and_said() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("ipvs.json"), "{").unwrap();
-        let (record, wrong) = Record::open(directory.path()).unwrap();
+        let (record, wrong) = Record::open(directory.path());
         assert!(wrong.is_some() && record.services().is_empty());
+    }
+
+    #[test]
+    fn only_what_is_ever_made_is_loaded() {
+        use serde_json::json;
+        let (empty, mark) = (json!([]), lb_proxy::director_marks().next().unwrap());
+        let decode =
+            |services: &serde_json::Value, daemons: &serde_json::Value, name: &str, original: &str| {
+                let sysctls = json!({name: {"original": original, "written": "1"}});
+                serde_json::from_value::<Content>(
+                    json!({"services": services, "daemons": daemons, "sysctls": sysctls}),
+                )
+            };
+        let daemon = |state: &str, interface: &str, id: u32| json!([{"state": state, "interface": interface, "id": id}]);
+        let good = daemon("master", "eth0", 51);
+        assert!(decode(&json!([[false, mark]]), &good, "conntrack", "0").is_ok());
+        for (services, daemons, name, original) in [
+            (json!([[false, 1]]), empty.clone(), "conntrack", "0"),
+            (empty.clone(), daemon("other", "eth0", 51), "conntrack", "0"),
+            (empty.clone(), daemon("master", "../eth0", 51), "conntrack", "0"),
+            (empty.clone(), daemon("master", "eth0", 256), "conntrack", "0"),
+            (empty.clone(), empty.clone(), "../../../kernel/core_pattern", "|/tmp/x"),
+            (empty.clone(), empty.clone(), "drop_entry", "1"),
+            (empty.clone(), empty.clone(), "conntrack", "2"),
+        ] {
+            assert!(decode(&services, &daemons, name, original).is_err(), "{services} {daemons} {name}");
+        }
+    }
+
+    #[test]
+    fn without_a_directory_nothing_is_claimed() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let (mut record, wrong) = Record::open(&file);
+        assert!(wrong.is_some());
+        let mark = lb_proxy::director_marks().next().and_then(NonZeroU32::new).unwrap();
+        assert!(record.claim(&BTreeSet::from([key(false, mark)])).is_err());
     }
 }

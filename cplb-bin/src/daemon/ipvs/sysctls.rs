@@ -38,7 +38,13 @@ fn set(name: &str, value: &str, record: &mut Record) -> io::Result<()> {
         return Ok(());
     }
     let original = record.sysctls().get(name).map_or(current, |changed| changed.original.clone());
-    record.set_sysctl(name, Some(Changed { original, written: value.to_owned() }))?;
+    let changed = Changed::new(name, &original, value);
+    let changed = changed.ok_or_else(|| {
+        io::Error::other(format!(
+            "it is {original:?} and is not changed to {value:?}: set it to a documented value"
+        ))
+    })?;
+    record.set_sysctl(name, Some(changed))?;
     fs::write(path(name), value)
 }
 

@@ -1,0 +1,69 @@
+//! When other routers were last heard with another configuration: a count alone does not tell whether that is over.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// A difference that was not heard of for this long has ended: more than the longest interval of advertisements, 41 s.
+const ENDED: Duration = Duration::from_secs(60);
+
+/// The counts of each instance and kind of difference, and when they last grew.
+#[derive(Debug, Default)]
+pub(crate) struct Mismatches(BTreeMap<(u32, String), Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    count: u64,
+    /// `None` while it has not grown under observation.
+    grown: Option<Instant>,
+}
+
+impl Mismatches {
+    /// Takes a count of an instance.
+    pub(crate) fn observe(&mut self, vrid: u32, kind: &str, count: u64, now: Instant) {
+        let seen = self.0.entry((vrid, kind.to_owned())).or_insert(Seen { count: 0, grown: None });
+        if count > seen.count {
+            seen.grown = Some(now);
+        }
+        seen.count = count;
+    }
+
+    /// The differences of an instance that have not ended, and for how long each was not heard of.
+    pub(crate) fn current(&self, vrid: u32, now: Instant) -> BTreeMap<String, Duration> {
+        let of_instance = self.0.iter().filter(|((id, _), _)| *id == vrid);
+        let ages = of_instance.filter_map(|((_, kind), seen)| {
+            let age = now.saturating_duration_since(seen.grown?);
+            (age < ENDED).then(|| (kind.clone(), age))
+        });
+        ages.collect()
+    }
+
+    /// Forgets instances that are no more.
+    pub(crate) fn retain(&mut self, exists: impl Fn(u32) -> bool) {
+        self.0.retain(|(id, _), _| exists(*id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_has_an_age_and_ends() {
+        let (mut mismatches, start) = (Mismatches::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        mismatches.observe(51, "interval", 0, start);
+        assert!(mismatches.current(51, start).is_empty());
+        mismatches.observe(51, "interval", 3, after(5));
+        mismatches.observe(51, "interval", 3, after(20));
+        let age = BTreeMap::from([("interval".to_owned(), Duration::from_secs(15))]);
+        assert_eq!(mismatches.current(51, after(20)), age);
+        assert!(mismatches.current(52, after(20)).is_empty());
+        assert!(mismatches.current(51, after(65)).is_empty(), "it has ended");
+        mismatches.observe(51, "interval", 1, after(70));
+        assert!(mismatches.current(51, after(70)).is_empty(), "the router counts anew");
+        mismatches.observe(51, "interval", 2, after(71));
+        assert_eq!(mismatches.current(51, after(71)).len(), 1);
+        mismatches.retain(|id| id != 51);
+        assert!(mismatches.current(51, after(71)).is_empty());
+    }
+}

@@ -1,0 +1,85 @@
+//! Reads a configuration for the daemon, away from its loop: the file may be on a file system that does not answer.
+
+use std::time::Duration;
+
+use cplb_config::Config;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::cli::RunArgs;
+use crate::exit::{Failure, Kind};
+use crate::source;
+
+use super::link::Event;
+use super::preflight;
+
+/// A file system that takes longer is reported.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A configuration that can be put into effect.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) config: Config,
+    /// The warnings about it, which hold while it is in use.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The progress of reading a file.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// It takes long, and goes on.
+    Slow,
+    Done(Box<Result<Prepared, Failure>>),
+}
+
+/// Reads and checks the file of the command line. Waits for the disk.
+fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
+    let mut loaded = source::load(&args.config.config)?;
+    let located = loaded.warnings.iter().map(|warning| {
+        tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
+        match warning.line() {
+            0 => format!("configuration: {}", warning.message),
+            line => format!("configuration, line {line}: {}", warning.message),
+        }
+    });
+    let mut warnings: Vec<String> = located.collect();
+    for warning in source::add_backends(&mut loaded, &args.backends) {
+        tracing::warn!("{warning}");
+        warnings.push(warning);
+    }
+    warnings.extend(preflight::check(&loaded.config, args)?);
+    Ok(Prepared { config: loaded.config, warnings })
+}
+
+/// As [`prepare`], in a thread of the pool.
+pub(crate) async fn read(args: RunArgs) -> Result<Prepared, Failure> {
+    let read = tokio::task::spawn_blocking(move || prepare(&args)).await;
+    read.unwrap_or_else(|error| Err(Failure::new(Kind::Internal, error)))
+}
+
+/// As [`read`], in a task that reports to the loop.
+pub(crate) fn start(args: RunArgs, events: UnboundedSender<Event>) {
+    tokio::spawn(async move {
+        let reading = read(args);
+        tokio::pin!(reading);
+        let result = match tokio::time::timeout(TIMEOUT, &mut reading).await {
+            Ok(result) => result,
+            Err(_) => {
+                let _ = events.send(Event::Read(Reading::Slow));
+                reading.await
+            }
+        };
+        let _ = events.send(Event::Read(Reading::Done(Box::new(result))));
+    });
+}
+
+/// The failure to report for a file that takes long.
+pub(crate) fn slow(args: &RunArgs) -> Failure {
+    Failure::new(
+        Kind::NoInput,
+        format_args!(
+            "the configuration {} is not read within {} s: its file system does not answer",
+            args.config.config.display(),
+            TIMEOUT.as_secs()
+        ),
+    )
+}
