@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
-use crate::event::{Event, Failure};
+use crate::event::{Event, Failure, Refusal, Shortage};
 use crate::health::TargetKey;
 use crate::service::{Backends, LiveService};
-use crate::socket::{is_exhaustion, is_self_connected};
+use crate::socket::is_self_connected;
 use crate::worker::Worker;
 
 /// Connects of one client under way at once.
@@ -56,6 +56,9 @@ struct Race<'a> {
     give_up: Instant,
     /// When to start the next beside those under way.
     hedge: Instant,
+    /// What this node lacked for an attempt, while no backend has failed one.
+    shortage: Option<Shortage>,
+    has_failed: bool,
 }
 
 /// Connects a client to a backend of a service, or tells that it is to be refused.
@@ -75,10 +78,13 @@ pub(crate) async fn connect(
         attempts: Vec::new(),
         give_up: now + backends.connect_timeout * PATIENCE,
         hedge: now,
+        shortage: None,
+        has_failed: false,
     };
     let connected = race.run(now).await;
     if connected.is_none() {
-        worker.shared.client_refused(&service);
+        let reason = race.shortage.map_or(Refusal::NoBackend, Shortage::refusal);
+        worker.shared.refused(&service, reason, None);
     } else if race.tried.len() > 1 {
         service.redispatched.fetch_add(1, Relaxed);
     }
@@ -124,11 +130,17 @@ impl Race<'_> {
                     self.hedge = now + self.backends.hedge_after;
                     return;
                 }
-                // No fault of the backend. Another may still be reached: some of these errors depend on the address.
-                Err(error) if is_exhaustion(&error) => {
-                    self.worker.shared.exhausted(self.worker.index, &error);
-                }
-                Err(error) => self.fail(backend, failure(&error)),
+                Err(error) => match Shortage::of(&error) {
+                    // No fault of the backend, and no hindrance to another: ports are counted by address.
+                    Some(shortage @ Shortage::Ports) => self.lack(backend.addr, shortage, &error),
+                    // The same would happen with any other; this one is left for later.
+                    Some(shortage) => {
+                        self.lack(backend.addr, shortage, &error);
+                        self.tried.pop();
+                        return;
+                    }
+                    None => self.fail(backend, failure(&error)),
+                },
             }
         }
     }
@@ -136,7 +148,8 @@ impl Race<'_> {
     fn start(&self, backend: &Arc<LiveBackend>, now: Instant) -> io::Result<Attempt> {
         let shared = &self.worker.shared;
         let downs = backend.downs();
-        let stream = shared.tuning.connect(backend.addr, |refused| shared.option_refused(&refused))?;
+        let refused = |option| shared.option_refused(&option);
+        let stream = shared.tuning.connect(backend.addr, &shared.descriptors, refused)?;
         let backend = Connecting::new(Arc::clone(backend));
         Ok(Attempt { stream, started: now, expires: now + self.timeout(backend.backend()), downs, backend })
     }
@@ -209,7 +222,13 @@ impl Race<'_> {
         Connected { server: stream, lease: Lease::new(backend) }
     }
 
-    fn fail(&self, backend: &LiveBackend, failure: Failure) {
+    fn lack(&mut self, backend: SocketAddr, shortage: Shortage, error: &io::Error) {
+        self.worker.shared.exhausted(Some(backend), error);
+        self.shortage = Some(shortage).filter(|_| !self.has_failed);
+    }
+
+    fn fail(&mut self, backend: &LiveBackend, failure: Failure) {
+        (self.shortage, self.has_failed) = (None, true);
         let target = TargetKey { service: Arc::clone(&self.service.name), backend: backend.addr };
         self.worker.shared.with_monitor(|monitor| monitor.report_failure(&target));
         if backend.failed(self.worker.shared.clock.now(), failure) {

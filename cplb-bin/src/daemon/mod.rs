@@ -32,7 +32,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
-use crate::logging;
+use crate::logging::{self, ANSWER};
 use crate::source;
 use crate::status::server::{BindError, StatusSocket};
 
@@ -81,10 +81,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     logging::init(args.log_format);
     let mut loaded = source::load(&args.config.config)?;
     for warning in &loaded.warnings {
-        tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
+        tracing::warn!(target: ANSWER, line = warning.line(), "configuration: {}", warning.message);
     }
     for warning in source::add_backends(&mut loaded, &args.backends) {
-        tracing::warn!("{warning}");
+        tracing::warn!(target: ANSWER, "{warning}");
     }
     preflight::check(&loaded.config, args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -179,7 +179,7 @@ impl Daemon {
         }
         if let Some(director) = self.ipvs.director.take() {
             for left in director.end().await {
-                tracing::warn!("left behind: {left}");
+                tracing::warn!(target: ANSWER, "left behind: {left}");
             }
         }
         if let Err(error) = self.table.set(None).await {

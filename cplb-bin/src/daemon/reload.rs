@@ -21,6 +21,7 @@ use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 
 use crate::exit::{Failure, Kind};
+use crate::logging::ANSWER;
 use crate::source;
 
 use super::election::Change;
@@ -76,7 +77,7 @@ impl Daemon {
         self.reloads.asked += 1;
         match self.read() {
             Ok(config) => {
-                tracing::info!("the configuration file is read again");
+                tracing::info!(target: ANSWER, "the configuration file is read again");
                 let candidate = Candidate { config, number: self.reloads.asked };
                 self.resolver.prepare(candidate, &self.sender);
             }
@@ -87,17 +88,17 @@ impl Daemon {
     fn read(&self) -> Result<Config, Failure> {
         let mut loaded = source::load(&self.args.config.config)?;
         for warning in &loaded.warnings {
-            tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
+            tracing::warn!(target: ANSWER, line = warning.line(), "configuration: {}", warning.message);
         }
         for warning in source::add_backends(&mut loaded, &self.args.backends) {
-            tracing::warn!("{warning}");
+            tracing::warn!(target: ANSWER, "{warning}");
         }
         preflight::check(&loaded.config, &self.args)?;
         Ok(loaded.config)
     }
 
     fn refuse(&mut self, failure: &Failure) {
-        tracing::error!("the configuration is not reloaded: {failure}");
+        tracing::error!(target: ANSWER, "the configuration is not reloaded: {failure}");
         let why = failure.summary();
         let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
         self.problems.raise(Cause::Reload, text);
@@ -208,7 +209,7 @@ impl Daemon {
                 if number == self.reloads.asked {
                     self.problems.clear(&Cause::Reload);
                 }
-                tracing::info!("the configuration is reloaded");
+                tracing::info!(target: ANSWER, "the configuration is reloaded");
             }
             Err(failure) => {
                 self.clusters.follow(&self.config, &self.sender);
