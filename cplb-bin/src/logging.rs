@@ -130,7 +130,7 @@ fn write_all(items: &Receiver<Item>, held: &Lines, lost: &AtomicU64, mut out: im
             Ok(Item::Line(line)) => write(&line),
             Ok(Item::Mark(written)) => {
                 write(held.drain().as_bytes());
-                drop(written.try_send(()));
+                let _ = written.try_send(());
             }
             Ok(Item::Held) | Err(RecvTimeoutError::Timeout) => write(held.due().as_bytes()),
             Err(RecvTimeoutError::Disconnected) => return write(held.drain().as_bytes()),

@@ -113,6 +113,8 @@ pub(crate) struct LiveBackend {
     strikes: AtomicU32,
     /// Whether the suspicion came from a refusal, that is, its process was gone.
     was_refused: AtomicBool,
+    /// Until when no local port is searched for it; see [`crate::local_ports`].
+    pub ports_searched_until: AtomicU64,
     detail: Mutex<Detail>,
 }
 
@@ -134,6 +136,7 @@ impl LiveBackend {
             suspect_until: AtomicU64::new(0),
             strikes: AtomicU32::new(0),
             was_refused: AtomicBool::new(false),
+            ports_searched_until: AtomicU64::new(0),
             detail: Mutex::new(Detail { since: Instant::now(), reason: "not checked yet".to_owned() }),
         }
     }

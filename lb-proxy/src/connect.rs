@@ -10,12 +10,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::libc::{EACCES, EADDRINUSE, EADDRNOTAVAIL};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
 use crate::event::{Event, Failure, Refusal, Shortage};
 use crate::health::TargetKey;
+use crate::local_ports::REST;
 use crate::service::{Backends, LiveService};
 use crate::socket::is_self_connected;
 use crate::worker::Worker;
@@ -146,12 +148,38 @@ impl Race<'_> {
     }
 
     fn start(&self, backend: &Arc<LiveBackend>, now: Instant) -> io::Result<Attempt> {
-        let shared = &self.worker.shared;
         let downs = backend.downs();
-        let refused = |option| shared.option_refused(&option);
-        let stream = shared.tuning.connect(backend.addr, &shared.descriptors, refused)?;
+        let stream = match self.connect_from(backend, None) {
+            Err(error) if Shortage::of(&error) == Some(Shortage::Ports) => {
+                self.search_port(backend, error)?
+            }
+            other => other?,
+        };
         let backend = Connecting::new(Arc::clone(backend));
         Ok(Attempt { stream, started: now, expires: now + self.timeout(backend.backend()), downs, backend })
+    }
+
+    fn connect_from(&self, backend: &LiveBackend, port: Option<u16>) -> io::Result<TcpStream> {
+        let shared = &self.worker.shared;
+        let refused = |option| shared.option_refused(&option);
+        shared.tuning.connect(backend.addr, port, &shared.descriptors, refused)
+    }
+
+    /// Connects from the port of an ended connection; `error` is what the kernel said when it was to choose one.
+    fn search_port(&self, backend: &LiveBackend, error: io::Error) -> io::Result<TcpStream> {
+        let shared = &self.worker.shared;
+        let now = shared.clock.now();
+        if now < backend.ports_searched_until.load(Relaxed) {
+            return Err(error);
+        }
+        for port in shared.local_ports.sweep() {
+            match self.connect_from(backend, Some(port)) {
+                Err(error) if matches!(error.raw_os_error(), Some(EADDRINUSE | EADDRNOTAVAIL | EACCES)) => {}
+                other => return other,
+            }
+        }
+        backend.ports_searched_until.store(now + REST, Relaxed);
+        Err(error)
     }
 
     /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.

@@ -37,6 +37,7 @@ pub mod health;
 mod heartbeat;
 mod listener;
 mod local;
+mod local_ports;
 mod mark;
 pub mod nft;
 mod ports;

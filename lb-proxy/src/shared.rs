@@ -16,6 +16,7 @@ use crate::backend::Clock;
 use crate::config::{Options, RelayMode};
 use crate::event::{Event, Refusal, Shortage};
 use crate::health::Monitor;
+use crate::local_ports::LocalPorts;
 use crate::ports::Lingering;
 use crate::relay::pipes_allowed;
 use crate::service::LiveService;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     /// How many pipes each worker may have at once.
     pub pipes: usize,
     pub descriptors: Descriptors,
+    pub local_ports: LocalPorts,
     /// Open client connections of all services.
     pub open: Arc<AtomicUsize>,
     pub workers: Vec<WorkerHandle>,
@@ -104,6 +106,7 @@ impl Shared {
             relay: options.relay,
             pipes,
             descriptors: Descriptors::of_process(pipes * commands.len()),
+            local_ports: LocalPorts::of_host(),
             open: Arc::default(),
             workers: commands.into_iter().map(worker).collect(),
             heartbeats: Heartbeats::default(),

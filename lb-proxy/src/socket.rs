@@ -1,7 +1,7 @@
 //! Socket options and the few calls on sockets that tokio has no name for.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -50,11 +50,12 @@ impl Tuning {
         socket.set_tcp_user_timeout(self.user_timeout)
     }
 
-    /// Begins to connect to a backend, with a descriptor that `descriptors` leaves to sessions. `refused` is told which
-    /// wishes the system did not grant.
+    /// Begins to connect to a backend, with a descriptor that `descriptors` leaves to sessions, and from a local port of
+    /// the kernel's choice unless one is given. `refused` is told which wishes the system did not grant.
     pub(crate) fn connect(
         &self,
         addr: SocketAddr,
+        port: Option<u16>,
         descriptors: &Descriptors,
         mut refused: impl FnMut(RefusedOption),
     ) -> io::Result<TcpStream> {
@@ -65,6 +66,11 @@ impl Tuning {
         )?;
         if descriptors.is_kept_back(socket.as_raw_fd()) {
             return Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
+        }
+        // On both the ended connection and the new one, or the port cannot be asked for.
+        socket.set_reuse_address(true)?;
+        if let Some(port) = port {
+            bind_port(&socket, addr, port)?;
         }
         self.apply(&socket)?;
         if self.mark != 0 {
@@ -79,6 +85,18 @@ impl Tuning {
             _ => TcpStream::from_std(socket.into()),
         }
     }
+}
+
+fn bind_port(socket: &Socket, addr: SocketAddr, port: u16) -> io::Result<()> {
+    let unspecified = match addr {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => {
+            // The port of an IPv4 connection is free for this one.
+            socket.set_only_v6(true)?;
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        }
+    };
+    socket.bind(&SocketAddr::new(unspecified, port).into())
 }
 
 /// Whether a connected socket is connected to itself, which happens on loopback when the port chosen for it is the
@@ -143,7 +161,7 @@ mod tests {
             Tuning::new(&Options { mark: 0x77, congestion: Some("reno".into()), ..Options::default() });
         let mut refused = Vec::new();
         let stream = tuning
-            .connect(listener.local_addr().unwrap(), &Descriptors::of_process(0), |option| {
+            .connect(listener.local_addr().unwrap(), None, &Descriptors::of_process(0), |option| {
                 refused.push(format!("{option:?}"))
             })
             .unwrap();
