@@ -1,25 +1,33 @@
 //! Log lines on standard error, text or JSON, filtered by `CPLB_LOG` (default `info`).
 //!
-//! Whoever reads them may stop reading: a thread of its own writes, so that a full pipe stalls nobody, and lines that
-//! find no room are counted.
+//! A reader may stop reading: a thread of its own writes, so that a full pipe stalls nothing, and lines that find no room
+//! are counted. A storm of lines is written in part ([`lines`]): the same thread writes the rest of it in time.
+
+mod limiter;
+mod lines;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cplb_config::{escaped, is_unprintable};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::LogFormat;
+
+pub(crate) use lines::ANSWER;
+use lines::{Limited, Lines, Shape};
 
 /// Lines that wait for a slow reader, some hundred kilobytes.
 const ROOM: usize = 2048;
@@ -33,8 +41,10 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 enum Item {
     Line(Vec<u8>),
-    /// Answered when everything before it is written.
+    /// Answered when everything before it is written, and all lines that were held back.
     Mark(SyncSender<()>),
+    /// The next time at which held lines are due has changed.
+    Held,
 }
 
 /// Takes lines without ever waiting.
@@ -60,18 +70,23 @@ impl Write for Queue {
 
 /// Installs the process-wide subscriber; a second call is a no-op.
 pub(crate) fn init(format: LogFormat) {
-    let Some(queue) = start() else { return };
+    let (shape, ansi) = match format {
+        LogFormat::Text => (Shape::Text, io::stderr().is_terminal()),
+        LogFormat::Json => (Shape::Json, false),
+    };
+    let Some((queue, lines)) = start(shape) else { return };
     let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());
-    let installed = match format {
-        LogFormat::Text => {
-            builder.with_ansi(io::stderr().is_terminal()).fmt_fields(EscapedFields::default()).try_init()
+    let installed = match shape {
+        Shape::Text => {
+            let builder = builder.fmt_fields(EscapedFields::default());
+            builder.map_event_format(|format| Limited { format: format.with_ansi(ansi), lines }).try_init()
         }
-        LogFormat::Json => {
+        Shape::Json => {
             let builder = builder.json().flatten_event(true);
-            builder.map_writer(|make| move || JsonLines(make())).try_init()
+            builder.map_event_format(|format| Limited { format: EscapedJson(format), lines }).try_init()
         }
     };
     if installed.is_err() {
@@ -92,18 +107,23 @@ impl<'writer> FormatFields<'writer> for EscapedFields {
 }
 
 /// Escapes in lines of JSON those characters that JSON itself lets pass. Outside of strings there are none.
-struct JsonLines<W>(W);
+struct EscapedJson<F>(F);
 
-impl<W: Write> Write for JsonLines<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
-        self.0.write_all(format!("{}{end}", escape_json(text)).as_bytes())?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+impl<S, N, F> FormatEvent<S, N> for EscapedJson<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(ctx, Writer::new(&mut line), event)?;
+        out.write_str(&escape_json(&line))
     }
 }
 
@@ -137,16 +157,22 @@ pub(crate) fn flush() {
     let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
-/// The queue to the writing thread; `None` if there was one before, or no thread can be started.
-fn start() -> Option<Queue> {
+/// The queue to the writing thread, and the lines that are held back; `None` if there was one before, or no thread can be
+/// started.
+fn start(shape: Shape) -> Option<(Queue, Arc<Lines>)> {
     let (queue, items) = queue(ROOM);
     QUEUE.set(queue.clone()).ok()?;
+    let wake = queue.lines.clone();
+    // If it finds no room the thread is awake, and looks by itself.
+    let held = Box::new(move || drop(wake.try_send(Item::Held)));
+    let lines = Arc::new(Lines::new(shape, Instant::now, held));
     let lost = Arc::clone(&queue.lost);
     // Without the lock of the standard library's handle, which a stuck write would keep from everybody else.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
-    let body = move || write_all(&items, &lost, out);
+    let held = Arc::clone(&lines);
+    let body = move || write_all(&items, &held, &lost, out);
     thread::Builder::new().name("log".into()).spawn(body).ok()?;
-    Some(queue)
+    Some((queue, lines))
 }
 
 fn queue(room: usize) -> (Queue, Receiver<Item>) {
@@ -154,17 +180,31 @@ fn queue(room: usize) -> (Queue, Receiver<Item>) {
     (Queue { lines, lost: Arc::default() }, items)
 }
 
-fn write_all(items: &Receiver<Item>, lost: &AtomicU64, mut out: impl Write) {
-    for item in items {
-        match item {
-            // Nobody is left to be told that it cannot be written.
-            Item::Line(line) => drop(out.write_all(&line)),
-            Item::Mark(written) => drop(written.try_send(())),
+fn write_all(items: &Receiver<Item>, held: &Lines, lost: &AtomicU64, mut out: impl Write) {
+    // There is no other place to report to that it cannot be written.
+    let mut write = |text: &[u8]| drop(out.write_all(text));
+    loop {
+        match next(items, held) {
+            Ok(Item::Line(line)) => write(&line),
+            Ok(Item::Mark(written)) => {
+                write(held.drain().as_bytes());
+                let _ = written.try_send(());
+            }
+            Ok(Item::Held) | Err(RecvTimeoutError::Timeout) => write(held.due().as_bytes()),
+            Err(RecvTimeoutError::Disconnected) => return write(held.drain().as_bytes()),
         }
         match lost.swap(0, Ordering::Relaxed) {
             0 => {}
             lines => tracing::warn!(lines, "log lines are lost: nobody read them in time"),
         }
+    }
+}
+
+/// The next item, or nothing when held lines are due.
+fn next(items: &Receiver<Item>, held: &Lines) -> Result<Item, RecvTimeoutError> {
+    match held.next_due() {
+        None => items.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(due) => items.recv_timeout(due.saturating_duration_since(Instant::now())),
     }
 }
 
@@ -190,14 +230,15 @@ mod tests {
             }
             LogFormat::Json => {
                 let builder = builder.json().flatten_event(true);
-                let subscriber = builder.map_writer(|make| move || JsonLines(make())).finish();
+                let subscriber = builder.map_event_format(EscapedJson).finish();
                 tracing::subscriber::with_default(subscriber, emit);
             }
         }
         let lost = Arc::clone(&queue.lost);
         drop(queue);
+        let held = Lines::new(Shape::Text, Instant::now, Box::new(|| ()));
         let mut written = Vec::new();
-        write_all(&items, &lost, &mut written);
+        write_all(&items, &held, &lost, &mut written);
         String::from_utf8(written).unwrap()
     }
 
@@ -227,7 +268,8 @@ mod tests {
         assert_eq!(lost.load(Ordering::Relaxed), 2);
         drop(queue);
         let mut written = Vec::new();
-        write_all(&items, &lost, &mut written);
+        let lines = Lines::new(Shape::Text, Instant::now, Box::new(|| {}));
+        write_all(&items, &lines, &lost, &mut written);
         assert_eq!((written.as_slice(), lost.load(Ordering::Relaxed)), (&b"onetwo"[..], 0));
     }
 }

@@ -1,6 +1,9 @@
 //! Whether a node can serve decides who holds the VIP, and a dip that everybody shares moves nothing.
 
 mod support;
+mod serving {
+    pub(crate) mod load;
+}
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Failure, Node, Probe, Readiness, Sessions, Test, Tool};
 
+use serving::load;
 use support::{Cluster, PATIENCE, Plan, services};
 
 fn main() -> ExitCode {
@@ -27,6 +31,8 @@ fn main() -> ExitCode {
         Test::new("a_backup_takes_over_when_the_active_s_keeper_freezes", || freezes("vip-keeper")),
         Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
         Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
+        Test::new("2000_clients_at_256_descriptors_move_nothing", load::descriptors),
+        Test::new("2000_clients_at_300_ports_move_nothing", load::ports),
         Test::new("three_services_have_different_servers", || {
             services::different_sets(Plan::default(), false, |_, _| {});
         }),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -191,6 +191,10 @@ pub struct Service {
     pub balance: Balance,
     /// How backends are checked.
     pub health: HealthCheck,
+    /// Client connections of the proxy that may be open at once; `None` means as many as descriptors allow.
+    pub max_connections: Option<NonZeroU32>,
+    /// Of these, connections from one client address; `None` sets no such limit.
+    pub max_connections_per_client: Option<NonZeroU32>,
 }
 
 impl Service {

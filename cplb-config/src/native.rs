@@ -5,6 +5,8 @@
 
 mod mirror;
 
+use std::num::NonZeroU32;
+
 use lb_proxy::{Balance, HealthCheck, HealthKind};
 use netlink_vip::InterfaceSelector;
 use schemars::{Schema, schema_for};
@@ -156,6 +158,8 @@ impl From<&Service> for ServiceSpec {
                 Balance::SourceHash => BalanceSpec::SourceHash,
             }),
             health_check: Some(HealthCheckSpec::from(&service.health)),
+            max_connections: service.max_connections.map(NonZeroU32::get),
+            max_connections_per_client: service.max_connections_per_client.map(NonZeroU32::get),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use cplb_config::{
@@ -196,8 +197,17 @@ fn service() -> impl Strategy<Value = Service> {
         select(vec![Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash]);
     // Konnectivity's servers do not go with every balance.
     let server_port = port().prop_filter("not konnectivity", |port| port.number() != 8132);
-    (name, (port(), port(), server_port), option::of(backends()), balance, health()).prop_map(
-        |(name, (port, bind_port, backend_port), backends, balance, health)| Service {
+    let limit = || option::of((1..=u32::MAX).prop_map(|limit| NonZeroU32::new(limit).unwrap()));
+    let limits = (limit(), limit());
+    (name, (port(), port(), server_port), option::of(backends()), balance, health(), limits).prop_map(
+        |(
+            name,
+            (port, bind_port, backend_port),
+            backends,
+            balance,
+            health,
+            (max_connections, max_connections_per_client),
+        )| Service {
             name,
             port,
             bind_port,
@@ -205,6 +215,8 @@ fn service() -> impl Strategy<Value = Service> {
             backends,
             balance,
             health,
+            max_connections,
+            max_connections_per_client,
         },
     )
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
+use crate::event::{Refusal, Shortage};
 use crate::listener::BACKLOG;
 use crate::shared::Listening;
-use crate::socket::{is_exhaustion, reset_on_close};
+use crate::socket::reset_on_close;
 use crate::worker::{Command, Worker};
 
 /// Clients accepted in one turn.
@@ -37,7 +39,7 @@ pub(crate) async fn accept(
     listening: Arc<Listening>,
     mut stop: Stop,
 ) {
-    let mut spare = Spare::new();
+    let mut reserve = ReserveFd::new();
     let mut pause = PAUSE_MIN;
     loop {
         let turn = poll_fn(|cx| poll_batch(&worker, &listener, &listening, &mut stop, &mut pause, cx));
@@ -53,9 +55,9 @@ pub(crate) async fn accept(
         if is_peers_fault(&error) {
             continue;
         }
-        worker.shared.exhausted(worker.index, &error);
-        if pause > PAUSE_MIN && is_exhaustion(&error) {
-            spare.refuse(&worker, &listener, &listening);
+        worker.shared.accept_failed(&error);
+        if pause > PAUSE_MIN && Shortage::of(&error).is_some() {
+            reserve.refuse(&worker, &listener, &listening);
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
@@ -76,7 +78,7 @@ fn poll_batch(
     }
     for _ in 0..BATCH {
         let (client, peer) = ready!(listener.poll_accept(cx))?;
-        welcome(worker, listening, client, peer);
+        dispatch(worker, listening, client, peer);
         *pause = PAUSE_MIN;
     }
     cx.waker().wake_by_ref();
@@ -88,7 +90,7 @@ async fn accept_queued(worker: &Rc<Worker>, listener: &TcpListener, listening: &
     let accept = poll_fn(|cx| {
         for _ in 0..BACKLOG {
             let Poll::Ready(Ok((client, peer))) = listener.poll_accept(cx) else { break };
-            welcome(worker, listening, client, peer);
+            dispatch(worker, listening, client, peer);
         }
         Poll::Ready(())
     });
@@ -104,19 +106,22 @@ fn is_peers_fault(error: &io::Error) -> bool {
     )
 }
 
-fn welcome(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: SocketAddr) {
-    if worker.shared.heartbeats.take(peer) {
-        // A fresh socket has room for one byte; if not, the heartbeat rightly fails.
-        let _ = client.try_write(ANSWER);
+/// Answers a heartbeat, refuses a client beyond a limit, and gives any other client to a worker.
+fn dispatch(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: SocketAddr) {
+    if answer_heartbeat(worker, &client, peer) {
         return;
     }
     let service = listening.service.load_full();
+    let Some(ticket) = worker.shared.admit(&service, peer.ip(), client.as_raw_fd()) else {
+        reset_on_close(&client);
+        return;
+    };
     let own = &worker.shared.workers[worker.index];
     service.accepted.fetch_add(1, Relaxed);
     own.accepted.fetch_add(1, Relaxed);
     let Some(other) = worker.better_worker() else {
         own.load.fetch_add(1, Relaxed);
-        worker.start(client, peer.ip(), service);
+        worker.start(client, peer.ip(), ticket);
         return;
     };
     let other = &worker.shared.workers[other];
@@ -124,30 +129,43 @@ fn welcome(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: 
     other.load.fetch_add(1, Relaxed);
     other.waiting.fetch_add(1, Relaxed);
     own.handed_off.fetch_add(1, Relaxed);
-    let command = Command::Serve { client, address: peer.ip(), service };
+    let command = Command::Serve { client, address: peer.ip(), ticket };
     if other.commands.send(command).is_err() {
         other.load.fetch_sub(1, Relaxed);
         other.waiting.fetch_sub(1, Relaxed);
     }
 }
 
-/// A descriptor kept back. While there are no others, it lets clients be accepted and refused at once, instead of
-/// leaving them without any answer.
-struct Spare(Option<File>);
+/// Whether a connection is a heartbeat, which is answered then.
+fn answer_heartbeat(worker: &Worker, connection: &TcpStream, peer: SocketAddr) -> bool {
+    let is_heartbeat = worker.shared.heartbeats.take(peer);
+    if is_heartbeat {
+        // A fresh socket has room for one byte; if not, the heartbeat rightly fails.
+        let _ = connection.try_write(ANSWER);
+    }
+    is_heartbeat
+}
 
-impl Spare {
+/// A descriptor of each listener for when there are no others, whatever took them: it lets clients be accepted and
+/// refused at once, instead of leaving them without any answer.
+struct ReserveFd(Option<File>);
+
+impl ReserveFd {
     fn new() -> Self {
-        Spare(File::open("/dev/null").ok())
+        ReserveFd(File::open("/dev/null").ok())
     }
 
     fn refuse(&mut self, worker: &Worker, listener: &TcpListener, listening: &Listening) {
         self.0 = None;
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..BATCH {
-            let Poll::Ready(Ok((client, _))) = listener.poll_accept(&mut cx) else { break };
+            let Poll::Ready(Ok((client, peer))) = listener.poll_accept(&mut cx) else { break };
+            if answer_heartbeat(worker, &client, peer) {
+                continue;
+            }
             reset_on_close(&client);
-            worker.shared.client_refused(&listening.service.load());
+            worker.shared.refused(&listening.service.load(), Refusal::Descriptors, None);
         }
-        *self = Spare::new();
+        *self = ReserveFd::new();
     }
 }

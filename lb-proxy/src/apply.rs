@@ -46,7 +46,7 @@ impl Applied {
         let mut live = Vec::with_capacity(services.len());
         for service in &services {
             let known = previous.iter().find(|known| *known.name == *service.name);
-            live.push(self.revise(known, service));
+            live.push(self.revise(shared, known, service));
         }
         shared.services.store(Arc::new(live.clone()));
         shared.with_monitor(|monitor| monitor.update(targets));
@@ -89,7 +89,12 @@ impl Applied {
     }
 
     /// The service as it shall be: known backends keep their state, sessions and counters.
-    fn revise(&mut self, known: Option<&Arc<LiveService>>, service: &Service) -> Arc<LiveService> {
+    fn revise(
+        &mut self,
+        shared: &Shared,
+        known: Option<&Arc<LiveService>>,
+        service: &Service,
+    ) -> Arc<LiveService> {
         let previous = known.map(|known| known.backends.load_full());
         if let (Some(known), Some(previous)) = (known, &previous)
             && previous.is_as_configured(service)
@@ -113,7 +118,8 @@ impl Applied {
         let backends = Backends::new(service, members.collect());
         leaving.iter().for_each(|member| member.backend.note_weight(0));
         let Some(known) = known else {
-            return Arc::new(LiveService::new(service.name.as_str().into(), backends));
+            let (name, open) = (service.name.as_str().into(), Arc::clone(&shared.open));
+            return Arc::new(LiveService::new(name, backends, open));
         };
         known.backends.store(Arc::new(backends));
         leaving.retain(|member| member.backend.active.load(Relaxed) > 0);

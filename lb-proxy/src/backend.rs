@@ -41,6 +41,8 @@ impl Clock {
 pub(crate) enum Verdict {
     Unknown,
     Up,
+    /// It was up, and this node could not check it since, for want of descriptors, ports or memory of its own.
+    Unchecked,
     /// It shuts down: no new connections, and its sessions go on.
     Leaving,
     /// It takes no connections any more, and its sessions may go on: nothing listens there, or its certificate is none.
@@ -55,12 +57,18 @@ impl Verdict {
         matches!(self, Verdict::Leaving | Verdict::Refusing | Verdict::Down)
     }
 
+    /// Whether the last check that said something about it found it up.
+    pub(crate) fn is_believed_up(self) -> bool {
+        matches!(self, Verdict::Up | Verdict::Unchecked)
+    }
+
     fn from_u8(value: u8) -> Self {
         match value {
             0 => Verdict::Unknown,
             1 => Verdict::Up,
-            2 => Verdict::Leaving,
-            3 => Verdict::Refusing,
+            2 => Verdict::Unchecked,
+            3 => Verdict::Leaving,
+            4 => Verdict::Refusing,
             _ => Verdict::Down,
         }
     }
@@ -111,6 +119,8 @@ pub(crate) struct LiveBackend {
     strikes: AtomicU32,
     /// Whether the suspicion came from a refusal, that is, its process was gone.
     was_refused: AtomicBool,
+    /// Until when no local port is searched for it; see [`crate::local_ports`].
+    pub ports_searched_until: AtomicU64,
     detail: Mutex<Detail>,
 }
 
@@ -139,6 +149,7 @@ impl LiveBackend {
                 is_draining: false,
                 suspected: None,
             }),
+            ports_searched_until: AtomicU64::new(0),
         }
     }
 
@@ -241,7 +252,7 @@ impl LiveBackend {
                     self.back_since.store(now, Relaxed);
                 }
             }
-            Verdict::Unknown | Verdict::Leaving | Verdict::Refusing => {}
+            Verdict::Unknown | Verdict::Unchecked | Verdict::Leaving | Verdict::Refusing => {}
         }
         let held = detail.since.elapsed();
         detail.since = Instant::now();
@@ -255,7 +266,7 @@ impl LiveBackend {
             Verdict::Leaving => BackendState::Leaving,
             _ if now < self.suspect_until.load(Relaxed) => BackendState::Suspect,
             Verdict::Up => BackendState::Up,
-            Verdict::Unknown => BackendState::Unknown,
+            Verdict::Unknown | Verdict::Unchecked => BackendState::Unknown,
         };
         let detail = self.detail();
         let since = match state {

@@ -166,12 +166,17 @@ impl LoadBalancer {
         let leaving = service.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         let leaving = leaving.iter().filter(|member| member.backend.active.load(Relaxed) > 0);
         let leaving = leaving.map(|m| m.backend.snapshot(now, 0, m.name.clone()));
+        let limits = backends.limits(self.shared.descriptors.sessions);
+        let refusals = service.refusals.snapshot();
         ServiceSnapshot {
             name: Arc::clone(&service.name),
             listen,
             balance: backends.balance,
             accepted: service.accepted.load(Relaxed),
-            refused: service.refused.load(Relaxed),
+            refused: refusals.iter().map(|(_, count)| count).sum(),
+            refusals,
+            max_connections: limits.service,
+            max_connections_per_client: limits.client,
             redispatched: service.redispatched.load(Relaxed),
             backends: staying.chain(leaving).collect(),
         }
@@ -192,7 +197,7 @@ impl LoadBalancer {
             };
             for member in backends.members.iter().filter(|member| member.weight > 0) {
                 let remote = usize::from(!is_local(member.backend.addr.ip(), &own));
-                let healthy = usize::from(member.backend.verdict() == Verdict::Up);
+                let healthy = usize::from(member.backend.verdict().is_believed_up());
                 evidence.backends += 1;
                 evidence.unchecked += usize::from(member.backend.verdict() == Verdict::Unknown);
                 evidence.remote += remote;

@@ -95,6 +95,13 @@ pub struct Service {
     pub hedge_after: Duration,
     /// Over which time a backend that came back is given its full share again; zero for at once.
     pub slow_start: Duration,
+    /// Client connections that may be open at once; further ones are reset as soon as they are accepted. `None`, the
+    /// default, and more than that mean what the descriptors of the process (`RLIMIT_NOFILE`) allow all services
+    /// together. A change ends no open connection.
+    pub max_connections: Option<usize>,
+    /// Of these, connections from one client address; `None`, the default, sets no such limit. Connections that were
+    /// accepted while there was none are not counted.
+    pub max_connections_per_client: Option<usize>,
 }
 
 impl Service {
@@ -110,6 +117,8 @@ impl Service {
             connect_timeout: Duration::from_secs(2),
             hedge_after: Duration::from_millis(200),
             slow_start: Duration::from_secs(10),
+            max_connections: None,
+            max_connections_per_client: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,14 +10,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::libc::{EACCES, EADDRINUSE, EADDRNOTAVAIL};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
-use crate::event::{Event, Failure};
+use crate::event::{Event, Failure, Refusal, Shortage};
 use crate::health::TargetKey;
+use crate::local_ports::REST;
 use crate::service::{Backends, LiveService};
-use crate::socket::{is_exhaustion, is_self_connected};
+use crate::socket::is_self_connected;
 use crate::worker::Worker;
 
 /// Connects of one client under way at once.
@@ -56,6 +58,9 @@ struct Race<'a> {
     give_up: Instant,
     /// When to start the next beside those under way.
     hedge: Instant,
+    /// What this node lacked for an attempt, while no backend has failed one.
+    shortage: Option<Shortage>,
+    has_failed: bool,
 }
 
 /// Connects a client to a backend of a service, or tells that it is to be refused.
@@ -75,10 +80,13 @@ pub(crate) async fn connect(
         attempts: Vec::new(),
         give_up: now + backends.connect_timeout * PATIENCE,
         hedge: now,
+        shortage: None,
+        has_failed: false,
     };
     let connected = race.run(now).await;
     if connected.is_none() {
-        worker.shared.client_refused(&service);
+        let reason = race.shortage.map_or(Refusal::NoBackend, Shortage::refusal);
+        worker.shared.refused(&service, reason, None);
     } else if race.tried.len() > 1 {
         service.redispatched.fetch_add(1, Relaxed);
     }
@@ -124,21 +132,54 @@ impl Race<'_> {
                     self.hedge = now + self.backends.hedge_after;
                     return;
                 }
-                // No fault of the backend. Another may still be reached: some of these errors depend on the address.
-                Err(error) if is_exhaustion(&error) => {
-                    self.worker.shared.exhausted(self.worker.index, &error);
-                }
-                Err(error) => self.fail(backend, failure(&error)),
+                Err(error) => match Shortage::of(&error) {
+                    // No fault of the backend, and no hindrance to another: ports are counted by address.
+                    Some(shortage @ Shortage::Ports) => self.lack(backend.addr, shortage, &error),
+                    // The same would happen with any other; this one is left for later.
+                    Some(shortage) => {
+                        self.lack(backend.addr, shortage, &error);
+                        self.tried.pop();
+                        return;
+                    }
+                    None => self.fail(backend, failure(&error)),
+                },
             }
         }
     }
 
     fn start(&self, backend: &Arc<LiveBackend>, now: Instant) -> io::Result<Attempt> {
-        let shared = &self.worker.shared;
         let downs = backend.downs();
-        let stream = shared.tuning.connect(backend.addr, |refused| shared.option_refused(&refused))?;
+        let stream = match self.connect_from(backend, None) {
+            Err(error) if Shortage::of(&error) == Some(Shortage::Ports) => {
+                self.search_port(backend, error)?
+            }
+            other => other?,
+        };
         let backend = Connecting::new(Arc::clone(backend));
         Ok(Attempt { stream, started: now, expires: now + self.timeout(backend.backend()), downs, backend })
+    }
+
+    fn connect_from(&self, backend: &LiveBackend, port: Option<u16>) -> io::Result<TcpStream> {
+        let shared = &self.worker.shared;
+        let refused = |option| shared.option_refused(&option);
+        shared.tuning.connect(backend.addr, port, &shared.descriptors, refused)
+    }
+
+    /// Connects from the port of an ended connection; `error` is what the kernel said when it was to choose one.
+    fn search_port(&self, backend: &LiveBackend, error: io::Error) -> io::Result<TcpStream> {
+        let shared = &self.worker.shared;
+        let now = shared.clock.now();
+        if now < backend.ports_searched_until.load(Relaxed) {
+            return Err(error);
+        }
+        for port in shared.local_ports.sweep() {
+            match self.connect_from(backend, Some(port)) {
+                Err(error) if matches!(error.raw_os_error(), Some(EADDRINUSE | EADDRNOTAVAIL | EACCES)) => {}
+                other => return other,
+            }
+        }
+        backend.ports_searched_until.store(now + REST, Relaxed);
+        Err(error)
     }
 
     /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.
@@ -209,7 +250,13 @@ impl Race<'_> {
         Connected { server: stream, lease: Lease::new(backend) }
     }
 
-    fn fail(&self, backend: &LiveBackend, failure: Failure) {
+    fn lack(&mut self, backend: SocketAddr, shortage: Shortage, error: &io::Error) {
+        self.worker.shared.exhausted(Some(backend), error);
+        self.shortage = Some(shortage).filter(|_| !self.has_failed);
+    }
+
+    fn fail(&mut self, backend: &LiveBackend, failure: Failure) {
+        (self.shortage, self.has_failed) = (None, true);
         let target = TargetKey { service: Arc::clone(&self.service.name), backend: backend.addr };
         self.worker.shared.with_monitor(|monitor| monitor.report_failure(&target));
         if backend.failed(self.worker.shared.clock.now(), failure) {

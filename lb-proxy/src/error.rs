@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::event::Shortage;
 use crate::health::{MonitorError, TargetError};
 
 /// Why [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
@@ -147,9 +148,25 @@ pub enum HeartbeatError {
         /// What the system said.
         source: io::Error,
     },
+    /// The process or the host had no resource left to try. Says nothing about the proxy, whose workers turn over.
+    #[error("the listener on {addr} could not be tried: {shortage}")]
+    Inconclusive {
+        /// The listener.
+        addr: SocketAddr,
+        /// What was missing.
+        shortage: Shortage,
+    },
     /// The balancer drains or has stopped.
     #[error("the balancer is stopping")]
     Stopping,
+}
+
+impl HeartbeatError {
+    /// Whether this says nothing about the proxy.
+    #[must_use]
+    pub fn is_inconclusive(&self) -> bool {
+        matches!(self, Self::Inconclusive { .. })
+    }
 }
 
 impl From<ReconfigureError> for StartError {

@@ -67,11 +67,15 @@ pub enum Event {
         /// The backend.
         backend: SocketAddr,
     },
-    /// Clients of a service are refused because no backend could be connected. At most every 10 s for one service.
+    /// Clients of a service are refused. At most every 10 s for one service and reason.
     ClientsRefused {
         /// The service.
         service: Arc<str>,
-        /// Connections of this service refused so far.
+        /// Why.
+        reason: Refusal,
+        /// The limit that was reached, if the reason is one: open connections.
+        limit: Option<usize>,
+        /// Connections of this service refused for this reason so far.
         total: u64,
     },
     /// `[::]` could not be listened on, the balancer accepts IPv4 only.
@@ -95,10 +99,12 @@ pub enum Event {
         /// What the system said.
         reason: String,
     },
-    /// Descriptors or memory for sockets ran out: new clients wait, then are refused. At most every 10 s.
+    /// The process or the host ran out of something that connections need. At most every 10 s for one shortage.
     ResourcesExhausted {
-        /// The worker.
-        worker: usize,
+        /// What ran out.
+        shortage: Shortage,
+        /// The backend that could not be connected for want of it; `None` if a client could not be accepted.
+        backend: Option<SocketAddr>,
         /// What the system said.
         reason: String,
     },
@@ -107,6 +113,106 @@ pub enum Event {
         /// The worker.
         worker: usize,
     },
+}
+
+/// Why a client was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No backend could be connected.
+    NoBackend,
+    /// [`crate::Service::max_connections`] are open.
+    MaxConnections,
+    /// [`crate::Service::max_connections_per_client`] are open from the client's address.
+    MaxConnectionsPerClient,
+    /// Sessions have all descriptors that the process (`RLIMIT_NOFILE`) or the host allows them.
+    Descriptors,
+    /// All local ports towards every backend are in use.
+    Ports,
+    /// The kernel has no memory for a socket.
+    Memory,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [
+        Self::NoBackend,
+        Self::MaxConnections,
+        Self::MaxConnectionsPerClient,
+        Self::Descriptors,
+        Self::Ports,
+        Self::Memory,
+    ];
+
+    /// The name in logs, metrics and status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoBackend => "no_backend",
+            Self::MaxConnections => "max_connections",
+            Self::MaxConnectionsPerClient => "max_connections_per_client",
+            Self::Descriptors => "descriptors",
+            Self::Ports => "ports",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the process or the host ran out of. Says nothing about any backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Shortage {
+    /// Descriptors of the process (`EMFILE`, or all that sessions may have): raise `RLIMIT_NOFILE`.
+    Descriptors,
+    /// Open files of the host (`ENFILE`): raise `fs.file-max`.
+    HostFiles,
+    /// Local ports towards one backend (`EADDRNOTAVAIL`): widen `net.ipv4.ip_local_port_range`, or add backends.
+    Ports,
+    /// Memory, or another limit of the kernel (`ENOBUFS`, `ENOMEM`, `EAGAIN`, `ENOSPC`).
+    Memory,
+}
+
+impl Shortage {
+    /// Every shortage.
+    pub const ALL: [Self; 4] = [Self::Descriptors, Self::HostFiles, Self::Ports, Self::Memory];
+
+    /// The shortage that an error of a socket call means, if it means one.
+    #[must_use]
+    pub fn of(error: &std::io::Error) -> Option<Self> {
+        use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
+        match error.raw_os_error()? {
+            EMFILE => Some(Self::Descriptors),
+            ENFILE => Some(Self::HostFiles),
+            EADDRNOTAVAIL => Some(Self::Ports),
+            EAGAIN | ENOBUFS | ENOMEM | ENOSPC => Some(Self::Memory),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn refusal(self) -> Refusal {
+        match self {
+            Self::Descriptors | Self::HostFiles => Refusal::Descriptors,
+            Self::Ports => Refusal::Ports,
+            Self::Memory => Refusal::Memory,
+        }
+    }
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Descriptors => "no descriptor is left in this process",
+            Self::HostFiles => "no open file is left on this host",
+            Self::Ports => "no local port is left towards the backend",
+            Self::Memory => "the kernel has no memory for a socket",
+        })
+    }
 }
 
 /// How a connection to a backend failed.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use futures::future::{join, try_join_all};
+use futures::future::{join, join_all};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::accept::ANSWER;
 use crate::error::HeartbeatError;
+use crate::event::Shortage;
 use crate::shared::Shared;
 use crate::socket::reset_on_close;
 use crate::worker::Command;
@@ -24,15 +25,30 @@ pub(crate) async fn heartbeat(
 ) -> Result<(), HeartbeatError> {
     let deadline = Instant::now() + timeout;
     let workers = ping_workers(shared, deadline, timeout);
-    let listeners = try_join_all(listeners.iter().map(|&addr| async move {
+    let started = shared.clock.now();
+    let listeners = join_all(listeners.iter().map(|&addr| async move {
         match timeout_at(deadline, probe(shared, addr)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => Err(HeartbeatError::ListenerUnreachable { addr, source }),
+            Ok(Err(source)) => Err(failure(addr, source)),
+            // It cannot accept either.
+            Err(_) if shared.accept_failed_since(started) => {
+                Err(HeartbeatError::Inconclusive { addr, shortage: Shortage::Descriptors })
+            }
             Err(_) => Err(HeartbeatError::ListenerSilent { addr, timeout }),
         }
     }));
     let (workers, listeners) = join(workers, listeners).await;
-    workers.and(listeners.map(drop))
+    workers?;
+    // A listener that fails says more than one that could not be tried.
+    let failures = listeners.into_iter().filter_map(Result::err);
+    failures.min_by_key(HeartbeatError::is_inconclusive).map_or(Ok(()), Err)
+}
+
+fn failure(addr: SocketAddr, source: io::Error) -> HeartbeatError {
+    match Shortage::of(&source) {
+        Some(shortage) => HeartbeatError::Inconclusive { addr, shortage },
+        None => HeartbeatError::ListenerUnreachable { addr, source },
+    }
 }
 
 async fn ping_workers(shared: &Shared, deadline: Instant, timeout: Duration) -> Result<(), HeartbeatError> {
@@ -64,13 +80,25 @@ impl Drop for Announced<'_> {
     }
 }
 
+/// Gives the errors of `bind(2)` the meaning of those of `connect(2)`: there EADDRNOTAVAIL is the want of a port, here
+/// that of the address.
+fn bind_error(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(nix::libc::EADDRINUSE) => io::Error::from_raw_os_error(nix::libc::EADDRNOTAVAIL),
+        Some(nix::libc::EADDRNOTAVAIL) => {
+            io::Error::new(io::ErrorKind::AddrNotAvailable, "its address is not on this host")
+        }
+        _ => error,
+    }
+}
+
 /// Connects to a listener from a port that the workers know, and awaits their answer.
 async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
     let ip = if listener.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listener.ip() };
     let target = SocketAddr::new(ip, listener.port());
     let socket =
         Socket::new(Domain::for_address(target), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
+    socket.bind(&SocketAddr::new(ip, 0).into()).map_err(bind_error)?;
     let Some(source) = socket.local_addr()?.as_socket() else {
         return Err(io::ErrorKind::AddrNotAvailable.into());
     };

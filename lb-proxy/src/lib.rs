@@ -24,6 +24,7 @@
 //! `splice(2)` cannot be told to raise no `SIGPIPE`: the process must ignore it, as every Rust program does by default.
 
 mod accept;
+mod admission;
 mod apply;
 mod backend;
 mod balance;
@@ -36,6 +37,7 @@ pub mod health;
 mod heartbeat;
 mod listener;
 mod local;
+mod local_ports;
 mod mark;
 pub mod nft;
 mod ports;
@@ -51,7 +53,7 @@ mod worker;
 pub use balancer::LoadBalancer;
 pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};
 pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
-pub use event::{Event, Failure};
+pub use event::{Event, Failure, Refusal, Shortage};
 pub use mark::{MARK, director_marks};
 pub use snapshot::{
     BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,

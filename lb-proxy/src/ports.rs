@@ -261,7 +261,7 @@ fn reopen(shared: &Shared, closed: &[Listener]) {
     for listener in closed {
         match bind(listener.actual, shared.workers.len(), &shared.tuning) {
             Ok(bound) => open(shared, &listener.listening, bound.sockets),
-            Err(error) => shared.exhausted(0, &error),
+            Err(error) => shared.exhausted(None, &error),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! A service while the balancer runs: its backends of the moment and the choice among them.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::admission::{Limits, Open, Refusals};
 use crate::backend::{LiveBackend, Tier};
 use crate::balance::{Candidate, Chooser, client_key};
 use crate::config::{Backend, Balance, Service};
@@ -27,6 +28,8 @@ pub(crate) struct Backends {
     pub connect_timeout: Duration,
     pub hedge_after: Duration,
     pub slow_start: Duration,
+    pub max_connections: Option<usize>,
+    pub max_connections_per_client: Option<usize>,
     choice: Mutex<(Chooser, Vec<Candidate>)>,
 }
 
@@ -37,6 +40,8 @@ impl Backends {
             connect_timeout: service.connect_timeout,
             hedge_after: service.hedge_after,
             slow_start: service.slow_start,
+            max_connections: service.max_connections,
+            max_connections_per_client: service.max_connections_per_client,
             choice: Mutex::new((Chooser::new(service.balance, members.len()), Vec::new())),
             members,
         }
@@ -45,13 +50,20 @@ impl Backends {
     /// Whether a configuration asks for just this.
     pub(crate) fn is_as_configured(&self, service: &Service) -> bool {
         let same_settings = (self.balance, self.connect_timeout, self.hedge_after, self.slow_start)
-            == (service.balance, service.connect_timeout, service.hedge_after, service.slow_start);
+            == (service.balance, service.connect_timeout, service.hedge_after, service.slow_start)
+            && (self.max_connections, self.max_connections_per_client)
+                == (service.max_connections, service.max_connections_per_client);
         let same = |member: &Member, config: &Backend| {
             (member.backend.addr, member.weight, &member.name) == (config.addr, config.weight, &config.name)
         };
         same_settings
             && self.members.len() == service.backends.len()
             && self.members.iter().zip(&service.backends).all(|(member, config)| same(member, config))
+    }
+
+    /// The limits on open connections, where all services together may have `total`.
+    pub(crate) fn limits(&self, total: usize) -> Limits {
+        Limits::new(total, self.max_connections, self.max_connections_per_client)
     }
 
     /// The backend for a client, none of those `tried` (ids); `None` when there is none left.
@@ -92,22 +104,22 @@ pub(crate) struct LiveService {
     /// Removed backends that may still have sessions, for the snapshot.
     pub leaving: Mutex<Vec<Member>>,
     pub accepted: AtomicU64,
-    pub refused: AtomicU64,
+    pub refusals: Refusals,
     pub redispatched: AtomicU64,
-    /// When an event about refused clients was last sent, so that they stay rare.
-    pub refusal_told: AtomicU64,
+    pub open: Open,
 }
 
 impl LiveService {
-    pub(crate) fn new(name: Arc<str>, backends: Backends) -> Self {
+    /// `open` counts the connections of all services.
+    pub(crate) fn new(name: Arc<str>, backends: Backends, open: Arc<AtomicUsize>) -> Self {
         LiveService {
             name,
             backends: ArcSwap::from_pointee(backends),
             leaving: Mutex::new(Vec::new()),
             accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
             redispatched: AtomicU64::new(0),
-            refusal_told: AtomicU64::new(0),
+            open: Open::new(open),
         }
     }
 }

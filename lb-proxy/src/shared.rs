@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,10 +11,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::admission::{Descriptors, Ticket};
 use crate::backend::Clock;
 use crate::config::{Options, RelayMode};
-use crate::event::Event;
+use crate::event::{Event, Refusal, Shortage};
 use crate::health::Monitor;
+use crate::local_ports::LocalPorts;
 use crate::ports::Lingering;
 use crate::relay::pipes_allowed;
 use crate::service::LiveService;
@@ -32,6 +35,10 @@ pub(crate) struct Shared {
     pub relay: RelayMode,
     /// How many pipes each worker may have at once.
     pub pipes: usize,
+    pub descriptors: Descriptors,
+    pub local_ports: LocalPorts,
+    /// Open client connections of all services.
+    pub open: Arc<AtomicUsize>,
     pub workers: Vec<WorkerHandle>,
     pub heartbeats: Heartbeats,
     /// The services of the moment in configuration order.
@@ -46,7 +53,10 @@ pub(crate) struct Shared {
     sink: Box<dyn Fn(Event) + Send + Sync>,
     mark_refused: AtomicBool,
     congestion_refused: AtomicBool,
-    exhaustion_told: AtomicU64,
+    /// When each shortage was last reported.
+    shortages_told: [AtomicU64; Shortage::ALL.len()],
+    /// When a client could last not be accepted for want of a descriptor.
+    accept_failed: AtomicU64,
 }
 
 /// A worker as the others see it.
@@ -89,11 +99,15 @@ impl Shared {
             handed_off: AtomicU64::new(0),
             commands,
         };
+        let pipes = pipes_allowed(commands.len());
         Shared {
             clock: Clock::new(),
             tuning: Tuning::new(options),
             relay: options.relay,
-            pipes: pipes_allowed(commands.len()),
+            pipes,
+            descriptors: Descriptors::of_process(pipes * commands.len()),
+            local_ports: LocalPorts::of_host(),
+            open: Arc::default(),
             workers: commands.into_iter().map(worker).collect(),
             heartbeats: Heartbeats::default(),
             services: ArcSwap::default(),
@@ -104,7 +118,8 @@ impl Shared {
             sink,
             mark_refused: AtomicBool::new(false),
             congestion_refused: AtomicBool::new(false),
-            exhaustion_told: AtomicU64::new(0),
+            shortages_told: Default::default(),
+            accept_failed: AtomicU64::new(0),
         }
     }
 
@@ -134,18 +149,58 @@ impl Shared {
         }
     }
 
-    /// Tells, but not too often, that the process ran out of descriptors or the like.
-    pub(crate) fn exhausted(&self, worker: usize, error: &io::Error) {
-        if self.is_time_to_tell(&self.exhaustion_told) {
-            self.tell(Event::ResourcesExhausted { worker, reason: error.to_string() });
+    /// Reports, but not too often, that a socket could not be had; towards `backend`, if it was to lead there.
+    pub(crate) fn exhausted(&self, backend: Option<SocketAddr>, error: &io::Error) {
+        let shortage = Shortage::of(error).unwrap_or(Shortage::Memory);
+        if self.is_time_to_tell(&self.shortages_told[shortage as usize]) {
+            self.tell(Event::ResourcesExhausted { shortage, backend, reason: error.to_string() });
         }
     }
 
-    /// Tells, but not too often, that clients of a service are refused.
-    pub(crate) fn client_refused(&self, service: &LiveService) {
-        let total = service.refused.fetch_add(1, Relaxed) + 1;
-        if self.is_time_to_tell(&service.refusal_told) {
-            self.tell(Event::ClientsRefused { service: Arc::clone(&service.name), total });
+    /// A worker could not accept a client. Until the next success its listeners answer no heartbeat either.
+    pub(crate) fn accept_failed(&self, error: &io::Error) {
+        if matches!(Shortage::of(error), Some(Shortage::Descriptors | Shortage::HostFiles)) {
+            self.accept_failed.store(self.clock.now(), Relaxed);
+        }
+        self.exhausted(None, error);
+    }
+
+    /// Whether a client could not be accepted since `time` of the clock for want of a descriptor.
+    pub(crate) fn accept_failed_since(&self, time: u64) -> bool {
+        self.accept_failed.load(Relaxed) >= time
+    }
+
+    /// Admits a client that was accepted with this descriptor, or counts it as refused and reports that, but not too
+    /// often.
+    pub(crate) fn admit(
+        &self,
+        service: &Arc<LiveService>,
+        client: IpAddr,
+        descriptor: RawFd,
+    ) -> Option<Ticket> {
+        let limits = service.backends.load().limits(self.descriptors.sessions);
+        let admitted = match self.descriptors.is_kept_back(descriptor) {
+            true => Err(Refusal::Descriptors),
+            false => Ticket::take(service, &limits, client),
+        };
+        let reason = match admitted {
+            Ok(ticket) => return Some(ticket),
+            Err(reason) => reason,
+        };
+        let limit = match reason {
+            Refusal::MaxConnectionsPerClient => limits.client,
+            Refusal::MaxConnections => Some(limits.service),
+            _ => Some(limits.total),
+        };
+        self.refused(service, reason, limit);
+        None
+    }
+
+    /// Counts a refused client and reports that, but not too often.
+    pub(crate) fn refused(&self, service: &LiveService, reason: Refusal, limit: Option<usize>) {
+        let total = service.refusals.count(reason);
+        if self.is_time_to_tell(service.refusals.told(reason)) {
+            self.tell(Event::ClientsRefused { service: Arc::clone(&service.name), reason, limit, total });
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Balance;
+use crate::event::Refusal;
 use crate::health::LastCheck;
 
 /// Everything at one moment. Counters only grow while a service or backend stays configured.
@@ -30,10 +31,17 @@ pub struct ServiceSnapshot {
     pub listen: Vec<SocketAddr>,
     /// How backends are chosen.
     pub balance: Balance,
-    /// Clients accepted.
+    /// Clients accepted, without those refused because of a limit.
     pub accepted: u64,
-    /// Clients refused because no backend could be connected.
+    /// Clients refused, for whatever reason.
     pub refused: u64,
+    /// The same by reason, without those that did not occur.
+    pub refusals: Vec<(Refusal, u64)>,
+    /// Client connections that may be open at once: [`crate::Service::max_connections`], at most what the descriptors
+    /// of the process allow.
+    pub max_connections: usize,
+    /// [`crate::Service::max_connections_per_client`].
+    pub max_connections_per_client: Option<usize>,
     /// Connections that found their backend only after another had failed or hung.
     pub redispatched: u64,
     /// The backends in configuration order, then those removed that still have sessions.
@@ -137,7 +145,7 @@ pub struct ServingEvidence {
     pub remote: usize,
     /// Backends that were never checked, or not lately.
     pub unchecked: usize,
-    /// Backends that are up.
+    /// Backends that are up, or were so when this node could last check them.
     pub healthy: usize,
     /// Of these, those that are not on this node.
     pub healthy_remote: usize,

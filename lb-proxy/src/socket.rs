@@ -1,12 +1,14 @@
 //! Socket options and the few calls on sockets that tokio has no name for.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
+use crate::admission::Descriptors;
 use crate::config::Options;
 
 /// Unacknowledged keepalive probes after which a connection is reset.
@@ -48,10 +50,13 @@ impl Tuning {
         socket.set_tcp_user_timeout(self.user_timeout)
     }
 
-    /// Begins to connect to a backend. `refused` is told which wishes the system did not grant.
+    /// Begins to connect to a backend, with a descriptor that `descriptors` leaves to sessions, and from a local port of
+    /// the kernel's choice unless one is given. `refused` is told which wishes the system did not grant.
     pub(crate) fn connect(
         &self,
         addr: SocketAddr,
+        port: Option<u16>,
+        descriptors: &Descriptors,
         mut refused: impl FnMut(RefusedOption),
     ) -> io::Result<TcpStream> {
         let socket = Socket::new(
@@ -59,6 +64,14 @@ impl Tuning {
             Type::STREAM.nonblocking().cloexec(),
             Some(Protocol::TCP),
         )?;
+        if descriptors.is_kept_back(socket.as_raw_fd()) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
+        }
+        // On both the ended connection and the new one, or the port cannot be asked for.
+        socket.set_reuse_address(true)?;
+        if let Some(port) = port {
+            bind_port(&socket, addr, port)?;
+        }
         self.apply(&socket)?;
         if self.mark != 0 {
             socket.set_mark(self.mark).unwrap_or_else(|error| refused(RefusedOption::Mark(error)));
@@ -74,6 +87,18 @@ impl Tuning {
     }
 }
 
+fn bind_port(socket: &Socket, addr: SocketAddr, port: u16) -> io::Result<()> {
+    let unspecified = match addr {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => {
+            // The port of an IPv4 connection is free for this one.
+            socket.set_only_v6(true)?;
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        }
+    };
+    socket.bind(&SocketAddr::new(unspecified, port).into())
+}
+
 /// Whether a connected socket is connected to itself, which happens on loopback when the port chosen for it is the
 /// very one it connects to: nobody listens there.
 pub(crate) fn is_self_connected(stream: &TcpStream, backend: SocketAddr) -> bool {
@@ -84,12 +109,6 @@ pub(crate) fn is_self_connected(stream: &TcpStream, backend: SocketAddr) -> bool
 pub(crate) fn reset_on_close(stream: &TcpStream) {
     // Only an invalid descriptor or argument can fail here.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-/// Whether an error means that this process or host ran out of something, so that no backend is to blame.
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
-    matches!(error.raw_os_error(), Some(EADDRNOTAVAIL | EAGAIN | EMFILE | ENFILE | ENOBUFS | ENOMEM | ENOSPC))
 }
 
 #[cfg(test)]
@@ -142,7 +161,9 @@ mod tests {
             Tuning::new(&Options { mark: 0x77, congestion: Some("reno".into()), ..Options::default() });
         let mut refused = Vec::new();
         let stream = tuning
-            .connect(listener.local_addr().unwrap(), |option| refused.push(format!("{option:?}")))
+            .connect(listener.local_addr().unwrap(), None, &Descriptors::of_process(0), |option| {
+                refused.push(format!("{option:?}"))
+            })
             .unwrap();
         let socket = SockRef::from(&stream);
         let is_refused = refused.iter().any(|option| option.starts_with("Mark"));

@@ -22,6 +22,7 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
         Status::Leaving => Verdict::Leaving,
         Status::Down { reason } if reason.spares_sessions() => Verdict::Refusing,
         Status::Down { .. } => Verdict::Down,
+        Status::Unknown if change.from.is_up() => Verdict::Unchecked,
         Status::Unknown => Verdict::Unknown,
     };
     let reason = match &change.to {
@@ -50,7 +51,7 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
             shared.tell(Event::BackendUp { service, backend: backend_addr, reason, after: change.after });
             reset_stranded(shared, &backends);
         }
-        Verdict::Unknown => {}
+        Verdict::Unknown | Verdict::Unchecked => {}
     }
 }
 
@@ -116,14 +117,22 @@ mod tests {
             };
             let service = Service::new("api", Vec::new(), Vec::new());
             let backends = Backends::new(&service, vec![member(1), member(2)]);
-            shared.services.store(Arc::new(vec![Arc::new(LiveService::new("api".into(), backends))]));
+            shared.services.store(Arc::new(vec![Arc::new(LiveService::new(
+                "api".into(),
+                backends,
+                Arc::default(),
+            ))]));
             Scene { shared, commands, events }
         }
 
         fn change(&mut self, id: u8, to: Status) -> Vec<u32> {
+            self.change_from(Status::Unknown, id, to)
+        }
+
+        fn change_from(&mut self, from: Status, id: u8, to: Status) -> Vec<u32> {
             let target = TargetKey { service: "api".into(), backend: ([10, 0, 0, id], 6443).into() };
             let after = Duration::from_secs(1);
-            apply(&self.shared, &Change { target, from: Status::Unknown, to, after });
+            apply(&self.shared, &Change { target, from, to, after });
             let mut reset = Vec::new();
             while let Ok(Command::ResetBackend(id)) = self.commands.try_recv() {
                 reset.push(id);
@@ -186,6 +195,28 @@ mod tests {
             assert_eq!(backends.members[0].backend.snapshot(1, 1, None).reason, reason);
         }
         assert_eq!(scene.events.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_backend_that_cannot_be_checked_is_unknown_and_still_believed_up() {
+        let mut scene = Scene::new();
+        let verdict = |scene: &Scene| {
+            let services = scene.shared.services.load();
+            services[0].backends.load().members[0].backend.verdict()
+        };
+        assert!(scene.change(1, Status::Unknown).is_empty());
+        assert!(!verdict(&scene).is_believed_up(), "nothing was ever known");
+        scene.change(1, Status::Up);
+        scene.change_from(Status::Up, 1, Status::Unknown);
+        assert_eq!(verdict(&scene), Verdict::Unchecked);
+        assert!(verdict(&scene).is_believed_up());
+        let state = |scene: &Scene| {
+            let services = scene.shared.services.load();
+            services[0].backends.load().members[0].backend.snapshot(1, 1, None).state
+        };
+        assert_eq!(state(&scene), crate::BackendState::Unknown);
+        scene.change(1, down(silence()));
+        assert!(!verdict(&scene).is_believed_up());
     }
 
     #[test]

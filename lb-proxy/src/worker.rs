@@ -18,10 +18,10 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::accept::accept;
+use crate::admission::Ticket;
 use crate::event::Event;
 use crate::ports::close_due;
 use crate::relay::Tools;
-use crate::service::LiveService;
 use crate::session::Session;
 use crate::shared::{Listening, Shared};
 
@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Serve {
         client: TcpStream,
         address: IpAddr,
-        service: Arc<LiveService>,
+        ticket: Ticket,
     },
     Listen {
         listening: Arc<Listening>,
@@ -73,6 +73,8 @@ struct Entry {
     client: RawFd,
     /// 0 while it connects.
     backend: u32,
+    /// Gives the client's place back when the entry goes.
+    _ticket: Ticket,
 }
 
 /// State of one worker, for its own thread.
@@ -143,14 +145,14 @@ impl Worker {
         let mut listeners: HashMap<u32, oneshot::Sender<SyncSender<()>>> = HashMap::new();
         while let Some(command) = commands.recv().await {
             match command {
-                Command::Serve { client, address, service } => self.take_over(client, address, service),
+                Command::Serve { client, address, ticket } => self.take_over(client, address, ticket),
                 Command::Listen { listening, socket } => match tokio::net::TcpListener::from_std(socket) {
                     Ok(socket) => {
                         let (stop, stopped) = oneshot::channel();
                         listeners.insert(listening.id, stop);
                         tokio::task::spawn_local(accept(Rc::clone(&self), socket, listening, stopped));
                     }
-                    Err(error) => self.shared.exhausted(self.index, &error),
+                    Err(error) => self.shared.exhausted(None, &error),
                 },
                 Command::Unlisten { id, done } => {
                     if let Some(stop) = listeners.remove(&id) {
@@ -207,25 +209,21 @@ impl Worker {
         (x % bound.max(1) as u64) as usize
     }
 
-    fn take_over(self: &Rc<Self>, client: TcpStream, address: IpAddr, service: Arc<LiveService>) {
+    fn take_over(self: &Rc<Self>, client: TcpStream, address: IpAddr, ticket: Ticket) {
         self.shared.workers[self.index].waiting.fetch_sub(1, Relaxed);
         match tokio::net::TcpStream::from_std(client) {
-            Ok(client) => self.start(client, address, service),
+            Ok(client) => self.start(client, address, ticket),
             Err(error) => {
                 self.shared.workers[self.index].load.fetch_sub(1, Relaxed);
-                self.shared.exhausted(self.index, &error);
+                self.shared.exhausted(None, &error);
             }
         }
     }
 
     /// Begins a session, whose load has been counted.
-    pub(crate) fn start(
-        self: &Rc<Self>,
-        client: tokio::net::TcpStream,
-        address: IpAddr,
-        service: Arc<LiveService>,
-    ) {
-        let entry = Entry { abort: None, client: client.as_raw_fd(), backend: 0 };
+    pub(crate) fn start(self: &Rc<Self>, client: tokio::net::TcpStream, address: IpAddr, ticket: Ticket) {
+        let service = Arc::clone(ticket.service());
+        let entry = Entry { abort: None, client: client.as_raw_fd(), backend: 0, _ticket: ticket };
         let key = self.sessions.borrow_mut().insert(entry);
         let session = Session::new(Rc::clone(self), key, client, address, service);
         let task = tokio::task::spawn_local(session);

@@ -233,6 +233,9 @@ fn balance(
     let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
+    let limit = |limit: NonZeroU32| usize::try_from(limit.get()).unwrap_or(usize::MAX);
+    balanced.max_connections = service.max_connections.map(limit);
+    balanced.max_connections_per_client = service.max_connections_per_client.map(limit);
     if is_api(config, service) {
         let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
         let servers = kubeconfig.and_then(|path| names.discovered(path));

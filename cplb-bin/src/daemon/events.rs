@@ -1,9 +1,9 @@
 //! Turns the parts' events into log lines and problems.
 
-use std::net::IpAddr;
-use std::time::Instant;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
-use lb_proxy::Event as Balancer;
+use lb_proxy::{Event as Balancer, Refusal, Shortage};
 use netlink_vip::wire::address_flag;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
 use vrrp::runner::{InstanceId, RunnerEvent};
@@ -219,8 +219,8 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::BackendForbidden { service, backend } => {
             tracing::warn!(%service, %backend, "the backend is a virtual IP of this configuration and is left out");
         }
-        Balancer::ClientsRefused { service, total } => {
-            tracing::warn!(%service, total, "clients are refused: no backend takes a connection");
+        Balancer::ClientsRefused { service, reason, limit, total } => {
+            refused(service, *reason, *limit, *total, problems);
         }
         Balancer::ListenFallback { configured, actual, reason } => {
             tracing::info!(%configured, %actual, reason, "listening on IPv4 only");
@@ -233,12 +233,8 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
             tracing::warn!(algorithm, reason, "congestion control");
             problems.raise(Cause::Congestion, format!("no congestion control {algorithm}: {reason}"));
         }
-        Balancer::ResourcesExhausted { worker, reason } => {
-            tracing::error!(worker, reason, "no descriptors or memory for new clients: raise LimitNOFILE=");
-            problems.raise(
-                Cause::Exhausted,
-                format!("no descriptors or memory for new clients ({reason}): raise LimitNOFILE="),
-            );
+        Balancer::ResourcesExhausted { shortage, backend, reason } => {
+            exhausted(*shortage, *backend, reason, problems);
         }
         Balancer::WorkerGone { worker } => {
             tracing::error!(worker, "a worker of the load balancer ended");
@@ -247,6 +243,46 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         }
         other => tracing::debug!(?other, "load balancer"),
     }
+}
+
+/// How long the load balancer's troubles are shown that it reports every 10 s while they last.
+const LASTING: Duration = Duration::from_secs(15);
+
+fn refused(service: &str, reason: Refusal, limit: Option<usize>, total: u64, problems: &mut Problems) {
+    let limit = limit.map(|limit| limit.to_string()).unwrap_or_default();
+    let remedy = match reason {
+        Refusal::NoBackend => {
+            tracing::warn!(service, total, "clients refused: no backend takes a connection");
+            return;
+        }
+        Refusal::MaxConnections => "as many connections as maxConnections allows are open",
+        Refusal::MaxConnectionsPerClient => {
+            "a client has as many connections open as maxConnectionsPerClient allows"
+        }
+        Refusal::Descriptors => "sessions have all descriptors that LimitNOFILE leaves to them: raise it",
+        // The shortage itself is reported.
+        _ => return,
+    };
+    tracing::warn!(service, %reason, limit, total, "clients refused: {remedy}");
+    let of = if limit.is_empty() { String::new() } else { format!(" ({limit})") };
+    let text = format!("service {service} refuses clients: {remedy}{of}");
+    problems.raise_until(Cause::Limited(service.to_owned(), reason), text, Instant::now() + LASTING);
+}
+
+fn exhausted(shortage: Shortage, backend: Option<SocketAddr>, reason: &str, problems: &mut Problems) {
+    let backend = backend.map(|backend| backend.to_string()).unwrap_or_default();
+    let remedy = match shortage {
+        Shortage::Descriptors => "sessions have all descriptors that LimitNOFILE leaves to them: raise it",
+        Shortage::HostFiles => "this host has no more open files: raise fs.file-max",
+        Shortage::Ports => {
+            "no local port is left towards a backend: widen net.ipv4.ip_local_port_range, or add backends"
+        }
+        _ => "the kernel has no memory for sockets: see net.ipv4.tcp_mem and the memory of this host",
+    };
+    tracing::error!(%shortage, backend, reason, "connections fail: {remedy}");
+    let towards = if backend.is_empty() { String::new() } else { format!(" (towards {backend})") };
+    let text = format!("connections fail: {remedy}{towards}");
+    problems.raise_until(Cause::Exhausted(shortage), text, Instant::now() + LASTING);
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
 use crate::lock::{self, Locked, NamespaceLock};
-use crate::logging;
+use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
 use direct::Ipvs;
@@ -201,7 +201,7 @@ impl Daemon {
         }
         if let Some(director) = self.ipvs.director.take() {
             for left in director.end().await {
-                tracing::warn!("left behind: {left}");
+                tracing::warn!(target: ANSWER, "left behind: {left}");
             }
         }
         if let Err(error) = self.table.set(None).await {

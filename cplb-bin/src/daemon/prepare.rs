@@ -7,6 +7,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
+use crate::logging::ANSWER;
 use crate::source;
 
 use super::link::Event;
@@ -35,7 +36,7 @@ pub(crate) enum Reading {
 fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut loaded = source::load(&args.config.config)?;
     let located = loaded.warnings.iter().map(|warning| {
-        tracing::warn!(line = warning.line(), "configuration: {}", warning.message);
+        tracing::warn!(target: ANSWER, line = warning.line(), "configuration: {}", warning.message);
         match warning.line() {
             0 => format!("configuration: {}", warning.message),
             line => format!("configuration, line {line}: {}", warning.message),
@@ -43,7 +44,7 @@ fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     });
     let mut warnings: Vec<String> = located.collect();
     for warning in source::add_backends(&mut loaded, &args.backends) {
-        tracing::warn!("{warning}");
+        tracing::warn!(target: ANSWER, "{warning}");
         warnings.push(warning);
     }
     warnings.extend(preflight::check(&loaded.config, args)?);

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lb_proxy::{Refusal, Shortage};
+
 /// How long a problem is shown that says nothing when it ends. It is reported once a minute while it lasts.
 const FADING: Duration = Duration::from_secs(90);
 
 /// What a problem is about; there is one for each at a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
-    /// No descriptors or memory for clients, until the load balancer's next good heartbeat.
-    Exhausted,
+    /// The load balancer lacks something for connections, until it has not been said for a while.
+    Exhausted(Shortage),
+    /// A service refuses clients beyond a limit, until it has not been said for a while.
+    Limited(String, Refusal),
     /// The host's addresses cannot be read, until they can.
     Unobserved,
     /// The kernel dropped news, until none were dropped for a while.
@@ -102,7 +106,12 @@ impl Problems {
 
     /// Shows `text` until it has not been said again for a while.
     pub(crate) fn raise_fading(&mut self, cause: Cause, text: impl Into<String>, now: Instant) {
-        self.put(cause, vec![text.into()], Some(now + FADING));
+        self.raise_until(cause, text, now + FADING);
+    }
+
+    /// Shows `text` until then, or until it is said again.
+    pub(crate) fn raise_until(&mut self, cause: Cause, text: impl Into<String>, until: Instant) {
+        self.put(cause, vec![text.into()], Some(until));
     }
 
     /// The texts that a cause has now.

@@ -21,6 +21,7 @@ use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 
 use crate::exit::{Failure, Kind};
+use crate::logging::ANSWER;
 
 use super::blueprint::Instance;
 use super::election::Change;
@@ -109,7 +110,7 @@ impl Daemon {
         }
         match *result {
             Ok(Prepared { config, warnings }) => {
-                tracing::info!("the configuration file is read again");
+                tracing::info!(target: ANSWER, "the configuration file is read again");
                 let candidate = Candidate { config, warnings, number: self.reloads.asked };
                 self.resolver.prepare(candidate, &self.sender);
             }
@@ -119,10 +120,10 @@ impl Daemon {
 
     fn refuse(&mut self, failure: &Failure) {
         let why = failure.summary();
-        tracing::error!("the configuration is not reloaded: {why}");
+        tracing::error!(target: ANSWER, "the configuration is not reloaded: {why}");
         // One line for each error of the file.
         for line in failure.to_string().lines().skip(1).map(str::trim).filter(|line| !line.is_empty()) {
-            tracing::error!("the configuration is not reloaded: {line}");
+            tracing::error!(target: ANSWER, "the configuration is not reloaded: {line}");
         }
         let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
         self.problems.raise(Cause::Reload, text);
@@ -235,7 +236,7 @@ impl Daemon {
                 if number == self.reloads.asked {
                     self.problems.clear(&Cause::Reload);
                 }
-                tracing::info!("the configuration is reloaded");
+                tracing::info!(target: ANSWER, "the configuration is reloaded");
             }
             Err(failure) => {
                 self.clusters.follow(&self.config, &self.sender);

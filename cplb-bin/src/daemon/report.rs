@@ -215,6 +215,9 @@ fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
         connections_active: found.backends.iter().map(|backend| backend.active as u64).sum(),
         connections_accepted: found.accepted,
         connections_refused: found.refused,
+        refusals: found.refusals.iter().map(|(why, count)| (why.as_str().to_owned(), *count)).collect(),
+        max_connections: found.max_connections as u64,
+        max_connections_per_client: found.max_connections_per_client.map(|limit| limit as u64),
         backends: found.backends.iter().map(backend).collect(),
     }
 }

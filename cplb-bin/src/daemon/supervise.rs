@@ -223,9 +223,6 @@ impl Daemon {
                 self.problems.clear(&Cause::Table);
             }
         }
-        if finding.evidence.heartbeat.is_none() {
-            self.problems.clear(&Cause::Exhausted);
-        }
         self.tell_opinions();
         self.update_ipvs();
         let lease = LEAST_LEASE.max(2 * self.round_interval());

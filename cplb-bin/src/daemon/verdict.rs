@@ -140,8 +140,10 @@ impl Round {
         let ipvs = self.ipvs.as_ref().and_then(|director| director.observed().unavailable);
         let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
+            let error = balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err();
+            // What could not be tried for want of a descriptor or a port speaks neither for nor against this node.
             evidence.heartbeat =
-                balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err().map(|error| error.to_string());
+                error.filter(|error| !error.is_inconclusive()).map(|error| error.to_string());
             evidence.backends = self.backends(balancer);
         }
         Finding { generation: self.generation, evidence, look }

@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::kubeconfig::Access;
+use super::pace::Pace;
 
 /// How long a server may take for a connection and its handshake.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -148,10 +149,23 @@ fn others(count: usize) -> String {
     }
 }
 
-/// A client that opens a connection for each request: there are two in a minute.
-pub(super) fn client(access: &Access, directory: &Directory, mark: u32) -> Client {
-    let (access, directory) = (access.clone(), directory.clone());
-    let service = tower::service_fn(move |request| ask(access.clone(), directory.clone(), mark, request));
+/// A client that opens a connection for each request, of which there are two in a minute. Requests wait as `pace` says.
+pub(super) fn client(access: &Access, directory: &Directory, mark: u32, pace: &Arc<Mutex<Pace>>) -> Client {
+    let (access, directory, pace) = (access.clone(), directory.clone(), Arc::clone(pace));
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (access, directory, pace) = (access.clone(), directory.clone(), Arc::clone(&pace));
+        async move {
+            let with_pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = with_pace().before_request(Instant::now());
+            tokio::time::sleep(pause).await;
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let response = ask(access, directory, mark, request).await?;
+            if is_watch {
+                with_pace().watch_began(Instant::now());
+            }
+            Ok::<_, Box<dyn Error + Send + Sync>>(response)
+        }
+    });
     Client::new(service, "default")
 }
 

@@ -5,6 +5,8 @@ mod dial;
 #[cfg(feature = "kubernetes")]
 mod kubeconfig;
 #[cfg(feature = "kubernetes")]
+mod pace;
+#[cfg(feature = "kubernetes")]
 mod slices;
 mod store;
 #[cfg(all(test, feature = "kubernetes"))]

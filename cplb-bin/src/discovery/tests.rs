@@ -150,6 +150,24 @@ async fn a_version_that_is_gone_is_listed_anew() {
     assert_eq!(scene.api.requests().lists, 2);
 }
 
+/// Whatever the server does with its watches, it is asked more and more rarely, and heard when it is well again.
+#[tokio::test]
+async fn a_server_that_ends_watches_at_once_is_asked_rarely() {
+    for behaviour in [ApiBehaviour::EndsWatches, ApiBehaviour::AlwaysGone] {
+        let scene = Scene::new();
+        scene.api.set_behaviour(behaviour.clone());
+        let mut following = scene.found().await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let requests = scene.api.requests();
+        // Pauses of at least 125, 250, 500, 1000 and 2000 ms.
+        assert!((3..=6).contains(&requests.watches), "{behaviour:?}: {requests:?}");
+        assert!(requests.lists <= requests.watches + 1, "{behaviour:?}: {requests:?}");
+        scene.api.set_behaviour(ApiBehaviour::Serve);
+        scene.cluster.set_servers(&servers(&[11, 12]));
+        following.finds(&[11, 12]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_watch_that_says_nothing_is_found_out() {
     let scene = Scene::new();

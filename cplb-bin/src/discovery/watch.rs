@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use super::dial;
 use super::kubeconfig::{Access, KubeconfigError, Server};
+use super::pace::Pace;
 use super::slices::{EndpointSlice, Endpoints, LABEL, Lists, SERVICE};
 use super::{Report, State, Subject};
 
@@ -25,13 +28,9 @@ const LIST: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait for the system's resolver.
 const RESOLVE: Duration = Duration::from_secs(2);
-/// How long to wait after a failure, doubled with each one.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// What a hostile server invents must not fill the memory.
 const OBJECTS_MAX: usize = 100;
 const SERVERS_MAX: usize = 20_000;
-/// A watch that went on for so long was a good one.
-const GOOD: Duration = Duration::from_secs(5);
 /// What a server says of a failure is shown up to this length.
 const SAID_MAX: usize = 300;
 
@@ -55,7 +54,9 @@ enum End {
 /// Follows until the future is dropped.
 pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
     let mut kind = Kind::Slices;
-    let mut pause = Pause::default();
+    // Randomly keyed: the nodes of a cluster shall not ask in step.
+    let seed = RandomState::new().build_hasher().finish();
+    let pace = Arc::new(Mutex::new(Pace::new(Duration::from_secs(subject.watch.into()), seed)));
     let mut known: Option<Access> = None;
     loop {
         // What is still good is not read again: whoever checks by it would begin anew.
@@ -75,8 +76,7 @@ pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
             }
         };
         subject.directory.set_named(look_up(&access.server).await);
-        let client = dial::client(access, &subject.directory, subject.mark);
-        let begun = Instant::now();
+        let client = dial::client(access, &subject.directory, subject.mark, &pace);
         let told = |servers| {
             subject.directory.praise();
             report(Report::Servers(servers, access.trust.clone()));
@@ -91,9 +91,6 @@ pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
             end = followed => end,
             () = outdated(access) => End::Outdated,
         };
-        if begun.elapsed() > GOOD {
-            pause = Pause::default();
-        }
         match end {
             End::Outdated => {
                 tracing::info!(kubeconfig = %subject.kubeconfig.display(), "read again: it has changed");
@@ -105,14 +102,14 @@ pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
                 report(Report::State(State::Failing(
                     "the API server knows neither EndpointSlices nor Endpoints".to_owned(),
                 )));
-                pause.wait(access).await;
+                pause(&pace, access).await;
             }
             End::Failed(why) => {
                 // The next server may know slices.
                 kind = Kind::Slices;
                 subject.directory.blame();
                 report(Report::State(State::Failing(shown(&why))));
-                pause.wait(access).await;
+                pause(&pace, access).await;
             }
         }
     }
@@ -286,23 +283,11 @@ fn add(objects: &mut BTreeMap<String, BTreeSet<SocketAddr>>, name: String, objec
     }
 }
 
-/// Waits longer each time.
-#[derive(Debug)]
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(BACKOFF.0)
-    }
-}
-
-impl Pause {
-    /// Unless there is another kubeconfig meanwhile.
-    async fn wait(&mut self, access: &Access) {
-        tokio::select! {
-            () = tokio::time::sleep(self.0) => {}
-            () = outdated(access) => {}
-        }
-        self.0 = (self.0 * 2).min(BACKOFF.1);
+/// Waits after a failure, unless there is another kubeconfig meanwhile.
+async fn pause(pace: &Mutex<Pace>, access: &Access) {
+    let pause = pace.lock().unwrap_or_else(PoisonError::into_inner).failed(Instant::now());
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = outdated(access) => {}
     }
 }

@@ -114,6 +114,11 @@ fn render_service(out: &mut String, service: &Service) {
         "\n{name} :{port} → :{bind_port}, {balance}: {} open, {} accepted, {} refused",
         service.connections_active, service.connections_accepted, service.connections_refused
     );
+    if !service.refusals.is_empty() {
+        let reasons = service.refusals.iter().map(|(why, count)| format!("{why} {count}"));
+        let reasons: Vec<_> = reasons.collect();
+        let _ = writeln!(out, "  refused: {}; at most {} open", reasons.join(", "), service.max_connections);
+    }
     let width = service.backends.iter().map(|b| b.address.len()).max().unwrap_or(0);
     for backend in &service.backends {
         let Backend { address, state, .. } = backend;

@@ -180,8 +180,17 @@ pub(crate) struct Service {
     pub(crate) connections_active: u64,
     /// Clients accepted.
     pub(crate) connections_accepted: u64,
-    /// Clients that were refused because no backend took the connection.
+    /// Clients that were refused, for whatever reason.
     pub(crate) connections_refused: u64,
+    /// The same by [`lb_proxy::Refusal`].
+    #[serde(default)]
+    pub(crate) refusals: BTreeMap<String, u64>,
+    /// Client connections that may be open at once.
+    #[serde(default)]
+    pub(crate) max_connections: u64,
+    /// The same from one client address; absent if there is no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_connections_per_client: Option<u64>,
     pub(crate) backends: Vec<Backend>,
 }
 
@@ -303,6 +312,9 @@ mod tests {
             connections_active: 0,
             connections_accepted: 0,
             connections_refused: 0,
+            refusals: BTreeMap::new(),
+            max_connections: 0,
+            max_connections_per_client: Some(0),
             backends: vec![backend],
         };
         let server = RealServer {
@@ -419,6 +431,7 @@ mod tests {
         for balance in balances {
             names("services[].balance", &[&balance.to_string()]);
         }
+        names("services[].refusals", &lb_proxy::Refusal::ALL.map(lb_proxy::Refusal::as_str));
         assert!(row("schema").contains(&format!("| {SCHEMA} |")));
     }
 

@@ -197,6 +197,15 @@ pub(super) struct ServiceSpec {
     pub(super) balance: Option<BalanceSpec>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) health_check: Option<HealthCheckSpec>,
+    /// Client connections of the proxy that may be open at once; further ones are reset. Default, and at most: as many as
+    /// the descriptors of the process (LimitNOFILE) allow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub(super) max_connections: Option<u32>,
+    /// The same for connections from one client address. Default: no such limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub(super) max_connections_per_client: Option<u32>,
 }
 
 #[derive(Serialize, JsonSchema)]

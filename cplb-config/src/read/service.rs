@@ -1,5 +1,7 @@
 //! `services`.
 
+use std::num::NonZeroU32;
+
 use lb_proxy::Balance;
 
 use crate::model::Port;
@@ -28,6 +30,8 @@ pub(crate) struct ServiceDraft {
     pub(crate) backends: Option<BackendsDraft>,
     pub(crate) balance: Given<Balance>,
     pub(crate) health: HealthDraft,
+    pub(crate) max_connections: Option<NonZeroU32>,
+    pub(crate) max_connections_per_client: Option<NonZeroU32>,
 }
 
 /// A field with a default.
@@ -78,6 +82,8 @@ fn read_service(item: &Field<'_>, dialect: Dialect) -> Option<ServiceDraft> {
         backends: table.field("backends").map(|field| read_backends(&field, dialect)),
         balance: read_balance(&table),
         health: table.field("healthCheck").map(|field| read_health(&field, dialect)).unwrap_or_default(),
+        max_connections: table.field("maxConnections").and_then(|field| limit(&field)),
+        max_connections_per_client: table.field("maxConnectionsPerClient").and_then(|field| limit(&field)),
     };
     finish(table, dialect);
     Some(draft)
@@ -98,6 +104,10 @@ fn required<T>(
         return None;
     };
     read(&field).map(|value| Placed::new(value, &field))
+}
+
+fn limit(field: &Field<'_>) -> Option<NonZeroU32> {
+    field.integer(1..=u32::MAX).and_then(NonZeroU32::new)
 }
 
 /// A word for logs and metrics.

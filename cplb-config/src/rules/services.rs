@@ -40,6 +40,8 @@ pub(super) fn api_service(at: Span, api_port: Option<Port>) -> ServiceDraft {
         backends: None,
         balance: Given::Absent,
         health: HealthDraft::default(),
+        max_connections: None,
+        max_connections_per_client: None,
     }
 }
 
@@ -228,6 +230,8 @@ pub(super) fn build(
             backend_port: draft.backend_port.or(Some(port))?,
             backends: own,
             balance: common.balance_of(draft)?,
+            max_connections: draft.max_connections,
+            max_connections_per_client: draft.max_connections_per_client,
         })
     };
     // Every service is looked at, so that every finding is told.

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::event::Shortage;
+
 /// A backend answered as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -126,7 +128,10 @@ impl CheckFailure {
         // A local firewall answers EPERM and prohibit routes EACCES: like no route, they bar clients as well.
         let way =
             [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
-        if way.contains(&error.kind()) { Self::Unreachable(text(error)) } else { Self::Local(text(error)) }
+        if way.contains(&error.kind()) {
+            return Self::Unreachable(text(error));
+        }
+        Self::Local(Shortage::of(error).map_or_else(|| text(error), |shortage| text(&shortage)))
     }
 
     pub(super) fn closed(step: Step, why: &dyn fmt::Display) -> Self {

@@ -1,13 +1,16 @@
 //! Descriptors run out: told, survived, without spinning.
 
-use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use lb_proxy::Event;
+use lb_proxy::{Event, Refusal, Service};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 
-use crate::support::{Balancer, Echo, block_on, connect, parents_backend, run_test, visit, wait_until};
+use crate::support::{
+    Balancer, Echo, PATIENCE, ask, block_on, connect, end_of, loopback, parents_backend, run_test, service,
+    spawn_test, visit, wait_until,
+};
 
 #[test]
 fn running_out_of_descriptors_is_survived() {
@@ -92,4 +95,113 @@ fn child_waits_for_descriptors() {
     drop(waiting);
     wait_until("it goes on", || visit(balancer.addr).is_ok());
     drop(held);
+}
+
+#[test]
+fn limits_refuse_by_a_reset_are_counted_and_can_be_changed() {
+    let echo = Echo::start(1);
+    let limit = |service: &mut Service, all, client| {
+        (service.max_connections, service.max_connections_per_client) = (all, client);
+    };
+    let balancer = Balancer::start(&[echo.addr], |_, service| limit(service, Some(2), None)).checked();
+    let refused = || {
+        let mut client = TcpStream::connect(balancer.addr).unwrap();
+        assert_eq!(end_of(&mut client), Some(ErrorKind::ConnectionReset));
+    };
+    let mut first = connect(balancer.addr).unwrap().0;
+    let second = connect(balancer.addr).unwrap().0;
+    refused();
+    refused();
+    let snapshot = balancer.lb.snapshot().services.swap_remove(0);
+    assert_eq!((snapshot.accepted, snapshot.refused, snapshot.max_connections), (2, 2, 2));
+    assert_eq!(snapshot.refusals, [(Refusal::MaxConnections, 2)]);
+    let told = |e: &Event| {
+        matches!(e, Event::ClientsRefused { reason: Refusal::MaxConnections, limit: Some(2), .. })
+    };
+    assert!(balancer.has_event(told));
+    drop(second);
+    wait_until("its place is free", || visit(balancer.addr).is_ok());
+
+    let mut service = service(&[echo.addr]);
+    service.listen = vec![loopback()];
+    limit(&mut service, Some(10), Some(1));
+    balancer.lb.reconfigure(vec![service]).unwrap();
+    wait_until("nothing but the first is open", || balancer.sessions() == 1);
+    let before = balancer.lb.snapshot().services[0].refused;
+    let third = connect(balancer.addr).unwrap().0;
+    refused();
+    let snapshot = balancer.lb.snapshot().services.swap_remove(0);
+    assert_eq!(
+        snapshot.refusals,
+        [(Refusal::MaxConnections, before), (Refusal::MaxConnectionsPerClient, 1)],
+        "the limit of clients counts from now on"
+    );
+    ask(&mut first).unwrap();
+    drop(third);
+}
+
+/// Descriptors that the balancer's process may open.
+const DESCRIPTORS: u64 = 256;
+/// Clients of another process.
+const CLIENTS: usize = 600;
+
+#[test]
+fn clients_beyond_the_descriptors_are_reset_and_heartbeats_pass() {
+    let echo = Echo::start(1);
+    let mut child = spawn_test("exhaustion::child_has_few_descriptors", Some(&echo));
+    let mut orders = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut order = |order: &str| -> String {
+        writeln!(orders, "{order}").unwrap();
+        // The test harness writes to the same lines.
+        let answer = |line: String| line.split_once("answer: ").map(|(_, answer)| answer.to_owned());
+        answers.by_ref().map(Result::unwrap).find_map(answer).expect("it goes on")
+    };
+    let addr: SocketAddr = order("address").parse().unwrap();
+    let mut all: Vec<TcpStream> = (0..CLIENTS).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    all.retain_mut(|client| {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        match client.read(&mut [0]) {
+            Ok(1) => true,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
+            other => panic!("neither served nor reset: {other:?}"),
+        }
+    });
+    let served = all.len();
+    assert!(served >= 30, "{served} of {CLIENTS} are served");
+    for _ in 0..20 {
+        assert_eq!(order("heartbeat"), "ok");
+    }
+    assert_eq!(order("refused"), format!("{} by descriptors, exhausted false", CLIENTS - served));
+    all.iter_mut().for_each(|client| ask(client).unwrap());
+    drop(all);
+    wait_until("the sessions have ended", || order("sessions") == "0");
+    let again: Vec<_> = (0..served).map(|_| connect(addr)).collect();
+    assert!(again.iter().all(Result::is_ok), "as many as before are served at once");
+    drop(orders);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "limits its descriptors: run by clients_beyond_the_descriptors_are_reset_and_heartbeats_pass"]
+fn child_has_few_descriptors() {
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).unwrap();
+    let balancer = Balancer::start(&[parents_backend()], |_, _| {}).checked();
+    for order in std::io::stdin().lines() {
+        match order.unwrap().as_str() {
+            "address" => println!("answer: {}", balancer.addr),
+            "heartbeat" => match block_on(balancer.lb.heartbeat(Duration::from_secs(1))) {
+                Ok(()) => println!("answer: ok"),
+                Err(error) => println!("answer: {error}"),
+            },
+            "sessions" => println!("answer: {}", balancer.sessions()),
+            "refused" => {
+                let refusals = balancer.lb.snapshot().services.swap_remove(0).refusals;
+                let words: Vec<_> = refusals.iter().map(|(why, count)| format!("{count} by {why}")).collect();
+                let exhausted = balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. }));
+                println!("answer: {}, exhausted {exhausted}", words.join(", "));
+            }
+            other => panic!("{other}"),
+        }
+    }
 }

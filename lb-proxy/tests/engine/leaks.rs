@@ -6,6 +6,7 @@ use std::thread::ScopedJoinHandle;
 
 use lb_proxy::RelayMode;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{
     Balancer, Echo, ask, connect, descriptors, in_threads, loopback, pipes, run_test, visit, wait_until,
@@ -97,11 +98,17 @@ fn pipes_are_limited_and_sessions_without_one_lose_nothing() {
     run_test("leaks::child_has_more_bulk_sessions_than_pipes", None);
 }
 
+/// Sockets with numbers that the balancer does not come to, as if they were another process's.
+fn sockets_out_of_the_way(count: usize) -> Vec<Socket> {
+    let _lower: Vec<_> = (0..400).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    (0..count).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect()
+}
+
 #[test]
 #[ignore = "counts pipes and limits descriptors: run by pipes_are_limited_and_sessions_without_one_lose_nothing"]
 fn child_has_more_bulk_sessions_than_pipes() {
-    const SESSIONS: usize = 32;
-    const PIPES: usize = 20;
+    const SESSIONS: usize = 48;
+    const PIPES: usize = 40;
     /// More than the sockets on the way and a pipe take.
     const LENGTH: usize = 12 << 20;
     let content: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
@@ -118,9 +125,11 @@ fn child_has_more_bulk_sessions_than_pipes() {
         let balancer = balancer.checked();
         backend.accept().unwrap();
         let before = pipes();
-        let sessions: Vec<_> = (0..SESSIONS)
-            .map(|_| (TcpStream::connect(balancer.addr).unwrap(), backend.accept().unwrap().0))
-            .collect();
+        let clients = sockets_out_of_the_way(SESSIONS);
+        clients.iter().for_each(|client| client.connect(&balancer.addr.into()).unwrap());
+        wait_until("all are connected", || balancer.backend(addr).active == SESSIONS);
+        let clients = clients.into_iter().map(TcpStream::from);
+        let sessions: Vec<_> = clients.map(|client| (client, backend.accept().unwrap().0)).collect();
         std::thread::scope(|scope| {
             for (_, server) in &sessions {
                 scope.spawn(|| (&mut &*server).write_all(&content).unwrap());

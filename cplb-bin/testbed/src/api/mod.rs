@@ -48,6 +48,10 @@ pub enum ApiBehaviour {
     Status(u16),
     /// To watches with the head of an answer, and nothing more, for ever.
     HalfOpen,
+    /// To watches with an answer that ends at once.
+    EndsWatches,
+    /// To watches that their version is gone (410), however new it is.
+    AlwaysGone,
     /// As one that knows no EndpointSlices.
     WithoutSlices,
 }

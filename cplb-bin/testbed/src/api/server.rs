@@ -12,7 +12,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json as value};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -111,6 +111,14 @@ async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, has_certifica
         return json(200, &lock(&shared.store.cluster).list(kind));
     }
     lock(&shared.requests).watches += 1;
+    match behaviour {
+        ApiBehaviour::EndsWatches => return text(200, ""),
+        ApiBehaviour::AlwaysGone => {
+            let gone = status(410, "Expired", "too old resource version");
+            return text(200, &lines(&[value!({"type": "ERROR", "object": gone})]));
+        }
+        _ => {}
+    }
     let number = |name| parameter(name).and_then(|value| value.parse().ok());
     let from = number("resourceVersion").unwrap_or_default();
     let time = Duration::from_secs(number("timeoutSeconds").unwrap_or(WATCH));
