@@ -60,6 +60,9 @@ impl Run {
         for node in &world.nodes {
             world.log(|| format!("{:?}", node.config));
         }
+        if rng.chance(50) {
+            world.introduce_all();
+        }
         Self { world, rng, interval }
     }
 

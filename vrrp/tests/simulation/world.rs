@@ -10,6 +10,7 @@ use vrrp::{Addresses, Family, PseudoHeader, RouterConfig};
 
 use crate::node::{Node, Process};
 use crate::rng::Rng;
+use crate::stranger::Stranger;
 
 /// How the network treats frames.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,7 @@ pub(crate) enum Event {
     Keeper { node: usize, epoch: u64, work: Work },
     Expiry { node: usize, lease: u64 },
     Check { node: usize },
+    Stranger,
 }
 
 /// What the keeper thread does a moment after it was told to.
@@ -79,6 +81,7 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) changes: Vec<Change>,
     pub(crate) trace: bool,
+    pub(crate) stranger: Option<Stranger>,
 }
 
 /// The daemon judges its node this often, and its verdict holds for twice as long.
@@ -108,6 +111,7 @@ impl World {
             steps: 0,
             changes: Vec::new(),
             trace: false,
+            stranger: None,
         };
         for node in 0..world.nodes.len() {
             world.begin(node);
@@ -146,6 +150,7 @@ impl World {
 
     pub(crate) fn begin(&mut self, node: usize) {
         let now = self.now;
+        self.nodes[node].introduce(now);
         self.judge(node);
         let event = self.nodes[node].interface();
         self.nodes[node].router.handle_interface(now, event);
@@ -172,6 +177,7 @@ impl World {
             }
             Event::Keeper { node, epoch, work } => self.keep(node, epoch, work),
             Event::Expiry { node, lease } => self.expire(node, lease),
+            Event::Stranger => self.stranger_sends(),
             Event::Check { node } => {
                 if self.nodes[node].runs() {
                     self.judge(node);
@@ -368,6 +374,15 @@ impl World {
             for ip in ips {
                 self.broadcast(node, &Frame::Announcement { ip });
             }
+        }
+    }
+
+    /// Delivers a frame of another host to all nodes.
+    pub(crate) fn inject(&mut self, frame: &Frame) {
+        let from = self.cut.len();
+        for to in 0..self.nodes.len() {
+            let delay = self.rng.between(self.weather.delay.0, self.weather.delay.1);
+            self.schedule(delay, Event::Deliver { from, to, frame: frame.clone() });
         }
     }
 
