@@ -40,6 +40,7 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
             output::complain(text);
         }
     }
+    findings.extend(loaded.propose_vrids());
     findings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
     let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
     if !report.diagnostics.is_empty() {

@@ -171,6 +171,21 @@ fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) ->
     found.chain(own).filter(|server| !config.is_virtual_ip(server.ip())).collect()
 }
 
+/// The addresses of the controllers as far as they are known: the servers that the configuration lists, by address or by
+/// name, and those that were discovered. This node's own addresses that merely stand in for them are left out.
+pub(crate) fn controllers(config: &Config, names: &Names) -> BTreeSet<IpAddr> {
+    let own = config.services.iter().filter_map(|service| service.backends.as_ref());
+    let sources: Vec<_> = std::iter::once(&config.backends).chain(own).collect();
+    let listed = sources.iter().flat_map(|source| &source.fixed).flat_map(|backend| match &backend.host {
+        Host::Address(ip) => std::slice::from_ref(ip),
+        Host::Name(name) => names.addresses(name),
+    });
+    let clusters = sources.iter().filter_map(|source| names.discovered(source.kubeconfig.as_ref()?));
+    let discovered = clusters.flat_map(|servers| &servers.found).map(SocketAddr::ip);
+    let all = listed.copied().chain(discovered).map(|ip| ip.to_canonical());
+    all.filter(|ip| !config.is_virtual_ip(*ip)).collect()
+}
+
 /// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may
 /// still hold.
 pub(crate) fn table(

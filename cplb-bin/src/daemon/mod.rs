@@ -16,6 +16,7 @@ mod preflight;
 mod problems;
 mod reload;
 mod report;
+mod reverse_path;
 mod serving;
 mod signals;
 mod supervise;
@@ -149,7 +150,10 @@ impl Daemon {
             overruns: 0,
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
-            Ok(election) => daemon.election = election,
+            Ok(election) => {
+                daemon.election = election;
+                daemon.update_controllers();
+            }
             Err(failure) => {
                 daemon.take_down().await;
                 return Err(failure);

@@ -227,6 +227,10 @@ impl Daemon {
         self.generation += 1;
         self.problems.clear(&Cause::Services);
         self.clusters.follow(&self.config, &self.sender);
+        if let Some(election) = &mut self.election {
+            election.forget_controllers();
+        }
+        self.update_controllers();
         self.redirect();
         self.change_table();
         self.forget_problems();
@@ -252,6 +256,7 @@ impl Daemon {
     }
 
     pub(super) fn apply_services(&mut self) {
+        self.update_controllers();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
@@ -263,6 +268,13 @@ impl Daemon {
                     tracing::error!("{text}");
                 }
             }
+        }
+    }
+
+    /// Tells the election which controllers there are.
+    pub(super) fn update_controllers(&mut self) {
+        if let Some(election) = &mut self.election {
+            election.add_controllers(blueprint::controllers(&self.config, &self.names));
         }
     }
 
@@ -309,7 +321,14 @@ impl Daemon {
             election.instances.get(&vrrp::runner::InstanceId(id))
         };
         self.problems.retain(|cause| match cause {
-            Cause::Interface(id) | Cause::Lock(id) | Cause::Refused(id) => instance(*id).is_some(),
+            Cause::Interface(id)
+            | Cause::Lock(id)
+            | Cause::Refused(id)
+            | Cause::OtherGroup(id)
+            | Cause::Stranger(id)
+            | Cause::Rival(id, _)
+            | Cause::Discarded(id, _)
+            | Cause::ReversePath(id) => instance(*id).is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

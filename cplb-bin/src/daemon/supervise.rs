@@ -18,7 +18,7 @@ use super::problems::Cause;
 use super::signals::{Asked, Signals};
 use super::table::Look;
 use super::verdict::{Finding, Round};
-use super::{Daemon, Election, blueprint, events};
+use super::{Daemon, Election, blueprint, events, reverse_path};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
@@ -232,6 +232,7 @@ impl Daemon {
 
     fn chores(&mut self) {
         self.problems.fade(Instant::now());
+        self.check_reverse_paths();
         if let Some(election) = &self.election {
             election.retry_locks();
             let overruns = election.keeper.status().counters.overruns;
@@ -245,6 +246,14 @@ impl Daemon {
         self.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
+    }
+
+    fn check_reverse_paths(&mut self) {
+        let Some(election) = &self.election else { return };
+        for group in &election.keeper.status().groups {
+            let problem = group.interface.as_ref().and_then(reverse_path::problem);
+            events::reverse_path(group.id, problem, &mut self.problems);
+        }
     }
 
     fn on_discovered(&mut self, news: found::News) {

@@ -40,11 +40,10 @@ impl Core {
         self.controllers.contains(&own) && self.controllers.iter().any(another)
     }
 
-    /// Whether an advertisement comes from a stranger that would lose against this router at its full priority
-    /// (RFC 9568 §6.4.3). Degraded priorities are an agreement among controllers, so they do not lower the bar.
+    /// Whether an advertisement comes from a stranger of lower priority than this router has while it serves. Degraded
+    /// priorities are an agreement among controllers, so they do not lower the bar. Equal ones are left to the tie-break:
+    /// a controller that is not listed has the same priority as the others nearly always.
     pub(super) fn is_weaker_stranger(&self, heard: &Heard) -> bool {
-        let full = self.config.priority.full();
-        let loses = self.own().is_some_and(|own| (heard.priority, heard.source) < (full, own));
-        heard.standing == Standing::Stranger && loses
+        heard.standing == Standing::Stranger && heard.priority < self.config.priority.full()
     }
 }
