@@ -169,12 +169,12 @@ impl Active {
     }
 
     /// Another node announced one of the addresses. With a rival it is evidence about that; without one, two nodes hold
-    /// the address and the other is not heard. A predecessor may have announced it last, so not within one Down.
+    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first interval.
     pub(super) fn announced(mut self, core: &mut Core, now: Instant, announcement: Announcement) -> State {
         let contended = core.timers.get(TimerName::RivalSilent).is_some();
         if let Some(others) = &mut self.others {
             others.announced = true;
-        } else if !contended && now >= core.since + core.config.down_interval() {
+        } else if !contended && now >= core.since + core.config.interval() {
             let Announcement { mac, ip } = announcement;
             core.warn(Warning::AnnouncedElsewhere { ip, mac });
         }

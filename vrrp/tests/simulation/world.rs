@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use vrrp::router::{Claim, Command, Output, Reason, Release, StateName, VipEvent, Watch};
+use vrrp::router::{Claim, Command, Output, Reason, Release, StateName, VipEvent, Warning, Watch};
 use vrrp::{Addresses, Family, PseudoHeader, RouterConfig};
 
 use crate::node::{Node, Process};
@@ -82,6 +82,10 @@ pub(crate) struct World {
     pub(crate) changes: Vec<Change>,
     pub(crate) trace: bool,
     pub(crate) stranger: Option<Stranger>,
+    /// No advertisement arrives anywhere.
+    pub(crate) deaf: bool,
+    /// Warnings that another node announces an address.
+    pub(crate) announced_elsewhere: u64,
 }
 
 /// The daemon judges its node this often, and its verdict holds for twice as long.
@@ -112,6 +116,8 @@ impl World {
             changes: Vec::new(),
             trace: false,
             stranger: None,
+            deaf: false,
+            announced_elsewhere: 0,
         };
         for node in 0..world.nodes.len() {
             world.begin(node);
@@ -203,6 +209,9 @@ impl World {
             if matches!(frame, Frame::Announcement { .. }) {
                 self.clients[client] = Some(from);
             }
+            return;
+        }
+        if self.deaf && matches!(frame, Frame::Advertisement { .. }) {
             return;
         }
         let now = self.now;
@@ -350,7 +359,10 @@ impl World {
                 self.log(|| format!("{node}: {from} -> {to}: {reason}"));
                 self.changes.push(Change { at: self.elapsed(), node, from, to, reason });
             }
-            Output::Warning(warning) => self.log(|| format!("{node} warns: {warning}")),
+            Output::Warning(warning) => {
+                self.log(|| format!("{node} warns: {warning}"));
+                self.announced_elsewhere += u64::from(matches!(warning, Warning::AnnouncedElsewhere { .. }));
+            }
         }
     }
 

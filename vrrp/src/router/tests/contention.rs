@@ -94,7 +94,9 @@ fn an_announcement_without_a_rival_is_told() {
     let warning = Warning::AnnouncedElsewhere { ip: VIP.into(), mac: announcement(VIP).mac };
     assert_eq!(bench.drain(), [Output::Warning(warning)]);
     assert_eq!(bench.router.state(), StateName::Active);
-    let mut fresh = Bench::active(config());
+    let mut fresh = Bench::backup(config());
+    fresh.advance(DOWN);
+    fresh.drain();
     fresh.announced(VIP);
     assert_eq!(fresh.drain(), [], "a predecessor may have announced last");
 }

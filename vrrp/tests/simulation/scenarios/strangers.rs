@@ -185,3 +185,42 @@ fn preempt_always_takes_over_from_any_lower_router() {
     world.run(secs(5));
     world.the_active();
 }
+
+/// Without advertisements every node is Active, and only announcements tell them of each other.
+#[test]
+fn nodes_that_hear_no_advertisements_learn_of_each_other_by_announcements() {
+    for seed in 0..SEEDS {
+        let mut world = settled(known(seed));
+        let active = world.the_active();
+        assert_eq!(world.announced_elsewhere, 0);
+        world.deaf = true;
+        world.run(secs(5));
+        assert_eq!(world.actives().len(), 3);
+        assert!(world.announced_elsewhere > 0, "the first Active hears the others announce");
+        let before = world.announced_elsewhere;
+        world.run(secs(70));
+        assert!(world.announced_elsewhere >= before + 3, "and each hears the refreshes of the others");
+        world.deaf = false;
+        world.run(secs(5));
+        assert_eq!(world.actives().len(), 1, "{active}");
+    }
+}
+
+#[test]
+fn ordinary_moves_are_no_announcements_elsewhere() {
+    for seed in 0..SEEDS {
+        let mut world = settled(known(seed));
+        let active = world.the_active();
+        world.crash(active);
+        world.run(secs(10));
+        world.restart(active);
+        world.run(secs(10));
+        let active = world.the_active();
+        world.command(active, vrrp::router::Command::Resign);
+        world.run(secs(10));
+        let active = world.the_active();
+        world.serve(active, false);
+        world.run(secs(70));
+        assert_eq!(world.announced_elsewhere, 0);
+    }
+}
