@@ -21,11 +21,11 @@ pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let name = &interface.name;
     let networks = interface.addresses.iter().filter_map(network);
     let (network, len) = networks
-        .filter(|(network, len)| neighbour(*network, *len, interface).is_some_and(|ip| leads_elsewhere(ip, interface)))
+        .filter(|(network, len)| neighbours(*network, *len, interface).any(|ip| leads_elsewhere(ip, interface)))
         .min()?;
     Some(format!(
-        "clients in {network}/{len} do not reach virtual IPs on {name}: rp_filter is 1, and packets to that network leave \
-         by another interface, so the kernel drops what arrives by {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
+        "clients in {network}/{len} may not reach virtual IPs on {name}: rp_filter is 1, and packets to that network \
+         leave by another interface, so the kernel drops what arrives by {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
          hold the virtual IPs on the other interface"
     ))
 }
@@ -43,11 +43,11 @@ fn network(address: &InterfaceAddress) -> Option<(Ipv4Addr, u8)> {
     (1..=30).contains(&len).then(|| (Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (32 - len))), len))
 }
 
-/// An address of the network that this interface does not have.
-fn neighbour(network: Ipv4Addr, len: u8, interface: &InterfaceState) -> Option<Ipv4Addr> {
-    let hosts = (1..(u32::MAX >> len)).map(|host| Ipv4Addr::from_bits(network.to_bits() | host));
+/// Some addresses of the network that this interface does not have. Other interfaces of this node may have the first.
+fn neighbours(network: Ipv4Addr, len: u8, interface: &InterfaceState) -> impl Iterator<Item = Ipv4Addr> {
+    let hosts = (1..(u32::MAX >> len)).map(move |host| Ipv4Addr::from_bits(network.to_bits() | host));
     let free = |ip: &Ipv4Addr| interface.addresses.iter().all(|address| address.ip != IpAddr::V4(*ip));
-    hosts.into_iter().find(free)
+    hosts.filter(free).take(4)
 }
 
 /// Whether packets to `neighbour` get a source that this interface does not have, as the kernel chooses it by the route.
@@ -59,7 +59,7 @@ fn leads_elsewhere(neighbour: Ipv4Addr, interface: &InterfaceState) -> bool {
     });
     // Without a route nothing is answered at all, which is another problem.
     let Ok(source) = source.as_ref().map(SocketAddr::ip) else { return false };
-    // The neighbour may be another interface of this node.
+    // The neighbour may be an address of this node.
     source != IpAddr::V4(neighbour) && interface.addresses.iter().all(|address| address.ip != source)
 }
 
@@ -83,7 +83,10 @@ mod tests {
         let state = interface(&[("10.77.0.1", 24), ("10.0.0.5", 32), ("10.1.0.5", 31), ("fd00::1", 64)]);
         let networks: Vec<_> = state.addresses.iter().filter_map(network).collect();
         assert_eq!(networks, [(Ipv4Addr::new(10, 77, 0, 0), 24)]);
-        assert_eq!(neighbour(networks[0].0, 24, &state), Some(Ipv4Addr::new(10, 77, 0, 2)));
+        let asked: Vec<_> = neighbours(networks[0].0, 24, &state).map(|ip| ip.octets()[3]).collect();
+        assert_eq!(asked, [2, 3, 4, 5]);
+        let asked: Vec<_> = neighbours(Ipv4Addr::new(10, 0, 0, 4), 30, &state).map(|ip| ip.octets()[3]).collect();
+        assert_eq!(asked, [6]);
     }
 
     #[test]
