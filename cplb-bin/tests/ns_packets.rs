@@ -153,7 +153,9 @@ fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
     expect_undisturbed(&cluster, active, takeovers, probe, since);
     // Broken packets say nothing about the cluster; another group and a wrong password do.
     let shown = cluster.status(active)["degraded"].to_string();
-    cluster.check(!shown.contains("advertisement") && shown.contains("another virtualRouterID"), || shown.clone());
+    cluster.check(!shown.contains("advertisement") && shown.contains("another virtualRouterID"), || {
+        shown.clone()
+    });
 }
 
 /// However many packets there were, a reason is logged once a minute.
@@ -203,7 +205,8 @@ fn unknown_peer() {
     let since = Instant::now();
     let stranger = Packet::good(cluster.vip()).byte(2, 254);
     for index in 0..cluster.len() {
-        Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }.send(cluster.client(), TIMES);
+        Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }
+            .send(cluster.client(), TIMES);
         cluster.wait("the stranger is counted", || {
             Place::Discarded("unknown_peer").count(&cluster.status(index)) == TIMES
         });

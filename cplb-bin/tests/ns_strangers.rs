@@ -20,7 +20,10 @@ fn main() -> ExitCode {
     testbed::main(vec![
         Test::new("a_weaker_stranger_and_another_group_move_nothing_and_are_named", strangers),
         Test::new("nodes_between_which_protocol_112_is_dropped_name_each_other", filtered),
-        Test::new("two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active", reverse_path),
+        Test::new(
+            "two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active",
+            reverse_path,
+        ),
     ])
 }
 
@@ -84,7 +87,11 @@ fn strangers() {
 
     let report = probe.stop();
     let failures = report.failures_since(since);
-    println!("MEASURED clients: {:?}, longest gap {:?}", report.served_by_since(since), report.blackout_since(since));
+    println!(
+        "MEASURED clients: {:?}, longest gap {:?}",
+        report.served_by_since(since),
+        report.blackout_since(since)
+    );
     cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
     cluster.check(cluster.owners() == [owner], || format!("{:?} own the VIP", cluster.owners()));
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
@@ -119,7 +126,10 @@ fn filtered() {
     // Clients end up where the last announcement led them, and are served there.
     let probe = probe(&cluster);
     probe.wait_for_calm(Duration::from_secs(1), support::PATIENCE).expect("clients are served");
-    println!("MEASURED clients are served by {:?}", probe.stop().served_by_since(Instant::now() - Duration::from_secs(1)));
+    println!(
+        "MEASURED clients are served by {:?}",
+        probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))
+    );
     switch.exec("nft", ["delete table bridge quiet"]).expect("the filter goes");
     cluster.wait("one holds the VIP", || cluster.owners().len() == 1);
     println!("MEASURED the Active was {owner}, then all, then {:?}", cluster.owners());
@@ -131,7 +141,8 @@ fn reverse_path() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default().instance("interface: eth1"));
     for (index, node) in cluster.lan.controllers().iter().enumerate() {
         let second = cluster.lan.v4(21 + u8::try_from(index).expect("three"));
-        node.exec("ip", "link add link eth0 name eth1 type macvlan mode bridge".split(' ')).expect("a macvlan");
+        node.exec("ip", "link add link eth0 name eth1 type macvlan mode bridge".split(' '))
+            .expect("a macvlan");
         node.exec("ip", "link set eth1 up".split(' ')).expect("it is up");
         node.exec("ip", format!("addr add {second}/24 dev eth1").split(' ')).expect("an address");
         node.set_sysctl("net.ipv4.conf.all.rp_filter", "1").expect("a sysctl");
@@ -148,7 +159,11 @@ fn reverse_path() {
         since.elapsed() >= Duration::from_secs(7)
     });
     let report = probe.stop();
-    println!("MEASURED clients: {:?}, failures {:?}", report.served_by_since(since), report.failures_since(since));
+    println!(
+        "MEASURED clients: {:?}, failures {:?}",
+        report.served_by_since(since),
+        report.failures_since(since)
+    );
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "2").expect("a sysctl");
     }

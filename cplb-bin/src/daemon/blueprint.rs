@@ -213,3 +213,22 @@ pub(crate) fn deciding_service(config: &Config) -> Option<&str> {
         .or_else(|| config.services.first())
         .map(|service| service.name.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_all_servers_but_virtual_ips_and_stand_ins() {
+        let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
+                    - virtualIPs: [10.0.0.100/24]\n  services:\n  - {name: kube-apiserver, port: 6443}\n  \
+                    - {name: other, port: 7443, backends: {static: [10.0.0.14]}}\n  backends:\n    \
+                    static: [10.0.0.11, '::ffff:10.0.0.12']\n    kubernetes: {kubeconfig: /k}\n";
+        let config = cplb_config::load(text, "c.yaml").expect("it is accepted").config;
+        let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
+        let found = [13, 100].map(|host| SocketAddr::new(ip(host), 6443)).into();
+        let servers = super::super::found::Servers { found, own: vec![ip(99)], trust: None };
+        let names = Names::default().with([("/k".into(), servers)].into());
+        assert_eq!(controllers(&config, &names), [11, 12, 13, 14].map(ip).into());
+    }
+}

@@ -285,6 +285,35 @@ mod tests {
     }
 
     #[test]
+    fn other_users_of_an_address_or_a_vrid_are_problems_until_they_are_silent() {
+        let mut problems = Problems::default();
+        let source = IpAddr::from([10, 0, 0, 66]);
+        let addresses = vrrp::Addresses::V4((1..=6).map(|host| [10, 0, 0, 200 + host].into()).collect());
+        let warnings = [
+            Election::OtherGroup { source, addresses },
+            Election::Stranger { source, priority: vrrp::WirePriority(150) },
+            Election::AnnouncedElsewhere { ip: source, mac: vrrp::MacAddr([2; 6]) },
+            Election::Contended { source },
+            Election::AddressListMismatch { source },
+        ];
+        for warning in warnings {
+            let event = RunnerEvent::Warning { id: InstanceId(51), warning, suppressed: 0 };
+            election(&event, &mut problems);
+        }
+        let id = InstanceId(51);
+        for reason in [Discard::Password, Discard::Checksum] {
+            election(&RunnerEvent::Discarded { id, reason, source, suppressed: 0 }, &mut problems);
+        }
+        let texts = problems.texts();
+        assert_eq!(texts.len(), 5, "{texts:?}");
+        assert!(texts[0].contains("10.0.0.201, 10.0.0.202, 10.0.0.203, 10.0.0.204 and 2 more"), "{texts:?}");
+        assert!(texts.iter().all(|text| text.starts_with("virtual router 51: ")), "{texts:?}");
+        assert!(texts.iter().any(|text| text.contains("another authPass")), "{texts:?}");
+        problems.fade(Instant::now() + std::time::Duration::from_secs(120));
+        assert!(problems.texts().is_empty());
+    }
+
+    #[test]
     fn tables_that_cannot_be_read_are_a_problem_until_they_can() {
         let mut problems = Problems::default();
         let warning = Warning::Unobserved(KernelError::NoAnswer);

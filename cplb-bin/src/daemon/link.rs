@@ -12,9 +12,9 @@ use std::time::Instant;
 use lb_proxy::nft::Director;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
-use vrrp::{LinkPrefix, MacAddr};
 use vrrp::router::{Claim, Release, VipEvent};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
+use vrrp::{LinkPrefix, MacAddr};
 
 use crate::exit::Failure;
 use crate::lock::{HostLock, LockError};

@@ -21,7 +21,9 @@ pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let name = &interface.name;
     let networks = interface.addresses.iter().filter_map(network);
     let (network, len) = networks
-        .filter(|(network, len)| neighbours(*network, *len, interface).any(|ip| leads_elsewhere(ip, interface)))
+        .filter(|(network, len)| {
+            neighbours(*network, *len, interface).any(|ip| leads_elsewhere(ip, interface))
+        })
         .min()?;
     Some(format!(
         "clients in {network}/{len} may not reach virtual IPs on {name}: rp_filter is 1, and packets to that network \
@@ -85,7 +87,8 @@ mod tests {
         assert_eq!(networks, [(Ipv4Addr::new(10, 77, 0, 0), 24)]);
         let asked: Vec<_> = neighbours(networks[0].0, 24, &state).map(|ip| ip.octets()[3]).collect();
         assert_eq!(asked, [2, 3, 4, 5]);
-        let asked: Vec<_> = neighbours(Ipv4Addr::new(10, 0, 0, 4), 30, &state).map(|ip| ip.octets()[3]).collect();
+        let asked: Vec<_> =
+            neighbours(Ipv4Addr::new(10, 0, 0, 4), 30, &state).map(|ip| ip.octets()[3]).collect();
         assert_eq!(asked, [6]);
     }
 

@@ -216,8 +216,7 @@ impl Backup {
 
     /// Whether a router that is not known to be a controller advertises although it loses against the Active.
     fn is_beside_active(&self, heard: &Heard) -> bool {
-        let loses =
-            |active: Followed| active.source != heard.source && heard.priority < active.priority;
+        let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
             && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
     }

@@ -285,7 +285,10 @@ impl fmt::Display for Warning {
                 write_some(f, addresses)
             }
             Self::Stranger { source, priority } => {
-                write!(f, "{source} advertises our virtual addresses with priority {priority}, and is no known controller")
+                write!(
+                    f,
+                    "{source} advertises our virtual addresses with priority {priority}, and is no known controller"
+                )
             }
             Self::AnnouncedElsewhere { ip, mac } => {
                 write!(f, "{mac} announces {ip}, which this node holds, and is not heard to advertise it")

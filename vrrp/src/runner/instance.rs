@@ -163,8 +163,8 @@ impl Instance {
         let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
         self.router.handle_advertisement(now, &meta, &advertisement)?;
         // A Backup follows one router; what others say beside it is not news of that one.
-        let beside = self.router.state() == StateName::Backup
-            && self.router.active_source() != Some(received.source);
+        let beside =
+            self.router.state() == StateName::Backup && self.router.active_source() != Some(received.source);
         if advertisement.family() == self.config.router.deciding_family() && !beside {
             let priority = advertisement.priority;
             self.heard = Some(ActivePeer { source: received.source, priority, heard: now });

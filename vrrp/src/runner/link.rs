@@ -83,7 +83,8 @@ impl Link {
         for route in routes {
             self.routes.entry(route).or_default().push(id);
         }
-        let same = before.map(|user| user.addresses) == self.users.get(&id).map(|user| user.addresses.clone());
+        let same =
+            before.map(|user| user.addresses) == self.users.get(&id).map(|user| user.addresses.clone());
         if same || !self.watching.contains(&id) { Ok(()) } else { self.apply_watching() }
     }
 

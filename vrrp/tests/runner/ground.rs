@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid, gettid};
-use vrrp::{LinkPrefix, MacAddr};
 use vrrp::runner::Interface;
+use vrrp::{LinkPrefix, MacAddr};
 
 /// Gives an ordinary user a user namespace to be root in. Call it while the process has one thread.
 pub(crate) fn enter() {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use vrrp::router::{Claim, Command, Delivery, InterfaceEvent, RxMeta, VipEvent};
 
 use vrrp::{
-    AdvertInterval, Advertisement, Announcement, ChecksumPolicy, MacAddr, Priority, PseudoHeader, RouterConfig,
-    Version, VirtualRouter, Vrid,
+    AdvertInterval, Advertisement, Announcement, ChecksumPolicy, MacAddr, Priority, PseudoHeader,
+    RouterConfig, Version, VirtualRouter, Vrid,
 };
 
 use crate::world::Frame;

@@ -11,7 +11,8 @@ use crate::node::{Stack, config, k0s};
 use crate::stranger::Stranger;
 use crate::world::World;
 
-const WEAKER: Stranger = Stranger { priority: 150, interval: Duration::from_secs(1), host: 200, announces: false };
+const WEAKER: Stranger =
+    Stranger { priority: 150, interval: Duration::from_secs(1), host: 200, announces: false };
 
 fn known(seed: u64) -> World {
     let mut world = equals(seed, 3, &k0s(Stack::V4));
