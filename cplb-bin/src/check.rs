@@ -49,6 +49,7 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
         }
     }
     findings.extend(unresolved(&loaded.config));
+    findings.extend(loaded.propose_vrids());
     findings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
     let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
     if !report.diagnostics.is_empty() {

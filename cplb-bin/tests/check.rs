@@ -223,6 +223,22 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_vrid_of_the_cluster_s_own_is_proposed_instead_of_the_default() {
+    let text = |vrid: &str| {
+        format!(
+            "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
+             - virtualIPs: [10.77.0.100/24]\n    unicastPeers: [10.77.0.11, 10.77.0.12, 10.77.0.13]\n{vrid}  \
+             backends: {{static: [10.77.0.11]}}\n"
+        )
+    };
+    check_text(&text(""))
+        .ends_with(0)
+        .says(&["note: virtualRouterID is 51 by default", "`virtualRouterID: 100`"]);
+    let run = check_text(&text("    virtualRouterID: 51\n")).ends_with(0);
+    assert!(!run.err.contains("virtualRouterID"), "{}", run.err);
+}
+
+#[test]
 fn an_unknown_interface_is_a_warning_only() {
     let text = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    interface: nosuch0\n  \

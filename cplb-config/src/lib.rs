@@ -40,6 +40,7 @@ mod read;
 mod rules;
 mod secret;
 mod suggest;
+mod vrid;
 mod walk;
 mod yaml;
 

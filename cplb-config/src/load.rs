@@ -130,6 +130,11 @@ impl Document {
         Report::new(&self.file, Arc::clone(&self.source), gathered(diagnostics))
     }
 
+    /// Whether the file says something at this path.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.locations.contains_key(path)
+    }
+
     /// Where a path stands in the file, or the nearest thing around it.
     fn locate(&self, path: &str) -> Option<Location> {
         let mut path = path;

@@ -9,8 +9,8 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use vrrp::router::{Command, Delivery, InterfaceEvent, Output, Preempt, RxMeta, StateName, VipEvent};
 use vrrp::{
-    Addresses, AdvertInterval, Advertisement, Auth, AuthPass, Priority, RouterConfig, Version, VirtualRouter, Vrid,
-    WirePriority,
+    Addresses, AdvertInterval, Advertisement, Announcement, Auth, AuthPass, LinkPrefix, MacAddr, Priority, RouterConfig,
+    Version, VirtualRouter, Vrid, WirePriority,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -28,7 +28,18 @@ struct Setup {
 enum Event {
     Up(bool),
     Down,
-    Advertisement { host: u8, priority: u8, centiseconds: u16, v6: bool, v3: bool, vrid: bool, hop_limit: u8, list: u8 },
+    Advertisement {
+        host: u8,
+        priority: u8,
+        centiseconds: u16,
+        v6: bool,
+        v3: bool,
+        vrid: bool,
+        hop_limit: u8,
+        list: u8,
+        unicast: bool,
+        foreign: bool,
+    },
     Announcement,
     Installed,
     Missing,
@@ -40,6 +51,8 @@ enum Event {
     Wait(u16),
     Timeout,
     Sleep(u16),
+    Controllers(u8),
+    Prefix(u8),
 }
 
 const VIP4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
@@ -79,8 +92,9 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
             },
         ),
         Event::Down => router.handle_interface(*now, InterfaceEvent::Down),
-        Event::Advertisement { host, priority, centiseconds, v6, v3, vrid, hop_limit, list } => {
-            let addresses = if v6 { Addresses::V6(vec![VIP6; list.into()]) } else { Addresses::V4(vec![VIP4; list.into()]) };
+        Event::Advertisement { host, priority, centiseconds, v6, v3, vrid, hop_limit, list, unicast, foreign } => {
+            let vip4 = if foreign { Ipv4Addr::new(10, 9, 0, 200) } else { VIP4 };
+            let addresses = if v6 { Addresses::V6(vec![VIP6; list.into()]) } else { Addresses::V4(vec![vip4; list.into()]) };
             let Some(vrid) = Vrid::new(if vrid { 51 } else { 52 }) else { return };
             let Some(interval) = AdvertInterval::from_centiseconds(centiseconds & 0xfff) else { return };
             let advertisement = Advertisement {
@@ -97,10 +111,22 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
                 IpAddr::V4(Ipv4Addr::new(10, 9, 0, host))
             };
             let hop_limit = if hop_limit < 250 { 255 } else { hop_limit };
-            let meta = RxMeta { source, hop_limit, delivery: Delivery::Multicast };
+            let delivery = if unicast { Delivery::Unicast } else { Delivery::Multicast };
+            let meta = RxMeta { source, hop_limit, delivery };
             let _ = router.handle_advertisement(*now, &meta, &advertisement);
         }
-        Event::Announcement => router.handle_announcement(*now, IpAddr::V4(VIP4)),
+        Event::Announcement => {
+            let announcement = Announcement { mac: MacAddr([2, 0, 0, 0, 0, 9]), ip: IpAddr::V4(VIP4) };
+            router.handle_announcement(*now, announcement);
+        }
+        Event::Controllers(count) => {
+            let controllers = (1..=count % 8).map(|host| IpAddr::V4(Ipv4Addr::new(10, 9, 0, host))).collect();
+            router.handle_command(*now, Command::Controllers(controllers));
+        }
+        Event::Prefix(len) => {
+            let prefix = LinkPrefix { address: IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1)), len };
+            router.handle_link_prefixes(vec![prefix]);
+        }
         Event::Installed => router.handle_vip(*now, VipEvent::Installed),
         Event::Missing => router.handle_vip(*now, VipEvent::Missing),
         Event::LeaseLost => router.handle_vip(*now, VipEvent::LeaseLost),

@@ -30,7 +30,7 @@
 //! let outputs: Vec<Output> = std::iter::from_fn(|| router.poll_output()).collect();
 //! assert!(matches!(
 //!     outputs[..],
-//!     [Output::Transition(_), Output::Transition(_), Output::Advertise(_), Output::Claim(_)]
+//!     [Output::Transition(_), Output::Transition(_), Output::Advertise(_), Output::Claim(_), Output::Watch(_)]
 //! ));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -44,11 +44,13 @@ pub mod router;
 #[cfg(feature = "runner")]
 pub mod runner;
 
+mod prefix;
 mod types;
 
 pub use announce::{Announcement, gratuitous_arp, parse_announcement, unsolicited_na};
 pub use packet::{Addresses, Advertisement, Auth, ChecksumPolicy, DecodeError, PseudoHeader};
 
+pub use prefix::LinkPrefix;
 pub use router::{RouterConfig, VirtualRouter};
 pub use types::{
     AdvertInterval, AuthPass, AuthPassError, Family, HOP_LIMIT, IP_PROTOCOL, IntervalError, MULTICAST_V4,

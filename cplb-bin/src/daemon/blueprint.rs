@@ -249,6 +249,21 @@ fn is_api(config: &Config, service: &cplb_config::Service) -> bool {
     config.api_service().is_some_and(|api| api.name == service.name)
 }
 
+/// The addresses of the controllers as far as they are known: the servers that the configuration lists, by address or by
+/// name, and those that were discovered. This node's own addresses that merely stand in for them are left out.
+pub(crate) fn controllers(config: &Config, names: &Names) -> BTreeSet<IpAddr> {
+    let own = config.services.iter().filter_map(|service| service.backends.as_ref());
+    let sources: Vec<_> = std::iter::once(&config.backends).chain(own).collect();
+    let listed = sources.iter().flat_map(|source| &source.fixed).flat_map(|backend| match &backend.host {
+        Host::Address(ip) => std::slice::from_ref(ip),
+        Host::Name(name) => names.addresses(name),
+    });
+    let clusters = sources.iter().filter_map(|source| names.discovered(source.kubeconfig.as_ref()?));
+    let discovered = clusters.flat_map(|servers| &servers.found).map(SocketAddr::ip);
+    let all = listed.copied().chain(discovered).map(|ip| ip.to_canonical());
+    all.filter(|ip| !config.is_virtual_ip(*ip)).collect()
+}
+
 /// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may
 /// still hold.
 pub(crate) fn table(
@@ -275,4 +290,23 @@ pub(crate) fn deciding_service(config: &Config) -> Option<&str> {
         .find(|service| service.name == "kube-apiserver")
         .or_else(|| config.services.first())
         .map(|service| service.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_all_servers_but_virtual_ips_and_stand_ins() {
+        let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
+                    - virtualIPs: [10.0.0.100/24]\n  services:\n  - {name: kube-apiserver, port: 6443}\n  \
+                    - {name: other, port: 7443, backends: {static: [10.0.0.14]}}\n  backends:\n    \
+                    static: [10.0.0.11, '::ffff:10.0.0.12']\n    kubernetes: {kubeconfig: /k}\n";
+        let config = cplb_config::load(text, "c.yaml").expect("it is accepted").config;
+        let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
+        let found = [13, 100].map(|host| SocketAddr::new(ip(host), 6443)).into();
+        let servers = super::super::found::Servers { found, own: vec![ip(99)], trust: None };
+        let names = Names::default().with([("/k".into(), servers)].into());
+        assert_eq!(controllers(&config, &names), [11, 12, 13, 14].map(ip).into());
+    }
 }

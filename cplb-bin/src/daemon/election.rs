@@ -25,6 +25,9 @@ const END_GRACE: Duration = Duration::from_secs(2);
 /// How much longer than its own bound a removed instance may take to hand over.
 const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 
+/// More than any cluster has, in case names change their addresses all the time.
+const MAX_CONTROLLERS: usize = 1024;
+
 /// A checked configuration, and what it takes to get there.
 pub(crate) struct Change {
     wanted: BTreeMap<InstanceId, Instance>,
@@ -50,6 +53,9 @@ pub(crate) struct Election {
     /// Removed instances that hand over, and the time by which they must have.
     removals: BTreeMap<InstanceId, Instant>,
     link: Arc<Link>,
+    /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
+    /// likely down, and its node still a controller.
+    controllers: BTreeSet<IpAddr>,
 }
 
 impl Election {
@@ -92,7 +98,14 @@ impl Election {
             }
         };
         link.connect(keeper.clone(), runner.clone());
-        Ok(Some(Self { runner, keeper, instances, removals: BTreeMap::new(), link }))
+        Ok(Some(Self {
+            runner,
+            keeper,
+            instances,
+            removals: BTreeMap::new(),
+            link,
+            controllers: BTreeSet::new(),
+        }))
     }
 
     /// Checks another configuration.
@@ -155,6 +168,20 @@ impl Election {
             }
             self.instances.insert(id, instance);
         }
+    }
+
+    /// Adds to the controllers that the election knows.
+    pub(crate) fn add_controllers(&mut self, controllers: BTreeSet<IpAddr>) {
+        if !controllers.is_subset(&self.controllers) && self.controllers.len() < MAX_CONTROLLERS {
+            self.controllers.extend(controllers);
+            self.runner.controllers(self.controllers.clone());
+        }
+    }
+
+    /// Forgets them all, since the configuration is another one.
+    pub(crate) fn forget_controllers(&mut self) {
+        self.controllers.clear();
+        self.runner.controllers(BTreeSet::new());
     }
 
     /// Every virtual IP that this node may hold.

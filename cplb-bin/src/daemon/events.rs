@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lb_proxy::{Event as Balancer, Refusal, Shortage};
 use netlink_vip::wire::address_flag;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
+use vrrp::router::{Discard, Warning as Election};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
 use super::names::Answers;
@@ -24,9 +25,20 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
         ),
         RunnerEvent::Warning { id, warning, suppressed } => {
             tracing::warn!(vrid = id.0, suppressed, "{warning}");
+            if let Some((cause, text)) = contention(*id, warning) {
+                problems.raise_fading(cause, text, Instant::now());
+            }
         }
         RunnerEvent::Discarded { id, reason, source, suppressed } => {
             tracing::warn!(vrid = id.0, %source, suppressed, "advertisement discarded: {reason}");
+            // All others are broken or foreign. This one shares addresses with the instance, or it would be another group.
+            if matches!(reason, Discard::Password | Discard::AuthType) {
+                let text = format!(
+                    "virtual router {id}: {source} uses the same virtual IPs with another authPass, so neither hears the \
+                     other and both may be Active: give every controller the same authPass"
+                );
+                problems.raise_fading(Cause::Discarded(id.0, reason.as_str()), text, Instant::now());
+            }
         }
         RunnerEvent::RealtimeUnavailable { why } => {
             tracing::warn!("the election runs without real-time priority: {why}");
@@ -39,6 +51,39 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
         }
         other => tracing::debug!(?other, "election"),
     }
+}
+
+/// A warning of the election that says who else has an instance's addresses or identifier, as a problem.
+fn contention(id: InstanceId, warning: &Election) -> Option<(Cause, String)> {
+    let rival = |kind| Cause::Rival(id.0, kind);
+    let (cause, text) = match warning {
+        Election::OtherGroup { .. } => (
+            Cause::OtherGroup(id.0),
+            format!(
+                "virtual router {id}: {warning}: give this cluster another virtualRouterID on every controller; `cplb \
+                 check` proposes one"
+            ),
+        ),
+        Election::Stranger { .. } => (
+            Cause::Stranger(id.0),
+            format!(
+                "virtual router {id}: {warning} (none of backends and unicastPeers): stop it there, or list it"
+            ),
+        ),
+        Election::AnnouncedElsewhere { .. } => (
+            rival("announced"),
+            format!(
+                "virtual router {id}: {warning}: does a firewall or switch drop IP protocol 112 between them, or does \
+                 another host have the address?"
+            ),
+        ),
+        Election::Contended { .. } => (rival("contended"), format!("virtual router {id}: {warning}")),
+        Election::Unheard { .. } => (rival("unheard"), format!("virtual router {id}: {warning}")),
+        Election::FamilySplit { .. } => (rival("family"), format!("virtual router {id}: {warning}")),
+        Election::Conflict { .. } => (rival("conflict"), format!("virtual router {id}: {warning}")),
+        _ => return None,
+    };
+    Some((cause, text))
 }
 
 /// The node's own addresses that advertisements may come from.
@@ -161,6 +206,19 @@ pub(crate) fn overrun(problems: &mut Problems) {
 pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
     if problems.clear(&Cause::Overrun) {
         tracing::info!(overruns = total, "the kernel's news are read in time again");
+    }
+}
+
+/// Whether the kernel drops what clients send to an instance's interface.
+pub(crate) fn reverse_path(id: GroupId, problem: Option<String>, problems: &mut Problems) {
+    let cause = Cause::ReversePath(id.0);
+    let Some(text) = problem else {
+        problems.clear(&cause);
+        return;
+    };
+    let text = format!("virtual router {id}: {text}");
+    if problems.raise(cause, &text) {
+        tracing::warn!("{text}");
     }
 }
 
@@ -305,6 +363,35 @@ mod tests {
         keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, nowhere, &mut problems);
         assert_eq!(problems.texts(), texts);
         no_overrun(2, &mut problems);
+        assert!(problems.texts().is_empty());
+    }
+
+    #[test]
+    fn other_users_of_an_address_or_a_vrid_are_problems_until_they_are_silent() {
+        let mut problems = Problems::default();
+        let source = IpAddr::from([10, 0, 0, 66]);
+        let addresses = vrrp::Addresses::V4((1..=6).map(|host| [10, 0, 0, 200 + host].into()).collect());
+        let warnings = [
+            Election::OtherGroup { source, addresses },
+            Election::Stranger { source, priority: vrrp::WirePriority(150) },
+            Election::AnnouncedElsewhere { ip: source, mac: vrrp::MacAddr([2; 6]) },
+            Election::Contended { source },
+            Election::AddressListMismatch { source },
+        ];
+        for warning in warnings {
+            let event = RunnerEvent::Warning { id: InstanceId(51), warning, suppressed: 0 };
+            election(&event, &mut problems);
+        }
+        let id = InstanceId(51);
+        for reason in [Discard::Password, Discard::Checksum] {
+            election(&RunnerEvent::Discarded { id, reason, source, suppressed: 0 }, &mut problems);
+        }
+        let texts = problems.texts();
+        assert_eq!(texts.len(), 5, "{texts:?}");
+        assert!(texts[0].contains("10.0.0.201, 10.0.0.202, 10.0.0.203, 10.0.0.204 and 2 more"), "{texts:?}");
+        assert!(texts.iter().all(|text| text.starts_with("virtual router 51: ")), "{texts:?}");
+        assert!(texts.iter().any(|text| text.contains("another authPass")), "{texts:?}");
+        problems.fade(Instant::now() + std::time::Duration::from_secs(120));
         assert!(problems.texts().is_empty());
     }
 

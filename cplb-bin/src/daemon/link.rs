@@ -11,9 +11,9 @@ use std::time::Instant;
 use lb_proxy::nft::Director;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
 use tokio::sync::mpsc::UnboundedSender;
-use vrrp::MacAddr;
 use vrrp::router::{Claim, Release, VipEvent};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
+use vrrp::{LinkPrefix, MacAddr};
 
 use crate::exit::Failure;
 
@@ -178,6 +178,11 @@ impl Seat {
             up: state.up,
             v4,
             v6,
+            prefixes: state
+                .addresses
+                .iter()
+                .map(|it| LinkPrefix { address: it.ip, len: it.prefix_len })
+                .collect(),
         })
     }
 }

@@ -21,6 +21,7 @@ mod problems;
 mod refusals;
 mod reload;
 mod report;
+mod reverse_path;
 mod serving;
 mod signals;
 mod state_dir;
@@ -175,7 +176,10 @@ impl Daemon {
             mismatches: Mismatches::default(),
         };
         match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
-            Ok(election) => daemon.election = election,
+            Ok(election) => {
+                daemon.election = election;
+                daemon.update_controllers();
+            }
             Err(failure) => {
                 daemon.take_down().await;
                 return Err(failure);

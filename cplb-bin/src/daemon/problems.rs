@@ -66,6 +66,16 @@ pub(crate) enum Cause {
     Name(String),
     /// A socket of the election on this interface fails.
     Socket(String),
+    /// Another group uses an instance's VRID.
+    OtherGroup(u32),
+    /// A router that is no known controller advertises an instance's addresses.
+    Stranger(u32),
+    /// Another node has an instance's addresses, too, or is in its way.
+    Rival(u32, &'static str),
+    /// Advertisements for an instance's addresses are discarded, for this reason.
+    Discarded(u32, &'static str),
+    /// Clients' packets are dropped on an instance's interface.
+    ReversePath(u32),
     /// An instance waits for its interface.
     Interface(u32),
     /// The interface of an instance has no IPv6 link-local address to advertise from.

@@ -256,6 +256,10 @@ impl Daemon {
         self.problems.clear(&Cause::Services);
         self.tell_refusals();
         self.clusters.follow(&self.config, &self.sender);
+        if let Some(election) = &mut self.election {
+            election.forget_controllers();
+        }
+        self.update_controllers();
         self.redirect();
         self.change_table();
         self.forget_problems();
@@ -283,6 +287,7 @@ impl Daemon {
 
     pub(super) fn apply_services(&mut self) {
         self.tell_refusals();
+        self.update_controllers();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
@@ -294,6 +299,13 @@ impl Daemon {
                     tracing::error!("{text}");
                 }
             }
+        }
+    }
+
+    /// Tells the election which controllers there are.
+    pub(super) fn update_controllers(&mut self) {
+        if let Some(election) = &mut self.election {
+            election.add_controllers(blueprint::controllers(&self.config, &self.names));
         }
     }
 
@@ -341,10 +353,16 @@ impl Daemon {
         };
         self.problems.retain(|cause| match cause {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
-            Cause::Interface(id) | Cause::Refused(id) | Cause::Label(id) | Cause::Mismatch(id) => {
-                instance(*id).is_some()
-            }
             Cause::Mark | Cause::Congestion => self.balancer.is_some(),
+            Cause::Interface(id)
+            | Cause::Refused(id)
+            | Cause::Label(id)
+            | Cause::Mismatch(id)
+            | Cause::OtherGroup(id)
+            | Cause::Stranger(id)
+            | Cause::Rival(id, _)
+            | Cause::Discarded(id, _)
+            | Cause::ReversePath(id) => instance(*id).is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

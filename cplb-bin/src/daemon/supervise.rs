@@ -19,7 +19,7 @@ use super::problems::Cause;
 use super::signals::{Asked, Signals};
 use super::table::Look;
 use super::verdict::{Finding, Round};
-use super::{Daemon, Election, blueprint, events};
+use super::{Daemon, Election, blueprint, events, reverse_path};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
@@ -283,6 +283,7 @@ impl Daemon {
             self.problems.clear(&Cause::StateDir);
         }
         self.note_mismatches();
+        self.check_reverse_paths();
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;
             if overruns == std::mem::replace(&mut self.overruns, overruns) {
@@ -295,6 +296,14 @@ impl Daemon {
         self.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
+    }
+
+    fn check_reverse_paths(&mut self) {
+        let Some(election) = &self.election else { return };
+        for group in &election.keeper.status().groups {
+            let problem = group.interface.as_ref().and_then(reverse_path::problem);
+            events::reverse_path(group.id, problem, &mut self.problems);
+        }
     }
 
     fn on_discovered(&mut self, news: found::News) {

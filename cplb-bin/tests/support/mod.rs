@@ -8,6 +8,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod footprint;
+pub(crate) mod packet;
 pub(crate) mod services;
 
 use std::collections::BTreeMap;

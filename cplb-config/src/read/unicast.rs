@@ -62,12 +62,20 @@ fn read(
     draft.peers = peers.iter().map(|(_, peer)| peer.clone()).collect();
     let source = source?;
     for (index, (item, peer)) in peers.iter().enumerate() {
-        if let Some(finding) = peer_finding(peer.value, &peers[..index], source.as_ref(), families) {
+        if let Some(finding) = peer_finding(peer.value, &peers[..index], source.as_ref(), dialect, families) {
             item.error(finding);
             sound = false;
         }
     }
-    let peers: Vec<IpAddr> = peers.into_iter().map(|(_, peer)| peer.value).collect();
+    // One file may serve all nodes, so this node stands among the peers.
+    let own = source.as_ref().map(|source| source.value);
+    let peers: Vec<IpAddr> =
+        peers.into_iter().map(|(_, peer)| peer.value).filter(|peer| Some(*peer) != own).collect();
+    if peers.is_empty() && sound {
+        let help = "list the other controllers, or remove it";
+        list.error(Finding::new("unicast-self", "unicastPeers name no router but this one", help));
+        sound = false;
+    }
     sound &= check_families(&list, source_field.as_ref(), source.as_ref(), &peers, families);
     let unicast = Unicast { source: source.map(|source| source.value), peers };
     if sound { Ok(Some(unicast)) } else { Err(Reported) }
@@ -77,9 +85,11 @@ fn peer_finding(
     peer: IpAddr,
     earlier: &[(&Field<'_>, Placed<IpAddr>)],
     source: Option<&Placed<IpAddr>>,
+    dialect: Dialect,
     families: Families,
 ) -> Option<Finding> {
-    if source.is_some_and(|source| source.value == peer) {
+    // k0s refuses it.
+    if dialect == Dialect::K0s && source.is_some_and(|source| source.value == peer) {
         let help = "list only the other controllers";
         return Some(Finding::new("unicast-self", format!("{peer} is unicastSourceIP itself"), help));
     }

@@ -76,6 +76,15 @@ impl Addresses {
         self.len() == 0
     }
 
+    /// Each of them, in the order of the message.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let (v4, v6): (&[Ipv4Addr], &[Ipv6Addr]) = match self {
+            Self::V4(addresses) => (addresses, &[]),
+            Self::V6(addresses) => (&[], addresses),
+        };
+        v4.iter().map(|address| IpAddr::V4(*address)).chain(v6.iter().map(|address| IpAddr::V6(*address)))
+    }
+
     /// Whether `address` is one of them.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

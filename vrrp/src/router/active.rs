@@ -9,8 +9,10 @@ use super::backup::Backup;
 use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
 use super::handover::{Listening, Resigning};
-use super::output::{Output, Reason, Release, StateName, Warning};
+use super::output::{Output, Reason, Release, StateName, Warning, Watch};
+use super::standing::Standing;
 use super::timers::TimerName;
+use crate::announce::Announcement;
 use crate::types::WirePriority;
 
 /// The least time between an advertisement and one that a rival provokes, so that nobody can make us flood the LAN.
@@ -23,9 +25,29 @@ pub(super) struct Active {
     advertised: WirePriority,
     last_claim: Instant,
     installed: bool,
-    /// Since when a rival has been advertising against us.
-    rival_since: Option<Instant>,
+    /// The contention with known controllers.
+    controllers: Option<Contention>,
+    /// The contention with other routers.
+    others: Option<Contention>,
     announcer: Announcer,
+}
+
+/// Routers advertise against this one and lose.
+#[derive(Debug, Clone, Copy)]
+struct Contention {
+    since: Instant,
+    /// They are gone unless they advertise before this time.
+    until: Instant,
+    /// Another node has announced one of the addresses meanwhile.
+    announced: bool,
+}
+
+impl Contention {
+    /// Goes on, or begins anew after a silence.
+    fn heard(before: Option<Self>, now: Instant, down: Duration) -> Self {
+        let fresh = Self { since: now, until: now, announced: false };
+        Self { until: now + down, ..before.filter(|it| now <= it.until).unwrap_or(fresh) }
+    }
 }
 
 impl Active {
@@ -33,6 +55,7 @@ impl Active {
     /// addresses. They are announced once they are installed.
     pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason) -> State {
         core.transition(now, StateName::Active, reason);
+        core.believed = None;
         let mut announcer = Announcer::new(now, core.config.seed);
         announcer.repeat_until(now + core.config.predecessor_span());
         let advertised = core.effective();
@@ -41,11 +64,13 @@ impl Active {
             advertised,
             last_claim: now,
             installed: false,
-            rival_since: None,
+            controllers: None,
+            others: None,
             announcer,
         };
         core.advertise(advertised);
         core.claim(active.claim_until(core));
+        core.watch(Watch::Start);
         core.timers.set(TimerName::Advertise, now + core.config.interval());
         State::Active(active)
     }
@@ -76,7 +101,7 @@ impl Active {
         core.counters.rival_advertisements += 1;
         let Some(own) = core.own() else { return State::Active(self) };
         // RFC 9568 §6.4.3: the higher priority wins, among equals the higher address, unsigned in network order.
-        if (heard.priority, heard.source) > (self.advertised, own) {
+        if (heard.priority, heard.source) > (self.advertised, own) && !core.is_weaker_stranger(heard) {
             return self.outranked(core, now, heard);
         }
         self.contend(core, now, heard)
@@ -112,7 +137,7 @@ impl Active {
             }
             TimerName::Announce => self.announce_if_due(core, now),
             TimerName::RivalSilent => {
-                self.rival_since = None;
+                (self.controllers, self.others) = (None, None);
                 self.announce_once(core, now);
             }
             _ => {}
@@ -143,6 +168,19 @@ impl Active {
         State::Active(self)
     }
 
+    /// Another node announced one of the addresses. With a rival it is evidence about that; without one, two nodes hold
+    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first interval.
+    pub(super) fn announced(mut self, core: &mut Core, now: Instant, announcement: Announcement) -> State {
+        let contended = core.timers.get(TimerName::RivalSilent).is_some();
+        if let Some(others) = &mut self.others {
+            others.announced = true;
+        } else if !contended && now >= core.since + core.config.interval() {
+            let Announcement { mac, ip } = announcement;
+            core.warn(Warning::AnnouncedElsewhere { ip, mac });
+        }
+        State::Active(self)
+    }
+
     pub(super) fn resign(self, core: &mut Core, now: Instant) -> State {
         Resigning::enter(core, now)
     }
@@ -161,18 +199,26 @@ impl Active {
     }
 
     /// RFC 9568 §6.4.3: discard, and advertise at once so that the rival yields.
+    ///
+    /// A rival that goes on for Active_Down_Interval does not hear this router, or does not care. Only one that must
+    /// hold the addresses itself, because it is a controller or has announced them, makes this router yield.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let interval = core.config.interval().max(heard.interval);
         let down = 3 * interval + core.skew(interval);
-        let since = *self.rival_since.get_or_insert(now);
-        if since == now {
+        if core.timers.get(TimerName::RivalSilent).is_none() {
             self.announcer.repeat_until(now + core.config.predecessor_span());
             self.announce_once(core, now);
         }
         core.timers.set(TimerName::RivalSilent, now + down);
+        let known = heard.standing == Standing::Controller;
+        let contention = if known { &mut self.controllers } else { &mut self.others };
+        let Contention { since, announced, .. } =
+            *contention.insert(Contention::heard(*contention, now, down));
         if now >= since + down {
-            core.warn(Warning::Contended { source: heard.source });
-            if !self.is_heard(core, heard) {
+            if heard.standing != Standing::Stranger {
+                core.warn(Warning::Contended { source: heard.source });
+            }
+            if (known || announced) && !self.is_heard(core, heard) {
                 return Self::unheard(core, now, heard);
             }
         }
@@ -189,6 +235,7 @@ impl Active {
     fn unheard(core: &mut Core, now: Instant, heard: &Heard) -> State {
         let source: IpAddr = heard.source;
         core.counters.unheard += 1;
+        core.believed = (heard.standing != Standing::Controller).then_some(source).or(core.believed);
         core.release(Release::Lost);
         core.warn(Warning::Unheard { source });
         core.hold(now, Hold::Unheard);

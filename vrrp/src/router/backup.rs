@@ -8,6 +8,7 @@ use super::active::Active;
 use super::common::{Core, Heard};
 use super::config::Preempt;
 use super::output::{Reason, StateName, Warning};
+use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
@@ -27,6 +28,9 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
+    /// A router that advertised beside an Active of higher priority. It does not take part as others do, so it will not
+    /// serve either when that Active is gone.
+    beside: Option<IpAddr>,
     /// A lower priority got ahead of this router's offset, and this router is about to correct that.
     overtakes: bool,
     /// The priority that the down timer was set for.
@@ -52,6 +56,8 @@ struct Followed {
     interval: Duration,
     /// The highest priority it is known to have; a degraded one if it was never heard otherwise.
     full: WirePriority,
+    /// As last heard.
+    priority: WirePriority,
 }
 
 /// How often in a row the Active said that it is degraded, while this router could serve.
@@ -71,6 +77,7 @@ impl Backup {
             overslept: 0,
             active: None,
             ignored_lower: false,
+            beside: None,
             overtakes: false,
             armed_for: core.effective(),
             proof: Proof::default(),
@@ -108,6 +115,10 @@ impl Backup {
             // RFC 9568 §6.4.2: with Preempt_Mode True a lower priority is discarded and the timer runs on.
             if core.config.preempt == Preempt::Always && core.hold.is_none() {
                 self.ignored_lower = true;
+                return State::Backup(self);
+            }
+            if self.is_beside_active(heard) {
+                (self.ignored_lower, self.beside) = (true, Some(heard.source));
                 return State::Backup(self);
             }
         }
@@ -196,10 +207,18 @@ impl Backup {
             Some(full) if heard.priority.is_degraded() => full,
             _ => heard.priority,
         };
-        self.active = Some(Followed { source: heard.source, interval: heard.interval, full });
+        let Heard { source, interval, priority, .. } = *heard;
+        self.active = Some(Followed { source, interval, full, priority });
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
         self.arm(core, now);
+    }
+
+    /// Whether a router that is not known to be a controller advertises although it loses against the Active.
+    fn is_beside_active(&self, heard: &Heard) -> bool {
+        let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
+        heard.standing == Standing::Unknown
+            && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
     }
 
     /// Counts degraded advertisements of the Active while this router could do better.

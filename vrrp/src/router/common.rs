@@ -1,16 +1,18 @@
 //! What all states of a router share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use super::config::{RouterConfig, skew_time};
 use super::counters::Counters;
 use super::offset::offset;
-use super::output::{Claim, Output, Reason, Release, StateName, Transition, Warning};
+use super::output::{Claim, Output, Reason, Release, StateName, Transition, Warning, Watch};
 use super::serving::Serving;
+use super::standing::Standing;
 use super::timers::{TimerName, Timers};
 use crate::packet::{Advertisement, Auth};
+use crate::prefix::LinkPrefix;
 use crate::types::{Family, Version, WirePriority};
 
 /// The addresses of the interface that we advertise from.
@@ -35,6 +37,7 @@ pub(super) struct Heard {
     pub(super) source: IpAddr,
     pub(super) priority: WirePriority,
     pub(super) interval: Duration,
+    pub(super) standing: Standing,
 }
 
 /// Why this router does not ask for the addresses back for a while.
@@ -50,6 +53,12 @@ pub(super) enum Hold {
 pub(super) struct Core {
     pub(super) config: RouterConfig,
     pub(super) sources: Sources,
+    /// The addresses of the interface and their prefixes.
+    pub(super) prefixes: Vec<LinkPrefix>,
+    /// The known controllers of the cluster.
+    pub(super) controllers: BTreeSet<IpAddr>,
+    /// A router that is not known, and that this one has yielded to because it announced the addresses.
+    pub(super) believed: Option<IpAddr>,
     pub(super) serving: Serving,
     pub(super) hold: Option<Hold>,
     pub(super) timers: Timers,
@@ -58,6 +67,7 @@ pub(super) struct Core {
     pub(super) name: StateName,
     pub(super) since: Instant,
     pub(super) reason: Reason,
+    watching: bool,
 }
 
 impl Core {
@@ -65,6 +75,9 @@ impl Core {
         Self {
             config,
             sources: Sources::default(),
+            prefixes: Vec::new(),
+            controllers: BTreeSet::new(),
+            believed: None,
             serving: Serving::default(),
             hold: None,
             timers: Timers::default(),
@@ -73,6 +86,7 @@ impl Core {
             name: StateName::Init,
             since: now,
             reason: Reason::Created,
+            watching: false,
         }
     }
 
@@ -86,9 +100,20 @@ impl Core {
         }
         let after = now.saturating_duration_since(self.since);
         self.timers.leave_state();
+        if !matches!(to, StateName::Active | StateName::Resigning) {
+            self.watch(Watch::Stop);
+        }
         (self.name, self.since, self.reason) = (to, now, reason);
         tracing::debug!(vrid = self.config.vrid.get(), %from, %to, %reason, ?after, "transition");
         self.outputs.push_back(Output::Transition(Transition { from, to, reason, after }));
+    }
+
+    /// Starts or stops to watch for announcements. A router that holds the addresses watches.
+    pub(super) fn watch(&mut self, watch: Watch) {
+        let watching = watch == Watch::Start;
+        if std::mem::replace(&mut self.watching, watching) != watching {
+            self.outputs.push_back(Output::Watch(watch));
+        }
     }
 
     /// The source of our deciding advertisements, if the interface has one.

@@ -165,10 +165,27 @@ impl RouterConfig {
     }
 
     /// Whether `received` names the same addresses, in whatever order.
+    ///
+    /// RFC 9568 §5.2.9 puts a link-local address first in an IPv6 list, and some routers add one of their own. Where
+    /// this router has none, theirs make no difference.
     pub(super) fn same_addresses(&self, received: &Addresses) -> bool {
         match received {
             Addresses::V4(received) => same_set(&self.addresses_v4, received),
-            Addresses::V6(received) => same_set(&self.addresses_v6, received),
+            Addresses::V6(received) if self.addresses_v6.iter().any(Ipv6Addr::is_unicast_link_local) => {
+                same_set(&self.addresses_v6, received)
+            }
+            Addresses::V6(received) => {
+                let global = received.iter().filter(|address| !address.is_unicast_link_local());
+                same_set(&self.addresses_v6, &global.copied().collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// Whether `received` has at least one of this router's addresses.
+    pub(super) fn shares_addresses(&self, received: &Addresses) -> bool {
+        match received {
+            Addresses::V4(received) => received.iter().any(|address| self.addresses_v4.contains(address)),
+            Addresses::V6(received) => received.iter().any(|address| self.addresses_v6.contains(address)),
         }
     }
 }

@@ -31,15 +31,22 @@ pub enum Discard {
     /// Interval 0.
     #[error("interval 0")]
     IntervalZero,
-    /// A multicast message that was forwarded (RFC 9568 §5.1.1.3).
+    /// A message that a router forwarded: by multicast (RFC 9568 §5.1.1.3), or by unicast from a peer on the link
+    /// (RFC 5082).
     #[error("hop limit is not 255")]
     HopLimit,
+    /// An IPv6 multicast message from an address that is not link-local (RFC 9568 §5.1.2.1).
+    #[error("source is not link-local")]
+    NotLinkLocal,
     /// For another virtual router (RFC 9568 §7.1).
     #[error("another virtual router")]
     ForeignVrid,
     /// For addresses of a family that this router has none of.
     #[error("no virtual address of this family here")]
     Family,
+    /// Under our identifier, but for a list of addresses that has none in common with ours.
+    #[error("another group of addresses under the same identifier")]
+    OtherGroup,
     /// Another way to authenticate than configured (RFC 2338 §7.1).
     #[error("wrong authentication type")]
     AuthType,
@@ -62,7 +69,7 @@ pub enum Discard {
 
 impl Discard {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Truncated,
         Self::TrailingBytes,
         Self::Version,
@@ -71,8 +78,10 @@ impl Discard {
         Self::NoAddresses,
         Self::IntervalZero,
         Self::HopLimit,
+        Self::NotLinkLocal,
         Self::ForeignVrid,
         Self::Family,
+        Self::OtherGroup,
         Self::AuthType,
         Self::Password,
         Self::UnknownPeer,
@@ -93,8 +102,10 @@ impl Discard {
             Self::NoAddresses => "no_addresses",
             Self::IntervalZero => "interval_zero",
             Self::HopLimit => "hop_limit",
+            Self::NotLinkLocal => "not_link_local",
             Self::ForeignVrid => "foreign_vrid",
             Self::Family => "family",
+            Self::OtherGroup => "other_group",
             Self::AuthType => "auth_type",
             Self::Password => "password",
             Self::UnknownPeer => "unknown_peer",
@@ -175,10 +186,12 @@ pub struct Counters {
     pub announcements: u64,
     /// Advertisements of a version 2 peer with another interval.
     pub interval_mismatches: u64,
-    /// Advertisements with other virtual addresses.
+    /// Advertisements that share virtual addresses with this router but have another list.
     pub address_list_mismatches: u64,
     /// Advertisements of another router while this one was Active.
     pub rival_advertisements: u64,
+    /// Advertisements of routers that are no known controllers, of whatever priority.
+    pub stranger_advertisements: u64,
     /// Times this router gave up because a rival did not hear it.
     pub unheard: u64,
     /// Times a deadline was handled too late to be trusted.
@@ -201,6 +214,6 @@ mod tests {
             discards.count(reason);
         }
         assert!(discards.iter().all(|(_, count)| count == 1));
-        assert_eq!(discards.total(), 16);
+        assert_eq!(discards.total(), 18);
     }
 }

@@ -1,5 +1,6 @@
 //! What goes into a [`VirtualRouter`](super::VirtualRouter).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ pub enum Delivery {
 pub struct RxMeta {
     /// The source address, which breaks ties.
     pub source: IpAddr,
-    /// The TTL or hop limit; only 255 proves that a multicast message was not forwarded.
+    /// The TTL or hop limit; only 255 proves that a message was not forwarded.
     pub hop_limit: u8,
     /// How it was addressed.
     pub delivery: Delivery,
@@ -60,6 +61,9 @@ pub enum Command {
     },
     /// This node cannot serve.
     NotServing,
+    /// The addresses of the cluster's controllers as far as they are known, this node's own among them if it is
+    /// listed; replaces the former set.
+    Controllers(BTreeSet<IpAddr>),
     /// Hand the addresses over and stop for good.
     Resign,
     /// Go on with another configuration.

@@ -8,7 +8,7 @@ use super::active::Active;
 use super::backup::Backup;
 use super::common::{Core, Heard};
 use super::event::VipEvent;
-use super::output::{Output, Reason, Release, StateName, Watch};
+use super::output::{Reason, Release, StateName};
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
@@ -73,7 +73,6 @@ impl Resigning {
         let interval = core.config.interval();
         let until = now + core.config.down_interval();
         core.advertise(WirePriority::RESIGN);
-        core.outputs.push_back(Output::Watch(Watch::Start));
         core.timers.set(TimerName::Handover, until);
         core.timers.set(TimerName::Advertise, now + interval);
         let resigning = Self { until, successor: None, repeats: REPEATS };
@@ -151,7 +150,6 @@ impl Resigning {
     }
 
     fn stop(core: &mut Core, now: Instant, reason: Reason) -> State {
-        core.outputs.push_back(Output::Watch(Watch::Stop));
         core.transition(now, StateName::Stopped, reason);
         State::Stopped
     }

@@ -12,6 +12,7 @@ mod offset;
 mod output;
 mod receive;
 mod serving;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -30,7 +31,9 @@ use self::backup::Backup;
 use self::common::{Core, Sources};
 use self::handover::{Listening, Resigning};
 use self::receive::Accepted;
+use crate::announce::Announcement;
 use crate::packet::{Advertisement, DecodeError};
+use crate::prefix::LinkPrefix;
 use crate::types::WirePriority;
 
 /// One virtual router.
@@ -104,6 +107,12 @@ impl VirtualRouter {
         });
     }
 
+    /// Notes the addresses of the interface with their prefixes, virtual ones left out: a unicast peer within one of them
+    /// is on the link. To be called before [`handle_interface`](Self::handle_interface) and whenever they change.
+    pub fn handle_link_prefixes(&mut self, prefixes: Vec<LinkPrefix>) {
+        self.core.prefixes = prefixes;
+    }
+
     /// A message was received and decoded.
     ///
     /// # Errors
@@ -129,6 +138,9 @@ impl VirtualRouter {
                 return Err(reason);
             }
         };
+        if self.core.is_weaker_stranger(&heard) && !matches!(self.state, State::Active(_)) {
+            return Ok(());
+        }
         self.step(|state, core| match state {
             State::Backup(backup) => backup.advertisement(core, now, &heard),
             State::Active(active) => active.advertisement(core, now, &heard),
@@ -146,14 +158,15 @@ impl VirtualRouter {
         reason
     }
 
-    /// Somebody else announced this address (see [`Output::Watch`]).
-    pub fn handle_announcement(&mut self, now: Instant, ip: IpAddr) {
+    /// Another node announced an address (see [`Output::Watch`]).
+    pub fn handle_announcement(&mut self, now: Instant, announcement: Announcement) {
         let now = self.wake(now);
-        let ours = match ip {
+        let ours = match announcement.ip {
             IpAddr::V4(ip) => self.core.config.addresses_v4.contains(&ip),
             IpAddr::V6(ip) => self.core.config.addresses_v6.contains(&ip),
         };
         self.step(|state, core| match state {
+            State::Active(active) if ours => active.announced(core, now, announcement),
             State::Resigning(_) if ours => Resigning::announced(core, now),
             state => state,
         });
@@ -175,6 +188,7 @@ impl VirtualRouter {
         match command {
             Command::Serving { until } if until > now => self.serving(now, until),
             Command::Serving { .. } | Command::NotServing => self.not_serving(now),
+            Command::Controllers(controllers) => self.core.controllers = controllers,
             Command::Resign => self.resign(now),
             Command::Reconfigure(config) => self.reconfigure(now, *config),
         }

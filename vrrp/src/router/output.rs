@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::packet::Advertisement;
-use crate::types::WirePriority;
+use crate::packet::{Addresses, Advertisement};
+use crate::types::{MacAddr, WirePriority};
 
 /// Something to do, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,7 +212,7 @@ impl fmt::Display for Reason {
 }
 
 /// Something an operator should know about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
     /// Somebody else advertises from our own address.
@@ -220,7 +220,29 @@ pub enum Warning {
         /// The shared address.
         source: IpAddr,
     },
-    /// A peer advertises other virtual addresses under our identifier.
+    /// Another group uses our identifier on this link, for addresses of its own.
+    OtherGroup {
+        /// The source of its advertisement.
+        source: IpAddr,
+        /// Its virtual addresses, at least one.
+        addresses: Addresses,
+    },
+    /// A router that is no known controller advertises our identifier and addresses of ours.
+    Stranger {
+        /// The source of its advertisement.
+        source: IpAddr,
+        /// Its priority.
+        priority: WirePriority,
+    },
+    /// Another node announces one of our addresses (gratuitous ARP, unsolicited NA) while this router is Active and
+    /// hears no rival.
+    AnnouncedElsewhere {
+        /// The address.
+        ip: IpAddr,
+        /// The link-layer address that it is announced at.
+        mac: MacAddr,
+    },
+    /// A peer advertises another list of virtual addresses, which shares some with ours.
     AddressListMismatch {
         /// The peer.
         source: IpAddr,
@@ -258,8 +280,21 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Conflict { source } => write!(f, "another host advertises from our own address {source}"),
+            Self::OtherGroup { source, addresses } => {
+                write!(f, "{source} uses the same identifier for other virtual addresses: ")?;
+                write_some(f, addresses)
+            }
+            Self::Stranger { source, priority } => {
+                write!(
+                    f,
+                    "{source} advertises our virtual addresses with priority {priority}, and is no known controller"
+                )
+            }
+            Self::AnnouncedElsewhere { ip, mac } => {
+                write!(f, "{mac} announces {ip}, which this node holds, and is not heard to advertise it")
+            }
             Self::AddressListMismatch { source } => {
-                write!(f, "{source} advertises other virtual addresses under the same identifier")
+                write!(f, "{source} advertises another list of virtual addresses under the same identifier")
             }
             Self::IntervalMismatch { source, theirs } => {
                 write!(f, "{source} advertises every {theirs:?}, we do not")
@@ -276,5 +311,20 @@ impl fmt::Display for Warning {
             }
             Self::Overslept { by } => write!(f, "this process did not run for {by:?}"),
         }
+    }
+}
+
+/// How many addresses of a list are named.
+const NAMED: usize = 4;
+
+/// The first addresses of a list, and how many more there are.
+fn write_some(f: &mut fmt::Formatter<'_>, addresses: &Addresses) -> fmt::Result {
+    for (index, address) in addresses.iter().take(NAMED).enumerate() {
+        let separator = if index == 0 { "" } else { ", " };
+        write!(f, "{separator}{address}")?;
+    }
+    match addresses.len().saturating_sub(NAMED) {
+        0 => Ok(()),
+        more => write!(f, " and {more} more"),
     }
 }

@@ -1,10 +1,13 @@
 //! Which advertisements count (RFC 9568 §7.1, RFC 2338 §7.1).
 
+use std::net::IpAddr;
+
 use super::common::{Core, Heard};
 use super::config::RouterConfig;
 use super::counters::Discard;
 use super::event::{Delivery, RxMeta};
 use super::output::Warning;
+use super::standing::Standing;
 use crate::packet::{Advertisement, Auth};
 use crate::types::{Family, HOP_LIMIT, Version, WirePriority};
 
@@ -20,16 +23,21 @@ pub(super) enum Accepted {
 impl Core {
     /// Checks an advertisement and counts what is odd about it. Discards are counted by the caller.
     pub(super) fn accept(&mut self, meta: &RxMeta, received: &Advertisement) -> Result<Accepted, Discard> {
+        self.check_origin(meta)?;
         let config = &self.config;
-        if meta.delivery == Delivery::Multicast && meta.hop_limit != HOP_LIMIT {
-            return Err(Discard::HopLimit);
-        }
         if received.vrid != config.vrid {
             return Err(Discard::ForeignVrid);
         }
         let family = received.family();
         if Family::of(meta.source) != family || !has_addresses(config, family) {
             return Err(Discard::Family);
+        }
+        // Before anything that tells whether it could be a peer: a group of other addresses is named whatever its
+        // version and password are.
+        if !config.shares_addresses(&received.addresses) {
+            let (source, addresses) = (meta.source, received.addresses.clone());
+            self.warn(Warning::OtherGroup { source, addresses });
+            return Err(Discard::OtherGroup);
         }
         if received.version != config.version_of(family) {
             return Err(Discard::Version);
@@ -39,20 +47,53 @@ impl Core {
             self.warn(Warning::Conflict { source: meta.source });
             return Err(Discard::OwnSource);
         }
-        check_peer(config, meta, family)?;
+        if let Err(reason) = check_peer(config, meta, family) {
+            self.warn(Warning::Stranger { source: meta.source, priority: received.priority });
+            return Err(reason);
+        }
         if received.priority == WirePriority::OWNER && !config.accept_owner_priority {
             return Err(Discard::OwnerPriority);
         }
         self.counters.advertisements_received += 1;
         self.note_mismatches(meta, received);
-        let heard =
-            Heard { source: meta.source, priority: received.priority, interval: received.interval.get() };
+        let standing = self.standing(meta.source);
+        if standing == Standing::Stranger {
+            self.counters.stranger_advertisements += 1;
+            self.warn(Warning::Stranger { source: meta.source, priority: received.priority });
+        }
+        let interval = received.interval.get();
+        let heard = Heard { source: meta.source, priority: received.priority, interval, standing };
         if family == self.config.deciding_family() {
             Ok(Accepted::Decides(heard))
         } else {
             self.counters.follower_received += 1;
             Ok(Accepted::Follows(heard))
         }
+    }
+
+    /// Only a neighbour may take part. Multicast never leaves the link (RFC 9568 §5.1.1.3, §5.1.2.3), and unicast from a
+    /// peer on the link has not been forwarded either (RFC 5082); peers behind a router are the operator's to list.
+    fn check_origin(&self, meta: &RxMeta) -> Result<(), Discard> {
+        let neighbour = meta.delivery == Delivery::Multicast || self.is_on_link(meta.source);
+        if neighbour && meta.hop_limit != HOP_LIMIT {
+            return Err(Discard::HopLimit);
+        }
+        let scoped = match meta.source {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(source) => source.is_unicast_link_local(),
+        };
+        if meta.delivery == Delivery::Multicast && !scoped {
+            return Err(Discard::NotLinkLocal);
+        }
+        Ok(())
+    }
+
+    fn is_on_link(&self, source: IpAddr) -> bool {
+        let link_local = match source {
+            IpAddr::V4(source) => source.is_link_local(),
+            IpAddr::V6(source) => source.is_unicast_link_local(),
+        };
+        link_local || self.prefixes.iter().any(|prefix| prefix.contains(source))
     }
 
     /// Mismatches are worth a warning, but discarding such a message would make a second Active.
@@ -88,7 +129,7 @@ fn check_auth(config: &RouterConfig, received: &Advertisement) -> Result<(), Dis
     }
 }
 
-/// A unicast message has no hop limit to prove that its sender is a neighbour, so only a peer may send one.
+/// A unicast message may come from behind a router, so only a peer may send one.
 fn check_peer(config: &RouterConfig, meta: &RxMeta, family: Family) -> Result<(), Discard> {
     // IPv6 peers may be unlisted where IPv4 decides.
     let listed =

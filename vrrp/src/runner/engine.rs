@@ -4,6 +4,7 @@ mod interfaces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -53,6 +54,7 @@ pub(super) struct Engine {
     breather: Option<Breather>,
     /// What new routers have to be told.
     serving: Option<Instant>,
+    controllers: BTreeSet<IpAddr>,
     shutdown_at: Option<Instant>,
     phase: Phase,
     board: Arc<ArcSwap<RunnerStatus>>,
@@ -109,6 +111,7 @@ impl Engine {
             timer: DeadlineTimer::new().map_err(SpawnError::Reactor)?,
             breather: options.realtime.then(|| Breather::new(now)),
             serving: None,
+            controllers: BTreeSet::new(),
             shutdown_at: None,
             phase: Phase::Running,
             board: owner.status,
@@ -253,6 +256,10 @@ impl Engine {
                     self.serving = None;
                     self.command_all(&router::Command::NotServing, now);
                 }
+                Command::Controllers(controllers) => {
+                    self.command_all(&router::Command::Controllers(controllers.clone()), now);
+                    self.controllers = controllers;
+                }
                 Command::ResignAll => self.command_all(&router::Command::Resign, now),
                 Command::Resign(id) => {
                     self.with(id, now, |instance, _| instance.command(router::Command::Resign, now));
@@ -321,8 +328,10 @@ impl Engine {
         }
         self.instances.insert(id, Instance::new(config, now));
         let serving = self.serving;
+        let controllers = self.controllers.clone();
         let stopping = self.phase != Phase::Running;
         self.with(id, now, |instance, _| {
+            instance.command(router::Command::Controllers(controllers), now);
             if let Some(until) = serving {
                 instance.command(router::Command::Serving { until }, now);
             }

@@ -1,5 +1,7 @@
 //! The owner's end: starting the thread and talking to it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ pub(super) enum Command {
     Vip(InstanceId, VipEvent),
     Serving(Instant),
     NotServing,
+    Controllers(BTreeSet<IpAddr>),
     ResignAll,
     Resign(InstanceId),
     Add(Box<InstanceConfig>),
@@ -66,6 +69,12 @@ impl RunnerHandle {
     /// This node cannot serve.
     pub fn not_serving(&self) {
         self.send(Command::NotServing);
+    }
+
+    /// Tells all routers which addresses the cluster's controllers have, as far as known; see
+    /// [`Command::Controllers`](crate::router::Command::Controllers).
+    pub fn controllers(&self, addresses: BTreeSet<IpAddr>) {
+        self.send(Command::Controllers(addresses));
     }
 
     /// Hands the addresses of one router over and stops it for good.

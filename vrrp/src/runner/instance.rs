@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use nix::errno::Errno;
 
+use super::link::User;
 use super::opener::{FamilyNeeds, Needs};
 use super::outside::Outside;
 use super::socket::Received;
@@ -76,6 +77,11 @@ impl Instance {
         Needs { v4: of(router.addresses_v4.is_empty()), v6: of(router.addresses_v6.is_empty()) }
     }
 
+    /// What its link needs to know of it.
+    pub(super) fn user(&self) -> User {
+        User { needs: self.needs(), addresses: self.addresses().collect() }
+    }
+
     /// What it listens to.
     pub(super) fn routes(&self) -> impl Iterator<Item = (Family, u8)> + use<> {
         let needs = self.needs();
@@ -108,6 +114,7 @@ impl Instance {
     pub(super) fn interface_up(&mut self, now: Instant) {
         let Some(interface) = &self.interface else { return };
         self.up = true;
+        self.router.handle_link_prefixes(interface.prefixes.clone());
         self.router.handle_interface(now, InterfaceEvent::Up { v4: interface.v4, v6: interface.v6 });
     }
 
@@ -129,9 +136,21 @@ impl Instance {
 
     /// Takes a message for this router's identifier.
     pub(super) fn receive(&mut self, received: &Received<'_>, outside: &mut Outside, now: Instant) {
+        if !self.is_addressed(received) {
+            return;
+        }
         if let Err(reason) = self.try_receive(received, now) {
             outside.discarded(self.id(), reason, received.source, now);
         }
+    }
+
+    /// Whether the IP layer would deliver the packet to this host. Some bonds and switches return what this host sent.
+    fn is_addressed(&self, received: &Received<'_>) -> bool {
+        let Some(interface) = &self.interface else { return false };
+        let reflected = received.mac == Some(interface.mac);
+        let ours = Family::of(received.destination).multicast() == received.destination
+            || interface.is_own(received.destination);
+        ours && !reflected
     }
 
     fn try_receive(&mut self, received: &Received<'_>, now: Instant) -> Result<(), Discard> {
@@ -143,7 +162,10 @@ impl Instance {
             if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
         let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
         self.router.handle_advertisement(now, &meta, &advertisement)?;
-        if advertisement.family() == self.config.router.deciding_family() {
+        // A Backup follows one router; what others say beside it is not news of that one.
+        let beside =
+            self.router.state() == StateName::Backup && self.router.active_source() != Some(received.source);
+        if advertisement.family() == self.config.router.deciding_family() && !beside {
             let priority = advertisement.priority;
             self.heard = Some(ActivePeer { source: received.source, priority, heard: now });
         }
@@ -154,7 +176,7 @@ impl Instance {
     pub(super) fn announced(&mut self, announcement: &crate::Announcement, now: Instant) {
         let foreign = self.interface.as_ref().is_some_and(|interface| interface.mac != announcement.mac);
         if foreign && self.addresses().any(|address| address == announcement.ip) {
-            self.router.handle_announcement(now, announcement.ip);
+            self.router.handle_announcement(now, *announcement);
         }
     }
 
@@ -233,9 +255,13 @@ impl Instance {
     fn destinations(&self, family: Family) -> Vec<IpAddr> {
         match &self.config.transport {
             Transport::Multicast => vec![family.multicast()],
-            Transport::Unicast { peers } => {
-                peers.iter().copied().filter(|peer| Family::of(*peer) == family).collect()
-            }
+            // A list that all nodes share has this node's own address, too.
+            Transport::Unicast { peers } => peers
+                .iter()
+                .copied()
+                .filter(|peer| Family::of(*peer) == family)
+                .filter(|peer| !self.interface.as_ref().is_some_and(|interface| interface.is_own(*peer)))
+                .collect(),
         }
     }
 

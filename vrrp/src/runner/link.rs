@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
@@ -23,11 +24,18 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) status: InterfaceStatus,
     sockets: Option<LinkSockets>,
-    users: BTreeMap<InstanceId, Needs>,
+    users: BTreeMap<InstanceId, User>,
     routes: BTreeMap<(Family, u8), Vec<InstanceId>>,
     watching: BTreeSet<InstanceId>,
     pending: Option<u64>,
     retry_at: Option<Instant>,
+}
+
+/// A router that takes part.
+pub(super) struct User {
+    pub(super) needs: Needs,
+    /// Its virtual addresses.
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 /// The open sockets, registered with the runtime.
@@ -40,6 +48,7 @@ struct LinkSockets {
 
 struct WatchedFamily {
     messages: Watched,
+    sender: Option<OwnedFd>,
     watcher: Watched,
     /// There may be something to read.
     readable: bool,
@@ -61,13 +70,22 @@ impl Link {
         }
     }
 
-    /// Lets a router take part, or changes what it needs and wants to hear.
-    pub(super) fn join(&mut self, id: InstanceId, needs: Needs, routes: impl Iterator<Item = (Family, u8)>) {
-        self.users.insert(id, needs);
+    /// Lets a router take part, or changes what it needs and wants to hear. The error concerns the announcements of
+    /// others only.
+    pub(super) fn join(
+        &mut self,
+        id: InstanceId,
+        user: User,
+        routes: impl Iterator<Item = (Family, u8)>,
+    ) -> io::Result<()> {
+        let before = self.users.insert(id, user);
         self.unroute(id);
         for route in routes {
             self.routes.entry(route).or_default().push(id);
         }
+        let same =
+            before.map(|user| user.addresses) == self.users.get(&id).map(|user| user.addresses.clone());
+        if same || !self.watching.contains(&id) { Ok(()) } else { self.apply_watching() }
     }
 
     /// Takes a router out. True if nobody is left.
@@ -97,13 +115,13 @@ impl Link {
 
     /// What all routers together need.
     fn needs(&self) -> Needs {
-        self.users.values().fold(Needs::default(), |all, needs| all.union(*needs))
+        self.users.values().fold(Needs::default(), |all, user| all.union(user.needs))
     }
 
     /// Whether the sockets that this router needs are open.
     pub(super) fn serves(&self, id: InstanceId) -> bool {
         match (&self.sockets, self.users.get(&id)) {
-            (Some(sockets), Some(needs)) => sockets.needs.covers(*needs),
+            (Some(sockets), Some(user)) => sockets.needs.covers(user.needs),
             _ => false,
         }
     }
@@ -161,12 +179,11 @@ impl Link {
 
     /// Starts or stops listening to other nodes' announcements on behalf of a router.
     pub(super) fn set_watching(&mut self, id: InstanceId, watch: Watch) -> io::Result<()> {
-        let before = self.watching.is_empty();
-        match watch {
+        let changed = match watch {
             Watch::Start => self.watching.insert(id),
             Watch::Stop => self.watching.remove(&id),
         };
-        if before == self.watching.is_empty() { Ok(()) } else { self.apply_watching() }
+        if changed { self.apply_watching() } else { Ok(()) }
     }
 
     pub(super) fn watching(&self) -> Vec<InstanceId> {
@@ -174,7 +191,9 @@ impl Link {
     }
 
     fn apply_watching(&self) -> io::Result<()> {
-        let watching = if self.watching.is_empty() { Watching::Off } else { Watching::On };
+        let users = self.watching.iter().filter_map(|id| self.users.get(id));
+        let addresses: Vec<IpAddr> = users.flat_map(|user| user.addresses.iter().copied()).collect();
+        let watching = if addresses.is_empty() { Watching::Off } else { Watching::For(&addresses) };
         for family in [Family::V4, Family::V6] {
             if let Some(sockets) = self.family(family) {
                 link_layer::watch(sockets.watcher.as_fd(), family, watching)?;
@@ -202,7 +221,13 @@ impl Link {
             .any(|family| family.readable || family.watcher_readable)
     }
 
-    /// The socket for messages of a family, if it is open.
+    /// The socket to send messages of a family through, if it is open.
+    pub(super) fn sender(&self, family: Family) -> Option<BorrowedFd<'_>> {
+        let sockets = self.family(family)?;
+        Some(sockets.sender.as_ref().map_or_else(|| sockets.messages.as_fd(), |sender| sender.as_fd()))
+    }
+
+    /// The socket that receives the messages of a family, if it is open.
     pub(super) fn messages(&self, family: Family) -> Option<&Watched> {
         self.family(family).map(|sockets| &sockets.messages)
     }
@@ -230,7 +255,10 @@ impl LinkSockets {
     fn into_fds(self) -> Vec<OwnedFd> {
         let families = [self.v4, self.v6].into_iter().flatten();
         families
-            .flat_map(|family| [family.messages.into_inner(), family.watcher.into_inner()])
+            .flat_map(|family| {
+                [Some(family.messages.into_inner()), family.sender, Some(family.watcher.into_inner())]
+            })
+            .flatten()
             .chain([self.announcer])
             .collect()
     }
@@ -239,7 +267,8 @@ impl LinkSockets {
 impl WatchedFamily {
     fn new(sockets: FamilySockets) -> io::Result<Self> {
         Ok(Self {
-            messages: Watched::new(sockets.messages)?,
+            messages: Watched::new(sockets.messages.receiver)?,
+            sender: sockets.messages.sender,
             watcher: Watched::new(sockets.watcher)?,
             readable: true,
             watcher_readable: false,

@@ -3,8 +3,9 @@
 //! [`Runner::spawn`] starts one thread for any number of routers. It owns
 //!
 //! * per interface and family one raw socket for advertisements (protocol 112, bound to the device, TTL 255, CS6,
-//!   multicast loop off), shared by all routers of the interface, and one AF_PACKET socket that watches for the
-//!   announcements of other nodes; per interface one AF_PACKET socket that announces;
+//!   multicast loop off), shared by all routers of the interface, for IPv4 one AF_PACKET socket that receives them, and
+//!   one that watches for the announcements of other nodes, filtered by the virtual addresses that this node holds; per
+//!   interface one AF_PACKET socket that announces;
 //! * one timerfd for the deadlines of all routers.
 //!
 //! On every turn it first reads all sockets that matter, then obeys commands, then handles the deadlines that had
@@ -44,6 +45,7 @@ pub use status::{
 };
 
 use crate::packet::ChecksumPolicy;
+use crate::prefix::LinkPrefix;
 use crate::router::{Claim, Release, RouterConfig};
 use crate::types::MacAddr;
 
@@ -97,6 +99,16 @@ pub struct Interface {
     pub v4: Option<Ipv4Addr>,
     /// The source of IPv6 advertisements, for multicast the link-local address; never a virtual address.
     pub v6: Option<Ipv6Addr>,
+    /// All its addresses with their prefixes, but for the virtual ones.
+    pub prefixes: Vec<LinkPrefix>,
+}
+
+impl Interface {
+    /// Whether `ip` is an address of the interface, and no virtual one.
+    fn is_own(&self, ip: IpAddr) -> bool {
+        let source = self.v4.map(IpAddr::V4) == Some(ip) || self.v6.map(IpAddr::V6) == Some(ip);
+        source || self.prefixes.iter().any(|prefix| prefix.address == ip)
+    }
 }
 
 /// Whoever puts virtual addresses on interfaces. It is called on the runner's thread and must not block, nor start

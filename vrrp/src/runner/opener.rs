@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use thiserror::Error;
 
 use super::link_layer;
-use super::socket::{self, Binding};
+use super::socket::{self, Binding, Messages};
 use crate::types::Family;
 
 /// What the routers of an interface need of it.
@@ -65,7 +65,7 @@ pub(super) struct OpenSockets {
 /// The receiving sockets of one family.
 #[derive(Debug)]
 pub(super) struct FamilySockets {
-    pub(super) messages: OwnedFd,
+    pub(super) messages: Messages,
     pub(super) watcher: OwnedFd,
 }
 

@@ -61,10 +61,10 @@ impl Outside {
         message: &mut Vec<u8>,
     ) -> io::Result<()> {
         let link = self.links.get(&link).ok_or(io::ErrorKind::NotConnected)?;
-        let fd = link.messages(Family::of(source)).ok_or(io::ErrorKind::NotConnected)?;
+        let fd = link.sender(Family::of(source)).ok_or(io::ErrorKind::NotConnected)?;
         let pseudo = PseudoHeader::new(source, destination).ok_or(io::ErrorKind::InvalidInput)?;
         advertisement.encode(&pseudo, message);
-        socket::send(fd.as_fd(), link.index, source, destination, message)
+        socket::send(fd, link.index, source, destination, message)
     }
 
     /// Announces one virtual address; the error has been reported.
@@ -163,6 +163,9 @@ impl Outside {
 const fn kind_of(warning: &Warning) -> &'static str {
     match warning {
         Warning::Conflict { .. } => "conflict",
+        Warning::OtherGroup { .. } => "other_group",
+        Warning::Stranger { .. } => "stranger",
+        Warning::AnnouncedElsewhere { .. } => "announced_elsewhere",
         Warning::AddressListMismatch { .. } => "address_list_mismatch",
         Warning::IntervalMismatch { .. } => "interval_mismatch",
         Warning::Contended { .. } => "contended",

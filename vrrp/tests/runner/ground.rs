@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid, gettid};
-use vrrp::MacAddr;
 use vrrp::runner::Interface;
+use vrrp::{LinkPrefix, MacAddr};
 
 /// Gives an ordinary user a user namespace to be root in. Call it while the process has one thread.
 pub(crate) fn enter() {
@@ -164,6 +164,7 @@ impl Node {
                 up: flags.contains(nix::net::if_::InterfaceFlags::IFF_RUNNING),
                 v4: v4.into_iter().find(|address| *address == ours),
                 v6: v6.into_iter().find(Ipv6Addr::is_unicast_link_local),
+                prefixes: vec![LinkPrefix { address: ours.into(), len: 24 }],
             })
         })
     }

@@ -8,4 +8,5 @@ mod node;
 mod random;
 mod rng;
 mod scenarios;
+mod stranger;
 mod world;

@@ -1,14 +1,14 @@
 //! A controller: its router, the process around it, and the kernel's part of the bargain.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use vrrp::router::{Claim, Delivery, InterfaceEvent, RxMeta, VipEvent};
+use vrrp::router::{Claim, Command, Delivery, InterfaceEvent, RxMeta, VipEvent};
 
 use vrrp::{
-    AdvertInterval, Advertisement, ChecksumPolicy, Priority, PseudoHeader, RouterConfig, Version,
-    VirtualRouter, Vrid,
+    AdvertInterval, Advertisement, Announcement, ChecksumPolicy, MacAddr, Priority, PseudoHeader,
+    RouterConfig, Version, VirtualRouter, Vrid,
 };
 
 use crate::world::Frame;
@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) process: Process,
     /// Whether the daemon finds that this node can serve.
     pub(crate) serves: bool,
+    /// The controllers that the daemon knows.
+    pub(crate) controllers: BTreeSet<IpAddr>,
     /// Whether the daemon says so again and again, or hangs.
     pub(crate) judged: bool,
     pub(crate) link_up: bool,
@@ -125,6 +127,7 @@ impl Node {
             v6: v6(index),
             process: Process::Running,
             serves: true,
+            controllers: BTreeSet::new(),
             judged: true,
             link_up: true,
             keeper_delay: Duration::ZERO,
@@ -140,6 +143,11 @@ impl Node {
 
     pub(crate) fn runs(&self) -> bool {
         self.process == Process::Running
+    }
+
+    /// What the daemon tells its router at the start.
+    pub(crate) fn introduce(&mut self, now: Instant) {
+        self.router.handle_command(now, Command::Controllers(self.controllers.clone()));
     }
 
     pub(crate) fn interface(&self) -> InterfaceEvent {
@@ -168,7 +176,10 @@ impl Node {
                     }
                 }
             }
-            Frame::Announcement { ip } if self.watching => self.router.handle_announcement(now, *ip),
+            Frame::Announcement { ip } if self.watching => {
+                let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+                self.router.handle_announcement(now, Announcement { mac, ip: *ip });
+            }
             Frame::Announcement { .. } => {}
         }
     }

@@ -5,10 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use vrrp::router::{Command, Preempt, Reason, StateName, skew_time};
-use vrrp::{RouterConfig, Version};
+use vrrp::{Family, RouterConfig, Version};
 
 use crate::node::{Node, Process, Stack, acquainted, config};
 use crate::rng::Rng;
+use crate::stranger::Stranger;
 use crate::world::{Weather, World};
 
 const STEPS: u64 = 1_000_000;
@@ -59,6 +60,18 @@ impl Run {
         world.trace = trace;
         for node in &world.nodes {
             world.log(|| format!("{:?}", node.config));
+        }
+        if rng.chance(50) {
+            world.introduce_all();
+            // Where the sources are known, a stranger below all priorities changes nothing of what must hold.
+            if world.nodes[0].config.deciding_family() == Family::V4 && rng.chance(50) {
+                world.intrude(Stranger {
+                    priority: rng.pick(&[1, 10, 40, 49]),
+                    interval: rng.pick(&[interval / 3, interval, interval * 5]),
+                    host: rng.pick(&[5, 200]),
+                    announces: false,
+                });
+            }
         }
         Self { world, rng, interval }
     }

@@ -5,11 +5,12 @@ use std::collections::BinaryHeap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use vrrp::router::{Claim, Command, Output, Reason, Release, StateName, VipEvent, Watch};
+use vrrp::router::{Claim, Command, Output, Reason, Release, StateName, VipEvent, Warning, Watch};
 use vrrp::{Addresses, Family, PseudoHeader, RouterConfig};
 
 use crate::node::{Node, Process};
 use crate::rng::Rng;
+use crate::stranger::Stranger;
 
 /// How the network treats frames.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,7 @@ pub(crate) enum Event {
     Keeper { node: usize, epoch: u64, work: Work },
     Expiry { node: usize, lease: u64 },
     Check { node: usize },
+    Stranger,
 }
 
 /// What the keeper thread does a moment after it was told to.
@@ -79,6 +81,11 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) changes: Vec<Change>,
     pub(crate) trace: bool,
+    pub(crate) stranger: Option<Stranger>,
+    /// No advertisement arrives anywhere.
+    pub(crate) deaf: bool,
+    /// Warnings that another node announces an address.
+    pub(crate) announced_elsewhere: u64,
 }
 
 /// The daemon judges its node this often, and its verdict holds for twice as long.
@@ -108,6 +115,9 @@ impl World {
             steps: 0,
             changes: Vec::new(),
             trace: false,
+            stranger: None,
+            deaf: false,
+            announced_elsewhere: 0,
         };
         for node in 0..world.nodes.len() {
             world.begin(node);
@@ -146,6 +156,7 @@ impl World {
 
     pub(crate) fn begin(&mut self, node: usize) {
         let now = self.now;
+        self.nodes[node].introduce(now);
         self.judge(node);
         let event = self.nodes[node].interface();
         self.nodes[node].router.handle_interface(now, event);
@@ -172,6 +183,7 @@ impl World {
             }
             Event::Keeper { node, epoch, work } => self.keep(node, epoch, work),
             Event::Expiry { node, lease } => self.expire(node, lease),
+            Event::Stranger => self.stranger_sends(),
             Event::Check { node } => {
                 if self.nodes[node].runs() {
                     self.judge(node);
@@ -197,6 +209,9 @@ impl World {
             if matches!(frame, Frame::Announcement { .. }) {
                 self.clients[client] = Some(from);
             }
+            return;
+        }
+        if self.deaf && matches!(frame, Frame::Advertisement { .. }) {
             return;
         }
         let now = self.now;
@@ -344,7 +359,10 @@ impl World {
                 self.log(|| format!("{node}: {from} -> {to}: {reason}"));
                 self.changes.push(Change { at: self.elapsed(), node, from, to, reason });
             }
-            Output::Warning(warning) => self.log(|| format!("{node} warns: {warning}")),
+            Output::Warning(warning) => {
+                self.log(|| format!("{node} warns: {warning}"));
+                self.announced_elsewhere += u64::from(matches!(warning, Warning::AnnouncedElsewhere { .. }));
+            }
         }
     }
 
@@ -368,6 +386,15 @@ impl World {
             for ip in ips {
                 self.broadcast(node, &Frame::Announcement { ip });
             }
+        }
+    }
+
+    /// Delivers a frame of another host to all nodes.
+    pub(crate) fn inject(&mut self, frame: &Frame) {
+        let from = self.cut.len();
+        for to in 0..self.nodes.len() {
+            let delay = self.rng.between(self.weather.delay.0, self.weather.delay.1);
+            self.schedule(delay, Event::Deliver { from, to, frame: frame.clone() });
         }
     }
 

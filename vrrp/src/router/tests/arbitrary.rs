@@ -118,12 +118,13 @@ fn happen(bench: &mut Bench, event: &Event) {
                 0..=120 => Command::Serving { until },
                 121..=180 => Command::NotServing,
                 181..=190 => Command::Resign,
+                191..=200 => Command::Controllers([OWN.into(), HIGHER.into()].into()),
                 _ => Command::Reconfigure(Box::new(some_config(number))),
             };
             router.handle_command(bench.now, command);
         }
         Event::Announcement(v6) => {
-            router.handle_announcement(bench.now, if v6 { VIP_V6.into() } else { VIP.into() });
+            bench.announced(if v6 { IpAddr::from(VIP_V6) } else { IpAddr::from(VIP) });
         }
     }
 }

@@ -28,7 +28,7 @@ fn backup_advertises_before_it_claims_when_the_down_timer_fires() {
     bench.advance(DOWN - Duration::from_nanos(1));
     assert_eq!(bench.router.state(), StateName::Backup);
     bench.advance(Duration::from_nanos(1));
-    assert_eq!(bench.said(), ["backup -> active", "advertise 100 IPv4", "claim 360.9375ms"]);
+    assert_eq!(bench.said(), ["backup -> active", "advertise 100 IPv4", "claim 360.9375ms", "watch Start"]);
     assert_eq!(bench.router.reason(), Reason::ActiveSilent);
     assert_eq!(bench.left(TimerName::Advertise), Some(INTERVAL));
 }
@@ -239,7 +239,7 @@ fn active_yields_to_the_higher_priority_or_address_and_says_a_last_word() {
     for (source, priority) in [(LOWER, 101), (HIGHER, 101), (HIGHER, 100)] {
         let mut bench = Bench::active(config());
         bench.hear(source, priority);
-        assert_eq!(bench.said(), ["release Lost", "advertise 100 IPv4", "active -> backup"]);
+        assert_eq!(bench.said(), ["release Lost", "advertise 100 IPv4", "watch Stop", "active -> backup"]);
         let reason = Reason::Outranked { source: source.into(), priority: WirePriority(priority) };
         assert_eq!(bench.router.reason(), reason);
         assert!(bench.left(TimerName::Down).unwrap() >= DOWN);
@@ -339,7 +339,7 @@ fn active_gives_up_for_the_hold_time_when_a_rival_goes_on() {
 fn interface_down_releases_at_once_and_up_starts_over() {
     let mut bench = Bench::active(config());
     bench.router.handle_interface(bench.now, InterfaceEvent::Down);
-    assert_eq!(bench.said(), ["release Lost", "active -> init"]);
+    assert_eq!(bench.said(), ["release Lost", "watch Stop", "active -> init"]);
     assert_eq!(bench.router.poll_timeout().map(|(_, name)| name), Some(TimerName::ServingExpiry));
     bench.up();
     assert_eq!(bench.said(), ["init -> backup"]);
@@ -362,7 +362,7 @@ fn whatever_wakes_an_active_that_overslept_it_listens_first() {
         |bench| bench.router.handle_timeout(bench.now),
         |bench| bench.router.handle_vip(bench.now, VipEvent::Missing),
         |bench| bench.router.handle_command(bench.now, Command::NotServing),
-        |bench| bench.router.handle_announcement(bench.now, VIP.into()),
+        |bench| bench.announced(VIP),
         |bench| bench.up(),
     ];
     for event in events {
@@ -402,13 +402,13 @@ fn a_listener_that_hears_a_resignation_waits_for_skew() {
 fn resigning_keeps_the_addresses_until_the_successor_announces() {
     let mut bench = Bench::active(config());
     bench.router.handle_command(bench.now, Command::Resign);
-    assert_eq!(bench.said(), ["active -> resigning", "advertise 0 IPv4", "watch Start", "claim 360.9375ms"]);
+    assert_eq!(bench.said(), ["active -> resigning", "advertise 0 IPv4", "claim 360.9375ms"]);
     bench.advance(ms(70));
     bench.hear(LOWER, 100);
     assert_eq!(bench.left(TimerName::Handover), Some(ms(100)));
-    bench.router.handle_announcement(bench.now, Ipv4Addr::new(10, 9, 0, 99).into());
+    bench.announced(Ipv4Addr::new(10, 9, 0, 99));
     assert_eq!(bench.router.state(), StateName::Resigning, "not one of our addresses");
-    bench.router.handle_announcement(bench.now, VIP.into());
+    bench.announced(VIP);
     assert_eq!(bench.said(), ["release Planned", "watch Stop", "resigning -> stopped"]);
     assert_eq!(bench.router.reason(), Reason::SuccessorAnnounced);
     bench.router.handle_command(bench.now, Command::Resign);
@@ -465,6 +465,6 @@ fn a_new_configuration_moves_nothing_unless_it_is_another_router() {
     );
     changed.vrid = Vrid::new(52).unwrap();
     bench.router.handle_command(bench.now, Command::Reconfigure(Box::new(changed)));
-    assert_eq!(bench.said(), ["release Lost", "active -> backup"]);
+    assert_eq!(bench.said(), ["release Lost", "watch Stop", "active -> backup"]);
     assert_eq!(bench.router.reason(), Reason::Reconfigured);
 }

@@ -1,6 +1,7 @@
 //! One router at a time: the rows of the state table, what is discarded, and arbitrary events.
 
 mod arbitrary;
+mod contention;
 mod fsm;
 mod receive;
 mod serving;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::packet::{Addresses, Auth};
-use crate::types::{AdvertInterval, Priority, Version, Vrid};
+use crate::types::{AdvertInterval, MacAddr, Priority, Version, Vrid};
 
 pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 12);
 pub(super) const LOWER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 11);
@@ -117,6 +118,17 @@ impl Bench {
         }
     }
 
+    /// Another node announces an address.
+    pub(super) fn announced(&mut self, ip: impl Into<IpAddr>) {
+        self.router.handle_announcement(self.now, announcement(ip));
+    }
+
+    /// The daemon knows these controllers.
+    pub(super) fn know(&mut self, controllers: &[Ipv4Addr]) {
+        let controllers = controllers.iter().map(|ip| IpAddr::V4(*ip)).collect();
+        self.router.handle_command(self.now, Command::Controllers(controllers));
+    }
+
     pub(super) fn drain(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.router.poll_output()).collect()
     }
@@ -130,6 +142,10 @@ impl Bench {
     pub(super) fn left(&self, name: TimerName) -> Option<Duration> {
         self.router.core.timers.get(name).map(|at| at.saturating_duration_since(self.now))
     }
+}
+
+pub(super) fn announcement(ip: impl Into<IpAddr>) -> Announcement {
+    Announcement { mac: MacAddr([2, 0, 0, 0, 0, 0x13]), ip: ip.into() }
 }
 
 pub(super) fn multicast(source: IpAddr) -> RxMeta {

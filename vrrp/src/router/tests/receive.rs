@@ -35,6 +35,8 @@ fn each_reason_leaves_the_active_undisturbed() {
     let other = Advertisement { priority: WirePriority::OWNER, ..good.clone() };
     discarded(&mut bench, &from, &other, Discard::OwnerPriority);
     discarded(&mut bench, &RxMeta { delivery: Delivery::Unicast, ..from }, &good, Discard::UnknownPeer);
+    let global = Advertisement { addresses: Addresses::V6(vec![VIP_V6]), ..good.clone() };
+    discarded(&mut bench, &multicast("fd00::ff".parse().unwrap()), &global, Discard::NotLinkLocal);
     let other = Advertisement { addresses: Addresses::V6(vec![VIP_V6]), ..good.clone() };
     discarded(&mut bench, &multicast(VIP_V6.into()), &other, Discard::Family);
     discarded(&mut bench, &multicast(VIP_V6.into()), &good, Discard::Family);
@@ -74,7 +76,7 @@ fn only_peers_are_obeyed_where_that_is_configured() {
 }
 
 #[test]
-fn unicast_from_a_peer_needs_no_hop_limit() {
+fn unicast_from_a_routed_peer_needs_no_hop_limit() {
     let mut bench = Bench::active(config());
     let message = bench.message(200);
     let meta = RxMeta { source: LOWER.into(), hop_limit: 3, delivery: Delivery::Unicast };
@@ -156,4 +158,116 @@ fn malformed_messages_are_counted_by_reason() {
     bench.router.handle_malformed(DecodeError::IntervalZero);
     let counted: Vec<_> = bench.router.counters().discarded.iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [(Discard::Checksum, 1), (Discard::IntervalZero, 1)]);
+}
+
+#[test]
+fn unicast_from_a_peer_on_the_link_needs_hop_limit_255() {
+    let prefix = |address: IpAddr, len| crate::LinkPrefix { address, len };
+    let own: IpAddr = OWN.into();
+    let unicast = |hop_limit| RxMeta { source: LOWER.into(), hop_limit, delivery: Delivery::Unicast };
+    for (prefixes, hop_limit, on_link) in [
+        (vec![prefix(own, 24)], 254, true),
+        (vec![prefix(own, 24)], 255, false),
+        (vec![prefix(own, 32), prefix(VIP_V6.into(), 64)], 254, false),
+        (vec![], 1, false),
+    ] {
+        let mut bench = Bench::active(config());
+        bench.router.handle_link_prefixes(prefixes.clone());
+        let message = bench.message(200);
+        if on_link {
+            discarded(&mut bench, &unicast(hop_limit), &message, Discard::HopLimit);
+        } else {
+            let taken = bench.router.handle_advertisement(bench.now, &unicast(hop_limit), &message);
+            assert_eq!(taken, Ok(()), "{prefixes:?} {hop_limit}");
+        }
+    }
+}
+
+#[test]
+fn a_list_without_a_common_address_is_another_group_whatever_else_it_says() {
+    let foreign = Ipv4Addr::new(10, 9, 0, 200);
+    for bench in [&mut Bench::active(config()), &mut Bench::active(v2())] {
+        let good = Advertisement { addresses: Addresses::V4(vec![foreign]), ..bench.message(254) };
+        let from = multicast(HIGHER.into());
+        let password = Auth::Pass(AuthPass::new("other").unwrap());
+        let other = if good.version == Version::V2 { Version::V3 } else { Version::V2 };
+        for message in [
+            good.clone(),
+            Advertisement { auth: password, ..good.clone() },
+            Advertisement { version: other, ..good.clone() },
+            Advertisement { priority: WirePriority::RESIGN, ..good.clone() },
+        ] {
+            let _ = bench.router.handle_advertisement(bench.now, &from, &message);
+            let warning = Warning::OtherGroup { source: HIGHER.into(), addresses: message.addresses.clone() };
+            assert_eq!(bench.drain(), [Output::Warning(warning)]);
+            discarded(bench, &from, &message, Discard::OtherGroup);
+        }
+        assert_eq!(bench.router.counters().discarded.get(Discard::OtherGroup), 8);
+        assert_eq!(bench.router.counters().address_list_mismatches, 0);
+    }
+}
+
+#[test]
+fn another_group_does_not_keep_a_backup_from_its_addresses() {
+    let mut bench = Bench::backup(config());
+    for _ in 0..10 {
+        let foreign = Addresses::V4(vec![Ipv4Addr::new(10, 9, 0, 200)]);
+        let message = Advertisement { addresses: foreign, ..bench.message(254) };
+        assert_eq!(bench.receive(HIGHER, &message), Err(Discard::OtherGroup));
+        bench.advance(ms(50));
+    }
+    assert_eq!(bench.router.state(), StateName::Active);
+}
+
+/// RFC 9568 §5.2.9: the first address of an IPv6 list is link-local.
+#[test]
+fn a_link_local_address_that_a_peer_adds_is_no_mismatch() {
+    let global: Ipv6Addr = "fd00::100".parse().unwrap();
+    let foreign: Ipv6Addr = "fd00::200".parse().unwrap();
+    let derived: Ipv6Addr = "fe80::200:5eff:fe00:233".parse().unwrap();
+    let receive = |ours: &[Ipv6Addr], theirs: &[Ipv6Addr]| {
+        let config =
+            RouterConfig { addresses_v4: vec![], addresses_v6: ours.to_vec(), peers: vec![], ..config() };
+        let mut bench = Bench::active(config);
+        let message = Advertisement { addresses: Addresses::V6(theirs.to_vec()), ..bench.message(254) };
+        let rival = multicast("fe80::ff".parse().unwrap());
+        let taken = bench.router.handle_advertisement(bench.now, &rival, &message);
+        taken.map(|()| bench.router.counters().address_list_mismatches)
+    };
+    assert_eq!(receive(&[global], &[derived, global]), Ok(0));
+    assert_eq!(receive(&[VIP_V6, global], &[VIP_V6, global]), Ok(0));
+    assert_eq!(receive(&[VIP_V6, global], &[global]), Ok(1));
+    assert_eq!(receive(&[VIP_V6, global], &[derived, global]), Ok(1));
+    assert_eq!(receive(&[VIP_V6, global], &[VIP_V6, foreign]), Ok(1), "they contend for the link-local one");
+    assert_eq!(receive(&[global], &[derived, foreign]), Err(Discard::OtherGroup));
+    assert_eq!(receive(&[global], &[derived]), Err(Discard::OtherGroup));
+}
+
+#[test]
+fn strangers_are_named_only_where_controllers_are_known_by_their_sources() {
+    let elsewhere = Ipv4Addr::new(192, 0, 2, 11);
+    let cases: [(&[Ipv4Addr], bool); 5] = [
+        (&[], false),
+        (&[OWN], false),
+        (&[elsewhere, Ipv4Addr::new(192, 0, 2, 12)], false),
+        (&[OWN, LOWER], true),
+        (&[OWN, LOWER, HIGHER], false),
+    ];
+    for (controllers, named) in cases {
+        let mut bench = Bench::active(RouterConfig { peers: vec![], ..config() });
+        bench.know(controllers);
+        bench.hear(HIGHER, 99);
+        let warning = Warning::Stranger { source: HIGHER.into(), priority: WirePriority(99) };
+        assert_eq!(bench.drain().contains(&Output::Warning(warning)), named, "{controllers:?}");
+        assert_eq!(bench.router.counters().stranger_advertisements, u64::from(named));
+    }
+}
+
+#[test]
+fn a_router_that_is_no_peer_is_named_where_only_peers_are_obeyed() {
+    let mut bench = Bench::backup(RouterConfig { only_peers: true, ..config() });
+    let message = bench.message(200);
+    assert_eq!(bench.receive(HIGHER, &message), Err(Discard::UnknownPeer));
+    let warning = Warning::Stranger { source: HIGHER.into(), priority: WirePriority(200) };
+    assert_eq!(bench.drain(), [Output::Warning(warning)]);
 }

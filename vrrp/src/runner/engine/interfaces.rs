@@ -57,7 +57,11 @@ impl Engine {
         let Some(link) = instance.link else { return };
         // Meanwhile the router goes on with the sockets there are: a new address must not cost it the others.
         if let Some(link) = self.outside.links.get_mut(&link) {
-            link.join(id, instance.needs(), instance.routes());
+            let joined = link.join(id, instance.user(), instance.routes());
+            if let Err(error) = joined {
+                let index = link.index;
+                self.outside.socket_error(index, SocketOperation::Watch, error, now);
+            }
         }
         self.reopen(now);
     }
@@ -66,8 +70,12 @@ impl Engine {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         instance.link = Some(index);
         let link = self.outside.links.entry(index).or_insert_with(|| Link::new(index, name));
-        link.join(id, instance.needs(), instance.routes());
-        if link.serves(id) {
+        let joined = link.join(id, instance.user(), instance.routes());
+        let serves = link.serves(id);
+        if let Err(error) = joined {
+            self.outside.socket_error(index, SocketOperation::Watch, error, now);
+        }
+        if serves {
             self.with(id, now, |instance, _| instance.interface_up(now));
         }
         self.reopen(now);
@@ -254,6 +262,10 @@ impl Engine {
 impl OpenSockets {
     fn into_fds(self) -> Vec<std::os::fd::OwnedFd> {
         let families = [self.v4, self.v6].into_iter().flatten();
-        families.flat_map(|family| [family.messages, family.watcher]).chain([self.announcer]).collect()
+        families
+            .flat_map(|family| [Some(family.messages.receiver), family.messages.sender, Some(family.watcher)])
+            .flatten()
+            .chain([self.announcer])
+            .collect()
     }
 }

@@ -4,6 +4,7 @@ mod election;
 mod faults;
 mod handover;
 mod serving;
+mod strangers;
 
 use std::time::Duration;
 

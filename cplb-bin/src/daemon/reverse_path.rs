@@ -1,0 +1,102 @@
+//! Strict reverse path filtering on the interface of an instance.
+//!
+//! With two interfaces in one subnet the kernel answers that subnet by one of them. Under `rp_filter=1` it then drops
+//! whatever arrives by the other one, so that clients of the subnet do not reach a virtual IP there.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+
+use netlink_vip::{InterfaceAddress, InterfaceState};
+
+/// The mode of `rp_filter` that drops what would not be answered by the interface it came by (RFC 3704 §2.2).
+const STRICT: u8 = 1;
+
+/// What is dropped on `interface` although it comes from a neighbour, and what to do about it.
+pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
+    let mode = mode("all").max(mode(&interface.name));
+    if mode != STRICT {
+        return None;
+    }
+    let name = &interface.name;
+    let networks = interface.addresses.iter().filter_map(network);
+    let (network, len) = networks
+        .filter(|(network, len)| {
+            neighbours(*network, *len, interface).any(|ip| leads_elsewhere(ip, interface))
+        })
+        .min()?;
+    Some(format!(
+        "clients in {network}/{len} may not reach virtual IPs on {name}: rp_filter is 1, and packets to that network \
+         leave by another interface, so the kernel drops what arrives by {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
+         hold the virtual IPs on the other interface"
+    ))
+}
+
+/// The kernel uses the stricter of an interface's own mode and that of all, 0 where neither can be read.
+fn mode(interface: &str) -> u8 {
+    let path = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter");
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+}
+
+/// The IPv4 network of an address, if it has room for neighbours.
+fn network(address: &InterfaceAddress) -> Option<(Ipv4Addr, u8)> {
+    let IpAddr::V4(ip) = address.ip else { return None };
+    let len = address.prefix_len;
+    (1..=30).contains(&len).then(|| (Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (32 - len))), len))
+}
+
+/// Some addresses of the network that this interface does not have. Other interfaces of this node may have the first.
+fn neighbours(network: Ipv4Addr, len: u8, interface: &InterfaceState) -> impl Iterator<Item = Ipv4Addr> {
+    let hosts = (1..(u32::MAX >> len)).map(move |host| Ipv4Addr::from_bits(network.to_bits() | host));
+    let free = |ip: &Ipv4Addr| interface.addresses.iter().all(|address| address.ip != IpAddr::V4(*ip));
+    hosts.filter(free).take(4)
+}
+
+/// Whether packets to `neighbour` get a source that this interface does not have, as the kernel chooses it by the route.
+/// Nothing is sent.
+fn leads_elsewhere(neighbour: Ipv4Addr, interface: &InterfaceState) -> bool {
+    let source = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect((neighbour, 9))?;
+        socket.local_addr()
+    });
+    // Without a route nothing is answered at all, which is another problem.
+    let Ok(source) = source.as_ref().map(SocketAddr::ip) else { return false };
+    // The neighbour may be an address of this node.
+    source != IpAddr::V4(neighbour) && interface.addresses.iter().all(|address| address.ip != source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(addresses: &[(&str, u8)]) -> InterfaceState {
+        let address = |(ip, prefix_len): &(&str, u8)| InterfaceAddress {
+            ip: ip.parse().unwrap(),
+            prefix_len: *prefix_len,
+            scope: 0,
+            flags: 0x80,
+        };
+        let addresses = addresses.iter().map(address).collect();
+        InterfaceState { name: "eth1".into(), index: 3, mac: Some([2; 6]), up: true, addresses }
+    }
+
+    #[test]
+    fn networks_with_room_for_neighbours_are_asked_for_one() {
+        let state = interface(&[("10.77.0.1", 24), ("10.0.0.5", 32), ("10.1.0.5", 31), ("fd00::1", 64)]);
+        let networks: Vec<_> = state.addresses.iter().filter_map(network).collect();
+        assert_eq!(networks, [(Ipv4Addr::new(10, 77, 0, 0), 24)]);
+        let asked: Vec<_> = neighbours(networks[0].0, 24, &state).map(|ip| ip.octets()[3]).collect();
+        assert_eq!(asked, [2, 3, 4, 5]);
+        let asked: Vec<_> =
+            neighbours(Ipv4Addr::new(10, 0, 0, 4), 30, &state).map(|ip| ip.octets()[3]).collect();
+        assert_eq!(asked, [6]);
+    }
+
+    #[test]
+    fn the_source_that_the_kernel_chooses_tells_where_a_route_leads() {
+        let loopback = Ipv4Addr::new(127, 0, 0, 9);
+        assert!(!leads_elsewhere(loopback, &interface(&[("127.0.0.1", 8)])));
+        // To an own address the kernel sends from that address.
+        assert!(!leads_elsewhere(loopback, &interface(&[("10.77.0.1", 24)])));
+    }
+}

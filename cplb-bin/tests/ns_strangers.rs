@@ -1,0 +1,175 @@
+//! Other hosts that use the group's addresses or its VRID, and hosts that do not hear each other: clients stay with one
+//! controller as long as there is one, and every node's status names who is in the way.
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use testbed::{Lan, Probe, Test};
+
+use support::packet::Packet;
+use support::{Cluster, Plan, VIP_HOST};
+
+/// Longer than three times Active_Down_Interval at k0s's settings.
+const CONTENTION: Duration = Duration::from_secs(11);
+
+fn main() -> ExitCode {
+    testbed::main(vec![
+        Test::new("a_weaker_stranger_and_another_group_move_nothing_and_are_named", strangers),
+        Test::new("nodes_between_which_protocol_112_is_dropped_name_each_other", filtered),
+        Test::new(
+            "two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active",
+            reverse_path,
+        ),
+    ])
+}
+
+/// What a node's status says of others.
+fn degraded(cluster: &Cluster, index: usize) -> String {
+    cluster.status(index)["degraded"].to_string()
+}
+
+fn every_node_says(cluster: &Cluster, texts: &[&str]) {
+    for index in 0..cluster.len() {
+        cluster.wait("status names it", || {
+            let shown = degraded(cluster, index);
+            texts.iter().all(|text| shown.contains(text))
+        });
+        println!("MEASURED {} says {}", cluster.node(index).name(), degraded(cluster, index));
+    }
+}
+
+fn probe(cluster: &Cluster) -> Probe {
+    Probe::to(cluster.address())
+        .every(Duration::from_millis(10))
+        .start(cluster.client())
+        .expect("the probe starts")
+}
+
+/// Sends from the client every 100 ms until `during` returns.
+fn beside(cluster: &Cluster, packet: &Packet, during: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                packet.send(cluster.client(), 1);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        during();
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+fn strangers() {
+    let cluster = Cluster::start(Plan::default());
+    let owner = cluster.wait_until_settled();
+    let takeovers = cluster.takeovers();
+    let probe = probe(&cluster);
+    let client = cluster.client().v4().to_string();
+    let since = Instant::now();
+
+    let weaker = Packet::good(cluster.vip()).byte(2, 150);
+    beside(&cluster, &weaker, || {
+        every_node_says(&cluster, &[&client, "is no known controller"]);
+        cluster.wait("three times Active_Down_Interval are over", || since.elapsed() >= CONTENTION);
+    });
+    let other: Ipv4Addr = cluster.lan.v4(VIP_HOST + 50);
+    let group = Packet::good(IpAddr::V4(other)).byte(2, 254);
+    let began = Instant::now();
+    beside(&cluster, &group, || {
+        every_node_says(&cluster, &[&client, &other.to_string(), "another virtualRouterID"]);
+        cluster.wait("Active_Down_Interval is over", || began.elapsed() >= CONTENTION / 3);
+    });
+
+    let report = probe.stop();
+    let failures = report.failures_since(since);
+    println!(
+        "MEASURED clients: {:?}, longest gap {:?}",
+        report.served_by_since(since),
+        report.blackout_since(since)
+    );
+    cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+    cluster.check(cluster.owners() == [owner], || format!("{:?} own the VIP", cluster.owners()));
+    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+    let counted = cluster.status(owner)["instances"][0]["discarded"]["other_group"].as_u64();
+    cluster.check(counted.is_some_and(|count| count >= 20), || format!("{counted:?}"));
+}
+
+/// A host firewall does not matter, since advertisements are received before it. Where the network drops them, each node
+/// becomes Active; what they have in common is the address, which each announces.
+fn filtered() {
+    let cluster = Cluster::start(Plan::v3("100ms"));
+    let owner = cluster.wait_until_settled();
+    let rules = "add table inet quiet; add chain inet quiet input { type filter hook input priority 0; }; \
+                 add rule inet quiet input meta l4proto 112 counter drop";
+    for node in cluster.lan.controllers() {
+        node.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
+    }
+    let since = Instant::now();
+    cluster.wait("two times Active_Down_Interval are over", || since.elapsed() >= Duration::from_secs(1));
+    cluster.check(cluster.owners() == [owner], || format!("{:?} hold the VIP", cluster.owners()));
+    for index in 0..cluster.len() {
+        let shown = degraded(&cluster, index);
+        cluster.check(!shown.contains("announces"), || shown.clone());
+    }
+    let rules = "add table bridge quiet; add chain bridge quiet forward { type filter hook forward priority 1; }; \
+                 add rule bridge quiet forward ip protocol 112 drop";
+    let switch = cluster.lan.switch();
+    switch.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
+    cluster.wait("all hold the VIP", || cluster.owners().len() == cluster.len());
+    let vip = cluster.vip().to_string();
+    every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
+    // Clients end up where the last announcement led them, and are served there.
+    let probe = probe(&cluster);
+    probe.wait_for_calm(Duration::from_secs(1), support::PATIENCE).expect("clients are served");
+    println!(
+        "MEASURED clients are served by {:?}",
+        probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))
+    );
+    switch.exec("nft", ["delete table bridge quiet"]).expect("the filter goes");
+    cluster.wait("one holds the VIP", || cluster.owners().len() == 1);
+    println!("MEASURED the Active was {owner}, then all, then {:?}", cluster.owners());
+}
+
+/// `eth1` is a second interface on the same segment, and `eth0` has the route to it. The election works all the same,
+/// and status says that clients of the subnet do not get through.
+fn reverse_path() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::default().instance("interface: eth1"));
+    for (index, node) in cluster.lan.controllers().iter().enumerate() {
+        let second = cluster.lan.v4(21 + u8::try_from(index).expect("three"));
+        node.exec("ip", "link add link eth0 name eth1 type macvlan mode bridge".split(' '))
+            .expect("a macvlan");
+        node.exec("ip", "link set eth1 up".split(' ')).expect("it is up");
+        node.exec("ip", format!("addr add {second}/24 dev eth1").split(' ')).expect("an address");
+        node.set_sysctl("net.ipv4.conf.all.rp_filter", "1").expect("a sysctl");
+        node.set_sysctl("net.ipv4.conf.eth0.rp_filter", "1").expect("a sysctl");
+        node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "1").expect("a sysctl");
+    }
+    cluster.start_all();
+    let owner = cluster.wait_for_owner(None);
+    every_node_says(&cluster, &["rp_filter", "eth1"]);
+    let probe = probe(&cluster);
+    let since = Instant::now();
+    cluster.wait("nothing moves for two times Active_Down_Interval", || {
+        cluster.check(cluster.owners() == [owner], || format!("{:?} hold the VIP", cluster.owners()));
+        since.elapsed() >= Duration::from_secs(7)
+    });
+    let report = probe.stop();
+    println!(
+        "MEASURED clients: {:?}, failures {:?}",
+        report.served_by_since(since),
+        report.failures_since(since)
+    );
+    for node in cluster.lan.controllers() {
+        node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "2").expect("a sysctl");
+    }
+    for index in 0..cluster.len() {
+        cluster.wait("the problem is gone", || !degraded(&cluster, index).contains("rp_filter"));
+    }
+    cluster.wait_until_settled();
+    cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());
+}

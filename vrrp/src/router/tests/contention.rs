@@ -1,0 +1,111 @@
+//! An Active whose rival goes on yields only on evidence.
+
+use super::*;
+
+/// Routers 12 (this one) and 11 are known as controllers, 13 is not.
+fn active() -> Bench {
+    let mut bench = Bench::active(RouterConfig { peers: vec![], ..config() });
+    bench.know(&[OWN, LOWER]);
+    bench.advance(DOWN);
+    bench.drain();
+    bench
+}
+
+/// A rival advertises for this time.
+fn contend(bench: &mut Bench, source: Ipv4Addr, priority: u8, duration: Duration) {
+    let end = bench.now + duration;
+    while bench.now < end && bench.router.state() == StateName::Active {
+        bench.hear(source, priority);
+        bench.advance(ms(90));
+    }
+}
+
+#[test]
+fn an_active_never_yields_to_a_weaker_stranger_that_only_sends() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(600));
+    assert_eq!((bench.router.state(), bench.router.counters().unheard), (StateName::Active, 0));
+}
+
+#[test]
+fn an_active_yields_to_a_known_controller_that_does_not_hear_it() {
+    let mut bench = active();
+    contend(&mut bench, LOWER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.reason(), Reason::Unheard { source: LOWER.into() });
+}
+
+#[test]
+fn an_announcement_during_the_contention_is_evidence() {
+    let mut bench = active();
+    bench.announced(VIP);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.state(), StateName::Active, "the announcement came before the contention");
+    bench.announced(Ipv4Addr::new(10, 9, 0, 99));
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.state(), StateName::Active, "not one of our addresses");
+    bench.announced(VIP);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.reason(), Reason::Unheard { source: HIGHER.into() });
+    let followed = bench.router.active_source();
+    bench.hear(HIGHER, 99);
+    assert_eq!(bench.router.active_source(), followed, "it is believed until it falls silent");
+}
+
+#[test]
+fn an_announcement_is_evidence_for_one_contention_only() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, ms(200));
+    bench.announced(VIP);
+    bench.advance(DOWN + ms(100));
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.state(), StateName::Active);
+}
+
+/// The contention with a controller begins with that controller.
+#[test]
+fn a_stranger_does_not_make_an_active_yield_to_the_first_word_of_a_controller() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
+    bench.hear(LOWER, 99);
+    assert_eq!(bench.router.state(), StateName::Active);
+    for _ in 0..8 {
+        bench.advance(ms(90));
+        bench.hear(HIGHER, 99);
+    }
+    bench.hear(LOWER, 99);
+    assert_eq!(bench.router.state(), StateName::Active, "it was silent meanwhile");
+}
+
+#[test]
+fn a_degraded_priority_does_not_lower_the_bar_for_strangers() {
+    let mut bench = active();
+    bench.router.handle_command(bench.now, Command::NotServing);
+    bench.advance(INTERVAL);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
+    assert_eq!(bench.router.state(), StateName::Active);
+    bench.hear(HIGHER, 100);
+    assert_eq!(bench.router.state(), StateName::Backup, "equal, and the higher address");
+}
+
+#[test]
+fn an_announcement_without_a_rival_is_told() {
+    let mut bench = active();
+    bench.announced(VIP);
+    let warning = Warning::AnnouncedElsewhere { ip: VIP.into(), mac: announcement(VIP).mac };
+    assert_eq!(bench.drain(), [Output::Warning(warning)]);
+    assert_eq!(bench.router.state(), StateName::Active);
+    let mut fresh = Bench::backup(config());
+    fresh.advance(DOWN);
+    fresh.drain();
+    fresh.announced(VIP);
+    assert_eq!(fresh.drain(), [], "a predecessor may have announced last");
+}
+
+#[test]
+fn announcements_are_watched_for_while_the_addresses_are_held() {
+    let mut bench = Bench::backup(config());
+    bench.advance(DOWN);
+    assert!(bench.drain().contains(&Output::Watch(Watch::Start)));
+    bench.hear(HIGHER, 200);
+    assert!(bench.drain().contains(&Output::Watch(Watch::Stop)));
+}
