@@ -1,4 +1,4 @@
-//! k0sctl's files of several documents come to what k0sctl makes of them.
+//! k0sctl's files of several documents, merged as k0sctl merges them.
 
 use cplb_config::{Config, Format, load};
 
@@ -29,7 +29,7 @@ fn a_cluster_config_beside_a_cluster_is_its_configuration() {
     let (config, dropped) = loaded(&format!("{CLUSTER}{}", part("192.0.2.100", 7443)));
     assert_eq!((vips(&config), config.services[0].port.number()), (vec!["192.0.2.100".to_owned()], 7443));
     assert_eq!((config.backends.fixed[0].to_string(), dropped), ("192.0.2.11".to_owned(), 0));
-    // In whatever order they stand.
+    // The order of the documents does not matter.
     let turned = format!("{}---\n{CLUSTER}", part("192.0.2.100", 7443));
     assert_eq!(loaded(&turned).0, config);
 }

@@ -227,12 +227,12 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
-        self.tell_refusals();
+        self.report_refusals();
         self.clusters.follow(&self.config, &self.sender);
         self.redirect();
         self.change_table();
         self.forget_problems();
-        vrf::tell(&self.config, &mut self.problems);
+        vrf::check(&self.config, &mut self.problems);
         self.use_discovered();
     }
 
@@ -255,7 +255,7 @@ impl Daemon {
     }
 
     pub(super) fn apply_services(&mut self) {
-        self.tell_refusals();
+        self.report_refusals();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
             Ok(()) => {
