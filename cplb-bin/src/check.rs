@@ -60,7 +60,7 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
     Ok(loaded)
 }
 
-/// What does not fit the interfaces of this machine, chosen as `run` chooses them.
+/// Findings about the interfaces of this machine, chosen as `run` chooses them.
 fn compare(config: &Config, here: &Inventory) -> Vec<Diagnostic> {
     let reaches_vrfs = daemon::accepts_vrfs();
     let observed: Vec<ObservedInterface> = here

@@ -52,7 +52,7 @@ pub enum Unfit {
 /// Decides which addresses may be backends of a configuration; see the [module](self).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendRule {
-    /// Addresses that move, whoever moves them.
+    /// Addresses that move, by VRRP or other means.
     pub(crate) vips: BTreeSet<IpAddr>,
     /// Ports at which this node's proxies listen.
     pub(crate) bind_ports: BTreeSet<Port>,
@@ -78,8 +78,8 @@ impl BackendRule {
         let ip = server.ip().to_canonical();
         fit_address(ip, origin)?;
         let port = Port::new(server.port()).ok_or(Unfit::NoPort)?;
-        // What the operator writes can be corrected, so it is judged without this exception: the servers of a service on
-        // its own bind port run where no proxy does.
+        // The servers of a service on its own bind port run on nodes without a proxy. Addresses in the file are judged
+        // without this exception, because the operator can correct them.
         let apart = origin != Origin::Written && service.backend_port == port && service.bind_port == port;
         self.leads_elsewhere(&Host::Address(ip), port).or_else(|unfit| match unfit {
             Unfit::Proxy if apart => Ok(()),
@@ -94,7 +94,7 @@ impl BackendRule {
         self.vips.contains(&ip.to_canonical())
     }
 
-    /// Whether connections to a host and port that the operator wrote leave the load balancer.
+    /// Checks that connections to a host and port leave the load balancer.
     ///
     /// # Errors
     /// [`Unfit::VirtualIp`], [`Unfit::OwnProxy`] or [`Unfit::Proxy`], if they do not.
@@ -114,7 +114,7 @@ impl BackendRule {
     }
 }
 
-/// Whether a server may have the address, whatever the configuration.
+/// Checks that a server may have the address in any configuration.
 ///
 /// # Errors
 /// [`Unfit::NoServer`], [`Unfit::LinkLocal`] or [`Unfit::Loopback`].

@@ -325,7 +325,7 @@ pub(crate) fn gathered(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
             }
         }
     }
-    let told = |(mut diagnostic, mut lines): (Diagnostic, Vec<usize>)| {
+    let counted = |(mut diagnostic, mut lines): (Diagnostic, Vec<usize>)| {
         if lines.is_empty() {
             return diagnostic;
         }
@@ -342,7 +342,7 @@ pub(crate) fn gathered(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
         diagnostic.message.push_str(&format!(" ({count} times{places})"));
         diagnostic
     };
-    kept.into_iter().map(told).collect()
+    kept.into_iter().map(counted).collect()
 }
 
 /// What follows the first `authPass:` or `password:` of every line that has one, and the lines below that are indented

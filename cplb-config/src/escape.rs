@@ -85,10 +85,10 @@ mod tests {
     fn no_unprintable_character_survives() {
         for c in ('\0'..=char::MAX).filter(|&c| is_unprintable(c)) {
             let text = format!("x{c}y");
-            assert!(!escaped(&text).contains(is_unprintable), "{:?}", c);
+            assert!(!escaped(&text).contains(is_unprintable), "{c:?}");
             let same = blanked(&text);
             assert_eq!(same.len(), text.len());
-            assert!(!same.contains(|c| is_unprintable(c) && !matches!(c, '\n' | '\t')), "{:?}", c);
+            assert!(!same.contains(|c| is_unprintable(c) && !matches!(c, '\n' | '\t')), "{c:?}");
         }
     }
 

@@ -194,7 +194,7 @@ impl<'a> Table<'a> {
 
     /// Reports every field nobody asked for. `hint` may explain a name better than the closest known one does.
     ///
-    /// In a document of k0s, which a newer version may know more of, only what is likely a mistake is an error.
+    /// In a document of k0s only likely mistakes are errors, because a newer k0s may have more fields.
     pub(crate) fn finish(self, hint: impl Fn(&str) -> Option<Hint>) {
         let asked = self.asked.take();
         for (entry, _) in self.entries.iter().zip(&self.used).filter(|(_, used)| !used.get()) {

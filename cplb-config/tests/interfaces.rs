@@ -95,7 +95,10 @@ fn an_unknown_interface_is_told_with_those_there_are() {
         "f.yaml:6:46: warning: there is no interface eth1 [vrrpInstances[0].interface]\n    \
          help: did you mean `eth0`? cplb run waits for the interface to appear\n"
     );
-    let found = check("{virtualIPs: [10.0.0.100/24], interface: '00:00:5e:00:53:01'}", &[loopback.clone()]);
+    let found = check(
+        "{virtualIPs: [10.0.0.100/24], interface: '00:00:5e:00:53:01'}",
+        std::slice::from_ref(&loopback),
+    );
     assert_eq!(found, [("unknown-interface", "there is no interface 00:00:5e:00:53:01".to_owned())]);
     let found = check("{virtualIPs: [10.0.0.100/24], interface: enx001122334455-uplink}", &[eth0()]);
     let text =

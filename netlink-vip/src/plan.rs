@@ -103,7 +103,7 @@ impl Step {
 /// The scope of an IPv4 VIP; IPv6 has none to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VipScope {
-    /// Valid everywhere, where the interface has an address of the node, of whatever subnet: the kernel then lists the
+    /// Valid everywhere, where the interface has an address of the node of any subnet: the kernel then lists the
     /// VIP after it, so that the kernel chooses the node's as a source, and programs that take an interface's first
     /// address do so, too.
     Universe,

@@ -107,7 +107,7 @@ pub(crate) fn options(config: &Config) -> lb_proxy::Options {
     }
 }
 
-/// What is balanced, and the addresses that were found for it and may not be backends.
+/// The balanced services, and the addresses that were found for them and may not be backends.
 #[derive(Debug, Default)]
 pub(crate) struct Balanced {
     pub(crate) services: Vec<lb_proxy::Service>,
@@ -211,7 +211,7 @@ fn written(config: &Config, service: &cplb_config::Service, names: &Names) -> Ve
     found
 }
 
-/// The servers of a service that were discovered, and where they may be until then.
+/// The discovered servers of a service, and local candidates until there are any.
 fn discovered(config: &Config, service: &cplb_config::Service, names: &Names) -> Vec<Found> {
     let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
     let Some(servers) = kubeconfig.and_then(|path| names.discovered(path)) else { return Vec::new() };

@@ -83,7 +83,7 @@ fn file() -> impl Strategy<Value = String> {
     )
 }
 
-/// What is known beside the file: names, discovered or remembered servers, addresses of the node.
+/// Resolved backends beside the file: names, discovered or remembered servers, addresses of the node.
 fn names() -> impl Strategy<Value = Names> {
     (vec(address(), 0..4), vec(address(), 0..4), btree_set(server(), 0..6), vec(address(), 0..4)).prop_map(
         |(a, b, found, own)| {
@@ -151,7 +151,7 @@ proptest! {
     }
 }
 
-/// What the property leaves open: an address that nothing speaks against is used, from each source.
+/// The property holds without any backend, too: a usable address of each source becomes one.
 #[test]
 fn every_source_leads_to_its_servers() {
     let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \

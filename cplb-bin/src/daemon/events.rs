@@ -404,4 +404,30 @@ mod tests {
         keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, nowhere, &mut problems);
         assert!(problems.texts().is_empty());
     }
+    #[test]
+    fn a_missing_link_local_address_degrades_only_groups_that_multicast_ipv6() {
+        let address = |ip: &str, flags| netlink_vip::InterfaceAddress {
+            ip: ip.parse().unwrap(),
+            prefix_len: 64,
+            scope: 0,
+            flags,
+        };
+        let event = |up, addresses: &[netlink_vip::InterfaceAddress]| {
+            let (name, addresses) = ("eth0".to_owned(), addresses.to_vec());
+            let state = InterfaceState { name, index: 2, mac: Some([2; 6]), up, addresses };
+            KeeperEvent::Interface { id: GroupId(51), state: Some(state) }
+        };
+        let mut problems = Problems::default();
+        let global = address("fd00::1", 0);
+        link_local(&event(true, &[global]), |_| false, &mut problems);
+        link_local(&event(false, &[global]), |_| true, &mut problems);
+        assert!(problems.texts().is_empty(), "{:?}", problems.texts());
+        for useless in [global, address("fe80::1", address_flag::DADFAILED)] {
+            link_local(&event(true, &[useless]), |_| true, &mut problems);
+            let text = "virtual router 51: eth0 has no IPv6 link-local address, so IPv6 advertisements cannot be sent";
+            assert_eq!(problems.texts(), [text]);
+        }
+        link_local(&event(true, &[address("fe80::1", address_flag::TENTATIVE)]), |_| true, &mut problems);
+        assert!(problems.texts().is_empty(), "it will do in a moment");
+    }
 }

@@ -288,11 +288,11 @@ impl Known {
 /// The first addresses of a list that were refused, each with the reason.
 pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
     const MOST: usize = 3;
-    let told: Vec<String> =
+    let named: Vec<String> =
         list.iter().take(MOST).map(|(server, unfit)| format!("{server} {unfit}")).collect();
     match list.len().saturating_sub(MOST) {
-        0 => told.join("; "),
-        more => format!("{}; and {more} more", told.join("; ")),
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
     }
 }
 

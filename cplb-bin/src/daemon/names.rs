@@ -66,7 +66,7 @@ impl Names {
         Self { resolved, ..Self::default() }
     }
 
-    /// What each name means.
+    /// The addresses of each name.
     pub(crate) fn resolved(&self) -> &BTreeMap<String, Vec<IpAddr>> {
         &self.resolved
     }

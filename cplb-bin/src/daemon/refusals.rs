@@ -1,4 +1,4 @@
-//! Addresses that may not be backends: each is told once, and a service that has no other is degraded.
+//! Addresses that may not be backends: each is logged once, and a service without any other is degraded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use super::blueprint::{self, Balanced, Refusal};
 use super::found::refused;
 use super::problems::{Cause, Problems};
 
-/// The refusals that were told.
+/// The refusals that were logged.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(BTreeSet<(Unfit, Origin, SocketAddr)>);
 
@@ -22,12 +22,12 @@ struct News {
 }
 
 impl Refusals {
-    /// Compares with what was told before, and says in `problems` which services are left without a backend.
+    /// Returns the refusals that are new, and raises a problem for each service that is left without a backend.
     fn update(&mut self, balanced: &Balanced, problems: &mut Problems) -> Vec<News> {
-        // Local candidates are guesses of ours, so a wrong one is nobody's mistake.
-        let told = |refusal: &&Refusal| refusal.origin != Origin::LocalCandidate;
+        // Local candidates are guesses: a wrong one is no mistake of the operator.
+        let reported = |refusal: &&Refusal| refusal.origin != Origin::LocalCandidate;
         let now: BTreeSet<_> =
-            balanced.refusals.iter().filter(told).map(|it| (it.unfit, it.origin, it.server)).collect();
+            balanced.refusals.iter().filter(reported).map(|it| (it.unfit, it.origin, it.server)).collect();
         let mut news: BTreeMap<(Unfit, Origin), Vec<(SocketAddr, Unfit)>> = BTreeMap::new();
         for (unfit, origin, server) in now.difference(&self.0) {
             news.entry((*unfit, *origin)).or_default().push((*server, *unfit));
@@ -56,8 +56,8 @@ fn without_backends(balanced: &Balanced) -> BTreeMap<&str, Vec<(SocketAddr, Unfi
 }
 
 impl Daemon {
-    /// Tells which addresses may not be backends now and were none before.
-    pub(super) fn tell_refusals(&mut self) {
+    /// Logs the addresses that may not be backends, once for each change.
+    pub(super) fn report_refusals(&mut self) {
         let balanced = blueprint::balanced(&self.config, &self.names);
         for News { origin, servers } in self.refusals.update(&balanced, &mut self.problems) {
             let count = servers.len();

@@ -254,7 +254,7 @@ impl Daemon {
         (self.config, self.names) = (config, names);
         self.generation += 1;
         self.problems.clear(&Cause::Services);
-        self.tell_refusals();
+        self.report_refusals();
         self.clusters.follow(&self.config, &self.sender);
         if let Some(election) = &mut self.election {
             election.forget_controllers();
@@ -263,7 +263,7 @@ impl Daemon {
         self.redirect();
         self.change_table();
         self.forget_problems();
-        vrf::tell(&self.config, &mut self.problems);
+        vrf::check(&self.config, &mut self.problems);
         self.use_discovered();
     }
 
@@ -286,7 +286,7 @@ impl Daemon {
     }
 
     pub(super) fn apply_services(&mut self) {
-        self.tell_refusals();
+        self.report_refusals();
         self.update_controllers();
         let Some(balancer) = &self.balancer else { return };
         match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {

@@ -13,9 +13,9 @@ pub(crate) fn accepts() -> bool {
     std::fs::read_to_string(ACCEPT).is_ok_and(|value| value.trim() == "1")
 }
 
-/// Says which instances have their addresses in a VRF that the proxy does not reach. To be called at the start and after a
+/// Raises a problem for each instance whose addresses are in a VRF that the proxy does not reach. To be called at the start and after a
 /// reload: an interface hardly changes its VRF at work.
-pub(crate) fn tell(config: &Config, problems: &mut Problems) {
+pub(crate) fn check(config: &Config, problems: &mut Problems) {
     problems.retain(|cause| !matches!(cause, Cause::Vrf(_)));
     if config.disable_load_balancer || config.instances.is_empty() || accepts() {
         return;

@@ -180,7 +180,7 @@ pub(crate) fn only_the_vip() {
 }
 
 /// An API that lists the bind port of every controller: proxies would connect to each other for ever, without a client.
-/// Only real sockets show whether anything connects, so what is sent is watched for two seconds.
+/// Only real sockets show that no proxy connects, so the wire is watched for two seconds.
 pub(crate) fn only_proxies() {
     const WATCHED: Duration = Duration::from_secs(2);
     let mut scene = Scene::new();

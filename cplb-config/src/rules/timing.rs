@@ -11,16 +11,16 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
     if section.disable_load_balancer {
         return;
     }
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for draft in drafts {
         let Some(timeout) = draft.health.timeout_given(common.health) else { continue };
         let interval = draft.health.interval_given(common.health).map_or(INTERVAL, |placed| placed.value);
         let interval = common.longest_interval.map_or(interval, |longest| interval.min(longest));
-        // Services that share it are told once.
-        if timeout.value <= interval || told.contains(&&timeout.path) {
+        // Services share the common timeout.
+        if timeout.value <= interval || reported.contains(&&timeout.path) {
             continue;
         }
-        told.push(&timeout.path);
+        reported.push(&timeout.path);
         let (long, short) = (duration::format(timeout.value), duration::format(interval));
         let message = format!(
             "the timeout of {long} is longer than the interval of {short}: a server that does not answer is checked only \

@@ -55,7 +55,7 @@ fn have_shares(list: &BackendsDraft) -> bool {
     shares.next().is_some_and(|first| shares.any(|other| other != first))
 }
 
-/// Weight 0 counts whatever the balance: the server takes no new connections.
+/// Weight 0 counts with every balance: the server takes no new connections.
 fn drained(list: &BackendsDraft, out: &Reporter<'_>) {
     let idle: Vec<_> = list.fixed.iter().filter(|backend| backend.value.weight == 0).collect();
     let Some(first) = idle.first() else { return };

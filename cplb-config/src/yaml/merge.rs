@@ -1,4 +1,4 @@
-//! Trees put together: what is there stays, and what is missing is added from others.
+//! Merging of trees: values that are there stay, missing ones are added from others.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::yaml::parse;
 
-    /// Merges the documents of a text; the value at `path` and the places of what was dropped.
+    /// Merges the documents of a text; the value at `path` and the places of dropped values.
     fn merged(text: &str, path: &str) -> (Option<String>, Vec<(String, usize, usize)>) {
         let documents = parse(text).unwrap();
         let roots: Vec<&Child> = documents.iter().map(|document| &document.root).collect();
