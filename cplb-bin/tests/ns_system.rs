@@ -236,7 +236,13 @@ fn second_daemon() {
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
     // In mounts of its own, where no file tells of the first one.
-    let elsewhere = ["unshare", "--mount", "sh", "-c", "mkdir -p /run/cplb && mount -t tmpfs none /run/cplb && exec \"$0\" \"$@\""];
+    let elsewhere = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "mkdir -p /run/cplb && mount -t tmpfs none /run/cplb && exec \"$0\" \"$@\"",
+    ];
     for (text, prefix) in [
         (cluster.plan.render(&cluster.lan), None),
         (other_port, None),
