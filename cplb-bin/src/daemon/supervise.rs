@@ -183,7 +183,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn tell_unlocked(&mut self, why: &str) {
+    fn tell_unlocked(&mut self, why: &str) {
         if self.problems.raise(Cause::NamespaceLock, why) {
             tracing::warn!("network namespace not locked: {why}");
         }
