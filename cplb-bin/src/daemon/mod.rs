@@ -18,6 +18,8 @@ mod reload;
 mod report;
 mod serving;
 mod signals;
+#[cfg(test)]
+mod storm_tests;
 mod supervise;
 mod table;
 mod verdict;
