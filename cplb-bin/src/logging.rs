@@ -5,6 +5,8 @@
 
 mod limiter;
 mod lines;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fmt;
 use std::fs::File;

@@ -96,8 +96,8 @@ pub struct Service {
     /// Over which time a backend that came back is given its full share again; zero for at once.
     pub slow_start: Duration,
     /// Client connections that may be open at once; further ones are reset as soon as they are accepted. `None`, the
-    /// default, and more than that mean what the descriptors of the process (`RLIMIT_NOFILE`) allow all services
-    /// together. A change ends no open connection.
+    /// default, and more than that mean what the descriptors that the process has when the balancer starts
+    /// (`RLIMIT_NOFILE`) allow all services together. A change ends no open connection.
     pub max_connections: Option<usize>,
     /// Of these, connections from one client address; `None`, the default, sets no such limit. Connections that were
     /// accepted while there was none are not counted.

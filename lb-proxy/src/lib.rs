@@ -17,6 +17,8 @@
 //! - Every byte is relayed exactly once and in order. An end of stream is forwarded after all bytes before it, a reset
 //!   as a reset; a reset is never taken for an end.
 //! - An idle session holds two sockets and about 1.3 KiB, neither a buffer nor a pipe.
+//! - Sessions leave a quarter of the descriptors, at most 1024, to the rest of the process. Clients beyond a limit are
+//!   reset as soon as they are accepted; a want of descriptors, ports or memory is held against no backend.
 //! - Changes of the configuration end no session, and a port that is given up goes on accepting for
 //!   [`Options::linger`]. Verdicts of health checks, [`LoadBalancer::reset_sessions`] and [`LoadBalancer::stop`] end
 //!   sessions by a reset to both sides.

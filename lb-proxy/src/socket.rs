@@ -162,7 +162,7 @@ mod tests {
         let mut refused = Vec::new();
         let stream = tuning
             .connect(listener.local_addr().unwrap(), None, &Descriptors::of_process(0), |option| {
-                refused.push(format!("{option:?}"))
+                refused.push(format!("{option:?}"));
             })
             .unwrap();
         let socket = SockRef::from(&stream);

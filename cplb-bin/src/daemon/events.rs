@@ -337,7 +337,7 @@ fn exhausted(shortage: Shortage, backend: Option<SocketAddr>, reason: &str, prob
         }
         _ => "the kernel has no memory for sockets: see net.ipv4.tcp_mem and the memory of this host",
     };
-    tracing::error!(%shortage, backend, reason, "connections fail: {remedy}");
+    tracing::error!(backend, reason, "connections fail: {remedy}");
     let towards = if backend.is_empty() { String::new() } else { format!(" (towards {backend})") };
     let text = format!("connections fail: {remedy}{towards}");
     problems.raise_until(Cause::Exhausted(shortage), text, Instant::now() + LASTING);

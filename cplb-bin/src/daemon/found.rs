@@ -351,6 +351,7 @@ mod tests {
     use lb_proxy::health::{Credentials, Names};
 
     use super::*;
+    use crate::logging::testing::storm;
 
     fn servers(hosts: &[u8]) -> BTreeSet<SocketAddr> {
         hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443))).collect()
@@ -416,6 +417,26 @@ mod tests {
         known.hear(Report::Servers(many.collect(), trust()), is_fit);
         assert_eq!(known.servers.len(), MOST_SERVERS);
         assert!(known.kept.unwrap().contains("10000 servers, of which 256"));
+    }
+
+    #[test]
+    fn lines_about_a_flapping_list_are_limited() {
+        let lists = [servers(&[11]), servers(&[11, 12])].map(|servers| Known { servers, ..Known::default() });
+        let path = Path::new("/etc/kubeconfig");
+        let written = storm(60, |number| {
+            let (now, before) = (&lists[number as usize % 2], &lists[(number as usize + 1) % 2]);
+            now.tell(before, path);
+        });
+        assert!(written.lines.len() <= 21, "{:#?}", written.lines);
+        assert_eq!(written.lines.len() as u64 + written.suppressed, 60_000);
+        assert!(written.lines.last().unwrap().contains("10.0.0.12"), "the last list is told");
+        let failing = |why: &str| Known { trouble: Some(State::Failing(why.into())), ..Known::default() };
+        let written = storm(60, |number| match number % 2 {
+            0 => failing(&format!("port {number}")).tell(&Known::default(), path),
+            _ => Known::default().tell(&failing("refused"), path),
+        });
+        assert!(written.lines.len() <= 2 * 21, "{:#?}", written.lines);
+        assert!(written.lines.last().unwrap().contains("discovery works"));
     }
 
     #[test]

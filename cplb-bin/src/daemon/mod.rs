@@ -25,6 +25,8 @@ mod reverse_path;
 mod serving;
 mod signals;
 mod state_dir;
+#[cfg(test)]
+mod storm_tests;
 mod supervise;
 mod table;
 mod verdict;

@@ -77,10 +77,13 @@ fn child_waits_for_descriptors() {
         .map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap())
         .collect();
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // Not one more.
     setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
     waiting.iter_mut().for_each(|client| client.connect(&balancer.addr.into()).unwrap());
     wait_until("it is told", || balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. })));
+    let heartbeat = runtime.block_on(balancer.lb.heartbeat(Duration::from_secs(1)));
+    assert!(heartbeat.unwrap_err().is_inconclusive(), "it says nothing about the proxy");
     let before = getrusage(UsageWho::RUSAGE_SELF).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let after = getrusage(UsageWho::RUSAGE_SELF).unwrap();

@@ -1,0 +1,173 @@
+//! Every line that a client, a peer, a backend or a flapping link can cause, 1,000 times a second.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lb_proxy::{Event as Balancer, Failure, Refusal, Shortage};
+use netlink_vip::{
+    GroupId, InterfaceState, KeeperEvent, KernelError, Refusal as Refused, Release, Removal, ResyncCause,
+    Warning,
+};
+use vrrp::router::{Discard, Reason, StateName, Transition};
+use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
+
+use super::events;
+use super::problems::Problems;
+use crate::logging::testing::storm;
+
+const SECONDS: u32 = 30;
+/// Of each kind and subject: ten, then two in each period of ten seconds, and the last one.
+const MOST: usize = 10 + 2 * 2 + 1;
+
+const ID: InstanceId = InstanceId(51);
+const GROUP: GroupId = GroupId(51);
+
+/// `kinds` of lines, of which each call logs one; `last` is in the last one.
+fn limits(what: &str, kinds: usize, last: &str, mut event: impl FnMut(u32, &mut Problems)) {
+    let mut problems = Problems::default();
+    let written = storm(SECONDS, |number| event(number, &mut problems));
+    let count = written.lines.len();
+    assert!(count <= MOST * kinds, "{what}: {count} lines: {:#?}", written.lines);
+    assert_eq!(
+        count as u64 + written.suppressed,
+        u64::from(SECONDS) * 1_000,
+        "{what}: each is written or counted"
+    );
+    let end = written.lines.last().unwrap();
+    assert!(end.contains(last), "{what}: the last state is not told last: {end}");
+}
+
+fn ip() -> IpAddr {
+    IpAddr::from([10, 0, 0, 100])
+}
+
+fn backend() -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 11], 6443))
+}
+
+#[test]
+fn lines_of_the_election_are_limited() {
+    limits("transitions", 1, "to=backup", |number, problems| {
+        let (from, to) = match number % 2 {
+            0 => (StateName::Backup, StateName::Active),
+            _ => (StateName::Active, StateName::Backup),
+        };
+        let transition = Transition { from, to, reason: Reason::InterfaceUp, after: Duration::ZERO };
+        events::election(&RunnerEvent::Transition { id: ID, transition }, problems);
+    });
+    limits("another address list", 1, "0.0.117.47", |number, problems| {
+        let warning =
+            vrrp::router::Warning::AddressListMismatch { source: IpAddr::from(number.to_be_bytes()) };
+        events::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, problems);
+    });
+    limits("discarded, from spoofed sources", 1, "discarded", |number, problems| {
+        let (reason, source) = (Discard::ALL[0], IpAddr::from(number.to_be_bytes()));
+        events::election(&RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 }, problems);
+    });
+    limits("socket errors", 1, "eth0", |_, problems| {
+        let (operation, error) = (SocketOperation::Advertise, std::io::ErrorKind::NetworkDown.into());
+        let interface = "eth0".to_owned();
+        events::election(&RunnerEvent::SocketError { interface, operation, error, suppressed: 0 }, problems);
+    });
+}
+
+#[test]
+fn lines_about_links_and_addresses_are_limited() {
+    let keeper = |what, kinds, last, event: &dyn Fn(u32) -> KeeperEvent| {
+        limits(what, kinds, last, |number, problems| {
+            events::keeper(&event(number), |_| "eth0".to_owned(), problems);
+        });
+    };
+    let state = |up| InterfaceState { name: "eth0".into(), index: 2, mac: None, up, addresses: Vec::new() };
+    keeper("a flapping link", 2, "the interface is up", &|number| KeeperEvent::Interface {
+        id: GROUP,
+        state: Some(state(number % 2 == 1)),
+    });
+    keeper("a link that comes and goes", 2, "no such interface", &|number| KeeperEvent::Interface {
+        id: GROUP,
+        state: (number % 2 == 0).then(|| state(true)),
+    });
+    keeper("addresses that come and go", 2, "gone", &|number| match number % 2 {
+        0 => KeeperEvent::Installed { id: GROUP, took: Duration::ZERO },
+        _ => KeeperEvent::Removed { id: GROUP, reason: Removal::Released(Release::Lost) },
+    });
+    keeper("addresses removed by others", 1, "10.0.0.100", &|_| KeeperEvent::Missing { id: GROUP, ip: ip() });
+    keeper("lost leases", 1, "lease", &|_| KeeperEvent::LeaseLost { id: GROUP });
+    keeper("refused addresses", 1, "IPv6", &|_| KeeperEvent::Refused {
+        id: GROUP,
+        ip: ip(),
+        reason: Refused::Ipv6Disabled,
+    });
+    keeper("warnings", 1, "kernel", &|_| KeeperEvent::Warning {
+        id: None,
+        warning: Warning::Unobserved(KernelError::NoAnswer),
+    });
+    limits("overruns that come and go", 2, "in time again", |number, problems| match number % 2 {
+        0 => events::keeper(
+            &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
+            |_| String::new(),
+            problems,
+        ),
+        _ => events::no_overrun(1, problems),
+    });
+}
+
+#[test]
+fn lines_of_the_load_balancer_are_limited() {
+    let service = || std::sync::Arc::<str>::from("kube-apiserver");
+    let balancer = |what, kinds, last, event: &dyn Fn(u32) -> Balancer| {
+        limits(what, kinds, last, |number, problems| events::balancer(&event(number), problems));
+    };
+    balancer("suspected and trusted again", 2, "trusted", &|number| match number % 2 {
+        0 => Balancer::BackendSuspected { service: service(), backend: backend(), reason: Failure::Refused },
+        _ => Balancer::BackendTrusted { service: service(), backend: backend() },
+    });
+    balancer("up and down", 2, "backend up", &|number| match number % 2 {
+        0 => Balancer::BackendDown {
+            service: service(),
+            backend: backend(),
+            reason: "connection refused".into(),
+            sessions: number as usize,
+        },
+        _ => Balancer::BackendUp {
+            service: service(),
+            backend: backend(),
+            reason: "up".into(),
+            after: Duration::ZERO,
+        },
+    });
+    balancer("shutting down", 1, "shuts down", &|_| Balancer::BackendLeaving {
+        service: service(),
+        backend: backend(),
+        sessions: 1,
+    });
+    balancer("left out", 1, "left out", &|_| Balancer::BackendForbidden {
+        service: service(),
+        backend: backend(),
+    });
+    for (reason, words) in [
+        (Refusal::NoBackend, "no backend takes a connection"),
+        (Refusal::MaxConnections, "maxConnections"),
+        (Refusal::MaxConnectionsPerClient, "maxConnectionsPerClient"),
+        (Refusal::Descriptors, "LimitNOFILE"),
+    ] {
+        balancer("refused", 1, words, &|number| Balancer::ClientsRefused {
+            service: service(),
+            reason,
+            limit: Some(9),
+            total: number.into(),
+        });
+    }
+    for (shortage, words) in [
+        (Shortage::Descriptors, "LimitNOFILE"),
+        (Shortage::HostFiles, "fs.file-max"),
+        (Shortage::Ports, "ip_local_port_range"),
+        (Shortage::Memory, "tcp_mem"),
+    ] {
+        balancer("exhausted", 1, words, &|_| Balancer::ResourcesExhausted {
+            shortage,
+            backend: Some(backend()),
+            reason: "no".into(),
+        });
+    }
+}
