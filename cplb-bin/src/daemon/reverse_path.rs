@@ -1,7 +1,7 @@
 //! Strict reverse path filtering on the interface of an instance.
 //!
 //! With two interfaces in one subnet the kernel answers that subnet by one of them. Under `rp_filter=1` it then drops
-//! whatever arrives by the other one, so that clients of the subnet do not reach a virtual IP there.
+//! every packet of that subnet that arrives at the other one, so that clients of the subnet do not reach a virtual IP there.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -10,10 +10,10 @@ use std::path::Path;
 use netlink_vip::{InterfaceAddress, InterfaceState};
 use vrrp::LinkPrefix;
 
-/// The mode of `rp_filter` that drops what would not be answered by the interface it came by (RFC 3704 §2.2).
+/// The mode of `rp_filter` that drops a packet whose sender is not reached by the interface it arrived at (RFC 3704 §2.2).
 const STRICT: u8 = 1;
 
-/// What is dropped on `interface` although it comes from a neighbour, and what to do about it.
+/// The network whose packets are dropped on `interface` although it is on that link, as a text with the remedy.
 pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let mode = mode("all").max(mode(&interface.name));
     if mode != STRICT {
@@ -30,7 +30,7 @@ pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
         .min()?;
     Some(format!(
         "clients in {network}/{len} may not reach virtual IPs on {name}: rp_filter is 1, and packets to that network \
-         leave by another interface, so the kernel drops what arrives by {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
+         leave by another interface, so the kernel drops packets that arrive at {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
          hold the virtual IPs on the other interface"
     ))
 }
