@@ -1,5 +1,5 @@
 //! Other hosts that use the group's addresses or its VRID, and hosts that do not hear each other: clients stay with one
-//! controller as long as there is one, and every node's status names who is in the way.
+//! controller as long as there is one, and every node's status names the other host.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// What a node's status says of others.
+/// The problems in a node's status.
 fn degraded(cluster: &Cluster, index: usize) -> String {
     cluster.status(index)["degraded"].to_string()
 }
@@ -100,7 +100,7 @@ fn strangers() {
 }
 
 /// A host firewall does not matter, since advertisements are received before it. Where the network drops them, each node
-/// becomes Active; what they have in common is the address, which each announces.
+/// becomes Active, and they hear only each other's announcements of the address.
 fn filtered() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();

@@ -46,7 +46,7 @@ fn is_usual(id: u8) -> bool {
 }
 
 /// A VRID that always follows from the same address: its last byte, since clusters on one link have different virtual
-/// IPs; else the next one that is free and nobody's default.
+/// IPs; else the next one that is free and no usual default.
 fn vrid_for(ip: IpAddr, used: &BTreeSet<u8>) -> Option<u8> {
     let last = match ip {
         IpAddr::V4(ip) => ip.octets()[3],

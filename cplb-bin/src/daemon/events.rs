@@ -53,7 +53,7 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
     }
 }
 
-/// A warning of the election that says who else has an instance's addresses or identifier, as a problem.
+/// The problem for a warning about another user of an instance's addresses or VRID.
 fn contention(id: InstanceId, warning: &Election) -> Option<(Cause, String)> {
     let rival = |kind| Cause::Rival(id.0, kind);
     let (cause, text) = match warning {
@@ -209,7 +209,7 @@ pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
     }
 }
 
-/// Whether the kernel drops what clients send to an instance's interface.
+/// Raises or clears the problem of strict reverse path filtering on an instance's interface.
 pub(crate) fn reverse_path(id: GroupId, problem: Option<String>, problems: &mut Problems) {
     let cause = Cause::ReversePath(id.0);
     let Some(text) = problem else {

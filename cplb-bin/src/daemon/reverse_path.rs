@@ -1,18 +1,19 @@
 //! Strict reverse path filtering on the interface of an instance.
 //!
 //! With two interfaces in one subnet the kernel answers that subnet by one of them. Under `rp_filter=1` it then drops
-//! whatever arrives by the other one, so that clients of the subnet do not reach a virtual IP there.
+//! every packet of that subnet that arrives at the other one, so that clients of the subnet do not reach a virtual IP there.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
 
 use netlink_vip::{InterfaceAddress, InterfaceState};
+use vrrp::LinkPrefix;
 
-/// The mode of `rp_filter` that drops what would not be answered by the interface it came by (RFC 3704 §2.2).
+/// The mode of `rp_filter` that drops a packet whose sender is not reached by the interface it arrived at (RFC 3704 §2.2).
 const STRICT: u8 = 1;
 
-/// What is dropped on `interface` although it comes from a neighbour, and what to do about it.
+/// The network whose packets are dropped on `interface` although it is on that link, as a text with the remedy.
 pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let mode = mode("all").max(mode(&interface.name));
     if mode != STRICT {
@@ -22,12 +23,14 @@ pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let networks = interface.addresses.iter().filter_map(network);
     let (network, len) = networks
         .filter(|(network, len)| {
-            neighbours(*network, *len, interface).any(|ip| leads_elsewhere(ip, interface))
+            neighbours(*network, *len, interface).any(|ip| {
+                source_for(ip).is_some_and(|source| is_of_another_interface(source, ip, interface, *len))
+            })
         })
         .min()?;
     Some(format!(
         "clients in {network}/{len} may not reach virtual IPs on {name}: rp_filter is 1, and packets to that network \
-         leave by another interface, so the kernel drops what arrives by {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
+         leave by another interface, so the kernel drops packets that arrive at {name}: set net.ipv4.conf.{name}.rp_filter to 2, or \
          hold the virtual IPs on the other interface"
     ))
 }
@@ -52,17 +55,19 @@ fn neighbours(network: Ipv4Addr, len: u8, interface: &InterfaceState) -> impl It
     hosts.filter(free).take(4)
 }
 
-/// Whether packets to `neighbour` get a source that this interface does not have, as the kernel chooses it by the route.
-/// Nothing is sent.
-fn leads_elsewhere(neighbour: Ipv4Addr, interface: &InterfaceState) -> bool {
-    let source = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
-        socket.connect((neighbour, 9))?;
-        socket.local_addr()
-    });
+/// The source that the kernel chooses for packets to `ip`, by the route. Nothing is sent.
+fn source_for(ip: Ipv4Addr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     // Without a route nothing is answered at all, which is another problem.
-    let Ok(source) = source.as_ref().map(SocketAddr::ip) else { return false };
-    // The neighbour may be an address of this node.
-    source != IpAddr::V4(neighbour) && interface.addresses.iter().all(|address| address.ip != source)
+    socket.connect((ip, 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// Whether packets to `neighbour` with this source leave by another interface in the same network. A source from
+/// elsewhere may be that of a route by this interface, and that of an address of this node is the address itself.
+fn is_of_another_interface(source: IpAddr, neighbour: Ipv4Addr, interface: &InterfaceState, len: u8) -> bool {
+    let network = LinkPrefix { address: neighbour.into(), len };
+    source != IpAddr::V4(neighbour) && network.contains(source) && !interface.has(source)
 }
 
 #[cfg(test)]
@@ -93,10 +98,21 @@ mod tests {
     }
 
     #[test]
-    fn the_source_that_the_kernel_chooses_tells_where_a_route_leads() {
-        let loopback = Ipv4Addr::new(127, 0, 0, 9);
-        assert!(!leads_elsewhere(loopback, &interface(&[("127.0.0.1", 8)])));
-        // To an own address the kernel sends from that address.
-        assert!(!leads_elsewhere(loopback, &interface(&[("10.77.0.1", 24)])));
+    fn only_the_source_of_another_interface_in_the_network_counts() {
+        let state = interface(&[("10.77.0.21", 24)]);
+        let neighbour = Ipv4Addr::new(10, 77, 0, 2);
+        for (source, counts) in [
+            ([10, 77, 0, 11], true),
+            ([10, 77, 0, 21], false),
+            ([10, 77, 0, 2], false),
+            ([192, 0, 2, 1], false),
+        ] {
+            assert_eq!(is_of_another_interface(source.into(), neighbour, &state, 24), counts, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_asked_for_the_source() {
+        assert_eq!(source_for(Ipv4Addr::new(127, 0, 0, 9)), Some(Ipv4Addr::LOCALHOST.into()));
     }
 }

@@ -28,8 +28,8 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
-    /// A router that advertised beside an Active of higher priority. It does not take part as others do, so it will not
-    /// serve either when that Active is gone.
+    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements
+    /// do not prove that it serves when that Active is gone.
     beside: Option<IpAddr>,
     /// A lower priority got ahead of this router's offset, and this router is about to correct that.
     overtakes: bool,

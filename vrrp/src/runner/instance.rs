@@ -77,7 +77,7 @@ impl Instance {
         Needs { v4: of(router.addresses_v4.is_empty()), v6: of(router.addresses_v6.is_empty()) }
     }
 
-    /// What its link needs to know of it.
+    /// The router as its link registers it.
     pub(super) fn user(&self) -> User {
         User { needs: self.needs(), addresses: self.addresses().collect() }
     }
@@ -144,13 +144,14 @@ impl Instance {
         }
     }
 
-    /// Whether the IP layer would deliver the packet to this host. Some bonds and switches return what this host sent.
+    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return sent
+    /// frames. A unicast packet may be for an address of another interface; its source must be a peer all the same.
     fn is_addressed(&self, received: &Received<'_>) -> bool {
         let Some(interface) = &self.interface else { return false };
         let reflected = received.mac == Some(interface.mac);
-        let ours = Family::of(received.destination).multicast() == received.destination
-            || interface.is_own(received.destination);
-        ours && !reflected
+        let destination = received.destination;
+        let group = Family::of(destination).multicast();
+        !reflected && (destination == group || !destination.is_multicast())
     }
 
     fn try_receive(&mut self, received: &Received<'_>, now: Instant) -> Result<(), Discard> {
@@ -162,7 +163,7 @@ impl Instance {
             if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
         let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
         self.router.handle_advertisement(now, &meta, &advertisement)?;
-        // A Backup follows one router; what others say beside it is not news of that one.
+        // A Backup follows one router; advertisements of others are no sign of life of that one.
         let beside =
             self.router.state() == StateName::Backup && self.router.active_source() != Some(received.source);
         if advertisement.family() == self.config.router.deciding_family() && !beside {

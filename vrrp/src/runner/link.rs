@@ -70,8 +70,8 @@ impl Link {
         }
     }
 
-    /// Lets a router take part, or changes what it needs and wants to hear. The error concerns the announcements of
-    /// others only.
+    /// Registers a router, or changes its needs, addresses and routes. The error concerns the announcements of other nodes
+    /// only.
     pub(super) fn join(
         &mut self,
         id: InstanceId,

@@ -23,7 +23,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// every CPU of the host, and a successor's announcement may follow a resignation within microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watching<'a> {
-    /// Those of these addresses. Whoever asks compares them again: of IPv6 addresses only the last four bytes are
+    /// Those of these addresses. The receiver compares them again: of IPv6 addresses only the last four bytes are
     /// filtered, and of a long list none.
     For(&'a [IpAddr]),
     /// None.

@@ -6,7 +6,7 @@
 //!
 //! IPv4 messages are sent through a raw socket and received by AF_PACKET. With strict reverse path filtering and two
 //! interfaces in one subnet the kernel hands no message to a raw socket whose sender it would answer by the other
-//! interface, and a host firewall may drop protocol 112 before it: either makes a router that hears nobody, and so a
+//! interface, and a host firewall may drop protocol 112 before it: either makes a deaf router, and so a
 //! second Active. A packet socket comes before both, as that of a DHCP client does. IPv6 has no reverse path filter of
 //! its own, and its messages may be fragmented, which only the kernel reassembles.
 

@@ -145,7 +145,7 @@ impl Node {
         self.process == Process::Running
     }
 
-    /// What the daemon tells its router at the start.
+    /// The daemon gives the known controllers to its router.
     pub(crate) fn introduce(&mut self, now: Instant) {
         self.router.handle_command(now, Command::Controllers(self.controllers.clone()));
     }

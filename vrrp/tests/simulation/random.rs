@@ -63,7 +63,7 @@ impl Run {
         }
         if rng.chance(50) {
             world.introduce_all();
-            // Where the sources are known, a stranger below all priorities changes nothing of what must hold.
+            // Where the sources are known, a stranger below all priorities breaks no invariant.
             if world.nodes[0].config.deciding_family() == Family::V4 && rng.chance(50) {
                 world.intrude(Stranger {
                     priority: rng.pick(&[1, 10, 40, 49]),

@@ -9,7 +9,7 @@ use vrrp::{Addresses, Advertisement, Auth, Family, PseudoHeader, WirePriority};
 use crate::node::{v4, v6};
 use crate::world::{Event, Frame, World};
 
-/// What the stranger sends.
+/// The stranger's advertisements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stranger {
     pub(crate) priority: u8,

@@ -32,7 +32,7 @@ fn a_weaker_stranger_moves_nothing() {
         let interval = rng.pick(&[ms(10), ms(300), secs(1), secs(7)]);
         for stack in [Stack::V4, Stack::Dual, Stack::V6] {
             let mut world = settled(equals(seed, 3, &k0s(stack)));
-            // An IPv6 set has no link-local sources, so nobody knows whom to expect.
+            // An IPv6 set has no link-local sources, so every rival is unknown.
             if stack != Stack::V6 {
                 world.introduce_all();
             }
