@@ -31,6 +31,7 @@ impl<K: Kernel> Manager<K> {
                 self.dirty.selection = true;
                 if self.is_relevant(index) {
                     self.dirty.interfaces.insert(index);
+                    self.forget_refusals(index);
                 }
                 self.dirty.mark(now, Urgency::Now);
             }
@@ -57,6 +58,9 @@ impl<K: Kernel> Manager<K> {
 
     /// An address came or changed. Our own refreshes, which are most of these, change nothing.
     fn hear_address(&mut self, address: &ObservedAddress) {
+        if !is_ours(address, self.kernel.marks_addresses()) {
+            self.suspect_copy(address.ip);
+        }
         if !self.is_relevant(address.index) {
             return;
         }
@@ -70,15 +74,25 @@ impl<K: Kernel> Manager<K> {
                 }
             }
             None => {
+                self.forget_refusals(address.index);
                 self.dirty.interfaces.insert(address.index);
                 self.dirty.mark(now, Urgency::Soon);
             }
         }
     }
 
+    /// What the kernel refused in an earlier term, it may take now that the interface has changed.
+    fn forget_refusals(&mut self, index: u32) {
+        let vacant = |group: &&mut Group| group.interface == Some(index) && group.lease.held().is_none();
+        self.groups.values_mut().filter(vacant).for_each(|group| group.refused.clear());
+    }
+
     /// An address went. That of a VIP which should be here is looked into at once; that of one which should not is
     /// our own doing.
     fn hear_removal(&mut self, address: &ObservedAddress) {
+        if !is_ours(address, self.kernel.marks_addresses()) {
+            self.suspect_copy(address.ip);
+        }
         if !self.is_relevant(address.index) {
             return;
         }
@@ -129,7 +143,10 @@ impl<K: Kernel> Manager<K> {
             // What is known already is acted on first, whether or not the kernel lets us see more.
             self.look_at_selection()?;
         }
-        let Some(cause) = self.dirty.everything else { return self.look_at_interfaces() };
+        let Some(cause) = self.dirty.everything else {
+            self.look_at_interfaces()?;
+            return self.look_for_copies();
+        };
         if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
             self.dirty.due = Some(next);
             return self.look_at_interfaces();
@@ -143,9 +160,11 @@ impl<K: Kernel> Manager<K> {
             merge(&mut self.links, update);
         }
         self.dirty.defaults = true;
+        self.dirty.copies = true;
         self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
         self.look_at_selection()?;
         self.look_at_interfaces()?;
+        self.look_for_copies()?;
         self.dirty.everything = None;
         self.counters.resyncs += 1;
         self.events.push_back(KeeperEvent::Resynced { cause });
@@ -182,6 +201,7 @@ impl<K: Kernel> Manager<K> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let selector = &group.config.interface;
         let current = group.interface;
+        let held_link = current.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
         let chosen = select(selector, group.config.has_ipv4(), current, &self.links, &self.defaults);
         let still_there = current.is_some_and(|index| self.links.contains_key(&index));
         if chosen == current {
@@ -196,7 +216,9 @@ impl<K: Kernel> Manager<K> {
         let vacant = group.lease.tenure == Tenure::Vacant;
         let up = chosen.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
         if !vacant && chosen != current {
-            self.take_down(id, Removal::InterfaceGone, Release::Lost);
+            // Another one may have been chosen while this one still works.
+            let release = if held_link { Release::Planned } else { Release::Lost };
+            self.take_down(id, Removal::InterfaceGone, release);
         } else if !vacant && !up {
             self.take_down(id, Removal::InterfaceDown, Release::Lost);
         }
@@ -237,7 +259,8 @@ impl<K: Kernel> Manager<K> {
 
     fn interface_state(&self, index: u32, addresses: &[ObservedAddress]) -> Option<InterfaceState> {
         let link = self.links.get(&index)?;
-        let vips: BTreeSet<IpAddr> = self.groups.values().flat_map(Group::ips).collect();
+        let departing = self.departures.iter().flat_map(|departure| departure.ips.iter().copied());
+        let vips: BTreeSet<IpAddr> = self.groups.values().flat_map(Group::ips).chain(departing).collect();
         let own = addresses.iter().filter(|address| !vips.contains(&address.ip));
         Some(InterfaceState {
             name: link.name.clone(),

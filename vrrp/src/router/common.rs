@@ -80,7 +80,7 @@ impl Core {
     pub(super) fn transition(&mut self, now: Instant, to: StateName, reason: Reason) {
         let from = self.name;
         match (from, to) {
-            (StateName::Active, StateName::Backup) => self.counters.became_backup += 1,
+            (StateName::Active | StateName::Yielding, StateName::Backup) => self.counters.became_backup += 1,
             (_, StateName::Active) => self.counters.became_active += 1,
             _ => {}
         }
