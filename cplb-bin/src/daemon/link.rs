@@ -3,7 +3,7 @@
 //! Both run on real-time threads of their own and talk to each other through this module without a detour over
 //! the main thread: a claim must reach the kernel even while the main thread is busy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -31,10 +31,8 @@ pub(crate) enum Event {
     Runner(RunnerEvent),
     /// The keeper reports.
     Keeper(KeeperEvent),
-    /// An instance gives its VIPs up on purpose: reset their sessions, then remove them.
+    /// An instance whose VIPs IPVS directs gives them up: stop directing, then let the keeper remove them.
     PlannedRelease(InstanceId),
-    /// An instance has lost its VIPs: reset what hangs on them.
-    Lost(InstanceId),
     /// The instance's interface is used by another daemon with the same VRID.
     Locked(InstanceId, LockError),
     /// The instance's interface is known and ours.
@@ -73,6 +71,8 @@ pub(crate) struct Member {
     pub(crate) vrid: u8,
     /// Source of unicast advertisements, if configured.
     pub(crate) source: Option<IpAddr>,
+    /// Whether IPVS directs what clients send to its VIPs.
+    pub(crate) is_directed: bool,
 }
 
 /// Shared by the callbacks of both threads.
@@ -82,6 +82,8 @@ pub(crate) struct Link {
     events: UnboundedSender<Event>,
     lock_dir: PathBuf,
     members: Mutex<BTreeMap<u32, Seat>>,
+    /// The instances whose VIPs IPVS directs. Not in [`Seat`], whose lock is held while files are opened.
+    directed: Mutex<BTreeSet<u32>>,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,7 @@ impl Link {
             events,
             lock_dir,
             members: Mutex::default(),
+            directed: Mutex::default(),
         })
     }
 
@@ -114,12 +117,18 @@ impl Link {
 
     /// Makes an instance known; its interface is announced to the election as soon as it is locked.
     pub(crate) fn join(&self, id: InstanceId, member: Member) {
+        if member.is_directed {
+            self.directed().insert(id.0);
+        } else {
+            self.directed().remove(&id.0);
+        }
         self.seats().entry(id.0).or_insert(Seat { member, lock: None, last_seen: None }).member = member;
         self.admit(id.0);
     }
 
     /// Forgets an instance and its lock.
     pub(crate) fn leave(&self, id: InstanceId) {
+        self.directed().remove(&id.0);
         self.seats().remove(&id.0);
     }
 
@@ -197,6 +206,10 @@ impl Link {
         }
     }
 
+    fn directed(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.directed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn seats(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Seat>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -255,18 +268,19 @@ impl VipKeeper for Wire {
     }
 
     fn release(&self, instance: InstanceId, release: Release) {
-        match release {
-            // The main thread resets the sessions first: once the address is gone not even a RST leaves. If the
-            // main thread is stuck, the lease ends and the kernel removes the address.
-            Release::Planned => {
+        // The keeper resets the sessions itself, so that no other thread has to be alive for it. Only IPVS has to stop
+        // directing before, which the main thread sees to; if that is stuck, the lease ends and the kernel removes the
+        // address.
+        let release = match release {
+            Release::Planned if self.0.directed().contains(&instance.0) => {
                 let _ = self.0.events.send(Event::PlannedRelease(instance));
+                return;
             }
-            Release::Lost => {
-                if let Some(keeper) = self.0.keeper.get() {
-                    keeper.release(GroupId(instance.0), netlink_vip::Release::Lost);
-                }
-                let _ = self.0.events.send(Event::Lost(instance));
-            }
+            Release::Planned => netlink_vip::Release::Planned,
+            Release::Lost => netlink_vip::Release::Lost,
+        };
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.release(GroupId(instance.0), release);
         }
     }
 }

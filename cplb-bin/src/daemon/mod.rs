@@ -8,6 +8,7 @@ mod blueprint;
 mod direct;
 mod election;
 mod events;
+mod fitness;
 mod found;
 mod ipvs;
 mod link;

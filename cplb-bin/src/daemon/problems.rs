@@ -44,8 +44,10 @@ pub(crate) enum Cause {
     Source(u32),
     /// An instance waits for another daemon to go.
     Lock(u32),
-    /// The kernel refuses a virtual IP of an instance.
-    Refused(u32),
+    /// Virtual IPs of an instance cannot be held under leases on this node.
+    Unfit(u32),
+    /// Virtual IPs of an instance are on other interfaces of this node without a lease.
+    Copies(u32),
 }
 
 /// What is wrong now.

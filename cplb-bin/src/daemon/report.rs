@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, ServiceSnapshot};
-use netlink_vip::GroupState;
+use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus};
 use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, AddressCopy, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
 };
 
 use crate::discovery::State;
@@ -28,7 +28,7 @@ impl Daemon {
         if let Some(election) = &self.election {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
-            instances = status.instances.iter().map(|found| instance(found, election)).collect();
+            instances = status.instances.iter().map(|found| instance(found, election, self.verdict.faults(found.id))).collect();
             interfaces = status.interfaces.iter().map(interface).collect();
             kernel = Some(news(&election.keeper.status().counters));
         }
@@ -79,7 +79,20 @@ fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr,
     }
 }
 
-fn instance(found: &InstanceStatus, election: &Election) -> Instance {
+/// Whether the kernel has confirmed each address of a group.
+fn is_held(group: &GroupStatus) -> bool {
+    let present = |address: &AddressStatus| address.state == AddressState::Present;
+    matches!(group.state, GroupState::Held { .. }) && group.addresses.iter().all(present)
+}
+
+fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
+    AddressCopy {
+        address: format!("{}/{}", found.ip, found.prefix_len),
+        interface: found.interface.clone(),
+    }
+}
+
+fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {
     let config = election.instances.get(&found.id);
     let keeper = election.keeper.status();
     let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
@@ -99,7 +112,9 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
         state: found.state.as_str().to_owned(),
         since_seconds: age(found.since),
         reason: found.reason.to_string(),
-        holds_virtual_ips: group.is_some_and(|group| matches!(group.state, GroupState::Held { .. })),
+        holds_virtual_ips: group.is_some_and(is_held),
+        unfit,
+        copies: group.map(|group| group.copies.iter().map(copy).collect()).unwrap_or_default(),
         priority: lowest(found.priority.0),
         advertised_priority: found.priority.0,
         advert_interval_seconds: config.map_or(0.0, |config| config.router.router.interval().as_secs_f64()),

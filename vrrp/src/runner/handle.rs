@@ -1,5 +1,6 @@
 //! The owner's end: starting the thread and talking to it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use crate::router::VipEvent;
 pub(super) enum Command {
     Interface(InstanceId, Option<Interface>),
     Vip(InstanceId, VipEvent),
-    Serving(Instant),
+    /// Until when the node can serve, and the instances that it still should not hold.
+    Serving(Instant, BTreeSet<InstanceId>),
     NotServing,
     ResignAll,
     Resign(InstanceId),
@@ -60,7 +62,13 @@ impl RunnerHandle {
 
     /// This node can serve, which holds until `until` unless it is said again.
     pub fn serving(&self, until: Instant) {
-        self.send(Command::Serving(until));
+        self.serving_except(until, BTreeSet::new());
+    }
+
+    /// The same, but not for the instances in `unfit`, for example because one of their addresses cannot be installed
+    /// here: these advertise the degraded priority.
+    pub fn serving_except(&self, until: Instant, unfit: BTreeSet<InstanceId>) {
+        self.send(Command::Serving(until, unfit));
     }
 
     /// This node cannot serve.
