@@ -70,9 +70,12 @@ fn copies() {
     cluster.wait("the former Active is Backup", || cluster.state(owner).as_deref() == Some("backup"));
     cluster.check(cluster.takeovers() == 2, || "it moved more than once".to_owned());
 
-    for (index, copy) in
-        [(owner, "32 dev kube-ipvs0"), (owner, "32 dev eth0"), (loopback, "32 dev lo"), (backup, "24 dev eth0")]
-    {
+    for (index, copy) in [
+        (owner, "32 dev kube-ipvs0"),
+        (owner, "32 dev eth0"),
+        (loopback, "32 dev lo"),
+        (backup, "24 dev eth0"),
+    ] {
         ip(&cluster, index, &format!("addr del {vip}/{copy}"));
     }
     for index in 0..3 {
@@ -100,7 +103,8 @@ fn together() {
     });
     cluster.wait("both are confirmed", || instance(&cluster, next)["holdsVirtualIPs"] == true);
     cluster.wait("the first node says why", || {
-        degraded(&cluster, first, "IPv6 is disabled on eth0") && instance(&cluster, first)["unfit"][0].is_string()
+        degraded(&cluster, first, "IPv6 is disabled on eth0")
+            && instance(&cluster, first)["unfit"][0].is_string()
     });
     let log = cluster.daemon(first).log().text();
     let said = log.matches("this node cannot hold all virtual IPs").count();
@@ -119,5 +123,6 @@ fn together() {
     });
     // Longer than proof, Skew_Time and settling would take a Backup that believes to be better.
     std::thread::sleep(std::time::Duration::from_secs(3));
-    cluster.check(cluster.takeovers() == moves && cluster.owners() == [holder], || "the VIP moved".to_owned());
+    cluster
+        .check(cluster.takeovers() == moves && cluster.owners() == [holder], || "the VIP moved".to_owned());
 }

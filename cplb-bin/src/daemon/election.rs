@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use cplb_config::Config;
 use netlink_vip::{
-    GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError, VipGroupConfig,
+    GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
+    VipGroupConfig,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::router::StateName;

@@ -78,7 +78,12 @@ mod tests {
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
 
     /// What is said of both addresses on eth0, which has the index 2.
-    fn found(v4: &AddressState, v6: &AddressState, copies: &[AddressCopy], ipv6_disabled: bool) -> Vec<String> {
+    fn found(
+        v4: &AddressState,
+        v6: &AddressState,
+        copies: &[AddressCopy],
+        ipv6_disabled: bool,
+    ) -> Vec<String> {
         let interface =
             InterfaceState { name: "eth0".into(), index: 2, mac: None, up: true, addresses: Vec::new() };
         let status = |ip, state: &AddressState| AddressStatus { ip, state: state.clone() };

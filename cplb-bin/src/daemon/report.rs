@@ -11,7 +11,8 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, AddressCopy, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, AddressCopy, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status,
+    Transition,
 };
 
 use crate::discovery::State;
@@ -28,7 +29,11 @@ impl Daemon {
         if let Some(election) = &self.election {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
-            instances = status.instances.iter().map(|found| instance(found, election, self.verdict.faults(found.id))).collect();
+            instances = status
+                .instances
+                .iter()
+                .map(|found| instance(found, election, self.verdict.faults(found.id)))
+                .collect();
             interfaces = status.interfaces.iter().map(interface).collect();
             kernel = Some(news(&election.keeper.status().counters));
         }
@@ -86,10 +91,7 @@ fn is_held(group: &GroupStatus) -> bool {
 }
 
 fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
-    AddressCopy {
-        address: format!("{}/{}", found.ip, found.prefix_len),
-        interface: found.interface.clone(),
-    }
+    AddressCopy { address: format!("{}/{}", found.ip, found.prefix_len), interface: found.interface.clone() }
 }
 
 fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {

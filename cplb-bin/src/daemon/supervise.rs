@@ -234,7 +234,9 @@ impl Daemon {
         match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
-            Err(_) => tracing::warn!(addresses = ?vips, "the load balancer did not reset its sessions in time"),
+            Err(_) => {
+                tracing::warn!(addresses = ?vips, "the load balancer did not reset its sessions in time")
+            }
         }
     }
 

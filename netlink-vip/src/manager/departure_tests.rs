@@ -37,9 +37,7 @@ fn held(vips: &[&str], sessions: usize) -> Bench {
 }
 
 fn ended(reset: usize, silent: usize) -> impl Fn(&KeeperEvent) -> bool {
-    move |event| {
-        matches!(event, KeeperEvent::SessionsEnded { reset: r, silent: s, .. } if (*r, *s) == (reset, silent))
-    }
+    move |event| matches!(event, KeeperEvent::SessionsEnded { reset: r, silent: s, .. } if (*r, *s) == (reset, silent))
 }
 
 fn delete() -> Deed {
@@ -53,10 +51,7 @@ fn sessions_are_reset_before_a_planned_release() {
     bench.turn();
     assert_eq!(bench.take_deeds(), [Deed::Reset(v4()), Deed::Reset(v4()), delete()]);
     let events = bench.take_events();
-    assert_eq!(
-        events[0],
-        KeeperEvent::Removed { id: ONE, reason: Removal::Released(Release::Planned) }
-    );
+    assert_eq!(events[0], KeeperEvent::Removed { id: ONE, reason: Removal::Released(Release::Planned) });
     assert!(ended(2, 0)(&events[1]), "{events:?}");
     assert_eq!(bench.manager.status(false).counters.sessions_reset, 2);
 }

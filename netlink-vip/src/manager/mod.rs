@@ -242,7 +242,8 @@ impl<K: Kernel> Manager<K> {
 
     fn group_status(&self, group: &Group) -> GroupStatus {
         let id = group.config.id;
-        let departing = self.departures.iter().any(|it| it.id == id && it.reason.is_some() && it.is_present());
+        let departing =
+            self.departures.iter().any(|it| it.id == id && it.reason.is_some() && it.is_present());
         let mut status = group.status();
         if departing && status.state == GroupState::Vacant {
             status.state = GroupState::Departing;

@@ -20,8 +20,8 @@ use crate::sessions::SessionsError;
 use crate::types::{GroupId, InterfaceSelector, LeaseTime, Prefix, VipAddress, VipGroupConfig, full_prefix};
 use crate::validity::Validity;
 use crate::wire::PROTOCOL;
-use crate::wire::diag::SocketId;
 use crate::wire::decode::{LinkUpdate, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute};
+use crate::wire::diag::SocketId;
 
 pub(super) const ETH0: u32 = 2;
 pub(super) const UP: u32 = 0x1_0043;

@@ -92,8 +92,7 @@ impl VirtualRouter {
             State::Resigning(_) if !up => Resigning::abort(core, now, down),
             state if !up => {
                 // Without a source address the link still carries what says goodbye.
-                let release =
-                    if down == Reason::InterfaceDown { Release::Lost } else { Release::Planned };
+                let release = if down == Reason::InterfaceDown { Release::Lost } else { Release::Planned };
                 Self::give_up(&state, core, release);
                 core.transition(now, StateName::Init, down);
                 State::Init
