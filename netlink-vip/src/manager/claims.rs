@@ -208,7 +208,9 @@ impl<K: Kernel> Manager<K> {
         self.counters.leases_lost += 1;
         if self.groups.get(&id).is_some_and(|group| group.lease.held().is_some()) {
             self.take_down(id, Removal::LeaseLost, release);
-        } else if let Some((departure, _)) = self.departure_of(id) {
+        } else if !self.has_departing(id)
+            && let Some((departure, _)) = self.departure_of(id)
+        {
             // They went when the lease lapsed, or were written just now without anybody having been told.
             self.depart(departure, None);
         }
@@ -223,7 +225,7 @@ impl<K: Kernel> Manager<K> {
     /// Removes what there is of a group and says so. A planned release resets its sessions first, as long as the lease
     /// lasts.
     pub(super) fn take_down(&mut self, id: GroupId, reason: Removal, release: Release) {
-        if self.departing(id).is_some() {
+        if self.has_departing(id) {
             if release == Release::Lost {
                 self.hasten(id);
             }

@@ -63,16 +63,26 @@ pub(super) struct Departure {
 enum Phase {
     /// Sessions are being reset; so many times they have been listed.
     Resetting(u8),
-    /// The kernel cannot reset them, and somebody else was asked to.
+    /// The kernel cannot reset them, and the program that has them was asked to.
     Waiting,
     /// The addresses are gone; what is left of the sessions is closed without a word to their peers.
-    Closing(u8),
+    Closing(Rest),
+}
+
+/// Which sessions are left when addresses have gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Those that are known. There is no look for more where a look found none just before: the address may be on this
+    /// node by other means (the dummy link of a real server), and new sessions through it are no concern of this.
+    Known,
+    /// All that a look finds.
+    Unknown,
 }
 
 impl Departure {
     pub(super) fn new(id: GroupId, index: u32, managed: Managed, ips: Vec<IpAddr>, now: Instant) -> Self {
         let (reason, ending, left) = (None, Vec::new(), Vec::new());
-        let phase = Phase::Closing(0);
+        let phase = Phase::Closing(Rest::Unknown);
         Self {
             id,
             index,
@@ -108,7 +118,7 @@ impl<K: Kernel> Manager<K> {
         let up = self.links.get(&departure.index).is_some_and(Link::is_up);
         let time_left = lease_end.filter(|end| up && now < *end && !departure.ending.is_empty());
         let Some(end) = time_left else {
-            self.remove_addresses(&mut departure);
+            self.remove_addresses(&mut departure, Rest::Unknown);
             self.departures.push(departure);
             return;
         };
@@ -136,7 +146,7 @@ impl<K: Kernel> Manager<K> {
         let Some(at) = next.or_else(|| self.departures.iter().position(is_due)) else { return false };
         let mut departure = self.departures.swap_remove(at);
         if departure.is_present() && (departure.until <= now || !self.is_up(departure.index)) {
-            self.remove_addresses(&mut departure);
+            self.remove_addresses(&mut departure, Rest::Unknown);
         }
         let done = match departure.phase {
             Phase::Resetting(_) => {
@@ -144,7 +154,7 @@ impl<K: Kernel> Manager<K> {
                 false
             }
             Phase::Waiting => false,
-            Phase::Closing(passes) => self.close_slice(&mut departure, passes),
+            Phase::Closing(rest) => self.close_slice(&mut departure, rest),
         };
         if done {
             self.conclude(departure);
@@ -154,7 +164,7 @@ impl<K: Kernel> Manager<K> {
         true
     }
 
-    /// When an address goes whose sessions somebody else resets.
+    /// When an address goes whose sessions the kernel cannot reset.
     pub(super) fn departure_deadline(&self) -> Option<Instant> {
         self.departures.iter().filter(|it| it.phase == Phase::Waiting).map(|it| it.until).min()
     }
@@ -165,15 +175,16 @@ impl<K: Kernel> Manager<K> {
         while let Some(at) = self.departures.iter().position(overlaps) {
             let mut departure = self.departures.swap_remove(at);
             if departure.is_present() {
-                self.remove_addresses(&mut departure);
+                self.remove_addresses(&mut departure, Rest::Known);
             }
             self.conclude(departure);
         }
     }
 
-    /// Addresses of a whole group that are still there, although it has been taken down.
-    pub(super) fn departing(&mut self, id: GroupId) -> Option<&mut Departure> {
-        self.departures.iter_mut().find(|it| it.id == id && it.reason.is_some() && it.is_present())
+    /// Whether a group has been taken down, and its addresses are still there.
+    pub(super) fn has_departing(&self, id: GroupId) -> bool {
+        let held = self.groups.get(&id).is_some_and(|group| group.lease.held().is_some());
+        !held && self.departures.iter().any(|it| it.id == id && it.reason.is_some() && it.is_present())
     }
 
     /// No time is left for the addresses of a group that are going.
@@ -183,7 +194,7 @@ impl<K: Kernel> Manager<K> {
             self.departures.extract_if(.., |it| it.id == id && it.is_present()).collect();
         for departure in &mut going {
             departure.until = now;
-            self.remove_addresses(departure);
+            self.remove_addresses(departure, Rest::Unknown);
         }
         self.departures.extend(going);
     }
@@ -196,10 +207,10 @@ impl<K: Kernel> Manager<K> {
         let Phase::Resetting(passes) = departure.phase else { return };
         if departure.left.is_empty() {
             if passes == PASSES {
-                return self.remove_addresses(departure);
+                return self.remove_addresses(departure, Rest::Unknown);
             }
             match self.kernel.sessions(&departure.ending) {
-                Ok(found) if found.is_empty() => return self.remove_addresses(departure),
+                Ok(found) if found.is_empty() => return self.remove_addresses(departure, Rest::Known),
                 Ok(found) => {
                     departure.left = found;
                     departure.phase = Phase::Resetting(passes + 1);
@@ -211,8 +222,8 @@ impl<K: Kernel> Manager<K> {
                 departure.until = departure.until.min(bound);
             }
         }
-        let rest = departure.left.split_off(departure.left.len().min(SLICE));
-        let slice = std::mem::replace(&mut departure.left, rest);
+        let later = departure.left.split_off(departure.left.len().min(SLICE));
+        let slice = std::mem::replace(&mut departure.left, later);
         match self.kernel.end_sessions(&slice) {
             Ok(ended) => departure.reset += ended,
             Err(error) => self.cannot_reset(departure, error),
@@ -220,20 +231,20 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// Returns whether that was all.
-    fn close_slice(&mut self, departure: &mut Departure, passes: u8) -> bool {
+    fn close_slice(&mut self, departure: &mut Departure, rest: Rest) -> bool {
         if departure.left.is_empty() {
-            if departure.ending.is_empty() || passes == PASSES {
+            if rest == Rest::Known || departure.ending.is_empty() {
                 return true;
             }
-            departure.phase = Phase::Closing(passes + 1);
+            departure.phase = Phase::Closing(Rest::Known);
             match self.kernel.sessions(&departure.ending) {
                 Ok(found) if !found.is_empty() => departure.left = found,
                 // What the kernel cannot list was reported already, or will be by the next release.
                 Ok(_) | Err(_) => return true,
             }
         }
-        let rest = departure.left.split_off(departure.left.len().min(SLICE));
-        let slice = std::mem::replace(&mut departure.left, rest);
+        let later = departure.left.split_off(departure.left.len().min(SLICE));
+        let slice = std::mem::replace(&mut departure.left, later);
         match self.kernel.end_sessions(&slice) {
             Ok(ended) => departure.silent += ended,
             Err(error) => {
@@ -244,7 +255,7 @@ impl<K: Kernel> Manager<K> {
         false
     }
 
-    /// The owner of the sessions may still reset them, if it is told and the addresses stay for a moment.
+    /// Leaves the sessions to the program that has them, for which the addresses stay a little longer.
     fn cannot_reset(&mut self, departure: &mut Departure, error: SessionsError) {
         let now = self.kernel.now();
         departure.until = departure.until.min(now + BASE);
@@ -261,8 +272,8 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    fn remove_addresses(&mut self, departure: &mut Departure) {
-        departure.phase = Phase::Closing(0);
+    fn remove_addresses(&mut self, departure: &mut Departure, rest: Rest) {
+        departure.phase = Phase::Closing(rest);
         let Departure { id, index, .. } = *departure;
         let desired = self.desired_beside(id, index);
         match self.observe_for(&departure.managed, index, &desired) {

@@ -171,6 +171,52 @@ fn a_claim_during_the_reset_brings_the_address_back_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_claim_after_a_lapse_does_not_hasten_the_reset() {
+    let mut bench = held(&VIPS[..1], 500);
+    bench.world.borrow_mut().advance(1_800 * MS);
+    bench.manager.handle_timeout();
+    bench.manager.advance();
+    let issued = bench.world.borrow().now;
+    bench.manager.claim(ONE, &crate::lease::Claim { issued, valid_until: issued + 1_800 * MS });
+    assert!(bench.world.borrow().has(v4()), "its sessions are being reset");
+    bench.turn();
+    assert!(!bench.world.borrow().has(v4()));
+    let events = bench.take_events();
+    assert!(
+        events.contains(&KeeperEvent::LeaseLost { id: ONE }) && events.iter().any(ended(500, 0)),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_group_with_other_addresses_is_released_while_its_former_ones_still_go() {
+    let mut bench = held(&VIPS[..1], 500);
+    bench.manager.release(ONE, Release::Planned);
+    bench.manager.advance();
+    bench.manager.update(Registered { config: config(&["10.0.0.99/24"]), labels: [].into() });
+    bench.manager.settle();
+    bench.world.borrow_mut().advance(MS);
+    let issued = bench.world.borrow().now;
+    bench.manager.claim(ONE, &crate::lease::Claim { issued, valid_until: issued + 1_800 * MS });
+    assert!(bench.world.borrow().has([10, 0, 0, 99].into()) && bench.world.borrow().has(v4()));
+    bench.manager.release(ONE, Release::Planned);
+    bench.turn();
+    assert!(!bench.world.borrow().has([10, 0, 0, 99].into()) && !bench.world.borrow().has(v4()));
+}
+
+#[test]
+fn sessions_that_come_by_another_link_after_a_complete_reset_are_left_alone() {
+    let mut bench = held(&VIPS[..1], 3);
+    bench.manager.release(ONE, Release::Planned);
+    while bench.world.borrow().has(v4()) {
+        bench.manager.advance();
+    }
+    bench.world.borrow_mut().connect(v4(), 2);
+    bench.turn();
+    assert_eq!(bench.world.borrow().sessions.len(), 2);
+}
+
+#[test]
 fn a_link_that_goes_down_during_the_reset_ends_it() {
     let mut bench = held(&VIPS[..1], 500);
     bench.manager.release(ONE, Release::Planned);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vrrp::Version;
 use vrrp::router::{Preempt, Reason};
 
-use super::{SEEDS, equals, ms, never_two_holders, peers, secs, settled};
+use super::{SEEDS, equals, ms, peers, secs, settled};
 use crate::node::{Stack, config, k0s};
 use crate::world::World;
 
