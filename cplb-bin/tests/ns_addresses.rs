@@ -110,7 +110,7 @@ fn together() {
     let said = log.matches("this node cannot hold all virtual IPs").count();
     cluster.check(said == 1, || format!("logged {said} times"));
 
-    // Nobody can hold both: one holds what it can, and nothing moves.
+    // No node can hold both: one holds what it can, and nothing moves.
     (0..3).filter(|&index| index != first).for_each(disable);
     cluster.wait("every node says why", || {
         (0..3).all(|index| degraded(&cluster, index, "IPv6 is disabled on eth0"))

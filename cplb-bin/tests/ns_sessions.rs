@@ -103,7 +103,7 @@ fn stopped() {
     clients.check_told(&cluster, owner);
 }
 
-/// Its load balancer stands still, so that it can tell nobody anything.
+/// Its load balancer stands still, so that it cannot reset its sessions.
 fn freeze_balancer(cluster: &Cluster, owner: usize) -> FrozenThreads {
     let frozen = cluster.daemon(owner).freeze_threads(|name| name.starts_with("lb-worker"));
     frozen.expect("the load balancer's threads are stopped")

@@ -80,8 +80,8 @@ pub enum KeeperEvent {
         /// From the beginning to the end of it.
         took: Duration,
     },
-    /// The kernel cannot reset the sessions through these addresses, which go in 100 ms at the latest: the program that
-    /// has the sessions should do it now.
+    /// The kernel cannot end the sessions through these addresses, which go in 100 ms at the latest or have gone: the
+    /// program that has the sessions should end them now.
     SessionsLeft {
         /// The group.
         id: GroupId,

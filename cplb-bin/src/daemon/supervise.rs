@@ -218,7 +218,7 @@ impl Daemon {
             return;
         };
         if !self.ipvs.is_available() {
-            // What the proxy served in the place of IPVS nobody goes on with, and the keeper leaves it alone.
+            // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
             self.reset_sessions(&lasting).await;
         }
@@ -235,7 +235,7 @@ impl Daemon {
             Ok(0) => {}
             Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
             Err(_) => {
-                tracing::warn!(addresses = ?vips, "the load balancer did not reset its sessions in time")
+                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Addresses of groups that are on this node without being leased: what another program or a person has placed.
 //!
-//! Such a copy answers neighbours and takes connections whoever is Active, and no lease ends it.
+//! The node answers neighbours and takes connections for such a copy whichever node is Active, and no lease ends it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

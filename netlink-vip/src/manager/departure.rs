@@ -238,9 +238,12 @@ impl<K: Kernel> Manager<K> {
             }
             departure.phase = Phase::Closing(Rest::Known);
             match self.kernel.sessions(&departure.ending) {
-                Ok(found) if !found.is_empty() => departure.left = found,
-                // What the kernel cannot list was reported already, or will be by the next release.
-                Ok(_) | Err(_) => return true,
+                Ok(found) if found.is_empty() => return true,
+                Ok(found) => departure.left = found,
+                Err(error) => {
+                    self.leave_sessions(departure, error);
+                    return true;
+                }
             }
         }
         let later = departure.left.split_off(departure.left.len().min(SLICE));
@@ -248,7 +251,7 @@ impl<K: Kernel> Manager<K> {
         match self.kernel.end_sessions(&slice) {
             Ok(ended) => departure.silent += ended,
             Err(error) => {
-                self.warn_of_sessions(departure.id, error);
+                self.leave_sessions(departure, error);
                 return true;
             }
         }
@@ -260,13 +263,14 @@ impl<K: Kernel> Manager<K> {
         let now = self.kernel.now();
         departure.until = departure.until.min(now + BASE);
         departure.phase = Phase::Waiting;
-        departure.left.clear();
-        self.warn_of_sessions(departure.id, error);
-        let ips = std::mem::take(&mut departure.ending);
-        self.events.push_back(KeeperEvent::SessionsLeft { id: departure.id, ips });
+        self.leave_sessions(departure, error);
     }
 
-    fn warn_of_sessions(&mut self, id: GroupId, error: SessionsError) {
+    fn leave_sessions(&mut self, departure: &mut Departure, error: SessionsError) {
+        let id = departure.id;
+        departure.left.clear();
+        let ips = std::mem::take(&mut departure.ending);
+        self.events.push_back(KeeperEvent::SessionsLeft { id, ips });
         if !std::mem::replace(&mut self.warned_sessions, true) {
             self.warn(Some(id), Warning::Sessions(error));
         }

@@ -23,6 +23,9 @@ fn v6() -> IpAddr {
     "fd00::100".parse().unwrap()
 }
 
+/// A name, and what makes the group lose its addresses.
+type Cause = (&'static str, fn(&mut Bench));
+
 /// A held group with so many sessions through each of its addresses.
 fn held(vips: &[&str], sessions: usize) -> Bench {
     let mut bench = Bench::new(vips);
@@ -68,7 +71,7 @@ fn a_lost_address_goes_at_once_and_its_sessions_after_it() {
 
 #[test]
 fn every_cause_that_leaves_time_resets_the_sessions_of_both_families() {
-    let causes: [(&str, fn(&mut Bench)); 5] = [
+    let causes: [Cause; 5] = [
         ("released", |bench| bench.manager.release(ONE, Release::Planned)),
         ("removed", |bench| bench.manager.remove(ONE)),
         ("changed", |bench| {
@@ -92,7 +95,7 @@ fn every_cause_that_leaves_time_resets_the_sessions_of_both_families() {
 
 #[test]
 fn nothing_is_reset_over_a_link_that_is_down_or_a_lease_that_is_over() {
-    let causes: [(&str, fn(&mut Bench)); 3] = [
+    let causes: [Cause; 3] = [
         ("down", |bench| bench.world.borrow_mut().set_link(0x1002)),
         ("expired", |bench| bench.world.borrow_mut().advance(2_100 * MS)),
         ("overslept", |bench| {
@@ -260,8 +263,8 @@ fn without_sock_destroy_the_owner_of_the_sessions_has_100_ms() {
     let events = bench.take_events();
     assert!(
         matches!(&events[..], [
-            KeeperEvent::Warning { warning: Warning::Sessions(_), .. },
             KeeperEvent::SessionsLeft { ips, .. },
+            KeeperEvent::Warning { warning: Warning::Sessions(_), .. },
         ] if *ips == [v4()]),
         "{events:?}"
     );
@@ -269,6 +272,13 @@ fn without_sock_destroy_the_owner_of_the_sessions_has_100_ms() {
     bench.pass(2 * MS);
     assert!(!bench.world.borrow().has(v4()));
     assert!(matches!(bench.take_events()[..], [KeeperEvent::Removed { .. }]));
+
+    bench.claim();
+    bench.take_events();
+    bench.manager.release(ONE, Release::Lost);
+    bench.turn();
+    let events = bench.take_events();
+    assert!(events.iter().any(|event| matches!(event, KeeperEvent::SessionsLeft { .. })), "{events:?}");
 }
 
 #[test]
