@@ -111,7 +111,7 @@ fn many_instances() {
     let started = launch_many(&mut cluster, 0);
     wait_for_lines(&cluster, 0, "to=active");
     let active = started.elapsed();
-    wait_for_lines(&cluster, 0, "the virtual IPs are here");
+    wait_for_lines(&cluster, 0, "virtual IPs installed");
     eprintln!(
         "{INSTANCES} instances are Active {active:?} after the start, their VIPs held {:?}",
         started.elapsed()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::kernel::KernelError;
 use crate::sessions::SessionsError;
+use crate::status::AddressCopy;
 use crate::types::{GroupError, GroupId, Prefix, Release};
 use crate::wire::{address_flag, scope};
 
@@ -56,6 +57,36 @@ pub enum KeeperEvent {
         ip: IpAddr,
         /// Why.
         reason: Refusal,
+    },
+    /// Addresses of the group are on this node without being leased by the keeper: placed by another program or by
+    /// hand, on whatever interface. They stay whatever the election says. Sent at every change, with all there are.
+    Copies {
+        /// The group.
+        id: GroupId,
+        /// All that there are now.
+        copies: Vec<AddressCopy>,
+    },
+    /// TCP sessions through addresses that went have ended. Sent if there were any.
+    SessionsEnded {
+        /// The group.
+        id: GroupId,
+        /// The addresses that went.
+        ips: Vec<IpAddr>,
+        /// How many were reset: their peers were sent a RST.
+        reset: usize,
+        /// How many were closed without a RST, because the address was gone or no time was left: their peers learn of
+        /// it when they send.
+        silent: usize,
+        /// From the beginning to the end of it.
+        took: Duration,
+    },
+    /// The kernel cannot end the sessions through these addresses, which go in 100 ms at the latest or have gone: the
+    /// program that has the sessions should end them now.
+    SessionsLeft {
+        /// The group.
+        id: GroupId,
+        /// The addresses.
+        ips: Vec<IpAddr>,
     },
     /// Something an operator should know.
     Warning {
@@ -190,6 +221,20 @@ pub enum Refusal {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(KernelError),
+}
+
+impl Refusal {
+    /// Whether the next term would meet it again, so that it is remembered until the interface changes. Others show
+    /// by themselves whether they are over, or pass.
+    pub(crate) fn outlasts_a_release(&self) -> bool {
+        use nix::errno::Errno;
+        match self {
+            Self::Foreign { .. } | Self::Ipv6Disabled => false,
+            Self::Kernel(error) => error.refused().is_some_and(|errno| {
+                !matches!(errno, Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR | Errno::EBUSY)
+            }),
+        }
+    }
 }
 
 /// What an operator should know.

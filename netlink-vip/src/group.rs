@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::event::{InterfaceState, Refusal, Removal};
 use crate::lease::{Lease, Tenure};
 use crate::plan::{Desired, Managed, Step};
-use crate::status::{AddressState, AddressStatus, GroupState, GroupStatus};
+use crate::status::{AddressCopy, AddressState, AddressStatus, GroupState, GroupStatus};
 use crate::types::{InterfaceSelector, VipAddress, VipGroupConfig};
 
 /// A group's configuration as it was registered.
@@ -35,6 +35,8 @@ pub(crate) struct Group {
     /// Addresses that the kernel has acknowledged but does not accept packets for yet.
     pub(crate) arriving: Option<Arriving>,
     pub(crate) refused: BTreeMap<IpAddr, Refusal>,
+    /// Addresses that others have placed on this node.
+    pub(crate) copies: Vec<AddressCopy>,
     /// Not before this is a group tried again of which every address was refused.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) last_removal: Option<Removal>,
@@ -65,6 +67,7 @@ impl Group {
             written: Vec::new(),
             arriving: None,
             refused: BTreeMap::new(),
+            copies: Vec::new(),
             retry_at: None,
             last_removal: None,
         }
@@ -120,6 +123,7 @@ impl Group {
             interface,
             state,
             addresses: self.ips().map(|ip| AddressStatus { ip, state: self.address_state(ip) }).collect(),
+            copies: self.copies.clone(),
             lease: self.config.lease,
             last_removal: self.last_removal,
         }

@@ -134,8 +134,8 @@ impl KeeperHandle {
         self.inner.mailbox.extend(id, valid_until);
     }
 
-    /// This node gives the group's addresses up: they are removed at once, and only a later claim brings them back.
-    /// Answered by [`KeeperEvent::Removed`]. Never blocks.
+    /// This node gives the group's addresses up: they are removed as `release` says, and only a later claim brings them
+    /// back. Answered by [`KeeperEvent::Removed`] when they are gone. Never blocks.
     pub fn release(&self, id: GroupId, release: Release) {
         self.inner.mailbox.release(id, release);
     }

@@ -6,7 +6,9 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use crate::plan::Step;
+use crate::sessions::SessionsError;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedLabel, ObservedRoute};
+use crate::wire::diag::SocketId;
 use crate::wire::{PERMANENT_PROTOCOL, PROTOCOL, address_flag};
 
 /// The kernel, seen from the keeper. Every call is done when it returns.
@@ -25,8 +27,10 @@ pub(crate) trait Kernel {
     fn labels(&mut self) -> Result<Vec<ObservedLabel>, KernelError>;
     /// Carries out one step.
     fn apply(&mut self, step: &Step) -> Result<(), KernelError>;
-    /// Resets the TCP sessions whose local address is one of `ips`; returns how many.
-    fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, crate::sessions::SessionsError>;
+    /// The TCP sessions whose local address is one of `ips`.
+    fn sessions(&mut self, ips: &[IpAddr]) -> Result<Vec<SocketId>, SessionsError>;
+    /// Ends sessions, with a RST to their peers as long as their address is there. Returns how many there still were.
+    fn end_sessions(&mut self, sessions: &[SocketId]) -> Result<usize, SessionsError>;
     /// Whether the kernel keeps `IFA_PROTO`.
     fn marks_addresses(&self) -> bool;
 }

@@ -162,12 +162,16 @@ impl Lease {
         self.held().map(|held| held.since + held.time.nearly_over())
     }
 
-    /// Whether the kernel itself may have removed the address by `now`: it does so from 0.02 s before the lease is
-    /// over (measured), here with a margin.
-    pub(crate) fn may_have_expired(&self, now: Instant) -> bool {
+    /// Until when the kernel has not removed the address by itself: it does so from 0.02 s before the lease is over
+    /// (measured), here with a margin.
+    pub(crate) fn expiry(&self) -> Option<Instant> {
         const MARGIN: Duration = Duration::from_millis(100);
-        self.held()
-            .is_some_and(|held| now.saturating_duration_since(held.since) + MARGIN >= held.time.duration())
+        self.held().map(|held| held.since + (held.time.duration() - MARGIN))
+    }
+
+    /// Whether the kernel itself may have removed the address by `now`.
+    pub(crate) fn may_have_expired(&self, now: Instant) -> bool {
+        self.expiry().is_some_and(|expiry| now >= expiry)
     }
 
     pub(crate) fn held(&self) -> Option<&Held> {

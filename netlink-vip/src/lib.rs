@@ -107,7 +107,7 @@ pub use manager::SessionPolicy;
 pub use real_server::{Look, RealServer, RealServerConfig, RealServerError};
 pub use record::RegisterError;
 pub use repair::Repair;
-pub use status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
+pub use status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
 pub use sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 pub use tunnel::{TunnelConfig, TunnelError, TunnelLink};
 pub use types::{

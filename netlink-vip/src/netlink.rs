@@ -16,6 +16,7 @@ use crate::wire::PROTOCOL;
 use crate::wire::decode::{
     LinkUpdate, Message, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute, decode_event,
 };
+use crate::wire::diag::SocketId;
 use crate::wire::encode::{self, Lifetime, Request};
 use crate::wire::neighbour::{FoundRoute, ObservedNeighbour};
 
@@ -49,6 +50,18 @@ impl NetlinkKernel {
             Err(error) if error.refused() == Some(Errno::EPERM) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn diag(&mut self) -> Result<&mut Sessions, SessionsError> {
+        match &mut self.sessions {
+            Some(sessions) => Ok(sessions),
+            closed => Ok(closed.insert(Sessions::open()?)),
+        }
+    }
+
+    /// Resets the TCP sessions whose local address is one of `ips`; returns how many.
+    pub(crate) fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
+        self.diag()?.destroy(ips)
     }
 
     fn write(&mut self, request: Request) -> Result<(), KernelError> {
@@ -274,11 +287,12 @@ impl Kernel for NetlinkKernel {
         }
     }
 
-    fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
-        if self.sessions.is_none() {
-            self.sessions = Some(Sessions::open()?);
-        }
-        self.sessions.as_mut().map_or(Ok(0), |sessions| sessions.destroy(ips))
+    fn sessions(&mut self, ips: &[IpAddr]) -> Result<Vec<SocketId>, SessionsError> {
+        self.diag()?.list(ips)
+    }
+
+    fn end_sessions(&mut self, sessions: &[SocketId]) -> Result<usize, SessionsError> {
+        self.diag()?.end(sessions)
     }
 
     fn marks_addresses(&self) -> bool {

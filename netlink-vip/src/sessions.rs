@@ -92,27 +92,38 @@ impl Sessions {
     }
 
     pub(crate) fn destroy(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
-        let mut reset = 0;
+        let sessions = self.list(ips)?;
+        self.end(&sessions)
+    }
+
+    /// The sessions whose local address is one of `ips`.
+    pub(crate) fn list(&mut self, ips: &[IpAddr]) -> Result<Vec<SocketId>, SessionsError> {
+        let mut found = Vec::new();
         for &ip in ips {
             for &family in diag::families(ip) {
-                let sessions = self
-                    .0
-                    .dump(
-                        |sequence| diag::dump_sessions(sequence, family, ip),
-                        |message| SocketId::decode(message.body),
-                    )
-                    .map_err(classify_listing)?;
-                for session in sessions.iter().filter(|session| session.local() == Some(ip)) {
-                    match self.0.transact(|sequence| diag::destroy(sequence, session)).map_err(classify) {
-                        Ok(()) => reset += 1,
-                        // It ended by itself in the meantime.
-                        Err(SessionsError::Kernel(error)) if error.refused() == Some(Errno::ENOENT) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
+                let listed = self.0.dump(
+                    |sequence| diag::dump_sessions(sequence, family, ip),
+                    |message| SocketId::decode(message.body),
+                );
+                let sessions = listed.map_err(classify_listing)?.into_iter();
+                found.extend(sessions.filter(|session| session.local() == Some(ip)));
             }
         }
-        Ok(reset)
+        Ok(found)
+    }
+
+    /// Ends sessions, with a RST to their peers as long as their address is there. Returns how many there still were.
+    pub(crate) fn end(&mut self, sessions: &[SocketId]) -> Result<usize, SessionsError> {
+        let mut ended = 0;
+        for session in sessions {
+            match self.0.transact(|sequence| diag::destroy(sequence, session)).map_err(classify) {
+                Ok(()) => ended += 1,
+                // It ended by itself in the meantime.
+                Err(SessionsError::Kernel(error)) if error.refused() == Some(Errno::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ended)
     }
 }
 

@@ -32,6 +32,8 @@ pub struct GroupStatus {
     pub state: GroupState,
     /// Its addresses.
     pub addresses: Vec<AddressStatus>,
+    /// Where else on this node its addresses are, or as what, in the order of interfaces.
+    pub copies: Vec<AddressCopy>,
     /// The lease.
     pub lease: LeaseTime,
     /// Why it last lost or gave up its addresses.
@@ -48,6 +50,8 @@ pub enum GroupState {
     InterfaceDown,
     /// There is no claim.
     Vacant,
+    /// There is no claim any more, and the addresses are still here until their sessions are reset.
+    Departing,
     /// The addresses are here.
     Held {
         /// When the kernel last acknowledged a refresh.
@@ -66,6 +70,19 @@ pub struct AddressStatus {
     pub ip: IpAddr,
     /// Where it stands.
     pub state: AddressState,
+}
+
+/// An address of a group that is on this node without being leased by the keeper.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AddressCopy {
+    /// The interface that it is on.
+    pub interface: String,
+    /// The interface's index.
+    pub index: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length.
+    pub prefix_len: u8,
 }
 
 /// Where one address of a group stands.
@@ -102,8 +119,10 @@ pub struct Counters {
     pub leases_lost: u64,
     /// Leases that lapsed or expired.
     pub leases_lapsed: u64,
-    /// Sessions reset by this keeper.
+    /// Sessions that ended with a RST to their peers before an address went.
     pub sessions_reset: u64,
+    /// Sessions that were closed without one, because the address was gone.
+    pub sessions_silent: u64,
     /// Times the kernel dropped events.
     pub overruns: u64,
     /// Events that could not be read.

@@ -21,6 +21,8 @@ const READS_PER_TURN: usize = 64;
 const STATUS_AFTER_NEWS: Duration = Duration::from_millis(10);
 /// And this while only counters change.
 const STATUS_SPACING: Duration = Duration::from_secs(1);
+/// How often the last departure is looked after that waits for the owner of its sessions.
+const DEPARTURE_POLL: Duration = Duration::from_millis(1);
 /// Wakes up at least so often; there is no reason but to bound what a mistake can do.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -80,15 +82,29 @@ impl<K: Kernel> Turns<K> {
             self.manager.handle_timeout();
             let letters = self.mailbox.take();
             let last = self.obey(letters);
-            self.watch_routes();
-            self.deliver();
+            self.manager.advance();
             if last {
+                self.finish();
                 return;
             }
-            if !unread {
+            self.watch_routes();
+            self.deliver();
+            if !unread && !self.manager.is_busy() {
                 self.wait().await;
             }
         }
+    }
+
+    /// Lets everything go that is still there; the bounds of departures bound this, too.
+    fn finish(&mut self) {
+        self.manager.shutdown();
+        while self.manager.is_departing() {
+            if !self.manager.advance() {
+                std::thread::sleep(DEPARTURE_POLL);
+            }
+            self.deliver();
+        }
+        self.deliver();
     }
 
     async fn wait(&mut self) {
@@ -131,9 +147,6 @@ impl<K: Kernel> Turns<K> {
                     }
                 }
             }
-        }
-        if last {
-            self.manager.shutdown();
         }
         last
     }

@@ -331,9 +331,10 @@ pub(crate) fn check_group<'a>(
 /// Why a VIP goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
-    /// A planned handover: sessions through the VIP are reset while it is still there to say so.
+    /// Sessions through the VIP are reset while it is still there to say so: it goes after them, in 0.1 s to 1 s
+    /// depending on their number, and not after its lease is over.
     Planned,
-    /// The VIP belongs to somebody else already, or this node may not hold it: it goes first, sessions after it.
+    /// No packet leaves in its name any more, or none may: it goes at once, and sessions are closed after it.
     Lost,
 }
 

@@ -39,7 +39,14 @@ impl Instance {
 /// moves nothing.
 pub(crate) fn instances(config: &Config) -> Result<Vec<Instance>, netlink_vip::LeaseTimeError> {
     let lasting = lasting(config);
-    config.instances.iter().map(|it| instance(it, &lasting)).collect()
+    let directed: BTreeSet<InstanceId> =
+        super::ipvs::directed(config).iter().filter_map(|it| it.instance).collect();
+    let all = config.instances.iter().map(|it| {
+        let mut instance = instance(it, &lasting)?;
+        instance.member.is_directed = directed.contains(&instance.id);
+        Ok(instance)
+    });
+    all.collect()
 }
 
 /// The virtual IPs whose connections the next director goes on with. Those that are forwarded by NAT end with the node
@@ -80,7 +87,7 @@ fn instance(
         if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id: InstanceId(id),
-        member: Member { source },
+        member: Member { source, is_directed: false },
         group: VipGroupConfig {
             id: GroupId(id),
             interface: config.interface.clone(),

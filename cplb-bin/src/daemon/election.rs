@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use cplb_config::Config;
 use netlink_vip::{
-    Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError, VipGroupConfig,
+    GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
+    VipGroupConfig,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::router::StateName;
@@ -35,14 +36,6 @@ pub(crate) struct Change {
     handing_over: Vec<InstanceId>,
     /// Removed instances that lose addresses to others.
     gone: Vec<InstanceId>,
-    dropped: Vec<IpAddr>,
-}
-
-impl Change {
-    /// The addresses that go at once, or change their instance.
-    pub(crate) fn dropped(&self) -> impl Iterator<Item = IpAddr> {
-        self.dropped.iter().copied()
-    }
 }
 
 /// The two real-time threads and what they run.
@@ -117,14 +110,9 @@ impl Election {
             self.instances.values().partition(|known| {
                 !wanted.contains_key(&known.id) && known.addresses().all(|ip| !used.contains(&ip))
             });
-        let keeps = |known: &Instance, ip| {
-            wanted.get(&known.id).is_some_and(|wanted| wanted.addresses().any(|kept| kept == ip))
-        };
-        let dropped =
-            others.iter().flat_map(|known| known.addresses().filter(|ip| !keeps(known, *ip))).collect();
         let gone = others.iter().map(|known| known.id).filter(|id| !wanted.contains_key(id)).collect();
         let handing_over = handing_over.iter().map(|known| known.id).collect();
-        Ok(Change { dropped, handing_over, gone, wanted })
+        Ok(Change { handing_over, gone, wanted })
     }
 
     /// The groups that the keeper is to have, with those of instances that hand over.
@@ -149,7 +137,7 @@ impl Election {
 
     /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
     pub(crate) fn commit(&mut self, change: Change) {
-        let Change { wanted, handing_over, gone, dropped: _ } = change;
+        let Change { wanted, handing_over, gone } = change;
         let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
         for id in handing_over {
             self.runner.remove(id);
@@ -197,7 +185,11 @@ impl Election {
     /// Forgets the removed instances that have handed over by `status`, or that take too long.
     pub(crate) fn finish_removals(&mut self, status: &RunnerStatus) {
         let now = Instant::now();
-        let runs = |id: InstanceId| status.instances.iter().any(|instance| instance.id == id);
+        let keeper = self.keeper.status();
+        let runs = |id: InstanceId| {
+            status.instances.iter().any(|instance| instance.id == id)
+                || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
+        };
         let over: Vec<InstanceId> = self
             .removals
             .iter()
@@ -228,9 +220,11 @@ impl Election {
         self.instances.values().map(|i| i.router.router.down_interval()).max().unwrap_or_default()
     }
 
-    /// Whether every router has handed over.
+    /// Whether every router has handed over, and the keeper has removed the addresses.
     pub(crate) fn is_over(&self) -> bool {
-        self.runner.status().instances.iter().all(|instance| instance.state == StateName::Stopped)
+        let routers = self.runner.status();
+        let stopped = routers.instances.iter().all(|instance| instance.state == StateName::Stopped);
+        stopped && !self.keeper.status().groups.iter().any(has_addresses)
     }
 
     /// Ends both threads and removes everything of theirs.
@@ -252,6 +246,11 @@ impl Election {
             ),
         }
     }
+}
+
+/// Whether a group's addresses are on this node, be it only until their sessions are reset.
+fn has_addresses(group: &GroupStatus) -> bool {
+    matches!(group.state, GroupState::Held { .. } | GroupState::Departing)
 }
 
 fn plan(config: &Config) -> Result<BTreeMap<InstanceId, Instance>, Failure> {

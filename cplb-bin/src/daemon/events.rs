@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use lb_proxy::{Event as Balancer, Refusal, Shortage};
 use netlink_vip::wire::address_flag;
-use netlink_vip::{GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
+use netlink_vip::{AddressCopy, GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
 use vrrp::router::{Discard, Warning as Election};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
+use super::fitness::{self, Fitness};
 use super::names::Answers;
 use super::problems::{Cause, Problems};
 
@@ -116,19 +117,42 @@ pub(crate) fn keeper(event: &KeeperEvent, wanted: impl Fn(GroupId) -> String, pr
             }
         }
         KeeperEvent::Installed { id, took } => {
-            tracing::info!(vrid = id.0, took_ms = took.as_millis(), "the virtual IPs are here");
-            problems.clear(&Cause::Refused(id.0));
+            tracing::info!(vrid = id.0, took_ms = took.as_millis(), "virtual IPs installed");
         }
         KeeperEvent::Removed { id, reason } => {
-            tracing::info!(vrid = id.0, reason = %reason, "the virtual IPs are gone");
+            tracing::info!(vrid = id.0, reason = %reason, "virtual IPs removed");
         }
         KeeperEvent::Missing { id, ip } => {
             tracing::warn!(vrid = id.0, %ip, "somebody removed the virtual IP; restoring it");
         }
         KeeperEvent::LeaseLost { id } => tracing::warn!(vrid = id.0, "the lease of the virtual IPs was lost"),
-        KeeperEvent::Refused { id, ip, reason } => {
-            tracing::error!(vrid = id.0, %ip, "the virtual IP cannot be installed: {reason}");
-            problems.raise(Cause::Refused(id.0), format!("{ip} cannot be installed: {reason}"));
+        KeeperEvent::Copies { id, copies } => {
+            let (vrid, cause) = (id.0, Cause::Copies(id.0));
+            for copy in copies {
+                let AddressCopy { interface, ip, prefix_len, .. } = copy;
+                tracing::warn!(vrid, %ip, prefix_len, interface, "virtual IP without a lease on this node");
+            }
+            if copies.is_empty() {
+                problems.clear(&cause);
+                tracing::info!(vrid, "no virtual IP without a lease on this node any more");
+            } else {
+                problems.raise_all(cause, copies.iter().map(fitness::copy_text).collect());
+            }
+        }
+        KeeperEvent::SessionsEnded { id, ips, reset, silent, took } => {
+            let (vrid, took_ms) = (id.0, took.as_millis());
+            if *silent == 0 {
+                tracing::info!(vrid, addresses = ?ips, reset, took_ms, "sessions reset");
+            } else {
+                tracing::warn!(
+                    vrid,
+                    addresses = ?ips,
+                    reset,
+                    silent,
+                    took_ms,
+                    "sessions ended without a reset, as their address was gone"
+                );
+            }
         }
         KeeperEvent::Warning { id, warning } => {
             match id {
@@ -170,6 +194,20 @@ pub(crate) fn link_local(event: &KeeperEvent, multicasts: impl Fn(GroupId) -> bo
         }
         _ => {
             problems.clear(&cause);
+        }
+    }
+}
+
+/// Instances whose addresses this node cannot hold all are a problem, said once.
+pub(crate) fn fitness(all: &[Fitness], problems: &mut Problems) {
+    for Fitness { id, faults } in all {
+        let cause = Cause::Unfit(id.0);
+        if faults.is_empty() {
+            if problems.clear(&cause) {
+                tracing::info!(vrid = id.0, "this node can hold all virtual IPs again");
+            }
+        } else if problems.raise_all(cause, faults.clone()) {
+            tracing::warn!(vrid = id.0, reasons = ?faults, "this node cannot hold all virtual IPs");
         }
     }
 }

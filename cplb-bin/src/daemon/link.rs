@@ -3,7 +3,7 @@
 //! Both run on real-time threads of their own and talk to each other through this module without a detour over
 //! the main thread: a claim must reach the kernel even while the main thread is busy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -30,10 +30,8 @@ pub(crate) enum Event {
     Runner(RunnerEvent),
     /// The keeper reports.
     Keeper(KeeperEvent),
-    /// An instance gives its VIPs up on purpose: reset their sessions, then remove them.
+    /// An instance whose VIPs IPVS directs gives them up: stop directing, then let the keeper remove them.
     PlannedRelease(InstanceId),
-    /// An instance has lost its VIPs: reset what hangs on them.
-    Lost(InstanceId),
     /// The configured source of unicast advertisements is on the interface, or is not.
     Source(InstanceId, IpAddr, bool),
     /// The load balancer reports.
@@ -71,6 +69,8 @@ pub(crate) struct TableChange {
 pub(crate) struct Member {
     /// Source of unicast advertisements, if configured.
     pub(crate) source: Option<IpAddr>,
+    /// Whether IPVS directs what clients send to its VIPs.
+    pub(crate) is_directed: bool,
 }
 
 /// Shared by the callbacks of both threads.
@@ -79,6 +79,8 @@ pub(crate) struct Link {
     runner: OnceLock<RunnerHandle>,
     events: UnboundedSender<Event>,
     members: Mutex<BTreeMap<u32, Seat>>,
+    /// The instances whose VIPs IPVS directs. Not in [`Seat`], whose mutex other threads hold while they work.
+    directed: Mutex<BTreeSet<u32>>,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,13 @@ struct Seat {
 
 impl Link {
     pub(crate) fn new(events: UnboundedSender<Event>) -> Arc<Self> {
-        Arc::new(Self { keeper: OnceLock::new(), runner: OnceLock::new(), events, members: Mutex::default() })
+        Arc::new(Self {
+            keeper: OnceLock::new(),
+            runner: OnceLock::new(),
+            events,
+            members: Mutex::default(),
+            directed: Mutex::default(),
+        })
     }
 
     /// Connects the two ends; events that come earlier are remembered by [`Seat::last_seen`].
@@ -104,12 +112,18 @@ impl Link {
 
     /// Makes an instance known; its interface is announced to the election.
     pub(crate) fn join(&self, id: InstanceId, member: Member) {
+        if member.is_directed {
+            self.directed().insert(id.0);
+        } else {
+            self.directed().remove(&id.0);
+        }
         self.seats().entry(id.0).or_insert(Seat { member, last_seen: None }).member = member;
         self.admit(id.0);
     }
 
     /// Forgets an instance.
     pub(crate) fn leave(&self, id: InstanceId) {
+        self.directed().remove(&id.0);
         self.seats().remove(&id.0);
     }
 
@@ -150,6 +164,10 @@ impl Link {
         if let Some(runner) = self.runner.get() {
             runner.vip(InstanceId(id), event);
         }
+    }
+
+    fn directed(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.directed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seats(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Seat>> {
@@ -204,18 +222,19 @@ impl VipKeeper for Wire {
     }
 
     fn release(&self, instance: InstanceId, release: Release) {
-        match release {
-            // The main thread resets the sessions first: once the address is gone not even a RST leaves. If the
-            // main thread is stuck, the lease ends and the kernel removes the address.
-            Release::Planned => {
+        // The keeper resets the sessions itself, so that no other thread has to be alive for it. Only IPVS has to stop
+        // directing before, which the main thread sees to; if that is stuck, the lease ends and the kernel removes the
+        // address.
+        let release = match release {
+            Release::Planned if self.0.directed().contains(&instance.0) => {
                 let _ = self.0.events.send(Event::PlannedRelease(instance));
+                return;
             }
-            Release::Lost => {
-                if let Some(keeper) = self.0.keeper.get() {
-                    keeper.release(GroupId(instance.0), netlink_vip::Release::Lost);
-                }
-                let _ = self.0.events.send(Event::Lost(instance));
-            }
+            Release::Planned => netlink_vip::Release::Planned,
+            Release::Lost => netlink_vip::Release::Lost,
+        };
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.release(GroupId(instance.0), release);
         }
     }
 }

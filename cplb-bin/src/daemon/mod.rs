@@ -10,6 +10,7 @@ mod blueprint_tests;
 mod direct;
 mod election;
 mod events;
+mod fitness;
 mod found;
 mod ipvs;
 mod link;

@@ -84,8 +84,10 @@ pub(crate) enum Cause {
     Vrf(u32),
     /// An instance waits for its source address.
     Source(u32),
-    /// The kernel refuses a virtual IP of an instance.
-    Refused(u32),
+    /// Virtual IPs of an instance cannot be held under leases on this node.
+    Unfit(u32),
+    /// Virtual IPs of an instance are on other interfaces of this node without a lease.
+    Copies(u32),
 }
 
 /// What is wrong now.
@@ -162,15 +164,15 @@ mod tests {
     #[test]
     fn a_problem_is_news_once_and_ends_with_what_it_is_about() {
         let mut problems = Problems::default();
-        assert!(problems.raise(Cause::Refused(51), "held"));
-        assert!(!problems.raise(Cause::Refused(51), "held"));
-        assert!(problems.raise(Cause::Refused(51), "held by another"));
+        assert!(problems.raise(Cause::Unfit(51), "held"));
+        assert!(!problems.raise(Cause::Unfit(51), "held"));
+        assert!(problems.raise(Cause::Unfit(51), "held by another"));
         assert!(problems.raise_all(Cause::Ipvs, vec!["no module".into(), "no dummy".into()]));
         assert_eq!(problems.texts(), ["no module", "no dummy", "held by another"]);
         problems.clear(&Cause::Ipvs);
         problems.raise(Cause::Name("a".into()), "no address");
         assert_eq!(problems.texts(), ["no address", "held by another"]);
-        problems.retain(|cause| !matches!(cause, Cause::Refused(_)));
+        problems.retain(|cause| !matches!(cause, Cause::Unfit(_)));
         assert_eq!(problems.texts(), ["no address"]);
         assert!(problems.clear(&Cause::Name("a".into())) && !problems.clear(&Cause::Name("a".into())));
     }

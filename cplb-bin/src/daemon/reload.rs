@@ -16,7 +16,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cplb_config::Config;
-use lb_proxy::LoadBalancer;
 use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 
@@ -29,7 +28,6 @@ use super::link::{Event, TableChange};
 use super::names::{Answers, Names, Resolved};
 use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
-use super::supervise::reset_sessions;
 use super::table::TableKeeper;
 use super::{Daemon, Election, balancer_refusal, blueprint, events, found, start_balancer, vrf};
 
@@ -170,13 +168,10 @@ impl Daemon {
         let mut steps = Steps {
             table: Arc::clone(&self.table),
             desired: blueprint::table(config, self.held(), self.directors()),
-            balancer: self.balancer.clone(),
-            dropped: Vec::new(),
             keeper: None,
         };
         if let (Some(election), Some(change)) = (&self.election, &change) {
             election.expect(change);
-            steps.dropped = change.dropped().collect();
             steps.keeper = Some((election.keeper.clone(), election.groups(change)));
         }
         let events = self.sender.clone();
@@ -331,7 +326,7 @@ impl Daemon {
         if !election.is_removing() {
             return;
         }
-        // Releases are said before they are published, and sessions are reset before their addresses go.
+        // Releases are said before they are published, and carried out before their groups are forgotten.
         let status = election.runner.status();
         if !self.events.is_empty() {
             return;
@@ -355,7 +350,8 @@ impl Daemon {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
             Cause::Mark | Cause::Congestion => self.balancer.is_some(),
             Cause::Interface(id)
-            | Cause::Refused(id)
+            | Cause::Unfit(id)
+            | Cause::Copies(id)
             | Cause::Label(id)
             | Cause::Mismatch(id)
             | Cause::OtherGroup(id)
@@ -375,9 +371,6 @@ struct Steps {
     table: Arc<TableKeeper>,
     /// For the virtual IPs of both configurations; `None` where the new one needs none, and the former one stays.
     desired: Option<Table>,
-    balancer: Option<Arc<LoadBalancer>>,
-    /// Addresses that go at once.
-    dropped: Vec<IpAddr>,
     keeper: Option<(KeeperHandle, Vec<VipGroupConfig>)>,
 }
 
@@ -385,9 +378,6 @@ impl Steps {
     async fn take(self) -> Result<(), Failure> {
         if self.desired.is_some() {
             self.table.set(self.desired).await?;
-        }
-        if let Some(balancer) = self.balancer.filter(|_| !self.dropped.is_empty()) {
-            reset_sessions(&balancer, &self.dropped).await;
         }
         let Some((keeper, groups)) = self.keeper else { return Ok(()) };
         let set = tokio::task::spawn_blocking(move || keeper.set_groups(groups)).await;

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
-use netlink_vip::GroupState;
+use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus};
 use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, AddressCopy, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status,
+    Transition,
 };
 
 use crate::discovery::State;
@@ -29,7 +30,11 @@ impl Daemon {
         if let Some(election) = &self.election {
             let status = election.runner.status();
             real_time = status.realtime.realtime;
-            instances = status.instances.iter().map(|found| instance(found, election)).collect();
+            instances = status
+                .instances
+                .iter()
+                .map(|found| instance(found, election, self.verdict.faults(found.id)))
+                .collect();
             for (shown, found) in instances.iter_mut().zip(&status.instances) {
                 let current = self.mismatches.current(found.id.0, Instant::now());
                 shown.mismatch_seconds_ago =
@@ -101,7 +106,17 @@ fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr,
     }
 }
 
-fn instance(found: &InstanceStatus, election: &Election) -> Instance {
+/// Whether the kernel has confirmed each address of a group.
+fn is_held(group: &GroupStatus) -> bool {
+    let present = |address: &AddressStatus| address.state == AddressState::Present;
+    matches!(group.state, GroupState::Held { .. }) && group.addresses.iter().all(present)
+}
+
+fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
+    AddressCopy { address: format!("{}/{}", found.ip, found.prefix_len), interface: found.interface.clone() }
+}
+
+fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {
     let config = election.instances.get(&found.id);
     let keeper = election.keeper.status();
     let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
@@ -121,7 +136,9 @@ fn instance(found: &InstanceStatus, election: &Election) -> Instance {
         state: found.state.as_str().to_owned(),
         since_seconds: age(found.since),
         reason: found.reason.to_string(),
-        holds_virtual_ips: group.is_some_and(|group| matches!(group.state, GroupState::Held { .. })),
+        holds_virtual_ips: group.is_some_and(is_held),
+        unfit,
+        copies: group.map(|group| group.copies.iter().map(copy).collect()).unwrap_or_default(),
         priority: lowest(found.priority.0),
         advertised_priority: found.priority.0,
         advert_interval_seconds: config.map_or(0.0, |config| config.router.router.interval().as_secs_f64()),

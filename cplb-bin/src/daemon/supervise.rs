@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lb_proxy::{Event as Balancer, LoadBalancer};
-use netlink_vip::GroupId;
+use lb_proxy::Event as Balancer;
+use netlink_vip::{GroupId, KeeperEvent};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
@@ -23,7 +23,7 @@ use super::{Daemon, Election, blueprint, events, reverse_path};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
-/// Resetting the sessions of a VIP may delay its removal by this much.
+/// The load balancer is waited for so long, where the kernel cannot reset sessions.
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
 /// Shortest and longest time between two rounds of the serving verdict.
 const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -124,6 +124,9 @@ impl Daemon {
                 };
                 events::link_local(&event, multicasts, &mut self.problems);
                 self.on_seat(&event);
+                if let KeeperEvent::SessionsLeft { ips, .. } = &event {
+                    self.reset_sessions(ips).await;
+                }
             }
             Event::Balancer(event) => {
                 events::balancer(&event, &mut self.problems);
@@ -138,9 +141,6 @@ impl Daemon {
                 }
             }
             Event::PlannedRelease(id) => self.release(id).await,
-            Event::Lost(id) => {
-                self.reset_sessions(id).await;
-            }
             Event::Read(reading) => self.on_read(reading),
             Event::StateDir(fault) => self.state_dir.conclude(fault, &mut self.problems, Instant::now()),
             Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
@@ -231,10 +231,12 @@ impl Daemon {
             Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
             None => {}
         }
+        self.verdict.set_fitness(&finding.fitness);
+        events::fitness(&finding.fitness, &mut self.problems);
         let Some(election) = &self.election else { return };
         match self.verdict.believed() {
             // A lease: if this thread or a check hangs, it ends.
-            Some(until) => election.runner.serving(until),
+            Some(until) => election.runner.serving_except(until, self.verdict.unfit()),
             None => election.runner.not_serving(),
         }
     }
@@ -252,24 +254,32 @@ impl Daemon {
         }
     }
 
-    /// Sessions first: once the address is gone not even a RST leaves.
+    /// Lets IPVS stop directing, then the addresses go.
     async fn release(&mut self, id: InstanceId) {
-        self.reset_sessions(id).await;
+        let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
+            return;
+        };
+        if !self.ipvs.is_available() {
+            // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
+            let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
+            self.reset_sessions(&lasting).await;
+        }
         self.withdraw(id).await;
         if let Some(election) = &self.election {
             election.keeper.release(netlink_vip::GroupId(id.0), netlink_vip::Release::Planned);
         }
     }
 
-    async fn reset_sessions(&self, id: InstanceId) {
-        let Some(balancer) = &self.balancer else { return };
-        let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
-            return;
-        };
-        // What the proxy served in the place of IPVS nobody goes on with.
-        let lasts = |ip: &IpAddr| self.ipvs.is_available() && instance.group.lasting.contains(ip);
-        let vips: Vec<IpAddr> = instance.addresses().filter(|ip| !lasts(ip)).collect();
-        reset_sessions(balancer, &vips).await;
+    /// Lets the load balancer reset its sessions through `vips`, which are about to go.
+    async fn reset_sessions(&self, vips: &[IpAddr]) {
+        let Some(balancer) = self.balancer.as_ref().filter(|_| !vips.is_empty()) else { return };
+        match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
+            Err(_) => {
+                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
+            }
+        }
     }
 
     fn chores(&mut self) {
@@ -342,18 +352,6 @@ impl Daemon {
 
     fn handover_is_over(&self, deadline: Instant) -> bool {
         Instant::now() >= deadline || self.election.as_ref().is_none_or(Election::is_over)
-    }
-}
-
-/// Resets what hangs on `vips`, which are about to go or are gone.
-pub(super) async fn reset_sessions(balancer: &LoadBalancer, vips: &[IpAddr]) {
-    if vips.is_empty() {
-        return;
-    }
-    match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(?vips, count, "sessions through the virtual IPs are reset"),
-        Err(_) => tracing::warn!(?vips, "sessions through the virtual IPs were not reset in time"),
     }
 }
 

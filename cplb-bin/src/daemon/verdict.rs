@@ -1,14 +1,17 @@
 //! Draws the serving verdict again and again, and tells the election.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb_proxy::LoadBalancer;
 use netlink_vip::KeeperHandle;
 use tokio::sync::mpsc::UnboundedSender;
+use vrrp::runner::InstanceId;
 
 use crate::status::schema::Serving;
 
+use super::fitness::{self, Fitness};
 use super::ipvs::DirectorHandle;
 use super::link::Event;
 use super::serving::{self, Backends, Evidence};
@@ -30,11 +33,14 @@ pub(crate) struct Verdict {
     round: Option<Instant>,
     /// How long the election believes a good verdict.
     believed: Instant,
+    /// The instances that this node should not hold although it serves, and why.
+    unfit: BTreeMap<InstanceId, Vec<String>>,
 }
 
 impl Default for Verdict {
     fn default() -> Self {
-        Self { judged: None, since: Instant::now(), round: None, believed: Instant::now() }
+        let (now, unfit) = (Instant::now(), BTreeMap::new());
+        Self { judged: None, since: now, round: None, believed: now, unfit }
     }
 }
 
@@ -46,6 +52,8 @@ pub(crate) struct Finding {
     pub(crate) evidence: Evidence,
     /// What became of the nftables table, if there is one.
     pub(crate) look: Option<Look>,
+    /// Whether this node can hold the addresses of each instance.
+    pub(crate) fitness: Vec<Fitness>,
 }
 
 /// What a round looks at.
@@ -94,6 +102,22 @@ impl Verdict {
         let news = (self.judged.as_ref() != Some(&judged)).then(|| judged.clone());
         self.judged = Some(judged);
         news
+    }
+
+    /// Takes over which instances this node should not hold.
+    pub(crate) fn set_fitness(&mut self, fitness: &[Fitness]) {
+        let unfit = fitness.iter().filter(|found| !found.faults.is_empty());
+        self.unfit = unfit.map(|found| (found.id, found.faults.clone())).collect();
+    }
+
+    /// The instances that this node should not hold although it serves.
+    pub(crate) fn unfit(&self) -> BTreeSet<InstanceId> {
+        self.unfit.keys().copied().collect()
+    }
+
+    /// Why this node should not hold an instance although it serves.
+    pub(crate) fn faults(&self, id: InstanceId) -> Vec<String> {
+        self.unfit.get(&id).cloned().unwrap_or_default()
     }
 
     /// Until when the election may believe a good verdict.
@@ -146,7 +170,10 @@ impl Round {
                 error.filter(|error| !error.is_inconclusive()).map(|error| error.to_string());
             evidence.backends = self.backends(balancer);
         }
-        Finding { generation: self.generation, evidence, look }
+        let keeper = self.keeper.as_ref().map(KeeperHandle::status);
+        let groups = keeper.iter().flat_map(|status| &status.groups);
+        let fitness = groups.map(fitness::look).collect();
+        Finding { generation: self.generation, evidence, look, fitness }
     }
 
     fn backends(&self, balancer: &LoadBalancer) -> Option<Backends> {

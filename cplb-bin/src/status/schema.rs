@@ -78,18 +78,25 @@ pub(crate) struct Instance {
     /// With their prefix lengths.
     #[serde(rename = "virtualIPs")]
     pub(crate) virtual_ips: Vec<String>,
-    /// [`vrrp::router::StateName`]: `init`, `backup`, `active`, `listening`, `resigning` or `stopped`.
+    /// [`vrrp::router::StateName`]: `init`, `backup`, `active`, `listening`, `yielding`, `resigning` or `stopped`.
     pub(crate) state: String,
     /// In this state.
     pub(crate) since_seconds: f64,
     /// [`vrrp::router::Reason`] as people read it.
     pub(crate) reason: String,
-    /// Whether the kernel has confirmed the VIPs on the interface.
+    /// Whether the kernel has confirmed each of the VIPs on the interface.
     #[serde(rename = "holdsVirtualIPs")]
     pub(crate) holds_virtual_ips: bool,
+    /// Why this node should not hold the VIPs although it serves, one text for each; it then advertises a fifth of
+    /// `priority`.
+    #[serde(default)]
+    pub(crate) unfit: Vec<String>,
+    /// VIPs that are on this node without a lease, on whatever interface.
+    #[serde(default)]
+    pub(crate) copies: Vec<AddressCopy>,
     /// As configured, 50 to 254.
     pub(crate) priority: u8,
-    /// What is advertised: a fifth of `priority` while not serving.
+    /// What is advertised: a fifth of `priority` while not serving, or unfit.
     pub(crate) advertised_priority: u8,
     pub(crate) advert_interval_seconds: f64,
     /// Length of the VIPs' lease in the kernel, in whole seconds.
@@ -140,6 +147,16 @@ pub(crate) struct Interface {
     pub(crate) malformed: u64,
     /// Those for virtual routers that do not run here, by VRID.
     pub(crate) foreign: BTreeMap<u8, u64>,
+}
+
+/// A VIP that another program or a person has placed on this node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AddressCopy {
+    /// With its prefix length.
+    pub(crate) address: String,
+    /// The interface's name.
+    pub(crate) interface: String,
 }
 
 /// Another router that is Active.
@@ -282,6 +299,8 @@ mod tests {
             since_seconds: 0.0,
             reason: text(),
             holds_virtual_ips: true,
+            unfit: Vec::new(),
+            copies: vec![AddressCopy { address: text(), interface: text() }],
             priority: 200,
             advertised_priority: 200,
             advert_interval_seconds: 1.0,
@@ -417,8 +436,8 @@ mod tests {
                 assert!(row.contains(&format!("`{word}`")), "{word} is not in: {row}");
             }
         };
-        use StateName::{Active, Backup, Init, Listening, Resigning, Stopped};
-        let states = [Init, Backup, Active, Listening, Resigning, Stopped].map(StateName::as_str);
+        use StateName::{Active, Backup, Init, Listening, Resigning, Stopped, Yielding};
+        let states = [Init, Backup, Active, Listening, Yielding, Resigning, Stopped].map(StateName::as_str);
         names("instances[].state", &states);
         names("instances[].discarded", &Discard::ALL.map(Discard::as_str));
         use BackendState::{Down, Draining, Leaving, Suspect, Unknown, Up};

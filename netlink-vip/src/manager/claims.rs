@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::{Manager, SessionPolicy, Urgency};
+use super::departure::Departure;
+use super::{Manager, Urgency};
 use crate::event::{KeeperEvent, Refusal, Removal, Warning};
 use crate::group::{Arriving, Group};
 use crate::kernel::{Kernel, KernelError};
@@ -53,7 +54,7 @@ impl<K: Kernel> Manager<K> {
                     self.install(id, index, claim);
                 }
             }
-            Verdict::Lost => self.lose(id),
+            Verdict::Lost => self.lose(id, Release::Planned),
         }
     }
 
@@ -70,15 +71,16 @@ impl<K: Kernel> Manager<K> {
 
     /// Adds what is absent and refreshes what is there, after a look at the interface.
     fn install(&mut self, id: GroupId, index: u32, claim: &Claim) {
-        let Some(desired) = self.groups.get(&id).map(|group| self.desired_with_others(group, index)) else {
-            return;
-        };
-        let observed = match self.observe_for(id, index, &desired) {
+        let Some(ips) = self.groups.get(&id).map(|group| group.ips().collect::<Vec<_>>()) else { return };
+        self.cut_departures_short(&ips);
+        let Some(group) = self.groups.get(&id) else { return };
+        let (desired, managed) = (self.desired_with_others(group, index), group.managed());
+        let observed = match self.observe_for(&managed, index, &desired) {
             Ok(observed) => observed,
             Err(error) => return self.unobserved(error),
         };
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let plan = plan(index, &desired, &group.managed(), &observed);
+        let plan = plan(index, &desired, &managed, &observed);
         let absent = plan.steps.iter().filter_map(Step::leases);
         let missing = group.lease.held().into_iter().flat_map(|held| held.missing.iter().copied());
         let news: BTreeSet<IpAddr> = absent.chain(missing).collect();
@@ -95,7 +97,7 @@ impl<K: Kernel> Manager<K> {
         }
         self.carry_out(id, &before);
         match self.write(id, &addresses, claim) {
-            Written::Overslept => self.lose(id),
+            Written::Overslept => self.lose(id, Release::Lost),
             Written::Done { since, steps } => {
                 self.carry_out(id, &routes);
                 let written = steps.iter().filter_map(Step::leases);
@@ -153,7 +155,7 @@ impl<K: Kernel> Manager<K> {
         let Some(group) = self.groups.get(&id) else { return };
         let steps = group.written.clone();
         match self.write(id, &steps, claim) {
-            Written::Overslept => self.lose(id),
+            Written::Overslept => self.lose(id, Release::Lost),
             Written::Done { steps, .. } if steps.is_empty() => {}
             Written::Done { since, .. } => {
                 self.counters.refreshes += 1;
@@ -202,13 +204,15 @@ impl<K: Kernel> Manager<K> {
         self.dirty.mark(now, Urgency::Soon);
     }
 
-    fn lose(&mut self, id: GroupId) {
+    fn lose(&mut self, id: GroupId, release: Release) {
         self.counters.leases_lost += 1;
         if self.groups.get(&id).is_some_and(|group| group.lease.held().is_some()) {
-            self.take_down(id, Removal::LeaseLost, Release::Lost);
-        } else {
+            self.take_down(id, Removal::LeaseLost, release);
+        } else if !self.has_departing(id)
+            && let Some((departure, _)) = self.departure_of(id)
+        {
             // They went when the lease lapsed, or were written just now without anybody having been told.
-            self.clear(id, Release::Lost);
+            self.depart(departure, None);
         }
         let now = self.kernel.now();
         if let Some(group) = self.groups.get_mut(&id) {
@@ -218,97 +222,77 @@ impl<K: Kernel> Manager<K> {
         self.events.push_back(KeeperEvent::LeaseLost { id });
     }
 
-    /// Removes what there is of a group and says so.
+    /// Removes what there is of a group and says so. A planned release resets its sessions first, as long as the lease
+    /// lasts.
     pub(super) fn take_down(&mut self, id: GroupId, reason: Removal, release: Release) {
-        self.clear(id, release);
+        if self.has_departing(id) {
+            if release == Release::Lost {
+                self.hasten(id);
+            }
+            return;
+        }
+        let departure = self.departure_of(id);
         let now = self.kernel.now();
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.lease.vacate(now);
         group.arriving = None;
-        group.refused.clear();
+        group.refused.retain(|_, refusal| refusal.outlasts_a_release());
         group.retry_at = None;
         group.last_removal = Some(reason);
-        self.events.push_back(KeeperEvent::Removed { id, reason });
+        match departure {
+            Some((mut departure, lease_end)) => {
+                departure.reason = Some(reason);
+                self.depart(departure, lease_end.filter(|_| release == Release::Planned));
+            }
+            None => self.events.push_back(KeeperEvent::Removed { id, reason }),
+        }
     }
 
-    /// Removes what there is of a group: addresses first, because other nodes wait for that.
-    fn clear(&mut self, id: GroupId, release: Release) {
-        let Some(group) = self.groups.get(&id) else { return };
-        let Some(index) = group.interface else { return };
-        let present = group.present();
-        let managed = group.managed();
-        if release == Release::Planned {
-            self.reset_sessions(id, &present);
-        }
-        let Some(group) = self.groups.get(&id) else { return };
-        let mut desired = self.desired_with_others(group, index);
-        desired.addresses.clear();
-        desired.labels.clear();
-        let own: Vec<VipAddress> = group.config.addresses.clone();
-        desired.reachable.retain(|vip| !own.contains(vip));
-        match self.observe_for(id, index, &desired) {
-            Ok(observed) => self.carry_out(id, &plan(index, &desired, &managed, &observed).steps),
-            Err(error) => {
-                // Without a look: exactly the addresses that we hold.
-                let steps: Vec<Step> = present.iter().map(|&ip| delete(index, ip)).collect();
-                self.carry_out(id, &steps);
-                self.unobserved(error);
-            }
-        }
-        if release == Release::Lost {
-            self.reset_sessions(id, &present);
-        }
+    /// All that a group may have on its interface, and when the kernel removes it by itself.
+    fn departure_of(&self, id: GroupId) -> Option<(Departure, Option<Instant>)> {
+        let group = self.groups.get(&id)?;
+        let now = self.kernel.now();
+        let departure = Departure::new(id, group.interface?, group.managed(), group.present(), now);
+        Some((departure, group.lease.expiry()))
     }
 
     /// After a change of a group: removes what it no longer wants.
     pub(super) fn drop_obsolete(&mut self, id: GroupId, before: &Managed) {
         let Some(group) = self.groups.get(&id) else { return };
         let Some(index) = group.interface.filter(|_| group.lease.held().is_some()) else { return };
-        let desired = self.desired_with_others(group, index);
         let mut managed = group.managed();
         managed.addresses.extend(&before.addresses);
         managed.labels.extend(&before.labels);
         managed.subnets.extend(&before.subnets);
-        match self.observe_for(id, index, &desired) {
-            Ok(observed) => {
-                let mut steps = plan(index, &desired, &managed, &observed).steps;
-                steps.retain(|step| !step.needs_claim());
-                let gone: Vec<IpAddr> = steps
-                    .iter()
-                    .filter_map(|step| match step {
-                        Step::DeleteAddress { ip, .. } => Some(*ip),
-                        _ => None,
-                    })
-                    .collect();
-                self.reset_sessions(id, &gone);
-                self.carry_out(id, &steps);
-            }
-            Err(error) => self.unobserved(error),
-        }
+        let lease_end = group.lease.expiry();
+        let gone: Vec<IpAddr> = before.addresses.iter().copied().filter(|&ip| !group.has(ip)).collect();
+        let now = self.kernel.now();
+        self.depart(Departure::new(id, index, managed, gone, now), lease_end);
     }
 
     /// What should be on the interface: the group's own, and the subnets that other groups need there.
     pub(super) fn desired_with_others(&self, group: &Group, index: u32) -> Desired {
         let mut desired = group.desired();
-        let others = self.groups.values().filter(|other| {
-            other.config.id != group.config.id
-                && other.interface == Some(index)
-                && other.lease.held().is_some()
-        });
-        for other in others {
-            desired.reachable.extend(other.config.addresses.iter().copied());
-        }
+        desired.reachable.extend(self.reachable_for_others(group.config.id, index));
         desired
+    }
+
+    /// The addresses whose subnets other held groups need on the interface.
+    pub(super) fn reachable_for_others(&self, id: GroupId, index: u32) -> BTreeSet<VipAddress> {
+        let others = self.groups.values().filter(|other| {
+            other.config.id != id && other.interface == Some(index) && other.lease.held().is_some()
+        });
+        others.flat_map(|other| other.config.addresses.iter().copied()).collect()
     }
 
     /// Looks at what a plan for the group needs to know, and no more: listing all labels or routes takes time.
     pub(super) fn observe_for(
         &mut self,
-        id: GroupId,
+        managed: &Managed,
         index: u32,
         desired: &Desired,
     ) -> Result<Observed, KernelError> {
-        let labelled = self.groups.get(&id).is_some_and(|group| !group.labels.is_empty());
+        let labelled = !managed.labels.is_empty();
         let addresses = self.kernel.addresses(index)?;
         let mut observed = self.observe_routes(index, desired, addresses)?;
         if labelled {
@@ -343,27 +327,6 @@ impl<K: Kernel> Manager<K> {
             }
         }
     }
-
-    fn reset_sessions(&mut self, id: GroupId, ips: &[IpAddr]) {
-        let lasting = self.groups.get(&id).map(|group| &group.config.lasting);
-        let lasts = |ip: &IpAddr| lasting.is_some_and(|lasting| lasting.contains(ip));
-        let ips: Vec<IpAddr> = ips.iter().copied().filter(|ip| !lasts(ip)).collect();
-        if self.sessions == SessionPolicy::Leave || ips.is_empty() {
-            return;
-        }
-        match self.kernel.reset_sessions(&ips) {
-            Ok(reset) => self.counters.sessions_reset += reset as u64,
-            Err(_) if self.warned_sessions => {}
-            Err(error) => {
-                self.warned_sessions = true;
-                self.warn(Some(id), Warning::Sessions(error));
-            }
-        }
-    }
-}
-
-fn delete(index: u32, ip: IpAddr) -> Step {
-    Step::DeleteAddress { index, ip, prefix_len: crate::types::full_prefix(ip) }
 }
 
 fn refusal_of(ip: IpAddr, error: KernelError) -> Refusal {

@@ -1,14 +1,18 @@
 //! Keeps the groups' addresses as the claims and the kernel's events ask.
 //!
 //! Inputs: [`Manager::add`], [`Manager::update`], [`Manager::remove`], [`Manager::claim`], [`Manager::release`],
-//! [`Manager::hear`], [`Manager::handle_timeout`]; after each batch of them [`Manager::settle`]. Outputs:
-//! [`Manager::poll_event`] and [`Manager::poll_timeout`]. Everything runs on one thread, so refreshes and removals
+//! [`Manager::hear`], [`Manager::handle_timeout`]; after each batch of them [`Manager::settle`], and
+//! [`Manager::advance`] as long as [`Manager::is_busy`]. Outputs: [`Manager::poll_event`] and [`Manager::poll_timeout`]. Everything runs on one thread, so refreshes and removals
 //! are in order by construction.
 //!
 //! Events of the kernel are only hints to look: what counts is what a look at the tables shows. Own changes thus
 //! need no exact filter, and the order in which an event and an answer arrive does not matter.
 
 mod claims;
+mod copies;
+mod departure;
+#[cfg(test)]
+mod departure_tests;
 #[cfg(test)]
 mod model;
 mod observe;
@@ -20,11 +24,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::departure::Departure;
 use crate::event::{KeeperEvent, Removal, ResyncCause, Warning};
 use crate::group::{Group, Registered};
 use crate::kernel::Kernel;
 use crate::select::Link;
-use crate::status::{Counters, Status};
+use crate::status::{Counters, GroupState, GroupStatus, Status};
 use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::validity::Validity;
 use crate::wire::decode::{ObservedAddress, ObservedRoute};
@@ -32,7 +37,7 @@ use crate::wire::decode::{ObservedAddress, ObservedRoute};
 /// Whether sessions are reset when an address goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionPolicy {
-    /// Before a planned removal (their peers get a RST), and after any other.
+    /// Before the address goes, if there is time (their peers get a RST); what is left of them is closed after it.
     #[default]
     Reset,
     /// They are left to their owner.
@@ -45,6 +50,7 @@ pub(crate) struct Manager<K> {
     sessions: SessionPolicy,
     validity: Arc<Validity>,
     groups: BTreeMap<GroupId, Group>,
+    departures: Vec<Departure>,
     links: BTreeMap<u32, Link>,
     defaults: Vec<ObservedRoute>,
     /// Those of all interfaces, where there is no default route to choose one by.
@@ -65,6 +71,8 @@ struct Dirty {
     everything: Option<ResyncCause>,
     selection: bool,
     defaults: bool,
+    /// Addresses of groups may be elsewhere, or no longer.
+    copies: bool,
     interfaces: BTreeSet<u32>,
     /// When to look.
     due: Option<Instant>,
@@ -112,6 +120,7 @@ impl<K: Kernel> Manager<K> {
             sessions,
             validity,
             groups: BTreeMap::new(),
+            departures: Vec::new(),
             links: BTreeMap::new(),
             defaults: Vec::new(),
             addresses: Vec::new(),
@@ -183,7 +192,7 @@ impl<K: Kernel> Manager<K> {
                 Some(group) if group.lease.may_have_expired(now) => Removal::Expired,
                 _ => Removal::Lapsed,
             };
-            self.take_down(id, reason, Release::Lost);
+            self.take_down(id, reason, Release::Planned);
             if let Some(group) = self.groups.get_mut(&id) {
                 group.lease.lapse();
             }
@@ -201,7 +210,7 @@ impl<K: Kernel> Manager<K> {
             let arrival = group.arriving.as_ref().map(|arriving| arriving.deadline);
             [group.lease.deadline(), group.switch_at, arrival]
         });
-        groups.chain([self.dirty.due]).flatten().min()
+        groups.chain([self.dirty.due, self.departure_deadline()]).flatten().min()
     }
 
     /// The next event to deliver.
@@ -228,10 +237,21 @@ impl<K: Kernel> Manager<K> {
     /// A snapshot.
     pub(crate) fn status(&self, realtime: bool) -> Status {
         Status {
-            groups: self.groups.values().map(Group::status).collect(),
+            groups: self.groups.values().map(|group| self.group_status(group)).collect(),
             realtime,
             counters: self.counters,
         }
+    }
+
+    fn group_status(&self, group: &Group) -> GroupStatus {
+        let id = group.config.id;
+        let departing =
+            self.departures.iter().any(|it| it.id == id && it.reason.is_some() && it.is_present());
+        let mut status = group.status();
+        if departing && status.state == GroupState::Vacant {
+            status.state = GroupState::Departing;
+        }
+        status
     }
 
     /// Routes may have changed unheard.
@@ -243,6 +263,7 @@ impl<K: Kernel> Manager<K> {
     fn look_for_interfaces(&mut self) {
         self.dirty.selection = true;
         self.dirty.defaults = true;
+        self.dirty.copies = true;
         self.dirty.mark(self.kernel.now(), Urgency::Now);
     }
 }

@@ -21,6 +21,7 @@ use crate::types::{GroupId, InterfaceSelector, LeaseTime, Prefix, VipAddress, Vi
 use crate::validity::Validity;
 use crate::wire::PROTOCOL;
 use crate::wire::decode::{LinkUpdate, NetEvent, ObservedAddress, ObservedLabel, ObservedRoute};
+use crate::wire::diag::SocketId;
 
 pub(super) const ETH0: u32 = 2;
 pub(super) const UP: u32 = 0x1_0043;
@@ -30,7 +31,10 @@ pub(super) const ONE: GroupId = GroupId(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deed {
     Step(Step),
-    ResetSessions(Vec<IpAddr>),
+    /// A session ended, and its peer was told.
+    Reset(IpAddr),
+    /// A session ended when its address was gone.
+    Close(IpAddr),
 }
 
 pub(super) struct World {
@@ -48,6 +52,12 @@ pub(super) struct World {
     pub(super) refusals: VecDeque<Errno>,
     /// The next looks fail.
     pub(super) blind: usize,
+    /// TCP sessions and their local addresses.
+    pub(super) sessions: Vec<(IpAddr, SocketId)>,
+    /// So long it takes to end one.
+    pub(super) per_session: Duration,
+    /// The kernel has no SOCK_DESTROY.
+    pub(super) cannot_reset: bool,
 }
 
 impl World {
@@ -61,6 +71,12 @@ impl World {
         for (address, _) in over {
             self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
         }
+    }
+
+    /// Clients connect to an address.
+    pub(super) fn connect(&mut self, ip: IpAddr, count: usize) {
+        let first = self.sessions.len();
+        self.sessions.extend((first..first + count).map(|number| (ip, SocketId::numbered(number))));
     }
 
     /// Somebody else removes an address.
@@ -222,9 +238,27 @@ impl Kernel for Model {
         Ok(())
     }
 
-    fn reset_sessions(&mut self, ips: &[IpAddr]) -> Result<usize, SessionsError> {
-        self.0.borrow_mut().deeds.push(Deed::ResetSessions(ips.to_vec()));
-        Ok(0)
+    fn sessions(&mut self, ips: &[IpAddr]) -> Result<Vec<SocketId>, SessionsError> {
+        let world = self.0.borrow();
+        if world.cannot_reset {
+            return Err(SessionsError::Unsupported);
+        }
+        Ok(world.sessions.iter().filter(|(ip, _)| ips.contains(ip)).map(|(_, id)| id.clone()).collect())
+    }
+
+    fn end_sessions(&mut self, sessions: &[SocketId]) -> Result<usize, SessionsError> {
+        let mut world = self.0.borrow_mut();
+        let time = world.per_session * u32::try_from(sessions.len()).unwrap();
+        world.advance(time);
+        let mut ended = 0;
+        for session in sessions {
+            let Some(at) = world.sessions.iter().position(|(_, id)| id == session) else { continue };
+            let (ip, _) = world.sessions.swap_remove(at);
+            let told = world.has(ip);
+            world.deeds.push(if told { Deed::Reset(ip) } else { Deed::Close(ip) });
+            ended += 1;
+        }
+        Ok(ended)
     }
 
     fn marks_addresses(&self) -> bool {
@@ -254,6 +288,9 @@ impl Bench {
             stop_before_write: None,
             refusals: VecDeque::new(),
             blind: 0,
+            sessions: Vec::new(),
+            per_session: Duration::from_micros(10),
+            cannot_reset: false,
         };
         let world = Rc::new(RefCell::new(world));
         world.borrow_mut().set_link(UP);
@@ -283,6 +320,7 @@ impl Bench {
         heard.into_iter().for_each(|heard| self.manager.hear(heard));
         self.manager.settle();
         self.manager.handle_timeout();
+        while self.manager.advance() {}
         while let Some(event) = self.manager.poll_event() {
             self.events.push(event);
         }

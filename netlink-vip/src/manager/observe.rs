@@ -31,6 +31,7 @@ impl<K: Kernel> Manager<K> {
                 self.dirty.selection = true;
                 if self.is_relevant(index) {
                     self.dirty.interfaces.insert(index);
+                    self.forget_refusals(index);
                 }
                 self.dirty.mark(now, Urgency::Now);
             }
@@ -62,6 +63,9 @@ impl<K: Kernel> Manager<K> {
             self.dirty.defaults = true;
             self.dirty.mark(now, Urgency::Soon);
         }
+        if !is_ours(address, self.kernel.marks_addresses()) {
+            self.suspect_copy(address.ip);
+        }
         if !self.is_relevant(address.index) {
             return;
         }
@@ -74,15 +78,25 @@ impl<K: Kernel> Manager<K> {
                 }
             }
             None => {
+                self.forget_refusals(address.index);
                 self.dirty.interfaces.insert(address.index);
                 self.dirty.mark(now, Urgency::Soon);
             }
         }
     }
 
+    /// What the kernel refused in an earlier term, it may take now that the interface has changed.
+    fn forget_refusals(&mut self, index: u32) {
+        let vacant = |group: &&mut Group| group.interface == Some(index) && group.lease.held().is_none();
+        self.groups.values_mut().filter(vacant).for_each(|group| group.refused.clear());
+    }
+
     /// An address went. That of a VIP which should be here is looked into at once; that of one which should not is
     /// our own doing.
     fn hear_removal(&mut self, address: &ObservedAddress) {
+        if !is_ours(address, self.kernel.marks_addresses()) {
+            self.suspect_copy(address.ip);
+        }
         if !self.is_relevant(address.index) {
             return;
         }
@@ -133,7 +147,10 @@ impl<K: Kernel> Manager<K> {
             // What is known already is acted on first, whether or not the kernel lets us see more.
             self.look_at_selection()?;
         }
-        let Some(cause) = self.dirty.everything else { return self.look_at_interfaces() };
+        let Some(cause) = self.dirty.everything else {
+            self.look_at_interfaces()?;
+            return self.look_for_copies();
+        };
         if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
             self.dirty.due = Some(next);
             return self.look_at_interfaces();
@@ -147,9 +164,11 @@ impl<K: Kernel> Manager<K> {
             merge(&mut self.links, update);
         }
         self.dirty.defaults = true;
+        self.dirty.copies = true;
         self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
         self.look_at_selection()?;
         self.look_at_interfaces()?;
+        self.look_for_copies()?;
         self.dirty.everything = None;
         self.counters.resyncs += 1;
         self.events.push_back(KeeperEvent::Resynced { cause });
@@ -193,6 +212,7 @@ impl<K: Kernel> Manager<K> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let selector = &group.config.interface;
         let current = group.interface;
+        let held_link = current.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
         let view = View { links: &self.links, defaults: &self.defaults, addresses: &self.addresses };
         let chosen = select(selector, &group.config.addresses, current, view);
         let still_there = current.is_some_and(|index| self.links.contains_key(&index));
@@ -208,7 +228,9 @@ impl<K: Kernel> Manager<K> {
         let vacant = group.lease.tenure == Tenure::Vacant;
         let up = chosen.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
         if !vacant && chosen != current {
-            self.take_down(id, Removal::InterfaceGone, Release::Lost);
+            // Another one may have been chosen while this one still works.
+            let release = if held_link { Release::Planned } else { Release::Lost };
+            self.take_down(id, Removal::InterfaceGone, release);
         } else if !vacant && !up {
             self.take_down(id, Removal::InterfaceDown, Release::Lost);
         }
@@ -249,7 +271,8 @@ impl<K: Kernel> Manager<K> {
 
     fn interface_state(&self, index: u32, addresses: &[ObservedAddress]) -> Option<InterfaceState> {
         let link = self.links.get(&index)?;
-        let vips: BTreeSet<IpAddr> = self.groups.values().flat_map(Group::ips).collect();
+        let departing = self.departures.iter().flat_map(|departure| departure.ips.iter().copied());
+        let vips: BTreeSet<IpAddr> = self.groups.values().flat_map(Group::ips).chain(departing).collect();
         let own = addresses.iter().filter(|address| !vips.contains(&address.ip));
         Some(InterfaceState {
             name: link.name.clone(),

@@ -52,6 +52,14 @@ impl SocketId {
         Some(Self { family, id })
     }
 
+    /// One that differs from those of other numbers.
+    #[cfg(test)]
+    pub(crate) fn numbered(number: usize) -> Self {
+        let mut id = [0; SOCKET_ID];
+        id[..8].copy_from_slice(&(number as u64).to_ne_bytes());
+        Self { family: family::INET, id }
+    }
+
     /// The local address; that of an IPv4 session of a dual-stack socket is IPv4.
     pub(crate) fn local(&self) -> Option<IpAddr> {
         self.bound().map(|ip| ip.to_canonical())

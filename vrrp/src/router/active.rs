@@ -8,7 +8,7 @@ use super::announcer::{Announcer, Round};
 use super::backup::Backup;
 use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
-use super::handover::{Listening, Resigning};
+use super::handover::{Listening, Resigning, Yielding};
 use super::output::{Output, Reason, Release, StateName, Warning, Watch};
 use super::standing::Standing;
 use super::timers::TimerName;
@@ -187,7 +187,6 @@ impl Active {
 
     /// RFC 9568 §6.4.3: become Backup and learn the interval.
     fn outranked(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
-        core.release(Release::Lost);
         // The winner of a split may have heard nothing of it, while our announcements came last in some caches. This
         // last advertisement, which loses, tells it to announce again.
         core.advertise(self.advertised);
@@ -195,6 +194,15 @@ impl Active {
             core.hold(now, Hold::Patient);
         }
         let reason = Reason::Outranked { source: heard.source, priority: heard.priority };
+        self.give_way(core, now, reason, heard)
+    }
+
+    /// Leaves the addresses to the router that was heard. Where they are installed, there may be sessions to reset.
+    fn give_way(self, core: &mut Core, now: Instant, reason: Reason, heard: &Heard) -> State {
+        if self.installed {
+            return Yielding::enter(core, now, reason, heard);
+        }
+        core.release(Release::Planned);
         Backup::enter(core, now, reason, Some(heard))
     }
 
@@ -219,7 +227,7 @@ impl Active {
                 core.warn(Warning::Contended { source: heard.source });
             }
             if (known || announced) && !self.is_heard(core, heard) {
-                return Self::unheard(core, now, heard);
+                return self.unheard(core, now, heard);
             }
         }
         self.assert(core, now);
@@ -232,14 +240,13 @@ impl Active {
         core.serving.settled() && !self.advertised.is_degraded() && heard.priority.is_degraded()
     }
 
-    fn unheard(core: &mut Core, now: Instant, heard: &Heard) -> State {
+    fn unheard(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let source: IpAddr = heard.source;
         core.counters.unheard += 1;
         core.believed = (heard.standing != Standing::Controller).then_some(source).or(core.believed);
-        core.release(Release::Lost);
         core.warn(Warning::Unheard { source });
         core.hold(now, Hold::Unheard);
-        Backup::enter(core, now, Reason::Unheard { source }, Some(heard))
+        self.give_way(core, now, Reason::Unheard { source }, heard)
     }
 
     /// Advertises now, or as soon as the last advertisement is long enough ago.

@@ -94,13 +94,13 @@ impl Core {
     pub(super) fn transition(&mut self, now: Instant, to: StateName, reason: Reason) {
         let from = self.name;
         match (from, to) {
-            (StateName::Active, StateName::Backup) => self.counters.became_backup += 1,
+            (StateName::Active | StateName::Yielding, StateName::Backup) => self.counters.became_backup += 1,
             (_, StateName::Active) => self.counters.became_active += 1,
             _ => {}
         }
         let after = now.saturating_duration_since(self.since);
         self.timers.leave_state();
-        if !matches!(to, StateName::Active | StateName::Resigning) {
+        if !matches!(to, StateName::Active | StateName::Yielding | StateName::Resigning) {
             self.watch(Watch::Stop);
         }
         (self.name, self.since, self.reason) = (to, now, reason);

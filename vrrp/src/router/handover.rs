@@ -1,4 +1,5 @@
-//! The states on the way out of Active: listening after a long sleep, and the planned handover.
+//! The states on the way out of Active: listening after a long sleep, yielding to another Active, and the planned
+//! handover.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use super::active::Active;
 use super::backup::Backup;
 use super::common::{Core, Heard};
 use super::event::VipEvent;
-use super::output::{Reason, Release, StateName};
+use super::output::{Reason, Release, StateName, Watch};
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
@@ -24,7 +25,7 @@ pub(super) struct Listening;
 
 impl Listening {
     pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason) -> State {
-        core.release(Release::Lost);
+        core.release(Release::Planned);
         core.transition(now, StateName::Listening, reason);
         Self::arm(core, now);
         State::Listening(Self)
@@ -55,6 +56,66 @@ impl Listening {
     fn arm(core: &mut Core, now: Instant) {
         let interval = core.config.interval();
         core.timers.set(TimerName::Listen, now + interval + interval / 16);
+    }
+}
+
+/// Another router is Active. This one answers for the addresses until neighbours know the other, at most
+/// [`SUCCESSOR_TIME`], so that clients whose sessions are reset then connect to that router and not to this one again.
+#[derive(Debug)]
+pub(super) struct Yielding {
+    until: Instant,
+    heard: Heard,
+    reason: Reason,
+}
+
+impl Yielding {
+    pub(super) fn enter(core: &mut Core, now: Instant, reason: Reason, heard: &Heard) -> State {
+        core.transition(now, StateName::Yielding, reason);
+        core.watch(Watch::Start);
+        let until = now + SUCCESSOR_TIME;
+        core.timers.set(TimerName::Handover, until);
+        State::Yielding(Self { until, heard: *heard, reason })
+    }
+
+    pub(super) const fn claim_until(&self) -> Instant {
+        self.until
+    }
+
+    /// Gives the addresses up before anything else happens if the time for that has passed.
+    pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
+        if now >= self.until { self.end(core, now) } else { State::Yielding(self) }
+    }
+
+    pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        if heard.priority == WirePriority::RESIGN {
+            return match self.end(core, now) {
+                State::Backup(backup) => backup.advertisement(core, now, heard),
+                other => other,
+            };
+        }
+        let same = heard.source == self.heard.source;
+        if same || (heard.priority, heard.source) > (self.heard.priority, self.heard.source) {
+            self.heard = *heard;
+        }
+        State::Yielding(self)
+    }
+
+    pub(super) fn vip(self, core: &mut Core, now: Instant, event: VipEvent) -> State {
+        match event {
+            VipEvent::LeaseLost => self.end(core, now),
+            VipEvent::Installed | VipEvent::Missing => State::Yielding(self),
+        }
+    }
+
+    pub(super) fn end(self, core: &mut Core, now: Instant) -> State {
+        Self::release(core, Release::Planned);
+        Backup::enter(core, now, self.reason, Some(&self.heard))
+    }
+
+    /// Ends the state before the next one is entered.
+    pub(super) fn release(core: &mut Core, release: Release) {
+        core.watch(Watch::Stop);
+        core.release(release);
     }
 }
 

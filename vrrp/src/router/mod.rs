@@ -29,7 +29,7 @@ pub use timers::TimerName;
 use self::active::Active;
 use self::backup::Backup;
 use self::common::{Core, Sources};
-use self::handover::{Listening, Resigning};
+use self::handover::{Listening, Resigning, Yielding};
 use self::receive::Accepted;
 use crate::announce::Announcement;
 use crate::packet::{Advertisement, DecodeError};
@@ -61,6 +61,7 @@ enum State {
     Backup(Backup),
     Active(Active),
     Listening(Listening),
+    Yielding(Yielding),
     Resigning(Resigning),
     Stopped,
 }
@@ -93,9 +94,9 @@ impl VirtualRouter {
             }
             State::Resigning(_) if !up => Resigning::abort(core, now, down),
             state if !up => {
-                if matches!(state, State::Active(_)) {
-                    core.release(Release::Lost);
-                }
+                // Without a source address the link still carries what says goodbye.
+                let release = if down == Reason::InterfaceDown { Release::Lost } else { Release::Planned };
+                Self::give_up(&state, core, release);
                 core.transition(now, StateName::Init, down);
                 State::Init
             }
@@ -145,6 +146,7 @@ impl VirtualRouter {
             State::Backup(backup) => backup.advertisement(core, now, &heard),
             State::Active(active) => active.advertisement(core, now, &heard),
             State::Listening(_) => Listening::advertisement(core, now, &heard),
+            State::Yielding(yielding) => yielding.advertisement(core, now, &heard),
             State::Resigning(resigning) => resigning.advertisement(core, now, &heard),
             state @ (State::Init | State::Stopped) => state,
         });
@@ -168,6 +170,7 @@ impl VirtualRouter {
         self.step(|state, core| match state {
             State::Active(active) if ours => active.announced(core, now, announcement),
             State::Resigning(_) if ours => Resigning::announced(core, now),
+            State::Yielding(yielding) if ours => yielding.end(core, now),
             state => state,
         });
     }
@@ -177,6 +180,7 @@ impl VirtualRouter {
         let now = self.wake(now);
         self.step(|state, core| match state {
             State::Active(active) => active.vip(core, now, event),
+            State::Yielding(yielding) => yielding.vip(core, now, event),
             State::Resigning(resigning) => resigning.vip(core, now, event),
             state => state,
         });
@@ -282,6 +286,7 @@ impl VirtualRouter {
     pub fn claim_until(&self) -> Option<Instant> {
         match &self.state {
             State::Active(active) => Some(active.claim_until(&self.core)),
+            State::Yielding(yielding) => Some(yielding.claim_until()),
             State::Resigning(resigning) => Some(resigning.claim_until(&self.core, self.clock)),
             _ => None,
         }
@@ -305,6 +310,7 @@ impl VirtualRouter {
         let now = self.clock;
         self.step(|state, core| match state {
             State::Active(active) => active.awake(core, now),
+            State::Yielding(yielding) => yielding.awake(core, now),
             State::Resigning(resigning) => resigning.awake(core, now),
             state => state,
         });
@@ -324,6 +330,7 @@ impl VirtualRouter {
                 State::Backup(backup) => backup.timeout(core, now, name, late),
                 State::Active(active) => active.timeout(core, now, name, due),
                 State::Listening(_) => Listening::timeout(core, now, late),
+                State::Yielding(yielding) => yielding.end(core, now),
                 State::Resigning(resigning) => resigning.timeout(core, now, name),
                 state @ (State::Init | State::Stopped) => state,
             }),
@@ -363,7 +370,8 @@ impl VirtualRouter {
         self.step(|state, core| match state {
             State::Active(active) => active.resign(core, now),
             state @ (State::Resigning(_) | State::Stopped) => state,
-            State::Init | State::Backup(_) | State::Listening(_) => {
+            state @ (State::Init | State::Backup(_) | State::Listening(_) | State::Yielding(_)) => {
+                Self::give_up(&state, core, Release::Planned);
                 core.transition(now, StateName::Stopped, Reason::Commanded);
                 State::Stopped
             }
@@ -390,9 +398,7 @@ impl VirtualRouter {
             State::Active(active) if same => active.changed(core, now),
             state if same => state,
             state => {
-                if matches!(state, State::Active(_)) {
-                    core.release(Release::Lost);
-                }
+                Self::give_up(&state, core, Release::Planned);
                 if up {
                     return Backup::enter(core, now, Reason::Reconfigured, None);
                 }
@@ -402,6 +408,15 @@ impl VirtualRouter {
                 State::Init
             }
         });
+    }
+
+    /// Releases the addresses in a state that may hold them, before it is left.
+    fn give_up(state: &State, core: &mut Core, release: Release) {
+        match state {
+            State::Active(_) => core.release(release),
+            State::Yielding(_) => Yielding::release(core, release),
+            _ => {}
+        }
     }
 
     /// The other family follows, so its advertisements never decide. They show when a peer does not tie the families.

@@ -14,7 +14,7 @@ pub enum Output {
     Advertise(Advertisement),
     /// This node may hold the virtual addresses for a while; install or refresh them.
     Claim(Claim),
-    /// This node may no longer hold the virtual addresses; remove them.
+    /// This node gives the virtual addresses up; remove them as [`Release`] says.
     Release(Release),
     /// Send one gratuitous ARP or unsolicited neighbour advertisement for each virtual address now.
     Announce,
@@ -36,9 +36,10 @@ pub struct Claim {
 /// The end of the right to hold the virtual addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Release {
-    /// A successor answers already: reset the sessions that came through the addresses, then remove them.
+    /// They may stay for a moment, as another router answers already or none is Active yet: reset the sessions that
+    /// came through them, within a bound, then remove them.
     Planned,
-    /// Another router may hold them: remove them at once.
+    /// No packet leaves in their name any more: remove them at once.
     Lost,
 }
 
@@ -62,6 +63,8 @@ pub enum StateName {
     Active,
     /// Was Active, but slept too long to know whether it still is.
     Listening,
+    /// Was Active, and answers until neighbours know the router that is now.
+    Yielding,
     /// Hands the virtual addresses over.
     Resigning,
     /// Takes part no more.
@@ -77,6 +80,7 @@ impl StateName {
             Self::Backup => "backup",
             Self::Active => "active",
             Self::Listening => "listening",
+            Self::Yielding => "yielding",
             Self::Resigning => "resigning",
             Self::Stopped => "stopped",
         }

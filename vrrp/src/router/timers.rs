@@ -19,7 +19,7 @@ pub enum TimerName {
     Refresh,
     /// Listening: nobody else advertised.
     Listen,
-    /// Resigning: the end of the handover.
+    /// Resigning, Yielding: the end of the handover.
     Handover,
     /// The evidence that this node can serve expires.
     ServingExpiry,

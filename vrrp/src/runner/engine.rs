@@ -53,7 +53,7 @@ pub(super) struct Engine {
     timer: DeadlineTimer,
     breather: Option<Breather>,
     /// What new routers have to be told.
-    serving: Option<Instant>,
+    serving: Option<(Instant, BTreeSet<InstanceId>)>,
     controllers: BTreeSet<IpAddr>,
     shutdown_at: Option<Instant>,
     phase: Phase,
@@ -248,9 +248,12 @@ impl Engine {
             match command {
                 Command::Interface(id, interface) => self.place(id, interface, now),
                 Command::Vip(id, event) => self.with(id, now, |instance, _| instance.vip(event, now)),
-                Command::Serving(until) => {
-                    self.serving = Some(until);
-                    self.command_all(&router::Command::Serving { until }, now);
+                Command::Serving(until, unfit) => {
+                    for id in self.ids() {
+                        let command = serving(id, until, &unfit);
+                        self.with(id, now, |instance, _| instance.command(command, now));
+                    }
+                    self.serving = Some((until, unfit));
                 }
                 Command::NotServing => {
                     self.serving = None;
@@ -327,13 +330,13 @@ impl Engine {
             return;
         }
         self.instances.insert(id, Instance::new(config, now));
-        let serving = self.serving;
+        let command = self.serving.as_ref().map(|(until, unfit)| serving(id, *until, unfit));
         let controllers = self.controllers.clone();
         let stopping = self.phase != Phase::Running;
         self.with(id, now, |instance, _| {
             instance.command(router::Command::Controllers(controllers), now);
-            if let Some(until) = serving {
-                instance.command(router::Command::Serving { until }, now);
+            if let Some(command) = command {
+                instance.command(command, now);
             }
             if stopping {
                 instance.command(router::Command::Resign, now);
@@ -351,4 +354,9 @@ impl Engine {
             interfaces: self.outside.links.values().map(|link| link.status.clone()).collect(),
         }));
     }
+}
+
+/// What a router is told by a node that can serve.
+fn serving(id: InstanceId, until: Instant, unfit: &BTreeSet<InstanceId>) -> router::Command {
+    if unfit.contains(&id) { router::Command::NotServing } else { router::Command::Serving { until } }
 }

@@ -19,7 +19,8 @@ use crate::router::VipEvent;
 pub(super) enum Command {
     Interface(InstanceId, Option<Interface>),
     Vip(InstanceId, VipEvent),
-    Serving(Instant),
+    /// Until when the node can serve, and the instances that it still should not hold.
+    Serving(Instant, BTreeSet<InstanceId>),
     NotServing,
     Controllers(BTreeSet<IpAddr>),
     ResignAll,
@@ -63,7 +64,13 @@ impl RunnerHandle {
 
     /// This node can serve, which holds until `until` unless it is said again.
     pub fn serving(&self, until: Instant) {
-        self.send(Command::Serving(until));
+        self.serving_except(until, BTreeSet::new());
+    }
+
+    /// The same, but not for the instances in `unfit`, for example because one of their addresses cannot be installed
+    /// here: these advertise the degraded priority.
+    pub fn serving_except(&self, until: Instant, unfit: BTreeSet<InstanceId>) {
+        self.send(Command::Serving(until, unfit));
     }
 
     /// This node cannot serve.

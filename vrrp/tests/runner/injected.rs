@@ -200,7 +200,7 @@ fn a_stalled_active_listens_before_it_speaks() {
         .notes
         .find(stalled, |note| if let Note::Release(ID, why) = note { Some(*why) } else { None })
         .expect("the addresses are given up");
-    assert_eq!(why, Release::Lost);
+    assert_eq!(why, Release::Planned);
     assert!(yielded - stalled < 13 * fast() || !is_real_root(), "given up after {:?}", yielded - stalled);
     always("one active", 8 * fast(), || second.is_active() && first.state() == StateName::Backup);
     let late = capture.advertisements(stalled + fast() / 2);

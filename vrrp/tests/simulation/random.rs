@@ -276,7 +276,8 @@ fn always(world: &World) {
             );
         }
         // A planned removal takes the keeper a moment.
-        let entitled = matches!(state, StateName::Active | StateName::Resigning) || node.kernel.removing;
+        let entitled = matches!(state, StateName::Active | StateName::Yielding | StateName::Resigning)
+            || node.kernel.removing;
         assert!(entitled || !node.kernel.installed, "node {index} holds the addresses as {state}");
         if let Some((at, name)) = node.router.poll_timeout() {
             let slack = world.weather.wake_up.max(Weather::FAIR.wake_up);

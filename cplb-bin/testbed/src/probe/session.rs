@@ -32,7 +32,8 @@ pub enum SessionState {
     Ended(Instant, Failure),
 }
 
-/// Connections that are held open. Each sends a byte every 10 ms to a [`crate::Backend`], which echoes it.
+/// Connections to a [`crate::Backend`] that are held open: busy ones send a byte every 10 ms, which is echoed; idle ones
+/// send one and then wait, as watchers do.
 #[derive(Debug)]
 pub struct Sessions {
     shared: Arc<Shared>,
@@ -48,21 +49,41 @@ struct Shared {
 /// How often a session sends a byte.
 const BEAT: Duration = Duration::from_millis(10);
 
-/// How long it may take until all sessions are open.
-const OPENING: Duration = Duration::from_secs(5);
+/// How long it may take until all sessions are open, and how much longer for each of them.
+const OPENING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(2));
+
+/// What a session does once it has had an echo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Busy,
+    Idle,
+}
 
 impl Sessions {
-    /// Opens `count` sessions from a node, and waits until all have had an echo.
+    /// Opens `count` busy sessions from a node, and waits until all have had an echo.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if that takes more than five seconds.
+    /// [`Error::TimedOut`] if that takes more than five seconds, and 2 ms for each.
     pub fn open(node: &Node, target: SocketAddr, count: usize) -> Result<Self, Error> {
+        Self::start(node, target, count, Pace::Busy)
+    }
+
+    /// The same with idle ones.
+    ///
+    /// # Errors
+    /// As [`Sessions::open`].
+    pub fn open_idle(node: &Node, target: SocketAddr, count: usize) -> Result<Self, Error> {
+        Self::start(node, target, count, Pace::Idle)
+    }
+
+    fn start(node: &Node, target: SocketAddr, count: usize, pace: Pace) -> Result<Self, Error> {
         let states = Mutex::new(vec![SessionState::Opening; count]);
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), states });
         let worker = Arc::clone(&shared);
-        let thread = node.thread("sessions", move || run(target, count, &worker))?;
+        let thread = node.thread("sessions", move || run(target, count, pace, &worker))?;
         let sessions = Self { shared, thread: Some(thread) };
-        wait_until(format!("{count} sessions to {target} are open"), OPENING, || {
+        let limit = OPENING.0 + OPENING.1 * u32::try_from(count).unwrap_or(u32::MAX);
+        wait_until(format!("{count} sessions to {target} are open"), limit, || {
             sessions.states().iter().all(|state| matches!(state, SessionState::Alive(_)))
         })?;
         Ok(sessions)
@@ -105,13 +126,13 @@ impl Shared {
     }
 }
 
-fn run(target: SocketAddr, count: usize, shared: &Arc<Shared>) {
+fn run(target: SocketAddr, count: usize, pace: Pace, shared: &Arc<Shared>) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     LocalSet::new().block_on(&runtime, async {
         for index in 0..count {
             let shared = Arc::clone(shared);
             tokio::task::spawn_local(async move {
-                let failure = match hold(target, index, &shared).await {
+                let failure = match hold(target, index, pace, &shared).await {
                     Ok(()) => Failure::Closed,
                     Err(error) => Failure::from(&error),
                 };
@@ -125,7 +146,7 @@ fn run(target: SocketAddr, count: usize, shared: &Arc<Shared>) {
 }
 
 /// Keeps one session alive until the other side ends it.
-async fn hold(target: SocketAddr, index: usize, shared: &Shared) -> io::Result<()> {
+async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> io::Result<()> {
     let stream = TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
     let (mut read, mut write) = stream.into_split();
@@ -134,7 +155,9 @@ async fn hold(target: SocketAddr, index: usize, shared: &Shared) -> io::Result<(
     let mut beats = interval(BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut buffer = [0; 256];
+    let mut echoed = false;
     loop {
+        let quiet = echoed && pace == Pace::Idle;
         tokio::select! {
             n = read.read(&mut buffer) => {
                 let n = n?;
@@ -142,11 +165,12 @@ async fn hold(target: SocketAddr, index: usize, shared: &Shared) -> io::Result<(
                     return Ok(());
                 }
                 if buffer[..n].contains(&BYTE) {
+                    echoed = true;
                     shared.states()[index] = SessionState::Alive(Instant::now());
                 }
             }
             // A full send buffer must not keep the session from noticing its end.
-            _ = beats.tick() => match write.try_write(&[BYTE]) {
+            _ = beats.tick(), if !quiet => match write.try_write(&[BYTE]) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 _ => {}
             },

@@ -164,7 +164,7 @@ proptest! {
             }
             prop_assert!(outputs < 200, "{outputs} outputs after {event:?} as {was}");
             let state = bench.router.state();
-            let entitled = matches!(state, StateName::Active | StateName::Resigning);
+            let entitled = matches!(state, StateName::Active | StateName::Yielding | StateName::Resigning);
             prop_assert_eq!(held, entitled, "claims and state disagree after {:?}: {} -> {}", event, was, state);
             if let Some((at, name)) = bench.router.poll_timeout() {
                 prop_assert!(at >= bench.router.clock, "{name:?} is in the past");

@@ -239,12 +239,71 @@ fn active_yields_to_the_higher_priority_or_address_and_says_a_last_word() {
     for (source, priority) in [(LOWER, 101), (HIGHER, 101), (HIGHER, 100)] {
         let mut bench = Bench::active(config());
         bench.hear(source, priority);
-        assert_eq!(bench.said(), ["release Lost", "advertise 100 IPv4", "watch Stop", "active -> backup"]);
+        assert_eq!(bench.said(), ["advertise 100 IPv4", "active -> yielding"]);
         let reason = Reason::Outranked { source: source.into(), priority: WirePriority(priority) };
+        assert_eq!(bench.router.reason(), reason);
+        bench.advance(ms(3));
+        bench.router.handle_announcement(bench.now, announcement(VIP));
+        assert_eq!(bench.said(), ["watch Stop", "release Planned", "yielding -> backup"]);
         assert_eq!(bench.router.reason(), reason);
         assert!(bench.left(TimerName::Down).unwrap() >= DOWN);
         assert_eq!(bench.router.claim_until(), None);
+        assert_eq!(bench.router.counters().became_backup, 1);
     }
+}
+
+#[test]
+fn yielding_ends_after_100_ms_without_an_announcement_and_says_nothing() {
+    let mut bench = Bench::active(config());
+    bench.hear(HIGHER, 200);
+    bench.drain();
+    bench.hear(HIGHER, 200);
+    bench.hear(LOWER, 20);
+    bench.advance(ms(99));
+    assert_eq!(bench.said(), Vec::<String>::new());
+    bench.advance(ms(1));
+    assert_eq!(bench.said(), ["watch Stop", "release Planned", "yielding -> backup"]);
+    assert_eq!(bench.router.active_source(), Some(HIGHER.into()));
+}
+
+#[test]
+fn yielding_ends_when_its_successor_resigns_or_the_process_slept() {
+    let mut bench = Bench::active(config());
+    bench.hear(HIGHER, 200);
+    bench.drain();
+    bench.hear(HIGHER, 0);
+    assert_eq!(bench.said(), ["watch Stop", "release Planned", "yielding -> backup"]);
+
+    let mut bench = Bench::active(config());
+    bench.hear(HIGHER, 200);
+    bench.drain();
+    bench.sleep(ms(2_000));
+    bench.router.handle_command(bench.now, Command::NotServing);
+    assert_eq!(bench.said(), ["watch Stop", "release Planned", "yielding -> backup"]);
+}
+
+#[test]
+fn yielding_ends_with_its_link_or_its_command() {
+    let mut bench = Bench::active(config());
+    bench.hear(HIGHER, 200);
+    bench.drain();
+    bench.router.handle_interface(bench.now, InterfaceEvent::Down);
+    assert_eq!(bench.said(), ["watch Stop", "release Lost", "yielding -> init"]);
+
+    let mut bench = Bench::active(config());
+    bench.hear(HIGHER, 200);
+    bench.drain();
+    bench.router.handle_command(bench.now, Command::Resign);
+    assert_eq!(bench.said(), ["watch Stop", "release Planned", "yielding -> stopped"]);
+}
+
+#[test]
+fn addresses_that_are_not_installed_are_given_up_at_once() {
+    let mut bench = Bench::backup(config());
+    bench.advance(DOWN);
+    bench.drain();
+    bench.hear(HIGHER, 200);
+    assert_eq!(bench.said(), ["advertise 100 IPv4", "release Planned", "active -> backup"]);
 }
 
 #[test]
@@ -275,7 +334,7 @@ fn active_is_bound_to_what_it_advertised_last() {
     let words = bench.said();
     assert!(words.contains(&"advertise 20 IPv4".to_owned()), "{words:?}");
     bench.hear(LOWER, 99);
-    assert_eq!(bench.router.state(), StateName::Backup, "but wins against 20");
+    assert_eq!(bench.router.state(), StateName::Yielding, "but wins against 20");
 }
 
 #[test]
@@ -322,7 +381,7 @@ fn active_gives_up_for_the_hold_time_when_a_rival_goes_on() {
     bench.hear(LOWER, 99);
     let said = bench.said();
     assert!(
-        said.contains(&"release Lost".to_owned()) && said.contains(&"active -> backup".to_owned()),
+        said.contains(&"active -> yielding".to_owned()) && !said.contains(&"release Planned".to_owned()),
         "{said:?}"
     );
     assert!(matches!(bench.router.reason(), Reason::Unheard { .. }));
@@ -370,7 +429,7 @@ fn whatever_wakes_an_active_that_overslept_it_listens_first() {
         bench.sleep(DOWN);
         event(&mut bench);
         let said = bench.said();
-        assert!(said.contains(&"release Lost".to_owned()), "{said:?}");
+        assert!(said.contains(&"release Planned".to_owned()), "{said:?}");
         assert!(
             !said.iter().any(|word| word.starts_with("claim") || word.starts_with("advertise")),
             "{said:?}"
@@ -465,6 +524,6 @@ fn a_new_configuration_moves_nothing_unless_it_is_another_router() {
     );
     changed.vrid = Vrid::new(52).unwrap();
     bench.router.handle_command(bench.now, Command::Reconfigure(Box::new(changed)));
-    assert_eq!(bench.said(), ["release Lost", "watch Stop", "active -> backup"]);
+    assert_eq!(bench.said(), ["release Planned", "watch Stop", "active -> backup"]);
     assert_eq!(bench.router.reason(), Reason::Reconfigured);
 }

@@ -81,14 +81,14 @@ fn unicast_from_a_routed_peer_needs_no_hop_limit() {
     let message = bench.message(200);
     let meta = RxMeta { source: LOWER.into(), hop_limit: 3, delivery: Delivery::Unicast };
     assert_eq!(bench.router.handle_advertisement(bench.now, &meta, &message), Ok(()));
-    assert_eq!(bench.router.state(), StateName::Backup);
+    assert_eq!(bench.router.state(), StateName::Yielding);
 }
 
 #[test]
 fn the_owner_is_obeyed_on_request() {
     let mut bench = Bench::active(RouterConfig { accept_owner_priority: true, ..config() });
     bench.hear(LOWER, 255);
-    assert_eq!(bench.router.state(), StateName::Backup);
+    assert_eq!(bench.router.state(), StateName::Yielding);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn another_list_of_addresses_is_counted_and_obeyed() {
         assert_eq!(bench.router.counters().address_list_mismatches, 1);
         let warning = Output::Warning(Warning::AddressListMismatch { source: LOWER.into() });
         assert!(bench.drain().contains(&warning));
-        assert_eq!(bench.router.state(), StateName::Backup, "there is no second Active");
+        assert_eq!(bench.router.state(), StateName::Yielding, "there is no second Active");
     }
     let mut bench = Bench::active(config);
     let message = Advertisement { addresses: Addresses::V4(vec![second, VIP]), ..bench.message(200) };
@@ -138,7 +138,7 @@ fn ipv6_decides_where_there_is_no_ipv4() {
     let rival: IpAddr = "fe80::ff".parse().unwrap();
     let v6 = Advertisement { addresses: Addresses::V6(vec![VIP_V6]), ..bench.message(100) };
     assert_eq!(bench.router.handle_advertisement(bench.now, &multicast(rival), &v6), Ok(()));
-    assert_eq!(bench.router.state(), StateName::Backup, "fe80::ff is higher than fe80::12");
+    assert_eq!(bench.router.state(), StateName::Yielding, "fe80::ff is higher than fe80::12");
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn who_yielded_as_degraded_holds_back() {
     fail(&mut bench);
     bench.advance(INTERVAL);
     bench.hear(LOWER, 100);
-    assert_eq!(bench.router.state(), StateName::Backup);
+    assert_eq!(bench.router.state(), StateName::Yielding);
     serve(&mut bench, Duration::from_secs(1000));
     for _ in 0..299 {
         bench.advance(INTERVAL);

@@ -1,0 +1,135 @@
+//! Whether this node can hold all addresses of an instance.
+//!
+//! An instance's addresses are held together or not at all. A node that cannot install one of them, or where one of them
+//! is without a lease, advertises the degraded priority for that instance although it serves, so that a node which can
+//! hold them all takes over; if there is none, nothing moves. The verdict is drawn from what is so on this node whether
+//! or not it holds the addresses: it does not change when they move, so they do not move back and forth.
+
+use std::net::IpAddr;
+
+use netlink_vip::{AddressCopy, AddressState, AddressStatus, GroupStatus, InterfaceState, Refusal};
+use vrrp::runner::InstanceId;
+
+/// What one round found of an instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Fitness {
+    pub(crate) id: InstanceId,
+    /// Why this node should not hold it, one text for each address.
+    pub(crate) faults: Vec<String>,
+}
+
+/// Looks at an instance as the keeper sees it, and at the host. Without an interface there is nothing to hold.
+pub(crate) fn look(group: &GroupStatus) -> Fitness {
+    let faults = group.interface.as_ref().map(|interface| {
+        let ipv6_disabled = ipv6_is_disabled(&interface.name);
+        faults(interface, &group.addresses, &group.copies, ipv6_disabled)
+    });
+    Fitness { id: InstanceId(group.id.0), faults: faults.unwrap_or_default() }
+}
+
+/// Why this node cannot hold all these addresses on the interface under leases.
+fn faults(
+    interface: &InterfaceState,
+    addresses: &[AddressStatus],
+    copies: &[AddressCopy],
+    ipv6_disabled: bool,
+) -> Vec<String> {
+    let here = copies.iter().filter(|copy| copy.index == interface.index);
+    let mut faults: Vec<String> = here.clone().map(copy_text).collect();
+    let copied: Vec<IpAddr> = here.map(|copy| copy.ip).collect();
+    let name = &interface.name;
+    for AddressStatus { ip, state } in addresses {
+        let why = match state {
+            _ if ip.is_ipv6() && ipv6_disabled => {
+                format!("IPv6 is disabled on {name}: set net.ipv6.conf.{name}.disable_ipv6 to 0")
+            }
+            AddressState::Refused(Refusal::Foreign { .. }) if copied.contains(ip) => continue,
+            // The sysctl says whether that is over.
+            AddressState::Refused(Refusal::Ipv6Disabled) => continue,
+            AddressState::Refused(reason) => reason.to_string(),
+            _ => continue,
+        };
+        faults.push(format!("{ip} cannot be installed: {why}"));
+    }
+    faults
+}
+
+/// Says where an address is that is not leased, and how to end that.
+pub(crate) fn copy_text(copy: &AddressCopy) -> String {
+    let AddressCopy { interface, ip, prefix_len, .. } = copy;
+    format!(
+        "the virtual IP {ip}/{prefix_len} is on {interface} without a lease, placed by another program or by hand: \
+         this host answers for it whichever node is Active; remove it with `ip addr del {ip}/{prefix_len} dev {interface}`"
+    )
+}
+
+/// Whether IPv6 addresses are refused on an interface. Without such a sysctl it is left to the kernel's answers.
+fn ipv6_is_disabled(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_vip::KernelError;
+
+    use super::*;
+
+    const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
+
+    /// What is said of both addresses on eth0, which has the index 2.
+    fn found(
+        v4: &AddressState,
+        v6: &AddressState,
+        copies: &[AddressCopy],
+        ipv6_disabled: bool,
+    ) -> Vec<String> {
+        let interface =
+            InterfaceState { name: "eth0".into(), index: 2, mac: None, up: true, addresses: Vec::new() };
+        let status = |ip, state: &AddressState| AddressStatus { ip, state: state.clone() };
+        let addresses = [status(V4, v4), status("fd00::100".parse().unwrap(), v6)];
+        faults(&interface, &addresses, copies, ipv6_disabled)
+    }
+
+    fn copy(index: u32, interface: &str) -> AddressCopy {
+        AddressCopy { interface: interface.into(), index, ip: V4, prefix_len: 24 }
+    }
+
+    const ABSENT: AddressState = AddressState::Absent;
+    const PRESENT: AddressState = AddressState::Present;
+
+    #[test]
+    fn a_copy_is_a_fault_on_the_instance_s_interface_only() {
+        let mut copies = vec![copy(1, "lo"), copy(7, "kube-ipvs0")];
+        assert_eq!(found(&ABSENT, &ABSENT, &copies, false), Vec::<String>::new());
+        copies.push(copy(2, "eth0"));
+        let faults = found(&ABSENT, &ABSENT, &copies, false);
+        assert!(faults.len() == 1 && faults[0].contains("ip addr del 10.0.0.100/24 dev eth0"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_refusal_of_the_kernel_is_a_fault_with_its_reason() {
+        let refused = AddressState::Refused(Refusal::Kernel(KernelError::NoAnswer));
+        assert_eq!(
+            found(&refused, &ABSENT, &[], false),
+            ["10.0.0.100 cannot be installed: no usable answer from the kernel"]
+        );
+    }
+
+    /// Otherwise the addresses would move back and forth.
+    #[test]
+    fn faults_of_the_host_are_the_same_whether_it_holds_the_addresses() {
+        for ipv6_disabled in [false, true] {
+            for copied in [false, true] {
+                let copies: Vec<AddressCopy> = copied.then(|| copy(2, "eth0")).into_iter().collect();
+                let foreign = AddressState::Refused(Refusal::Foreign { prefix_len: 24 });
+                let disabled = AddressState::Refused(Refusal::Ipv6Disabled);
+                let v4 = if copied { &foreign } else { &PRESENT };
+                let v6 = if ipv6_disabled { &disabled } else { &PRESENT };
+                let active = found(v4, v6, &copies, ipv6_disabled);
+                assert_eq!(active, found(&ABSENT, &ABSENT, &copies, ipv6_disabled));
+                assert_eq!(active.len(), usize::from(ipv6_disabled) + usize::from(copied), "{active:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Virtual IPs that a node has without a lease, and virtual IPs that it cannot have.
+
+mod support;
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use serde_json::Value;
+use testbed::{Test, Tool};
+
+use support::{Cluster, Plan, VIP_HOST};
+
+fn main() -> ExitCode {
+    testbed::main(vec![
+        Test::new("copies_of_the_vip_are_named_on_any_interface", copies).needs([Tool::Nft, Tool::Ip]),
+        Test::new("addresses_are_held_together_where_a_node_can", together).needs([Tool::Nft, Tool::Ip]),
+    ])
+}
+
+fn ip(cluster: &Cluster, index: usize, arguments: &str) {
+    cluster.node(index).exec("ip", arguments.split(' ')).expect("ip does it");
+}
+
+fn instance(cluster: &Cluster, index: usize) -> Value {
+    cluster.status(index)["instances"][0].clone()
+}
+
+/// The interfaces on which a node says that it has a copy.
+fn interfaces(cluster: &Cluster, index: usize) -> Vec<String> {
+    let copies = instance(cluster, index)["copies"].as_array().cloned().unwrap_or_default();
+    copies.iter().filter_map(|copy| Some(copy["interface"].as_str()?.to_owned())).collect()
+}
+
+fn degraded(cluster: &Cluster, index: usize, text: &str) -> bool {
+    cluster.status(index)["degraded"].to_string().contains(text)
+}
+
+fn copies() {
+    let cluster = Cluster::start(Plan::v3("100ms"));
+    let owner = cluster.wait_until_settled();
+    let (loopback, backup) = ((owner + 1) % 3, (owner + 2) % 3);
+    let vip = cluster.vip();
+    ip(&cluster, owner, "link add kube-ipvs0 type bridge");
+    ip(&cluster, owner, &format!("addr add {vip}/32 dev kube-ipvs0"));
+    ip(&cluster, loopback, &format!("addr add {vip}/32 dev lo"));
+    ip(&cluster, backup, &format!("addr add {vip}/24 dev eth0"));
+    for (index, interface) in [(owner, "kube-ipvs0"), (loopback, "lo"), (backup, "eth0")] {
+        cluster.wait("the copy is in the status", || interfaces(&cluster, index) == [interface]);
+        let text = format!("is on {interface} without a lease");
+        cluster.check(degraded(&cluster, index, &text), || format!("{interface} is not in degraded"));
+        let log = cluster.daemon(index).log().text();
+        let said = log.matches("virtual IP without a lease on this node").count();
+        cluster.check(said == 1, || format!("logged {said} times"));
+    }
+    cluster.wait("the node with a copy on its interface is unfit", || {
+        instance(&cluster, backup)["unfit"].as_array().is_some_and(|unfit| unfit.len() == 1)
+    });
+    for index in [owner, loopback] {
+        cluster.check(instance(&cluster, index)["unfit"] == Value::Array(Vec::new()), || {
+            "a copy elsewhere changes the election".to_owned()
+        });
+    }
+    cluster.check(cluster.takeovers() == 1, || "the VIP moved".to_owned());
+
+    // The Active cannot lease what is there for good: the node that can takes over, not the one that cannot either.
+    ip(&cluster, owner, &format!("addr replace {vip}/32 dev eth0"));
+    cluster.wait("the node that can lease the VIP takes over", || {
+        instance(&cluster, loopback)["holdsVirtualIPs"] == true
+    });
+    cluster.wait("the former Active is Backup", || cluster.state(owner).as_deref() == Some("backup"));
+    cluster.check(cluster.takeovers() == 2, || "it moved more than once".to_owned());
+
+    for (index, copy) in [
+        (owner, "32 dev kube-ipvs0"),
+        (owner, "32 dev eth0"),
+        (loopback, "32 dev lo"),
+        (backup, "24 dev eth0"),
+    ] {
+        ip(&cluster, index, &format!("addr del {vip}/{copy}"));
+    }
+    for index in 0..3 {
+        cluster.wait("no copy is left", || {
+            interfaces(&cluster, index).is_empty() && !degraded(&cluster, index, "without a lease")
+        });
+    }
+    cluster.check(cluster.takeovers() == 2, || "the VIP moved again".to_owned());
+}
+
+fn together() {
+    let cluster = Cluster::start(Plan::v3("100ms").dual_stack());
+    let first = cluster.wait_until_settled();
+    let v6 = IpAddr::V6(cluster.lan.v6(VIP_HOST));
+    cluster.wait("both are confirmed", || instance(&cluster, first)["holdsVirtualIPs"] == true);
+    let disable = |index| {
+        let set = cluster.node(index).set_sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+        set.expect("IPv6 is disabled");
+    };
+    disable(first);
+    let mut next = first;
+    cluster.wait("a node that can hold both takes over", || {
+        next = cluster.wait_for_owner(None);
+        next != first && cluster.node(next).has_address(v6)
+    });
+    cluster.wait("both are confirmed", || instance(&cluster, next)["holdsVirtualIPs"] == true);
+    cluster.wait("the first node says why", || {
+        degraded(&cluster, first, "IPv6 is disabled on eth0")
+            && instance(&cluster, first)["unfit"][0].is_string()
+    });
+    let log = cluster.daemon(first).log().text();
+    let said = log.matches("this node cannot hold all virtual IPs").count();
+    cluster.check(said == 1, || format!("logged {said} times"));
+
+    // No node can hold both: one holds what it can, and nothing moves.
+    (0..3).filter(|&index| index != first).for_each(disable);
+    cluster.wait("every node says why", || {
+        (0..3).all(|index| degraded(&cluster, index, "IPv6 is disabled on eth0"))
+    });
+    let holder = cluster.wait_for_owner(None);
+    let moves = cluster.takeovers();
+    cluster.wait("the holder advertises the degraded priority", || {
+        let status = instance(&cluster, holder);
+        status["advertisedPriority"] == 40 && status["holdsVirtualIPs"] == false
+    });
+    // Longer than proof, Skew_Time and settling would take a Backup that believes to be better.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    cluster
+        .check(cluster.takeovers() == moves && cluster.owners() == [holder], || "the VIP moved".to_owned());
+}

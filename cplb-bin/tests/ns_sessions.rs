@@ -1,0 +1,241 @@
+//! Sessions through a VIP that leaves its node: their clients are told by a RST of the node that gives it up, as long
+//! as its link is up, whether they are idle or busy.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use testbed::{Capture, Failure, FrozenThreads, Process, SessionState, Sessions, Signal, Test, Tool, Travel};
+
+use support::{Cluster, PATIENCE, PORT, Plan};
+
+fn main() -> ExitCode {
+    if let Ok(target) = std::env::var(HOLD) {
+        hold(&target);
+        return ExitCode::SUCCESS;
+    }
+    testbed::main(vec![
+        Test::new("an_active_that_is_stopped_resets_its_sessions", stopped).needs([Tool::Nft]),
+        Test::new("a_degraded_active_that_is_replaced_resets_its_sessions", degraded).needs([Tool::Nft]),
+        Test::new("an_outranked_active_resets_its_sessions", outranked).needs([Tool::Nft]),
+        Test::new("a_reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
+        Test::new("a_reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
+        Test::new("a_lease_that_lapses_resets_its_sessions", lapsed).needs([Tool::Nft]),
+        Test::new("a_stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]),
+        Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade)).needs([Tool::Nft]),
+    ])
+}
+
+/// Idle and as many busy sessions for each address.
+const EACH: usize = 15;
+
+/// Sessions through all VIPs of a cluster, and what reaches their client.
+struct Clients {
+    sessions: Vec<Sessions>,
+    count: usize,
+    capture: Capture,
+}
+
+impl Clients {
+    fn connect(cluster: &Cluster) -> Self {
+        let capture = Capture::on(cluster.client()).expect("the capture begins");
+        let open = |vip: IpAddr| {
+            let target = SocketAddr::new(vip, PORT);
+            let busy = Sessions::open(cluster.client(), target, EACH).expect("busy sessions are opened");
+            let idle = Sessions::open_idle(cluster.client(), target, EACH).expect("idle sessions are opened");
+            [busy, idle]
+        };
+        let sessions: Vec<Sessions> = cluster.vips().into_iter().flat_map(open).collect();
+        Self { count: sessions.len() * EACH, sessions, capture }
+    }
+
+    fn ended(&self) -> usize {
+        self.sessions.iter().map(Sessions::ended).sum()
+    }
+
+    /// The client's ports to which `node` has sent a RST in a VIP's name.
+    fn told_by(&self, cluster: &Cluster, node: usize) -> BTreeSet<u16> {
+        let (mac, vips) = (cluster.node(node).mac(), cluster.vips());
+        let frames = self.capture.select(|frame| {
+            let reset = frame.tcp().is_some_and(|tcp| tcp.rst && vips.contains(&tcp.source.ip()));
+            frame.travel != Travel::Out && reset && frame.source_mac() == Some(mac)
+        });
+        frames.iter().filter_map(|frame| Some(frame.tcp()?.destination.port())).collect()
+    }
+
+    /// Every session has been reset by the node that had the VIPs, which says how many there were.
+    fn check_told(&self, cluster: &Cluster, by: usize) {
+        cluster.wait("all sessions have ended", || self.ended() == self.count);
+        for state in self.sessions.iter().flat_map(Sessions::states) {
+            let reset = matches!(state, SessionState::Ended(_, Failure::Reset));
+            cluster.check(reset, || format!("a session did not end by a reset: {state:?}"));
+        }
+        let told = self.told_by(cluster, by);
+        cluster.check(self.capture.dropped() == 0, || "the capture is incomplete".to_owned());
+        cluster.check(told.len() >= self.count, || {
+            format!("{} of {} sessions were told by {}", told.len(), self.count, cluster.node(by).name())
+        });
+        cluster.wait("the daemon says how many it has reset", || counted(cluster, by) == told.len());
+    }
+}
+
+/// How many sessions the daemon says it has reset.
+fn counted(cluster: &Cluster, index: usize) -> usize {
+    let text = cluster.daemon(index).log().text();
+    let count = |line: &str| line.split(" reset=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
+    text.lines().filter(|line| line.contains("sessions reset")).filter_map(count).sum()
+}
+
+fn start(plan: Plan) -> (Cluster, usize, Clients) {
+    let cluster = Cluster::start(plan.dual_stack());
+    let owner = cluster.wait_until_settled();
+    let clients = Clients::connect(&cluster);
+    (cluster, owner, clients)
+}
+
+fn stopped() {
+    let (cluster, owner, clients) = start(Plan::v3("100ms"));
+    cluster.signal(owner, Signal::SIGTERM);
+    clients.check_told(&cluster, owner);
+}
+
+/// Its load balancer stands still, so that it cannot reset its sessions.
+fn freeze_balancer(cluster: &Cluster, owner: usize) -> FrozenThreads {
+    let frozen = cluster.daemon(owner).freeze_threads(|name| name.starts_with("lb-worker"));
+    frozen.expect("the load balancer's threads are stopped")
+}
+
+fn degraded() {
+    let (cluster, owner, clients) = start(Plan::v3("100ms"));
+    let _frozen = freeze_balancer(&cluster, owner);
+    clients.check_told(&cluster, owner);
+    let next = cluster.wait_for_owner(None);
+    cluster.check(next != owner, || "the degraded node has the VIP".to_owned());
+}
+
+/// The configuration file of a node, changed, is read again.
+fn reload(cluster: &Cluster, index: usize, change: impl FnOnce(&str) -> String) {
+    let file = cluster.config_file(index);
+    let text = std::fs::read_to_string(&file).expect("the file of the daemon");
+    let changed = change(&text);
+    assert_ne!(text, changed);
+    std::fs::write(&file, changed).expect("the file is written");
+    cluster.signal(index, Signal::SIGHUP);
+}
+
+fn outranked() {
+    let (cluster, owner, clients) = start(Plan::v3("100ms").instance("priority: 100"));
+    let rival = (owner + 1) % cluster.len();
+    reload(&cluster, rival, |text| text.replace("priority: 100", "priority: 200\n    preempt: always"));
+    clients.check_told(&cluster, owner);
+    let next = cluster.wait_for_owner(None);
+    cluster.check(next == rival, || "the VIP is elsewhere".to_owned());
+}
+
+/// The addresses of the plan, as the file has them, become another one of the virtual router `vrid`.
+fn another_address(cluster: &Cluster, text: &str, vrid: u8) -> String {
+    let line = text.lines().find(|line| line.contains("virtualIPs:")).expect("a list of addresses");
+    let address = cluster.lan.v4(101);
+    text.replace(line, &format!("  - virtualIPs: [\"{address}/24\"]\n    virtualRouterID: {vrid}"))
+}
+
+fn readdressed() {
+    let (cluster, owner, clients) = start(Plan::v3("100ms"));
+    reload(&cluster, owner, |text| another_address(&cluster, text, 51));
+    clients.check_told(&cluster, owner);
+    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(101)));
+}
+
+fn removed() {
+    let (cluster, owner, clients) = start(Plan::v3("100ms"));
+    reload(&cluster, owner, |text| another_address(&cluster, text, 77));
+    clients.check_told(&cluster, owner);
+}
+
+/// At 1 s the lease lapses before a successor is Active.
+fn lapsed() {
+    let (cluster, owner, clients) = start(Plan::default());
+    let frozen = cluster.daemon(owner).freeze_threads(|name| name == "vrrp");
+    let _frozen = frozen.expect("the election is stopped");
+    clients.check_told(&cluster, owner);
+    cluster.wait("another node has the VIP", || {
+        let owners = cluster.owners();
+        owners.len() == 1 && owners != [owner]
+    });
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    Stop,
+    Degrade,
+}
+
+/// Set to an address, it makes this program hold [`HELD`] idle sessions there: one process has too few descriptors for
+/// 8,000 clients and their servers.
+const HOLD: &str = "CPLB_TEST_HOLD";
+const HELD: usize = 2_000;
+
+/// Opens sessions, says so, and says how many were reset once all have ended.
+fn hold(target: &str) {
+    let open = |_| {
+        let mut stream = TcpStream::connect(target).expect("a session");
+        stream.write_all(b"\n").expect("a line is sent");
+        let mut answer = [0; 64];
+        assert!(stream.read(&mut answer).expect("an answer") > 0, "the server has ended the session");
+        stream
+    };
+    let streams: Vec<TcpStream> = (0..HELD).map(open).collect();
+    println!("all open");
+    let was_reset = |mut stream: TcpStream| {
+        stream.read(&mut [0; 64]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    };
+    println!("were reset: {}", streams.into_iter().map(was_reset).filter(|it| *it).count());
+}
+
+fn many(cause: Cause) {
+    const HOLDERS: usize = 4;
+    /// The bound for so many, as netlink-vip scales it.
+    const BOUND: Duration = Duration::from_millis(500);
+    let cluster = Cluster::start(Plan::v3("100ms"));
+    let owner = cluster.wait_until_settled();
+    let holders: Vec<Process> = (0..HOLDERS)
+        .map(|number| {
+            let mut command = Command::new(std::env::current_exe().expect("this program"));
+            command.env(HOLD, cluster.address().to_string());
+            cluster.client().spawn(&format!("holder-{number}"), command).expect("a holder starts")
+        })
+        .collect();
+    let wait = |text: &str| {
+        for holder in &holders {
+            let line = holder.log().wait_for_line(text, 2 * PATIENCE);
+            cluster.check(line.is_ok(), || format!("{line:?}"));
+        }
+    };
+    wait("all open");
+    let capture = Capture::on(cluster.client()).expect("the capture begins");
+    let since = Instant::now();
+    let _frozen = match cause {
+        Cause::Stop => {
+            cluster.signal(owner, Signal::SIGTERM);
+            None
+        }
+        Cause::Degrade => Some(freeze_balancer(&cluster, owner)),
+    };
+    wait(&format!("were reset: {HELD}"));
+    let clients = Clients { sessions: Vec::new(), count: HOLDERS * HELD, capture };
+    let told = clients.told_by(&cluster, owner).len();
+    cluster.check(told >= clients.count && clients.capture.dropped() == 0, || format!("{told} were told"));
+    cluster.wait("the daemon says how many it has reset", || counted(&cluster, owner) == told);
+    let resets = clients.capture.select(|frame| frame.tcp().is_some_and(|tcp| tcp.rst));
+    let (first, last) = (resets[0].at, resets[resets.len() - 1].at);
+    let span = last - first;
+    println!("MEASURED {told} sessions were reset in {span:?}, the last {:?} after {cause:?}", last - since);
+    cluster.check(span < BOUND, || format!("{span:?}"));
+    let text = cluster.daemon(owner).log().text();
+    cluster
+        .check(!text.contains("without a reset") && !text.contains("in time"), || "a false alarm".to_owned());
+}
