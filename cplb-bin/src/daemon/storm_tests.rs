@@ -87,7 +87,7 @@ fn lines_about_links_and_addresses_are_limited() {
         id: GROUP,
         state: (number % 2 == 0).then(|| state(true)),
     });
-    keeper("addresses that come and go", 2, "gone", &|number| match number % 2 {
+    keeper("addresses that come and go", 2, "removed", &|number| match number % 2 {
         0 => KeeperEvent::Installed { id: GROUP, took: Duration::ZERO },
         _ => KeeperEvent::Removed { id: GROUP, reason: Removal::Released(Release::Lost) },
     });

@@ -84,7 +84,7 @@ fn a_degraded_priority_does_not_lower_the_bar_for_strangers() {
     contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
     assert_eq!(bench.router.state(), StateName::Active);
     bench.hear(HIGHER, 100);
-    assert_eq!(bench.router.state(), StateName::Backup, "equal, and the higher address");
+    assert_eq!(bench.router.state(), StateName::Yielding, "equal, and the higher address");
 }
 
 #[test]

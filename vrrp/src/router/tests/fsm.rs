@@ -303,7 +303,7 @@ fn addresses_that_are_not_installed_are_given_up_at_once() {
     bench.advance(DOWN);
     bench.drain();
     bench.hear(HIGHER, 200);
-    assert_eq!(bench.said(), ["advertise 100 IPv4", "release Planned", "active -> backup"]);
+    assert_eq!(bench.said(), ["advertise 100 IPv4", "release Planned", "watch Stop", "active -> backup"]);
 }
 
 #[test]
