@@ -17,13 +17,11 @@ use netlink_vip::{InterfaceSelector, InterfaceState, KeeperEvent, RealServerConf
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::InstanceId;
 
-use opinions::Telling;
-
 use crate::status::schema;
 
 use super::ipvs::{
-    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, Members, News, NodeWish, Place, Wanted,
-    desired, directed, forwarding, servers, sysctls,
+    Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, Members, News, NodeWish, Opinion, Place,
+    Wanted, desired, directed, forwarding, servers, sysctls,
 };
 use super::link::Event;
 use super::problems::Cause;
@@ -49,7 +47,7 @@ pub(crate) struct Ipvs {
     /// What the servers were asked, and where they are.
     heard: Heard,
     /// What was logged about the servers.
-    told: BTreeMap<Ask, Telling>,
+    told: BTreeMap<Ask, Opinion>,
     /// The rules that the table was last told.
     directors: Vec<Director>,
     /// Those that it has. Telling it takes a moment.

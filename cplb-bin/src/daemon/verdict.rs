@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_proxy::LoadBalancer;
+use lb_proxy::{HeartbeatError, LoadBalancer};
 use netlink_vip::KeeperHandle;
 use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::InstanceId;
@@ -164,10 +164,7 @@ impl Round {
         let ipvs = self.ipvs.as_ref().and_then(|director| director.observed().unavailable);
         let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
-            let error = balancer.heartbeat(HEARTBEAT_TIMEOUT).await.err();
-            // What could not be tried for want of a descriptor or a port speaks neither for nor against this node.
-            evidence.heartbeat =
-                error.filter(|error| !error.is_inconclusive()).map(|error| error.to_string());
+            evidence.heartbeat = fault(balancer.heartbeat(HEARTBEAT_TIMEOUT).await);
             evidence.backends = self.backends(balancer);
         }
         let keeper = self.keeper.as_ref().map(KeeperHandle::status);
@@ -187,5 +184,28 @@ impl Round {
             remote: found.remote,
             healthy_remote: found.healthy_remote,
         })
+    }
+}
+
+/// What a heartbeat says against this node. One that could not be made for want of a descriptor or a port says nothing.
+fn fault(heartbeat: Result<(), HeartbeatError>) -> Option<String> {
+    heartbeat.err().filter(|error| !error.is_inconclusive()).map(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_proxy::Shortage;
+
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_that_could_not_be_made_says_nothing_against_the_node() {
+        let addr = ([127, 0, 0, 1], 6444).into();
+        assert_eq!(fault(Ok(())), None);
+        for shortage in Shortage::ALL {
+            assert_eq!(fault(Err(HeartbeatError::Inconclusive { addr, shortage })), None);
+        }
+        let silent = HeartbeatError::ListenerSilent { addr, timeout: HEARTBEAT_TIMEOUT };
+        assert!(fault(Err(silent)).unwrap().contains("did not answer"));
     }
 }

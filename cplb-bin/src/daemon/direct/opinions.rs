@@ -1,45 +1,24 @@
 //! What is heard about real servers, and said about it.
 
-use std::time::{Duration, Instant};
-
 use super::super::ipvs::{Ask, Heard, Opinion};
 use super::super::problems::Cause;
 use crate::daemon::Daemon;
 
-/// So long nothing more is said about a server.
-const TELLING: Duration = Duration::from_secs(10);
-
-/// What was logged last about a server.
-#[derive(Debug, Default)]
-pub(super) struct Telling {
-    opinion: Option<Opinion>,
-    at: Option<Instant>,
-}
-
 impl Daemon {
-    /// Says what changed; of a server that changes all the time, not all of it.
+    /// Logs what changed.
     pub(crate) fn tell_opinions(&mut self) {
-        let now = Instant::now();
         let opinions = &self.ipvs.heard.opinions;
         self.ipvs.told.retain(|ask, _| opinions.contains_key(ask));
         for (ask, opinion) in opinions {
             let Ask { vip, server, .. } = ask;
-            let Telling { opinion: former, at } = self.ipvs.told.entry(*ask).or_default();
-            if *former == Some(*opinion) || at.is_some_and(|at| now < at + TELLING) {
-                continue;
+            let former = self.ipvs.told.insert(*ask, *opinion);
+            match opinion {
+                _ if former == Some(*opinion) => {}
+                Opinion::Unasked => {}
+                Opinion::Accepts if former.is_none() => {}
+                Opinion::Accepts => tracing::info!(%vip, %server, "real server: {opinion}"),
+                _ => tracing::warn!(%vip, %server, "real server: {opinion}"),
             }
-            let is_news = match opinion {
-                Opinion::Unasked => false,
-                Opinion::Accepts => former.is_some(),
-                _ => true,
-            };
-            if is_news && *opinion == Opinion::Accepts {
-                tracing::info!(%vip, %server, "real server: {opinion}");
-            } else if is_news {
-                tracing::warn!(%vip, %server, "real server: {opinion}");
-            }
-            let at = if is_news { Some(now) } else { *at };
-            *self.ipvs.told.entry(*ask).or_default() = Telling { opinion: Some(*opinion), at };
         }
     }
 
