@@ -103,7 +103,7 @@ impl Holder {
         }
     }
 
-    /// Asks the listener of a name who it is; `None` if it does not listen, or its queue is full.
+    /// Identifies the listener of a name; `None` if it does not listen, or its queue is full.
     fn of(name: &str) -> Option<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let asker = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
@@ -166,7 +166,8 @@ fn acquire_as(name: &str) -> Result<Locked, LockError> {
     Ok(Locked::Held(NamespaceLock(tokio::spawn(answer(listener)))))
 }
 
-/// Takes the connections of those who ask for the holder: they have been told by the kernel, and the queue stays short.
+/// Takes the connections by which other processes identify the holder, so that the queue stays short. The kernel has
+/// answered them already.
 async fn answer(listener: UnixListener) {
     loop {
         if listener.accept().await.is_err() {

@@ -1,7 +1,7 @@
 //! Private state files that survive a crash: written whole, synced, then renamed into place.
 //!
 //! What they hold decides over addresses, links and sysctls at the next start, so they are untrusted input. A directory
-//! counts only if nobody but its owner, who is root or the user of this process, can write to it; a file is opened
+//! counts only if its owner is root or the user of this process and no other user can write to it; a file is opened
 //! below a handle of that directory, never through a link, and is held to the same rule. Contents are validated by the
 //! `Deserialize` of their types.
 
@@ -28,7 +28,7 @@ const VERSION: u32 = 1;
 /// Permission bits by which others than the owner could write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// In a directory with this bit everybody may create files.
+/// In a directory with this bit all users may create files, as in /tmp.
 const STICKY: u32 = 0o1000;
 
 /// How often an unused name for a temporary file is tried.
@@ -82,7 +82,7 @@ impl From<Untrusted> for io::Error {
     }
 }
 
-/// Creates the state directory with mode 0700 if it is absent, and checks that nobody but its owner can write to it. An
+/// Creates the state directory with mode 0700 if it is absent, and checks that only its owner can write to it. An
 /// empty one of this process's user, such as a fresh volume, is given that mode.
 ///
 /// # Errors
@@ -175,7 +175,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
 }
 
 /// Reads the file. One that cannot be used is put aside under the extension `bad`, so that the next one can be written
-/// and this one can be looked at. Each file has one user, who reads it before writing: what a crash left of a temporary
+/// and this one can be looked at. Each file has one user, which reads it before writing: what a crash left of a temporary
 /// file is removed here.
 ///
 /// # Errors
@@ -323,7 +323,7 @@ fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == own()
 }
 
-/// Checks that nobody but a trusted owner can write there.
+/// Checks that only a trusted owner can write there.
 fn check(metadata: &Metadata, path: &Path) -> io::Result<()> {
     let path = || path.display().to_string();
     if !is_trusted(metadata.uid()) {

@@ -107,8 +107,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         // Before anything is made that a signal would leave behind.
         let mut signals = Signals::new()
             .map_err(|error| Failure::new(Kind::System, format_args!("cannot catch signals: {error}")))?;
+        let slow = || tracing::warn!("{}", prepare::slow(args));
         let prepared = tokio::select! {
-            prepared = prepare::read(args.clone()) => prepared?,
+            prepared = prepare::read(args.clone(), slow) => prepared?,
             () = signals.stop() => return Ok(()),
         };
         let daemon = Daemon::start(args.clone(), prepared, &mut signals).await?;

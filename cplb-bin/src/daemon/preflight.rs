@@ -55,7 +55,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Creates the state directory (0700), and proves that it can be written and belongs to nobody else. A full or read-only
+/// Creates the state directory (0700), and proves that it can be written, by this user alone. A full or read-only
 /// file system may get better, and is left to [`super::state_dir`].
 fn state_dir(dir: &Path) -> Result<(), Failure> {
     match files::probe_directory(dir) {

@@ -51,24 +51,24 @@ fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     Ok(Prepared { config: loaded.config, warnings })
 }
 
-/// As [`prepare`], in a thread of the pool.
-pub(crate) async fn read(args: RunArgs) -> Result<Prepared, Failure> {
-    let read = tokio::task::spawn_blocking(move || prepare(&args)).await;
+/// Reads and checks the file in a thread of the pool; `slow` is called once if that takes long.
+pub(crate) async fn read(args: RunArgs, slow: impl FnOnce()) -> Result<Prepared, Failure> {
+    let mut reading = tokio::task::spawn_blocking(move || prepare(&args));
+    let read = match tokio::time::timeout(TIMEOUT, &mut reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            slow();
+            reading.await
+        }
+    };
     read.unwrap_or_else(|error| Err(Failure::new(Kind::Internal, error)))
 }
 
 /// As [`read`], in a task that reports to the loop.
 pub(crate) fn start(args: RunArgs, events: UnboundedSender<Event>) {
     tokio::spawn(async move {
-        let reading = read(args);
-        tokio::pin!(reading);
-        let result = match tokio::time::timeout(TIMEOUT, &mut reading).await {
-            Ok(result) => result,
-            Err(_) => {
-                let _ = events.send(Event::Read(Reading::Slow));
-                reading.await
-            }
-        };
+        let slow = || _ = events.send(Event::Read(Reading::Slow));
+        let result = read(args, slow).await;
         let _ = events.send(Event::Read(Reading::Done(Box::new(result))));
     });
 }

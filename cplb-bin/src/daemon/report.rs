@@ -171,7 +171,7 @@ fn unowned(instance: &Instance) -> Option<String> {
     let Instance { virtual_router_id: vrid, virtual_ips, state, since_seconds, .. } = instance;
     let addresses = virtual_ips.join(", ");
     let is_settled = |settling: f64| *since_seconds > settling;
-    // The time after which a Backup that hears nobody takes over is three intervals and Skew_Time of less than one.
+    // The time after which a Backup that hears no router takes over is three intervals and Skew_Time of less than one.
     let down = 4.0 * instance.advert_interval_seconds;
     match state.as_str() {
         "active" if !instance.holds_virtual_ips && is_settled(SETTLING_SECONDS) => Some(format!(

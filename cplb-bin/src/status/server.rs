@@ -64,7 +64,7 @@ impl StatusSocket {
         Ok(Self { listener, path: path.to_owned(), identity, spare: Mutex::new(spare()) })
     }
 
-    /// Makes the socket anew if its file was removed, or another one that nobody answers is in its place.
+    /// Makes the socket anew if its file was removed, or replaced by one without a listener.
     pub(crate) fn keep(&mut self) -> Result<Kept, BindError> {
         if self.is_in_place() {
             return Ok(Kept::Present);
