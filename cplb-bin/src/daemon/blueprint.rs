@@ -1,12 +1,12 @@
 //! What a configuration means for each part of the daemon.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use cplb_config::{Config, Host, LbKind};
 use lb_proxy::MARK;
-use lb_proxy::nft::{Director, Table, TableName};
+use lb_proxy::nft::{Delivery, Director, Table, TableName};
 use netlink_vip::{GroupId, LeaseTime, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
@@ -97,6 +97,8 @@ fn instance(
 pub(crate) fn options(config: &Config) -> lb_proxy::Options {
     lb_proxy::Options {
         mark: MARK,
+        // Where there are no virtual IPs it may be refused, and does not matter.
+        transparent: true,
         forbidden: config.virtual_ips().collect(),
         ..lb_proxy::Options::default()
     }
@@ -139,8 +141,8 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
             backends.push(lb_proxy::Backend { addr, weight: 1, name: None });
         }
     }
-    let listen = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), service.bind_port.number());
-    let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
+    let listen = listen(config).into_iter().map(|ip| SocketAddr::new(ip, service.bind_port.number()));
+    let mut balanced = lb_proxy::Service::new(service.name.clone(), listen.collect(), backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
     if is_api(config, service) {
@@ -150,6 +152,18 @@ fn balanced(config: &Config, service: &cplb_config::Service, names: &Names) -> l
         balanced.health.trust = servers.and_then(|servers| servers.trust.clone());
     }
     balanced
+}
+
+/// Where the load balancer listens. With virtual IPs on all addresses: the table leads to it, and closes it to others.
+fn listen(config: &Config) -> Vec<IpAddr> {
+    let has_vips = config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match config.bind_address {
+        Some(ip) if has_vips || ip.is_unspecified() => vec![if has_vips { any } else { ip }],
+        Some(ip) if ip.is_loopback() => vec![ip],
+        Some(ip) => vec![ip, IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        None => vec![any],
+    }
 }
 
 fn is_api(config: &Config, service: &cplb_config::Service) -> bool {
@@ -186,7 +200,15 @@ pub(crate) fn table(
     let port = |port: cplb_config::Port| NonZeroU16::new(port.number());
     let redirects =
         config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
-    Some(Table { name: TableName::default(), vips, redirects, mark: NonZeroU32::new(MARK), directors })
+    Some(Table {
+        name: TableName::default(),
+        vips,
+        redirects,
+        delivery: Delivery::default(),
+        bind_address: config.bind_address,
+        mark: NonZeroU32::new(MARK),
+        directors,
+    })
 }
 
 /// The service that decides whether this node serves: the API server's, else the first.

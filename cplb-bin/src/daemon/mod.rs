@@ -22,6 +22,7 @@ mod supervise;
 mod table;
 mod verdict;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,9 +45,11 @@ use names::{Answers, Names, Resolver};
 use problems::Problems;
 use reload::Reloads;
 use signals::Signals;
-use table::TableKeeper;
+use table::{Delivered, TableKeeper};
 use verdict::Verdict;
 
+#[cfg(test)]
+pub(crate) use table::Mode;
 pub(crate) use ipvs::excess as excess_virtual_servers;
 
 /// Everything that runs.
@@ -59,6 +62,8 @@ pub(crate) struct Daemon {
     pub(crate) resolver: Resolver,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
+    /// How connections arrive, as it was logged.
+    pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
     pub(crate) election: Option<Election>,
     pub(crate) ipvs: Ipvs,
     pub(crate) verdict: Verdict,
@@ -136,6 +141,7 @@ impl Daemon {
             resolver,
             balancer,
             table,
+            delivered: BTreeMap::new(),
             election: None,
             ipvs: Ipvs::default(),
             verdict: Verdict::default(),

@@ -1,7 +1,7 @@
 //! Gathers the status of all parts.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
 };
 
 use crate::discovery::State;
@@ -19,6 +19,7 @@ use crate::discovery::State;
 use super::Daemon;
 use super::election::Election;
 use super::found::Known;
+use super::table::{Delivered, Mode};
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -55,9 +56,33 @@ impl Daemon {
         let Some(balancer) = &self.balancer else { return Vec::new() };
         let snapshot = balancer.snapshot();
         let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
-        let shown =
-            self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
+        let delivered = self.delivered();
+        let shown = self.config.services.iter().filter_map(|config| {
+            let delivery = delivery(&delivered, config.port.number());
+            Some(Service { delivery, ..service(config, found(&config.name)?) })
+        });
         shown.collect()
+    }
+
+    fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
+        let bridges = self.election.as_ref().map(bridges).unwrap_or_default();
+        self.table.delivered(&bridges)
+    }
+
+    /// Says how connections arrive, once per change.
+    pub(crate) fn log_delivery(&mut self) {
+        let delivered = self.delivered();
+        for (endpoint, Delivered { mode, reason }) in &delivered {
+            if self.delivered.get(endpoint) == delivered.get(endpoint) {
+                continue;
+            }
+            let (vip, port, reason) = (endpoint.ip(), endpoint.port(), reason.as_deref());
+            match mode {
+                Mode::Transparent => tracing::info!(%vip, port, %mode, "delivery of connections"),
+                Mode::Dnat => tracing::warn!(%vip, port, %mode, reason, "delivery of connections"),
+            }
+        }
+        self.delivered = delivered;
     }
 }
 
@@ -162,11 +187,35 @@ fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
         port: config.port.number(),
         bind_port: config.bind_port.number(),
         balance: found.balance.to_string(),
+        delivery: Vec::new(),
         connections_active: found.backends.iter().map(|backend| backend.active as u64).sum(),
         connections_accepted: found.accepted,
         connections_refused: found.refused,
         backends: found.backends.iter().map(backend).collect(),
     }
+}
+
+fn delivery(delivered: &BTreeMap<SocketAddr, Delivered>, port: u16) -> Vec<Delivery> {
+    let of_port = delivered.iter().filter(|(endpoint, _)| endpoint.port() == port);
+    let shown = of_port.map(|(endpoint, it)| Delivery {
+        virtual_ip: endpoint.ip().to_string(),
+        mode: it.mode.to_string(),
+        reason: it.reason.clone(),
+    });
+    shown.collect()
+}
+
+/// The virtual IPs whose interface is a bridge, with its name.
+fn bridges(election: &Election) -> BTreeMap<IpAddr, String> {
+    let mut bridges = BTreeMap::new();
+    for group in &election.keeper.status().groups {
+        let bridge = group.interface.as_ref().filter(|it| it.kind.as_deref() == Some("bridge"));
+        let instance = election.instances.get(&vrrp::runner::InstanceId(group.id.0));
+        if let (Some(bridge), Some(instance)) = (bridge, instance) {
+            bridges.extend(instance.addresses().map(|ip| (ip.to_canonical(), bridge.name.clone())));
+        }
+    }
+    bridges
 }
 
 fn backend(found: &BackendSnapshot) -> Backend {

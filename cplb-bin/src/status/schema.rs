@@ -173,6 +173,9 @@ pub(crate) struct Service {
     pub(crate) bind_port: u16,
     /// [`lb_proxy::Balance`] as in the configuration.
     pub(crate) balance: String,
+    /// How connections of other hosts to this port of each virtual IP reach the load balancer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) delivery: Vec<Delivery>,
     /// Open now.
     pub(crate) connections_active: u64,
     /// Clients accepted.
@@ -180,6 +183,19 @@ pub(crate) struct Service {
     /// Clients that were refused because no backend took the connection.
     pub(crate) connections_refused: u64,
     pub(crate) backends: Vec<Backend>,
+}
+
+/// How connections of other hosts to a service at one virtual IP arrive.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Delivery {
+    #[serde(rename = "virtualIP")]
+    pub(crate) virtual_ip: String,
+    /// `transparent` or `dnat`.
+    pub(crate) mode: String,
+    /// Why it is `dnat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
 }
 
 /// One backend of a service.
@@ -296,6 +312,7 @@ mod tests {
             port: 6443,
             bind_port: 6444,
             balance: text(),
+            delivery: vec![Delivery { virtual_ip: text(), mode: text(), reason: Some(text()) }],
             connections_active: 0,
             connections_accepted: 0,
             connections_refused: 0,
@@ -415,6 +432,8 @@ mod tests {
         for balance in balances {
             names("services[].balance", &[&balance.to_string()]);
         }
+        use crate::daemon::Mode::{Dnat, Transparent};
+        names("services[].delivery[].mode", &[Transparent, Dnat].map(crate::daemon::Mode::as_str));
         assert!(row("schema").contains(&format!("| {SCHEMA} |")));
     }
 
