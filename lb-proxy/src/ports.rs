@@ -185,7 +185,8 @@ impl Ports {
                     kept.push(listener);
                     continue;
                 }
-                let Some(Bound { actual, fallback, refused, sockets }) = self.bound.remove(&configured) else {
+                let Some(Bound { actual, fallback, refused, sockets }) = self.bound.remove(&configured)
+                else {
                     continue;
                 };
                 if let Some(refused) = refused {

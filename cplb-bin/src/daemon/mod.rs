@@ -48,9 +48,9 @@ use signals::Signals;
 use table::{Delivered, TableKeeper};
 use verdict::Verdict;
 
+pub(crate) use ipvs::excess as excess_virtual_servers;
 #[cfg(test)]
 pub(crate) use table::Mode;
-pub(crate) use ipvs::excess as excess_virtual_servers;
 
 /// Everything that runs.
 pub(crate) struct Daemon {

@@ -11,7 +11,8 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status, Transition,
+    ActiveRouter, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status,
+    Transition,
 };
 
 use crate::discovery::State;

@@ -171,7 +171,9 @@ impl Work {
         };
         let delivery = match self.unavailable() {
             Some(_) => Delivery::Dnat,
-            None => Delivery::Transparent { except: self.foreign.iter().filter(is_service).copied().collect() },
+            None => {
+                Delivery::Transparent { except: self.foreign.iter().filter(is_service).copied().collect() }
+            }
         };
         Some(Table { delivery, ..desired.clone() })
     }

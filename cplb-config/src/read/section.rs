@@ -104,7 +104,11 @@ fn bind_address(field: &Field<'_>) -> Option<IpAddr> {
     match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
         Ok(ip) if !ip.is_multicast() && ip != IpAddr::from(Ipv4Addr::BROADCAST) => Some(ip),
         Ok(_) => {
-            field.error(Finding::new("bind-address", format!("{text} is the address of no single node"), help));
+            field.error(Finding::new(
+                "bind-address",
+                format!("{text} is the address of no single node"),
+                help,
+            ));
             None
         }
         Err(_) => {

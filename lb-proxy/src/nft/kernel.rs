@@ -130,7 +130,8 @@ impl Kernel {
         let name = table.name.as_str();
         let chains = table.chains();
         let chains = chains.iter().map(|chain| Query::Chain(name, chain.name));
-        let sets = Family::BOTH.map(|family| [Query::Set(name, family.set()), Query::Elements(name, family.set())]);
+        let sets =
+            Family::BOTH.map(|family| [Query::Set(name, family.set()), Query::Elements(name, family.set())]);
         let others = [Query::Rules(name)].into_iter().chain(sets.into_iter().flatten());
         let mut total = Fingerprint { digest: 0, rules: 0, elements: 0 };
         for query in [Query::Table(name)].into_iter().chain(chains).chain(others) {

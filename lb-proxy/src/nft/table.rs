@@ -12,8 +12,8 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use super::director::{self, Director};
 use super::name::TableName;
 use super::rules::{
-    Family, Rule, assign, from_bridge, from_loopback, from_port, from_vip, has_mark, is_family, is_foreign, is_local,
-    is_refusal, is_syn, is_translated, jump, reset, text, to_address, to_endpoint, to_port, to_vip,
+    Family, Rule, assign, from_bridge, from_loopback, from_port, from_vip, has_mark, is_family, is_foreign,
+    is_local, is_refusal, is_syn, is_translated, jump, reset, text, to_address, to_endpoint, to_port, to_vip,
     translate,
 };
 

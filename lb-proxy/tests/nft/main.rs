@@ -89,9 +89,16 @@ fn main() -> ExitCode {
         eprintln!("{why}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<(&str, fn())> =
-        [traffic::ONCE, directors::TESTS, watch::TESTS, faults::TESTS, checks::TESTS, silence::TESTS, reach::TESTS]
-            .concat();
+    let tests: Vec<(&str, fn())> = [
+        traffic::ONCE,
+        directors::TESTS,
+        watch::TESTS,
+        faults::TESTS,
+        checks::TESTS,
+        silence::TESTS,
+        reach::TESTS,
+    ]
+    .concat();
     let once = tests.into_iter().map(|(name, test)| trial(name.to_owned(), test));
     let twice = [traffic::TESTS, reach::IN_BOTH_MODES].concat().into_iter().flat_map(|(name, test)| {
         Mode::BOTH.map(|mode| trial(format!("{name} {mode:?}").to_lowercase(), move || test(mode)))

@@ -112,7 +112,11 @@ fn a_firewall_may_accept_translated_connections() {
         let _stream = client.run(move || connect(vip));
         assert_eq!(accepted_at(&proxy), at(6444, vip));
     }
-    assert_eq!(failure(&client, ([10, 0, 0, 1], 6444).into()), ErrorKind::TimedOut, "the firewall's own verdict");
+    assert_eq!(
+        failure(&client, ([10, 0, 0, 1], 6444).into()),
+        ErrorKind::TimedOut,
+        "the firewall's own verdict"
+    );
 }
 
 fn untracked_connections_reach_the_proxy() {

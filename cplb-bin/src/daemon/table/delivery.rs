@@ -64,7 +64,10 @@ fn reason(
     let Delivery::Transparent { except } = &applied.delivery else {
         return Some(unavailable.unwrap_or("tproxy is not used").to_owned());
     };
-    if applied.directors.iter().any(|it| (it.vip.to_canonical(), it.port.get()) == (endpoint.ip(), endpoint.port()))
+    if applied
+        .directors
+        .iter()
+        .any(|it| (it.vip.to_canonical(), it.port.get()) == (endpoint.ip(), endpoint.port()))
     {
         return Some("IPVS balances it".to_owned());
     }
@@ -91,8 +94,7 @@ mod tests {
     }
 
     fn reasons(table: &Table, unavailable: Option<&str>, bridges: &[(&str, &str)]) -> Vec<(String, String)> {
-        let bridges =
-            bridges.iter().map(|(ip, name)| (ip.parse().unwrap(), (*name).to_owned())).collect();
+        let bridges = bridges.iter().map(|(ip, name)| (ip.parse().unwrap(), (*name).to_owned())).collect();
         let all = delivered(table, unavailable, &bridges);
         assert_eq!(all.len(), 4);
         let translated = all.into_iter().filter(|(_, it)| {
