@@ -131,6 +131,19 @@ mod tests {
     }
 
     #[test]
+    fn listeners_are_transparent_where_that_is_permitted() {
+        let tuning = Tuning::new(&Options { transparent: true, ..Options::default() });
+        let is_transparent =
+            |socket: &TcpListener| socket2::SockRef::from(socket).ip_transparent_v4().unwrap();
+        for addr in [any(), "[::]:0".parse().unwrap()] {
+            let bound = bind(addr, 2, &tuning).unwrap();
+            let permitted = bound.refused.is_none();
+            assert!(bound.sockets.iter().all(|socket| is_transparent(socket) == permitted));
+        }
+        assert!(!is_transparent(&bind(any(), 1, &self::tuning()).unwrap().sockets[0]));
+    }
+
+    #[test]
     fn all_sockets_get_connections() {
         let bound = bind(any(), 3, &tuning()).unwrap();
         let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(bound.actual).unwrap()).collect();

@@ -220,3 +220,28 @@ pub(crate) fn deciding_service(config: &Config) -> Option<&str> {
         .or_else(|| config.services.first())
         .map(|service| service.name.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listens(spec: &str) -> Vec<String> {
+        let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
+        let config = cplb_config::load(&text, "test.yaml").unwrap().config;
+        listen(&config).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_bind_address_is_listened_on_only_where_no_table_closes_the_port() {
+        let backends = "  backends: {static: [10.0.0.11]}\n";
+        let vips = "  vrrpInstances: [{virtualIPs: [10.0.0.100/24], version: 3}]\n";
+        let at = |ip: &str| format!("  bindAddress: \"{ip}\"\n{backends}");
+        assert_eq!(listens(backends), ["::"]);
+        assert_eq!(listens(&at("0.0.0.0")), ["0.0.0.0"]);
+        assert_eq!(listens(&at("127.0.0.1")), ["127.0.0.1"]);
+        assert_eq!(listens(&at("10.0.0.11")), ["10.0.0.11", "127.0.0.1"]);
+        for ip in ["0.0.0.0", "127.0.0.1", "10.0.0.11"] {
+            assert_eq!(listens(&format!("{vips}{}", at(ip))), ["::"]);
+        }
+    }
+}

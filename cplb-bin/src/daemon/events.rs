@@ -184,9 +184,6 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::MarkRefused { reason } => {
             tracing::warn!(reason, "connections to backends are not marked");
         }
-        Balancer::TransparentRefused { reason } => {
-            tracing::info!(reason, "listeners are not transparent");
-        }
         Balancer::CongestionRefused { algorithm, reason } => {
             tracing::warn!(algorithm, reason, "congestion control");
         }

@@ -20,7 +20,7 @@ use crate::discovery::State;
 use super::Daemon;
 use super::election::Election;
 use super::found::Known;
-use super::table::{Delivered, Mode};
+use super::table::{Delivered, Reason};
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -73,14 +73,16 @@ impl Daemon {
     /// Says how connections arrive, once per change.
     pub(crate) fn log_delivery(&mut self) {
         let delivered = self.delivered();
-        for (endpoint, Delivered { mode, reason }) in &delivered {
-            if self.delivered.get(endpoint) == delivered.get(endpoint) {
-                continue;
-            }
-            let (vip, port, reason) = (endpoint.ip(), endpoint.port(), reason.as_deref());
-            match mode {
-                Mode::Transparent => tracing::info!(%vip, port, %mode, "delivery of connections"),
-                Mode::Dnat => tracing::warn!(%vip, port, %mode, reason, "delivery of connections"),
+        for (endpoint, now) in
+            delivered.iter().filter(|(endpoint, now)| self.delivered.get(endpoint) != Some(now))
+        {
+            let (vip, port, mode) = (endpoint.ip(), endpoint.port(), now.mode());
+            match &now.reason {
+                None => tracing::info!(%vip, port, %mode, "delivery of connections"),
+                Some(reason @ Reason::Unavailable(_)) => {
+                    tracing::warn!(%vip, port, %mode, %reason, "delivery of connections");
+                }
+                Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
             }
         }
         self.delivered = delivered;
@@ -200,8 +202,8 @@ fn delivery(delivered: &BTreeMap<SocketAddr, Delivered>, port: u16) -> Vec<Deliv
     let of_port = delivered.iter().filter(|(endpoint, _)| endpoint.port() == port);
     let shown = of_port.map(|(endpoint, it)| Delivery {
         virtual_ip: endpoint.ip().to_string(),
-        mode: it.mode.to_string(),
-        reason: it.reason.clone(),
+        mode: it.mode().to_string(),
+        reason: it.reason.as_ref().map(ToString::to_string),
     });
     shown.collect()
 }

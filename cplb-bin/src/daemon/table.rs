@@ -15,7 +15,9 @@ use crate::exit::{Failure, Kind};
 use crate::lock::{self, HostLock};
 use crate::status::schema;
 
-pub(crate) use delivery::{Delivered, Mode};
+#[cfg(test)]
+pub(crate) use delivery::Mode;
+pub(crate) use delivery::{Delivered, Reason};
 use foreign::ForeignServices;
 
 /// Owns the table. Only the methods that run `nft` wait for each other.
@@ -183,6 +185,9 @@ impl Work {
     }
 
     async fn ask_ipvs(&mut self) {
+        if self.desired.is_none() {
+            return;
+        }
         if let Some(services) = self.ipvs.list().await {
             self.foreign = services;
         }

@@ -30,11 +30,40 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The mode of one endpoint, and why it is not the transparent one.
+/// How connections to one endpoint arrive: translated if there is a reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
-    pub(crate) mode: Mode,
-    pub(crate) reason: Option<String>,
+    pub(crate) reason: Option<Reason>,
+}
+
+impl Delivered {
+    pub(crate) fn mode(&self) -> Mode {
+        if self.reason.is_some() { Mode::Dnat } else { Mode::Transparent }
+    }
+}
+
+/// Why connections are translated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// This node cannot do otherwise, in words.
+    Unavailable(String),
+    /// IPVS balances the endpoint for us.
+    Ipvs,
+    /// IPVS balances it for other software.
+    ForeignIpvs,
+    /// The virtual IP's interface, by name.
+    Bridge(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(why) => f.write_str(why),
+            Self::Ipvs => f.write_str("IPVS balances it"),
+            Self::ForeignIpvs => f.write_str("the kernel's IPVS has a service of other software for it"),
+            Self::Bridge(name) => write!(f, "{name} is a bridge"),
+        }
+    }
 }
 
 /// The endpoints that `applied` leads to the load balancer. `unavailable` is why nothing can be transparent; `bridges` are
@@ -47,12 +76,9 @@ pub(crate) fn delivered(
     let vips: BTreeSet<IpAddr> = applied.vips.iter().map(IpAddr::to_canonical).collect();
     let ports = applied.redirects.keys();
     let endpoints = ports.flat_map(|port| vips.iter().map(|vip| SocketAddr::new(*vip, port.get())));
-    let decide = |endpoint: SocketAddr| {
-        let reason = reason(applied, unavailable, bridges, endpoint);
-        let mode = if reason.is_some() { Mode::Dnat } else { Mode::Transparent };
-        (endpoint, Delivered { mode, reason })
-    };
-    endpoints.map(decide).collect()
+    endpoints
+        .map(|endpoint| (endpoint, Delivered { reason: reason(applied, unavailable, bridges, endpoint) }))
+        .collect()
 }
 
 fn reason(
@@ -60,21 +86,18 @@ fn reason(
     unavailable: Option<&str>,
     bridges: &BTreeMap<IpAddr, String>,
     endpoint: SocketAddr,
-) -> Option<String> {
+) -> Option<Reason> {
     let Delivery::Transparent { except } = &applied.delivery else {
-        return Some(unavailable.unwrap_or("tproxy is not used").to_owned());
+        return Some(Reason::Unavailable(unavailable.unwrap_or("tproxy is not used").to_owned()));
     };
-    if applied
-        .directors
-        .iter()
-        .any(|it| (it.vip.to_canonical(), it.port.get()) == (endpoint.ip(), endpoint.port()))
-    {
-        return Some("IPVS balances it".to_owned());
+    let is_directed = |vip: IpAddr, port: u16| SocketAddr::new(vip.to_canonical(), port) == endpoint;
+    if applied.directors.iter().any(|director| is_directed(director.vip, director.port.get())) {
+        return Some(Reason::Ipvs);
     }
     if except.contains(&endpoint) {
-        return Some("the kernel's IPVS has a service of other software for it".to_owned());
+        return Some(Reason::ForeignIpvs);
     }
-    bridges.get(&endpoint.ip()).map(|name| format!("{name} is a bridge"))
+    bridges.get(&endpoint.ip()).cloned().map(Reason::Bridge)
 }
 
 #[cfg(test)]
@@ -93,15 +116,12 @@ mod tests {
         }
     }
 
-    fn reasons(table: &Table, unavailable: Option<&str>, bridges: &[(&str, &str)]) -> Vec<(String, String)> {
+    /// The endpoints that are translated, with the reasons.
+    fn reasons(table: &Table, unavailable: Option<&str>, bridges: &[(&str, &str)]) -> Vec<(String, Reason)> {
         let bridges = bridges.iter().map(|(ip, name)| (ip.parse().unwrap(), (*name).to_owned())).collect();
         let all = delivered(table, unavailable, &bridges);
         assert_eq!(all.len(), 4);
-        let translated = all.into_iter().filter(|(_, it)| {
-            assert_eq!(it.mode == Mode::Dnat, it.reason.is_some());
-            it.mode == Mode::Dnat
-        });
-        translated.map(|(endpoint, it)| (endpoint.to_string(), it.reason.unwrap())).collect()
+        all.into_iter().filter_map(|(endpoint, it)| Some((endpoint.to_string(), it.reason?))).collect()
     }
 
     #[test]
@@ -109,21 +129,19 @@ mod tests {
         assert_eq!(reasons(&table(Delivery::default()), None, &[("192.0.2.1", "br0")]), []);
         let except = ["10.0.0.100:6443".parse().unwrap()].into();
         let found = reasons(&table(Delivery::Transparent { except }), None, &[("fd00::100", "br0")]);
-        let found: Vec<_> = found.iter().map(|(endpoint, why)| (endpoint.as_str(), why.as_str())).collect();
-        assert_eq!(
-            found,
-            [
-                ("10.0.0.100:6443", "the kernel's IPVS has a service of other software for it"),
-                ("[fd00::100]:6443", "br0 is a bridge"),
-                ("[fd00::100]:8132", "br0 is a bridge"),
-            ]
-        );
+        let bridge = || Reason::Bridge("br0".to_owned());
+        let expected = [
+            ("10.0.0.100:6443", Reason::ForeignIpvs),
+            ("[fd00::100]:6443", bridge()),
+            ("[fd00::100]:8132", bridge()),
+        ];
+        assert_eq!(found, expected.map(|(endpoint, why)| (endpoint.to_owned(), why)));
     }
 
     #[test]
     fn without_tproxy_every_endpoint_says_so() {
         let found = reasons(&table(Delivery::Dnat), Some("the kernel has no nft_tproxy"), &[]);
         assert_eq!(found.len(), 4);
-        assert!(found.iter().all(|(_, why)| why == "the kernel has no nft_tproxy"));
+        assert!(found.iter().all(|(_, why)| why.to_string() == "the kernel has no nft_tproxy"));
     }
 }
