@@ -12,8 +12,8 @@ use testbed::{Lan, Node, Test, Tool};
 use support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn(Tproxy)); 6] = [
-        ("three_nodes_elect_one_active_that_serves", elects),
+    let tests = [
+        ("three_nodes_elect_one_active_that_serves", elects as fn(Tproxy)),
         ("the_demo_shows_a_failover_and_cleans_up", demo),
         ("openssl_meets_every_certificate_from_everywhere", certificates),
         ("a_static_backend_that_is_the_vip_is_left_out", static_loop),

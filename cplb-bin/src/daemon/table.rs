@@ -52,7 +52,8 @@ struct Work {
     tool: Option<Tool>,
     /// What is no longer desired and could not be removed yet.
     leftover: Option<TableName>,
-    applied: bool,
+    /// The table in the kernel.
+    applied: Option<Table>,
     restored: u64,
 }
 
@@ -81,7 +82,7 @@ impl TableKeeper {
     pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
         let mut work = self.work.lock().await;
         let result = match desired {
-            Some(desired) if work.applied && work.desired.as_ref() == Some(&desired) => Ok(()),
+            Some(desired) if work.applied.is_some() && work.desired.as_ref() == Some(&desired) => Ok(()),
             Some(desired) => {
                 work.desired = Some(desired);
                 work.unsupported = None;
@@ -130,22 +131,19 @@ impl TableKeeper {
 
     fn publish(&self, work: &Work, error: Option<String>) {
         let status = (work.desired.is_some() || work.leftover.is_some()).then(|| schema::Table {
-            present: work.applied && error.is_none(),
+            present: work.applied.is_some() && error.is_none(),
             restored: work.restored,
             error,
         });
-        *self.outcome() = Outcome {
-            status,
-            applied: work.effective().filter(|_| work.applied),
-            unavailable: work.unavailable().cloned(),
-        };
+        *self.outcome() =
+            Outcome { status, applied: work.applied.clone(), unavailable: work.unavailable().cloned() };
     }
 }
 
 impl Work {
     /// Applies the table in one batch; without `tproxy`, if that is the reason why it is refused.
     async fn apply(&mut self) -> Result<(), Failure> {
-        let Some(table) = self.effective() else { return Ok(()) };
+        let Some(mut table) = self.effective() else { return Ok(()) };
         let tool = match &mut self.tool {
             Some(tool) => tool,
             none => none.insert(Tool::find(&table)?),
@@ -154,12 +152,13 @@ impl Work {
         if let Err(error) = &result
             && table.delivery != Delivery::Dnat
             && let Some(why) = refusal(error)
-            && tool.nft.apply(&Table { delivery: Delivery::Dnat, ..table }).await.is_ok()
         {
-            self.unsupported = Some(why);
-            result = Ok(());
+            let translating = Table { delivery: Delivery::Dnat, ..table.clone() };
+            if tool.nft.apply(&translating).await.is_ok() {
+                (self.unsupported, table, result) = (Some(why), translating, Ok(()));
+            }
         }
-        self.applied = result.is_ok();
+        self.applied = result.is_ok().then_some(table);
         self.leftover = None;
         result.map_err(|error| failure(&error))
     }
@@ -194,14 +193,13 @@ impl Work {
     }
 
     async fn look(&mut self) -> Option<Look> {
-        let before = self.effective();
         self.ask_ipvs().await;
         let Some(wanted) = self.effective() else {
             self.leftover.as_ref()?;
             return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
         };
-        let is_same = before.as_ref() == Some(&wanted);
-        if let (true, true, Some(tool)) = (self.applied, is_same, &mut self.tool) {
+        let was_applied = self.applied.as_ref() == Some(&wanted);
+        if let (true, Some(tool)) = (was_applied, &mut self.tool) {
             match tool.nft.present(&wanted) {
                 Ok(Presence::Intact) => return Some(Look::Present),
                 Ok(Presence::Missing) => {}
@@ -210,7 +208,6 @@ impl Work {
                 }
             }
         }
-        let was_applied = self.applied && is_same;
         Some(match self.apply().await {
             Ok(()) if was_applied => {
                 self.restored += 1;
@@ -223,7 +220,7 @@ impl Work {
 
     /// Removes what is there; if that fails, the next look tries again.
     async fn remove(&mut self) -> Result<(), Failure> {
-        self.applied = false;
+        self.applied = None;
         self.leftover = self.desired.take().map(|desired| desired.name).or(self.leftover.take());
         if let (Some(tool), Some(name)) = (&mut self.tool, &self.leftover) {
             tool.nft.remove(name).await.map_err(|error| {

@@ -335,7 +335,7 @@ mod tests {
         rules.and_then(|rules| rules.as_array().cloned()).unwrap_or_default()
     }
 
-    fn matches(op: &str, left: Value, right: Value) -> Value {
+    fn matches(op: &str, left: &Value, right: &Value) -> Value {
         json!({"match": {"op": op, "left": left, "right": right}})
     }
 
@@ -345,14 +345,14 @@ mod tests {
 
     fn to_vip4() -> Vec<Value> {
         vec![
-            matches("==", payload("ip", "daddr"), json!("@vip4")),
-            matches("==", payload("tcp", "dport"), json!(6443)),
-            matches("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local")),
+            matches("==", &payload("ip", "daddr"), &json!("@vip4")),
+            matches("==", &payload("tcp", "dport"), &json!(6443)),
+            matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local")),
         ]
     }
 
     fn syn() -> Value {
-        matches("==", json!({"&": [payload("tcp", "flags"), 0x17]}), json!(0x02))
+        matches("==", &json!({"&": [payload("tcp", "flags"), 0x17]}), &json!(0x02))
     }
 
     fn dnat(port: u16) -> Value {
@@ -385,9 +385,9 @@ mod tests {
     fn packets_get_the_listener_or_a_syn_is_dropped() {
         let rules = rules(&table(), TRANSPARENT);
         assert_eq!(rules[0][1], json!({"return": null}), "our own mark");
-        let translated = matches("in", json!({"ct": {"key": "status"}}), json!("dnat"));
+        let translated = matches("in", &json!({"ct": {"key": "status"}}), &json!("dnat"));
         assert_eq!(rules[1], json!([translated, {"return": null}]));
-        let bridge = matches("==", json!({"meta": {"key": "iifkind"}}), json!("bridge"));
+        let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
         assert_eq!(rules[2], json!([bridge, {"return": null}]));
         let tproxy = json!({"tproxy": {"family": "ip", "port": 6444}});
         assert_eq!(rules[3], with(to_vip4(), [tproxy, json!({"accept": null})]));
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn assigned_connections_are_translated_to_themselves_and_bridged_ones_to_the_proxy() {
         let rules = rules(&table(), PREROUTING);
-        let bridge = matches("==", json!({"meta": {"key": "iifkind"}}), json!("bridge"));
+        let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
         assert_eq!(rules[0], with(to_vip4(), [bridge, dnat(6444)]));
         assert_eq!(rules[1], with(to_vip4(), [dnat(6443)]));
         assert_eq!(rules.len(), 4);
@@ -410,8 +410,8 @@ mod tests {
         let except = ["10.0.0.100:6443", "10.0.0.100:80"].map(|endpoint| endpoint.parse().unwrap());
         let table = Table { delivery: Delivery::Transparent { except: except.into() }, ..table() };
         let endpoint = [
-            matches("==", payload("ip", "daddr"), json!("10.0.0.100")),
-            matches("==", payload("tcp", "dport"), json!(6443)),
+            matches("==", &payload("ip", "daddr"), &json!("10.0.0.100")),
+            matches("==", &payload("tcp", "dport"), &json!(6443)),
         ];
         assert_eq!(rules(&table, TRANSPARENT)[3], with(endpoint.clone().into(), [json!({"return": null})]));
         let rules = rules(&table, PREROUTING);
@@ -446,10 +446,10 @@ mod tests {
         let closed = closing(None);
         assert_eq!(closed.len(), 3);
         let reset = json!({"reject": {"type": "tcp reset"}});
-        assert_eq!(closed[2], json!([matches("==", payload("tcp", "dport"), json!(6444)), syn(), reset]));
-        let v4 = matches("==", json!({"meta": {"key": "nfproto"}}), json!("ipv4"));
+        assert_eq!(closed[2], json!([matches("==", &payload("tcp", "dport"), &json!(6444)), syn(), reset]));
+        let v4 = matches("==", &json!({"meta": {"key": "nfproto"}}), &json!("ipv4"));
         assert_eq!(closing(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
-        let own = matches("==", payload("ip6", "daddr"), json!("fd00::11"));
+        let own = matches("==", &payload("ip6", "daddr"), &json!("fd00::11"));
         assert_eq!(closing(Some("fd00::11"))[2], json!([own, {"return": null}]));
         assert_eq!(closing(Some("::")), Vec::<Value>::new());
     }

@@ -32,6 +32,9 @@ fn table() -> Table {
     }
 }
 
+/// A test that shows the same in every mode.
+type InMode = (&'static str, fn(Mode));
+
 /// How packets from other hosts reach the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {

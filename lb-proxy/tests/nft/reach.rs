@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::ns::{Peer, accepted_at, add_address, connect, ip, is_idle, listen, listen_transparent, nft, run};
 use crate::traffic::{VIP4, VIP6, apply, at, node_and_client};
-use crate::{Mode, table};
+use crate::{InMode, Mode, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_firewall_sees_the_port_that_clients_use", a_firewall_sees_the_port_that_clients_use),
@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_server_binds_the_services_port_beside_sessions", a_server_binds_the_services_port_beside_sessions),
 ];
 
-pub(crate) const IN_BOTH_MODES: &[(&str, fn(Mode))] = &[
+pub(crate) const IN_BOTH_MODES: &[InMode] = &[
     ("later_dnat_takes_no_connection_away", later_dnat_takes_no_connection_away),
     ("bridged_packets_reach_the_proxy", bridged_packets_reach_the_proxy),
     ("a_server_on_the_services_port_gets_no_connection", a_server_on_the_services_port_gets_no_connection),

@@ -10,9 +10,9 @@ use lb_proxy::nft::Table;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::ns::{Peer, accepted_at, add_address, connect, ip, is_idle, listen, nft, run};
-use crate::{Mode, block_on, find, redirects};
+use crate::{InMode, Mode, block_on, find, redirects};
 
-pub(crate) const TESTS: &[(&str, fn(Mode))] = &[
+pub(crate) const TESTS: &[InMode] = &[
     ("the_node_itself_reaches_the_proxy_through_the_vip", the_node_itself_reaches_the_proxy_through_the_vip),
     ("another_host_reaches_the_proxy_through_the_vip", another_host_reaches_the_proxy_through_the_vip),
     ("a_link_local_vip_is_redirected", a_link_local_vip_is_redirected),
