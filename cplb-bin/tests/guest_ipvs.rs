@@ -1,9 +1,11 @@
-//! IPVS as the balancer of `virtualServers`, with the real binary on a kernel that has it.
+//! IPVS as the balancer of `virtualServers`, with the real binary on a kernel that has it; and the links that only such a
+//! kernel has.
 
 mod support;
 mod guest {
     pub(crate) mod failover;
     pub(crate) mod ground;
+    pub(crate) mod reach;
     pub(crate) mod servers;
     pub(crate) mod spread;
     pub(crate) mod system;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use testbed::{Test, Tool};
 
-use guest::{failover, servers, spread, system};
+use guest::{failover, reach, servers, spread, system};
 use support::binary;
 
 fn main() -> ExitCode {
@@ -53,6 +55,9 @@ fn main() -> ExitCode {
         test("a_stop_and_a_crash_leave_nothing", system::leftovers),
         test("nat_without_forwarding_is_told", system::forwarding),
         test("kube_proxy_beside_it_is_told_once_and_keeps_what_it_needs", system::kube_proxy),
+        test("a_service_of_kube_proxy_with_the_vip_takes_no_connection", reach::external_address),
+        test("a_vip_on_a_vlan_is_served_behind_a_firewall", reach::vlan),
+        test("a_vip_on_a_bond_is_served_behind_a_firewall", reach::bond),
         test("a_full_state_directory_is_lived_with", system::full_state),
         test("a_foreign_sync_daemon_is_told_and_left_alone", system::foreign_sync),
         test("a_foreign_dummy_is_refused_and_left_alone", system::foreign_dummy),

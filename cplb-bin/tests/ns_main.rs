@@ -9,21 +9,38 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Node, Test, Tool};
 
-use support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, binary};
+use support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
 
 fn main() -> ExitCode {
-    testbed::main(vec![
-        Test::new("three_nodes_elect_one_active_that_serves", elects),
-        Test::new("the_demo_shows_a_failover_and_cleans_up", demo),
-        Test::new("openssl_meets_every_certificate_from_everywhere", certificates).needs([Tool::Openssl]),
-        Test::new("a_static_backend_that_is_the_vip_is_left_out", static_loop),
-        Test::new("a_k0sctl_controller_that_is_the_vip_is_left_out", k0sctl_loop),
-        Test::new("a_backend_option_that_is_the_vip_is_left_out", option_loop),
-    ])
+    let tests = [
+        ("three_nodes_elect_one_active_that_serves", elects as fn(Tproxy)),
+        ("the_demo_shows_a_failover_and_cleans_up", demo),
+        ("openssl_meets_every_certificate_from_everywhere", certificates),
+        ("a_static_backend_that_is_the_vip_is_left_out", static_loop),
+        ("a_k0sctl_controller_that_is_the_vip_is_left_out", k0sctl_loop),
+        ("a_backend_option_that_is_the_vip_is_left_out", option_loop),
+    ];
+    let tests = tests.into_iter().flat_map(|(name, body)| {
+        Tproxy::BOTH.map(|tproxy| {
+            Test::new(format!("{name} {}", tproxy.mode()), move || body(tproxy)).needs([Tool::Openssl])
+        })
+    });
+    testbed::main(tests.collect())
 }
 
-fn elects() {
-    let cluster = Cluster::start(Plan::default());
+fn elects(tproxy: Tproxy) {
+    let cluster = Cluster::start(Plan::default().tproxy(tproxy));
+    for index in 0..cluster.len() {
+        let status = cluster.status(index);
+        let shown = &status["services"][0]["delivery"][0];
+        let as_expected = shown["virtualIP"] == cluster.vip().to_string() && shown["mode"] == tproxy.mode();
+        cluster.check(as_expected && shown["reason"].is_string() == (tproxy == Tproxy::Missing), || {
+            shown.to_string()
+        });
+        cluster.check(status["degraded"].as_array().is_some_and(Vec::is_empty), || {
+            status["degraded"].to_string()
+        });
+    }
     let owners = cluster.owners();
     cluster.check(owners.len() == 1, || format!("owners: {owners:?}"));
     // Equals that start together may be Active at the same moment once; the first advertisement settles it.
@@ -31,10 +48,11 @@ fn elects() {
 }
 
 /// The demonstration makes namespaces of its own inside those of the tests; the log form is what scripts read.
-fn demo() {
+fn demo(tproxy: Tproxy) {
     let lan = Lan::builder().controllers(0).clients(1).build().expect("a LAN");
     let mut command = Command::new(binary());
     command.args(["demo", "--plain"]);
+    tproxy.prepare(&mut command, lan.client(0).directory());
     let started = Instant::now();
     let output = lan.client(0).output(command).expect("the demonstration ends within a minute");
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -71,9 +89,9 @@ fn running_daemons() -> usize {
 /// More runs than round robin over three needs, also if both workers count for themselves.
 const RUNS: usize = 12;
 
-fn certificates() {
+fn certificates(tproxy: Tproxy) {
     let lan = Lan::builder().routed_client(0).routed_client(1).routed_client(2);
-    let mut cluster = Cluster::build(lan, Plan::default().dual_stack());
+    let mut cluster = Cluster::build(lan, Plan::default().dual_stack().tproxy(tproxy));
     cluster.start_all();
     cluster.wait_until_settled();
     let takeovers = cluster.takeovers();
@@ -163,16 +181,16 @@ fn backends_with_vip(cluster: &Cluster) -> String {
     format!("[\"{}\", \"{}\", \"{}\", \"{}\"]", nodes[0].v4(), cluster.vip(), nodes[1].v4(), nodes[2].v4())
 }
 
-fn static_loop() {
-    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+fn static_loop(tproxy: Tproxy) {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms").tproxy(tproxy));
     let list = backends_with_vip(&cluster);
-    cluster.plan = Plan::v3("100ms").spec(format!("backends: {{static: {list}}}"));
+    cluster.plan = cluster.plan.clone().spec(format!("backends: {{static: {list}}}"));
     cluster.start_all();
     expect_no_loop(&cluster, "is a virtual IP");
 }
 
-fn k0sctl_loop() {
-    let mut cluster = Cluster::build(Lan::builder(), Plan::default());
+fn k0sctl_loop(tproxy: Tproxy) {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::default().tproxy(tproxy));
     let mut hosts = String::new();
     let own = cluster.lan.controllers().iter().map(|node| IpAddr::V4(node.v4()));
     for address in own.chain([cluster.vip()]) {
@@ -195,8 +213,8 @@ fn k0sctl_loop() {
     expect_no_loop(&cluster, "is a virtual IP");
 }
 
-fn option_loop() {
-    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+fn option_loop(tproxy: Tproxy) {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms").tproxy(tproxy));
     for index in 0..cluster.len() {
         let mut command = cluster.command(index);
         // The IPv4-mapped form and the bind port are the same address in disguise.
@@ -237,8 +255,8 @@ fn expect_no_loop(cluster: &Cluster, warning: &str) {
         (cluster.client(), cluster.address()),
         (cluster.node(active), cluster.address()),
         (cluster.node(backup), cluster.address()),
-        (cluster.client(), own(active)),
-        (cluster.client(), own(backup)),
+        (cluster.node(active), own(active)),
+        (cluster.node(backup), own(backup)),
     ];
     // The last connections of the probe that found the cluster settled may still be in a queue.
     let mut last = 0;

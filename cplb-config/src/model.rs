@@ -27,6 +27,9 @@ pub struct Config {
     pub disable_load_balancer: bool,
     /// First port the userspace proxy binds; where services got their default bind ports from.
     pub proxy_bind_port: Port,
+    /// The address of the node at which other hosts reach the bind ports themselves; unspecified for all of its family,
+    /// `::` for all. `None`: where there are virtual IPs none, else all.
+    pub bind_address: Option<IpAddr>,
     /// What is balanced. Names, ports and bind ports are unique.
     pub services: Vec<Service>,
     /// The servers behind every service that has none of its own.

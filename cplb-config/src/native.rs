@@ -72,6 +72,7 @@ impl Document {
             ipvs_sync: (config.ipvs_sync || !config.virtual_servers.is_empty()).then_some(config.ipvs_sync),
             disable_load_balancer: Some(config.disable_load_balancer),
             user_space_proxy_bind_port: Some(config.proxy_bind_port.number()),
+            bind_address: config.bind_address,
             services: Some(config.services.iter().map(ServiceSpec::from).collect()),
             backends: (!config.backends.is_empty()).then(|| BackendsSpec::from(&config.backends)),
             balance: None,

@@ -19,6 +19,10 @@ pub struct Options {
     /// The rules of the nftables table let packets with this mark pass, so that the proxy cannot reach itself through
     /// the virtual address. Needs `CAP_NET_ADMIN`; without it an `Event::MarkRefused` is sent once.
     pub mark: u32,
+    /// Lets listeners on all addresses take the connections that nftables assigns to them by `tproxy`, whatever their port
+    /// ([`crate::nft::Delivery::Transparent`]): sets `IP_TRANSPARENT`. Needs `CAP_NET_ADMIN` or `CAP_NET_RAW`; without
+    /// either an `Event::TransparentRefused` is sent once, and the listeners are ordinary ones.
+    pub transparent: bool,
     /// Addresses that are never a backend: the virtual IPs. A backend with one of them is dropped with an event.
     pub forbidden: Vec<IpAddr>,
     /// `TCP_CONGESTION` of the sockets towards backends, for example `cubic`; `None` keeps the system's choice.
@@ -54,6 +58,7 @@ impl Default for Options {
         Options {
             workers: 0,
             mark: 0,
+            transparent: false,
             forbidden: Vec::new(),
             congestion: None,
             relay: RelayMode::Auto,

@@ -92,6 +92,12 @@ pub enum Event {
         /// What the system said.
         reason: String,
     },
+    /// `IP_TRANSPARENT` was refused, usually for want of `CAP_NET_ADMIN`; sent once. Listeners take only connections to their
+    /// own port.
+    TransparentRefused {
+        /// What the system said.
+        reason: String,
+    },
     /// `TCP_CONGESTION` was refused; sent once. Connections go on with the system's choice.
     CongestionRefused {
         /// The algorithm asked for.

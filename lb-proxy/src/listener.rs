@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use nix::libc::{EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::socket::Tuning;
+use crate::socket::{RefusedOption, Tuning};
 
 /// Connections that may wait to be accepted on each socket; the system limits it to `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
@@ -18,6 +18,8 @@ pub(crate) struct Bound {
     pub actual: SocketAddr,
     /// Why `[::]` could not be had.
     pub fallback: Option<io::Error>,
+    /// The wish that the system did not grant.
+    pub refused: Option<RefusedOption>,
     pub sockets: Vec<TcpListener>,
 }
 
@@ -30,15 +32,24 @@ pub(crate) fn bind(addr: SocketAddr, workers: usize, tuning: &Tuning) -> io::Res
         other => (other?, None),
     };
     let actual = first.local_addr()?.as_socket().unwrap_or(addr);
+    let refused = transparent(&first, tuning).err().map(RefusedOption::Transparent);
     let mut sockets = vec![first.into()];
     for _ in 1..workers.max(1) {
         let socket = open(actual, tuning)?;
+        // As for the first socket.
+        let _ = transparent(&socket, tuning);
         socket.set_reuse_port(true)?;
         socket.bind(&actual.into())?;
         socket.listen(BACKLOG)?;
         sockets.push(socket.into());
     }
-    Ok(Bound { actual, fallback, sockets })
+    Ok(Bound { actual, fallback, refused, sockets })
+}
+
+/// Makes a socket one that `tproxy` assigns connections to; those it accepts inherit that. The option of IPv4 stands for
+/// that of IPv6, too: the kernel keeps both in one place, on sockets of either family.
+fn transparent(socket: &Socket, tuning: &Tuning) -> io::Result<()> {
+    if tuning.transparent { socket.set_ip_transparent_v4(true) } else { Ok(()) }
 }
 
 pub(crate) fn is_in_use(error: &io::Error) -> bool {
@@ -117,6 +128,19 @@ mod tests {
         });
         // Claims at the very same moment may defeat each other; never do two succeed.
         assert!(wins <= 1, "{wins} sockets listen on one port");
+    }
+
+    #[test]
+    fn listeners_are_transparent_where_that_is_permitted() {
+        let tuning = Tuning::new(&Options { transparent: true, ..Options::default() });
+        let is_transparent =
+            |socket: &TcpListener| socket2::SockRef::from(socket).ip_transparent_v4().unwrap();
+        for addr in [any(), "[::]:0".parse().unwrap()] {
+            let bound = bind(addr, 2, &tuning).unwrap();
+            let permitted = bound.refused.is_none();
+            assert!(bound.sockets.iter().all(|socket| is_transparent(socket) == permitted));
+        }
+        assert!(!is_transparent(&bind(any(), 1, &self::tuning()).unwrap().sockets[0]));
     }
 
     #[test]

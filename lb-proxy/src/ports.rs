@@ -185,9 +185,13 @@ impl Ports {
                     kept.push(listener);
                     continue;
                 }
-                let Some(Bound { actual, fallback, sockets }) = self.bound.remove(&configured) else {
+                let Some(Bound { actual, fallback, refused, sockets }) = self.bound.remove(&configured)
+                else {
                     continue;
                 };
+                if let Some(refused) = refused {
+                    shared.option_refused(&refused);
+                }
                 if let Some(reason) = fallback {
                     let reason = reason.to_string();
                     shared.tell(Event::ListenFallback { configured, actual, reason });

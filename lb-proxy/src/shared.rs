@@ -52,6 +52,7 @@ pub(crate) struct Shared {
     pub monitor: Mutex<Option<Monitor>>,
     sink: Box<dyn Fn(Event) + Send + Sync>,
     mark_refused: AtomicBool,
+    transparent_refused: AtomicBool,
     congestion_refused: AtomicBool,
     /// When each shortage was last reported.
     shortages_told: [AtomicU64; Shortage::ALL.len()],
@@ -117,6 +118,7 @@ impl Shared {
             monitor: Mutex::new(None),
             sink,
             mark_refused: AtomicBool::new(false),
+            transparent_refused: AtomicBool::new(false),
             congestion_refused: AtomicBool::new(false),
             shortages_told: Default::default(),
             accept_failed: AtomicU64::new(0),
@@ -138,6 +140,11 @@ impl Shared {
             RefusedOption::Mark(error) => {
                 if !self.mark_refused.swap(true, Relaxed) {
                     self.tell(Event::MarkRefused { reason: error.to_string() });
+                }
+            }
+            RefusedOption::Transparent(error) => {
+                if !self.transparent_refused.swap(true, Relaxed) {
+                    self.tell(Event::TransparentRefused { reason: error.to_string() });
                 }
             }
             RefusedOption::Congestion(error) => {

@@ -20,6 +20,8 @@ const EPHEMERAL_MIN: u16 = 10_240;
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub mark: u32,
+    /// Whether listeners take what `tproxy` assigns to them.
+    pub transparent: bool,
     pub congestion: Option<String>,
     keepalive: TcpKeepalive,
     user_timeout: Option<Duration>,
@@ -29,6 +31,7 @@ pub(crate) struct Tuning {
 #[derive(Debug)]
 pub(crate) enum RefusedOption {
     Mark(io::Error),
+    Transparent(io::Error),
     Congestion(io::Error),
 }
 
@@ -40,7 +43,13 @@ impl Tuning {
             .with_interval((options.keepalive / 3).max(second))
             .with_retries(KEEPALIVE_PROBES);
         let user_timeout = Some(options.user_timeout).filter(|timeout| !timeout.is_zero());
-        Tuning { mark: options.mark, congestion: options.congestion.clone(), keepalive, user_timeout }
+        Tuning {
+            mark: options.mark,
+            transparent: options.transparent,
+            congestion: options.congestion.clone(),
+            keepalive,
+            user_timeout,
+        }
     }
 
     /// What both sides of a pair need. On a listener, accepted sockets inherit it: one call for all of them.

@@ -111,6 +111,8 @@ pub struct InterfaceState {
     pub index: u32,
     /// Its hardware address; `None` if it has none of six bytes, then it can carry no VIP.
     pub mac: Option<[u8; 6]>,
+    /// The kernel's word for what it is, such as `bridge` or `vlan`; physical devices have none.
+    pub kind: Option<String>,
     /// Administratively up and with a carrier.
     pub up: bool,
     /// Its addresses but for the virtual ones of all groups, in the kernel's order.
@@ -327,7 +329,7 @@ mod tests {
     }
 
     fn state(addresses: Vec<InterfaceAddress>) -> InterfaceState {
-        InterfaceState { name: "eth0".into(), index: 2, mac: Some([2; 6]), up: true, addresses }
+        InterfaceState { name: "eth0".into(), index: 2, mac: Some([2; 6]), kind: None, up: true, addresses }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What a configuration means for each part of the daemon.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use cplb_config::{BackendRule, Config, Host, LbKind, Origin, Unfit};
 use lb_proxy::MARK;
-use lb_proxy::nft::{Director, Table, TableName};
+use lb_proxy::nft::{Delivery, Director, Table, TableName};
 use netlink_vip::{GroupId, LeaseTime, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
@@ -109,6 +109,8 @@ fn instance(
 pub(crate) fn options(config: &Config) -> lb_proxy::Options {
     lb_proxy::Options {
         mark: MARK,
+        // Where there are no virtual IPs it may be refused, and does not matter.
+        transparent: true,
         forbidden: config.virtual_ips().collect(),
         ..lb_proxy::Options::default()
     }
@@ -236,8 +238,8 @@ fn balance(
     backends: Vec<lb_proxy::Backend>,
     names: &Names,
 ) -> lb_proxy::Service {
-    let listen = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), service.bind_port.number());
-    let mut balanced = lb_proxy::Service::new(service.name.clone(), vec![listen], backends);
+    let listen = listen(config).into_iter().map(|ip| SocketAddr::new(ip, service.bind_port.number()));
+    let mut balanced = lb_proxy::Service::new(service.name.clone(), listen.collect(), backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
     let limit = |limit: NonZeroU32| usize::try_from(limit.get()).unwrap_or(usize::MAX);
@@ -250,6 +252,18 @@ fn balance(
         balanced.health.trust = servers.and_then(|servers| servers.trust.clone());
     }
     balanced
+}
+
+/// Where the load balancer listens. With virtual IPs on all addresses: the table leads to it, and closes it to others.
+fn listen(config: &Config) -> Vec<IpAddr> {
+    let has_vips = config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match config.bind_address {
+        Some(ip) if has_vips || ip.is_unspecified() => vec![if has_vips { any } else { ip }],
+        Some(ip) if ip.is_loopback() => vec![ip],
+        Some(ip) => vec![ip, IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        None => vec![any],
+    }
 }
 
 fn is_api(config: &Config, service: &cplb_config::Service) -> bool {
@@ -286,7 +300,15 @@ pub(crate) fn table(
     let port = |port: cplb_config::Port| NonZeroU16::new(port.number());
     let redirects =
         config.services.iter().filter_map(|s| Some((port(s.port)?, port(s.bind_port)?))).collect();
-    Some(Table { name: TableName::default(), vips, redirects, mark: NonZeroU32::new(MARK), directors })
+    Some(Table {
+        name: TableName::default(),
+        vips,
+        redirects,
+        delivery: Delivery::default(),
+        bind_address: config.bind_address,
+        mark: NonZeroU32::new(MARK),
+        directors,
+    })
 }
 
 /// The service that decides whether this node serves: the API server's, else the first.
@@ -315,5 +337,25 @@ mod tests {
         let servers = super::super::found::Servers { found, own: vec![ip(99)], trust: None };
         let names = Names::default().with([("/k".into(), servers)].into());
         assert_eq!(controllers(&config, &names), [11, 12, 13, 14].map(ip).into());
+    }
+
+    fn listens(spec: &str) -> Vec<String> {
+        let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
+        let config = cplb_config::load(&text, "test.yaml").unwrap().config;
+        listen(&config).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_bind_address_is_listened_on_only_where_no_table_closes_the_port() {
+        let backends = "  backends: {static: [10.0.0.11]}\n";
+        let vips = "  vrrpInstances: [{virtualIPs: [10.0.0.100/24], version: 3}]\n";
+        let at = |ip: &str| format!("  bindAddress: \"{ip}\"\n{backends}");
+        assert_eq!(listens(backends), ["::"]);
+        assert_eq!(listens(&at("0.0.0.0")), ["0.0.0.0"]);
+        assert_eq!(listens(&at("127.0.0.1")), ["127.0.0.1"]);
+        assert_eq!(listens(&at("10.0.0.11")), ["10.0.0.11", "127.0.0.1"]);
+        for ip in ["0.0.0.0", "127.0.0.1", "10.0.0.11"] {
+            assert_eq!(listens(&format!("{vips}{}", at(ip))), ["::"]);
+        }
     }
 }

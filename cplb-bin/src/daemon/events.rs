@@ -452,7 +452,7 @@ mod tests {
         };
         let event = |up, addresses: &[netlink_vip::InterfaceAddress]| {
             let (name, addresses) = ("eth0".to_owned(), addresses.to_vec());
-            let state = InterfaceState { name, index: 2, mac: Some([2; 6]), up, addresses };
+            let state = InterfaceState { name, index: 2, mac: Some([2; 6]), up, addresses, kind: None };
             KeeperEvent::Interface { id: GroupId(51), state: Some(state) }
         };
         let mut problems = Problems::default();

@@ -84,8 +84,14 @@ mod tests {
         copies: &[AddressCopy],
         ipv6_disabled: bool,
     ) -> Vec<String> {
-        let interface =
-            InterfaceState { name: "eth0".into(), index: 2, mac: None, up: true, addresses: Vec::new() };
+        let interface = InterfaceState {
+            name: "eth0".into(),
+            index: 2,
+            mac: None,
+            up: true,
+            addresses: Vec::new(),
+            kind: None,
+        };
         let status = |ip, state: &AddressState| AddressStatus { ip, state: state.clone() };
         let addresses = [status(V4, v4), status("fd00::100".parse().unwrap(), v6)];
         faults(&interface, &addresses, copies, ipv6_disabled)

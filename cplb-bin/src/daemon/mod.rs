@@ -33,6 +33,7 @@ mod table;
 mod verdict;
 mod vrf;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,10 +59,12 @@ use problems::{Cause, Problems};
 use refusals::Refusals;
 use reload::Reloads;
 use signals::Signals;
-use table::TableKeeper;
+use table::{Delivered, TableKeeper};
 use verdict::Verdict;
 
 pub(crate) use ipvs::excess as excess_virtual_servers;
+#[cfg(test)]
+pub(crate) use table::Mode;
 pub(crate) use vrf::accepts as accepts_vrfs;
 
 /// Everything that runs.
@@ -74,6 +77,8 @@ pub(crate) struct Daemon {
     pub(crate) resolver: Resolver,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
+    /// How connections arrive, as it was logged.
+    pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
     pub(crate) election: Option<Election>,
     pub(crate) ipvs: Ipvs,
     pub(crate) verdict: Verdict,
@@ -163,6 +168,7 @@ impl Daemon {
             resolver,
             balancer,
             table,
+            delivered: BTreeMap::new(),
             election: None,
             ipvs: Ipvs::default(),
             verdict: Verdict::default(),

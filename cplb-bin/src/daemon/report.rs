@@ -1,7 +1,7 @@
 //! Gathers the status of all parts.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, AddressCopy, Backend, Discovery, Instance, Interface, Kernel, SCHEMA, Service, Status,
-    Transition,
+    ActiveRouter, AddressCopy, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service,
+    Status, Transition,
 };
 
 use crate::discovery::State;
@@ -21,6 +21,7 @@ use super::Daemon;
 use super::election::Election;
 use super::found::Known;
 use super::problems::Cause;
+use super::table::{Delivered, Reason};
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -82,9 +83,35 @@ impl Daemon {
         let Some(balancer) = &self.balancer else { return Vec::new() };
         let snapshot = balancer.snapshot();
         let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
-        let shown =
-            self.config.services.iter().filter_map(|config| Some(service(config, found(&config.name)?)));
+        let delivered = self.delivered();
+        let shown = self.config.services.iter().filter_map(|config| {
+            let delivery = delivery(&delivered, config.port.number());
+            Some(Service { delivery, ..service(config, found(&config.name)?) })
+        });
         shown.collect()
+    }
+
+    fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
+        let bridges = self.election.as_ref().map(bridges).unwrap_or_default();
+        self.table.delivered(&bridges)
+    }
+
+    /// Says how connections arrive, once per change.
+    pub(crate) fn log_delivery(&mut self) {
+        let delivered = self.delivered();
+        for (endpoint, now) in
+            delivered.iter().filter(|(endpoint, now)| self.delivered.get(endpoint) != Some(now))
+        {
+            let (vip, port, mode) = (endpoint.ip(), endpoint.port(), now.mode());
+            match &now.reason {
+                None => tracing::info!(%vip, port, %mode, "delivery of connections"),
+                Some(reason @ Reason::Unavailable(_)) => {
+                    tracing::warn!(%vip, port, %mode, %reason, "delivery of connections");
+                }
+                Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
+            }
+        }
+        self.delivered = delivered;
     }
 }
 
@@ -229,6 +256,7 @@ fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
         port: config.port.number(),
         bind_port: config.bind_port.number(),
         balance: found.balance.to_string(),
+        delivery: Vec::new(),
         connections_active: found.backends.iter().map(|backend| backend.active as u64).sum(),
         connections_accepted: found.accepted,
         connections_refused: found.refused,
@@ -237,6 +265,29 @@ fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
         max_connections_per_client: found.max_connections_per_client.map(|limit| limit as u64),
         backends: found.backends.iter().map(backend).collect(),
     }
+}
+
+fn delivery(delivered: &BTreeMap<SocketAddr, Delivered>, port: u16) -> Vec<Delivery> {
+    let of_port = delivered.iter().filter(|(endpoint, _)| endpoint.port() == port);
+    let shown = of_port.map(|(endpoint, it)| Delivery {
+        virtual_ip: endpoint.ip().to_string(),
+        mode: it.mode().to_string(),
+        reason: it.reason.as_ref().map(ToString::to_string),
+    });
+    shown.collect()
+}
+
+/// The virtual IPs whose interface is a bridge, with its name.
+fn bridges(election: &Election) -> BTreeMap<IpAddr, String> {
+    let mut bridges = BTreeMap::new();
+    for group in &election.keeper.status().groups {
+        let bridge = group.interface.as_ref().filter(|it| it.kind.as_deref() == Some("bridge"));
+        let instance = election.instances.get(&vrrp::runner::InstanceId(group.id.0));
+        if let (Some(bridge), Some(instance)) = (bridge, instance) {
+            bridges.extend(instance.addresses().map(|ip| (ip.to_canonical(), bridge.name.clone())));
+        }
+    }
+    bridges
 }
 
 fn backend(found: &BackendSnapshot) -> Backend {

@@ -78,7 +78,14 @@ fn lines_about_links_and_addresses_are_limited() {
             events::keeper(&event(number), |_| "eth0".to_owned(), problems);
         });
     };
-    let state = |up| InterfaceState { name: "eth0".into(), index: 2, mac: None, up, addresses: Vec::new() };
+    let state = |up| InterfaceState {
+        name: "eth0".into(),
+        index: 2,
+        mac: None,
+        up,
+        addresses: Vec::new(),
+        kind: None,
+    };
     keeper("a flapping link", 2, "the interface is up", &|number| KeeperEvent::Interface {
         id: GROUP,
         state: Some(state(number % 2 == 1)),

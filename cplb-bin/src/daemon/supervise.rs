@@ -130,6 +130,11 @@ impl Daemon {
             }
             Event::Balancer(event) => {
                 events::balancer(&event, &mut self.problems);
+                if let Balancer::TransparentRefused { reason } = &event {
+                    let why = format!("listeners cannot be transparent: {reason}");
+                    self.table.expect_ordinary_listeners(why).await;
+                    self.start_round();
+                }
                 if matches!(
                     event,
                     Balancer::BackendUp { .. }
@@ -223,6 +228,7 @@ impl Daemon {
                 self.problems.clear(&Cause::Table);
             }
         }
+        self.log_delivery();
         self.tell_opinions();
         self.update_ipvs();
         let lease = LEAST_LEASE.max(2 * self.round_interval());
@@ -245,6 +251,7 @@ impl Daemon {
         if let Err(failure) = &change.result {
             self.table_is_wrong(failure.message());
         }
+        self.log_delivery();
         self.on_directors(change.directors);
     }
 

@@ -1,29 +1,57 @@
-//! Keeps the nftables table in the kernel as the configuration wants it.
+//! Keeps the nftables table in the kernel as the configuration wants it, and as the kernel and its IPVS allow it.
 
+mod delivery;
+mod foreign;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 
-use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table, TableName};
+use lb_proxy::nft::{ApplyError, Delivery, Nft, Presence, RunError, Table, TableName};
 use tokio::sync::Mutex;
 
 use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
+#[cfg(test)]
+pub(crate) use delivery::Mode;
+pub(crate) use delivery::{Delivered, Reason};
+use foreign::ForeignServices;
+
 /// Owns the table. Only the methods that run `nft` wait for each other.
 #[derive(Debug, Default)]
 pub(crate) struct TableKeeper {
     work: Mutex<Work>,
-    /// What the last look or change led to; `None` while no table is wanted.
-    status: std::sync::Mutex<Option<schema::Table>>,
+    /// What the last look or change led to.
+    outcome: std::sync::Mutex<Outcome>,
+}
+
+#[derive(Debug, Default)]
+struct Outcome {
+    /// `None` while no table is wanted.
+    status: Option<schema::Table>,
+    /// The table in the kernel.
+    applied: Option<Table>,
+    /// Why no connection can be transparent.
+    unavailable: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct Work {
     desired: Option<Table>,
+    /// What other software's services in IPVS take from sockets.
+    foreign: BTreeSet<SocketAddr>,
+    ipvs: ForeignServices,
+    /// Why the kernel, or nft, does not know `tproxy`.
+    unsupported: Option<String>,
+    /// Why the load balancer's listeners are not transparent.
+    ordinary_listeners: Option<String>,
     /// Found when first needed.
     tool: Option<Nft>,
     /// What is no longer desired and could not be removed yet.
     leftover: Option<TableName>,
-    applied: bool,
+    /// The table in the kernel.
+    applied: Option<Table>,
     restored: u64,
 }
 
@@ -34,7 +62,7 @@ pub(crate) enum Look {
     Present,
     /// Somebody had removed or changed it; it is back.
     Restored,
-    /// It was not there yet; now it is.
+    /// It was not there yet, or had to become another one; now it is.
     Applied,
     /// It is not there and could not be put there.
     Failed(String),
@@ -45,9 +73,11 @@ impl TableKeeper {
     pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
         let mut work = self.work.lock().await;
         let result = match desired {
-            Some(desired) if work.applied && work.desired.as_ref() == Some(&desired) => Ok(()),
+            Some(desired) if work.applied.is_some() && work.desired.as_ref() == Some(&desired) => Ok(()),
             Some(desired) => {
                 work.desired = Some(desired);
+                work.unsupported = None;
+                work.ask_ipvs().await;
                 work.apply().await
             }
             None => work.remove().await,
@@ -68,42 +98,100 @@ impl TableKeeper {
         look
     }
 
+    /// The load balancer's listeners take only connections to their own port: the table, at the next look, translates.
+    pub(crate) async fn expect_ordinary_listeners(&self, why: String) {
+        self.work.lock().await.ordinary_listeners = Some(why);
+    }
+
     /// The outcome of the last look or change, without waiting for one.
     pub(crate) fn status(&self) -> Option<schema::Table> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.outcome().status.clone()
+    }
+
+    /// How connections of other hosts reach the load balancer; `bridges` are the virtual IPs whose interface is a bridge,
+    /// with its name. Empty while there is no table.
+    pub(crate) fn delivered(&self, bridges: &BTreeMap<IpAddr, String>) -> BTreeMap<SocketAddr, Delivered> {
+        let outcome = self.outcome();
+        let Some(applied) = &outcome.applied else { return BTreeMap::new() };
+        delivery::delivered(applied, outcome.unavailable.as_deref(), bridges)
+    }
+
+    fn outcome(&self) -> std::sync::MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, work: &Work, error: Option<String>) {
         let status = (work.desired.is_some() || work.leftover.is_some()).then(|| schema::Table {
-            present: work.applied && error.is_none(),
+            present: work.applied.is_some() && error.is_none(),
             restored: work.restored,
             error,
         });
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        *self.outcome() =
+            Outcome { status, applied: work.applied.clone(), unavailable: work.unavailable().cloned() };
     }
 }
 
 impl Work {
-    /// Applies the desired table in one batch.
+    /// Applies the table in one batch; without `tproxy`, if that is the reason why it is refused.
     async fn apply(&mut self) -> Result<(), Failure> {
-        let Some(desired) = &self.desired else { return Ok(()) };
+        let Some(mut table) = self.effective() else { return Ok(()) };
         let tool = match &mut self.tool {
             Some(tool) => tool,
             none => none.insert(find()?),
         };
-        let result = tool.apply(desired).await;
-        self.applied = result.is_ok();
+        let mut result = tool.apply(&table).await;
+        if let Err(error) = &result
+            && table.delivery != Delivery::Dnat
+            && let Some(why) = refusal(error)
+        {
+            let translating = Table { delivery: Delivery::Dnat, ..table.clone() };
+            if tool.apply(&translating).await.is_ok() {
+                (self.unsupported, table, result) = (Some(why), translating, Ok(()));
+            }
+        }
+        self.applied = result.is_ok().then_some(table);
         self.leftover = None;
         result.map_err(|error| failure(&error))
     }
 
+    /// The desired table, as far as it is possible.
+    fn effective(&self) -> Option<Table> {
+        let desired = self.desired.as_ref()?;
+        let is_service = |endpoint: &&SocketAddr| {
+            let has_port = desired.redirects.keys().any(|port| port.get() == endpoint.port());
+            has_port && desired.vips.iter().any(|vip| vip.to_canonical() == endpoint.ip())
+        };
+        let delivery = match self.unavailable() {
+            Some(_) => Delivery::Dnat,
+            None => {
+                Delivery::Transparent { except: self.foreign.iter().filter(is_service).copied().collect() }
+            }
+        };
+        Some(Table { delivery, ..desired.clone() })
+    }
+
+    fn unavailable(&self) -> Option<&String> {
+        self.unsupported.as_ref().or(self.ordinary_listeners.as_ref())
+    }
+
+    async fn ask_ipvs(&mut self) {
+        if self.desired.is_none() {
+            return;
+        }
+        if let Some(services) = self.ipvs.list().await {
+            self.foreign = services;
+        }
+    }
+
     async fn look(&mut self) -> Option<Look> {
-        let Some(desired) = &self.desired else {
+        self.ask_ipvs().await;
+        let Some(wanted) = self.effective() else {
             self.leftover.as_ref()?;
             return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
         };
-        if let (true, Some(tool)) = (self.applied, &mut self.tool) {
-            match tool.present(desired) {
+        let was_applied = self.applied.as_ref() == Some(&wanted);
+        if let (true, Some(tool)) = (was_applied, &mut self.tool) {
+            match tool.present(&wanted) {
                 Ok(Presence::Intact) => return Some(Look::Present),
                 Ok(Presence::Missing) => {}
                 Err(error) => {
@@ -111,7 +199,6 @@ impl Work {
                 }
             }
         }
-        let was_applied = self.applied;
         Some(match self.apply().await {
             Ok(()) if was_applied => {
                 self.restored += 1;
@@ -124,7 +211,7 @@ impl Work {
 
     /// Removes what is there; if that fails, the next look tries again.
     async fn remove(&mut self) -> Result<(), Failure> {
-        self.applied = false;
+        self.applied = None;
         self.leftover = self.desired.take().map(|desired| desired.name).or(self.leftover.take());
         if let (Some(tool), Some(name)) = (&mut self.tool, &self.leftover) {
             tool.remove(name).await.map_err(|error| {
@@ -141,6 +228,17 @@ fn find() -> Result<Nft, Failure> {
         Failure::new(Kind::Unavailable, missing)
             .help("`apt-get install nftables`, or set disableLoadBalancer: true")
     })
+}
+
+/// Why a table was refused, if that can be because of what only a transparent one has.
+fn refusal(error: &ApplyError) -> Option<String> {
+    match error {
+        ApplyError::Run(RunError::Unsupported { text } | RunError::Failed { text, .. }) => {
+            let text = text.lines().next().unwrap_or_default();
+            Some(format!("the kernel or nft does not support tproxy (module nft_tproxy): {text}"))
+        }
+        _ => None,
+    }
 }
 
 fn failure(error: &ApplyError) -> Failure {

@@ -119,6 +119,11 @@ fn render_service(out: &mut String, service: &Service) {
         let reasons: Vec<_> = reasons.collect();
         let _ = writeln!(out, "  refused: {}; at most {} open", reasons.join(", "), service.max_connections);
     }
+    for delivery in service.delivery.iter().filter(|delivery| delivery.mode != "transparent") {
+        let (vip, mode) = (&delivery.virtual_ip, &delivery.mode);
+        let reason = delivery.reason.as_deref().unwrap_or_default();
+        let _ = writeln!(out, "  {vip} by {mode}: a host firewall sees port {bind_port} ({reason})");
+    }
     let width = service.backends.iter().map(|b| b.address.len()).max().unwrap_or(0);
     for backend in &service.backends {
         let Backend { address, state, .. } = backend;

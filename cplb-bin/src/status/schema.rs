@@ -193,6 +193,9 @@ pub(crate) struct Service {
     pub(crate) bind_port: u16,
     /// [`lb_proxy::Balance`] as in the configuration.
     pub(crate) balance: String,
+    /// How connections of other hosts to this port of each virtual IP reach the load balancer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) delivery: Vec<Delivery>,
     /// Open now.
     pub(crate) connections_active: u64,
     /// Clients accepted.
@@ -209,6 +212,19 @@ pub(crate) struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_connections_per_client: Option<u64>,
     pub(crate) backends: Vec<Backend>,
+}
+
+/// How connections of other hosts to a service at one virtual IP arrive.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Delivery {
+    #[serde(rename = "virtualIP")]
+    pub(crate) virtual_ip: String,
+    /// `transparent` or `dnat`.
+    pub(crate) mode: String,
+    /// Why it is `dnat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
 }
 
 /// One backend of a service.
@@ -328,6 +344,7 @@ mod tests {
             port: 6443,
             bind_port: 6444,
             balance: text(),
+            delivery: vec![Delivery { virtual_ip: text(), mode: text(), reason: Some(text()) }],
             connections_active: 0,
             connections_accepted: 0,
             connections_refused: 0,
@@ -451,6 +468,8 @@ mod tests {
             names("services[].balance", &[&balance.to_string()]);
         }
         names("services[].refusals", &lb_proxy::Refusal::ALL.map(lb_proxy::Refusal::as_str));
+        use crate::daemon::Mode::{Dnat, Transparent};
+        names("services[].delivery[].mode", &[Transparent, Dnat].map(crate::daemon::Mode::as_str));
         assert!(row("schema").contains(&format!("| {SCHEMA} |")));
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod crash;
 pub(crate) mod footprint;
 pub(crate) mod packet;
 pub(crate) mod services;
+pub(crate) mod tproxy;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+pub(crate) use tproxy::Tproxy;
+
 use testbed::{Backend, Lan, LanBuilder, Node, Process, Signal, wait_until};
 
 /// The port of the API servers and of the VIP.
@@ -45,12 +48,20 @@ pub(crate) struct Plan {
     pub(crate) v4: bool,
     /// Use the IPv6 VIP.
     pub(crate) v6: bool,
+    /// What the nodes' kernels can do.
+    pub(crate) tproxy: Tproxy,
 }
 
 impl Default for Plan {
     /// k0s's settings: version 2, one second, equal priorities, a password; IPv4.
     fn default() -> Self {
-        Self { instance: vec!["authPass: Example".to_owned()], spec: Vec::new(), v4: true, v6: false }
+        Self {
+            instance: vec!["authPass: Example".to_owned()],
+            spec: Vec::new(),
+            v4: true,
+            v6: false,
+            tproxy: Tproxy::Present,
+        }
     }
 }
 
@@ -70,6 +81,11 @@ impl Plan {
 
     pub(crate) fn spec(mut self, line: impl Into<String>) -> Self {
         self.spec.push(line.into());
+        self
+    }
+
+    pub(crate) fn tproxy(mut self, tproxy: Tproxy) -> Self {
+        self.tproxy = tproxy;
         self
     }
 
@@ -204,6 +220,7 @@ impl Cluster {
         let mut command = Command::new(binary());
         command.arg("run").arg("--config").arg(config).arg("--socket").arg(self.socket(index));
         command.arg("--state-dir").arg(self.state_dir(index));
+        self.plan.tproxy.prepare(&mut command, self.node(index).directory());
         command
     }
 

@@ -51,6 +51,10 @@ pub(super) struct Spec {
     /// First port the userspace proxy binds. Default 6444.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user_space_proxy_bind_port: Option<u16>,
+    /// The address of the node at which other hosts reach the bind ports themselves; 0.0.0.0 for all of IPv4, :: for all.
+    /// Default: none where there are virtual IPs, else all. Processes on the node always reach them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bind_address: Option<IpAddr>,
     /// What is balanced. Default: kube-apiserver on port 6443.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) services: Option<Vec<ServiceSpec>>,

@@ -1,6 +1,6 @@
 //! The load balancing section: k0s's `keepalived` mapping, or the `spec` of the native document.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_proxy::Balance;
 
@@ -25,6 +25,7 @@ pub(crate) struct Section {
     pub(crate) virtual_server_addresses: Vec<Placed<IpAddr>>,
     pub(crate) ipvs_sync: Option<Placed<bool>>,
     pub(crate) proxy_bind_port: Given<Port>,
+    pub(crate) bind_address: Option<IpAddr>,
     pub(crate) disable_load_balancer: bool,
     pub(crate) services: Option<Vec<ServiceDraft>>,
     pub(crate) backends: BackendsDraft,
@@ -41,6 +42,7 @@ impl Default for Section {
             virtual_server_addresses: Vec::new(),
             ipvs_sync: None,
             proxy_bind_port: Given::Absent,
+            bind_address: None,
             disable_load_balancer: false,
             services: None,
             backends: BackendsDraft::default(),
@@ -92,6 +94,27 @@ fn native(table: &Table<'_>, section: &mut Section) {
     if let Some(status) = table.field("status").and_then(|field| field.table()) {
         section.status_listen = status.field("listen").and_then(|field| listen(&field));
         finish(status, dialect);
+    }
+    section.bind_address = table.field("bindAddress").and_then(|field| bind_address(&field));
+}
+
+fn bind_address(field: &Field<'_>) -> Option<IpAddr> {
+    let text = field.string()?;
+    let help = "write an address of the node, 127.0.0.1 for none, 0.0.0.0 for all of IPv4, or :: for all";
+    match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if !ip.is_multicast() && ip != IpAddr::from(Ipv4Addr::BROADCAST) => Some(ip),
+        Ok(_) => {
+            field.error(Finding::new(
+                "bind-address",
+                format!("{text} is the address of no single node"),
+                help,
+            ));
+            None
+        }
+        Err(_) => {
+            field.error(Finding::new("bind-address", format!("`{text}` is no IP address"), help));
+            None
+        }
     }
 }
 

@@ -117,6 +117,7 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         ipvs_sync: section.ipvs_sync.is_some_and(|placed| placed.value),
         disable_load_balancer: section.disable_load_balancer,
         proxy_bind_port: section.proxy_bind_port.or(PROXY_BIND_PORT)?,
+        bind_address: section.bind_address,
         services: services?,
         backends,
         status_listen: section.status_listen.map(|placed| placed.value),

@@ -10,29 +10,31 @@
 //! with `log_martians`) or reset a connection that it does not know (IPv6), so it does not get to see it.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use nftables::expr::{
     BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, SetItem,
 };
-use nftables::stmt::{Mangle, Match, Operator, Reject, RejectType, Statement};
+use nftables::stmt::{Mangle, Match, Operator, Statement};
+use nftables::types::{NfChainType, NfHook};
 
-use super::table::{Family, address_type, equals, field, text};
+use super::rules::{Family, Rule, address_type, equals, field, reset, text, to_endpoint};
+use super::table::ChainPlan;
 use crate::mark::DIRECTOR_MASK;
 
-pub(super) const DIRECT: &str = "direct";
-pub(super) const MASQUERADE: &str = "forwarded";
-pub(super) const REFUSE: &str = "leaving";
-pub(super) const ANSWERS: &str = "answers";
+const DIRECT: &str = "direct";
+const MASQUERADE: &str = "forwarded";
+const REFUSE: &str = "leaving";
+const ANSWERS: &str = "answers";
 
 /// Just before IPVS looks at what this node receives (98, `NF_IP_PRI_NAT_SRC` - 2), so that nobody changes the mark in
 /// between.
-pub(super) const DIRECT_PRIORITY: i32 = 90;
+const DIRECT_PRIORITY: i32 = 90;
 /// The conventional place (`raw`) of what is before connection tracking and routing.
-pub(super) const ANSWERS_PRIORITY: i32 = -300;
+const ANSWERS_PRIORITY: i32 = -300;
 /// The conventional place of source NAT.
-pub(super) const MASQUERADE_PRIORITY: i32 = 100;
+const MASQUERADE_PRIORITY: i32 = 100;
 
 /// Connections to one port of a virtual address that IPVS balances, by an IPVS service that matches [`Self::mark`].
 ///
@@ -64,6 +66,39 @@ pub struct Director {
     pub leaving: bool,
 }
 
+/// The chains that directors need besides those that every table has.
+pub(super) fn chains(directors: &[Director]) -> Vec<ChainPlan<'_>> {
+    use NfChainType::{Filter, NAT};
+    fn of<'a>(
+        directors: &'a [Director],
+        rules: impl Fn(&'a Director) -> Vec<Option<Rule<'a>>>,
+    ) -> Vec<Rule<'a>> {
+        directors.iter().flat_map(rules).flatten().collect()
+    }
+    if directors.is_empty() {
+        return Vec::new();
+    }
+    let marking = of(directors, |it| vec![it.directed_already(), it.marking()]);
+    let mut chains = vec![
+        ChainPlan::new(DIRECT, (Filter, NfHook::Input, DIRECT_PRIORITY), marking),
+        ChainPlan::new(
+            MASQUERADE,
+            (NAT, NfHook::Postrouting, MASQUERADE_PRIORITY),
+            of(directors, |it| vec![it.masquerading()]),
+        ),
+        ChainPlan::new(
+            ANSWERS,
+            (Filter, NfHook::Prerouting, ANSWERS_PRIORITY),
+            of(directors, |it| vec![it.deafness()]),
+        ),
+    ];
+    let refusals = of(directors, |it| vec![it.refusal()]);
+    if !refusals.is_empty() {
+        chains.push(ChainPlan::new(REFUSE, (Filter, NfHook::Input, 0), refusals));
+    }
+    chains
+}
+
 /// Where an address must be for this node to direct what is sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reach {
@@ -82,11 +117,12 @@ impl Director {
         Family::of(self.vip.to_canonical())
     }
 
+    pub(super) fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(self.vip.to_canonical(), self.port.get())
+    }
+
     fn target(&self) -> [Statement<'_>; 2] {
-        [
-            equals(field(self.family().protocol(), "daddr"), text(self.vip.to_canonical().to_string())),
-            equals(field("tcp", "dport"), Expression::Number(u32::from(self.port.get()))),
-        ]
+        to_endpoint(self.endpoint())
     }
 
     /// Before the redirects to the proxy: what is for IPVS, or for a server on this node.
@@ -98,7 +134,7 @@ impl Director {
     }
 
     /// Before the marking: what another director has directed.
-    pub(super) fn directed_already(&self) -> Option<Vec<Statement<'_>>> {
+    fn directed_already(&self) -> Option<Vec<Statement<'_>>> {
         if self.peers.is_empty() {
             return None;
         }
@@ -125,7 +161,7 @@ impl Director {
     ///
     /// A node that does not have the address may be connected to it, elsewhere; and one that has it may pass on what
     /// servers send to clients.
-    pub(super) fn deafness(&self) -> Option<Vec<Statement<'_>>> {
+    fn deafness(&self) -> Option<Vec<Statement<'_>>> {
         let local = |flag| equals(address_type(flag), text("local".to_owned()));
         Some(vec![
             self.arrival()?,
@@ -138,7 +174,7 @@ impl Director {
     }
 
     /// `None` if this node does not direct.
-    pub(super) fn marking(&self) -> Option<Vec<Statement<'_>>> {
+    fn marking(&self) -> Option<Vec<Statement<'_>>> {
         let (arrival, flags) = match self.reach {
             Reach::ArrivalInterface => (None, HashSet::from([FibFlag::Daddr, FibFlag::Iif])),
             Reach::Node => (None, HashSet::from([FibFlag::Daddr])),
@@ -161,7 +197,7 @@ impl Director {
         Some(rule)
     }
 
-    pub(super) fn refusal(&self) -> Option<Vec<Statement<'_>>> {
+    fn refusal(&self) -> Option<Vec<Statement<'_>>> {
         if !self.leaving {
             return None;
         }
@@ -172,7 +208,7 @@ impl Director {
         let mut rule = Vec::from(self.target());
         rule.push(equals(self.hops(), Expression::Number(1)));
         rule.push(Statement::Match(Match { left: opening, right: text("syn".to_owned()), op: Operator::EQ }));
-        rule.push(Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None))));
+        rule.push(reset());
         Some(rule)
     }
 
@@ -183,13 +219,17 @@ impl Director {
         }
     }
 
-    pub(super) fn masquerading(&self) -> Vec<Statement<'_>> {
+    fn masquerading(&self) -> Option<Vec<Statement<'_>>> {
+        if !self.masquerade {
+            return None;
+        }
         let seen = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
         let mask = Expression::Number(DIRECTOR_MASK);
         // Other software may have set bits of its own on the way.
         let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(seen, mask)));
         let right = Expression::Number(self.mark.get());
-        vec![Statement::Match(Match { left: masked, right, op: Operator::EQ }), Statement::Masquerade(None)]
+        let is_ours = Statement::Match(Match { left: masked, right, op: Operator::EQ });
+        Some(vec![is_ours, Statement::Masquerade(None)])
     }
 }
 

@@ -14,7 +14,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::table::{Table, VIP4, VIP6};
+use super::rules::Family;
+use super::table::Table;
 use super::wire::{self, Content, Query, WireError};
 
 /// The kernel fills at most 32 KiB per datagram of a dump, whatever the reader's buffer
@@ -127,14 +128,11 @@ impl Kernel {
     pub(super) fn fingerprint(&mut self, table: &Table) -> Result<Option<Fingerprint>, QueryError> {
         // The table itself counts the chains, sets and other objects in it, so additions show there.
         let name = table.name.as_str();
-        let chains = table.chain_names().map(|chain| Query::Chain(name, chain));
-        let others = [
-            Query::Rules(name),
-            Query::Set(name, VIP4),
-            Query::Set(name, VIP6),
-            Query::Elements(name, VIP4),
-            Query::Elements(name, VIP6),
-        ];
+        let chains = table.chains();
+        let chains = chains.iter().map(|chain| Query::Chain(name, chain.name));
+        let sets =
+            Family::BOTH.map(|family| [Query::Set(name, family.set()), Query::Elements(name, family.set())]);
+        let others = [Query::Rules(name)].into_iter().chain(sets.into_iter().flatten());
         let mut total = Fingerprint { digest: 0, rules: 0, elements: 0 };
         for query in [Query::Table(name)].into_iter().chain(chains).chain(others) {
             let Some(part) = self.part(query)? else { return Ok(None) };

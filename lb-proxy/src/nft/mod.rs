@@ -11,6 +11,8 @@
 
 mod director;
 mod kernel;
+mod name;
+mod rules;
 mod run;
 mod table;
 mod wire;
@@ -21,8 +23,9 @@ use std::time::Duration;
 
 pub use director::{Director, Reach};
 pub use kernel::QueryError;
+pub use name::{TableName, TableNameError};
 pub use run::RunError;
-pub use table::{Table, TableName, TableNameError};
+pub use table::{Delivery, Table};
 pub use wire::WireError;
 
 use kernel::{Fingerprint, Generation, Kernel};
@@ -172,8 +175,8 @@ impl Nft {
             let after = kernel.generation()?;
             // Only a change between our commit and our look could hide in the fingerprint. Where other
             // software keeps committing to its own tables, the number of rules and addresses has to do.
-            let complete =
-                (fingerprint.rules, fingerprint.elements) == (table.rule_count(), table.element_count());
+            let rules: usize = table.chains().iter().map(|chain| chain.rules.len()).sum();
+            let complete = (fingerprint.rules, fingerprint.elements) == (rules, table.element_count());
             if !complete {
                 continue;
             }

@@ -52,8 +52,8 @@ pub enum RunError {
     },
     /// The kernel lacks something the table uses.
     #[error(
-        "the kernel lacks an nftables feature this needs (nf_tables, nft_chain_nat, nft_fib_inet, \
-         IPv6 included){}",
+        "the kernel lacks an nftables feature this needs (nf_tables, nft_chain_nat, nft_fib_inet, nft_ct, \
+         nft_reject_inet, for a transparent delivery nft_tproxy, IPv6 included){}",
         quoted(text)
     )]
     Unsupported {

@@ -1,97 +1,62 @@
-//! What the table contains, and its translation into one batch for `nft -j -f -`.
+//! The contents of the table, and their translation into one batch for `nft -j -f -`.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::str::FromStr;
 
 use nftables::batch::Batch;
-use nftables::expr::{
-    BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
-    PayloadField,
-};
-use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue};
-use nftables::stmt::{Match, NAT, Operator, Statement};
+use nftables::schema::{Chain, NfListObject, Rule as RuleObject, Set, SetType, SetTypeValue};
+use nftables::stmt::Statement;
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use super::director::{self, ANSWERS, DIRECT, Director, MASQUERADE, REFUSE};
+use super::director::{self, Director};
+use super::name::TableName;
+use super::rules::{
+    Family, Rule, assign, from_bridge, from_loopback, from_port, from_vip, has_mark, is_family, is_foreign,
+    is_local, is_refusal, is_syn, is_translated, jump, reset, text, to_address, to_endpoint, to_port, to_vip,
+    translate,
+};
 
 /// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
 /// container runtimes. A number, because nft 1.0.6 refuses the name `dstnat` in the output hook.
-const PRIORITY: i32 = -105;
+const TRANSLATE_PRIORITY: i32 = -105;
+/// The conventional place (`mangle`) of what assigns sockets: after connection tracking (-200), before NAT.
+const ASSIGN_PRIORITY: i32 = -150;
+/// The conventional place (`filter`) of what drops.
+const FILTER_PRIORITY: i32 = 0;
+/// After host firewalls (0, firewalld 10), so that what one drops in silence is not answered.
+const REJECT_PRIORITY: i32 = 60;
 
-pub(super) const PREROUTING: &str = "prerouting";
-pub(super) const OUTPUT: &str = "output";
-pub(super) const GUARD: &str = "guard";
-pub(super) const VIP4: &str = "vip4";
-pub(super) const VIP6: &str = "vip6";
+/// Packets to a virtual address, so that others pass one rule of each family.
+const ARRIVING: &str = "arriving";
+const TRANSPARENT: &str = "transparent";
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const BIND_PORTS: &str = "bind_ports";
+const GUARD: &str = "guard";
 
-/// Longest table name the kernel keeps (`NFT_NAME_MAXLEN` is 256 with its terminator; we stay well below).
-const NAME_MAX: usize = 63;
-
-/// Name of an nftables table of ours: 1 to 63 of `a-z A-Z 0-9 _`, not starting with a digit.
-///
-/// The narrow alphabet needs no quoting in nft's own language, so an operator can type it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TableName(Cow<'static, str>);
-
-/// A string is not usable as a [`TableName`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no table name: use 1 to 63 letters, digits and '_', not starting with a digit")]
-pub struct TableNameError(String);
-
-impl TableName {
-    /// The name as nft shows it.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for TableName {
-    /// `cplb`.
-    fn default() -> Self {
-        Self(Cow::Borrowed("cplb"))
-    }
-}
-
-impl FromStr for TableName {
-    type Err = TableNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let starts = text.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
-        if !starts || text.len() > NAME_MAX || !text.bytes().all(legal) {
-            return Err(TableNameError(text.to_owned()));
-        }
-        Ok(Self(Cow::Owned(text.to_owned())))
-    }
-}
-
-impl fmt::Display for TableName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The desired content of our table: connections to `vips` on a redirected port reach the proxy's port on
-/// the same address, wherever and only while that address is local. And while it is not, nothing leaves the node in
-/// its name: the kernel's own IPv6 goes on sending for sockets whose address is gone.
+/// The desired content of our table: connections to `vips` on a redirected port reach the proxy's port, wherever and only
+/// while that address is local. And while it is not, nothing leaves the node in its name: the kernel goes on sending for
+/// sockets whose address is gone.
 ///
 /// Where no proxy listens, the kernel does not refuse: a daemon that crashed leaves its table behind, and the client's
-/// next SYN, a second later, meets the next holder of the address, or the daemon's successor.
+/// next SYN, a second later, meets the next holder of the address, or the daemon's successor. Nor does a server on this
+/// node get the connection, even if it listens on the service's port on all addresses.
 ///
-/// The address is kept (`dnat to :PORT`), because `redirect` would rewrite it to the first address of the
-/// arrival interface, and drop the packet where there is none.
+/// Other hosts are refused (RST) at the proxy's ports themselves; see [`Table::bind_address`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
     /// Name of the table in family `inet`.
     pub name: TableName,
     /// The virtual addresses of both families. IPv4-mapped IPv6 addresses count as IPv4.
     pub vips: BTreeSet<IpAddr>,
-    /// Service port → port the proxy is bound to.
+    /// Service port → port the proxy is bound to, on all addresses.
     pub redirects: BTreeMap<NonZeroU16, NonZeroU16>,
+    /// How packets from other hosts reach the proxy.
+    pub delivery: Delivery,
+    /// The address of this node at which other hosts reach the proxy's ports themselves: one of its own, `0.0.0.0` for all
+    /// of IPv4, or `::` for all. `None`, the default, for none of them. Processes on this node always reach them.
+    pub bind_address: Option<IpAddr>,
     /// `SO_MARK` of the proxy's own connections, which are never redirected; bits that others add to the
     /// mark do not matter. Without it a proxy that connects to its own VIP talks to itself. The same as
     /// [`crate::Options::mark`], usually [`crate::MARK`].
@@ -100,29 +65,66 @@ pub struct Table {
     pub directors: Vec<Director>,
 }
 
-#[derive(Clone, Copy)]
-pub(super) enum Family {
-    V4,
-    V6,
+/// How packets that other hosts send to a virtual address reach the proxy.
+///
+/// What this node itself sends there is always translated (`dnat` to the proxy's port).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// With the service's port, by `tproxy`, to a listener that has `IP_TRANSPARENT` ([`crate::Options::transparent`]):
+    /// a host firewall sees the port that clients use, connection tracking is not needed, and the accepted socket is bound
+    /// to the virtual address and the service's port. No later DNAT takes these connections away.
+    ///
+    /// Not for packets from a bridge: if bridged packets visit the hooks of IP (`net.bridge.bridge-nf-call-iptables`), the
+    /// kernel forgets the assigned socket. And not for endpoints that IPVS balances, which looks at packets after the
+    /// socket was assigned and takes them nevertheless. Those are translated as by [`Delivery::Dnat`].
+    Transparent {
+        /// Virtual addresses and service ports that services of other software in the kernel's IPVS have. Those of
+        /// [`Table::directors`] need not be named.
+        except: BTreeSet<SocketAddr>,
+    },
+    /// By translating the destination port to the proxy's: a host firewall sees that port. Needs connection tracking.
+    Dnat,
 }
 
-impl Family {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+impl Default for Delivery {
+    /// [`Delivery::Transparent`] without exceptions.
+    fn default() -> Self {
+        Self::Transparent { except: BTreeSet::new() }
+    }
+}
+
+/// One chain of our table, with its rules.
+pub(super) struct ChainPlan<'a> {
+    pub(super) name: &'static str,
+    /// `None` for one that others jump to.
+    hook: Option<(NfChainType, NfHook, i32)>,
+    pub(super) rules: Vec<Rule<'a>>,
+}
+
+impl<'a> ChainPlan<'a> {
+    pub(super) fn new(
+        name: &'static str,
+        (kind, hook, priority): (NfChainType, NfHook, i32),
+        rules: Vec<Rule<'a>>,
+    ) -> Self {
+        Self { name, hook: Some((kind, hook, priority)), rules }
     }
 
-    pub(super) fn protocol(self) -> &'static str {
-        match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        }
-    }
-
-    fn set_reference(self) -> String {
-        match self {
-            Self::V4 => format!("@{VIP4}"),
-            Self::V6 => format!("@{VIP6}"),
-        }
+    fn object(&self, table: &'a TableName) -> NfListObject<'a> {
+        let (kind, hook, priority) = match self.hook {
+            Some((kind, hook, priority)) => (Some(kind), Some(hook), Some(priority)),
+            None => (None, None, None),
+        };
+        NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: table.as_str().into(),
+            name: self.name.into(),
+            _type: kind,
+            hook,
+            prio: priority,
+            policy: self.hook.is_some().then_some(NfChainPolicy::Accept),
+            ..Chain::default()
+        })
     }
 }
 
@@ -132,98 +134,41 @@ impl Table {
     pub(super) fn replacement(&self) -> Batch<'_> {
         let mut batch = self.name.removal();
         batch.add(NfListObject::Table(self.name.object()));
-        batch.add(self.set(VIP4, SetType::Ipv4Addr, Family::V4));
-        batch.add(self.set(VIP6, SetType::Ipv6Addr, Family::V6));
-        batch.add(self.chain(PREROUTING, NfChainType::NAT, NfHook::Prerouting, PRIORITY));
-        batch.add(self.chain(OUTPUT, NfChainType::NAT, NfHook::Output, PRIORITY));
-        batch.add(self.chain(GUARD, NfChainType::Filter, NfHook::Output, 0));
-        if let Some(mark) = self.mark {
-            batch.add(self.rule(OUTPUT, vec![mark_matches(mark), Statement::Return(None)]));
+        batch.add(self.set(SetType::Ipv4Addr, Family::V4));
+        batch.add(self.set(SetType::Ipv6Addr, Family::V6));
+        let chains = self.chains();
+        for chain in &chains {
+            batch.add(chain.object(&self.name));
         }
-        for director in &self.directors {
-            batch.add(self.rule(PREROUTING, director.exemption()));
-        }
-        for chain in [PREROUTING, OUTPUT] {
-            for family in [Family::V4, Family::V6] {
-                for (port, bind_port) in &self.redirects {
-                    batch.add(self.rule(chain, redirect(family, *port, *bind_port)));
-                }
+        for ChainPlan { name, rules, .. } in chains {
+            for rule in rules {
+                batch.add(self.rule(name, rule));
             }
         }
-        for family in [Family::V4, Family::V6] {
-            batch.add(self.rule(GUARD, silence(family)));
-            for bind_port in self.bind_ports() {
-                batch.add(self.rule(GUARD, patience(family, bind_port)));
-            }
-        }
-        self.direct(&mut batch);
         batch
     }
 
-    fn direct<'a>(&'a self, batch: &mut Batch<'a>) {
-        if self.directors.is_empty() {
-            return;
+    /// All chains with their rules; everything that is known of the table's contents is read from here.
+    pub(super) fn chains(&self) -> Vec<ChainPlan<'_>> {
+        use NfChainType::{Filter, NAT};
+        let mut chains = Vec::new();
+        if self.is_transparent() {
+            let entry =
+                Family::BOTH.map(|family| vec![to_vip(family), jump(TRANSPARENT)]).into_iter().collect();
+            let hook = (Filter, NfHook::Prerouting, ASSIGN_PRIORITY);
+            chains.push(ChainPlan::new(ARRIVING, hook, entry));
+            chains.push(ChainPlan { name: TRANSPARENT, hook: None, rules: self.assigning() });
         }
-        batch.add(self.chain(DIRECT, NfChainType::Filter, NfHook::Input, director::DIRECT_PRIORITY));
-        batch.add(self.chain(
-            MASQUERADE,
-            NfChainType::NAT,
-            NfHook::Postrouting,
-            director::MASQUERADE_PRIORITY,
-        ));
-        batch.add(self.chain(ANSWERS, NfChainType::Filter, NfHook::Prerouting, director::ANSWERS_PRIORITY));
-        if self.refusals().next().is_some() {
-            batch.add(self.chain(REFUSE, NfChainType::Filter, NfHook::Input, 0));
+        let at = |hook| (NAT, hook, TRANSLATE_PRIORITY);
+        chains.push(ChainPlan::new(PREROUTING, at(NfHook::Prerouting), self.translating()));
+        chains.push(ChainPlan::new(OUTPUT, at(NfHook::Output), self.translating_own()));
+        let closing = self.closing();
+        if !closing.is_empty() {
+            chains.push(ChainPlan::new(BIND_PORTS, (Filter, NfHook::Input, REJECT_PRIORITY), closing));
         }
-        for refusal in self.refusals() {
-            batch.add(self.rule(REFUSE, refusal));
-        }
-        for director in &self.directors {
-            if let Some(rule) = director.deafness() {
-                batch.add(self.rule(ANSWERS, rule));
-            }
-            if let Some(rule) = director.directed_already() {
-                batch.add(self.rule(DIRECT, rule));
-            }
-            if let Some(rule) = director.marking() {
-                batch.add(self.rule(DIRECT, rule));
-            }
-            if director.masquerade {
-                batch.add(self.rule(MASQUERADE, director.masquerading()));
-            }
-        }
-    }
-
-    fn bind_ports(&self) -> BTreeSet<NonZeroU16> {
-        self.redirects.values().copied().collect()
-    }
-
-    fn refusals(&self) -> impl Iterator<Item = Vec<Statement<'_>>> {
-        self.directors.iter().filter_map(Director::refusal)
-    }
-
-    /// The chains that [`Self::replacement`] makes.
-    pub(super) fn chain_names(&self) -> impl Iterator<Item = &'static str> {
-        let directing = (!self.directors.is_empty()).then_some([DIRECT, MASQUERADE, ANSWERS]);
-        let refusing = self.refusals().next().map(|_| REFUSE);
-        [PREROUTING, OUTPUT, GUARD].into_iter().chain(directing.into_iter().flatten()).chain(refusing)
-    }
-
-    /// How many rules [`Self::replacement`] makes.
-    pub(super) fn rule_count(&self) -> usize {
-        let directing = |director: &Director| {
-            let optional = [
-                director.marking().is_some(),
-                director.masquerade,
-                !director.peers.is_empty(),
-                !director.from.is_empty(),
-            ];
-            1 + optional.into_iter().filter(|there| *there).count()
-        };
-        let directing: usize = self.directors.iter().map(directing).sum();
-        let guarding = 2 + 2 * self.bind_ports().len();
-        let redirecting = 4 * self.redirects.len();
-        usize::from(self.mark.is_some()) + redirecting + guarding + directing + self.refusals().count()
+        chains.push(ChainPlan::new(GUARD, (Filter, NfHook::Output, FILTER_PRIORITY), self.guarding()));
+        chains.extend(director::chains(&self.directors));
+        chains
     }
 
     /// How many addresses both sets hold together.
@@ -231,140 +176,142 @@ impl Table {
         self.vips.iter().map(IpAddr::to_canonical).collect::<BTreeSet<_>>().len()
     }
 
-    fn set(&self, name: &'static str, set_type: SetType, family: Family) -> NfListObject<'_> {
-        let elements: BTreeSet<IpAddr> = self
-            .vips
-            .iter()
-            .map(IpAddr::to_canonical)
-            .filter(|ip| matches!((family, ip), (Family::V4, IpAddr::V4(_)) | (Family::V6, IpAddr::V6(_))))
-            .collect();
+    fn is_transparent(&self) -> bool {
+        matches!(self.delivery, Delivery::Transparent { .. })
+    }
+
+    /// The virtual addresses and service ports that are translated although others are not, with the proxy's ports.
+    fn exceptions(&self) -> impl Iterator<Item = (SocketAddr, NonZeroU16)> {
+        let endpoints: BTreeSet<SocketAddr> = match &self.delivery {
+            Delivery::Transparent { except } => {
+                let balanced = self.directors.iter().map(Director::endpoint);
+                except.iter().copied().chain(balanced).collect()
+            }
+            Delivery::Dnat => BTreeSet::new(),
+        };
+        endpoints.into_iter().filter_map(|endpoint| {
+            let bind_port = self.redirects.get(&NonZeroU16::new(endpoint.port())?)?;
+            Some((endpoint, *bind_port))
+        })
+    }
+
+    /// Each family with each service port and its port of the proxy.
+    fn redirects(&self) -> impl Iterator<Item = (Family, NonZeroU16, NonZeroU16)> {
+        let of = |family| self.redirects.iter().map(move |(port, bind_port)| (family, *port, *bind_port));
+        Family::BOTH.into_iter().flat_map(of)
+    }
+
+    /// For packets to a virtual address, whether it is here or not.
+    fn assigning(&self) -> Vec<Rule<'_>> {
+        let skip = |condition| vec![condition, Statement::Return(None)];
+        let mut rules = Vec::from_iter(self.mark.map(|mark| skip(has_mark(mark))));
+        // What is translated, by us or by others, has no socket with the address and port that it still carries here.
+        rules.push(skip(is_translated()));
+        rules.push(skip(from_bridge()));
+        for (endpoint, _) in self.exceptions() {
+            rules.push(Vec::from_iter(to_endpoint(endpoint).into_iter().chain([Statement::Return(None)])));
+        }
+        for (family, port, bind_port) in self.redirects() {
+            let matches = || vec![to_vip(family), to_port(port.get()), is_local()];
+            let assigned = [assign(family, bind_port), Statement::Accept(None)];
+            rules.push(matches().into_iter().chain(assigned).collect());
+            rules.push(matches().into_iter().chain([is_syn(), Statement::Drop(None)]).collect());
+        }
+        rules
+    }
+
+    fn translating(&self) -> Vec<Rule<'_>> {
+        let mut rules: Vec<_> = self.directors.iter().map(Director::exemption).collect();
+        if !self.is_transparent() {
+            rules.extend(self.redirecting());
+            return rules;
+        }
+        for (endpoint, bind_port) in self.exceptions() {
+            let target = to_endpoint(endpoint).into_iter();
+            rules.push(target.chain([is_local(), translate(bind_port)]).collect());
+        }
+        for (family, port, bind_port) in self.redirects() {
+            let matches = || vec![to_vip(family), to_port(port.get()), is_local()];
+            rules.push(matches().into_iter().chain([from_bridge(), translate(bind_port)]).collect());
+            // To where it goes already: what is translated once is not translated again by those who come later.
+            rules.push(matches().into_iter().chain([translate(port)]).collect());
+        }
+        rules
+    }
+
+    /// For what this node itself sends.
+    fn translating_own(&self) -> Vec<Rule<'_>> {
+        let own = self.mark.map(|mark| vec![has_mark(mark), Statement::Return(None)]);
+        own.into_iter().chain(self.redirecting()).collect()
+    }
+
+    fn redirecting(&self) -> impl Iterator<Item = Rule<'_>> {
+        self.redirects().map(|(family, port, bind_port)| {
+            vec![to_vip(family), to_port(port.get()), is_local(), translate(bind_port)]
+        })
+    }
+
+    /// Refuses other hosts at the proxy's own ports.
+    fn closing(&self) -> Vec<Rule<'_>> {
+        let open = match self.bind_address {
+            Some(ip) if ip.is_unspecified() && ip.is_ipv6() => return Vec::new(),
+            Some(ip) if ip.is_unspecified() => Some(is_family(Family::V4)),
+            Some(ip) => Some(to_address(ip)),
+            None => None,
+        };
+        let through = [from_loopback(), is_translated()].into_iter().chain(open);
+        let through = through.map(|condition| vec![condition, Statement::Return(None)]);
+        let closed = self.bind_ports().into_iter().map(|port| vec![to_port(port.get()), is_syn(), reset()]);
+        through.chain(closed).collect()
+    }
+
+    fn guarding(&self) -> Vec<Rule<'_>> {
+        let mut rules = Vec::new();
+        for family in Family::BOTH {
+            rules.push(vec![from_vip(family), is_foreign(), Statement::Drop(None)]);
+            // Only of a connection that was led to the proxy: one to its port itself is refused.
+            for bind_port in self.bind_ports() {
+                let led_here = [from_vip(family), from_port(bind_port.get()), is_translated()];
+                let refusal = led_here.into_iter().chain(is_refusal());
+                rules.push(refusal.chain([Statement::Drop(None)]).collect());
+            }
+        }
+        rules
+    }
+
+    fn bind_ports(&self) -> BTreeSet<NonZeroU16> {
+        self.redirects.values().copied().collect()
+    }
+
+    fn set(&self, set_type: SetType, family: Family) -> NfListObject<'_> {
+        let elements: BTreeSet<IpAddr> =
+            self.vips.iter().map(IpAddr::to_canonical).filter(|ip| Family::of(*ip) == family).collect();
         let elements: Vec<_> = elements.iter().map(|ip| text(ip.to_string())).collect();
         NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
             table: self.name.as_str().into(),
-            name: name.into(),
+            name: family.set().into(),
             set_type: SetTypeValue::Single(set_type),
             elem: (!elements.is_empty()).then(|| elements.into()),
             ..Set::default()
         }))
     }
 
-    fn chain(&self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) -> NfListObject<'_> {
-        NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: self.name.as_str().into(),
-            name: name.into(),
-            _type: Some(kind),
-            hook: Some(hook),
-            prio: Some(priority),
-            policy: Some(NfChainPolicy::Accept),
-            ..Chain::default()
-        })
-    }
-
-    fn rule<'a>(&'a self, chain: &'static str, statements: Vec<Statement<'a>>) -> NfListObject<'a> {
-        NfListObject::Rule(Rule {
+    fn rule<'a>(&'a self, chain: &'static str, rule: Rule<'a>) -> NfListObject<'a> {
+        NfListObject::Rule(RuleObject {
             family: NfFamily::INet,
             table: self.name.as_str().into(),
             chain: chain.into(),
-            expr: statements.into(),
-            ..Rule::default()
+            expr: rule.into(),
+            ..RuleObject::default()
         })
     }
-}
-
-impl TableName {
-    /// A transaction that leaves no table of this name, whether there was one or not.
-    pub(super) fn removal(&self) -> Batch<'_> {
-        let mut batch = Batch::new();
-        batch.add(NfListObject::Table(self.object()));
-        batch.delete(NfListObject::Table(self.object()));
-        batch
-    }
-
-    fn object(&self) -> nftables::schema::Table<'_> {
-        nftables::schema::Table { family: NfFamily::INet, name: self.as_str().into(), handle: None }
-    }
-}
-
-fn redirect<'a>(family: Family, port: NonZeroU16, bind_port: NonZeroU16) -> Vec<Statement<'a>> {
-    vec![
-        equals(field(family.protocol(), "daddr"), text(family.set_reference())),
-        equals(field("tcp", "dport"), Expression::Number(u32::from(port.get()))),
-        // The VIP may be another controller's at the moment; then the packet only passes through.
-        equals(address_type(FibFlag::Daddr), text("local".to_owned())),
-        Statement::DNAT(Some(NAT {
-            addr: None,
-            family: None,
-            port: Some(Expression::Number(u32::from(bind_port.get()))),
-            flags: None,
-        })),
-    ]
-}
-
-/// Drops what this node sends from a VIP that it does not have.
-fn silence<'a>(family: Family) -> Vec<Statement<'a>> {
-    vec![
-        equals(field(family.protocol(), "saddr"), text(family.set_reference())),
-        Statement::Match(Match {
-            left: Expression::Named(address_type(FibFlag::Saddr)),
-            right: text("local".to_owned()),
-            op: Operator::NEQ,
-        }),
-        Statement::Drop(None),
-    ]
-}
-
-/// Drops the kernel's answer to a SYN for which no proxy listens: a RST with ACK and the sequence number 0 (RFC 9293
-/// section 3.10.7.1). Whoever listens never sends that.
-fn patience<'a>(family: Family, bind_port: NonZeroU16) -> Vec<Statement<'a>> {
-    /// FIN, SYN, RST and ACK (RFC 9293 section 3.1).
-    const LOOKED_AT: u32 = 0x17;
-    const RST_ACK: u32 = 0x14;
-    let flags = Expression::Named(field("tcp", "flags"));
-    let masked = BinaryOperation::AND(flags, Expression::Number(LOOKED_AT));
-    vec![
-        equals(field(family.protocol(), "saddr"), text(family.set_reference())),
-        equals(field("tcp", "sport"), Expression::Number(u32::from(bind_port.get()))),
-        equals(field("tcp", "sequence"), Expression::Number(0)),
-        Statement::Match(Match {
-            left: Expression::BinaryOperation(Box::new(masked)),
-            right: Expression::Number(RST_ACK),
-            op: Operator::EQ,
-        }),
-        Statement::Drop(None),
-    ]
-}
-
-pub(super) fn address_type<'a>(flag: FibFlag) -> NamedExpression<'a> {
-    NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([flag]) })
-}
-
-/// `meta mark & M == M`: other software on the node (network plugins) sets further bits on the way.
-fn mark_matches<'a>(mark: NonZeroU32) -> Statement<'a> {
-    let value = || Expression::Number(mark.get());
-    let seen = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
-    let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(seen, value())));
-    Statement::Match(Match { left: masked, right: value(), op: Operator::EQ })
-}
-
-pub(super) fn equals<'a>(left: NamedExpression<'a>, right: Expression<'a>) -> Statement<'a> {
-    Statement::Match(Match { left: Expression::Named(left), right, op: Operator::EQ })
-}
-
-pub(super) fn field<'a>(protocol: &'static str, field: &'static str) -> NamedExpression<'a> {
-    NamedExpression::Payload(Payload::PayloadField(PayloadField {
-        protocol: protocol.into(),
-        field: field.into(),
-    }))
-}
-
-pub(super) fn text<'a>(value: String) -> Expression<'a> {
-    Expression::String(Cow::Owned(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn port(number: u16) -> NonZeroU16 {
@@ -373,34 +320,138 @@ mod tests {
 
     fn table() -> Table {
         Table {
-            name: TableName::default(),
             vips: ["10.0.0.100", "::ffff:10.0.0.100", "fd00::100"].map(|ip| ip.parse().unwrap()).into(),
             redirects: BTreeMap::from([(port(6443), port(6444))]),
             mark: NonZeroU32::new(crate::MARK),
-            directors: Vec::new(),
+            ..Table::default()
         }
+    }
+
+    /// The rules of a chain; empty if there is none.
+    fn rules(table: &Table, name: &str) -> Vec<Value> {
+        let chains = table.chains();
+        let chain = chains.iter().find(|chain| chain.name == name);
+        let rules = chain.map(|chain| serde_json::to_value(&chain.rules).unwrap());
+        rules.and_then(|rules| rules.as_array().cloned()).unwrap_or_default()
+    }
+
+    fn matches(op: &str, left: &Value, right: &Value) -> Value {
+        json!({"match": {"op": op, "left": left, "right": right}})
+    }
+
+    fn payload(protocol: &str, field: &str) -> Value {
+        json!({"payload": {"protocol": protocol, "field": field}})
+    }
+
+    fn to_vip4() -> Vec<Value> {
+        vec![
+            matches("==", &payload("ip", "daddr"), &json!("@vip4")),
+            matches("==", &payload("tcp", "dport"), &json!(6443)),
+            matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local")),
+        ]
+    }
+
+    fn syn() -> Value {
+        matches("==", &json!({"&": [payload("tcp", "flags"), 0x17]}), &json!(0x02))
+    }
+
+    fn dnat(port: u16) -> Value {
+        json!({"dnat": {"port": port}})
+    }
+
+    fn with(mut rule: Vec<Value>, more: impl IntoIterator<Item = Value>) -> Value {
+        rule.extend(more);
+        rule.into()
     }
 
     #[test]
     fn replacement_is_one_batch_that_starts_from_nothing() {
-        let json = serde_json::to_value(table().replacement().to_nftables()).unwrap();
+        let table = table();
+        let json = serde_json::to_value(table.replacement().to_nftables()).unwrap();
         let commands = json["nftables"].as_array().unwrap();
-        let own = serde_json::json!({"table": {"family": "inet", "name": "cplb"}});
-        assert_eq!(commands[0], serde_json::json!({"add": own}));
-        assert_eq!(commands[1], serde_json::json!({"delete": own}));
-        assert_eq!(commands[2], serde_json::json!({"add": own}));
-        let rules: Vec<_> = commands.iter().filter(|c| !c["add"]["rule"].is_null()).collect();
-        assert_eq!(rules.len(), table().rule_count());
-        assert_eq!(rules[0]["add"]["rule"]["chain"], "output", "the mark is looked at first");
-        assert_eq!(
-            rules[1]["add"]["rule"],
-            serde_json::json!({"family": "inet", "table": "cplb", "chain": "prerouting", "expr": [
-                {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "@vip4"}},
-                {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 6443}},
-                {"match": {"op": "==", "left": {"fib": {"result": "type", "flags": ["daddr"]}}, "right": "local"}},
-                {"dnat": {"port": 6444}},
-            ]})
-        );
+        let own = json!({"table": {"family": "inet", "name": "cplb"}});
+        assert_eq!(commands[0], json!({"add": own}));
+        assert_eq!(commands[1], json!({"delete": own}));
+        assert_eq!(commands[2], json!({"add": own}));
+        let is = |kind: &'static str| move |command: &&Value| !command["add"][kind].is_null();
+        let first_rule = commands.iter().position(|command| is("rule")(&command)).unwrap();
+        assert!(commands[first_rule..].iter().all(|command| is("rule")(&command)), "targets of jumps exist");
+        let chains = table.chains();
+        assert_eq!(commands.iter().filter(is("chain")).count(), chains.len());
+        assert_eq!(commands.len() - first_rule, chains.iter().map(|chain| chain.rules.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn packets_get_the_listener_or_a_syn_is_dropped() {
+        let rules = rules(&table(), TRANSPARENT);
+        assert_eq!(rules[0][1], json!({"return": null}), "our own mark");
+        let translated = matches("in", &json!({"ct": {"key": "status"}}), &json!("dnat"));
+        assert_eq!(rules[1], json!([translated, {"return": null}]));
+        let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
+        assert_eq!(rules[2], json!([bridge, {"return": null}]));
+        let tproxy = json!({"tproxy": {"family": "ip", "port": 6444}});
+        assert_eq!(rules[3], with(to_vip4(), [tproxy, json!({"accept": null})]));
+        assert_eq!(rules[4], with(to_vip4(), [syn(), json!({"drop": null})]));
+        assert_eq!(rules[5][3]["tproxy"]["family"], "ip6");
+        assert_eq!(rules.len(), 7);
+    }
+
+    #[test]
+    fn assigned_connections_are_translated_to_themselves_and_bridged_ones_to_the_proxy() {
+        let rules = rules(&table(), PREROUTING);
+        let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
+        assert_eq!(rules[0], with(to_vip4(), [bridge, dnat(6444)]));
+        assert_eq!(rules[1], with(to_vip4(), [dnat(6443)]));
+        assert_eq!(rules.len(), 4);
+    }
+
+    #[test]
+    fn endpoints_of_ipvs_are_translated() {
+        let except = ["10.0.0.100:6443", "10.0.0.100:80"].map(|endpoint| endpoint.parse().unwrap());
+        let table = Table { delivery: Delivery::Transparent { except: except.into() }, ..table() };
+        let endpoint = [
+            matches("==", &payload("ip", "daddr"), &json!("10.0.0.100")),
+            matches("==", &payload("tcp", "dport"), &json!(6443)),
+        ];
+        assert_eq!(rules(&table, TRANSPARENT)[3], with(endpoint.clone().into(), [json!({"return": null})]));
+        let rules = rules(&table, PREROUTING);
+        assert_eq!(rules[0], with(endpoint.into(), [to_vip4()[2].clone(), dnat(6444)]));
+        assert_eq!(rules.len(), 5, "80 is no port of a service");
+    }
+
+    #[test]
+    fn dnat_alone_uses_nothing_that_old_kernels_lack() {
+        let table = Table { delivery: Delivery::Dnat, ..table() };
+        assert_eq!(rules(&table, PREROUTING)[0], with(to_vip4(), [dnat(6444)]));
+        let text = serde_json::to_string(&table.replacement().to_nftables()).unwrap();
+        assert!(!text.contains("tproxy") && !text.contains("iifkind"), "{text}");
+    }
+
+    #[test]
+    fn own_connections_are_translated_unless_they_have_the_mark() {
+        for delivery in [Delivery::default(), Delivery::Dnat] {
+            let rules = rules(&Table { delivery, ..table() }, OUTPUT);
+            assert_eq!(rules[0][1], json!({"return": null}), "the mark is looked at first");
+            assert_eq!(rules[1], with(to_vip4(), [dnat(6444)]));
+            assert_eq!(rules.len(), 3);
+        }
+    }
+
+    #[test]
+    fn bind_ports_are_open_to_this_node_to_translated_connections_and_at_the_bind_address() {
+        let closing = |bind_address: Option<&str>| {
+            let bind_address = bind_address.map(|ip| ip.parse().unwrap());
+            rules(&Table { bind_address, ..table() }, BIND_PORTS)
+        };
+        let closed = closing(None);
+        assert_eq!(closed.len(), 3);
+        let reset = json!({"reject": {"type": "tcp reset"}});
+        assert_eq!(closed[2], json!([matches("==", &payload("tcp", "dport"), &json!(6444)), syn(), reset]));
+        let v4 = matches("==", &json!({"meta": {"key": "nfproto"}}), &json!("ipv4"));
+        assert_eq!(closing(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
+        let own = matches("==", &payload("ip6", "daddr"), &json!("fd00::11"));
+        assert_eq!(closing(Some("fd00::11"))[2], json!([own, {"return": null}]));
+        assert_eq!(closing(Some("::")), Vec::<Value>::new());
     }
 
     #[test]
@@ -408,17 +459,7 @@ mod tests {
         let table = table();
         assert_eq!(table.element_count(), 2);
         let json = serde_json::to_value(table.replacement().to_nftables()).unwrap();
-        assert_eq!(json["nftables"][3]["add"]["set"]["elem"], serde_json::json!(["10.0.0.100"]));
-        assert_eq!(json["nftables"][4]["add"]["set"]["elem"], serde_json::json!(["fd00::100"]));
-    }
-
-    #[test]
-    fn names_need_no_quoting() {
-        for good in ["cplb", "_x", "cplb_51", &"a".repeat(63)] {
-            assert_eq!(good.parse::<TableName>().unwrap().as_str(), good);
-        }
-        for bad in ["", "5cplb", "cplb;flush ruleset", "a b", "ä", &"a".repeat(64)] {
-            assert!(bad.parse::<TableName>().is_err(), "{bad:?}");
-        }
+        assert_eq!(json["nftables"][3]["add"]["set"]["elem"], json!(["10.0.0.100"]));
+        assert_eq!(json["nftables"][4]["add"]["set"]["elem"], json!(["fd00::100"]));
     }
 }

@@ -7,16 +7,18 @@ mod checks;
 mod directors;
 mod faults;
 mod ns;
+mod reach;
 mod silence;
 mod traffic;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::process::ExitCode;
 
 use lb_proxy::MARK;
-use lb_proxy::nft::{Nft, Table, TableName};
+use lb_proxy::nft::{Delivery, Nft, Table, TableName};
 use libtest_mimic::{Arguments, Trial};
 
 /// VIPs of both families, 6443 → 6444.
@@ -26,7 +28,44 @@ fn table() -> Table {
         vips: ["10.0.0.100", "fd00::100"].map(ns::ip).into(),
         redirects: redirects(&[(6443, 6444)]),
         mark: NonZeroU32::new(MARK),
-        directors: Vec::new(),
+        ..Table::default()
+    }
+}
+
+/// A test that shows the same in every mode.
+type InMode = (&'static str, fn(Mode));
+
+/// How packets from other hosts reach the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Transparent,
+    Dnat,
+}
+
+impl Mode {
+    const BOTH: [Self; 2] = [Self::Transparent, Self::Dnat];
+
+    fn table(self) -> Table {
+        let delivery = match self {
+            Self::Transparent => Delivery::default(),
+            Self::Dnat => Delivery::Dnat,
+        };
+        Table { delivery, ..table() }
+    }
+
+    fn listen(self, port: u16) -> TcpListener {
+        match self {
+            Self::Transparent => ns::listen_transparent(port),
+            Self::Dnat => ns::listen(port),
+        }
+    }
+
+    /// The local address of the proxy's socket for a connection of another host to this address.
+    fn arrival(self, vip: SocketAddr, bind_port: u16) -> SocketAddr {
+        match self {
+            Self::Transparent => vip,
+            Self::Dnat => SocketAddr::new(vip.ip(), bind_port),
+        }
     }
 }
 
@@ -53,14 +92,27 @@ fn main() -> ExitCode {
         eprintln!("{why}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<(&str, fn())> =
-        [traffic::TESTS, directors::TESTS, watch::TESTS, faults::TESTS, checks::TESTS, silence::TESTS]
-            .concat();
-    let trials = tests.into_iter().map(|(name, test)| {
-        Trial::test(name, move || {
-            ns::isolated(test);
-            Ok(())
-        })
+    let tests: Vec<(&str, fn())> = [
+        traffic::ONCE,
+        directors::TESTS,
+        watch::TESTS,
+        faults::TESTS,
+        checks::TESTS,
+        silence::TESTS,
+        reach::TESTS,
+    ]
+    .concat();
+    let once = tests.into_iter().map(|(name, test)| trial(name.to_owned(), test));
+    let twice = [traffic::TESTS, reach::IN_BOTH_MODES].concat().into_iter().flat_map(|(name, test)| {
+        Mode::BOTH.map(|mode| trial(format!("{name} {mode:?}").to_lowercase(), move || test(mode)))
     });
+    let trials = once.chain(twice);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn trial(name: String, test: impl Fn() + Send + Sync + 'static) -> Trial {
+    Trial::test(name, move || {
+        ns::isolated(&test);
+        Ok(())
+    })
 }

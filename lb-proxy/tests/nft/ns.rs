@@ -1,7 +1,7 @@
 //! Network namespaces for one test binary: entered before the first thread exists, then one per test and peer.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Output};
 use std::sync::mpsc;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid, gettid};
+use socket2::{Domain, Protocol, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -137,6 +138,16 @@ pub(crate) fn is_idle(listener: &TcpListener) -> bool {
 
 pub(crate) fn listen(port: u16) -> TcpListener {
     TcpListener::bind(("::", port)).unwrap()
+}
+
+/// As the proxy listens, so that `tproxy` can assign connections.
+pub(crate) fn listen_transparent(port: u16) -> TcpListener {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_ip_transparent_v4(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()).unwrap();
+    socket.listen(1024).unwrap();
+    socket.into()
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

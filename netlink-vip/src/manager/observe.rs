@@ -278,6 +278,7 @@ impl<K: Kernel> Manager<K> {
             name: link.name.clone(),
             index,
             mac: link.mac,
+            kind: link.kind.clone(),
             up: link.is_up(),
             addresses: own
                 .map(|&ObservedAddress { ip, prefix_len, scope, flags, .. }| InterfaceAddress {
