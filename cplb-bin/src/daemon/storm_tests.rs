@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use lb_proxy::{Event as Balancer, Failure, Refusal, Shortage};
 use netlink_vip::{
-    GroupId, InterfaceState, KeeperEvent, KernelError, Refusal as Refused, Release, Removal, ResyncCause,
-    Warning,
+    GroupId, InterfaceState, KeeperEvent, KernelError, Release, Removal, ResyncCause, Warning,
 };
 use vrrp::router::{Discard, Reason, StateName, Transition};
 use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
 
 use super::events;
+use super::fitness::Fitness;
 use super::problems::Problems;
 use crate::logging::testing::storm;
 
@@ -100,14 +100,13 @@ fn lines_about_links_and_addresses_are_limited() {
     });
     keeper("addresses removed by others", 1, "10.0.0.100", &|_| KeeperEvent::Missing { id: GROUP, ip: ip() });
     keeper("lost leases", 1, "lease", &|_| KeeperEvent::LeaseLost { id: GROUP });
-    keeper("refused addresses", 1, "IPv6", &|_| KeeperEvent::Refused {
-        id: GROUP,
-        ip: ip(),
-        reason: Refused::Ipv6Disabled,
-    });
     keeper("warnings", 1, "kernel", &|_| KeeperEvent::Warning {
         id: None,
         warning: Warning::Unobserved(KernelError::NoAnswer),
+    });
+    limits("addresses that can and cannot be held", 2, "again", |number, problems| {
+        let faults = if number % 2 == 0 { vec!["IPv6 is disabled".to_owned()] } else { Vec::new() };
+        events::fitness(&[Fitness { id: ID, faults }], problems);
     });
     limits("overruns that come and go", 2, "in time again", |number, problems| match number % 2 {
         0 => events::keeper(
