@@ -250,7 +250,7 @@ struct Disk {
 impl Disk {
     fn mount(directory: &Path) -> Self {
         std::fs::create_dir_all(directory).expect("it is created");
-        let options = Some("size=64k");
+        let options = Some("size=64k,mode=0700");
         mount(None::<&str>, directory, Some("tmpfs"), MsFlags::empty(), options).expect("it is mounted");
         Self { filler: directory.join("filler") }
     }
