@@ -116,10 +116,12 @@ pub(crate) fn unwritable_file() {
     let mut scene = Scene::complete();
     scene.cluster.signal(0, Signal::SIGTERM);
     scene.cluster.wait_until_ended(0);
-    // Not even root can write a file where a directory is.
+    // Not even root can write a file where a directory is, nor put that aside where there is another one.
     let file = scene.cluster.state_dir(0).join("backends.json");
     std::fs::remove_file(&file).expect("it was there");
-    std::fs::create_dir_all(file.join("in the way")).expect("it is made");
+    for directory in [&file, &file.with_extension("bad")] {
+        std::fs::create_dir_all(directory.join("in the way")).expect("it is made");
+    }
     scene.cluster.start_daemon(0);
     scene.wait_for(0, "api", &[0, 1, 2]);
     scene.list(&[0, 1]);
