@@ -25,8 +25,11 @@ fn main() -> ExitCode {
         Test::new("a_reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
         Test::new("a_reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
         Test::new("a_lease_that_lapses_resets_its_sessions", lapsed).needs([Tool::Nft]),
-        Test::new("a_stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]),
-        Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade)).needs([Tool::Nft]),
+        // Their backends and this program share one limit of descriptors.
+        Test::new("a_stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]).alone(),
+        Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
+            .needs([Tool::Nft])
+            .alone(),
     ])
 }
 
@@ -74,12 +77,12 @@ impl Clients {
             let reset = matches!(state, SessionState::Ended(_, Failure::Reset));
             cluster.check(reset, || format!("a session did not end by a reset: {state:?}"));
         }
-        let told = self.told_by(cluster, by);
-        cluster.check(self.capture.dropped() == 0, || "the capture is incomplete".to_owned());
-        cluster.check(told.len() >= self.count, || {
-            format!("{} of {} sessions were told by {}", told.len(), self.count, cluster.node(by).name())
+        // A busy client may have met the successor's reset before.
+        cluster.wait("the node that gave the VIPs up has told each session", || {
+            self.told_by(cluster, by).len() == self.count
         });
-        cluster.wait("the daemon says how many it has reset", || counted(cluster, by) == told.len());
+        cluster.check(self.capture.dropped() == 0, || "the capture is incomplete".to_owned());
+        cluster.wait("the daemon says how many it has reset", || counted(cluster, by) == self.count);
     }
 }
 

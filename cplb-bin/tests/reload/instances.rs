@@ -96,8 +96,12 @@ pub(crate) fn traded_addresses() {
     reload(&merged);
     holder(51, second);
     holder(51, first);
+    // Routers that were reloaded at different moments were groups of their own meanwhile, which is told for a while.
     for index in 0..cluster.len() {
-        cluster.check(degraded(&cluster, index) == "[]", || degraded(&cluster, index));
+        let status = cluster.status(index);
+        let mut told = status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
+        let expected = told.all(|text| text.contains("uses the same identifier for other virtual addresses"));
+        cluster.check(expected, || status["degraded"].to_string());
     }
 }
 
