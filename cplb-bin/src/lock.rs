@@ -1,4 +1,4 @@
-//! One daemon per network namespace.
+//! One daemon with virtual IPs per network namespace.
 //!
 //! Two daemons in one network namespace would manage the same addresses, ports and tables. The lock is an abstract Unix
 //! socket: the kernel keeps their names per network namespace, whatever a process sees of the file system, and a name
@@ -136,6 +136,16 @@ pub(crate) enum Locked {
     Held(NamespaceLock),
     /// A process that cannot be another daemon has the name. This one works without, and tries again.
     Without(String),
+}
+
+impl Locked {
+    /// The lock, if there is one.
+    pub(crate) fn held(self) -> Option<NamespaceLock> {
+        match self {
+            Self::Held(lock) => Some(lock),
+            Self::Without(_) => None,
+        }
+    }
 }
 
 /// The held lock; dropping it releases the name.

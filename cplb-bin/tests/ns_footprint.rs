@@ -31,9 +31,9 @@ const RELEASE: Limits = Limits { memory: 13_500_000, processor: 0.003 };
 /// The dev profile optimises dependencies well and the rest little: a third more memory, of which the larger program
 /// is the most, and hardly more time were measured. The rest of the margin is for the machine.
 const DEV: Limits = Limits { memory: 18_000_000, processor: 0.006 };
-/// The file of the stripped release binary: 8 MB for the election and the proxy, one for IPVS and the real server, and
+/// The file of the stripped release binary: 9 MB for the election and the proxy, one for IPVS and the real server, and
 /// three for the Kubernetes API.
-const SIZE: u64 = 12_000_000;
+const SIZE: u64 = 13_000_000;
 
 fn main() -> ExitCode {
     let mut tests = vec![

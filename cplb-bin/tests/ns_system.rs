@@ -5,7 +5,6 @@ mod support;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -33,7 +32,6 @@ fn main() -> ExitCode {
         Test::new("a_second_daemon_leaves_and_the_first_does_not_notice", second_daemon),
         Test::new("hostile_files_and_signals_cost_no_virtual_ip", hostile_surroundings),
         Test::new("an_interface_may_come_late_and_vanish", interface_comes_and_goes).needs([Tool::Ip]),
-        Test::new("an_active_without_descriptors_is_replaced", descriptors_run_out),
         Test::new("a_state_directory_or_socket_that_cannot_be_made_is_named", nothing_writable),
     ])
 }
@@ -309,42 +307,6 @@ fn interface_comes_and_goes() {
     }
     cluster.wait("the daemon waits for the interface", || waits(&cluster));
     cluster.check(cluster.daemon(0).is_running(), || "it ended".to_owned());
-}
-
-/// Descriptors of a daemon whose service file forgot LimitNOFILE=; about 40 are its own.
-const FEW: usize = 96;
-/// Clients that want more than that.
-const MANY: usize = 200;
-
-fn descriptors_run_out() {
-    let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::v3("100ms"));
-    let limit = format!("ulimit -n {FEW}; exec \"$0\" \"$@\"");
-    for index in 0..cluster.len() {
-        let command = behind(["sh", "-c", &limit], &cluster.command(index));
-        cluster.launch(index, command);
-    }
-    wait_for_daemons(&cluster);
-    let old = cluster.wait_until_settled();
-    let (target, since) = (cluster.address(), Instant::now());
-    let crowd = cluster.client().run(|| {
-        let connect = |_| TcpStream::connect_timeout(&target, Duration::from_secs(2)).ok();
-        (0..MANY).filter_map(connect).collect::<Vec<_>>()
-    });
-    cluster.check(crowd.len() > FEW, || format!("only {} clients got in", crowd.len()));
-    let log = cluster.daemon(old).log();
-    cluster.check(log.wait_for_line("raise LimitNOFILE=", PATIENCE).is_ok(), || "it says nothing".to_owned());
-    cluster.wait("the daemon says that it cannot serve", || {
-        let status = cluster.try_status(old);
-        status.is_some_and(|status| status["degraded"].to_string().contains("LimitNOFILE"))
-    });
-    expect_replaced(&cluster, old, since);
-    drop(crowd);
-    cluster.wait("the daemon serves again", || {
-        let status = cluster.try_status(old);
-        status.is_some_and(|status| {
-            status["serving"]["serving"] == true && !status["degraded"].to_string().contains("LimitNOFILE")
-        })
-    });
 }
 
 fn nothing_writable() {

@@ -10,6 +10,7 @@ mod blueprint_tests;
 mod direct;
 mod election;
 mod events;
+mod exclusion;
 mod fitness;
 mod found;
 mod ipvs;
@@ -44,7 +45,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, Locked, NamespaceLock};
+use crate::lock::{self, NamespaceLock};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
@@ -132,9 +133,9 @@ impl Daemon {
         let (sender, events) = unbounded_channel();
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
-        let lock = match lock::acquire().map_err(|error| Failure::from(&error))? {
-            Locked::Held(lock) => Some(lock),
-            Locked::Without(_) => None,
+        let lock = match exclusion::is_exclusive(&config) {
+            true => lock::acquire().map_err(|error| Failure::from(&error))?.held(),
+            false => None,
         };
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
         let resolver = Resolver::default();

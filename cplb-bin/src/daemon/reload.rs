@@ -159,6 +159,7 @@ impl Daemon {
 
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
+        self.lock_for(config)?;
         self.clusters.begin(config, &self.sender);
         let names = self.names.after(&answers).on_node(found::node_addresses(config));
         let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));

@@ -9,7 +9,6 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, Locked};
 use crate::status::server::{self, Kept};
 
 use super::blueprint::Instance;
@@ -172,28 +171,6 @@ impl Daemon {
         }
     }
 
-    /// Takes the name by which daemons exclude each other, once the process that had it is gone.
-    fn retry_lock(&mut self) {
-        if self.lock.is_some() {
-            return;
-        }
-        match lock::acquire() {
-            Ok(Locked::Held(lock)) => {
-                self.lock = Some(lock);
-                self.problems.clear(&Cause::NamespaceLock);
-                tracing::info!("network namespace locked");
-            }
-            Ok(Locked::Without(why)) => self.tell_unlocked(&why),
-            Err(error) => self.tell_unlocked(&error.to_string()),
-        }
-    }
-
-    fn tell_unlocked(&mut self, why: &str) {
-        if self.problems.raise(Cause::NamespaceLock, why) {
-            tracing::warn!("network namespace not locked: {why}");
-        }
-    }
-
     /// The socket is made anew if its file was removed or replaced.
     fn keep_socket(&mut self) {
         match self.socket.keep() {
@@ -291,7 +268,7 @@ impl Daemon {
 
     fn chores(&mut self) {
         self.problems.fade(Instant::now());
-        self.retry_lock();
+        self.keep_lock();
         self.keep_socket();
         if self.uses_state_dir() {
             let keeper = self.election.as_ref().map(|election| &election.keeper);
