@@ -29,8 +29,11 @@ const NAME: &str = "cplb";
 /// The bit of CAP_NET_ADMIN, see capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Between a failed `accept` and the next one.
+/// Between a failed `accept` and the next one, and the patience with a process that does not answer.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a silent holder is asked in that time.
+const ATTEMPTS: u32 = 20;
 
 /// Why the network namespace could not be locked.
 #[derive(Debug, Error)]
@@ -95,7 +98,10 @@ enum Rank {
 
 impl Holder {
     fn rank(&self, own_uid: u32) -> Rank {
-        let is_privileged = self.uid == 0 || self.uid == own_uid || self.is_net_admin;
+        // Root of a container may lack the capability, which only /proc tells.
+        let is_root_elsewhere = self.uid == 0 && self.pid.is_none();
+        let is_same_user = self.uid == own_uid && own_uid != 0;
+        let is_privileged = self.is_net_admin || is_root_elsewhere || is_same_user;
         match &self.program {
             _ if !is_privileged => Rank::Unprivileged,
             Some(program) if program != env!("CARGO_BIN_NAME") => Rank::Peer,
@@ -136,6 +142,8 @@ pub(crate) enum Locked {
     Held(NamespaceLock),
     /// A process that cannot be another daemon has the name. This one works without, and tries again.
     Without(String),
+    /// The same of a process that does not answer, be it only because it has just begun.
+    Unanswered(String),
 }
 
 impl Locked {
@@ -143,7 +151,7 @@ impl Locked {
     pub(crate) fn held(self) -> Option<NamespaceLock> {
         match self {
             Self::Held(lock) => Some(lock),
-            Self::Without(_) => None,
+            Self::Without(_) | Self::Unanswered(_) => None,
         }
     }
 }
@@ -164,6 +172,20 @@ impl Drop for NamespaceLock {
 /// [`LockError`], if another daemon has it, or a process that is as privileged as one.
 pub(crate) fn acquire() -> Result<Locked, LockError> {
     acquire_as(NAME)
+}
+
+/// As [`acquire`]; waits a second for a process to answer that has just bound the name.
+///
+/// # Errors
+/// As [`acquire`].
+pub(crate) async fn acquire_at_start() -> Result<Locked, LockError> {
+    for _ in 0..ATTEMPTS {
+        match acquire()? {
+            Locked::Unanswered(_) => tokio::time::sleep(PAUSE / ATTEMPTS).await,
+            locked => return Ok(locked),
+        }
+    }
+    acquire()
 }
 
 fn acquire_as(name: &str) -> Result<Locked, LockError> {
@@ -188,8 +210,7 @@ async fn answer(listener: UnixListener) {
 
 fn occupied(name: &str) -> Result<Locked, LockError> {
     let Some(holder) = Holder::of(name) else {
-        // A daemon listens and takes every connection.
-        return Ok(Locked::Without(without("a process that does not answer")));
+        return Ok(Locked::Unanswered(without("a process that does not answer")));
     };
     match holder.rank(geteuid().as_raw()) {
         Rank::Daemon => Err(LockError::Held(holder)),

@@ -32,12 +32,7 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
         }
         RunnerEvent::Discarded { id, reason, source, suppressed } => {
             tracing::warn!(vrid = id.0, %source, suppressed, "advertisement discarded: {reason}");
-            // All others are broken or foreign. This one shares addresses with the instance, or it would be another group.
-            if matches!(reason, Discard::Password | Discard::AuthType) {
-                let text = format!(
-                    "virtual router {id}: {source} uses the same virtual IPs with another authPass, so neither hears the \
-                     other and both may be Active: give every controller the same authPass"
-                );
+            if let Some(text) = unheard_peer(*id, *reason, *source) {
                 problems.raise_fading(Cause::Discarded(id.0, reason.as_str()), text, Instant::now());
             }
         }
@@ -52,6 +47,22 @@ pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
         }
         other => tracing::debug!(?other, "election"),
     }
+}
+
+/// The problem for advertisements that are discarded although they may be those of another controller. All others are
+/// broken or foreign.
+fn unheard_peer(id: InstanceId, reason: Discard, source: IpAddr) -> Option<String> {
+    let difference = match reason {
+        Discard::Password | Discard::AuthType => "another authPass: give every controller the same authPass",
+        Discard::Version => "another version of VRRP: give every controller the same `version`",
+        Discard::HopLimit => "a hop limit that is not 255: let no router forward between the controllers",
+        Discard::NotLinkLocal => "a source that is not link-local: it must advertise from its link-local address",
+        _ => return None,
+    };
+    Some(format!(
+        "virtual router {id}: {source} advertises with {difference}; until then neither hears the other and both may be \
+         Active"
+    ))
 }
 
 /// The problem for a warning about another user of an instance's addresses or VRID.

@@ -20,7 +20,7 @@ impl Daemon {
         }
         match lock::acquire().map_err(|error| Failure::from(&error))? {
             Locked::Held(lock) => self.lock = Some(lock),
-            Locked::Without(why) => self.report_unlocked(&why),
+            Locked::Without(why) | Locked::Unanswered(why) => self.report_unlocked(&why),
         }
         Ok(())
     }
@@ -44,7 +44,7 @@ impl Daemon {
                 self.problems.clear(&Cause::NamespaceLock);
                 tracing::info!("network namespace locked");
             }
-            Ok(Locked::Without(why)) => self.report_unlocked(&why),
+            Ok(Locked::Without(why) | Locked::Unanswered(why)) => self.report_unlocked(&why),
             Err(error) => self.report_unlocked(&error.to_string()),
         }
     }

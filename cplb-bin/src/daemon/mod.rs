@@ -134,7 +134,7 @@ impl Daemon {
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
         let lock = match exclusion::is_exclusive(&config) {
-            true => lock::acquire().map_err(|error| Failure::from(&error))?.held(),
+            true => lock::acquire_at_start().await.map_err(|error| Failure::from(&error))?.held(),
             false => None,
         };
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;

@@ -47,7 +47,14 @@ pub(crate) fn select(documents: &[Document], out: &Reporter<'_>) -> Option<(Form
             out.error("", part.at, Finding::new("wrong-kind", message, help));
             return None;
         }
-        let parts: Vec<&Child> = known.iter().map(|(_, part)| *part).collect();
+        // k0sctl takes other kinds and versions of k0s's group for manifests.
+        let (parts, others): (Vec<&Child>, Vec<&Child>) =
+            known.iter().map(|(_, part)| *part).partition(|part| is_cluster_config(part));
+        for other in others {
+            let message = "k0sctl reads no configuration from this document";
+            let help = "k0sctl takes `apiVersion: k0s.k0sproject.io/v1beta1` with `kind: ClusterConfig` only";
+            out.warn("", other.at, Finding::new("unused-document", message, help));
+        }
         return Some((Format::K0sctl, multi::with_configs(root, &parts, out)?));
     }
     if let [(_, first), (format, second), ..] = known.as_slice() {
@@ -72,6 +79,15 @@ pub(crate) fn select(documents: &[Document], out: &Reporter<'_>) -> Option<(Form
         out.error("", at, Finding::new("empty", "the file holds no document", help));
     }
     None
+}
+
+/// Whether k0sctl merges a document into the Cluster's configuration (`readConfig` compares in any case).
+fn is_cluster_config(root: &Child) -> bool {
+    let is = |key: &str, expected: &str| {
+        let value = root.mapping().and_then(|mapping| mapping.child(key)).and_then(|child| child.text());
+        value.is_some_and(|text| text.eq_ignore_ascii_case(expected))
+    };
+    is("apiVersion", "k0s.k0sproject.io/v1beta1") && is("kind", "ClusterConfig")
 }
 
 /// k0s looks neither at apiVersion nor at kind (`MergedWithYAML`), k0sctl compares both in any case and needs both

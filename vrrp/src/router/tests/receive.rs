@@ -161,7 +161,7 @@ fn malformed_messages_are_counted_by_reason() {
 }
 
 #[test]
-fn unicast_from_a_peer_on_the_link_needs_hop_limit_255() {
+fn ipv4_unicast_from_a_peer_on_the_link_needs_hop_limit_255() {
     let prefix = |address: IpAddr, len| crate::LinkPrefix { address, len };
     let own: IpAddr = OWN.into();
     let unicast = |hop_limit| RxMeta { source: LOWER.into(), hop_limit, delivery: Delivery::Unicast };

@@ -213,6 +213,8 @@ impl Engine {
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => link.status.malformed += 1,
+                // Told once by an interface that goes down, which is known without it.
+                Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => {}
                 Err(error) => self.outside.socket_error(index, SocketOperation::Receive, error, now),
             }
         }
