@@ -258,7 +258,7 @@ mod tests {
         let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
         let mute = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
         nix::sys::socket::bind(mute.as_raw_fd(), &address).unwrap();
-        let Locked::Without(why) = acquire_as(&name).unwrap() else { panic!("it is taken") };
+        let Locked::Unanswered(why) = acquire_as(&name).unwrap() else { panic!("it is taken") };
         assert!(why.contains("does not answer") && why.contains("ss -xlp"), "{why}");
     }
 

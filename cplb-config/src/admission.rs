@@ -49,7 +49,7 @@ pub enum Unfit {
     NoPort,
 }
 
-/// Decides which addresses may be backends of a configuration; see the [module](self).
+/// Decides which addresses may be backends of a configuration; the same for each source of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendRule {
     /// Addresses that move, by VRRP or other means.

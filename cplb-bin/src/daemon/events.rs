@@ -56,7 +56,9 @@ fn unheard_peer(id: InstanceId, reason: Discard, source: IpAddr) -> Option<Strin
         Discard::Password | Discard::AuthType => "another authPass: give every controller the same authPass",
         Discard::Version => "another version of VRRP: give every controller the same `version`",
         Discard::HopLimit => "a hop limit that is not 255: let no router forward between the controllers",
-        Discard::NotLinkLocal => "a source that is not link-local: it must advertise from its link-local address",
+        Discard::NotLinkLocal => {
+            "a source that is not link-local: it must advertise from its link-local address"
+        }
         _ => return None,
     };
     Some(format!(

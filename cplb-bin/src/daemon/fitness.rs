@@ -21,7 +21,8 @@ pub(crate) struct Fitness {
 /// Looks at an instance as the keeper sees it, and at the host. Without an interface there is nothing to hold.
 pub(crate) fn look(group: &GroupStatus) -> Fitness {
     let faults = group.interface.as_ref().map(|interface| {
-        let ipv6_disabled = ipv6_is_disabled(&interface.name);
+        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name);
+        let ipv6_disabled = is_ipv6_disabled(&std::fs::read_to_string(path));
         faults(interface, &group.addresses, &group.copies, ipv6_disabled)
     });
     Fitness { id: InstanceId(group.id.0), faults: faults.unwrap_or_default() }
@@ -41,7 +42,9 @@ fn faults(
     for AddressStatus { ip, state } in addresses {
         let why = match state {
             _ if ip.is_ipv6() && ipv6_disabled => {
-                format!("IPv6 is disabled on {name}: set net.ipv6.conf.{name}.disable_ipv6 to 0")
+                format!(
+                    "IPv6 is disabled on {name}: set net.ipv6.conf.{name}.disable_ipv6 to 0, or boot with IPv6"
+                )
             }
             AddressState::Refused(Refusal::Foreign { .. }) if copied.contains(ip) => continue,
             // The sysctl says whether that is over.
@@ -63,10 +66,13 @@ pub(crate) fn copy_text(copy: &AddressCopy) -> String {
     )
 }
 
-/// Whether IPv6 addresses are refused on an interface. Without such a sysctl it is left to the kernel's answers.
-fn ipv6_is_disabled(interface: &str) -> bool {
-    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+/// Whether IPv6 addresses are refused on an interface, whose sysctl was read with this result. A kernel without IPv6 has no
+/// such sysctl; one that cannot be read says nothing.
+fn is_ipv6_disabled(sysctl: &std::io::Result<String>) -> bool {
+    match sysctl {
+        Ok(text) => text.trim() != "0",
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +80,14 @@ mod tests {
     use netlink_vip::KernelError;
 
     use super::*;
+
+    #[test]
+    fn a_kernel_without_the_sysctl_has_no_ipv6() {
+        let failed = |kind: std::io::ErrorKind| is_ipv6_disabled(&Err(kind.into()));
+        assert!(failed(std::io::ErrorKind::NotFound));
+        assert!(!failed(std::io::ErrorKind::PermissionDenied));
+        assert!(is_ipv6_disabled(&Ok("1\n".into())) && !is_ipv6_disabled(&Ok("0\n".into())));
+    }
 
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cplb_config::Config;
+use cplb_config::{Config, Severity};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cli::RunArgs;
@@ -35,7 +35,12 @@ pub(crate) enum Reading {
 /// Reads and checks the file of the command line. Waits for the disk.
 fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut loaded = source::load(&args.config.config)?;
-    let located = loaded.warnings.iter().map(|warning| {
+    let (notes, warnings): (Vec<_>, Vec<_>) =
+        loaded.warnings.iter().partition(|found| found.severity == Severity::Advice);
+    for note in notes {
+        tracing::info!(target: ANSWER, line = note.line(), "configuration: {}", note.message);
+    }
+    let located = warnings.into_iter().map(|warning| {
         tracing::warn!(target: ANSWER, line = warning.line(), "configuration: {}", warning.message);
         match warning.line() {
             0 => format!("configuration: {}", warning.message),

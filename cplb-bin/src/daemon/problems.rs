@@ -147,7 +147,14 @@ impl Problems {
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
-        self.0.values().flat_map(|problem| problem.texts.iter().cloned()).collect()
+        let mut texts: Vec<String> = Vec::new();
+        for text in self.0.values().flat_map(|problem| &problem.texts) {
+            // Two causes may come from one fault.
+            if !texts.contains(text) {
+                texts.push(text.clone());
+            }
+        }
+        texts
     }
 
     fn put(&mut self, cause: Cause, texts: Vec<String>, until: Option<Instant>) -> bool {

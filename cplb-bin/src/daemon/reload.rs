@@ -342,7 +342,7 @@ impl Daemon {
     }
 
     /// Forgets problems of instances that are no more, and of settings that they no longer have.
-    fn forget_problems(&mut self) {
+    pub(super) fn forget_problems(&mut self) {
         let instance = |id: u32| {
             let election = self.election.as_ref()?;
             election.instances.get(&vrrp::runner::InstanceId(id))
@@ -360,6 +360,7 @@ impl Daemon {
             | Cause::Rival(id, _)
             | Cause::Discarded(id, _)
             | Cause::ReversePath(id) => instance(*id).is_some(),
+            Cause::Keeper(Some(id)) => instance(*id).is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
             _ => true,

@@ -67,7 +67,9 @@ impl Daemon {
     pub(super) fn note_mismatches(&mut self) {
         let Some(election) = &self.election else { return };
         let (status, now) = (election.runner.status(), Instant::now());
-        for found in &status.instances {
+        // One that was removed may still be handing over.
+        let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
+        for found in status.instances.iter().filter(is_wanted) {
             let id = found.id.0;
             for (kind, count) in mismatches(&found.counters) {
                 self.mismatches.observe(id, &kind, count, now);

@@ -9,6 +9,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use vrrp::runner::InstanceId;
 
 use crate::exit::{Failure, Kind};
+use crate::logging::ANSWER;
 use crate::status::server::{self, Kept};
 
 use super::blueprint::Instance;
@@ -166,7 +167,7 @@ impl Daemon {
     /// Writes the document of `cplb status --json` to the log.
     fn log_status(&self) {
         match serde_json::to_string(&self.status()) {
-            Ok(document) => tracing::info!(document, "status"),
+            Ok(document) => tracing::info!(target: ANSWER, document, "status"),
             Err(error) => tracing::error!(%error, "status"),
         }
     }
@@ -290,6 +291,8 @@ impl Daemon {
         self.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
+        // What was observed before an instance was removed may have been told after.
+        self.forget_problems();
     }
 
     fn check_reverse_paths(&mut self) {

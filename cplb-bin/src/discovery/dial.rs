@@ -18,6 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use kube::Client;
 use kube::client::Body;
+use lb_proxy::health::{explain_error, rustls};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -134,7 +135,7 @@ impl Directory {
 pub(super) enum DialError {
     #[error("no API server is known yet")]
     Nobody,
-    /// What the first of them did.
+    /// The failure of one of them, the most telling one.
     #[error("no API server answers: {server}: {why}{}", others(*.count))]
     Unreachable { server: SocketAddr, why: String, count: usize },
     #[error("{0} took a request and does not answer")]
@@ -207,23 +208,54 @@ async fn dial(
     };
     let mut waiting = candidates.into_iter().enumerate();
     let mut attempts: FuturesUnordered<_> = waiting.next().map(attempt).into_iter().collect();
-    let mut first: Option<(usize, SocketAddr, io::Error)> = None;
+    let mut worst: Option<(Telling, SocketAddr, io::Error)> = None;
     while !attempts.is_empty() {
         let ended = tokio::time::timeout(stagger, attempts.next()).await;
         if let Ok(Some((turn, server, connected))) = ended {
             match connected {
                 Ok(stream) => return Ok((server, stream)),
-                Err(error) if first.as_ref().is_none_or(|(known, ..)| turn < *known) => {
-                    first = Some((turn, server, error));
+                Err(error) => {
+                    let telling = Telling::of(server, &error, turn);
+                    if worst.as_ref().is_none_or(|(known, ..)| telling < *known) {
+                        worst = Some((telling, server, error));
+                    }
                 }
-                Err(_) => {}
             }
         }
         attempts.extend(waiting.next().map(attempt));
     }
-    match first {
-        Some((_, server, why)) => Err(DialError::Unreachable { server, why: why.to_string(), count }),
+    match worst {
+        Some((_, server, why)) => Err(DialError::Unreachable { server, why: explain(&why), count }),
         None => Err(DialError::Nobody),
+    }
+}
+
+/// How much a failure says about its cause, the most telling one first: a server that answered with TLS, then one of
+/// another host, then the one that was asked first. Loopback addresses are mere guesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Telling {
+    is_silent: bool,
+    is_loopback: bool,
+    turn: usize,
+}
+
+impl Telling {
+    fn of(server: SocketAddr, error: &io::Error, turn: usize) -> Self {
+        Self { is_silent: tls_error(error).is_none(), is_loopback: server.ip().is_loopback(), turn }
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn explain(error: &io::Error) -> String {
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            let why = tls_error(error).map(explain_error).unwrap_or_default();
+            format!("its certificate is not accepted: {why}")
+        }
+        _ => error.to_string(),
     }
 }
 

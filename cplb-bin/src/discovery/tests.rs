@@ -251,7 +251,7 @@ async fn credentials_are_for_servers_of_the_cluster_only() {
     let other = ApiServer::start(&scene.cluster, HERE, &scene.authority, &identity).unwrap();
     let expired = scene.server(Validity::Expired);
     for (server, words) in
-        [(&stranger, "UnknownIssuer"), (&other, "not valid for name"), (&expired, "expired")]
+        [(&stranger, "did not sign it"), (&other, "it is for other names"), (&expired, "it has expired")]
     {
         let text = kubeconfig(server.address(), &scene.authority, &Credential::Certificate(&scene.client));
         std::fs::write(scene.file(), text).unwrap();

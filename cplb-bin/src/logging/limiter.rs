@@ -4,7 +4,7 @@
 //! A pure core without clock and I/O. Call order: [`Limiter::due`], then [`Limiter::offer`] for a new line;
 //! [`Limiter::due`] again at [`Limiter::next_due`]; [`Limiter::drain`] at the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -113,11 +113,15 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
     fn take(&mut self, now: Instant, is_over: impl Fn(&Window<L>) -> bool) -> Vec<Due<L>> {
         let mut taken = Vec::new();
         self.next_due = None;
-        for window in self.kinds.values_mut().flat_map(HashMap::values_mut) {
+        // Lines of one subject go together, or its last state would not be the last that is written.
+        let held = self.kinds.values().flatten().filter(|(_, window)| window.held.is_some());
+        let over: HashSet<_> =
+            held.filter(|(_, window)| is_over(window)).map(|(subject, _)| *subject).collect();
+        for (subject, window) in self.kinds.values_mut().flatten() {
             if window.held.is_none() {
                 continue;
             }
-            if is_over(window) {
+            if over.contains(subject) {
                 taken.extend(window.held.take());
                 (window.opened, window.left) = (now, TRICKLE);
             } else {
@@ -187,8 +191,8 @@ mod tests {
             let kind = if number % 2 == 0 { "down" } else { "up" };
             log.line(kind, 1, number, start + TICK * u32::try_from(number).unwrap());
         }
-        assert_eq!(log.0.next_due(), Some(start + PERIOD));
-        log.pass(start + PERIOD + TICK);
+        assert_eq!(log.0.next_due(), Some(start + PERIOD), "the window of the other kind is over later");
+        log.pass(start + PERIOD);
         let told: Vec<u64> = log.1.iter().map(|(line, _)| *line).collect();
         assert_eq!(told[told.len() - 2..], [999, 1_000], "in the order in which they came");
         assert_eq!(log.0.next_due(), None);

@@ -22,10 +22,11 @@ pub(crate) const ANSWER: &str = "cplb::answer";
 
 /// Fields that say which thing a line is about. Never one that a packet's sender chooses, such as its address: then each
 /// packet could have a subject of its own.
-const SUBJECTS: [&str; 11] = [
+const SUBJECTS: [&str; 12] = [
     "vrid",
     "interface",
     "service",
+    "port",
     "backend",
     "ip",
     "vip",

@@ -57,7 +57,8 @@ fn render_instance(out: &mut String, instance: &Instance) {
     let _ = writeln!(out, "\nvirtual router {vrid} on {interface}: {}", instance.virtual_ips.join(", "));
     let _ = writeln!(out, "  {state} for {} ({reason})", age(instance.since_seconds));
     let degraded = if instance.advertised_priority < instance.priority {
-        format!(", advertised as {} while not serving", instance.advertised_priority)
+        let why = if instance.unfit.is_empty() { "not serving" } else { "it cannot hold the virtual IPs" };
+        format!(", advertised as {} while {why}", instance.advertised_priority)
     } else {
         String::new()
     };

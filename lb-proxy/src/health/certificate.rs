@@ -30,8 +30,9 @@ pub(super) fn explain(error: &CertificateError) -> String {
     text.to_owned()
 }
 
-/// The same for any error about certificates and keys.
-pub(super) fn explain_error(error: &Error) -> String {
+/// An error of TLS in words, where the library's own text has names of its values: certificates that are not accepted, and
+/// keys that do not fit.
+pub fn explain_error(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => explain(error),
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {

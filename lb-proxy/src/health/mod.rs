@@ -31,6 +31,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+pub use certificate::explain_error;
 pub use judge::Status;
 pub use outcome::{CheckFailure, Step};
 pub use rustls;

@@ -261,6 +261,11 @@ impl Table {
         };
         let through = [from_loopback(), is_translated()].into_iter().chain(open);
         let through = through.map(|condition| vec![condition, Statement::Return(None)]);
+        // Where a service is offered at the proxy's own port, nothing else tells its clients.
+        let offered = self.redirects().filter(|(_, port, bind_port)| port == bind_port);
+        let offered = offered
+            .map(|(family, port, _)| vec![to_vip(family), to_port(port.get()), Statement::Return(None)]);
+        let through = through.chain(offered);
         let closed = self.bind_ports().into_iter().map(|port| vec![to_port(port.get()), is_syn(), reset()]);
         through.chain(closed).collect()
     }

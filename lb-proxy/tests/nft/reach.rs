@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use lb_proxy::nft::{Delivery, Table};
@@ -270,6 +271,10 @@ fn other_hosts_are_refused_at_the_bind_port(mode: Mode) {
         with(Some(bind_address));
         assert_eq!(open(&proxy), expected, "{bind_address}");
     }
+    // A service at the proxy's own port is open at the virtual addresses, and nowhere else.
+    let port = NonZeroU16::new(6444).unwrap();
+    apply(&Table { redirects: [(port, port)].into(), ..mode.table() });
+    assert_eq!(open(&proxy), [false, false, true, true]);
 }
 
 fn sessions_outlive_a_change_of_delivery() {

@@ -229,6 +229,10 @@ impl<K: Kernel> Manager<K> {
             if release == Release::Lost {
                 self.hasten(id);
             }
+            let now = self.kernel.now();
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.lease.vacate(now);
+            }
             return;
         }
         let departure = self.departure_of(id);

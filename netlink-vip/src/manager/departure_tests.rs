@@ -192,6 +192,21 @@ fn a_claim_after_a_lapse_does_not_hasten_the_reset() {
 }
 
 #[test]
+fn a_release_during_the_reset_after_a_lapse_leaves_nothing_to_be_lost() {
+    let mut bench = held(&VIPS[..1], 500);
+    bench.world.borrow_mut().advance(1_800 * MS);
+    bench.manager.handle_timeout();
+    bench.manager.advance();
+    bench.manager.release(ONE, Release::Planned);
+    bench.turn();
+    bench.take_events();
+    bench.world.borrow_mut().advance(60_000 * MS);
+    bench.claim();
+    bench.turn();
+    assert!(bench.world.borrow().has(v4()), "{:?}", bench.take_events());
+}
+
+#[test]
 fn a_group_with_other_addresses_is_released_while_its_former_ones_still_go() {
     let mut bench = held(&VIPS[..1], 500);
     bench.manager.release(ONE, Release::Planned);
