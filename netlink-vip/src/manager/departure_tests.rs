@@ -157,7 +157,9 @@ fn clients_that_connect_again_after_each_slice_are_reset_when_the_address_goes()
         }
         bench.turn();
         let events = bench.take_events();
-        let Some(KeeperEvent::SessionsEnded { reset, silent, .. }) = events.last() else { panic!("{events:?}") };
+        let Some(KeeperEvent::SessionsEnded { reset, silent, .. }) = events.last() else {
+            panic!("{events:?}")
+        };
         assert!(*reset >= clients && *silent == 0, "{clients}: {reset} {silent}");
         assert!(bench.world.borrow().sessions.is_empty());
     }
