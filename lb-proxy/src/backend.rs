@@ -16,6 +16,8 @@ use crate::snapshot::{BackendSnapshot, BackendState};
 /// First suspicion, in milliseconds; doubled with every failed trial up to [`SUSPICION_MAX`].
 const SUSPICION_MIN: u64 = 1_000;
 const SUSPICION_MAX: u64 = 10_000;
+/// How long a backend that cannot be checked any more is believed up, in milliseconds.
+const BELIEF: u64 = 60_000;
 /// Share at the start of a slow start, in thousandths.
 const SLOW_START_SHARE: u64 = 100;
 /// Connects under way at once to a backend in slow start.
@@ -55,11 +57,6 @@ impl Verdict {
     /// Whether it is given connections only when nothing else is left.
     pub(crate) fn is_out(self) -> bool {
         matches!(self, Verdict::Leaving | Verdict::Refusing | Verdict::Down)
-    }
-
-    /// Whether the last check that said something about it found it up.
-    pub(crate) fn is_believed_up(self) -> bool {
-        matches!(self, Verdict::Up | Verdict::Unchecked)
     }
 
     fn from_u8(value: u8) -> Self {
@@ -110,6 +107,8 @@ pub(crate) struct LiveBackend {
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
     verdict: AtomicU8,
+    /// When a connect last succeeded, or the checks ceased to say that it is up.
+    proven: AtomicU64,
     /// Times it went down, so that a connect can notice that this happened meanwhile.
     downs: AtomicU32,
     /// When a slow start began; 0 for none.
@@ -137,6 +136,7 @@ impl LiveBackend {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             verdict: AtomicU8::new(Verdict::Unknown as u8),
+            proven: AtomicU64::new(0),
             downs: AtomicU32::new(0),
             back_since: AtomicU64::new(0),
             suspect_until: AtomicU64::new(0),
@@ -155,6 +155,20 @@ impl LiveBackend {
 
     pub(crate) fn verdict(&self) -> Verdict {
         Verdict::from_u8(self.verdict.load(Relaxed))
+    }
+
+    /// Whether it is up, or was so when it could last be checked and not long ago.
+    pub(crate) fn is_believed_up(&self, now: u64) -> bool {
+        match self.verdict() {
+            Verdict::Up => true,
+            Verdict::Unchecked => now.saturating_sub(self.proven.load(Relaxed)) < BELIEF,
+            Verdict::Unknown | Verdict::Leaving | Verdict::Refusing | Verdict::Down => false,
+        }
+    }
+
+    /// Whether it was never checked, or not for so long that nothing is believed of it.
+    pub(crate) fn is_unchecked(&self, now: u64) -> bool {
+        matches!(self.verdict(), Verdict::Unknown | Verdict::Unchecked) && !self.is_believed_up(now)
     }
 
     /// Grows each time the verdict becomes [`Verdict::Down`].
@@ -194,6 +208,7 @@ impl LiveBackend {
 
     /// A connect succeeded. Tells whether that ended a suspicion.
     pub(crate) fn connected(&self, now: u64) -> bool {
+        self.proven.store(now, Relaxed);
         if self.suspect_until.load(Relaxed) == 0 || self.suspect_until.swap(0, Relaxed) == 0 {
             return false;
         }
@@ -235,6 +250,9 @@ impl LiveBackend {
     /// Takes a verdict of the checks with its reason. If the verdict changes, returns for how long the previous one held.
     pub(crate) fn judge(&self, verdict: Verdict, now: u64, reason: &str) -> Option<Duration> {
         let mut detail = self.detail();
+        if verdict == Verdict::Unchecked && self.verdict() != verdict {
+            self.proven.store(now, Relaxed);
+        }
         let before = Verdict::from_u8(self.verdict.swap(verdict as u8, Relaxed));
         // Also of the same verdict: "readiness unknown" and "ready" are both up.
         reason.clone_into(&mut detail.reason);
@@ -455,6 +473,28 @@ mod tests {
         assert!(snapshot.state == BackendState::Suspect && snapshot.since >= draining);
         backend.failed(8, Failure::Refused);
         assert_eq!(since(8, 1), snapshot.since);
+    }
+
+    #[test]
+    fn a_backend_that_cannot_be_checked_is_believed_up_for_a_minute_after_the_last_proof() {
+        let backend = backend();
+        let belief = |now| (backend.is_believed_up(now), backend.is_unchecked(now));
+        assert_eq!(belief(1), (false, true));
+        backend.judge(Verdict::Up, 5, "up");
+        assert_eq!(belief(1_000_000), (true, false), "checks that succeed change nothing");
+        backend.judge(Verdict::Unchecked, 1_000_000, "unknown");
+        assert_eq!(belief(1_059_999), (true, false));
+        assert_eq!(belief(1_060_000), (false, true));
+        backend.judge(Verdict::Unchecked, 1_060_000, "unknown");
+        assert_eq!(belief(1_060_000), (false, true), "nothing new");
+        backend.failed(1_060_000, Failure::TimedOut);
+        assert_eq!(belief(1_060_000), (false, true));
+        backend.connected(1_061_000);
+        assert_eq!(belief(1_120_999), (true, false));
+        assert_eq!(belief(1_121_000), (false, true));
+        backend.judge(Verdict::Down, 1_121_000, "refused");
+        backend.connected(1_122_000);
+        assert_eq!(belief(1_122_000), (false, false));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::apply::Applied;
-use crate::backend::Verdict;
 use crate::config::{Options, Service};
 use crate::error::{HeartbeatError, ReconfigureError, StartError};
 use crate::event::Event;
@@ -185,6 +184,7 @@ impl LoadBalancer {
     /// For each service, whether there is a healthy backend, and whether one that is not on this node says so too.
     pub fn serving_evidence(&self) -> Vec<ServingEvidence> {
         let own = local_addresses();
+        let now = self.shared.clock.now();
         let evidence = |service: &Arc<LiveService>| {
             let backends = service.backends.load();
             let mut evidence = ServingEvidence {
@@ -197,9 +197,9 @@ impl LoadBalancer {
             };
             for member in backends.members.iter().filter(|member| member.weight > 0) {
                 let remote = usize::from(!is_local(member.backend.addr.ip(), &own));
-                let healthy = usize::from(member.backend.verdict().is_believed_up());
+                let healthy = usize::from(member.backend.is_believed_up(now));
                 evidence.backends += 1;
-                evidence.unchecked += usize::from(member.backend.verdict() == Verdict::Unknown);
+                evidence.unchecked += usize::from(member.backend.is_unchecked(now));
                 evidence.remote += remote;
                 evidence.healthy += healthy;
                 evidence.healthy_remote += remote * healthy;

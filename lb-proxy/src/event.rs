@@ -178,7 +178,7 @@ pub enum Shortage {
     Descriptors,
     /// Open files of the host (`ENFILE`): raise `fs.file-max`.
     HostFiles,
-    /// Local ports towards one backend (`EADDRNOTAVAIL`): widen `net.ipv4.ip_local_port_range`, or add backends.
+    /// Local ports towards one backend (`EADDRNOTAVAIL`, where there is a source address for it): widen `net.ipv4.ip_local_port_range`, or add backends.
     Ports,
     /// Memory, or another limit of the kernel (`ENOBUFS`, `ENOMEM`, `EAGAIN`, `ENOSPC`).
     Memory,
@@ -188,7 +188,8 @@ impl Shortage {
     /// Every shortage.
     pub const ALL: [Self; 4] = [Self::Descriptors, Self::HostFiles, Self::Ports, Self::Memory];
 
-    /// The shortage that an error of a socket call means, if it means one.
+    /// The shortage that an error of a socket call means, if it means one. EADDRNOTAVAIL is taken for the want of a port:
+    /// that of an address is to be ruled out before.
     #[must_use]
     pub fn of(error: &std::io::Error) -> Option<Self> {
         use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};

@@ -145,7 +145,8 @@ pub struct ServingEvidence {
     pub remote: usize,
     /// Backends that were never checked, or not lately.
     pub unchecked: usize,
-    /// Backends that are up, or were so when this node could last check them.
+    /// Backends that are up, or were so until this node could not check them any more, not longer than 60 s ago. Each
+    /// connection to them begins the 60 s anew.
     pub healthy: usize,
     /// Of these, those that are not on this node.
     pub healthy_remote: usize,

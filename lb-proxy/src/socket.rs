@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::admission::Descriptors;
 use crate::config::Options;
+use crate::local::{connect_error, has_source};
 
 /// Unacknowledged keepalive probes after which a connection is reset.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -90,7 +91,10 @@ impl Tuning {
             result.unwrap_or_else(|error| refused(RefusedOption::Congestion(error)));
         }
         match socket.connect(&addr.into()) {
-            Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => Err(error),
+            Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => {
+                // A port is asked for only where the kernel found none.
+                Err(connect_error(error, || port.is_some() || has_source(addr, self.mark)))
+            }
             _ => TcpStream::from_std(socket.into()),
         }
     }

@@ -200,23 +200,20 @@ mod tests {
     #[test]
     fn a_backend_that_cannot_be_checked_is_unknown_and_still_believed_up() {
         let mut scene = Scene::new();
-        let verdict = |scene: &Scene| {
+        let backend = |scene: &Scene| {
             let services = scene.shared.services.load();
-            services[0].backends.load().members[0].backend.verdict()
+            Arc::clone(&services[0].backends.load().members[0].backend)
         };
+        let is_believed_up = |scene: &Scene| backend(scene).is_believed_up(scene.shared.clock.now());
         assert!(scene.change(1, Status::Unknown).is_empty());
-        assert!(!verdict(&scene).is_believed_up(), "nothing was ever known");
+        assert!(!is_believed_up(&scene), "nothing was ever known");
         scene.change(1, Status::Up);
         scene.change_from(Status::Up, 1, Status::Unknown);
-        assert_eq!(verdict(&scene), Verdict::Unchecked);
-        assert!(verdict(&scene).is_believed_up());
-        let state = |scene: &Scene| {
-            let services = scene.shared.services.load();
-            services[0].backends.load().members[0].backend.snapshot(1, 1, None).state
-        };
-        assert_eq!(state(&scene), crate::BackendState::Unknown);
+        assert_eq!(backend(&scene).verdict(), Verdict::Unchecked);
+        assert!(is_believed_up(&scene));
+        assert_eq!(backend(&scene).snapshot(1, 1, None).state, crate::BackendState::Unknown);
         scene.change(1, down(silence()));
-        assert!(!verdict(&scene).is_believed_up());
+        assert!(!is_believed_up(&scene));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::outcome::CheckFailure;
+use crate::local::{connect_error, has_source};
 
 /// Connects to `backend`. `mark` is the `SO_MARK` of the proxy's own connections, 0 for none; without the
 /// privilege (`CAP_NET_ADMIN`) the connection goes on unmarked, as the proxy's do.
@@ -35,7 +36,9 @@ fn start(backend: SocketAddr, mark: u32) -> io::Result<TcpStream> {
     }
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&backend.into()) {
-        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => Err(error),
+        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => {
+            Err(connect_error(error, || has_source(backend, mark)))
+        }
         _ => TcpStream::from_std(socket.into()),
     }
 }

@@ -128,7 +128,9 @@ impl CheckFailure {
         // A local firewall answers EPERM and prohibit routes EACCES: like no route, they bar clients as well.
         let way =
             [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
-        if way.contains(&error.kind()) {
+        // So does a kernel without IPv6, as booted with `ipv6.disable=1`.
+        let no_family = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
+        if no_family || way.contains(&error.kind()) {
             return Self::Unreachable(text(error));
         }
         Self::Local(Shortage::of(error).map_or_else(|| text(error), |shortage| text(&shortage)))
@@ -146,6 +148,7 @@ pub(super) fn text(value: &dyn fmt::Display) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::connect_error;
     use nix::libc;
 
     #[test]
@@ -156,6 +159,13 @@ mod tests {
         for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT, libc::EPERM]
         {
             assert!(CheckFailure::connecting(&io::Error::from_raw_os_error(errno)).is_evidence(), "{errno}");
+        }
+        for error in [
+            io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
+            connect_error(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL), || false),
+        ] {
+            let failure = CheckFailure::connecting(&error);
+            assert!(matches!(failure, CheckFailure::Unreachable(_)), "{failure}");
         }
     }
 }

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_proxy::health::{Change, CheckFailure, Monitor, MonitorOptions, Status, Target};
-use lb_proxy::{HealthCheck, MARK};
+use lb_proxy::{Backend, Event, HealthCheck, LoadBalancer, MARK, Options, Refusal, Service};
 
-use crate::ns::{add_address, listen};
+use crate::ns::{add_address, connect, listen};
 use crate::{block_on, find, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("health_checks_carry_the_mark", health_checks_carry_the_mark),
+    ("a_backend_without_a_source_address_is_unreachable", a_backend_without_a_source_address_is_unreachable),
     ("a_check_connected_to_itself_is_no_success", a_check_connected_to_itself_is_no_success),
 ];
 
@@ -35,6 +36,31 @@ fn health_checks_carry_the_mark() {
     assert_eq!(status("10.0.0.100:6443", MARK), Status::Up);
     let redirected = status("10.0.0.100:6443", 0);
     assert!(matches!(redirected, Status::Down { reason: CheckFailure::TimedOut { .. } }), "{redirected}");
+}
+
+/// A host without IPv6 gives the same error as one that has no local port left.
+fn a_backend_without_a_source_address_is_unreachable() {
+    fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    let found = status("[2001:db8::1]:6443", MARK);
+    assert!(matches!(found, Status::Down { reason: CheckFailure::Unreachable(_) }), "{found}");
+    let (sender, events) = std::sync::mpsc::channel();
+    let service =
+        Service::new("api", vec!["127.0.0.1:6444".parse().unwrap()], vec![backend("[2001:db8::1]:6443")]);
+    let sink = Box::new(move |event| drop(sender.send(event)));
+    let balancer = LoadBalancer::start(Options::default(), vec![service], sink).unwrap();
+    let _client = connect("127.0.0.1:6444".parse().unwrap());
+    let told = |event: &Event| match event {
+        Event::ClientsRefused { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    let patience = Duration::from_secs(5);
+    let refusal = std::iter::from_fn(|| events.recv_timeout(patience).ok()).find_map(|event| told(&event));
+    assert_eq!(refusal, Some(Refusal::NoBackend));
+    balancer.stop();
+}
+
+fn backend(addr: &str) -> Backend {
+    addr.parse::<SocketAddr>().unwrap().into()
 }
 
 /// The kernel can pick the port that is connected to as the port to connect from; here it has no other choice.

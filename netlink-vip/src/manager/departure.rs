@@ -2,7 +2,8 @@
 //!
 //! Once an address is gone not even a RST leaves in its name, and a client that waits for an answer hangs. So its
 //! sessions are reset while it is still there, unless the link is down or the lease may be over. That takes about 10 µs
-//! for each, so it is done in slices between which the leases of other groups are refreshed.
+//! for each, so it is done in slices between which the leases of other groups are refreshed. Clients that were reset may
+//! connect again as long as the address is there, so the last sessions are reset in one go with its removal.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use crate::wire::diag::SocketId;
 
 /// Sessions that are ended in one slice, about a millisecond.
 const SLICE: usize = 128;
-/// Clients may connect while others are reset; they are looked for so often.
-const PASSES: u8 = 3;
+/// The last sessions are ended without a turn for other groups, in so long at most.
+const LAST_ROUNDS: Duration = Duration::from_millis(10);
 
 /// Sessions may keep an address for so long.
 const BASE: Duration = Duration::from_millis(100);
@@ -33,6 +34,11 @@ const LIMIT: Duration = Duration::from_secs(1);
 fn reset_bound(sessions: usize) -> Duration {
     let each = PER_SESSION * u32::try_from(sessions).unwrap_or(u32::MAX / 2).min(1 << 20);
     (BASE + each).min(LIMIT)
+}
+
+/// Whether clients connect again about as fast as their sessions are reset.
+fn is_coming_back(before: usize, found: usize) -> bool {
+    found > before / 2
 }
 
 /// Addresses that go.
@@ -61,8 +67,8 @@ pub(super) struct Departure {
 /// How far a departure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Sessions are being reset; so many times they have been listed.
-    Resetting(u8),
+    /// Sessions are being reset; so many were found when they were last listed, if they were.
+    Resetting(Option<usize>),
     /// The kernel cannot reset them, and the program that has them was asked to.
     Waiting,
     /// The addresses are gone; what is left of the sessions is closed without a word to their peers.
@@ -123,7 +129,7 @@ impl<K: Kernel> Manager<K> {
             return;
         };
         departure.until = end;
-        departure.phase = Phase::Resetting(0);
+        departure.phase = Phase::Resetting(None);
         self.departures.push(departure);
     }
 
@@ -204,30 +210,77 @@ impl<K: Kernel> Manager<K> {
     }
 
     fn reset_slice(&mut self, departure: &mut Departure) {
-        let Phase::Resetting(passes) = departure.phase else { return };
-        if departure.left.is_empty() {
-            if passes == PASSES {
-                return self.remove_addresses(departure, Rest::Unknown);
-            }
-            match self.kernel.sessions(&departure.ending) {
-                Ok(found) if found.is_empty() => return self.remove_addresses(departure, Rest::Known),
-                Ok(found) => {
-                    departure.left = found;
-                    departure.phase = Phase::Resetting(passes + 1);
-                }
-                Err(error) => return self.cannot_reset(departure, error),
-            }
-            if passes == 0 {
-                let bound = departure.begun + reset_bound(departure.left.len());
-                departure.until = departure.until.min(bound);
-            }
+        let Phase::Resetting(before) = departure.phase else { return };
+        if !departure.left.is_empty() {
+            self.end_slice(departure);
+            return;
         }
+        let found = self.list_sessions(departure);
+        if found == 0 {
+            return;
+        }
+        if before.is_none() {
+            departure.until = departure.until.min(departure.begun + reset_bound(found));
+        }
+        if found <= SLICE || before.is_some_and(|before| is_coming_back(before, found)) {
+            self.end_last(departure);
+        } else {
+            self.end_slice(departure);
+        }
+    }
+
+    /// Ends the listed sessions and those of clients that connect again meanwhile, then removes the addresses, without
+    /// a turn for other groups in between: in such a turn more clients would connect again, and hang when the addresses
+    /// are gone. Goes back to slices if this takes too long.
+    fn end_last(&mut self, departure: &mut Departure) {
+        let deadline = departure.until.min(self.kernel.now() + LAST_ROUNDS);
+        let mut before = departure.left.len();
+        loop {
+            while !departure.left.is_empty() {
+                if self.kernel.now() >= deadline || !self.end_slice(departure) {
+                    return;
+                }
+            }
+            if before == 0 {
+                break;
+            }
+            let found = self.list_sessions(departure);
+            if found == 0 {
+                return;
+            }
+            // Another round would find as many: this one is the last.
+            before = if is_coming_back(before, found) { 0 } else { found };
+        }
+        self.remove_addresses(departure, Rest::Unknown);
+        // Looked for at once: later the address may be on this node by other means.
+        self.close_slice(departure, Rest::Unknown);
+    }
+
+    /// Lists the sessions to reset. Without any, the addresses are removed. Returns how many are left.
+    fn list_sessions(&mut self, departure: &mut Departure) -> usize {
+        match self.kernel.sessions(&departure.ending) {
+            Ok(found) if found.is_empty() => self.remove_addresses(departure, Rest::Known),
+            Ok(found) => {
+                departure.phase = Phase::Resetting(Some(found.len()));
+                departure.left = found;
+            }
+            Err(error) => self.cannot_reset(departure, error),
+        }
+        departure.left.len()
+    }
+
+    /// Resets the next of the listed sessions. Returns whether the kernel can.
+    fn end_slice(&mut self, departure: &mut Departure) -> bool {
         let later = departure.left.split_off(departure.left.len().min(SLICE));
         let slice = std::mem::replace(&mut departure.left, later);
         match self.kernel.end_sessions(&slice) {
             Ok(ended) => departure.reset += ended,
-            Err(error) => self.cannot_reset(departure, error),
+            Err(error) => {
+                self.cannot_reset(departure, error);
+                return false;
+            }
         }
+        true
     }
 
     /// Returns whether that was all.

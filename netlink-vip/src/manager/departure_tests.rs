@@ -143,6 +143,45 @@ fn clients_that_connect_during_the_reset_are_reset_as_well() {
 }
 
 #[test]
+fn clients_that_connect_again_after_each_slice_are_reset_when_the_address_goes() {
+    for clients in [100, 200, 1_000] {
+        let mut bench = held(&VIPS[..1], clients);
+        bench.manager.release(ONE, Release::Planned);
+        while bench.world.borrow().has(v4()) {
+            assert!(bench.manager.advance());
+            let mut world = bench.world.borrow_mut();
+            let ended = clients - world.sessions.len();
+            if world.has(v4()) {
+                world.connect(v4(), ended);
+            }
+        }
+        bench.turn();
+        let events = bench.take_events();
+        let Some(KeeperEvent::SessionsEnded { reset, silent, .. }) = events.last() else {
+            panic!("{events:?}")
+        };
+        assert!(*reset >= clients && *silent == 0, "{clients}: {reset} {silent}");
+        assert!(bench.world.borrow().sessions.is_empty());
+    }
+}
+
+#[test]
+fn only_sessions_that_came_before_the_address_was_gone_are_closed() {
+    let mut bench = held(&VIPS[..1], 200);
+    bench.world.borrow_mut().returning = 5;
+    bench.manager.release(ONE, Release::Planned);
+    while bench.world.borrow().has(v4()) {
+        bench.manager.advance();
+    }
+    bench.world.borrow_mut().connect(v4(), 2);
+    bench.turn();
+    assert_eq!(bench.world.borrow().sessions.len(), 2, "these came by another link");
+    let events = bench.take_events();
+    let Some(KeeperEvent::SessionsEnded { silent, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(*silent, 5);
+}
+
+#[test]
 fn other_groups_are_refreshed_while_sessions_are_reset() {
     let mut bench = held(&VIPS[..1], 20_000);
     let two = crate::GroupId(2);

@@ -56,6 +56,8 @@ pub(super) struct World {
     pub(super) sessions: Vec<(IpAddr, SocketId)>,
     /// So long it takes to end one.
     pub(super) per_session: Duration,
+    /// So many clients connect again at once when sessions are ended.
+    pub(super) returning: usize,
     /// The kernel has no SOCK_DESTROY.
     pub(super) cannot_reset: bool,
 }
@@ -257,6 +259,9 @@ impl Kernel for Model {
             let told = world.has(ip);
             world.deeds.push(if told { Deed::Reset(ip) } else { Deed::Close(ip) });
             ended += 1;
+            if told && ended <= world.returning {
+                world.connect(ip, 1);
+            }
         }
         Ok(ended)
     }
@@ -290,6 +295,7 @@ impl Bench {
             blind: 0,
             sessions: Vec::new(),
             per_session: Duration::from_micros(10),
+            returning: 0,
             cannot_reset: false,
         };
         let world = Rc::new(RefCell::new(world));
