@@ -140,6 +140,23 @@ impl KeeperHandle {
         self.inner.mailbox.release(id, release);
     }
 
+    /// A planned release that waits for another thread: the addresses stay until [`KeeperHandle::finish_release`], or
+    /// until `deadline`. A claim that comes before ends the wait: nothing that follows the release revokes it, and it
+    /// is answered by [`KeeperEvent::Installed`]. The first of several deadlines counts. Never blocks.
+    pub fn release_by(&self, id: GroupId, deadline: Instant) {
+        self.inner.mailbox.release_by(id, deadline);
+    }
+
+    /// Ends the wait of [`KeeperHandle::release_by`]. Does nothing if it has ended. Never blocks.
+    pub fn finish_release(&self, id: GroupId) {
+        self.inner.mailbox.finish_release(id);
+    }
+
+    /// Whether a release waits for [`KeeperHandle::finish_release`]. Never blocks.
+    pub fn defers_release(&self, id: GroupId) -> bool {
+        self.inner.mailbox.defers_release(id)
+    }
+
     /// Adds a group. Blocks for writing and syncing the state file (milliseconds; longer on a busy disk).
     ///
     /// # Errors

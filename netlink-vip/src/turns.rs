@@ -80,7 +80,7 @@ impl<K: Kernel> Turns<K> {
             let unread = self.read_events();
             self.manager.settle();
             self.manager.handle_timeout();
-            let letters = self.mailbox.take();
+            let letters = self.mailbox.take(self.manager.now());
             let last = self.obey(letters);
             self.manager.advance();
             if last {
@@ -111,7 +111,8 @@ impl<K: Kernel> Turns<K> {
         let status = self.unpublished.then(|| self.next_status());
         let Self { manager, listener, mailbox, .. } = self;
         let idle = manager.now() + IDLE;
-        let deadline = [manager.poll_timeout(), status].into_iter().flatten().fold(idle, Instant::min);
+        let deadlines = [manager.poll_timeout(), mailbox.deadline(), status];
+        let deadline = deadlines.into_iter().flatten().fold(idle, Instant::min);
         tokio::select! {
             () = mailbox.arrival() => {}
             () = listener.wait(|heard| manager.hear(heard)) => {}

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_proxy::nft::Director;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
@@ -22,6 +22,9 @@ use super::ipvs::{Heard, News};
 use super::names::Resolved;
 use super::prepare::Reading;
 use super::verdict::Finding;
+
+/// The main thread may keep the addresses of a planned release for so long: meanwhile another router may have them.
+const WITHDRAWAL_BOUND: Duration = Duration::from_millis(300);
 
 /// What the main thread hears.
 #[derive(Debug)]
@@ -222,19 +225,17 @@ impl VipKeeper for Wire {
     }
 
     fn release(&self, instance: InstanceId, release: Release) {
+        let Some(keeper) = self.0.keeper.get() else { return };
+        let id = GroupId(instance.0);
         // The keeper resets the sessions itself, so that no other thread has to be alive for it. Only IPVS has to stop
-        // directing before, which the main thread sees to; if that is stuck, the lease ends and the kernel removes the
-        // address.
-        let release = match release {
+        // directing before, which the main thread sees to, if it has the time.
+        match release {
             Release::Planned if self.0.directed().contains(&instance.0) => {
+                keeper.release_by(id, Instant::now() + WITHDRAWAL_BOUND);
                 let _ = self.0.events.send(Event::PlannedRelease(instance));
-                return;
             }
-            Release::Planned => netlink_vip::Release::Planned,
-            Release::Lost => netlink_vip::Release::Lost,
-        };
-        if let Some(keeper) = self.0.keeper.get() {
-            keeper.release(GroupId(instance.0), release);
+            Release::Planned => keeper.release(id, netlink_vip::Release::Planned),
+            Release::Lost => keeper.release(id, netlink_vip::Release::Lost),
         }
     }
 }

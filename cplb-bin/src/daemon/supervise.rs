@@ -239,20 +239,21 @@ impl Daemon {
         }
     }
 
-    /// Lets IPVS stop directing, then the addresses go.
+    /// Lets IPVS stop directing, then the addresses go: unless they went already, or are claimed again.
     async fn release(&mut self, id: InstanceId) {
-        let Some(instance) = self.election.as_ref().and_then(|election| election.instances.get(&id)) else {
+        let Some(election) = &self.election else { return };
+        let Some(instance) = election.instances.get(&id) else { return };
+        let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
+        if !keeper.defers_release(group) {
             return;
-        };
+        }
         if !self.ipvs.is_available() {
             // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
             self.reset_sessions(&lasting).await;
         }
         self.withdraw(id).await;
-        if let Some(election) = &self.election {
-            election.keeper.release(netlink_vip::GroupId(id.0), netlink_vip::Release::Planned);
-        }
+        keeper.finish_release(group);
     }
 
     /// Lets the load balancer reset its sessions through `vips`, which are about to go.
