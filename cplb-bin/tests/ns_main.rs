@@ -39,9 +39,12 @@ fn elects(tproxy: Tproxy) {
         cluster.check(as_expected && shown["reason"].is_string() == (tproxy == Tproxy::Missing), || {
             shown.to_string()
         });
-        cluster.check(status["degraded"].as_array().is_some_and(Vec::is_empty), || {
-            status["degraded"].to_string()
-        });
+        let degraded = status["degraded"].as_array().expect("a list");
+        let as_expected = match tproxy {
+            Tproxy::Present => degraded.is_empty(),
+            Tproxy::Missing => degraded.len() == 1 && degraded[0].to_string().contains("nft_tproxy"),
+        };
+        cluster.check(as_expected, || status["degraded"].to_string());
     }
     let owners = cluster.owners();
     cluster.check(owners.len() == 1, || format!("owners: {owners:?}"));

@@ -132,24 +132,30 @@ pub(crate) struct Refusal {
     pub(crate) unfit: Unfit,
 }
 
-/// The services for the load balancer. This is the only way of an address to the proxy and to IPVS.
-pub(crate) fn balanced(config: &Config, names: &Names) -> Balanced {
+/// The services for the load balancer. This is the only way of an address to the proxy and to IPVS. `others` are virtual IPs
+/// besides those of `config` that this node may still hold.
+pub(crate) fn balanced(config: &Config, names: &Names, mut others: impl Iterator<Item = IpAddr>) -> Balanced {
     let mut all = Balanced::default();
     if config.disable_load_balancer {
         return all;
     }
     let rule = config.backend_rule().on_node(names.node().iter().copied());
+    let listen = listen(config, others.next().is_some());
     for service in &config.services {
         let found = written(config, service, names).into_iter().chain(discovered(config, service, names));
         let backends = admitted(&rule, service, found, &mut all.refusals);
-        all.services.push(balance(config, service, backends, names));
+        all.services.push(balance(config, service, backends, names, &listen));
     }
     all
 }
 
 /// The services of [`balanced`].
-pub(crate) fn services(config: &Config, names: &Names) -> Vec<lb_proxy::Service> {
-    balanced(config, names).services
+pub(crate) fn services(
+    config: &Config,
+    names: &Names,
+    others: impl Iterator<Item = IpAddr>,
+) -> Vec<lb_proxy::Service> {
+    balanced(config, names, others).services
 }
 
 /// Servers of the API that the configuration gives.
@@ -237,8 +243,9 @@ fn balance(
     service: &cplb_config::Service,
     backends: Vec<lb_proxy::Backend>,
     names: &Names,
+    listen: &[IpAddr],
 ) -> lb_proxy::Service {
-    let listen = listen(config).into_iter().map(|ip| SocketAddr::new(ip, service.bind_port.number()));
+    let listen = listen.iter().map(|ip| SocketAddr::new(*ip, service.bind_port.number()));
     let mut balanced = lb_proxy::Service::new(service.name.clone(), listen.collect(), backends);
     balanced.balance = service.balance;
     balanced.health = service.health.clone();
@@ -255,8 +262,9 @@ fn balance(
 }
 
 /// Where the load balancer listens. With virtual IPs on all addresses: the table leads to it, and closes it to others.
-fn listen(config: &Config) -> Vec<IpAddr> {
-    let has_vips = config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();
+fn listen(config: &Config, holds_others: bool) -> Vec<IpAddr> {
+    let has_vips =
+        holds_others || config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     match config.bind_address {
         Some(ip) if has_vips || ip.is_unspecified() => vec![if has_vips { any } else { ip }],
@@ -340,9 +348,15 @@ mod tests {
     }
 
     fn listens(spec: &str) -> Vec<String> {
+        listens_beside(spec, &[])
+    }
+
+    /// The addresses that the load balancer listens on, while this node may still hold `others`.
+    fn listens_beside(spec: &str, others: &[IpAddr]) -> Vec<String> {
         let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
         let config = cplb_config::load(&text, "test.yaml").unwrap().config;
-        listen(&config).iter().map(ToString::to_string).collect()
+        let services = services(&config, &Names::default(), others.iter().copied());
+        services[0].listen.iter().map(|addr| addr.ip().to_string()).collect()
     }
 
     #[test]
@@ -357,5 +371,12 @@ mod tests {
         for ip in ["0.0.0.0", "127.0.0.1", "10.0.0.11"] {
             assert_eq!(listens(&format!("{vips}{}", at(ip))), ["::"]);
         }
+    }
+
+    #[test]
+    fn the_load_balancer_listens_on_all_addresses_while_removed_virtual_ips_may_be_held() {
+        let spec = "  bindAddress: 10.0.0.11\n  backends: {static: [10.0.0.11]}\n";
+        assert_eq!(listens_beside(spec, &[[10, 0, 0, 100].into()]), ["::"]);
+        assert_eq!(listens_beside(spec, &[]), ["10.0.0.11", "127.0.0.1"]);
     }
 }

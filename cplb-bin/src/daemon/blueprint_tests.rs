@@ -138,7 +138,7 @@ proptest! {
                 let _ = config.add_backend(backend);
             }
         }
-        let all = balanced(&config, &names);
+        let all = balanced(&config, &names, std::iter::empty());
         for (service, built) in config.services.iter().zip(&all.services) {
             for backend in &built.backends {
                 let harmless = is_harmless(backend.addr, &config, service);
@@ -163,7 +163,7 @@ fn every_source_leads_to_its_servers() {
     let own = vec![IpAddr::from(Ipv6Addr::LOCALHOST)];
     let clusters = BTreeMap::from([(KUBECONFIG.into(), Servers { found, own, trust: None })]);
     let names = Names::of(BTreeMap::from([("host-a".to_owned(), vec![[10, 0, 0, 2].into()])])).with(clusters);
-    let all = balanced(&config, &names);
+    let all = balanced(&config, &names, std::iter::empty());
     let used: Vec<String> = all.services[0].backends.iter().map(|it| it.addr.to_string()).collect();
     assert_eq!(used, ["10.0.0.1:6443", "10.0.0.2:6443", "10.0.0.3:6443", "10.0.0.4:6443", "[::1]:6443"]);
     assert!(all.refusals.is_empty());

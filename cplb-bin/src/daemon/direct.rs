@@ -386,16 +386,18 @@ impl Daemon {
     fn members(&self) -> Members {
         let Some(balancer) = &self.balancer else { return Members::new() };
         let snapshot = balancer.snapshot();
-        let services = blueprint::services(&self.config, &self.names).into_iter().map(|service| {
-            let found = snapshot.services.iter().find(|found| *found.name == *service.name);
-            let members = service.backends.iter().map(|backend| {
-                let known = found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
-                let state = known.map_or(BackendState::Unknown, |known| known.state);
-                let spares_sessions = known.is_none_or(|known| known.spares_sessions);
-                Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
+        let services =
+            blueprint::services(&self.config, &self.names, self.held()).into_iter().map(|service| {
+                let found = snapshot.services.iter().find(|found| *found.name == *service.name);
+                let members = service.backends.iter().map(|backend| {
+                    let known =
+                        found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
+                    let state = known.map_or(BackendState::Unknown, |known| known.state);
+                    let spares_sessions = known.is_none_or(|known| known.spares_sessions);
+                    Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
+                });
+                (service.name.to_string(), members.collect())
             });
-            (service.name.to_string(), members.collect())
-        });
         services.collect()
     }
 

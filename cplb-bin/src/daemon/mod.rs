@@ -152,7 +152,8 @@ impl Daemon {
         clusters.follow(&config, &sender);
         let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
         let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
-        let balancer = start_balancer(&config, &names, &sender)?;
+        let balancer =
+            start_balancer(&config, blueprint::services(&config, &names, std::iter::empty()), &sender)?;
         let table = Arc::new(TableKeeper::default());
         if let Err(failure) =
             table.set(blueprint::table(&config, std::iter::empty(), Self::first_directors(&config))).await
@@ -228,10 +229,9 @@ impl Daemon {
 
 fn start_balancer(
     config: &Config,
-    names: &Names,
+    services: Vec<lb_proxy::Service>,
     sender: &UnboundedSender<Event>,
 ) -> Result<Option<Arc<LoadBalancer>>, Failure> {
-    let services = blueprint::services(config, names);
     if services.is_empty() {
         return Ok(None);
     }

@@ -32,6 +32,8 @@ pub(crate) enum Cause {
     Acceptance,
     /// The nftables table is not as it should be.
     Table,
+    /// No connection is transparent.
+    Delivery,
     /// The file was not taken over at the last reload.
     Reload,
     /// Warnings about the configuration in use.

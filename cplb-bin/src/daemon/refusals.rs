@@ -58,7 +58,7 @@ fn without_backends(balanced: &Balanced) -> BTreeMap<&str, Vec<(SocketAddr, Unfi
 impl Daemon {
     /// Logs the addresses that may not be backends, once for each change.
     pub(super) fn report_refusals(&mut self) {
-        let balanced = blueprint::balanced(&self.config, &self.names);
+        let balanced = blueprint::balanced(&self.config, &self.names, self.held());
         for News { origin, servers } in self.refusals.update(&balanced, &mut self.problems) {
             let count = servers.len();
             tracing::warn!(source = word(origin), count, "backends refused: {}", refused(&servers));

@@ -185,9 +185,9 @@ impl Daemon {
 
     /// Gives the load balancer the services of `config`; where there are none, those in use stay until the end.
     fn stage_services(&mut self, config: &Config, names: &Names) -> Result<(), Failure> {
-        let services = blueprint::services(config, names);
+        let services = blueprint::services(config, names, self.held());
         let Some(balancer) = &self.balancer else {
-            self.balancer = start_balancer(config, names, &self.sender)?;
+            self.balancer = start_balancer(config, services, &self.sender)?;
             return Ok(());
         };
         if services.is_empty() {
@@ -244,7 +244,7 @@ impl Daemon {
     }
 
     fn commit(&mut self, config: Config, names: Names) {
-        if blueprint::services(&config, &names).is_empty() {
+        if blueprint::services(&config, &names, self.held()).is_empty() {
             self.retire_balancer();
         }
         (self.config, self.names) = (config, names);
@@ -285,7 +285,7 @@ impl Daemon {
         self.report_refusals();
         self.update_controllers();
         let Some(balancer) = &self.balancer else { return };
-        match balancer.reconfigure(blueprint::services(&self.config, &self.names)) {
+        match balancer.reconfigure(blueprint::services(&self.config, &self.names, self.held())) {
             Ok(()) => {
                 self.problems.clear(&Cause::Services);
             }
@@ -306,7 +306,7 @@ impl Daemon {
     }
 
     /// Every virtual IP that this node may hold.
-    fn held(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn held(&self) -> impl Iterator<Item = IpAddr> {
         self.election.iter().flat_map(Election::addresses)
     }
 
@@ -336,6 +336,8 @@ impl Daemon {
         if election.is_removing() {
             return;
         }
+        // Without virtual IPs the listeners may be fewer.
+        self.apply_services();
         self.change_table();
         self.forget_problems();
         self.begin_next();

@@ -21,7 +21,7 @@ use super::Daemon;
 use super::election::Election;
 use super::found::Known;
 use super::problems::Cause;
-use super::table::{Delivered, Reason};
+use super::table::{Delivered, Reason, degraded_delivery};
 
 impl Daemon {
     /// What `cplb status` shows.
@@ -113,6 +113,7 @@ impl Daemon {
                 Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
             }
         }
+        self.problems.raise_all(Cause::Delivery, degraded_delivery(&delivered));
         self.delivered = delivered;
     }
 }

@@ -132,7 +132,7 @@ impl Daemon {
                 events::balancer(&event, &mut self.problems);
                 if let Balancer::TransparentRefused { reason } = &event {
                     let why = format!("listeners cannot be transparent: {reason}");
-                    self.table.expect_ordinary_listeners(why).await;
+                    self.table.expect_ordinary_listeners(why);
                     self.start_round();
                 }
                 if matches!(

@@ -2,21 +2,24 @@
 
 mod delivery;
 mod foreign;
+mod tproxy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use lb_proxy::nft::{ApplyError, Delivery, Nft, Presence, RunError, Table, TableName};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::exit::{Failure, Kind};
 use crate::status::schema;
 
 #[cfg(test)]
 pub(crate) use delivery::Mode;
-pub(crate) use delivery::{Delivered, Reason};
+pub(crate) use delivery::{Delivered, Reason, degraded_delivery};
 use foreign::ForeignServices;
+use tproxy::Tproxy;
 
 /// Owns the table. Only the methods that run `nft` wait for each other.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub(crate) struct TableKeeper {
     work: Mutex<Work>,
     /// What the last look or change led to.
     outcome: std::sync::Mutex<Outcome>,
+    /// Why the load balancer's listeners are not transparent.
+    ordinary_listeners: std::sync::Mutex<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -42,9 +47,8 @@ struct Work {
     /// What other software's services in IPVS take from sockets.
     foreign: BTreeSet<SocketAddr>,
     ipvs: ForeignServices,
-    /// Why the kernel, or nft, does not know `tproxy`.
-    unsupported: Option<String>,
-    /// Why the load balancer's listeners are not transparent.
+    tproxy: Tproxy,
+    /// Why the load balancer's listeners are not transparent, as of the beginning of this look or change.
     ordinary_listeners: Option<String>,
     /// Found when first needed.
     tool: Option<Nft>,
@@ -71,14 +75,14 @@ pub(crate) enum Look {
 impl TableKeeper {
     /// Applies the table, or removes the one that is there.
     pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
-        let mut work = self.work.lock().await;
+        let mut work = self.work().await;
         let result = match desired {
             Some(desired) if work.applied.is_some() && work.desired.as_ref() == Some(&desired) => Ok(()),
             Some(desired) => {
                 work.desired = Some(desired);
-                work.unsupported = None;
+                work.tproxy = Tproxy::default();
                 work.ask_ipvs().await;
-                work.apply().await
+                work.apply(Instant::now()).await
             }
             None => work.remove().await,
         };
@@ -88,8 +92,8 @@ impl TableKeeper {
 
     /// Looks whether the table is as it was applied, and restores it if not; `None` if none is wanted.
     pub(crate) async fn look(&self) -> Option<Look> {
-        let mut work = self.work.lock().await;
-        let look = work.look().await;
+        let mut work = self.work().await;
+        let look = work.look(Instant::now()).await;
         let error = match &look {
             Some(Look::Failed(why)) => Some(why.clone()),
             _ => None,
@@ -99,8 +103,8 @@ impl TableKeeper {
     }
 
     /// The load balancer's listeners take only connections to their own port: the table, at the next look, translates.
-    pub(crate) async fn expect_ordinary_listeners(&self, why: String) {
-        self.work.lock().await.ordinary_listeners = Some(why);
+    pub(crate) fn expect_ordinary_listeners(&self, why: String) {
+        *self.ordinary_listeners.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     /// The outcome of the last look or change, without waiting for one.
@@ -114,6 +118,15 @@ impl TableKeeper {
         let outcome = self.outcome();
         let Some(applied) = &outcome.applied else { return BTreeMap::new() };
         delivery::delivered(applied, outcome.unavailable.as_deref(), bridges)
+    }
+
+    /// Waits for the look or change under way.
+    async fn work(&self) -> MutexGuard<'_, Work> {
+        let mut work = self.work.lock().await;
+        let reason = self.ordinary_listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        work.ordinary_listeners.clone_from(&reason);
+        drop(reason);
+        work
     }
 
     fn outcome(&self) -> std::sync::MutexGuard<'_, Outcome> {
@@ -133,45 +146,57 @@ impl TableKeeper {
 
 impl Work {
     /// Applies the table in one batch; without `tproxy`, if that is the reason why it is refused.
-    async fn apply(&mut self) -> Result<(), Failure> {
-        let Some(mut table) = self.effective() else { return Ok(()) };
+    async fn apply(&mut self, now: Instant) -> Result<(), Failure> {
+        let Some(table) = self.effective() else { return Ok(()) };
         let tool = match &mut self.tool {
             Some(tool) => tool,
             none => none.insert(find()?),
         };
-        let mut result = tool.apply(&table).await;
-        if let Err(error) = &result
-            && table.delivery != Delivery::Dnat
-            && let Some(why) = refusal(error)
-        {
-            let translating = Table { delivery: Delivery::Dnat, ..table.clone() };
-            if tool.apply(&translating).await.is_ok() {
-                (self.unsupported, table, result) = (Some(why), translating, Ok(()));
-            }
-        }
-        self.applied = result.is_ok().then_some(table);
+        let result = self.tproxy.apply(tool, table, now).await;
         self.leftover = None;
-        result.map_err(|error| failure(&error))
+        let (applied, result) = match result {
+            Ok(table) => (Some(table), Ok(())),
+            Err(error) => (None, Err(failure(&error))),
+        };
+        self.applied = applied;
+        result
+    }
+
+    /// Tries the transparent table again where it was refused a while ago; whether it is applied now.
+    async fn retry(&mut self, now: Instant) -> bool {
+        let (Some(table), Some(tool), None) = (self.transparent(), &mut self.tool, &self.ordinary_listeners)
+        else {
+            return false;
+        };
+        let is_accepted = self.applied.is_some() && self.tproxy.retry(tool, &table, now).await;
+        if is_accepted {
+            self.applied = Some(table);
+        }
+        is_accepted
     }
 
     /// The desired table, as far as it is possible.
     fn effective(&self) -> Option<Table> {
+        let transparent = self.transparent()?;
+        Some(match self.unavailable() {
+            Some(_) => Table { delivery: Delivery::Dnat, ..transparent },
+            None => transparent,
+        })
+    }
+
+    /// The desired table where nothing stands against `tproxy`.
+    fn transparent(&self) -> Option<Table> {
         let desired = self.desired.as_ref()?;
         let is_service = |endpoint: &&SocketAddr| {
             let has_port = desired.redirects.keys().any(|port| port.get() == endpoint.port());
             has_port && desired.vips.iter().any(|vip| vip.to_canonical() == endpoint.ip())
         };
-        let delivery = match self.unavailable() {
-            Some(_) => Delivery::Dnat,
-            None => {
-                Delivery::Transparent { except: self.foreign.iter().filter(is_service).copied().collect() }
-            }
-        };
-        Some(Table { delivery, ..desired.clone() })
+        let except = self.foreign.iter().filter(is_service).copied().collect();
+        Some(Table { delivery: Delivery::Transparent { except }, ..desired.clone() })
     }
 
     fn unavailable(&self) -> Option<&String> {
-        self.unsupported.as_ref().or(self.ordinary_listeners.as_ref())
+        self.tproxy.refusal().or(self.ordinary_listeners.as_ref())
     }
 
     async fn ask_ipvs(&mut self) {
@@ -183,8 +208,11 @@ impl Work {
         }
     }
 
-    async fn look(&mut self) -> Option<Look> {
+    async fn look(&mut self, now: Instant) -> Option<Look> {
         self.ask_ipvs().await;
+        if self.retry(now).await {
+            return Some(Look::Applied);
+        }
         let Some(wanted) = self.effective() else {
             self.leftover.as_ref()?;
             return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
@@ -199,7 +227,7 @@ impl Work {
                 }
             }
         }
-        Some(match self.apply().await {
+        Some(match self.apply(now).await {
             Ok(()) if was_applied => {
                 self.restored += 1;
                 Look::Restored
@@ -230,17 +258,6 @@ fn find() -> Result<Nft, Failure> {
     })
 }
 
-/// Why a table was refused, if that can be because of what only a transparent one has.
-fn refusal(error: &ApplyError) -> Option<String> {
-    match error {
-        ApplyError::Run(RunError::Unsupported { text } | RunError::Failed { text, .. }) => {
-            let text = text.lines().next().unwrap_or_default();
-            Some(format!("the kernel or nft does not support tproxy (module nft_tproxy): {text}"))
-        }
-        _ => None,
-    }
-}
-
 fn failure(error: &ApplyError) -> Failure {
     let kind = match error {
         ApplyError::Run(RunError::Permission { .. }) => Kind::Permission,
@@ -249,4 +266,22 @@ fn failure(error: &ApplyError) -> Failure {
     };
     Failure::new(kind, format_args!("the nftables table cannot be applied: {error}"))
         .help("without it the traffic of the VIPs would not reach the load balancer; mend nft, or set disableLoadBalancer: true")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ordinary_listeners_are_noted_during_a_look_and_count_in_the_next() {
+        let keeper = TableKeeper::default();
+        let mut look = keeper.work().await;
+        look.desired = Some(Table::default());
+        keeper.expect_ordinary_listeners("IP_TRANSPARENT is refused".to_owned());
+        assert_ne!(look.effective().unwrap().delivery, Delivery::Dnat, "this look had begun");
+        drop(look);
+        let next = keeper.work().await;
+        assert_eq!(next.effective().unwrap().delivery, Delivery::Dnat);
+        assert_eq!(next.unavailable().unwrap(), "IP_TRANSPARENT is refused");
+    }
 }

@@ -78,6 +78,9 @@ pub(crate) fn dnat() {
     cluster.wait("the daemon can serve", || cluster.status(owner)["serving"]["serving"] == true);
     let (mode, reason) = delivery(&cluster, owner);
     cluster.check(mode == "dnat" && reason.contains("nft_tproxy"), || format!("{mode}: {reason}"));
+    let degraded = cluster.status(owner)["degraded"].to_string();
+    cluster
+        .check(degraded.contains("at the bind port") && degraded.contains("nft_tproxy"), || degraded.clone());
     let log = cluster.daemon(owner).log().text();
     cluster
         .check(log.contains("mode=dnat") && log.contains("nft_tproxy"), || "it is not in the log".to_owned());

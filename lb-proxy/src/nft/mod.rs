@@ -131,10 +131,12 @@ impl Nft {
     /// # Errors
     /// See [`ApplyError`]. Needs `CAP_NET_ADMIN` in the network namespace's user namespace.
     pub async fn apply(&mut self, table: &Table) -> Result<(), ApplyError> {
-        self.applied = None;
         let result = self.replace(table).await;
-        if matches!(result, Err(ApplyError::Query(_))) {
-            self.kernel = None;
+        match &result {
+            // The former table is still there: the next look compares the kernel's with it.
+            Err(ApplyError::Run(_)) => {}
+            Err(ApplyError::Query(_)) => (self.applied, self.kernel) = (None, None),
+            _ => self.applied = None,
         }
         self.applied = Some(result?);
         Ok(())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use lb_proxy::nft::{ApplyError, Nft, RunError, Table, TableName};
+use lb_proxy::nft::{ApplyError, Nft, Presence, RunError, Table, TableName};
 use tempfile::TempDir;
 
 use crate::ns::{ip, nft};
@@ -184,14 +184,16 @@ fn a_cancelled_apply_leaves_no_process() {
 }
 
 fn a_failed_apply_keeps_the_previous_table() {
-    block_on(find().apply(&table())).unwrap();
-    let before = nft("list table inet cplb");
     // The address of a wrong family makes nft refuse the last command; the whole batch is void.
     let (_directory, mut broken) = fake("sed 's/\"10.0.0.7\"/\"fd00::7\"/' | nft -j -f -");
+    block_on(broken.apply(&table())).unwrap();
+    let before = nft("list table inet cplb");
     let other = Table { vips: [ip("10.0.0.7")].into(), ..table() };
     let error = block_on(broken.apply(&other)).unwrap_err();
     assert!(matches!(&error, ApplyError::Run(RunError::Failed { .. })), "{error:?}");
     assert_eq!(nft("list table inet cplb"), before);
+    assert_eq!(broken.present(&table()).unwrap(), Presence::Intact);
+    assert_eq!(broken.present(&other).unwrap(), Presence::Missing);
 }
 
 fn without_privilege_the_capability_is_named() {

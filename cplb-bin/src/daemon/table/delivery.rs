@@ -66,6 +66,17 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The texts for `degraded`: connections are translated for want of `tproxy`.
+pub(crate) fn degraded_delivery(delivered: &BTreeMap<SocketAddr, Delivered>) -> Vec<String> {
+    let unavailable = delivered.values().filter_map(|it| match &it.reason {
+        Some(Reason::Unavailable(why)) => Some(why),
+        _ => None,
+    });
+    let reasons: BTreeSet<&String> = unavailable.collect();
+    let text = |why| format!("a host firewall sees connections to the VIPs at the bind port: {why}");
+    reasons.into_iter().map(text).collect()
+}
+
 /// The endpoints that `applied` leads to the load balancer. `unavailable` is why nothing can be transparent; `bridges` are
 /// the virtual IPs whose interface is a bridge, with its name.
 pub(crate) fn delivered(
@@ -143,5 +154,17 @@ mod tests {
         let found = reasons(&table(Delivery::Dnat), Some("the kernel has no nft_tproxy"), &[]);
         assert_eq!(found.len(), 4);
         assert!(found.iter().all(|(_, why)| why.to_string() == "the kernel has no nft_tproxy"));
+    }
+
+    #[test]
+    fn only_a_want_of_tproxy_is_degraded_and_once() {
+        let texts = |table: &Table, unavailable| {
+            let bridges = [("fd00::100".parse().unwrap(), "br0".to_owned())].into();
+            degraded_delivery(&delivered(table, unavailable, &bridges))
+        };
+        let except = ["10.0.0.100:6443".parse().unwrap()].into();
+        assert!(texts(&table(Delivery::Transparent { except }), None).is_empty());
+        let found = texts(&table(Delivery::Dnat), Some("the kernel has no nft_tproxy"));
+        assert!(found.len() == 1 && found[0].contains("at the bind port: the kernel has no"), "{found:?}");
     }
 }
