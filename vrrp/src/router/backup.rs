@@ -211,6 +211,7 @@ impl Backup {
         self.active = Some(Followed { source, interval, full, priority });
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
+        self.beside = self.beside.filter(|beside| *beside != heard.source);
         self.arm(core, now);
     }
 
