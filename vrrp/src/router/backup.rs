@@ -94,6 +94,13 @@ impl Backup {
         self.active.map(|active| active.source)
     }
 
+    /// Whether the Active that this router follows for its priority resigns or says that it is degraded.
+    pub(super) fn is_declined_by(&self, core: &Core, heard: &Heard) -> bool {
+        let declines = heard.priority == WirePriority::RESIGN || heard.priority.is_degraded();
+        let full = core.config.priority.full();
+        declines && self.active.is_some_and(|active| active.source == heard.source && active.full >= full)
+    }
+
     /// The interval that the Active is judged by.
     pub(super) fn interval(&self, core: &Core) -> Duration {
         core.judged_interval(self.active.map(|active| active.interval))
