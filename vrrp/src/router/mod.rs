@@ -10,6 +10,7 @@ mod event;
 mod handover;
 mod offset;
 mod output;
+mod query;
 mod receive;
 mod serving;
 mod standing;
