@@ -171,10 +171,14 @@ impl Active {
     /// Another node announced one of the addresses. With a rival it is evidence about that; without one, two nodes hold
     /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first interval.
     pub(super) fn announced(mut self, core: &mut Core, now: Instant, announcement: Announcement) -> State {
-        let contended = core.timers.get(TimerName::RivalSilent).is_some();
-        if let Some(others) = &mut self.others {
+        let lasts = |it: &Contention| now <= it.until;
+        // The announcement of a controller that contends is no evidence about the others.
+        if self.controllers.as_ref().is_some_and(lasts) {
+            return State::Active(self);
+        }
+        if let Some(others) = self.others.as_mut().filter(|it| lasts(it)) {
             others.announced = true;
-        } else if !contended && now >= core.since + core.config.interval() {
+        } else if now >= core.since + core.config.interval() {
             let Announcement { mac, ip } = announcement;
             core.warn(Warning::AnnouncedElsewhere { ip, mac });
         }
@@ -211,7 +215,10 @@ impl Active {
     /// A rival that goes on for Active_Down_Interval does not hear this router, or does not care. Only one that must
     /// hold the addresses itself, because it is a controller or has announced them, makes this router yield.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
-        let interval = core.config.interval().max(heard.interval);
+        let own = core.config.interval();
+        // A contention lasts as long as the rival's interval says, which only a controller may choose freely.
+        let longest = if heard.standing == Standing::Controller { heard.interval } else { 4 * own };
+        let interval = own.max(heard.interval.min(longest));
         let down = 3 * interval + core.skew(interval);
         if core.timers.get(TimerName::RivalSilent).is_none() {
             self.announcer.repeat_until(now + core.config.predecessor_span());

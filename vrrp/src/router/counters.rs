@@ -178,9 +178,9 @@ pub struct Counters {
     pub advertisements_received: u64,
     /// Advertisements of the family that does not decide, which are only watched.
     pub follower_received: u64,
-    /// Resignations (priority 0) sent.
+    /// Advertisements of priority 0 sent: resignations, and queries to an unknown Active of lower priority.
     pub resignations_sent: u64,
-    /// Resignations (priority 0) received.
+    /// Advertisements of priority 0 received.
     pub resignations_received: u64,
     /// Announcement rounds.
     pub announcements: u64,

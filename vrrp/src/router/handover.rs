@@ -10,6 +10,7 @@ use super::backup::Backup;
 use super::common::{Core, Heard};
 use super::event::VipEvent;
 use super::output::{Reason, Release, StateName, Watch};
+use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
@@ -150,7 +151,12 @@ impl Resigning {
         if now >= self.until { self.timeout(core, now, TimerName::Handover) } else { State::Resigning(self) }
     }
 
+    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have advertised
+    /// all the time. If it is the successor nevertheless, its announcement ends the handover.
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        if heard.standing != Standing::Controller && heard.priority < core.config.priority.full() {
+            return State::Resigning(self);
+        }
         if heard.priority != WirePriority::RESIGN && self.successor.is_none() {
             self.successor = Some(heard.source);
             self.until = self.until.min(now + SUCCESSOR_TIME);

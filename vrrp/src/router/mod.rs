@@ -10,6 +10,7 @@ mod event;
 mod handover;
 mod offset;
 mod output;
+mod query;
 mod receive;
 mod serving;
 mod standing;
@@ -28,7 +29,7 @@ pub use timers::TimerName;
 
 use self::active::Active;
 use self::backup::Backup;
-use self::common::{Core, Sources};
+use self::common::{Core, Heard, Sources};
 use self::handover::{Listening, Resigning, Yielding};
 use self::receive::Accepted;
 use crate::announce::Announcement;
@@ -139,7 +140,7 @@ impl VirtualRouter {
                 return Err(reason);
             }
         };
-        if self.core.is_weaker_stranger(&heard) && !matches!(self.state, State::Active(_)) {
+        if self.is_ignored(&heard) {
             return Ok(());
         }
         self.step(|state, core| match state {
@@ -296,6 +297,17 @@ impl VirtualRouter {
     #[must_use]
     pub const fn hold_until(&self) -> Option<Instant> {
         self.core.timers.get(TimerName::HoldEnd)
+    }
+
+    /// Whether an advertisement of a weaker stranger changes nothing. An Active answers it, and a Backup believes the
+    /// router that it follows when that one says that it is degraded or resigns.
+    fn is_ignored(&self, heard: &Heard) -> bool {
+        let concerned = match &self.state {
+            State::Active(_) => true,
+            State::Backup(backup) => backup.is_withdrawal(&self.core, heard),
+            _ => false,
+        };
+        !concerned && self.core.is_weaker_stranger(heard)
     }
 
     /// Takes the state through `transition`.

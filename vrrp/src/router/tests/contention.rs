@@ -109,3 +109,109 @@ fn announcements_are_watched_for_while_the_addresses_are_held() {
     bench.hear(HIGHER, 200);
     assert!(bench.drain().contains(&Output::Watch(Watch::Stop)));
 }
+
+/// A listed peer is Active for a moment: it advertises once and announces, then hears this router and yields.
+#[test]
+fn the_announcement_of_a_controller_is_no_evidence_about_a_stranger() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(60));
+    assert_eq!(bench.router.state(), StateName::Active);
+    bench.hear(LOWER, 99);
+    bench.announced(VIP);
+    bench.advance(ms(90));
+    bench.hear(HIGHER, 99);
+    assert_eq!(bench.router.state(), StateName::Active, "{:?}", bench.router.reason());
+}
+
+#[test]
+fn a_long_interval_of_an_unknown_router_does_not_hide_announcements_elsewhere() {
+    let mut bench = Bench::active(config());
+    bench.advance(Duration::from_secs(4));
+    let interval = AdvertInterval::new(Version::V3, ms(40_950)).unwrap();
+    let message = Advertisement { interval, ..bench.message(60) };
+    bench.receive(HIGHER, &message).unwrap();
+    bench.drain();
+    let is_warning = |output: &Output| matches!(output, Output::Warning(Warning::AnnouncedElsewhere { .. }));
+    let mut warnings = 0;
+    for _ in 0..600 {
+        bench.advance(Duration::from_secs(1));
+        bench.announced(VIP);
+        warnings += bench.drain().into_iter().filter(is_warning).count();
+    }
+    assert!(warnings > 585, "{warnings}");
+}
+
+/// The router's last advertisement as Active comes after the first of the router that outranks it.
+#[test]
+fn a_router_that_was_outranked_once_is_followed_when_it_takes_over_later() {
+    let mut bench = Bench::backup(RouterConfig { peers: vec![], ..config() });
+    bench.hear(HIGHER, 200);
+    bench.hear(LOWER, 60);
+    bench.advance(ms(90));
+    bench.hear(HIGHER, 200);
+    bench.router.handle_command(bench.now, Command::NotServing);
+    bench.advance(ms(90));
+    for _ in 0..20 {
+        bench.hear(LOWER, 60);
+        bench.advance(ms(90));
+    }
+    assert_eq!(bench.router.active_source(), Some(LOWER.into()));
+    let until = bench.now + Duration::from_secs(100);
+    bench.router.handle_command(bench.now, Command::Serving { until });
+    bench.hear(LOWER, 60);
+    assert_eq!(bench.router.active_source(), Some(LOWER.into()));
+    bench.advance(ms(300));
+    bench.hear(LOWER, 60);
+    bench.advance(ms(300));
+    assert_eq!(bench.router.state(), StateName::Backup, "{:?}", bench.router.reason());
+}
+
+/// This router and 11 are known, and 13 is Active: a controller that is not listed.
+fn behind_a_stranger() -> Bench {
+    let mut bench = Bench::backup(RouterConfig { peers: vec![], ..config() });
+    bench.know(&[OWN, LOWER]);
+    bench.hear(HIGHER, 100);
+    bench.router.handle_command(bench.now, Command::NotServing);
+    bench
+}
+
+#[test]
+fn a_degraded_stranger_is_followed_by_a_backup_that_followed_its_full_priority() {
+    let mut bench = behind_a_stranger();
+    for _ in 0..20 {
+        bench.advance(INTERVAL);
+        bench.hear(HIGHER, 30);
+        assert_eq!(bench.router.active_source(), Some(HIGHER.into()));
+    }
+    assert_eq!(bench.router.state(), StateName::Backup);
+    bench.advance(INTERVAL / 2);
+    bench.hear(LOWER, 100);
+    bench.hear(HIGHER, 30);
+    assert_eq!(bench.router.active_source(), Some(LOWER.into()), "it is not the Active any more");
+}
+
+#[test]
+fn a_resignation_of_a_stranger_counts_for_a_backup_that_follows_it() {
+    let mut bench = behind_a_stranger();
+    bench.hear(HIGHER, 0);
+    assert!(bench.left(TimerName::Down).unwrap() < INTERVAL + ms(200), "{:?}", bench.left(TimerName::Down));
+    assert_eq!(bench.router.counters().resignations_received, 1);
+}
+
+#[test]
+fn an_unknown_router_of_lower_priority_is_no_successor_until_it_announces() {
+    let mut bench = Bench::active(RouterConfig { peers: vec![], ..config() });
+    bench.router.handle_command(bench.now, Command::Resign);
+    bench.hear(HIGHER, 99);
+    bench.advance(DOWN - ms(1));
+    assert_eq!(bench.router.state(), StateName::Resigning, "it waits for a successor");
+    bench.announced(VIP);
+    assert_eq!(bench.router.reason(), Reason::SuccessorAnnounced);
+    for (source, priority) in [(HIGHER, 100), (LOWER, 99)] {
+        let mut bench = Bench::active(config());
+        bench.router.handle_command(bench.now, Command::Resign);
+        bench.hear(source, priority);
+        bench.advance(ms(100));
+        assert_eq!(bench.router.reason(), Reason::SuccessorAdvertised, "{source} {priority}");
+    }
+}
