@@ -181,6 +181,11 @@ impl Active {
         } else if now >= core.since + core.config.interval() {
             let Announcement { mac, ip } = announcement;
             core.warn(Warning::AnnouncedElsewhere { ip, mac });
+            // The other's announcement came last. A degraded Active may have a successor that it does not hear.
+            if !self.advertised.is_degraded() {
+                self.announcer.defend(now);
+                self.announce_if_due(core, now);
+            }
         }
         State::Active(self)
     }

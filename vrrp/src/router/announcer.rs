@@ -2,7 +2,8 @@
 //!
 //! A takeover needs a burst, then repetition while a dead predecessor's kernel may still answer for an address whose
 //! lease has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because its
-//! own may have come last. Nothing a peer sends makes more than two rounds a second.
+//! own may have come last; and so does a node that announces the addresses and is not heard otherwise, but not often
+//! (RFC 5227 §2.4), because it may do the same. Nothing a peer sends makes more than two rounds a second.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ const BURST: u8 = 5;
 const BURST_GAP: Duration = Duration::from_millis(5);
 const REPEAT_GAP: Duration = Duration::from_millis(500);
 const REFRESH_GAP: Duration = Duration::from_secs(60);
+/// `DEFEND_INTERVAL` of RFC 5227 §1.1.
+const DEFEND_GAP: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
 pub(super) struct Announcer {
@@ -18,6 +21,9 @@ pub(super) struct Announcer {
     burst_left: u8,
     repeat_until: Instant,
     once_at: Option<Instant>,
+    /// The next defence of the addresses, and the last one.
+    defend_at: Option<Instant>,
+    defended: Option<Instant>,
     refresh_gap: Duration,
 }
 
@@ -39,6 +45,8 @@ impl Announcer {
             burst_left: 0,
             repeat_until: now,
             once_at: None,
+            defend_at: None,
+            defended: None,
             refresh_gap: REFRESH_GAP + spread,
         }
     }
@@ -64,6 +72,14 @@ impl Announcer {
         self.once_at = Some(self.once_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// One round after another node has announced the addresses: now, or 10 s after the last such round. So the last
+    /// announcement is this router's, however often the other repeats its own.
+    pub(super) fn defend(&mut self, now: Instant) {
+        let Some(last) = self.last.filter(|_| self.defend_at.is_none()) else { return };
+        let earliest = self.defended.map_or(now, |defended| defended + DEFEND_GAP);
+        self.defend_at = Some(now.max(last + REPEAT_GAP).max(earliest));
+    }
+
     /// When the next round is due.
     pub(super) fn next(&self) -> Option<Instant> {
         let Some(last) = self.last else { return self.once_at };
@@ -72,13 +88,16 @@ impl Announcer {
         }
         let repeat = Some(last + REPEAT_GAP).filter(|at| *at <= self.repeat_until);
         let refresh = last + self.refresh_gap;
-        [self.once_at, repeat].into_iter().flatten().min().or(Some(refresh))
+        [self.once_at, repeat, self.defend_at].into_iter().flatten().min().or(Some(refresh))
     }
 
     /// Notes that the round that was due is made now, and tells whether it may be skipped.
     pub(super) fn round(&mut self, now: Instant) -> Round {
         let refresh = self.last.is_some_and(|last| now >= last + self.refresh_gap);
-        let needed = self.burst_left > 0 || self.once_at.is_some() || !refresh;
+        let needed = self.burst_left > 0 || self.once_at.is_some() || self.defend_at.is_some() || !refresh;
+        if self.defend_at.take_if(|at| *at <= now).is_some() {
+            self.defended = Some(now);
+        }
         self.burst_left = self.burst_left.saturating_sub(1);
         self.once_at = None;
         self.last = Some(now);
@@ -98,6 +117,25 @@ mod tests {
             rounds.push(at.duration_since(start).as_millis());
         }
         rounds
+    }
+
+    #[test]
+    fn addresses_are_defended_once_in_ten_seconds_and_last() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let mut announcer = Announcer::new(start, 0);
+        announcer.defend(start);
+        assert_eq!(announcer.next(), None, "they are not installed");
+        announcer.installed(start);
+        rounds(&mut announcer, start, ms(1_000));
+        // Another node announces them every 100 ms for 25 s.
+        let mut defences = Vec::new();
+        for at in (2_000..27_000).step_by(100) {
+            announcer.defend(start + ms(at));
+            defences.extend(rounds(&mut announcer, start, ms(at + 99)));
+        }
+        assert_eq!(defences, [2_000, 12_000, 22_000]);
+        assert_eq!(rounds(&mut announcer, start, ms(60_000)), [32_000], "after the last of the other's");
     }
 
     #[test]
