@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::event::{KeeperEvent, Warning};
 use crate::keeper::EventSink;
 use crate::kernel::Kernel;
+use crate::lease::Claim;
 use crate::listener::{Heard, Listener};
 use crate::mailbox::{Intent, Letters, Mailbox, Order};
 use crate::manager::Manager;
@@ -144,7 +145,9 @@ impl<K: Kernel> Turns<K> {
                 Intent::Release(release, claim) => {
                     self.manager.release(id, release);
                     if let Some(claim) = claim {
-                        self.manager.claim(id, &claim);
+                        // It came after the release, which is carried out only now.
+                        let issued = self.manager.now();
+                        self.manager.claim(id, &Claim { issued, ..claim });
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! A VIP comes with a claim, stays with claims, goes without.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_vip::{GroupState, KeeperEvent, Release, Removal};
 
@@ -9,6 +9,7 @@ use crate::ground::{Ground, MS, ONE, group, median};
 crate::trials![
     a_claim_installs_both_families_and_a_release_leaves_no_trace,
     claims_keep_the_addresses_and_their_end_removes_them,
+    a_deferred_release_ends_with_a_claim_or_at_its_deadline,
     from_claim_to_installed,
 ];
 
@@ -67,6 +68,26 @@ fn claims_keep_the_addresses_and_their_end_removes_them(ground: &Ground) {
     keeper.wait("LeaseLost", |event| matches!(event, KeeperEvent::LeaseLost { .. }));
     assert!(!ground.has("10.0.0.100"), "the claimant did not know that the lease was over");
     keeper.install(ONE);
+    keeper.end();
+}
+
+fn a_deferred_release_ends_with_a_claim_or_at_its_deadline(ground: &Ground) {
+    ground.with_eth0();
+    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+    keeper.install(ONE);
+    let begun = Instant::now();
+    keeper.handle.release_by(ONE, begun + 600 * MS);
+    assert!(ground.has("10.0.0.100"), "its release waits");
+    keeper.install(ONE);
+    keeper.handle.finish_release(ONE);
+    std::thread::sleep((begun + 700 * MS).saturating_duration_since(Instant::now()));
+    assert!(ground.has("10.0.0.100") && keeper.said().is_empty(), "the release is over");
+
+    let deadline = Instant::now() + 200 * MS;
+    keeper.handle.release_by(ONE, deadline);
+    let (at, _) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
+    assert!((deadline..deadline + 400 * MS).contains(&at), "{:?}", at.saturating_duration_since(deadline));
+    assert!(!ground.has("10.0.0.100"));
     keeper.end();
 }
 
