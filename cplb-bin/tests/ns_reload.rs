@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         Test::new("the_table_leads_an_address_as_long_as_it_is_held", table::table_outlives_addresses)
             .needs([Tool::Nft]),
         Test::new("the_table_leads_a_new_address_before_it_is_held", table::table_precedes_addresses),
+        Test::new("removed_vips_are_served_until_they_are_gone", table::listeners_outlive_addresses)
+            .needs([Tool::Nft]),
         Test::new("a_table_that_cannot_be_changed_is_tried_again", table::stubborn_table)
             .needs([Tool::Nft])
             .alone(),

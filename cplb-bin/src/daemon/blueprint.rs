@@ -261,7 +261,8 @@ fn balance(
     balanced
 }
 
-/// Where the load balancer listens. With virtual IPs on all addresses: the table leads to it, and closes it to others.
+/// Where the load balancer listens. With virtual IPs, of `config` or others that may still be held, on all addresses: the
+/// table leads to it, and closes it to others.
 fn listen(config: &Config, holds_others: bool) -> Vec<IpAddr> {
     let has_vips =
         holds_others || config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();

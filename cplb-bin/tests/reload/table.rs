@@ -9,7 +9,8 @@ use testbed::{Backend, Failure, Lan, Node, Probe, Tool};
 use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
 use super::ground::{
-    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, holders, reload_one, ruleset, second_vip, two_instances,
+    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, holders, probe, reload_one, ruleset, second_vip,
+    two_instances,
 };
 
 /// What clients meet at an address of a single daemon, through a service whose servers are all elsewhere.
@@ -92,6 +93,32 @@ pub(crate) fn table_precedes_addresses() {
     let failures = probe.stop().failures_since(since);
     let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
     cluster.check(refused == 0, || format!("{failures:?}"));
+}
+
+/// The listeners become those of `bindAddress` only when no virtual IP is held.
+pub(crate) fn listeners_outlive_addresses() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
+    cluster.start_daemon(0);
+    cluster.wait_until_settled();
+    let own = cluster.node(0).v4();
+    let with = Plan::v3("1s").spec("bindAddress: 127.0.0.1").render(&cluster.lan);
+    reload_one(&cluster, 0, &with, "is reloaded");
+    let vip = cluster.lan.v4(VIP_HOST);
+    let probe = probe(&cluster, vip);
+    let without = format!(
+        "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  bindAddress: 127.0.0.1\n  \
+         backends: {{static: [\"{own}\"]}}\n"
+    );
+    reload_one(&cluster, 0, &without, "is reloaded");
+    let served = probe.wait_for_success(Instant::now(), Duration::from_secs(1));
+    cluster.check(holders(&cluster, vip) == [0], || "the VIP is gone already".to_owned());
+    cluster.check(served.is_ok(), || format!("while the VIP is handed over: {served:?}"));
+    drop(probe.stop());
+    cluster.wait("the VIP is gone", || holders(&cluster, vip).is_empty());
+    cluster.wait("only bindAddress is listened on", || {
+        let listeners = cluster.node(0).exec("ss", ["-Hltn", "sport = :6444"]).expect("ss runs");
+        listeners.contains("127.0.0.1:6444") && !listeners.contains("*:6444")
+    });
 }
 
 pub(crate) fn stubborn_table() {
