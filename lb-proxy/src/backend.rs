@@ -476,28 +476,6 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_cannot_be_checked_is_believed_up_for_a_minute_after_the_last_proof() {
-        let backend = backend();
-        let belief = |now| (backend.is_believed_up(now), backend.is_unchecked(now));
-        assert_eq!(belief(1), (false, true));
-        backend.judge(Verdict::Up, 5, "up");
-        assert_eq!(belief(1_000_000), (true, false), "checks that succeed change nothing");
-        backend.judge(Verdict::Unchecked, 1_000_000, "unknown");
-        assert_eq!(belief(1_059_999), (true, false));
-        assert_eq!(belief(1_060_000), (false, true));
-        backend.judge(Verdict::Unchecked, 1_060_000, "unknown");
-        assert_eq!(belief(1_060_000), (false, true), "nothing new");
-        backend.failed(1_060_000, Failure::TimedOut);
-        assert_eq!(belief(1_060_000), (false, true));
-        backend.connected(1_061_000);
-        assert_eq!(belief(1_120_999), (true, false));
-        assert_eq!(belief(1_121_000), (false, true));
-        backend.judge(Verdict::Down, 1_121_000, "refused");
-        backend.connected(1_122_000);
-        assert_eq!(belief(1_122_000), (false, false));
-    }
-
-    #[test]
     fn a_verdict_ends_suspicion_and_reports_changes_only() {
         let backend = backend();
         backend.failed(1, Failure::Refused);
