@@ -56,6 +56,7 @@ pub mod guest;
 mod harness;
 mod keepalived;
 mod lan;
+mod listen;
 mod log;
 mod netlink;
 mod netns;

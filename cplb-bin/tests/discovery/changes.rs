@@ -236,10 +236,11 @@ pub(crate) fn many_changes() {
     let before = change(30);
     let after = change(90);
     println!("MEASURED files, threads and bytes: {before:?}, then {after:?}");
-    // One connection to the API and one to each server may just be made anew.
+    // One connection to the API and one to each server may just be made anew, and files are looked at in threads that
+    // outlive their work by 10 s.
     scene
         .cluster
-        .check(after.0 <= before.0 + 8 && after.1 <= before.1 + 1, || format!("{before:?} {after:?}"));
+        .check(after.0 <= before.0 + 8 && after.1 <= before.1 + 4, || format!("{before:?} {after:?}"));
     // An allocator keeps a little here and there; 90 leaked lists or handshakes would be more.
     scene.cluster.check(after.2 <= before.2 + 1_500_000, || format!("{before:?} {after:?}"));
 }

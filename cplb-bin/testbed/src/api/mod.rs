@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use authority::{Authority, Identity, Validity};
 
-use crate::{Error, Node};
+use crate::{Error, Node, listen::listen};
 use cluster::Cluster;
 
 /// An API server, on a thread of its own. Several may serve one cluster. Dropping it closes its port and its connections.
@@ -135,7 +135,7 @@ impl ApiServer {
         identity: &Identity,
     ) -> Result<Self, Error> {
         let acceptor = authority.acceptor(identity)?;
-        let listener = server::listen(address).map_err(Error::system(format!("listen on {address}")))?;
+        let listener = listen(address).map_err(Error::system(format!("listen on {address}")))?;
         let address = listener.local_addr().map_err(Error::system(format!("listen on {address}")))?;
         let shared = Arc::new(Shared {
             store: Arc::clone(&cluster.0),

@@ -1,6 +1,6 @@
 //! The thread of an API server: TLS, HTTP, and the paths that it serves.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -13,7 +13,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json as value};
-use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -26,18 +25,8 @@ use super::{ApiBehaviour, Shared, cluster::Kind, lock, status};
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-const BACKLOG: i32 = 128;
 /// How long a watch goes on that does not say it.
 const WATCH: u64 = 300;
-
-pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
 
 pub(super) fn run(
     listener: std::net::TcpListener,

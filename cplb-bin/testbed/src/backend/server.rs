@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, SockFilter, SockRef, Socket, Type};
+use socket2::{SockFilter, SockRef, Socket};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{Behaviour, Command, Order, Protocol, Shared, http};
+use crate::listen::listen;
 use crate::urgency::{self, Urgency};
 
 pub(super) struct Server {
@@ -35,8 +36,6 @@ struct Fate {
 
 /// A classic BPF program of one instruction, "return 0": it lets nothing through.
 const DROP_ALL: [(u16, u32); 1] = [(0x06, 0)];
-
-const BACKLOG: i32 = 1024;
 
 impl Server {
     pub(super) fn new(
@@ -76,7 +75,7 @@ impl Server {
                 if let Some(listener) = &self.listener {
                     let _ = SockRef::from(listener).detach_filter();
                 } else {
-                    self.listener = Some(listen(self.address)?);
+                    self.listener = Some(TcpListener::from_std(listen(self.address)?)?);
                 }
                 self.fate.send_modify(|fate| fate.silent = false);
             }
@@ -182,18 +181,6 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()
         stream.write_all(&buffer[..n]).await?;
         stream.flush().await?;
     }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Has the kernel drop whatever arrives for a socket; connections inherit that from their listener.
