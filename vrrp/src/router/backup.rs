@@ -98,10 +98,10 @@ impl Backup {
     }
 
     /// Whether the Active that this router follows for its priority resigns or says that it is degraded.
-    pub(super) fn is_withdrawal(&self, core: &Core, heard: &Heard) -> bool {
-        let withdraws = heard.priority == WirePriority::RESIGN || heard.priority.is_degraded();
+    pub(super) fn is_declined_by(&self, core: &Core, heard: &Heard) -> bool {
+        let declines = heard.priority == WirePriority::RESIGN || heard.priority.is_degraded();
         let full = core.config.priority.full();
-        withdraws && self.active.is_some_and(|active| active.source == heard.source && active.full >= full)
+        declines && self.active.is_some_and(|active| active.source == heard.source && active.full >= full)
     }
 
     /// The interval that the Active is judged by.
@@ -134,8 +134,8 @@ impl Backup {
                 (self.ignored_lower, self.beside) = (true, Some(heard.source));
                 return State::Backup(self);
             }
-            if self.is_unresponsive(core, now, heard) {
-                self.stop_following(core, now, heard);
+            if self.answers_nothing(core, now, heard) {
+                self.forsake(core, now, heard);
                 return State::Backup(self);
             }
         }
@@ -246,7 +246,7 @@ impl Backup {
 
     /// Whether an unknown router of lower priority has left the queries unanswered. Only a router that would serve in its
     /// place asks, and not while it counts as unheard: it would get no answer from anyone.
-    fn is_unresponsive(&mut self, core: &mut Core, now: Instant, heard: &Heard) -> bool {
+    fn answers_nothing(&mut self, core: &mut Core, now: Instant, heard: &Heard) -> bool {
         if heard.standing != Standing::Unknown || heard.priority.is_degraded() || !may_ask(core) {
             self.query = None;
             return false;
@@ -273,7 +273,7 @@ impl Backup {
     }
 
     /// Waits for Active_Down_Interval as if the router that was followed had just fallen silent.
-    fn stop_following(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
+    fn forsake(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         core.warn(Warning::Unresponsive { source: heard.source, priority: heard.priority });
         (self.active, self.query, self.beside) = (None, None, Some(heard.source));
         (self.wait, self.since, self.ignored_lower) = (Wait::Down, now, true);
@@ -345,7 +345,7 @@ impl Backup {
     }
 }
 
-/// Whether this router could serve and does not count as unheard.
+/// Whether this router would serve, and was heard as far as it knows.
 fn may_ask(core: &Core) -> bool {
     core.serving.settled() && core.hold.is_none()
 }

@@ -304,7 +304,7 @@ impl VirtualRouter {
     fn is_ignored(&self, heard: &Heard) -> bool {
         let concerned = match &self.state {
             State::Active(_) => true,
-            State::Backup(backup) => backup.is_withdrawal(&self.core, heard),
+            State::Backup(backup) => backup.is_declined_by(&self.core, heard),
             _ => false,
         };
         !concerned && self.core.is_weaker_stranger(heard)
