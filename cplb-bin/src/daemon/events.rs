@@ -84,10 +84,6 @@ fn contention(id: InstanceId, warning: &Election) -> Option<(Cause, String)> {
                 "virtual router {id}: {warning} (none of backends and unicastPeers): stop it there, or list it"
             ),
         ),
-        Election::Unresponsive { .. } => (
-            rival("unresponsive"),
-            format!("virtual router {id}: {warning}: if it is no controller, stop it there"),
-        ),
         Election::AnnouncedElsewhere { .. } => (
             rival("announced"),
             format!(
@@ -429,7 +425,6 @@ mod tests {
         let warnings = [
             Election::OtherGroup { source, addresses },
             Election::Stranger { source, priority: vrrp::WirePriority(150) },
-            Election::Unresponsive { source, priority: vrrp::WirePriority(150) },
             Election::AnnouncedElsewhere { ip: source, mac: vrrp::MacAddr([2; 6]) },
             Election::Contended { source },
             Election::AddressListMismatch { source },
@@ -443,7 +438,7 @@ mod tests {
             election(&RunnerEvent::Discarded { id, reason, source, suppressed: 0 }, &mut problems);
         }
         let texts = problems.texts();
-        assert_eq!(texts.len(), 6, "{texts:?}");
+        assert_eq!(texts.len(), 5, "{texts:?}");
         assert!(texts[0].contains("10.0.0.201, 10.0.0.202, 10.0.0.203, 10.0.0.204 and 2 more"), "{texts:?}");
         assert!(texts.iter().all(|text| text.starts_with("virtual router 51: ")), "{texts:?}");
         assert!(texts.iter().any(|text| text.contains("another authPass")), "{texts:?}");

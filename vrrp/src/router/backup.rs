@@ -8,7 +8,6 @@ use super::active::Active;
 use super::common::{Core, Heard};
 use super::config::Preempt;
 use super::output::{Reason, StateName, Warning};
-use super::query::Query;
 use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
@@ -29,10 +28,9 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
-    /// A router that advertised beside an Active of higher priority or answered no query, against RFC 9568 §6.4.3, so
-    /// that its advertisements do not prove that it serves.
+    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements
+    /// do not prove that it serves when that Active is gone.
     beside: Option<IpAddr>,
-    query: Option<Query>,
     /// A lower priority got ahead of this router's offset, and this router is about to correct that.
     overtakes: bool,
     /// The priority that the down timer was set for.
@@ -80,7 +78,6 @@ impl Backup {
             active: None,
             ignored_lower: false,
             beside: None,
-            query: None,
             overtakes: false,
             armed_for: core.effective(),
             proof: Proof::default(),
@@ -128,14 +125,7 @@ impl Backup {
                 return State::Backup(self);
             }
             if self.is_beside_active(heard) {
-                if self.beside == Some(heard.source) {
-                    core.warn(Warning::Unresponsive { source: heard.source, priority: heard.priority });
-                }
                 (self.ignored_lower, self.beside) = (true, Some(heard.source));
-                return State::Backup(self);
-            }
-            if self.answers_nothing(core, now, heard) {
-                self.forsake(core, now, heard);
                 return State::Backup(self);
             }
         }
@@ -144,10 +134,6 @@ impl Backup {
     }
 
     pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName, late: Duration) -> State {
-        if name == TimerName::Query {
-            self.ask(core, now, late);
-            return State::Backup(self);
-        }
         let interval = self.interval(core);
         if late >= interval && self.overslept < MAX_OVERSLEPT {
             // Whoever became Active meanwhile advertises within one interval. What it said while this process slept
@@ -233,7 +219,6 @@ impl Backup {
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
         self.beside = self.beside.filter(|beside| *beside != heard.source);
-        self.query = self.query.filter(|query| query.source == heard.source);
         self.arm(core, now);
     }
 
@@ -242,42 +227,6 @@ impl Backup {
         let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
             && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
-    }
-
-    /// Whether an unknown router of lower priority has left the queries unanswered. Only a router that would serve in its
-    /// place asks, and not while it counts as unheard: it would get no answer from anyone.
-    fn answers_nothing(&mut self, core: &mut Core, now: Instant, heard: &Heard) -> bool {
-        if heard.standing != Standing::Unknown || heard.priority.is_degraded() || !may_ask(core) {
-            self.query = None;
-            return false;
-        }
-        let interval = core.judged_interval(Some(heard.interval));
-        let known = self.query.filter(|query| query.source == heard.source);
-        let mut query = known.unwrap_or_else(|| Query::new(heard.source, interval));
-        query.heard(now, interval);
-        self.query = Some(query);
-        match query.next(now) {
-            Some(at) => core.timers.set(TimerName::Query, at),
-            None => core.timers.clear(TimerName::Query),
-        }
-        query.is_proof()
-    }
-
-    /// Asks the Active that is followed, if it still is the router to ask.
-    fn ask(&mut self, core: &mut Core, now: Instant, late: Duration) {
-        let followed = self.followed();
-        let Some(query) = self.query.as_mut().filter(|query| Some(query.source) == followed) else { return };
-        if may_ask(core) && query.send(now, late) {
-            core.advertise(WirePriority::RESIGN);
-        }
-    }
-
-    /// Waits for Active_Down_Interval as if the router that was followed had just fallen silent.
-    fn forsake(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
-        core.warn(Warning::Unresponsive { source: heard.source, priority: heard.priority });
-        (self.active, self.query, self.beside) = (None, None, Some(heard.source));
-        (self.wait, self.since, self.ignored_lower) = (Wait::Down, now, true);
-        self.arm(core, now);
     }
 
     /// Counts degraded advertisements of the Active while this router could do better.
@@ -343,9 +292,4 @@ impl Backup {
         let wait = core.skew(interval) + core.offset(interval, self.active.map(|active| active.full));
         core.timers.set(TimerName::Down, before.min(now + wait));
     }
-}
-
-/// Whether this router would serve, and was heard as far as it knows.
-fn may_ask(core: &Core) -> bool {
-    core.serving.settled() && core.hold.is_none()
 }

@@ -178,9 +178,9 @@ pub struct Counters {
     pub advertisements_received: u64,
     /// Advertisements of the family that does not decide, which are only watched.
     pub follower_received: u64,
-    /// Advertisements of priority 0 sent: resignations, and queries to an unknown Active of lower priority.
+    /// Resignations (priority 0) sent.
     pub resignations_sent: u64,
-    /// Advertisements of priority 0 received.
+    /// Resignations (priority 0) received.
     pub resignations_received: u64,
     /// Announcement rounds.
     pub announcements: u64,

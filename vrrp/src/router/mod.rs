@@ -10,7 +10,6 @@ mod event;
 mod handover;
 mod offset;
 mod output;
-mod query;
 mod receive;
 mod serving;
 mod standing;

@@ -238,14 +238,6 @@ pub enum Warning {
         /// Its priority.
         priority: WirePriority,
     },
-    /// A router that is not known to be a controller advertises beside an Active of higher priority, or does not answer
-    /// an advertisement of priority 0 (RFC 9568 §6.4.3), so it does not take part in the election.
-    Unresponsive {
-        /// The source of its advertisement.
-        source: IpAddr,
-        /// Its priority.
-        priority: WirePriority,
-    },
     /// Another node announces one of our addresses (gratuitous ARP, unsolicited NA) while this router is Active and
     /// hears no rival.
     AnnouncedElsewhere {
@@ -300,12 +292,6 @@ impl fmt::Display for Warning {
                 write!(
                     f,
                     "{source} advertises our virtual addresses with priority {priority}, and is no known controller"
-                )
-            }
-            Self::Unresponsive { source, priority } => {
-                write!(
-                    f,
-                    "{source} advertises our virtual addresses with priority {priority}, and reacts to no other router"
                 )
             }
             Self::AnnouncedElsewhere { ip, mac } => {

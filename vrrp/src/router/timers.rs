@@ -9,8 +9,6 @@ pub enum TimerName {
     Down,
     /// Backup: Skew_Time after the Active proved degraded.
     Takeover,
-    /// Backup: the next query to an unknown Active of lower priority.
-    Query,
     /// Active: the next advertisement (Adver_Timer, RFC 9568 §6.2). Resigning: the next resignation.
     Advertise,
     /// Active: the next announcement round.
@@ -37,7 +35,6 @@ impl TimerName {
     const ALL: [Self; Self::COUNT] = [
         Self::Down,
         Self::Takeover,
-        Self::Query,
         Self::Advertise,
         Self::Announce,
         Self::RivalSilent,
@@ -60,7 +57,6 @@ impl TimerName {
         match self {
             Self::Down => "down",
             Self::Takeover => "takeover",
-            Self::Query => "query",
             Self::Advertise => "advertise",
             Self::Announce => "announce",
             Self::RivalSilent => "rival_silent",

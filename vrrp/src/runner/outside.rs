@@ -165,7 +165,6 @@ const fn kind_of(warning: &Warning) -> &'static str {
         Warning::Conflict { .. } => "conflict",
         Warning::OtherGroup { .. } => "other_group",
         Warning::Stranger { .. } => "stranger",
-        Warning::Unresponsive { .. } => "unresponsive",
         Warning::AnnouncedElsewhere { .. } => "announced_elsewhere",
         Warning::AddressListMismatch { .. } => "address_list_mismatch",
         Warning::IntervalMismatch { .. } => "interval_mismatch",

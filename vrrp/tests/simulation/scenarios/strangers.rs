@@ -55,69 +55,6 @@ fn a_weaker_stranger_does_not_keep_a_new_group_from_its_addresses() {
     }
 }
 
-/// IPv6 sources are link-local and so never known.
-#[test]
-fn an_unknown_weaker_router_that_answers_nothing_does_not_keep_a_new_group_from_its_addresses() {
-    for seed in 0..SEEDS {
-        for (stack, count) in [(Stack::V4, 3), (Stack::V6, 3), (Stack::V6, 1)] {
-            let mut world = equals(seed, count, &k0s(stack));
-            world.intrude(WEAKER);
-            world.run(secs(9));
-            let active = world.the_active();
-            world.run_while(secs(60), |world| assert_eq!(world.holders(), [active]));
-            assert_eq!(unheard(&world), 0);
-            world.crash(active);
-            world.run(secs(4));
-            if count == 1 {
-                world.restart(active);
-                world.run(secs(9));
-            }
-            world.the_active();
-        }
-    }
-}
-
-/// Queries tell an Active of lower priority from a program that merely sends.
-#[test]
-fn an_unknown_active_of_lower_priority_keeps_the_addresses() {
-    for seed in 0..SEEDS {
-        for (stack, preempt) in [(Stack::V4, Preempt::Degraded), (Stack::V6, Preempt::Never)] {
-            let ranked = |priority| {
-                let mut config = config(stack, Version::V2, priority, secs(1));
-                config.preempt = preempt;
-                config
-            };
-            let mut world = World::new(seed, vec![ranked(100), ranked(200), ranked(200)], 2);
-            (1..3).for_each(|node| world.crash(node));
-            let mut world = settled(world);
-            (1..3).for_each(|node| world.restart(node));
-            let start = world.elapsed();
-            world.run_while(secs(120), |world| assert_eq!(world.holders(), [0]));
-            assert_eq!(world.takeovers_since(start), []);
-            let received = world.nodes[0].router.counters().resignations_received;
-            assert!((1..=6).contains(&received), "one answer is enough: {received}");
-        }
-    }
-}
-
-/// The last of three equal controllers is not listed.
-#[test]
-fn a_dip_of_all_nodes_moves_nothing_from_an_unlisted_active() {
-    for seed in 0..SEEDS {
-        let mut world = ranked(seed);
-        let listed: BTreeSet<_> = (0..2).map(|node| crate::node::v4(node).into()).collect();
-        for node in 0..2 {
-            world.nodes[node].controllers.clone_from(&listed);
-            let now = world.now;
-            world.nodes[node].introduce(now);
-        }
-        let mut world = settled(world);
-        assert_eq!(world.the_active(), 2);
-        (0..3).for_each(|node| world.serve(node, false));
-        world.run_while(secs(20), |world| assert_eq!(world.actives(), [2]));
-    }
-}
-
 #[test]
 fn a_weaker_stranger_does_not_delay_the_successor_of_a_crash() {
     for seed in 0..SEEDS {
