@@ -226,8 +226,10 @@ fn a_director_masquerades_what_it_forwards() {
     block_on(find().apply(&Table { directors: vec![first, table.directors[1].clone()], ..table.clone() }))
         .unwrap();
     add_address("10.0.0.2/24", "lan");
+    // One listener for all: a process that another test starts may have a closed one for a moment, and its port with it.
+    let server = client.run(|| TcpListener::bind(("10.0.0.9", 80)).unwrap());
     let source = |mark: u32| {
-        let server = client.run(|| TcpListener::bind(("10.0.0.9", 80)).unwrap());
+        let server = server.try_clone().unwrap();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_mark(mark).unwrap();
         socket.bind(&SocketAddr::from(([10, 0, 0, 2], 0)).into()).unwrap();
