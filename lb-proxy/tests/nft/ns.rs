@@ -1,6 +1,7 @@
 //! Network namespaces for one test binary: entered before the first thread exists, then one per test and peer.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Output};
@@ -137,7 +138,21 @@ pub(crate) fn is_idle(listener: &TcpListener) -> bool {
 }
 
 pub(crate) fn listen(port: u16) -> TcpListener {
-    TcpListener::bind(("::", port)).unwrap()
+    soon(|| TcpListener::bind(("::", port))).unwrap()
+}
+
+/// Tries again while an address is in use: a process that another test starts has a listener that was closed just now
+/// until it runs its program.
+fn soon<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// As the proxy listens, so that `tproxy` can assign connections.
@@ -145,7 +160,7 @@ pub(crate) fn listen_transparent(port: u16) -> TcpListener {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.set_ip_transparent_v4(true).unwrap();
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()).unwrap();
+    soon(|| socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())).unwrap();
     socket.listen(1024).unwrap();
     socket.into()
 }

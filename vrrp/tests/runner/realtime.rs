@@ -73,9 +73,10 @@ fn no_false_takeover_beside_busy_loops() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
     let interval = Duration::from_millis(10);
-    let members =
-        [Member::start(&a, vec![config(200, interval)]), Member::start(&b, vec![config(100, interval)])];
-    members[0].await_state(StateName::Active, Duration::from_secs(3));
+    // One after the other: the first Active stays Active, and 4 ms would decide between them.
+    let first = Member::start(&a, vec![config(200, interval)]);
+    first.await_state(StateName::Active, Duration::from_secs(3));
+    let members = [first, Member::start(&b, vec![config(100, interval)])];
     let end = Instant::now() + Duration::from_secs(20);
     let spin = move || while Instant::now() < end {};
     let spinners: Vec<_> = (0..12).map(|_| std::thread::spawn(spin)).collect();
