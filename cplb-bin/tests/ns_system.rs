@@ -377,13 +377,13 @@ fn hostile_surroundings() {
     cluster.signal(0, Signal::SIGTERM);
     cluster.check(cluster.wait_until_ended(0).success(), || "it did not end well".to_owned());
 
-    mount(&cluster, "-o remount,ro", &state);
+    mount(&cluster, "-o remount,bind,ro", &state);
     let command = cluster.command(0);
     cluster.launch(0, command);
     cluster.wait("a start without a writable directory leads to the VIP", || {
         cluster.node(0).has_address(cluster.vip()) && degraded(&cluster, "cannot be written")
     });
-    mount(&cluster, "-o remount,rw", &state);
+    mount(&cluster, "-o remount,bind,rw", &state);
     cluster.wait("what could not be written is", || {
         !degraded(&cluster, "cannot be written") && state.join("vips.json").exists()
     });

@@ -53,7 +53,7 @@ pub(crate) fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
 pub(crate) fn degraded(cluster: &Cluster, index: usize) -> String {
     let mut problems = cluster.status(index)["degraded"].clone();
     let list = problems.as_array_mut().expect("a list");
-    list.retain(|problem| !problem.to_string().contains("without real-time priority"));
+    list.retain(|problem| !problem.to_string().contains("real-time priority"));
     problems.to_string()
 }
 

@@ -100,7 +100,10 @@ pub(crate) fn traded_addresses() {
     for index in 0..cluster.len() {
         let status = cluster.status(index);
         let mut told = status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
-        let expected = told.all(|text| text.contains("uses the same identifier for other virtual addresses"));
+        let expected = told.all(|text| {
+            text.contains("uses the same identifier for other virtual addresses")
+                || text.contains("real-time priority")
+        });
         cluster.check(expected, || status["degraded"].to_string());
     }
 }
