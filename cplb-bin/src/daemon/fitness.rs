@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use netlink_vip::{AddressCopy, AddressState, AddressStatus, GroupStatus, InterfaceState, Refusal};
 use vrrp::runner::InstanceId;
 
-/// What one round found of an instance.
+/// The findings of one round about an instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Fitness {
     pub(crate) id: InstanceId,
@@ -91,7 +91,7 @@ mod tests {
 
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
 
-    /// What is said of both addresses on eth0, which has the index 2.
+    /// The faults of both addresses on eth0, which has the index 2.
     fn found(
         v4: &AddressState,
         v6: &AddressState,

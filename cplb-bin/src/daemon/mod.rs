@@ -78,7 +78,7 @@ pub(crate) struct Daemon {
     pub(crate) resolver: Resolver,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
     pub(crate) table: Arc<TableKeeper>,
-    /// How connections arrive, as it was logged.
+    /// The delivery of connections, as it was logged.
     pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
     pub(crate) election: Option<Election>,
     pub(crate) ipvs: Ipvs,

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_ever_made_is_loaded() {
+    fn links_and_sysctls_of_other_programs_are_not_loaded() {
         use serde_json::json;
         let (empty, mark) = (json!([]), lb_proxy::director_marks().next().unwrap());
         let decode =

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lb_proxy::nft::{ApplyError, Delivery, Nft, RunError, Table};
 
-/// How long a refusal holds.
+/// The time for which a refusal holds.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// The serving verdict waits for the attempt.
