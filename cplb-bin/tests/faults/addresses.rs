@@ -89,8 +89,9 @@ pub(crate) fn bounced(plan: Plan) {
     back_or_handed_over(&cluster, owner, &watch, since);
 }
 
-/// With nobody to hand it over to, the VIP is back within [`BACK`] of the claim, which comes with the first
-/// advertisement.
+/// The only node serves the VIP again after a fault: within [`BACK`] of the claim, which comes with the first
+/// advertisement. A daemon that runs late may see the link or the node's own addresses only once they are back, and
+/// then the VIP rightly stays, or is restored before the test looks.
 pub(crate) fn alone(plan: Plan) {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), plan);
     cluster.start_all();
@@ -104,19 +105,21 @@ pub(crate) fn alone(plan: Plan) {
     for fault in faults {
         let since = Instant::now();
         fault(cluster.node(0));
-        let lost = watch.tenures(cluster.vip()).len();
         cluster.node(0).configure().expect("the node's addresses are back");
         if cluster.vip().is_ipv6() && !cluster.node(0).has_address(cluster.node(0).link_local()) {
             // The kernel makes the link-local address only with the link.
             cluster.node(0).add_address(cluster.node(0).link_local(), 64).expect("it is back");
         }
-        cluster.wait("the VIP is back", || watch.tenures(cluster.vip()).len() > lost);
-        let back = watch.tenures(cluster.vip())[lost].from;
+        answers(&cluster);
+        let tenures = watch.tenures(cluster.vip());
+        let Some(back) = tenures.last().map(|it| it.from).filter(|from| *from >= since) else {
+            println!("MEASURED the VIP stayed");
+            continue;
+        };
         let claimed =
             capture.adverts(VRID).into_iter().map(|(at, _)| at).find(|at| *at >= since && *at + BACK >= back);
         let claimed = claimed.unwrap_or_else(|| cluster.fail("it came without an advertisement"));
         println!("MEASURED the VIP was back {:?} after the claim", back.saturating_duration_since(claimed));
-        answers(&cluster);
     }
 }
 

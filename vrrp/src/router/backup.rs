@@ -31,6 +31,8 @@ pub(super) struct Backup {
     /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements
     /// do not prove that it serves when that Active is gone.
     beside: Option<IpAddr>,
+    /// The known controller that is Active beside [`Core::believed`], and since when.
+    disputed_by: Option<(IpAddr, Instant)>,
     /// A lower priority got ahead of this router's offset, and this router is about to correct that.
     overtakes: bool,
     /// The priority that the down timer was set for.
@@ -78,6 +80,7 @@ impl Backup {
             active: None,
             ignored_lower: false,
             beside: None,
+            disputed_by: None,
             overtakes: false,
             armed_for: core.effective(),
             proof: Proof::default(),
@@ -219,7 +222,24 @@ impl Backup {
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
         self.beside = self.beside.filter(|beside| *beside != heard.source);
+        self.dispute(core, now, heard);
         self.arm(core, now);
+    }
+
+    /// Takes back what an announcement proved about a router that is not known if a known controller goes on as Active
+    /// beside it: the announcement may have been that controller's, whose advertisements were lost then. A controller that
+    /// yields to the other router has done so within two Active_Down_Intervals.
+    fn dispute(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
+        let Some(believed) = core.believed else { return };
+        if heard.source == believed || heard.standing != Standing::Controller || heard.priority.is_degraded() {
+            return;
+        }
+        let same = self.disputed_by.filter(|(source, _)| *source == heard.source);
+        let (_, since) = *self.disputed_by.insert(same.unwrap_or((heard.source, now)));
+        let interval = core.judged_interval(Some(heard.interval));
+        if now >= since + 2 * (3 * interval + core.skew(interval)) {
+            core.believed = None;
+        }
     }
 
     /// Whether a router that is not known to be a controller advertises although it loses against the Active.

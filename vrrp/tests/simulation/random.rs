@@ -18,7 +18,7 @@ const SEEDS: u64 = 600;
 
 /// Seeds that find mistakes which few others do: equals without offsets (13), ties not broken by address (146), skew in
 /// whole centiseconds (945).
-const REGRESSIONS: &[u64] = &[13, 146, 945];
+const REGRESSIONS: &[u64] = &[13, 146, 945, 3890];
 
 #[test]
 fn a_million_steps_of_faults() {

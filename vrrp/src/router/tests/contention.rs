@@ -51,6 +51,28 @@ fn an_announcement_during_the_contention_is_evidence() {
     assert_eq!(bench.router.active_source(), followed, "it is believed until it falls silent");
 }
 
+/// The announcement may have come from the controller, whose advertisements were lost.
+#[test]
+fn an_announcement_proves_nothing_beside_a_known_active() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, ms(200));
+    bench.announced(VIP);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(1));
+    assert_eq!(bench.router.reason(), Reason::Unheard { source: HIGHER.into() });
+    let both = |bench: &mut Bench, duration: Duration| {
+        let end = bench.now + duration;
+        while bench.now < end {
+            bench.hear(HIGHER, 99);
+            bench.hear(LOWER, 100);
+            bench.advance(ms(90));
+        }
+        bench.hear(HIGHER, 99);
+        bench.router.active_source()
+    };
+    assert_eq!(both(&mut bench, DOWN), Some(HIGHER.into()), "the controller may yet yield");
+    assert_eq!(both(&mut bench, 2 * DOWN), Some(LOWER.into()));
+}
+
 #[test]
 fn an_announcement_is_evidence_for_one_contention_only() {
     let mut bench = active();
