@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use testbed::{Test, Tool};
 
 use guest::{failover, reach, servers, spread, system};
-use support::binary;
+use support::{Plan, binary};
 
 fn main() -> ExitCode {
     let test = |name, body: fn()| {
@@ -58,6 +58,8 @@ fn main() -> ExitCode {
         test("a_service_of_kube_proxy_with_the_vip_takes_no_connection", reach::external_address),
         test("a_vip_on_a_vlan_is_served_behind_a_firewall", reach::vlan),
         test("a_vip_on_a_bond_is_served_behind_a_firewall", reach::bond),
+        test("a_vip_in_a_vrf_is_served", || reach::vrf(Plan::default())),
+        test("a_vip_in_a_vrf_is_served_ipv6", || reach::vrf(Plan::default().v6_only())),
         test("a_full_state_directory_is_lived_with", system::full_state),
         test("a_foreign_sync_daemon_is_told_and_left_alone", system::foreign_sync),
         test("a_foreign_dummy_is_refused_and_left_alone", system::foreign_dummy),

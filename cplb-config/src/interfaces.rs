@@ -48,7 +48,7 @@ fn check_instance(path: &str, instance: &Instance, interface: &ObservedInterface
         let message = format!(
             "{name} is a member of the VRF {vrf}, and the proxy listens outside of VRFs: connections through it are refused"
         );
-        let help = "set the sysctl net.ipv4.tcp_l3mdev_accept=1, or run cplb with `ip vrf exec`";
+        let help = "set the sysctl net.ipv4.tcp_l3mdev_accept to 1";
         findings.push(warning("vrf", format!("{path}.interface"), message, help));
     }
     let multicast = instance.unicast.is_none();

@@ -113,6 +113,8 @@ pub struct InterfaceState {
     pub mac: Option<[u8; 6]>,
     /// The kernel's word for what it is, such as `bridge` or `vlan`; physical devices have none.
     pub kind: Option<String>,
+    /// The VRF that it is a member of, by name.
+    pub vrf: Option<String>,
     /// Administratively up and with a carrier.
     pub up: bool,
     /// Its addresses but for the virtual ones of all groups, in the kernel's order.
@@ -329,7 +331,15 @@ mod tests {
     }
 
     fn state(addresses: Vec<InterfaceAddress>) -> InterfaceState {
-        InterfaceState { name: "eth0".into(), index: 2, mac: Some([2; 6]), kind: None, up: true, addresses }
+        InterfaceState {
+            name: "eth0".into(),
+            index: 2,
+            mac: Some([2; 6]),
+            kind: None,
+            vrf: None,
+            up: true,
+            addresses,
+        }
     }
 
     #[test]

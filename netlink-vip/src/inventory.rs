@@ -52,13 +52,11 @@ impl Inventory {
     /// All interfaces.
     pub fn interfaces(&self) -> impl Iterator<Item = FoundInterface> + '_ {
         self.links.iter().map(|(index, link)| {
-            let master = link.master.and_then(|master| self.links.get(&master));
-            let vrf = master.filter(|master| master.kind.as_deref() == Some("vrf"));
             let own = self.addresses.iter().filter(|seen| seen.index == *index);
             FoundInterface {
                 name: link.name.clone(),
                 alternative_names: link.alternative_names.clone(),
-                vrf: vrf.map(|vrf| vrf.name.clone()),
+                vrf: link.vrf(&self.links).map(str::to_owned),
                 addresses: own.map(|seen| (seen.ip, seen.prefix_len)).collect(),
             }
         })

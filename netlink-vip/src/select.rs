@@ -34,6 +34,12 @@ impl Link {
         self.flags & up == up
     }
 
+    /// The name of the VRF that it is a member of.
+    pub(crate) fn vrf<'a>(&self, links: &'a BTreeMap<u32, Self>) -> Option<&'a str> {
+        let master = links.get(&self.master?)?;
+        (master.kind.as_deref() == Some("vrf")).then_some(master.name.as_str())
+    }
+
     fn can_do_arp(&self) -> bool {
         let unfit = link_flag::LOOPBACK | link_flag::POINT_TO_POINT | link_flag::NO_ARP;
         self.flags & unfit == 0 && self.mac.is_some()

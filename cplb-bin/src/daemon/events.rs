@@ -260,9 +260,8 @@ pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
     }
 }
 
-/// Raises or clears the problem of strict reverse path filtering on an instance's interface.
-pub(crate) fn reverse_path(id: GroupId, problem: Option<String>, problems: &mut Problems) {
-    let cause = Cause::ReversePath(id.0);
+/// Raises or clears a problem of an instance's interface.
+pub(crate) fn interface(id: GroupId, cause: Cause, problem: Option<String>, problems: &mut Problems) {
     let Some(text) = problem else {
         problems.clear(&cause);
         return;
@@ -465,7 +464,8 @@ mod tests {
         };
         let event = |up, addresses: &[netlink_vip::InterfaceAddress]| {
             let (name, addresses) = ("eth0".to_owned(), addresses.to_vec());
-            let state = InterfaceState { name, index: 2, mac: Some([2; 6]), up, addresses, kind: None };
+            let state =
+                InterfaceState { name, index: 2, mac: Some([2; 6]), up, addresses, kind: None, vrf: None };
             KeeperEvent::Interface { id: GroupId(51), state: Some(state) }
         };
         let mut problems = Problems::default();

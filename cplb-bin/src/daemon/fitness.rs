@@ -105,6 +105,7 @@ mod tests {
             up: true,
             addresses: Vec::new(),
             kind: None,
+            vrf: None,
         };
         let status = |ip, state: &AddressState| AddressStatus { ip, state: state.clone() };
         let addresses = [status(V4, v4), status("fd00::100".parse().unwrap(), v6)];

@@ -200,7 +200,6 @@ impl Daemon {
         daemon.ipvs = Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender);
         daemon.update_ipvs();
         daemon.report_refusals();
-        vrf::check(&daemon.config, &mut daemon.problems);
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),

@@ -29,7 +29,7 @@ use super::names::{Answers, Names, Resolved};
 use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
 use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, found, start_balancer, vrf};
+use super::{Daemon, Election, balancer_refusal, blueprint, events, found, start_balancer};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -259,7 +259,6 @@ impl Daemon {
         self.redirect();
         self.change_table();
         self.forget_problems();
-        vrf::check(&self.config, &mut self.problems);
         self.use_discovered();
     }
 

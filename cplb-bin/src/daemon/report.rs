@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
-use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus};
+use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
 use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
@@ -94,8 +94,8 @@ impl Daemon {
     }
 
     fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
-        let bridges = self.election.as_ref().map(bridges).unwrap_or_default();
-        self.table.delivered(&bridges)
+        let interfaces = self.election.as_ref().map(translating_interfaces).unwrap_or_default();
+        self.table.delivered(&interfaces)
     }
 
     /// Says how connections arrive, once per change.
@@ -280,17 +280,21 @@ fn delivery(delivered: &BTreeMap<SocketAddr, Delivered>, port: u16) -> Vec<Deliv
     shown.collect()
 }
 
-/// The virtual IPs whose interface is a bridge, with its name.
-fn bridges(election: &Election) -> BTreeMap<IpAddr, String> {
-    let mut bridges = BTreeMap::new();
+/// The virtual IPs whose connections are translated because of the interface.
+fn translating_interfaces(election: &Election) -> BTreeMap<IpAddr, Reason> {
+    let reason = |interface: &InterfaceState| match (&interface.vrf, interface.kind.as_deref()) {
+        (Some(vrf), _) => Some(Reason::Vrf(vrf.clone())),
+        (None, Some("bridge")) => Some(Reason::Bridge(interface.name.clone())),
+        _ => None,
+    };
+    let mut found = BTreeMap::new();
     for group in &election.keeper.status().groups {
-        let bridge = group.interface.as_ref().filter(|it| it.kind.as_deref() == Some("bridge"));
         let instance = election.instances.get(&vrrp::runner::InstanceId(group.id.0));
-        if let (Some(bridge), Some(instance)) = (bridge, instance) {
-            bridges.extend(instance.addresses().map(|ip| (ip.to_canonical(), bridge.name.clone())));
+        if let (Some(reason), Some(instance)) = (group.interface.as_ref().and_then(reason), instance) {
+            found.extend(instance.addresses().map(|ip| (ip.to_canonical(), reason.clone())));
         }
     }
-    bridges
+    found
 }
 
 fn backend(found: &BackendSnapshot) -> Backend {

@@ -82,7 +82,15 @@ mod tests {
             flags: 0x80,
         };
         let addresses = addresses.iter().map(address).collect();
-        InterfaceState { name: "eth1".into(), index: 3, mac: Some([2; 6]), up: true, addresses, kind: None }
+        InterfaceState {
+            name: "eth1".into(),
+            index: 3,
+            mac: Some([2; 6]),
+            up: true,
+            addresses,
+            kind: None,
+            vrf: None,
+        }
     }
 
     #[test]

@@ -85,6 +85,7 @@ fn lines_about_links_and_addresses_are_limited() {
         up,
         addresses: Vec::new(),
         kind: None,
+        vrf: None,
     };
     keeper("a flapping link", 2, "the interface is up", &|number| KeeperEvent::Interface {
         id: GROUP,

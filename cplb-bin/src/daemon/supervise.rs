@@ -17,9 +17,9 @@ use super::found;
 use super::link::{Event, TableChange};
 use super::problems::Cause;
 use super::signals::{Asked, Signals};
-use super::table::Look;
+use super::table::{Delivered, Look, Reason};
 use super::verdict::{Finding, Round};
-use super::{Daemon, Election, blueprint, events, reverse_path};
+use super::{Daemon, Election, blueprint, events, reverse_path, vrf};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
@@ -279,7 +279,7 @@ impl Daemon {
             self.problems.clear(&Cause::StateDir);
         }
         self.note_mismatches();
-        self.check_reverse_paths();
+        self.check_interfaces();
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;
             if overruns == std::mem::replace(&mut self.overruns, overruns) {
@@ -296,11 +296,18 @@ impl Daemon {
         self.forget_problems();
     }
 
-    fn check_reverse_paths(&mut self) {
+    fn check_interfaces(&mut self) {
         let Some(election) = &self.election else { return };
+        let accepted = vrf::accepts();
+        let refused = |it: &Delivered| matches!(it.reason, Some(Reason::Unavailable(_)));
+        let has_tproxy = !self.delivered.values().any(refused);
         for group in &election.keeper.status().groups {
-            let problem = group.interface.as_ref().and_then(reverse_path::problem);
-            events::reverse_path(group.id, problem, &mut self.problems);
+            let (id, interface) = (group.id, group.interface.as_ref());
+            let filtered = interface.and_then(reverse_path::problem);
+            events::interface(id, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            let balanced = interface.filter(|_| self.balancer.is_some());
+            let apart = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
+            events::interface(id, Cause::Vrf(id.0), apart, &mut self.problems);
         }
     }
 

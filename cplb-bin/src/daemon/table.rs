@@ -112,12 +112,12 @@ impl TableKeeper {
         self.outcome().status.clone()
     }
 
-    /// How connections of other hosts reach the load balancer; `bridges` are the virtual IPs whose interface is a bridge,
-    /// with its name. Empty while there is no table.
-    pub(crate) fn delivered(&self, bridges: &BTreeMap<IpAddr, String>) -> BTreeMap<SocketAddr, Delivered> {
+    /// How connections of other hosts reach the load balancer; `interfaces` has the virtual IPs for which their interface
+    /// is a reason to translate. Empty while there is no table.
+    pub(crate) fn delivered(&self, interfaces: &BTreeMap<IpAddr, Reason>) -> BTreeMap<SocketAddr, Delivered> {
         let outcome = self.outcome();
         let Some(applied) = &outcome.applied else { return BTreeMap::new() };
-        delivery::delivered(applied, outcome.unavailable.as_deref(), bridges)
+        delivery::delivered(applied, outcome.unavailable.as_deref(), interfaces)
     }
 
     /// Waits for the look or change under way.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testbed::{Backend, Lan, Node, Sessions};
 
-use super::ground::{calm, ipvsadm, served};
+use super::ground::{calm, degraded, ipvsadm, served};
 use crate::support::{Cluster, PORT, Plan};
 
 /// A server's port behind kube-proxy's service.
@@ -100,4 +100,36 @@ fn on_link(link: &str, build: impl Fn(&Node)) {
     }
     let found = served(&cluster, 20);
     cluster.check(found.len() == 2, || format!("{owner} is Active: {found:?}"));
+}
+
+/// `eth0` as a member of a VRF, and backends that are reached through the main table.
+pub(crate) fn vrf(plan: Plan) {
+    let mut cluster = Cluster::build(Lan::builder().controllers(2), calm(plan));
+    for node in cluster.lan.controllers() {
+        ip(node, "link add vrf0 type vrf table 10");
+        ip(node, "link set vrf0 up");
+        ip(node, "link set eth0 master vrf0");
+        // The link was down for a moment.
+        node.configure().expect("the node's addresses are back");
+        ip(node, "route add 10.9.0.0/24 dev eth0");
+        ip(node, &format!("route add local {} dev vrf0", node.v4()));
+        ip(node, "-6 route add fd09::/64 dev eth0");
+        ip(node, &format!("-6 route add local {} dev vrf0", node.v6()));
+    }
+    cluster.start_all();
+    cluster.wait_for_owner(None);
+    for node in 0..cluster.len() {
+        cluster.wait("it says what is missing", || degraded(&cluster, node).contains("is in the VRF vrf0"));
+    }
+    for node in cluster.lan.controllers() {
+        node.set_sysctl("net.ipv4.tcp_l3mdev_accept", "1").expect("a sysctl");
+    }
+    for node in 0..cluster.len() {
+        cluster.wait("nothing is missing", || !degraded(&cluster, node).contains("VRF"));
+    }
+    let shown = delivery(&cluster);
+    cluster.check(shown.contains("dnat") && shown.contains("in the VRF vrf0"), || shown);
+    cluster.wait_until_settled();
+    let found = served(&cluster, 20);
+    cluster.check(found.len() == 2, || format!("{found:?}"));
 }

@@ -9,17 +9,17 @@
 //! which has the address too. Whoever asks hears that by a packet socket. The kernel would log it as a forgery (IPv4,
 //! with `log_martians`) or reset a connection that it does not know (IPv6), so it does not get to see it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
-use nftables::expr::{
-    BinaryOperation, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, SetItem,
-};
+use nftables::expr::{BinaryOperation, Expression, FibFlag, Meta, MetaKey, NamedExpression, SetItem};
 use nftables::stmt::{Mangle, Match, Operator, Statement};
 use nftables::types::{NfChainType, NfHook};
 
-use super::rules::{Family, Rule, address_type, equals, field, reset, text, to_endpoint};
+use super::rules::{
+    Family, Rule, address_type, equals, field, is_local, is_local_to_arrival, reset, text, to_endpoint,
+};
 use super::table::ChainPlan;
 use crate::mark::DIRECTOR_MASK;
 
@@ -162,7 +162,7 @@ impl Director {
     /// A node that does not have the address may be connected to it, elsewhere; and one that has it may pass on what
     /// servers send to clients.
     fn deafness(&self) -> Option<Vec<Statement<'_>>> {
-        let local = |flag| equals(address_type(flag), text("local".to_owned()));
+        let local = |flag| equals(address_type([flag]), text("local".to_owned()));
         Some(vec![
             self.arrival()?,
             equals(field(self.family().protocol(), "saddr"), text(self.vip.to_canonical().to_string())),
@@ -175,12 +175,11 @@ impl Director {
 
     /// `None` if this node does not direct.
     fn marking(&self) -> Option<Vec<Statement<'_>>> {
-        let (arrival, flags) = match self.reach {
-            Reach::ArrivalInterface => (None, HashSet::from([FibFlag::Daddr, FibFlag::Iif])),
-            Reach::Node => (None, HashSet::from([FibFlag::Daddr])),
-            Reach::From => (Some(self.arrival()?), HashSet::from([FibFlag::Daddr])),
+        let (arrival, local) = match self.reach {
+            Reach::ArrivalInterface => (None, is_local_to_arrival()),
+            Reach::Node => (None, is_local()),
+            Reach::From => (Some(self.arrival()?), is_local()),
         };
-        let local = NamedExpression::Fib(Fib { result: FibResult::Type, flags });
         let mut rule = Vec::from_iter(arrival);
         rule.extend(self.target());
         // IPVS could not forward it. Other nodes use that to ask whether a server here would answer.
@@ -189,7 +188,7 @@ impl Director {
             right: Expression::Number(1),
             op: Operator::NEQ,
         }));
-        rule.push(equals(local, text("local".to_owned())));
+        rule.push(local);
         rule.push(Statement::Mangle(Mangle {
             key: Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })),
             value: Expression::Number(self.mark.get()),

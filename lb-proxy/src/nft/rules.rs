@@ -79,9 +79,14 @@ pub(super) fn from_port<'a>(port: u16) -> Statement<'a> {
 }
 
 /// Packets to an address that this node has now. The VIP may be another controller's at the moment; then its packets only
-/// pass through.
+/// pass through. The addresses of a VRF's members are not in the main table: see [`is_local_to_arrival`].
 pub(super) fn is_local<'a>() -> Statement<'a> {
-    equals(address_type(FibFlag::Daddr), text("local".to_owned()))
+    equals(address_type([FibFlag::Daddr]), text("local".to_owned()))
+}
+
+/// Packets to an address of the interface that they arrived by, which may be a member of a VRF.
+pub(super) fn is_local_to_arrival<'a>() -> Statement<'a> {
+    equals(address_type([FibFlag::Daddr, FibFlag::Iif]), text("local".to_owned()))
 }
 
 /// Packets that arrived by a bridge.
@@ -138,9 +143,17 @@ pub(super) fn from_vip<'a>(family: Family) -> Statement<'a> {
     equals(field(family.protocol(), "saddr"), family.set_reference())
 }
 
-/// Packets from an address that this node does not have.
+/// Packets from an address that this node does not have, unless it is one of a VRF's member.
 pub(super) fn is_foreign<'a>() -> Statement<'a> {
-    differs(address_type(FibFlag::Saddr), text("local".to_owned()))
+    differs(address_type([FibFlag::Saddr]), text("local".to_owned()))
+}
+
+/// Packets from an address that the interface they leave by does not have. What leaves through a VRF visits the output
+/// hook twice, first with the VRF as the interface, which has no addresses: that visit does not count.
+pub(super) fn is_foreign_to_departure<'a>() -> [Statement<'a>; 2] {
+    let to_vrf = NamedExpression::Meta(Meta { key: MetaKey::Oifkind });
+    let foreign = differs(address_type([FibFlag::Saddr, FibFlag::Oif]), text("local".to_owned()));
+    [foreign, differs(to_vrf, text("vrf".to_owned()))]
 }
 
 /// Packets of a family.
@@ -173,8 +186,8 @@ pub(super) fn reset<'a>() -> Statement<'a> {
     Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None)))
 }
 
-pub(super) fn address_type<'a>(flag: FibFlag) -> NamedExpression<'a> {
-    NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from([flag]) })
+pub(super) fn address_type<'a, const N: usize>(flags: [FibFlag; N]) -> NamedExpression<'a> {
+    NamedExpression::Fib(Fib { result: FibResult::Type, flags: HashSet::from(flags) })
 }
 
 pub(super) fn equals<'a>(left: NamedExpression<'a>, right: Expression<'a>) -> Statement<'a> {

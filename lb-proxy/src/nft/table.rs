@@ -13,8 +13,8 @@ use super::director::{self, Director};
 use super::name::TableName;
 use super::rules::{
     Family, Rule, assign, from_bridge, from_loopback, from_port, from_vip, has_mark, is_family, is_foreign,
-    is_local, is_refusal, is_syn, is_translated, jump, reset, text, to_address, to_endpoint, to_port, to_vip,
-    translate,
+    is_foreign_to_departure, is_local, is_local_to_arrival, is_refusal, is_syn, is_translated, jump, reset,
+    text, to_address, to_endpoint, to_port, to_vip, translate,
 };
 
 /// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
@@ -75,14 +75,16 @@ pub enum Delivery {
     /// to the virtual address and the service's port. No later DNAT takes these connections away.
     ///
     /// Not for packets from a bridge: if bridged packets visit the hooks of IP (`net.bridge.bridge-nf-call-iptables`), the
-    /// kernel forgets the assigned socket. And not for endpoints that IPVS balances, which looks at packets after the
-    /// socket was assigned and takes them nevertheless. Those are translated as by [`Delivery::Dnat`].
+    /// kernel forgets the assigned socket. Not for packets to the address of a VRF's member, because the kernel looks for
+    /// their sockets only once they are in the VRF. And not for endpoints that IPVS balances, which looks at packets after
+    /// the socket was assigned and takes them nevertheless. Those are translated as by [`Delivery::Dnat`].
     Transparent {
         /// Virtual addresses and service ports that services of other software in the kernel's IPVS have. Those of
         /// [`Table::directors`] need not be named.
         except: BTreeSet<SocketAddr>,
     },
-    /// By translating the destination port to the proxy's: a host firewall sees that port. Needs connection tracking.
+    /// By translating the destination port to the proxy's: a host firewall sees that port. Needs connection tracking. Uses
+    /// nothing that old kernels lack, and so does not serve the members of a VRF.
     Dnat,
 }
 
@@ -231,10 +233,12 @@ impl Table {
             rules.push(target.chain([is_local(), translate(bind_port)]).collect());
         }
         for (family, port, bind_port) in self.redirects() {
-            let matches = || vec![to_vip(family), to_port(port.get()), is_local()];
-            rules.push(matches().into_iter().chain([from_bridge(), translate(bind_port)]).collect());
+            let matches = || vec![to_vip(family), to_port(port.get())];
+            let local = || matches().into_iter().chain([is_local()]);
+            rules.push(local().chain([from_bridge(), translate(bind_port)]).collect());
             // To where it goes already: what is translated once is not translated again by those who come later.
-            rules.push(matches().into_iter().chain([translate(port)]).collect());
+            rules.push(local().chain([translate(port)]).collect());
+            rules.push(matches().into_iter().chain([is_local_to_arrival(), translate(bind_port)]).collect());
         }
         rules
     }
@@ -273,7 +277,12 @@ impl Table {
     fn guarding(&self) -> Vec<Rule<'_>> {
         let mut rules = Vec::new();
         for family in Family::BOTH {
-            rules.push(vec![from_vip(family), is_foreign(), Statement::Drop(None)]);
+            let mut foreign = vec![from_vip(family), is_foreign()];
+            if self.is_transparent() {
+                foreign.extend(is_foreign_to_departure());
+            }
+            foreign.push(Statement::Drop(None));
+            rules.push(foreign);
             // Only of a connection that was led to the proxy: one to its port itself is refused.
             for bind_port in self.bind_ports() {
                 let led_here = [from_vip(family), from_port(bind_port.get()), is_translated()];
@@ -352,8 +361,22 @@ mod tests {
         vec![
             matches("==", &payload("ip", "daddr"), &json!("@vip4")),
             matches("==", &payload("tcp", "dport"), &json!(6443)),
-            matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local")),
         ]
+    }
+
+    /// A match of the address type; nft takes the flags in any order, and they are a set.
+    fn local(op: &str, rule: &Value, index: usize, flags: &[&str]) {
+        let left = &rule[index]["match"]["left"]["fib"];
+        let mut seen: Vec<_> = left["flags"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        seen.sort_unstable();
+        let right = &rule[index]["match"]["right"];
+        assert_eq!((&left["result"], seen.as_slice(), right), (&json!("type"), flags, &json!("local")));
+        assert_eq!(rule[index]["match"]["op"], op);
+    }
+
+    fn local_vip4() -> Vec<Value> {
+        let local = matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local"));
+        to_vip4().into_iter().chain([local]).collect()
     }
 
     fn syn() -> Value {
@@ -395,8 +418,8 @@ mod tests {
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
         assert_eq!(rules[2], json!([bridge, {"return": null}]));
         let tproxy = json!({"tproxy": {"family": "ip", "port": 6444}});
-        assert_eq!(rules[3], with(to_vip4(), [tproxy, json!({"accept": null})]));
-        assert_eq!(rules[4], with(to_vip4(), [syn(), json!({"drop": null})]));
+        assert_eq!(rules[3], with(local_vip4(), [tproxy, json!({"accept": null})]));
+        assert_eq!(rules[4], with(local_vip4(), [syn(), json!({"drop": null})]));
         assert_eq!(rules[5][3]["tproxy"]["family"], "ip6");
         assert_eq!(rules.len(), 7);
     }
@@ -405,9 +428,23 @@ mod tests {
     fn assigned_connections_are_translated_to_themselves_and_bridged_ones_to_the_proxy() {
         let rules = rules(&table(), PREROUTING);
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
-        assert_eq!(rules[0], with(to_vip4(), [bridge, dnat(6444)]));
-        assert_eq!(rules[1], with(to_vip4(), [dnat(6443)]));
-        assert_eq!(rules.len(), 4);
+        assert_eq!(rules[0], with(local_vip4(), [bridge, dnat(6444)]));
+        assert_eq!(rules[1], with(local_vip4(), [dnat(6443)]));
+        local("==", &rules[2], 2, &["daddr", "iif"]);
+        assert_eq!(rules[2][3], dnat(6444), "to a member of a VRF");
+        assert_eq!(rules.len(), 6);
+    }
+
+    #[test]
+    fn what_leaves_from_an_address_that_is_gone_is_dropped() {
+        let transparent = &rules(&table(), GUARD)[0];
+        local("!=", transparent, 1, &["saddr"]);
+        local("!=", transparent, 2, &["oif", "saddr"]);
+        assert_eq!(transparent[3], matches("!=", &json!({"meta": {"key": "oifkind"}}), &json!("vrf")));
+        assert_eq!(transparent[4], json!({"drop": null}));
+        let translating = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
+        local("!=", translating, 1, &["saddr"]);
+        assert_eq!(translating[2], json!({"drop": null}));
     }
 
     #[test]
@@ -420,16 +457,16 @@ mod tests {
         ];
         assert_eq!(rules(&table, TRANSPARENT)[3], with(endpoint.clone().into(), [json!({"return": null})]));
         let rules = rules(&table, PREROUTING);
-        assert_eq!(rules[0], with(endpoint.into(), [to_vip4()[2].clone(), dnat(6444)]));
-        assert_eq!(rules.len(), 5, "80 is no port of a service");
+        assert_eq!(rules[0], with(endpoint.into(), [local_vip4()[2].clone(), dnat(6444)]));
+        assert_eq!(rules.len(), 7, "80 is no port of a service");
     }
 
     #[test]
     fn dnat_alone_uses_nothing_that_old_kernels_lack() {
         let table = Table { delivery: Delivery::Dnat, ..table() };
-        assert_eq!(rules(&table, PREROUTING)[0], with(to_vip4(), [dnat(6444)]));
+        assert_eq!(rules(&table, PREROUTING)[0], with(local_vip4(), [dnat(6444)]));
         let text = serde_json::to_string(&table.replacement().to_nftables()).unwrap();
-        assert!(!text.contains("tproxy") && !text.contains("iifkind"), "{text}");
+        assert!(!["tproxy", "iifkind", "oifkind"].iter().any(|it| text.contains(it)), "{text}");
     }
 
     #[test]
@@ -437,7 +474,7 @@ mod tests {
         for delivery in [Delivery::default(), Delivery::Dnat] {
             let rules = rules(&Table { delivery, ..table() }, OUTPUT);
             assert_eq!(rules[0][1], json!({"return": null}), "the mark is looked at first");
-            assert_eq!(rules[1], with(to_vip4(), [dnat(6444)]));
+            assert_eq!(rules[1], with(local_vip4(), [dnat(6444)]));
             assert_eq!(rules.len(), 3);
         }
     }

@@ -279,6 +279,7 @@ impl<K: Kernel> Manager<K> {
             index,
             mac: link.mac,
             kind: link.kind.clone(),
+            vrf: link.vrf(&self.links).map(str::to_owned),
             up: link.is_up(),
             addresses: own
                 .map(|&ObservedAddress { ip, prefix_len, scope, flags, .. }| InterfaceAddress {

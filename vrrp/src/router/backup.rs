@@ -231,7 +231,8 @@ impl Backup {
     /// yields to the other router has done so within two Active_Down_Intervals.
     fn dispute(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         let Some(believed) = core.believed else { return };
-        if heard.source == believed || heard.standing != Standing::Controller || heard.priority.is_degraded() {
+        if heard.source == believed || heard.standing != Standing::Controller || heard.priority.is_degraded()
+        {
             return;
         }
         let same = self.disputed_by.filter(|(source, _)| *source == heard.source);

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use vrrp::router::{Command, Preempt, Reason, StateName, skew_time};
-use vrrp::{Family, RouterConfig, Version};
+use vrrp::{Family, RouterConfig, Version, WirePriority};
 
 use crate::node::{Node, Process, Stack, acquainted, config};
 use crate::rng::Rng;
@@ -145,8 +145,8 @@ impl Run {
         self.world.heal();
         let survivor = self.rng.below(self.world.nodes.len());
         for node in 0..self.world.nodes.len() {
-            self.world.resume(node);
             self.world.nodes[node].keeper_delay = Duration::ZERO;
+            self.world.resume(node);
             let dead = self.world.nodes[node].process == Process::Dead;
             let state = self.world.nodes[node].router.state();
             let stopped = matches!(state, StateName::Resigning | StateName::Stopped);
@@ -177,8 +177,10 @@ impl Run {
     fn encore(&mut self) {
         let configs = || self.world.nodes.iter().map(|node| node.router.config());
         let same_interval = configs().all(|config| config.interval() == self.interval);
-        let priorities: BTreeSet<_> = configs().map(|config| config.priority).collect();
-        let ordered = priorities.len() == 1 || priorities.len() == self.world.nodes.len();
+        let uniform = |priorities: BTreeSet<WirePriority>| [1, configs().count()].contains(&priorities.len());
+        // Priorities that differ may be equal while their routers are degraded, and the other way round.
+        let ordered = uniform(configs().map(|config| config.priority.full()).collect())
+            && uniform(self.world.nodes.iter().map(|node| node.router.priority()).collect());
         let preempts = configs().any(|config| config.preempt == Preempt::Always);
         let survivors = self.world.running_in(StateName::Backup);
         if !same_interval

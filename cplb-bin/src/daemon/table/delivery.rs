@@ -51,8 +51,10 @@ pub(crate) enum Reason {
     Ipvs,
     /// IPVS balances it for other software.
     ForeignIpvs,
-    /// The virtual IP's interface, by name.
+    /// The virtual IP's interface, by name, is a bridge.
     Bridge(String),
+    /// The virtual IP's interface is a member of this VRF.
+    Vrf(String),
 }
 
 impl fmt::Display for Reason {
@@ -62,6 +64,7 @@ impl fmt::Display for Reason {
             Self::Ipvs => f.write_str("IPVS balances it"),
             Self::ForeignIpvs => f.write_str("the kernel's IPVS has a service of other software for it"),
             Self::Bridge(name) => write!(f, "{name} is a bridge"),
+            Self::Vrf(name) => write!(f, "its interface is in the VRF {name}"),
         }
     }
 }
@@ -77,25 +80,25 @@ pub(crate) fn degraded_delivery(delivered: &BTreeMap<SocketAddr, Delivered>) -> 
     reasons.into_iter().map(text).collect()
 }
 
-/// The endpoints that `applied` leads to the load balancer. `unavailable` is why nothing can be transparent; `bridges` are
-/// the virtual IPs whose interface is a bridge, with its name.
+/// The endpoints that `applied` leads to the load balancer. `unavailable` is why nothing can be transparent; `interfaces`
+/// has the virtual IPs for which their interface is the reason.
 pub(crate) fn delivered(
     applied: &Table,
     unavailable: Option<&str>,
-    bridges: &BTreeMap<IpAddr, String>,
+    interfaces: &BTreeMap<IpAddr, Reason>,
 ) -> BTreeMap<SocketAddr, Delivered> {
     let vips: BTreeSet<IpAddr> = applied.vips.iter().map(IpAddr::to_canonical).collect();
     let ports = applied.redirects.keys();
     let endpoints = ports.flat_map(|port| vips.iter().map(|vip| SocketAddr::new(*vip, port.get())));
     endpoints
-        .map(|endpoint| (endpoint, Delivered { reason: reason(applied, unavailable, bridges, endpoint) }))
+        .map(|endpoint| (endpoint, Delivered { reason: reason(applied, unavailable, interfaces, endpoint) }))
         .collect()
 }
 
 fn reason(
     applied: &Table,
     unavailable: Option<&str>,
-    bridges: &BTreeMap<IpAddr, String>,
+    interfaces: &BTreeMap<IpAddr, Reason>,
     endpoint: SocketAddr,
 ) -> Option<Reason> {
     let Delivery::Transparent { except } = &applied.delivery else {
@@ -108,7 +111,7 @@ fn reason(
     if except.contains(&endpoint) {
         return Some(Reason::ForeignIpvs);
     }
-    bridges.get(&endpoint.ip()).cloned().map(Reason::Bridge)
+    interfaces.get(&endpoint.ip()).cloned()
 }
 
 #[cfg(test)]
@@ -129,8 +132,9 @@ mod tests {
 
     /// The endpoints that are translated, with the reasons.
     fn reasons(table: &Table, unavailable: Option<&str>, bridges: &[(&str, &str)]) -> Vec<(String, Reason)> {
-        let bridges = bridges.iter().map(|(ip, name)| (ip.parse().unwrap(), (*name).to_owned())).collect();
-        let all = delivered(table, unavailable, &bridges);
+        let bridge = |name: &str| Reason::Bridge(name.to_owned());
+        let interfaces = bridges.iter().map(|(ip, name)| (ip.parse().unwrap(), bridge(name))).collect();
+        let all = delivered(table, unavailable, &interfaces);
         assert_eq!(all.len(), 4);
         all.into_iter().filter_map(|(endpoint, it)| Some((endpoint.to_string(), it.reason?))).collect()
     }
@@ -159,8 +163,8 @@ mod tests {
     #[test]
     fn only_a_want_of_tproxy_is_degraded_and_once() {
         let texts = |table: &Table, unavailable| {
-            let bridges = [("fd00::100".parse().unwrap(), "br0".to_owned())].into();
-            degraded_delivery(&delivered(table, unavailable, &bridges))
+            let interfaces = [("fd00::100".parse().unwrap(), Reason::Bridge("br0".to_owned()))].into();
+            degraded_delivery(&delivered(table, unavailable, &interfaces))
         };
         let except = ["10.0.0.100:6443".parse().unwrap()].into();
         assert!(texts(&table(Delivery::Transparent { except }), None).is_empty());
