@@ -1,6 +1,6 @@
 //! A LAN of network namespaces: one thread per node, a bridge between them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 use std::sync::mpsc;
@@ -145,6 +145,11 @@ impl Node {
 
     pub(crate) fn v4(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 9, 0, self.number)
+    }
+
+    /// The link-local address of `eth0`.
+    pub(crate) fn v6(&self) -> IpAddr {
+        self.interface("eth0").and_then(|it| it.v6).expect("the LAN waited for it").into()
     }
 
     /// An interface as a keeper would report it.

@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("keepalived_version_2_unicast", || meet(&Group::V2Unicast)),
         ("keepalived_version_3_over_ipv4", || meet(&Group::V3)),
         ("keepalived_version_3_over_ipv6", || meet(&Group::V3OverIpv6)),
+        ("keepalived_version_3_over_ipv6_unicast", || meet(&Group::V3OverIpv6Unicast)),
     ]
 }
 
@@ -37,25 +38,30 @@ enum Group {
     V2Unicast,
     V3,
     V3OverIpv6,
+    /// keepalived sends these with a hop limit of 64.
+    V3OverIpv6Unicast,
 }
 
 impl Group {
     fn interval(&self) -> Duration {
         match self {
             Self::V2 | Self::V2Unicast => SECOND,
-            Self::V3 | Self::V3OverIpv6 => SECOND / 5,
+            Self::V3 | Self::V3OverIpv6 | Self::V3OverIpv6Unicast => SECOND / 5,
         }
     }
 
     fn version(&self) -> Version {
         match self {
             Self::V2 | Self::V2Unicast => Version::V2,
-            Self::V3 | Self::V3OverIpv6 => Version::V3,
+            Self::V3 | Self::V3OverIpv6 | Self::V3OverIpv6Unicast => Version::V3,
         }
     }
 
     fn vip(&self) -> IpAddr {
-        if *self == Self::V3OverIpv6 { VIP6.into() } else { VIP4.into() }
+        match self {
+            Self::V2 | Self::V2Unicast | Self::V3 => VIP4.into(),
+            Self::V3OverIpv6 | Self::V3OverIpv6Unicast => VIP6.into(),
+        }
     }
 
     /// Active_Down_Interval of a router of this priority.
@@ -74,6 +80,7 @@ impl Group {
             Self::V2Unicast => unicast(config_v2(priority), &[keepalived.v4().into()]),
             Self::V3 => config(priority, self.interval()),
             Self::V3OverIpv6 => config_v6(priority, self.interval()),
+            Self::V3OverIpv6Unicast => unicast(config_v6(priority, self.interval()), &[keepalived.v6()]),
         }
     }
 
@@ -82,9 +89,12 @@ impl Group {
             Version::V2 => "authentication {\n auth_type PASS\n auth_pass Example\n }",
             Version::V3 => "",
         };
+        let between =
+            |own: IpAddr, ours: IpAddr| format!("unicast_src_ip {own}\n unicast_peer {{\n {ours}\n }}");
         let unicast = match self {
-            Self::V2Unicast => format!("unicast_src_ip {}\n unicast_peer {{\n {}\n }}", own.v4(), ours.v4()),
-            _ => String::new(),
+            Self::V2Unicast => between(own.v4().into(), ours.v4().into()),
+            Self::V3OverIpv6Unicast => between(own.v6(), ours.v6()),
+            Self::V2 | Self::V3 | Self::V3OverIpv6 => String::new(),
         };
         let prefix = if self.vip().is_ipv6() { 64 } else { 24 };
         format!(
