@@ -92,6 +92,53 @@ pub(crate) enum Cause {
     Copies(u32),
 }
 
+impl Cause {
+    /// The instance that the problem ends with.
+    pub(crate) const fn instance(&self) -> Option<u32> {
+        match self {
+            Self::Label(id)
+            | Self::Mismatch(id)
+            | Self::OtherGroup(id)
+            | Self::Stranger(id)
+            | Self::Rival(id, _)
+            | Self::Discarded(id, _)
+            | Self::ReversePath(id)
+            | Self::Interface(id)
+            | Self::LinkLocal(id)
+            | Self::Vrf(id)
+            | Self::Source(id)
+            | Self::Unfit(id)
+            | Self::Copies(id) => Some(*id),
+            Self::Keeper(id) => *id,
+            Self::Exhausted(_)
+            | Self::Limited(..)
+            | Self::Unobserved
+            | Self::Overrun
+            | Self::RealTime
+            | Self::Worker
+            | Self::Ipvs
+            | Self::Asking
+            | Self::Acceptance
+            | Self::Table
+            | Self::Delivery
+            | Self::Reload
+            | Self::Configuration
+            | Self::NamespaceLock
+            | Self::StateDir
+            | Self::StatusSocket
+            | Self::Record(_)
+            | Self::Mark
+            | Self::Congestion
+            | Self::KeeperRealTime
+            | Self::Services
+            | Self::Discovery(_)
+            | Self::Backends(_)
+            | Self::Name(_)
+            | Self::Socket(_) => None,
+        }
+    }
+}
+
 /// What is wrong now.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(BTreeMap<Cause, Problem>);

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use cplb_config::Config;
 use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
+use vrrp::runner::InstanceId;
 
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
@@ -344,27 +345,13 @@ impl Daemon {
 
     /// Forgets problems of instances that are no more, and of settings that they no longer have.
     pub(super) fn forget_problems(&mut self) {
-        let instance = |id: u32| {
-            let election = self.election.as_ref()?;
-            election.instances.get(&vrrp::runner::InstanceId(id))
-        };
+        let instance = |id: u32| self.election.as_ref()?.instances.get(&InstanceId(id));
         self.problems.retain(|cause| match cause {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
-            Cause::Mark | Cause::Congestion => self.balancer.is_some(),
-            Cause::Interface(id)
-            | Cause::Unfit(id)
-            | Cause::Copies(id)
-            | Cause::Label(id)
-            | Cause::Mismatch(id)
-            | Cause::OtherGroup(id)
-            | Cause::Stranger(id)
-            | Cause::Rival(id, _)
-            | Cause::Discarded(id, _)
-            | Cause::ReversePath(id) => instance(*id).is_some(),
-            Cause::Keeper(Some(id)) => instance(*id).is_some(),
-            Cause::Discovery(path) => self.clusters.follows(path),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
-            _ => true,
+            Cause::Mark | Cause::Congestion => self.balancer.is_some(),
+            Cause::Discovery(path) => self.clusters.follows(path),
+            other => other.instance().is_none_or(|id| instance(id).is_some()),
         });
     }
 }
