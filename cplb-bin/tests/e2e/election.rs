@@ -1,19 +1,16 @@
 //! Elections among equals with the real binary: one owner, one move per crash, and one owner after a split.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Lan, Mac, Node, Probe, Test, Tool};
 
-use support::crash::{Canary, Crashes, announcers, senders};
-use support::{Cluster, PATIENCE, PORT, Plan};
+use crate::support::crash::{Canary, Crashes, announcers, senders};
+use crate::support::{Cluster, PATIENCE, PORT, Plan};
 
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("the_vip_moves_once_in_each_of_20_crashes_with_the_settings_of_k0s", crashes_of_k0s)
             .needs([Tool::Nft]),
         Test::new("three_equal_nodes_started_together_elect_one_within_5_s", start).needs([Tool::Nft]),
@@ -22,7 +19,7 @@ fn main() -> ExitCode {
         Test::new("both_families_of_an_instance_move_together", dual_stack).needs([Tool::Nft]),
         Test::new("a_healed_split_has_one_owner_and_neighbours_know_it", heals).needs([Tool::Nft]),
         Test::new("a_healed_split_of_an_ipv6_only_vip_has_one_owner", heals_v6).needs([Tool::Nft]),
-    ])
+    ]
 }
 
 /// Down_Interval at k0s's priority of 200 plus the largest offset among equals plus what the issue grants.

@@ -5,10 +5,7 @@
 //! in which the probe, a thread of the tests, or one of a daemon waited for a processor for [`NOISE`] is made
 //! again, at most [`REPEATS`] times per wanted one; after that rounds count as they are.
 
-mod support;
-
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,10 +16,10 @@ use testbed::{
     Signal, Test, Tool, VrrpInstance,
 };
 
-use support::{Cluster, PATIENCE, Plan, median};
+use crate::support::{Cluster, PATIENCE, Plan, median};
 
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("twenty_handovers_at_100_ms_go_unnoticed", || unnoticed(Plan::v3("100ms"), 20))
             .needs([Tool::Nft]),
         Test::new("handovers_of_an_ipv6_vip_go_unnoticed", || unnoticed(Plan::v3("100ms").v6_only(), 10))
@@ -32,7 +29,7 @@ fn main() -> ExitCode {
         Test::new("long_sessions_are_reset_by_a_handover_and_none_hangs", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
-    ])
+    ]
 }
 
 /// The promise.

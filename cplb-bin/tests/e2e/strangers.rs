@@ -1,30 +1,27 @@
 //! Other hosts that use the group's addresses or its VRID, and hosts that do not hear each other: clients stay with one
 //! controller as long as there is one, and every node's status names the other host.
 
-mod support;
-
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use testbed::{Lan, Probe, Test};
 
-use support::packet::Packet;
-use support::{Cluster, Plan, VIP_HOST};
+use crate::support::packet::Packet;
+use crate::support::{Cluster, Plan, VIP_HOST};
 
 /// Longer than three times Active_Down_Interval at k0s's settings.
 const CONTENTION: Duration = Duration::from_secs(11);
 
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("a_weaker_stranger_and_another_group_move_nothing_and_are_named", strangers),
         Test::new("nodes_between_which_protocol_112_is_dropped_name_each_other", filtered),
         Test::new(
             "two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active",
             reverse_path,
         ),
-    ])
+    ]
 }
 
 /// The problems in a node's status.
@@ -125,7 +122,7 @@ fn filtered() {
     every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
     // Clients end up where the last announcement led them, and are served there.
     let probe = probe(&cluster);
-    probe.wait_for_calm(Duration::from_secs(1), support::PATIENCE).expect("clients are served");
+    probe.wait_for_calm(Duration::from_secs(1), crate::support::PATIENCE).expect("clients are served");
     println!(
         "MEASURED clients are served by {:?}",
         probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))

@@ -1,24 +1,18 @@
 //! A controller that dies, hangs, or loses its network: at most one node answers for the VIP, and one that can
 //! serve ends up with it.
 
-mod support;
-mod faults {
-    pub(crate) mod addresses;
-    pub(crate) mod nodes;
-    pub(crate) mod stops;
-}
-
-use std::process::ExitCode;
+mod addresses;
+mod nodes;
+mod stops;
 
 use testbed::{Test, Tool};
 
-use faults::{addresses, nodes, stops};
-use support::Plan;
+use crate::support::Plan;
 
 /// A name, and a test for any plan.
 type Case = (&'static str, fn(Plan));
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
         Test::new("two_hundred_stops_at_1_s_leave_no_packet_from_the_vip", || {
             stops::strict(&Plan::default(), 200);
@@ -49,5 +43,5 @@ fn main() -> ExitCode {
         tests.push(Test::new(name, move || test(plan())));
         tests.push(Test::new(format!("{name}_ipv6"), move || test(plan().v6_only())));
     }
-    testbed::main(tests.into_iter().map(|test| test.needs([Tool::Nft, Tool::Ip])).collect())
+    tests.into_iter().map(|test| test.needs([Tool::Nft, Tool::Ip])).collect()
 }

@@ -1,17 +1,15 @@
 //! The main job with the real binary: one address, every API server behind it.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testbed::{Lan, Node, Test, Tool};
 
-use support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
+use crate::support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tests = [
         ("three_nodes_elect_one_active_that_serves", elects as fn(Tproxy)),
         ("openssl_meets_every_certificate_from_everywhere", certificates),
@@ -27,7 +25,7 @@ fn main() -> ExitCode {
     let mut tests: Vec<Test> = tests.into_iter().flat_map(|(name, body)| in_both_modes(name, body)).collect();
     // It looks for daemons that survive it, wherever they are.
     tests.extend(in_both_modes("the_demo_shows_a_failover_and_cleans_up", demo).map(Test::alone));
-    testbed::main(tests)
+    tests
 }
 
 fn elects(tproxy: Tproxy) {
@@ -103,7 +101,7 @@ fn certificates(tproxy: Tproxy) {
     cluster.wait_until_settled();
     let takeovers = cluster.takeovers();
     let vip4 = cluster.address();
-    let vip6 = SocketAddr::new(cluster.lan.v6(support::VIP_HOST).into(), PORT);
+    let vip6 = SocketAddr::new(cluster.lan.v6(crate::support::VIP_HOST).into(), PORT);
     let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), BIND_PORT);
     for node in cluster.lan.controllers() {
         expect_all_certificates(&cluster, node, own);

@@ -1,9 +1,6 @@
 //! Failovers of the real binary at intervals that only real-time scheduling keeps. They need root.
 
-mod support;
-
 use std::collections::BTreeSet;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Mac, Probe, Signal, Test, Tool};
 
-use support::crash::{Canary, Crashes, senders};
-use support::{Cluster, PATIENCE, Plan, median};
+use crate::support::crash::{Canary, Crashes, senders};
+use crate::support::{Cluster, PATIENCE, Plan, median};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft]).needs_root_realtime();
-    testbed::main(vec![
+    vec![
         test("a_crash_at_100_ms_is_over_in_450_ms", at_100_ms),
         test("a_crash_at_10_ms_is_over_in_60_ms", at_10_ms),
         test("a_crash_of_an_ipv6_owner_at_10_ms_is_over_in_60_ms", at_10_ms_v6),
         test("busy_loops_cause_no_false_takeover_at_10_ms", beside_busy_loops),
         test("a_client_without_neighbour_entry_is_back_when_the_lease_is_over", without_neighbour_entry),
-    ])
+    ]
 }
 
 fn at_100_ms() {
@@ -69,7 +66,7 @@ fn beside_busy_loops() {
     let load = Load::start(LOOPS);
     std::thread::sleep(SPAN);
     drop(load);
-    let adverts = capture.adverts(support::crash::VRID);
+    let adverts = capture.adverts(crate::support::crash::VRID);
     let times: Vec<Instant> = adverts.iter().map(|(at, _)| *at).filter(|at| *at >= since).collect();
     let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
     eprintln!("{} advertisements beside {LOOPS} busy loops, the longest gap {gap:?}", times.len());

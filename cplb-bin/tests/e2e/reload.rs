@@ -1,22 +1,15 @@
 //! SIGHUP: the configuration changes, the connections stay; a wrong file changes nothing.
 
-mod support;
-mod reload {
-    pub(crate) mod ground;
-    pub(crate) mod instances;
-    pub(crate) mod name_servers;
-    pub(crate) mod table;
-    pub(crate) mod undisturbed;
-}
-
-use std::process::ExitCode;
+mod ground;
+mod instances;
+mod name_servers;
+mod table;
+mod undisturbed;
 
 use testbed::{Test, Tool};
 
-use reload::{instances, name_servers, table, undisturbed};
-
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("a_reload_adds_a_service_and_keeps_every_connection", undisturbed::adds_a_service),
         Test::new("a_reload_changes_backends_and_keeps_every_connection", undisturbed::changes_backends),
         Test::new("a_wrong_file_changes_nothing_and_is_shown_until_it_is_mended", undisturbed::wrong_file),
@@ -43,5 +36,5 @@ fn main() -> ExitCode {
         .alone(),
         Test::new("a_setting_that_is_taken_out_is_no_longer_missed", instances::source_taken_out),
         Test::new("a_reload_after_a_stop_is_too_late", instances::reload_at_the_end),
-    ])
+    ]
 }

@@ -1,24 +1,18 @@
 //! Sessions through a VIP that leaves its node: their clients are told by a RST of the node that gives it up, as long
 //! as its link is up, whether they are idle or busy.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testbed::{Capture, Failure, FrozenThreads, Process, SessionState, Sessions, Signal, Test, Tool, Travel};
 
-use support::{Cluster, PATIENCE, PORT, Plan};
+use crate::support::{Cluster, PATIENCE, PORT, Plan};
 
-fn main() -> ExitCode {
-    if let Ok(target) = std::env::var(HOLD) {
-        hold(&target);
-        return ExitCode::SUCCESS;
-    }
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("an_active_that_is_stopped_resets_its_sessions", stopped).needs([Tool::Nft]),
         Test::new("a_degraded_active_that_is_replaced_resets_its_sessions", degraded).needs([Tool::Nft]),
         Test::new("an_outranked_active_resets_its_sessions", outranked).needs([Tool::Nft]),
@@ -30,7 +24,7 @@ fn main() -> ExitCode {
         Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
             .needs([Tool::Nft])
             .alone(),
-    ])
+    ]
 }
 
 /// Idle and as many busy sessions for each address.
@@ -182,10 +176,12 @@ enum Cause {
 const HOLD: &str = "CPLB_TEST_HOLD";
 const HELD: usize = 2_000;
 
-/// Opens sessions, says so, and says how many were reset once all have ended.
-fn hold(target: &str) {
+/// In a process that holds sessions for a test: opens them, says so, and says how many were reset once all have ended.
+/// Returns whether this process is one.
+pub(crate) fn hold_if_holder() -> bool {
+    let Ok(target) = std::env::var(HOLD) else { return false };
     let open = |_| {
-        let mut stream = TcpStream::connect(target).expect("a session");
+        let mut stream = TcpStream::connect(&target).expect("a session");
         stream.write_all(b"\n").expect("a line is sent");
         let mut answer = [0; 64];
         assert!(stream.read(&mut answer).expect("an answer") > 0, "the server has ended the session");
@@ -197,6 +193,7 @@ fn hold(target: &str) {
         stream.read(&mut [0; 64]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
     };
     println!("were reset: {}", streams.into_iter().map(was_reset).filter(|it| *it).count());
+    true
 }
 
 fn many(cause: Cause) {

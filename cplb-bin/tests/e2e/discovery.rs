@@ -1,14 +1,13 @@
 //! API servers that nobody lists: discovered through the API, from first boot on.
 
-mod discovery;
-mod support;
+mod boot;
+mod changes;
+mod ground;
+mod trust;
 
-use std::process::ExitCode;
-
-use discovery::{boot, changes, trust};
 use testbed::{Test, Tool};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
         Test::new("a_cluster_comes_up_from_nothing", boot::from_nothing),
         Test::new("a_boot_without_an_api_uses_what_was_known", boot::from_disk),
@@ -27,5 +26,5 @@ fn main() -> ExitCode {
         Test::new("a_token_of_few_rights_finds_the_servers_and_stays_secret", trust::by_token),
         Test::new("who_cannot_prove_to_be_a_server_gets_nobody", trust::impostor),
     ];
-    testbed::main(tests.into_iter().map(|test| test.needs([Tool::Nft])).collect())
+    tests.into_iter().map(|test| test.needs([Tool::Nft])).collect()
 }

@@ -1,24 +1,21 @@
 //! More news about addresses than the daemon can read while it does not run: the kernel drops some (ENOBUFS), and
 //! the daemon must not go on with a picture of the system that is no longer true.
 
-mod support;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use std::process::ExitCode;
 
 use testbed::{Lan, Node, Signal, Test, Tool};
 
-use support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, PATIENCE, Plan};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
-    testbed::main(vec![
+    vec![
         Test::new("a_daemon_that_stood_still_in_a_storm_of_changes_recovers", stopped).needs(tools),
         Test::new("a_keeper_that_stood_still_in_a_storm_of_changes_restores_the_vips", keeper_stopped)
             .needs(tools),
-    ])
+    ]
 }
 
 /// The whole daemon stands still. Whoever holds the VIP afterwards, one node does, and the stopped one knows what

@@ -1,20 +1,17 @@
 //! Virtual IPs that a node has without a lease, and virtual IPs that it cannot have.
 
-mod support;
-
 use std::net::IpAddr;
-use std::process::ExitCode;
 
 use serde_json::Value;
 use testbed::{Test, Tool};
 
-use support::{Cluster, Plan, VIP_HOST};
+use crate::support::{Cluster, Plan, VIP_HOST};
 
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("copies_of_the_vip_are_named_on_any_interface", copies).needs([Tool::Nft, Tool::Ip]),
         Test::new("addresses_are_held_together_where_a_node_can", together).needs([Tool::Nft, Tool::Ip]),
-    ])
+    ]
 }
 
 fn ip(cluster: &Cluster, index: usize, arguments: &str) {

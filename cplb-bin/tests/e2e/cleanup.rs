@@ -1,30 +1,27 @@
 //! What is left of a daemon after a clean stop and after a crash: nothing, and what was never ours is untouched.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use testbed::{AddressWatch, Lan, Node, Signal, Test, Tool};
 
-use support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
-    testbed::main(vec![
+    vec![
         Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools).alone(),
         Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools).alone(),
         Test::new("a_stop_with_a_stuck_keeper_ends", stop_with_a_stuck_keeper).needs(tools),
         Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
         Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)
             .needs(tools),
-    ])
+    ]
 }
 
 /// An administrator's own table, with one rule like ours.

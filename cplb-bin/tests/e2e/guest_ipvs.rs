@@ -1,28 +1,22 @@
 //! IPVS as the balancer of `virtualServers`, with the real binary on a kernel that has it; and the links that only such a
 //! kernel has.
 
-mod support;
-mod guest {
-    pub(crate) mod failover;
-    pub(crate) mod ground;
-    pub(crate) mod reach;
-    pub(crate) mod servers;
-    pub(crate) mod spread;
-    pub(crate) mod system;
-}
-
-use std::process::ExitCode;
+mod failover;
+mod ground;
+mod reach;
+mod servers;
+mod spread;
+mod system;
 
 use testbed::{Test, Tool};
 
-use guest::{failover, reach, servers, spread, system};
-use support::{Plan, binary};
+use crate::support::{Plan, binary};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| {
         Test::new(name, body).needs([Tool::Nft, Tool::Ipvsadm, Tool::Ip]).files([binary()]).in_guest()
     };
-    testbed::main(vec![
+    vec![
         // The kernel gives a module up only when all connections of all former tests are forgotten.
         test("a_kernel_without_ipvs_is_lived_with", system::no_module),
         test("requests_spread_by_direct_routing", || spread::spread("DR", false)),
@@ -63,5 +57,5 @@ fn main() -> ExitCode {
         test("a_full_state_directory_is_lived_with", system::full_state),
         test("a_foreign_sync_daemon_is_told_and_left_alone", system::foreign_sync),
         test("a_foreign_dummy_is_refused_and_left_alone", system::foreign_dummy),
-    ])
+    ]
 }

@@ -1,21 +1,16 @@
 //! Whether a node can serve decides who holds the VIP, and a dip that everybody shares moves nothing.
 
-mod support;
-mod serving {
-    pub(crate) mod load;
-}
+mod load;
 
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Failure, Node, Probe, Readiness, Sessions, Test, Tool};
 
-use serving::load;
-use support::{Cluster, PATIENCE, Plan, services};
+use crate::support::{Cluster, PATIENCE, Plan, services};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
         Test::new("twenty_outages_of_all_backends_move_nothing", outages),
         Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
@@ -40,7 +35,7 @@ fn main() -> ExitCode {
             rolling_restart(Duration::ZERO);
         }),
     ];
-    testbed::main(tests.into_iter().map(|test| test.needs([Tool::Nft])).collect())
+    tests.into_iter().map(|test| test.needs([Tool::Nft])).collect()
 }
 
 /// Drops what the node itself sends to API servers, its own included; clients and their answers pass.

@@ -3,23 +3,21 @@
 //! Several virtual routers with different priorities fail over in the same seconds, so that a slow version 2 costs its
 //! time only once.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testbed::{Backend, Capture, Keepalived, Lan, Node, Signal, Test, Tool, VrrpInstance};
 
-use support::{Cluster, PORT, Plan};
+use crate::support::{Cluster, PORT, Plan};
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Keepalived, Tool::Tshark];
-    testbed::main(vec![
+    vec![
         Test::new("version_2_by_multicast_and_unicast_beside_keepalived", version_2).needs(tools),
         Test::new("version_3_of_ipv4_and_ipv6_beside_keepalived", version_3).needs(tools),
-    ])
+    ]
 }
 
 /// cplb has the lower address, so keepalived wins among equals.

@@ -1,20 +1,17 @@
 //! Hostile and broken packets from another host of the LAN: counted by reason, logged once, obeyed by nobody.
 
-mod support;
-
 use std::net::IpAddr;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use testbed::{Lan, Probe, Test};
 
-use support::packet::Packet;
-use support::{Cluster, Plan};
+use crate::support::packet::Packet;
+use crate::support::{Cluster, Plan};
 
 /// How often each packet is sent.
 const TIMES: u64 = 10;
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("hostile_packets_are_counted_by_reason_and_disturb_nobody", || {
             hostile(Plan::default(), cases_v2);
         }),
@@ -22,7 +19,7 @@ fn main() -> ExitCode {
             hostile(Plan::v3("1s").v6_only(), cases_v3);
         }),
         Test::new("a_unicast_group_hears_only_its_peers", unknown_peer),
-    ])
+    ]
 }
 
 /// What is sent, and where it is counted in `status --json`.
@@ -89,7 +86,7 @@ fn common_cases(good: &Packet, active: IpAddr) -> Vec<Case> {
 }
 
 fn cases_v2(cluster: &Cluster, active: usize) -> Vec<Case> {
-    let vip = IpAddr::V4(cluster.lan.v4(support::VIP_HOST));
+    let vip = IpAddr::V4(cluster.lan.v4(crate::support::VIP_HOST));
     let good = || Packet::good(vip);
     let many: Vec<IpAddr> = (1..=255).map(|n| IpAddr::from([10, 9, 7, n])).collect();
     // As version 3 sends it: no authentication data.
@@ -110,7 +107,7 @@ fn cases_v2(cluster: &Cluster, active: usize) -> Vec<Case> {
 
 /// No interval is a mismatch: version 3 learns it (RFC 9568 §6.4.2).
 fn cases_v3(cluster: &Cluster, active: usize) -> Vec<Case> {
-    let vip = IpAddr::V6(cluster.lan.v6(support::VIP_HOST));
+    let vip = IpAddr::V6(cluster.lan.v6(crate::support::VIP_HOST));
     let good = || Packet::good(vip);
     let many: Vec<IpAddr> = (1..=80).map(|n| IpAddr::from([0xfd, 7, 0, 0, 0, n, 0, 0])).collect();
     let mut cases = common_cases(&good(), IpAddr::V6(cluster.node(active).link_local()));
@@ -178,7 +175,7 @@ fn expect_one_line_each(cluster: &Cluster, active: usize) {
 }
 
 fn expect_undisturbed(cluster: &Cluster, active: usize, takeovers: usize, probe: Probe, since: Instant) {
-    if let Err(error) = probe.wait_for_success(Instant::now(), support::PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), crate::support::PATIENCE) {
         cluster.fail(&error.to_string());
     }
     let failures = probe.stop().failures_since(since);

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-use crate::Watches;
+use crate::serving::Watches;
 use crate::support::{Cluster, Plan};
 
 const CLIENTS: usize = 2_000;

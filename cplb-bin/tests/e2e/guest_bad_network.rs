@@ -1,15 +1,12 @@
 //! The election on a network that delays each frame by 0 to 40 ms and loses one of a hundred, with the real binary.
 
-mod support;
-
 use std::collections::BTreeSet;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use testbed::{Impairment, Lan, Mac, Probe, Signal, Test, Tool};
 
-use support::crash::{Crashes, senders};
-use support::{Cluster, PATIENCE, Plan, binary};
+use crate::support::crash::{Crashes, senders};
+use crate::support::{Cluster, PATIENCE, Plan, binary};
 
 const BAD: Impairment =
     Impairment { delay: Duration::from_millis(20), jitter: Duration::from_millis(20), loss_percent: 1.0 };
@@ -19,10 +16,10 @@ const TRAVEL: Duration = Duration::from_millis(6 * 40 + 400);
 /// row is as rare as it is wanted here.
 const ANNOUNCED: Duration = Duration::from_secs(1);
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let test =
         |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Tc]).files([binary()]).in_guest();
-    testbed::main(vec![
+    vec![
         test("nothing_moves_on_a_bad_network_at_100_ms", || calm(Plan::v3("100ms"))),
         test("nothing_moves_on_a_bad_network_at_1_s", || calm(Plan::default())),
         test("the_vip_moves_after_a_crash_on_a_bad_network_at_100_ms", || {
@@ -32,7 +29,7 @@ fn main() -> ExitCode {
             crashes(Plan::default(), Duration::from_secs(1), Duration::from_millis(219), 3);
         }),
         test("the_vip_is_handed_over_on_a_bad_network", handover),
-    ])
+    ]
 }
 
 fn cluster(plan: Plan) -> Cluster {
@@ -91,7 +88,7 @@ fn handover() {
     }
     eprintln!(
         "6 handovers: blackout median {:?}, worst {:?}",
-        support::median(&blackouts),
+        crate::support::median(&blackouts),
         blackouts.iter().max()
     );
 }

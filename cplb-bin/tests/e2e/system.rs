@@ -1,17 +1,15 @@
 //! What the system may lack or take away: a clear message and exit code, or a degraded state that `status` shows;
 //! never an Active whose load balancer is dead.
 
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Backend, Lan, LanBuilder, Probe, Signal, Test, Tool};
 
-use support::{BIND_PORT, Cluster, PATIENCE, Plan};
+use crate::support::{BIND_PORT, Cluster, PATIENCE, Plan};
 
 /// Exit codes of sysexits, as the design assigns them.
 const UNAVAILABLE: i32 = 69;
@@ -20,8 +18,8 @@ const CANNOT_CREATE: i32 = 73;
 const TEMPORARY: i32 = 75;
 const PERMISSION: i32 = 77;
 
-fn main() -> ExitCode {
-    testbed::main(vec![
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
         Test::new("without_privileges_it_says_which_and_ends_with_77", no_privilege).needs([Tool::Setpriv]),
         Test::new("without_nft_it_says_how_to_install_it_and_ends_with_69", nft_missing)
             .needs([Tool::Setpriv]),
@@ -33,7 +31,7 @@ fn main() -> ExitCode {
         Test::new("hostile_files_and_signals_cost_no_virtual_ip", hostile_surroundings),
         Test::new("an_interface_may_come_late_and_vanish", interface_comes_and_goes).needs([Tool::Ip]),
         Test::new("a_state_directory_or_socket_that_cannot_be_made_is_named", nothing_writable),
-    ])
+    ]
 }
 
 /// One controller.
@@ -230,7 +228,7 @@ fn second_daemon() {
     let other_port = cluster.plan.clone().spec("userSpaceProxyBindPort: 7444");
     let without_balancer = cluster.plan.clone().spec("disableLoadBalancer: true");
     let vip = cluster.vip().to_string();
-    let another = cluster.lan.v4(support::VIP_HOST + 50).to_string();
+    let another = cluster.lan.v4(crate::support::VIP_HOST + 50).to_string();
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
     // In mounts of its own, where no file tells of the first one.
@@ -249,7 +247,7 @@ fn second_daemon() {
     ] {
         let config = own("second.yaml");
         fs::write(&config, text).expect("the configuration is written");
-        let mut command = Command::new(support::binary());
+        let mut command = Command::new(crate::support::binary());
         command.arg("run").arg("--config").arg(config).arg("--socket").arg(own("second.sock"));
         command.arg("--state-dir").arg(own("state2"));
         if let Some(prefix) = prefix {
@@ -314,7 +312,7 @@ fn nothing_writable() {
     let file = cluster.node(0).directory().join("file");
     fs::write(&file, "precious").expect("a file");
     let run = |socket: &Path, state: &Path| {
-        let mut command = Command::new(support::binary());
+        let mut command = Command::new(crate::support::binary());
         let _ = cluster.command(0);
         command.arg("run").arg("--config").arg(cluster.config_file(0));
         command.arg("--socket").arg(socket).arg("--state-dir").arg(state);

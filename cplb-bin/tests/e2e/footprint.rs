@@ -4,18 +4,15 @@
 //! `cargo test` builds without the optimisations of a release, so the limits here are wider than the promised ones.
 //! `.ci/run` gives the release binary by `CPLB_BIN` and sets `CPLB_LIMITS=release`: then they are the promised ones.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use testbed::{Capture, Lan, Signal, Test, Tool};
 
-use support::footprint::{Meter, resident};
-use support::{Cluster, Plan, binary};
+use crate::support::footprint::{Meter, resident};
+use crate::support::{Cluster, Plan, binary};
 
 /// What the daemon may take.
 struct Limits {
@@ -35,7 +32,7 @@ const DEV: Limits = Limits { memory: 20_000_000, processor: 0.006 };
 /// three for the Kubernetes API.
 const SIZE: u64 = 13_000_000;
 
-fn main() -> ExitCode {
+pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
         Test::new("a_daemon_at_rest_takes_little_memory_and_time", at_rest).needs([Tool::Nft]).alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
@@ -45,7 +42,7 @@ fn main() -> ExitCode {
     if is_release() {
         tests.push(Test::new("the_binary_is_small", size));
     }
-    testbed::main(tests)
+    tests
 }
 
 fn is_release() -> bool {

@@ -1,0 +1,61 @@
+//! End-to-end tests of the real binary: controllers in network namespaces, and in a guest where the kernel of this
+//! machine lacks something. One program, so that tests of all suites run side by side.
+//!
+//! `cargo test --workspace --all-features --test e2e SUITE::` runs one suite, `… SUITE::NAME` one test.
+
+mod addresses;
+mod cleanup;
+mod discovery;
+mod election;
+mod faults;
+mod footprint;
+mod guest_bad_network;
+mod guest_ipvs;
+mod handover;
+mod interop;
+mod main_path;
+mod overrun;
+mod packets;
+mod reach;
+mod realtime;
+mod reload;
+mod serving;
+mod sessions;
+mod strangers;
+mod support;
+mod system;
+
+use std::process::ExitCode;
+
+use testbed::Test;
+
+fn main() -> ExitCode {
+    if sessions::hold_if_holder() {
+        return ExitCode::SUCCESS;
+    }
+    // The longest suites first, so that none of their tests starts when the others have ended.
+    let suites = [
+        ("election", election::tests()),
+        ("faults", faults::tests()),
+        ("serving", serving::tests()),
+        ("handover", handover::tests()),
+        ("interop", interop::tests()),
+        ("main_path", main_path::tests()),
+        ("reload", reload::tests()),
+        ("system", system::tests()),
+        ("discovery", discovery::tests()),
+        ("strangers", strangers::tests()),
+        ("sessions", sessions::tests()),
+        ("packets", packets::tests()),
+        ("addresses", addresses::tests()),
+        ("reach", reach::tests()),
+        ("overrun", overrun::tests()),
+        ("cleanup", cleanup::tests()),
+        ("realtime", realtime::tests()),
+        ("footprint", footprint::tests()),
+        ("guest_ipvs", guest_ipvs::tests()),
+        ("guest_bad_network", guest_bad_network::tests()),
+    ];
+    let named = suites.into_iter().flat_map(|(suite, tests)| tests.into_iter().map(|test| test.of(suite)));
+    testbed::main(named.collect::<Vec<Test>>())
+}
