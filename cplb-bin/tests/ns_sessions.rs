@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Capture, Failure, FrozenThreads, Process, SessionState, Sessions, Signal, Test, Tool, Travel};
 
-use support::{Cluster, PATIENCE, PORT, Plan};
+use support::{Cluster, OTHER_HOST, PATIENCE, PORT, Plan};
 
 fn main() -> ExitCode {
     if let Ok(target) = std::env::var(HOLD) {
@@ -142,7 +142,7 @@ fn outranked() {
 /// The addresses of the plan, as the file has them, become another one of the virtual router `vrid`.
 fn another_address(cluster: &Cluster, text: &str, vrid: u8) -> String {
     let line = text.lines().find(|line| line.contains("virtualIPs:")).expect("a list of addresses");
-    let address = cluster.lan.v4(101);
+    let address = cluster.lan.v4(OTHER_HOST);
     text.replace(line, &format!("  - virtualIPs: [\"{address}/24\"]\n    virtualRouterID: {vrid}"))
 }
 
@@ -150,7 +150,7 @@ fn readdressed() {
     let (cluster, owner, clients) = start(Plan::v3("100ms"));
     reload(&cluster, owner, |text| another_address(&cluster, text, 51));
     clients.check_told(&cluster, owner);
-    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(101)));
+    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
 }
 
 fn removed() {
