@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use testbed::{AddressWatch, Lan, Node, Signal, Test, Tool};
 
-use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, OTHER_HOST, PATIENCE, Plan, VIP_HOST};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
@@ -81,7 +81,7 @@ fn sorted(text: &str) -> Vec<String> {
 /// Puts things on a node that look like ours but are not: a table, and addresses beside the VIPs.
 fn plant(lan: &Lan, node: &Node) {
     run(node, "nft", &[FOREIGN_TABLE]);
-    for ip in [IpAddr::V4(lan.v4(VIP_HOST + 100)), IpAddr::V6(lan.v6(VIP_HOST + 100))] {
+    for ip in [IpAddr::V4(lan.v4(OTHER_HOST)), IpAddr::V6(lan.v6(OTHER_HOST))] {
         // A host address on the same interface looks most like a VIP.
         let address = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
         run(node, "ip", &["addr", "add", &address, "dev", "eth0"]);

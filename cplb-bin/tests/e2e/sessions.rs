@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Capture, Failure, FrozenThreads, Process, SessionState, Sessions, Signal, Test, Tool, Travel};
 
-use crate::support::{Cluster, PATIENCE, PORT, Plan};
+use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT, Plan};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -136,7 +136,7 @@ fn outranked() {
 /// The addresses of the plan, as the file has them, become another one of the virtual router `vrid`.
 fn another_address(cluster: &Cluster, text: &str, vrid: u8) -> String {
     let line = text.lines().find(|line| line.contains("virtualIPs:")).expect("a list of addresses");
-    let address = cluster.lan.v4(101);
+    let address = cluster.lan.v4(OTHER_HOST);
     text.replace(line, &format!("  - virtualIPs: [\"{address}/24\"]\n    virtualRouterID: {vrid}"))
 }
 
@@ -144,7 +144,7 @@ fn readdressed() {
     let (cluster, owner, clients) = start(Plan::v3("100ms"));
     reload(&cluster, owner, |text| another_address(&cluster, text, 51));
     clients.check_told(&cluster, owner);
-    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(101)));
+    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
 }
 
 fn removed() {

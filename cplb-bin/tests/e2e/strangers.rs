@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use testbed::{Lan, Probe, Test};
 
 use crate::support::packet::Packet;
-use crate::support::{Cluster, Plan, VIP_HOST};
+use crate::support::{Cluster, OTHER_HOST, Plan};
 
 /// Longer than three times Active_Down_Interval at k0s's settings.
 const CONTENTION: Duration = Duration::from_secs(11);
@@ -74,7 +74,7 @@ fn strangers() {
         every_node_says(&cluster, &[&client, "is no known controller"]);
         cluster.wait("three times Active_Down_Interval are over", || since.elapsed() >= CONTENTION);
     });
-    let other: Ipv4Addr = cluster.lan.v4(VIP_HOST + 50);
+    let other: Ipv4Addr = cluster.lan.v4(OTHER_HOST);
     let group = Packet::good(IpAddr::V4(other)).byte(2, 254);
     let began = Instant::now();
     beside(&cluster, &group, || {

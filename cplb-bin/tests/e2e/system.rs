@@ -228,7 +228,7 @@ fn second_daemon() {
     let other_port = cluster.plan.clone().spec("userSpaceProxyBindPort: 7444");
     let without_balancer = cluster.plan.clone().spec("disableLoadBalancer: true");
     let vip = cluster.vip().to_string();
-    let another = cluster.lan.v4(crate::support::VIP_HOST + 50).to_string();
+    let another = cluster.lan.v4(crate::support::OTHER_HOST).to_string();
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
     // In mounts of its own, where no file tells of the first one.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testbed::{Lan, Node, Probe, Signal};
 
-use crate::support::{Cluster, PATIENCE, PORT, VIP_HOST};
+use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT};
 
 /// Konnectivity's port, and where the proxy takes it.
 pub(crate) const OTHER_PORT: u16 = 8132;
@@ -31,7 +31,7 @@ pub(crate) fn two_instances(lan: &Lan, interval: &str, addresses: [Ipv4Addr; 2])
 }
 
 pub(crate) fn second_vip(cluster: &Cluster) -> Ipv4Addr {
-    cluster.lan.v4(VIP_HOST + 99)
+    cluster.lan.v4(OTHER_HOST)
 }
 
 pub(crate) fn holders(cluster: &Cluster, vip: Ipv4Addr) -> Vec<usize> {

@@ -29,6 +29,8 @@ pub(crate) const PORT: u16 = 6443;
 pub(crate) const BIND_PORT: u16 = 6444;
 /// The host number of the VIP in the LAN's networks.
 pub(crate) const VIP_HOST: u8 = 100;
+/// An address that no VIP, controller or client of a LAN has.
+pub(crate) const OTHER_HOST: u8 = 200;
 /// Longer than any start, election or failover at 1 s intervals.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
