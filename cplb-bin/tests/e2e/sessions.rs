@@ -54,14 +54,15 @@ impl Clients {
         self.sessions.iter().map(Sessions::ended).sum()
     }
 
-    /// The client's ports to which `node` has sent a RST in a VIP's name.
-    fn told_by(&self, cluster: &Cluster, node: usize) -> BTreeSet<u16> {
+    /// The client's sockets to which `node` has sent a RST in a VIP's name. One of IPv4 and one of IPv6 may have the same
+    /// port.
+    fn told_by(&self, cluster: &Cluster, node: usize) -> BTreeSet<SocketAddr> {
         let (mac, vips) = (cluster.node(node).mac(), cluster.vips());
         let frames = self.capture.select(|frame| {
             let reset = frame.tcp().is_some_and(|tcp| tcp.rst && vips.contains(&tcp.source.ip()));
             frame.travel != Travel::Out && reset && frame.source_mac() == Some(mac)
         });
-        frames.iter().filter_map(|frame| Some(frame.tcp()?.destination.port())).collect()
+        frames.iter().filter_map(|frame| Some(frame.tcp()?.destination)).collect()
     }
 
     /// Every session has been reset by the node that had the VIPs, which says how many there were.
