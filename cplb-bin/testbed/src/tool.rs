@@ -40,6 +40,8 @@ pub enum Tool {
     Strace,
     /// `setpriv`, to become an ordinary user.
     Setpriv,
+    /// The emulator of the guest.
+    Qemu,
 }
 
 impl Tool {
@@ -86,6 +88,7 @@ impl Tool {
             Self::Tc => ("tc", "iproute2"),
             Self::Strace => ("strace", "strace"),
             Self::Setpriv => ("setpriv", "util-linux"),
+            Self::Qemu => ("qemu-system-x86_64", "--no-install-recommends qemu-system-x86"),
         }
     }
 }

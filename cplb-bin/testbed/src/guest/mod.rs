@@ -115,8 +115,6 @@ const MODULES: &[&str] = &[
     "sctp",
 ];
 
-/// The emulator.
-const EMULATOR: &str = "qemu-system-x86_64";
 /// How it emulates: `kvm` instead is faster where there is hardware for it, and proves the same.
 const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
 /// The emulated processors share one time stamp counter, which the kernel cannot know; what it would take instead is
@@ -168,9 +166,7 @@ pub enum GuestError {
         library: String,
     },
     /// The emulator could not be started.
-    #[error(
-        "cannot start {EMULATOR}: {0}; install it with: apt-get install -y --no-install-recommends qemu-system-x86"
-    )]
+    #[error("cannot start the emulator: {0}")]
     Emulator(#[source] io::Error),
     /// The guest stopped, hangs or says what makes no sense.
     #[error("the guest {what}; the end of its console:\n{console}")]
@@ -236,13 +232,14 @@ impl GuestBuilder {
 
 /// The emulator; with priority where the user may give it. Time in the guest passes as outside, but everything in it is
 /// some twenty times as slow, so a share of the machine that other tests do not notice is a timeout in there.
-fn prioritized() -> Command {
+fn prioritized() -> Result<Command, GuestError> {
+    let program = Tool::Qemu.path()?;
     if !is_initial_root() {
-        return Command::new(EMULATOR);
+        return Ok(Command::new(program));
     }
     let mut command = Command::new("nice");
-    command.args(["-n", "-10", EMULATOR]);
-    command
+    command.args(["-n", "-10"]).arg(program);
+    Ok(command)
 }
 
 /// A running guest. It is stopped when this is dropped.
@@ -264,7 +261,7 @@ impl Guest {
     fn start(image: &Path, archive: &Path, directory: TempDir) -> Result<Self, GuestError> {
         let accelerator = std::env::var(ACCELERATOR).unwrap_or_else(|_| "tcg,thread=multi".to_owned());
         let since = Instant::now();
-        let mut emulator = prioritized()
+        let mut emulator = prioritized()?
             .args(["-M", "q35", "-cpu", "qemu64,+rdrand", "-smp", "2", "-m", "2048", "-accel", &accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"])
             .arg("-serial")
