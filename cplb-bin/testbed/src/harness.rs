@@ -189,7 +189,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     let mut lane = GuestLane { arguments: arguments.clone(), tests: Vec::new() };
     let trials = present.into_iter().map(|test| test.into_trial(&mut lane, &machine)).collect();
     // With `--list` nothing runs.
-    let lane = (!arguments.list).then(|| lane.start(room, machine));
+    let lane = (!arguments.list && !lane.tests.is_empty()).then(|| lane.start(room, machine));
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(lane) = lane {
         // The guest ends with it. Its tests fail by their results, so a panic is seen there.
