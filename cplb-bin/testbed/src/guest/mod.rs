@@ -50,7 +50,7 @@ pub use modules::{load_module, unload_module};
 pub(crate) use room::GuestRoom;
 pub use room::is_for_tests;
 
-use crate::{Error, Tool, is_initial_root};
+use crate::{Error, Tool};
 use image::Image;
 use kernel::Kernel;
 use wire::{Frame, Request};
@@ -230,18 +230,6 @@ impl GuestBuilder {
     }
 }
 
-/// The emulator; with priority where the user may give it. Time in the guest passes as outside, but everything in it is
-/// some twenty times as slow, so a share of the machine that other tests do not notice is a timeout in there.
-fn prioritized() -> Result<Command, GuestError> {
-    let program = Tool::Qemu.path()?;
-    if !is_initial_root() {
-        return Ok(Command::new(program));
-    }
-    let mut command = Command::new("nice");
-    command.args(["-n", "-10"]).arg(program);
-    Ok(command)
-}
-
 /// A running guest. It is stopped when this is dropped.
 #[derive(Debug)]
 pub struct Guest {
@@ -261,7 +249,7 @@ impl Guest {
     fn start(image: &Path, archive: &Path, directory: TempDir) -> Result<Self, GuestError> {
         let accelerator = std::env::var(ACCELERATOR).unwrap_or_else(|_| "tcg,thread=multi".to_owned());
         let since = Instant::now();
-        let mut emulator = prioritized()?
+        let mut emulator = Command::new(Tool::Qemu.path()?)
             .args(["-M", "q35", "-cpu", "qemu64,+rdrand", "-smp", "2", "-m", "2048", "-accel", &accelerator])
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"])
             .arg("-serial")
