@@ -11,14 +11,14 @@ use netlink_vip::{GroupId, LeaseTime, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
 
-use super::link::Member;
-use super::names::Names;
+use super::backends::Names;
+use super::vip::InstanceSettings;
 
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]
 pub(crate) struct Instance {
     pub(crate) id: InstanceId,
-    pub(crate) member: Member,
+    pub(crate) settings: InstanceSettings,
     pub(crate) router: InstanceConfig,
     pub(crate) group: VipGroupConfig,
 }
@@ -43,7 +43,7 @@ pub(crate) fn instances(config: &Config) -> Result<Vec<Instance>, netlink_vip::L
         super::ipvs::directed(config).iter().filter_map(|it| it.instance).collect();
     let all = config.instances.iter().map(|it| {
         let mut instance = instance(it, &lasting)?;
-        instance.member.is_directed = directed.contains(&instance.id);
+        instance.settings.is_directed = directed.contains(&instance.id);
         Ok(instance)
     });
     all.collect()
@@ -87,7 +87,7 @@ fn instance(
         if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id: InstanceId(id),
-        member: Member { source, is_directed: false },
+        settings: InstanceSettings { source, is_directed: false },
         group: VipGroupConfig {
             id: GroupId(id),
             interface: config.interface.clone(),
@@ -343,7 +343,7 @@ mod tests {
         let config = cplb_config::load(text, "c.yaml").expect("it is accepted").config;
         let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
         let found = [13, 100].map(|host| SocketAddr::new(ip(host), 6443)).into();
-        let servers = super::super::found::Servers { found, own: vec![ip(99)], trust: None };
+        let servers = super::super::backends::Servers { found, own: vec![ip(99)], trust: None };
         let names = Names::default().with([("/k".into(), servers)].into());
         assert_eq!(controllers(&config, &names), [11, 12, 13, 14].map(ip).into());
     }

@@ -9,9 +9,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::backends::{Names, Servers};
 use super::blueprint::balanced;
-use super::found::Servers;
-use super::names::Names;
 
 const KUBECONFIG: &str = "/k.conf";
 const VIPS: [&str; 3] = ["10.0.0.100", "fd00::100", "10.0.0.200"];

@@ -6,7 +6,7 @@ mod opinions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cplb_config::{Config, LbKind};
@@ -14,7 +14,6 @@ use ipvs::InterfaceName;
 use lb_proxy::BackendState;
 use lb_proxy::nft::Director;
 use netlink_vip::{InterfaceSelector, InterfaceState, KeeperEvent, RealServerConfig, TunnelConfig};
-use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::InstanceId;
 
 use crate::status::schema;
@@ -23,16 +22,19 @@ use super::ipvs::{
     Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, Members, News, NodeWish, Opinion, Place,
     Wanted, desired, directed, forwarding, servers, sysctls,
 };
-use super::link::Event;
 use super::problems::Cause;
+use super::sender::EventSender;
 use super::{Daemon, blueprint};
 
 /// The names of the links that receive what directors send by tunnel.
 pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
 
 /// IPVS, as far as the configuration wants it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ipvs {
+    state_dir: PathBuf,
+    observations: EventSender<News>,
+    probes: EventSender<Heard>,
     pub(crate) director: Option<DirectorHandle>,
     asker: Option<AskerHandle>,
     directed: Vec<Directed>,
@@ -67,19 +69,37 @@ struct Seat {
 }
 
 impl Ipvs {
-    /// Starts the director where the configuration, or what a crashed daemon left behind, needs one.
-    pub(crate) fn start(config: &Config, state_dir: &Path, events: &UnboundedSender<Event>) -> Self {
-        let first = Daemon::first_directors(config);
-        let mut ipvs = Self {
-            directed: directed(config),
-            directors: first.clone(),
-            laid: first,
+    /// IPVS of a daemon that has not asked for it yet.
+    pub(crate) fn new(state_dir: &Path, observations: EventSender<News>, probes: EventSender<Heard>) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            observations,
+            probes,
+            director: None,
+            asker: None,
+            directed: Vec::new(),
             // Until it is known to be missing.
             available: true,
-            ..Self::default()
-        };
-        ipvs.ensure_director(state_dir, events);
-        ipvs
+            seats: BTreeMap::new(),
+            begun: false,
+            releasing: BTreeSet::new(),
+            news: None,
+            heard: Heard::default(),
+            told: BTreeMap::new(),
+            directors: Vec::new(),
+            laid: Vec::new(),
+            left: None,
+            departing: None,
+        }
+    }
+
+    /// Starts the director where the configuration, or what a crashed daemon left behind, needs one.
+    pub(crate) fn start(&mut self, config: &Config) {
+        let first = Daemon::first_directors(config);
+        self.directed = directed(config);
+        self.directors.clone_from(&first);
+        self.laid = first;
+        self.ensure_director();
     }
 
     pub(crate) fn is_available(&self) -> bool {
@@ -96,14 +116,14 @@ impl Ipvs {
         self.director.clone().filter(|_| !self.directed.is_empty())
     }
 
-    fn ensure_director(&mut self, state_dir: &Path, events: &UnboundedSender<Event>) {
+    fn ensure_director(&mut self) {
         let needed = !self.directed.is_empty()
-            || super::ipvs::RECORDS.iter().any(|name| state_dir.join(name).exists());
+            || super::ipvs::RECORDS.iter().any(|name| self.state_dir.join(name).exists());
         if self.director.is_none() && needed {
-            self.director = Some(DirectorHandle::start(state_dir.to_owned(), events.clone()));
+            self.director = Some(DirectorHandle::start(self.state_dir.clone(), self.observations.clone()));
         }
         if self.asker.is_none() && !self.directed.is_empty() {
-            self.asker = Some(AskerHandle::start(events.clone()));
+            self.asker = Some(AskerHandle::start(self.probes.clone()));
         }
     }
 }

@@ -9,9 +9,9 @@ use netlink_vip::{AddressCopy, GroupId, InterfaceState, KeeperEvent, ResyncCause
 use vrrp::router::{Discard, Warning as Election};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
-use super::fitness::{self, Fitness};
-use super::names::Answers;
+use super::backends::Answers;
 use super::problems::{Cause, Problems};
+use super::serving::{Fitness, copy_text};
 
 /// Logs an event of the election.
 pub(crate) fn election(event: &RunnerEvent, problems: &mut Problems) {
@@ -149,7 +149,7 @@ pub(crate) fn keeper(event: &KeeperEvent, wanted: impl Fn(GroupId) -> String, pr
                 problems.clear(&cause);
                 tracing::info!(vrid, "no virtual IP without a lease on this node any more");
             } else {
-                problems.raise_all(cause, copies.iter().map(fitness::copy_text).collect());
+                problems.raise_all(cause, copies.iter().map(copy_text).collect());
             }
         }
         KeeperEvent::SessionsEnded { id, ips, reset, silent, took } => {

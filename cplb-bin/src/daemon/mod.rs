@@ -2,21 +2,18 @@
 //!
 //! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
 //! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
-//! through [`link::Link`] without this thread.
+//! through [`vip`]'s bridge without this thread.
 
+mod backends;
 mod blueprint;
 #[cfg(test)]
 mod blueprint_tests;
 mod direct;
-mod election;
+mod event;
 mod events;
 mod exclusion;
-mod fitness;
-mod found;
 mod ipvs;
-mod link;
 mod mismatches;
-mod names;
 mod preflight;
 mod prepare;
 mod problems;
@@ -24,6 +21,7 @@ mod refusals;
 mod reload;
 mod report;
 mod reverse_path;
+mod sender;
 mod serving;
 mod signals;
 mod state_dir;
@@ -31,7 +29,7 @@ mod state_dir;
 mod storm_tests;
 mod supervise;
 mod table;
-mod verdict;
+mod vip;
 mod vrf;
 
 use std::collections::BTreeMap;
@@ -49,19 +47,19 @@ use crate::lock::{self, NamespaceLock};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
+use backends::{Answers, Clusters, Names, Resolver, node_addresses};
 use direct::Ipvs;
-use election::Election;
-use found::Clusters;
-use link::Event;
+use event::Event;
 use mismatches::Mismatches;
-use names::{Answers, Names, Resolver};
 use prepare::Prepared;
 use problems::{Cause, Problems};
 use refusals::Refusals;
 use reload::Reloads;
+use sender::EventSender;
+use serving::Verdict;
 use signals::Signals;
 use table::{Delivered, TableKeeper};
-use verdict::Verdict;
+use vip::Election;
 
 pub(crate) use ipvs::excess as excess_virtual_servers;
 #[cfg(test)]
@@ -85,7 +83,7 @@ pub(crate) struct Daemon {
     pub(crate) verdict: Verdict,
     pub(crate) socket: StatusSocket,
     pub(crate) events: UnboundedReceiver<Event>,
-    pub(crate) sender: UnboundedSender<Event>,
+    pub(crate) channel: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
     pub(crate) refusals: Refusals,
@@ -130,7 +128,7 @@ impl Daemon {
     /// Builds everything; what was built is taken down again if a later part fails.
     async fn start(args: RunArgs, prepared: Prepared, signals: &mut Signals) -> Result<Self, Failure> {
         let Prepared { config, warnings } = prepared;
-        let (sender, events) = unbounded_channel();
+        let (channel, events) = unbounded_channel();
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
         let lock = match exclusion::is_exclusive(&config) {
@@ -138,22 +136,25 @@ impl Daemon {
             false => None,
         };
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
-        let resolver = Resolver::default();
+        let resolver = Resolver::new(EventSender::new(&channel));
         let answers = tokio::select! {
             answers = resolver.ask(&config) => answers,
             () = signals.stop() => Answers::default(),
         };
         events::names(&answers, &mut problems);
-        let (mut clusters, unreadable) = Clusters::open(&args.state_dir);
+        let (mut clusters, unreadable) = Clusters::open(&args.state_dir, EventSender::new(&channel));
         if let Some(why) = unreadable {
             let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
             problems.raise_fading(Cause::Record("backends"), text, Instant::now());
         }
-        clusters.follow(&config, &sender);
-        let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
+        clusters.follow(&config);
+        let names = Names::default().after(&answers).on_node(node_addresses(&config));
         let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
-        let balancer =
-            start_balancer(&config, blueprint::services(&config, &names, std::iter::empty()), &sender)?;
+        let balancer = start_balancer(
+            &config,
+            blueprint::services(&config, &names, std::iter::empty()),
+            EventSender::new(&channel),
+        )?;
         let table = Arc::new(TableKeeper::default());
         if let Err(failure) =
             table.set(blueprint::table(&config, std::iter::empty(), Self::first_directors(&config))).await
@@ -161,10 +162,12 @@ impl Daemon {
             stop_balancer(balancer);
             return Err(failure);
         }
+        let now = Instant::now();
         let mut daemon = Self {
+            ipvs: Ipvs::new(&args.state_dir, EventSender::new(&channel), EventSender::new(&channel)),
             args,
             config,
-            started: Instant::now(),
+            started: now,
             names,
             clusters,
             resolver,
@@ -172,11 +175,9 @@ impl Daemon {
             table,
             delivered: BTreeMap::new(),
             election: None,
-            ipvs: Ipvs::default(),
-            verdict: Verdict::default(),
+            verdict: Verdict::new(EventSender::new(&channel), now),
             socket,
             events,
-            sender,
             problems,
             refusals: Refusals::default(),
             reloads: Reloads::default(),
@@ -184,10 +185,11 @@ impl Daemon {
             stopping: false,
             overruns: 0,
             lock,
-            state_dir: state_dir::Watch::new(Instant::now()),
+            state_dir: state_dir::Watch::new(EventSender::new(&channel), now),
             mismatches: Mismatches::default(),
+            channel,
         };
-        match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
+        match Election::start(&daemon.config, &daemon.args.state_dir, EventSender::new(&daemon.channel)) {
             Ok(election) => {
                 daemon.election = election;
                 daemon.update_controllers();
@@ -197,7 +199,7 @@ impl Daemon {
                 return Err(failure);
             }
         }
-        daemon.ipvs = Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender);
+        daemon.ipvs.start(&daemon.config);
         daemon.update_ipvs();
         daemon.report_refusals();
         tracing::info!(
@@ -229,14 +231,13 @@ impl Daemon {
 fn start_balancer(
     config: &Config,
     services: Vec<lb_proxy::Service>,
-    sender: &UnboundedSender<Event>,
+    events: EventSender<lb_proxy::Event>,
 ) -> Result<Option<Arc<LoadBalancer>>, Failure> {
     if services.is_empty() {
         return Ok(None);
     }
-    let sender = sender.clone();
     let report = Box::new(move |event| {
-        let _ = sender.send(Event::Balancer(event));
+        let _ = events.send(event);
     });
     match LoadBalancer::start(blueprint::options(config), services, report) {
         Ok(balancer) => Ok(Some(Arc::new(balancer))),

@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use cplb_config::{Config, Severity};
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 use crate::source;
 
-use super::link::Event;
 use super::preflight;
+use super::sender::EventSender;
 
 /// A file system that takes longer is reported.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,11 +69,11 @@ pub(crate) async fn read(args: RunArgs, slow: impl FnOnce()) -> Result<Prepared,
 }
 
 /// As [`read`], in a task that reports to the loop.
-pub(crate) fn start(args: RunArgs, events: UnboundedSender<Event>) {
+pub(crate) fn start(args: RunArgs, events: EventSender<Reading>) {
     tokio::spawn(async move {
-        let slow = || _ = events.send(Event::Read(Reading::Slow));
+        let slow = || _ = events.send(Reading::Slow);
         let result = read(args, slow).await;
-        let _ = events.send(Event::Read(Reading::Done(Box::new(result))));
+        let _ = events.send(Reading::Done(Box::new(result)));
     });
 }
 

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use cplb_config::{Origin, Unfit};
 
 use super::Daemon;
+use super::backends::refused;
 use super::blueprint::{self, Balanced, Refusal};
-use super::found::refused;
 use super::problems::{Cause, Problems};
 
 /// The refusals that were logged.

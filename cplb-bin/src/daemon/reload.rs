@@ -12,6 +12,7 @@
 //!
 //! If a step fails, those before it are taken back.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,14 +24,14 @@ use vrrp::runner::InstanceId;
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 
+use super::backends::{Answers, Names, Resolved, node_addresses};
 use super::blueprint::Instance;
-use super::election::Change;
-use super::link::{Event, TableChange};
-use super::names::{Answers, Names, Resolved};
 use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
-use super::table::TableKeeper;
-use super::{Daemon, Election, balancer_refusal, blueprint, events, found, start_balancer};
+use super::sender::EventSender;
+use super::table::{TableChange, TableKeeper};
+use super::vip::{Change, Election};
+use super::{Daemon, balancer_refusal, blueprint, events, start_balancer};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -38,8 +39,10 @@ pub(crate) struct Reloads {
     /// How often a reload was asked for.
     asked: u64,
     reading: ReadingState,
+    /// Files whose names are being resolved, by the number of the reload.
+    unresolved: BTreeMap<u64, Candidate>,
     /// The one that comes after the one under way.
-    next: Option<Resolved>,
+    next: Option<(Candidate, Answers)>,
     staged: Option<Staged>,
 }
 
@@ -55,13 +58,17 @@ enum ReadingState {
 
 /// A file that was read.
 #[derive(Debug)]
-pub(crate) struct Candidate {
-    pub(crate) config: Config,
+struct Candidate {
+    config: Config,
     /// The warnings about it.
     warnings: Vec<String>,
     /// Which reload asked for it.
     number: u64,
 }
+
+/// The result of the third step.
+#[derive(Debug)]
+pub(crate) struct Staging(Result<(), Failure>);
 
 /// A file whose third step is under way.
 struct Staged {
@@ -79,6 +86,14 @@ impl Reloads {
     pub(super) fn is_idle(&self) -> bool {
         self.staged.is_none()
     }
+
+    /// The file of a reload whose names are resolved. Those before it were superseded while they waited.
+    fn take_resolved(&mut self, number: u64) -> Option<Candidate> {
+        let later = self.unresolved.split_off(&(number + 1));
+        let candidate = self.unresolved.remove(&number);
+        self.unresolved = later;
+        candidate
+    }
 }
 
 impl Daemon {
@@ -93,7 +108,7 @@ impl Daemon {
             return;
         }
         self.reloads.reading = ReadingState::Reading;
-        prepare::start(self.args.clone(), self.sender.clone());
+        prepare::start(self.args.clone(), EventSender::new(&self.channel));
     }
 
     /// The file is read, or takes long to be.
@@ -105,13 +120,14 @@ impl Daemon {
         }
         if is_outdated {
             self.reloads.reading = ReadingState::Reading;
-            return prepare::start(self.args.clone(), self.sender.clone());
+            return prepare::start(self.args.clone(), EventSender::new(&self.channel));
         }
         match *result {
             Ok(Prepared { config, warnings }) => {
                 tracing::info!(target: ANSWER, "the configuration file is read again");
-                let candidate = Candidate { config, warnings, number: self.reloads.asked };
-                self.resolver.prepare(candidate, &self.sender);
+                let number = self.reloads.asked;
+                self.resolver.resolve_for_reload(&config, number);
+                self.reloads.unresolved.insert(number, Candidate { config, warnings, number });
             }
             Err(failure) => self.refuse(&failure),
         }
@@ -128,15 +144,17 @@ impl Daemon {
         self.problems.raise(Cause::Reload, text);
     }
 
-    /// The names of the configuration in use, or of a file, were asked for.
-    pub(super) fn on_resolved(&mut self, resolved: Resolved) {
-        self.resolver.on_resolved(&self.sender);
-        if resolved.candidate.is_some() {
-            self.reloads.next = Some(resolved);
-            self.begin_next();
-        } else if resolved.answers.are_for(&self.config) && self.reloads.staged.is_none() {
-            events::names(&resolved.answers, &mut self.problems);
-            let names = self.names.after(&resolved.answers);
+    /// The names of the configuration in use, or of a file, were resolved.
+    pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
+        self.resolver.round_ended();
+        if let Some(number) = reload {
+            if let Some(candidate) = self.reloads.take_resolved(number) {
+                self.reloads.next = Some((candidate, answers));
+                self.begin_next();
+            }
+        } else if answers.are_for(&self.config) && self.reloads.staged.is_none() {
+            events::names(&answers, &mut self.problems);
+            let names = self.names.after(&answers);
             if names != self.names {
                 tracing::info!(addresses = ?names.resolved(), "backends' names have other addresses");
                 self.names = names;
@@ -151,9 +169,9 @@ impl Daemon {
         if self.stopping || removing || self.reloads.staged.is_some() {
             return;
         }
-        let Some(Resolved { answers, candidate: Some(candidate) }) = self.reloads.next.take() else { return };
-        if let Err(failure) = self.stage(*candidate, answers) {
-            self.clusters.follow(&self.config, &self.sender);
+        let Some((candidate, answers)) = self.reloads.next.take() else { return };
+        if let Err(failure) = self.stage(candidate, answers) {
+            self.clusters.follow(&self.config);
             self.refuse(&failure);
         }
     }
@@ -161,8 +179,8 @@ impl Daemon {
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
         self.lock_for(config)?;
-        self.clusters.begin(config, &self.sender);
-        let names = self.names.after(&answers).on_node(found::node_addresses(config));
+        self.clusters.begin(config);
+        let names = self.names.after(&answers).on_node(node_addresses(config));
         let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));
         let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
         let balanced = self.balancer.is_some();
@@ -176,9 +194,9 @@ impl Daemon {
             election.expect(change);
             steps.keeper = Some((election.keeper.clone(), election.groups(change)));
         }
-        let events = self.sender.clone();
+        let events = EventSender::<Staging>::new(&self.channel);
         tokio::spawn(async move {
-            let _ = events.send(Event::Staged(steps.take().await));
+            let _ = events.send(Staging(steps.take().await));
         });
         self.reloads.staged = Some(Staged { candidate, answers, names, change, balanced });
         Ok(())
@@ -188,7 +206,7 @@ impl Daemon {
     fn stage_services(&mut self, config: &Config, names: &Names) -> Result<(), Failure> {
         let services = blueprint::services(config, names, self.held());
         let Some(balancer) = &self.balancer else {
-            self.balancer = start_balancer(config, services, &self.sender)?;
+            self.balancer = start_balancer(config, services, EventSender::new(&self.channel))?;
             return Ok(());
         };
         if services.is_empty() {
@@ -202,7 +220,7 @@ impl Daemon {
     }
 
     /// The third step of a reload has been done, or has failed.
-    pub(super) fn on_staged(&mut self, result: Result<(), Failure>) {
+    pub(super) fn on_staged(&mut self, Staging(result): Staging) {
         let Some(staged) = self.reloads.staged.take() else { return };
         if self.stopping {
             return;
@@ -221,7 +239,8 @@ impl Daemon {
                 }
             },
             _ => result.and_then(|()| {
-                self.election = Election::start(&config, &self.args.state_dir, &self.sender)?;
+                self.election =
+                    Election::start(&config, &self.args.state_dir, EventSender::new(&self.channel))?;
                 Ok(())
             }),
         };
@@ -236,7 +255,7 @@ impl Daemon {
                 tracing::info!(target: ANSWER, "the configuration is reloaded");
             }
             Err(failure) => {
-                self.clusters.follow(&self.config, &self.sender);
+                self.clusters.follow(&self.config);
                 self.take_back(balanced);
                 self.refuse(&failure);
             }
@@ -252,7 +271,7 @@ impl Daemon {
         self.generation += 1;
         self.problems.clear(&Cause::Services);
         self.report_refusals();
-        self.clusters.follow(&self.config, &self.sender);
+        self.clusters.follow(&self.config);
         if let Some(election) = &mut self.election {
             election.forget_controllers();
         }
@@ -312,12 +331,12 @@ impl Daemon {
 
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
     pub(super) fn change_table(&self) {
-        let (table, events) = (Arc::clone(&self.table), self.sender.clone());
+        let (table, events) = (Arc::clone(&self.table), EventSender::<TableChange>::new(&self.channel));
         let directors = self.directors();
         let desired = blueprint::table(&self.config, self.held(), directors.clone());
         tokio::spawn(async move {
             let result = table.set(desired).await;
-            let _ = events.send(Event::Table(TableChange { result, directors }));
+            let _ = events.send(TableChange { result, directors });
         });
     }
 
@@ -348,7 +367,7 @@ impl Daemon {
         let instance = |id: u32| self.election.as_ref()?.instances.get(&InstanceId(id));
         self.problems.retain(|cause| match cause {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
-            Cause::Source(id) => instance(*id).is_some_and(|instance| instance.member.source.is_some()),
+            Cause::Source(id) => instance(*id).is_some_and(|instance| instance.settings.source.is_some()),
             Cause::Mark | Cause::Congestion => self.balancer.is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             other => other.instance().is_none_or(|id| instance(id).is_some()),

@@ -18,10 +18,10 @@ use crate::status::schema::{
 use crate::discovery::State;
 
 use super::Daemon;
-use super::election::Election;
-use super::found::Known;
+use super::backends::Known;
 use super::problems::Cause;
 use super::table::{Delivered, Reason, degraded_delivery};
+use super::vip::Election;
 
 impl Daemon {
     /// What `cplb status` shows.

@@ -11,8 +11,8 @@ use vrrp::router::{Discard, Reason, StateName, Transition};
 use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
 
 use super::events;
-use super::fitness::Fitness;
 use super::problems::Problems;
+use super::serving::Fitness;
 use crate::logging::testing::storm;
 
 const SECONDS: u32 = 30;

@@ -12,14 +12,15 @@ use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 use crate::status::server::{self, Kept};
 
+use super::backends::{Discovered, node_addresses};
 use super::blueprint::Instance;
-use super::found;
-use super::link::{Event, TableChange};
+use super::event::{BackendsEvent, Event, IpvsEvent, ReloadEvent};
 use super::problems::Cause;
+use super::serving::{Finding, Round};
 use super::signals::{Asked, Signals};
-use super::table::{Delivered, Look, Reason};
-use super::verdict::{Finding, Round};
-use super::{Daemon, Election, blueprint, events, reverse_path, vrf};
+use super::table::{Delivered, Look, Reason, TableChange};
+use super::vip::{Election, VipEvent};
+use super::{Daemon, blueprint, events, reverse_path, vrf};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
@@ -105,59 +106,69 @@ impl Daemon {
             ipvs: self.ipvs.wanted_director(),
             service: blueprint::deciding_service(&self.config).map(str::to_owned),
         };
-        self.verdict.start_round(round, &self.sender);
+        self.verdict.start_round(round);
     }
 
     async fn on_event(&mut self, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Runner(event) => events::election(&event, &mut self.problems),
-            Event::Keeper(event) => {
-                let instances = self.election.as_ref().map(|election| &election.instances);
-                let wanted = |id: GroupId| {
-                    let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
-                    instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
-                };
-                events::keeper(&event, wanted, &mut self.problems);
-                let multicasts = |id: GroupId| {
-                    let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
-                    instance.is_some_and(Instance::multicasts_v6)
-                };
-                events::link_local(&event, multicasts, &mut self.problems);
-                self.on_seat(&event);
-                if let KeeperEvent::SessionsLeft { ips, .. } = &event {
-                    self.reset_sessions(ips).await;
-                }
-            }
-            Event::Balancer(event) => {
-                events::balancer(&event, &mut self.problems);
-                if let Balancer::TransparentRefused { reason } = &event {
-                    let why = format!("listeners cannot be transparent: {reason}");
-                    self.table.expect_ordinary_listeners(why);
-                    self.start_round();
-                }
-                if matches!(
-                    event,
-                    Balancer::BackendUp { .. }
-                        | Balancer::BackendLeaving { .. }
-                        | Balancer::BackendDown { .. }
-                ) {
-                    self.start_round();
-                    self.update_ipvs();
-                }
-            }
-            Event::PlannedRelease(id) => self.release(id).await,
-            Event::Read(reading) => self.on_read(reading),
-            Event::StateDir(fault) => self.state_dir.conclude(fault, &mut self.problems, Instant::now()),
-            Event::Source(id, source, present) => events::source(id, source, present, &mut self.problems),
-            Event::Finding(finding) => self.on_finding(&finding),
-            Event::Resolved(resolved) => self.on_resolved(resolved),
-            Event::Staged(result) => self.on_staged(result),
-            Event::Discovered(news) => self.on_discovered(news),
+            Event::Vip(event) => self.on_vip(event).await,
+            Event::Proxy(event) => self.on_proxy(&event),
+            Event::Backends(BackendsEvent::Resolved(resolved)) => self.on_resolved(resolved),
+            Event::Backends(BackendsEvent::Discovered(discovered)) => self.on_discovered(discovered),
+            Event::Serving(finding) => self.on_finding(&finding),
+            Event::Ipvs(IpvsEvent::Observed(news)) => self.on_ipvs(news),
+            Event::Ipvs(IpvsEvent::Probed(heard)) => self.on_heard(heard),
             Event::Table(change) => self.on_table(change),
-            Event::Ipvs(news) => self.on_ipvs(news),
-            Event::Heard(heard) => self.on_heard(heard),
+            Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
+            Event::Reload(ReloadEvent::Staged(staging)) => self.on_staged(staging),
+            Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }
         Ok(())
+    }
+
+    async fn on_vip(&mut self, event: VipEvent) {
+        match event {
+            VipEvent::Runner(event) => events::election(&event, &mut self.problems),
+            VipEvent::Keeper(event) => self.on_keeper(&event).await,
+            VipEvent::PlannedRelease(id) => self.release(id).await,
+            VipEvent::Source { id, source, present } => {
+                events::source(id, source, present, &mut self.problems);
+            }
+        }
+    }
+
+    async fn on_keeper(&mut self, event: &KeeperEvent) {
+        let instances = self.election.as_ref().map(|election| &election.instances);
+        let wanted = |id: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+            instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
+        };
+        events::keeper(event, wanted, &mut self.problems);
+        let multicasts = |id: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+            instance.is_some_and(Instance::multicasts_v6)
+        };
+        events::link_local(event, multicasts, &mut self.problems);
+        self.on_seat(event);
+        if let KeeperEvent::SessionsLeft { ips, .. } = event {
+            self.reset_sessions(ips).await;
+        }
+    }
+
+    fn on_proxy(&mut self, event: &Balancer) {
+        events::balancer(event, &mut self.problems);
+        match event {
+            Balancer::TransparentRefused { reason } => {
+                let why = format!("listeners cannot be transparent: {reason}");
+                self.table.expect_ordinary_listeners(why);
+                self.start_round();
+            }
+            Balancer::BackendUp { .. } | Balancer::BackendLeaving { .. } | Balancer::BackendDown { .. } => {
+                self.start_round();
+                self.update_ipvs();
+            }
+            _ => {}
+        }
     }
 
     fn uses_state_dir(&self) -> bool {
@@ -274,7 +285,7 @@ impl Daemon {
         self.keep_socket();
         if self.uses_state_dir() {
             let keeper = self.election.as_ref().map(|election| &election.keeper);
-            self.state_dir.look(&self.args.state_dir, keeper, &self.sender);
+            self.state_dir.probe(&self.args.state_dir, keeper);
         } else {
             self.problems.clear(&Cause::StateDir);
         }
@@ -288,7 +299,7 @@ impl Daemon {
                 events::overrun(&mut self.problems);
             }
         }
-        self.resolver.refresh(&self.config, &self.sender);
+        self.resolver.refresh(&self.config);
         self.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
@@ -311,7 +322,7 @@ impl Daemon {
         }
     }
 
-    fn on_discovered(&mut self, news: found::News) {
+    fn on_discovered(&mut self, news: Discovered) {
         let kubeconfig = news.kubeconfig.clone();
         self.clusters.hear(news, &self.config);
         let wrong = self.clusters.wrong(&kubeconfig);
@@ -326,7 +337,7 @@ impl Daemon {
 
     /// Balances over what was discovered.
     pub(super) fn use_discovered(&mut self) {
-        let names = self.names.clone().on_node(found::node_addresses(&self.config));
+        let names = self.names.clone().on_node(node_addresses(&self.config));
         let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &names));
         let names = names.with(clusters);
         if names != self.names && self.reloads.is_idle() {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use lb_proxy::nft::{ApplyError, Delivery, Nft, Presence, RunError, Table, TableName};
+use lb_proxy::nft::{ApplyError, Delivery, Director, Nft, Presence, RunError, Table, TableName};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::exit::{Failure, Kind};
@@ -57,6 +57,14 @@ struct Work {
     /// The table in the kernel.
     applied: Option<Table>,
     restored: u64,
+}
+
+/// A change of the table that was tried.
+#[derive(Debug)]
+pub(crate) struct TableChange {
+    pub(crate) result: Result<(), Failure>,
+    /// Its rules for IPVS.
+    pub(crate) directors: Vec<Director>,
 }
 
 /// What one look at the kernel's table led to.

@@ -25,7 +25,7 @@ impl Daemon {
         if !dropped.is_empty() {
             self.ipvs.departing = Some((dropped, Instant::now() + LEAVE));
         }
-        self.ipvs.ensure_director(&self.args.state_dir, &self.sender);
+        self.ipvs.ensure_director();
         self.judge_ipvs();
         self.update_ipvs();
     }

@@ -13,11 +13,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::super::link::Event;
+use crate::daemon::sender::{Delivery, EventSender};
+
 use history::History;
 use voices::{Round, Voices};
 
@@ -106,7 +106,7 @@ pub(crate) struct AskerHandle(watch::Sender<Wants>);
 
 impl AskerHandle {
     /// Starts the task in the current runtime. It tells `events` what it heard, when that changes.
-    pub(crate) fn start(events: UnboundedSender<Event>) -> Self {
+    pub(crate) fn start(events: EventSender<Heard>) -> Self {
         let (sender, wants) = watch::channel(Wants::default());
         tokio::spawn(run(wants, events));
         Self(sender)
@@ -123,7 +123,7 @@ impl AskerHandle {
     }
 }
 
-async fn run(mut wants: watch::Receiver<Wants>, events: UnboundedSender<Event>) {
+async fn run(mut wants: watch::Receiver<Wants>, events: EventSender<Heard>) {
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut memory = Memory::default();
@@ -152,7 +152,7 @@ async fn run(mut wants: watch::Receiver<Wants>, events: UnboundedSender<Event>) 
             }
         }
         if let Some(heard) = memory.take(&wanted, round)
-            && events.send(Event::Heard(heard)).is_err()
+            && events.send(heard) == Delivery::Closed
         {
             return;
         }
@@ -313,13 +313,13 @@ mod tests {
     #[test]
     fn addresses_are_looked_at_with_nobody_to_ask() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (channel, mut told) = tokio::sync::mpsc::unbounded_channel::<Heard>();
         let heard = runtime.block_on(async {
-            let asker = AskerHandle::start(events);
+            let asker = AskerHandle::start(EventSender::new(&channel));
             asker.ask(BTreeSet::new(), true);
             tokio::time::timeout(Duration::from_secs(60), told.recv()).await
         });
-        let Ok(Some(Event::Heard(heard))) = heard else { panic!("nothing was heard") };
+        let Ok(Some(heard)) = heard else { panic!("nothing was heard") };
         assert!(heard.local.contains_key(&IpAddr::from([127, 0, 0, 1])));
         assert_eq!((heard.opinions, heard.failure), (Opinions::new(), None));
     }

@@ -15,7 +15,8 @@ use netlink_vip::RealServerConfig;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::super::link::Event;
+use crate::daemon::sender::EventSender;
+
 use super::forwarding::Forwarding;
 use super::node::Node;
 use super::record::Record;
@@ -102,7 +103,7 @@ pub(crate) struct DirectorHandle {
 
 impl DirectorHandle {
     /// Starts the task in the current runtime.
-    pub(crate) fn start(state_dir: PathBuf, events: UnboundedSender<Event>) -> Self {
+    pub(crate) fn start(state_dir: PathBuf, events: EventSender<News>) -> Self {
         let (record, wrong) = Record::open(&state_dir);
         if let Some(why) = wrong {
             tracing::warn!(why, "the record of what is ours in IPVS cannot be read and is put aside");
@@ -185,7 +186,7 @@ struct Director {
     failures: u8,
     observed: Arc<Mutex<Observed>>,
     told: Option<News>,
-    events: UnboundedSender<Event>,
+    events: EventSender<News>,
 }
 
 impl Director {
@@ -285,7 +286,7 @@ impl Director {
         *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = observed;
         if self.told.as_ref() != Some(&news) {
             self.told = Some(news.clone());
-            let _ = self.events.send(Event::Ipvs(news));
+            let _ = self.events.send(news);
         }
     }
 

@@ -11,12 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cplb_config::{Config, Host};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
-use super::found::Servers;
-use super::link::Event;
-use super::reload::Candidate;
+use crate::daemon::sender::EventSender;
+
+use super::clusters::Servers;
 
 /// How long the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -107,23 +106,33 @@ impl Answers {
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) answers: Answers,
-    /// The file that waited for this round, to be put into effect.
-    pub(crate) candidate: Option<Box<Candidate>>,
+    /// The number of the reload that waits for this round; `None` for the configuration in use.
+    pub(crate) reload: Option<u64>,
 }
 
 /// Asks the system's resolver, one round at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Resolver {
+    events: EventSender<Resolved>,
     round_is_running: bool,
-    waiting: Option<Box<Candidate>>,
+    /// The names of the reload with this number, for the next round.
+    waiting: Option<(u64, BTreeSet<String>)>,
     questions: Questions,
 }
 
 impl Resolver {
+    /// A resolver that reports its rounds to `events`.
+    pub(crate) fn new(events: EventSender<Resolved>) -> Self {
+        Self { events, round_is_running: false, waiting: None, questions: Questions::default() }
+    }
+
     /// Asks for every name of `config` at once.
     pub(crate) fn ask(&self, config: &Config) -> impl Future<Output = Answers> + Send + 'static {
+        self.ask_names(names(config))
+    }
+
+    fn ask_names(&self, names: BTreeSet<String>) -> impl Future<Output = Answers> + Send + 'static {
         let questions = self.questions.clone();
-        let names = names(config);
         async move {
             let mut rounds: JoinSet<_> =
                 names.into_iter().map(|name| questions.clone().look_up(name)).collect();
@@ -135,47 +144,41 @@ impl Resolver {
         }
     }
 
-    /// Has the names of a file resolved, which then comes back with them. Only the last one counts of those that wait
-    /// for a round to end.
-    pub(crate) fn prepare(&mut self, candidate: Candidate, events: &UnboundedSender<Event>) {
-        self.waiting = Some(Box::new(candidate));
-        self.start_round_of_waiting(events);
+    /// Resolves the names of a reload, which come back with its number. Of those that wait for a round to end, only the
+    /// last one counts.
+    pub(crate) fn resolve_for_reload(&mut self, config: &Config, number: u64) {
+        self.waiting = Some((number, names(config)));
+        self.start_round_of_waiting();
     }
 
     /// Resolves the names of the configuration in use again, unless a round is under way.
-    pub(crate) fn refresh(&mut self, config: &Config, events: &UnboundedSender<Event>) {
-        if !self.round_is_running && !names(config).is_empty() {
-            let answers = self.ask(config);
-            self.start_round(answers, None, events);
+    pub(crate) fn refresh(&mut self, config: &Config) {
+        let names = names(config);
+        if !self.round_is_running && !names.is_empty() {
+            self.start_round(names, None);
         }
     }
 
-    /// To be called with each [`Resolved`].
-    pub(crate) fn on_resolved(&mut self, events: &UnboundedSender<Event>) {
+    /// Starts the round that waits; to be called with each [`Resolved`].
+    pub(crate) fn round_ended(&mut self) {
         self.round_is_running = false;
-        self.start_round_of_waiting(events);
+        self.start_round_of_waiting();
     }
 
-    fn start_round_of_waiting(&mut self, events: &UnboundedSender<Event>) {
+    fn start_round_of_waiting(&mut self) {
         if !self.round_is_running
-            && let Some(candidate) = self.waiting.take()
+            && let Some((number, names)) = self.waiting.take()
         {
-            let answers = self.ask(&candidate.config);
-            self.start_round(answers, Some(candidate), events);
+            self.start_round(names, Some(number));
         }
     }
 
-    fn start_round(
-        &mut self,
-        answers: impl Future<Output = Answers> + Send + 'static,
-        candidate: Option<Box<Candidate>>,
-        events: &UnboundedSender<Event>,
-    ) {
+    fn start_round(&mut self, names: BTreeSet<String>, reload: Option<u64>) {
         self.round_is_running = true;
-        let events = events.clone();
+        let (answers, events) = (self.ask_names(names), self.events.clone());
         tokio::spawn(async move {
             let answers = answers.await;
-            let _ = events.send(Event::Resolved(Resolved { answers, candidate }));
+            let _ = events.send(Resolved { answers, reload });
         });
     }
 }
@@ -252,6 +255,27 @@ mod tests {
         assert_eq!(names.after(&answers(&[("a", None), ("b", None)])), names);
         assert!(names.after(&answers(&[("b", None)])).addresses("a").is_empty());
     }
+
+    #[tokio::test]
+    async fn a_later_reload_replaces_the_one_that_waits_for_a_round() {
+        let (channel, mut rounds) = tokio::sync::mpsc::unbounded_channel::<Resolved>();
+        let mut resolver = Resolver::new(EventSender::new(&channel));
+        let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \
+                    backends: {static: [10.0.0.1]}\n";
+        let config = cplb_config::load(text, "c.yaml").unwrap().config;
+        resolver.refresh(&config);
+        for number in 1..=3 {
+            resolver.resolve_for_reload(&config, number);
+        }
+        let mut numbers = Vec::new();
+        for _ in 0..2 {
+            numbers.push(rounds.recv().await.unwrap().reload);
+            resolver.round_ended();
+        }
+        assert_eq!(numbers, [Some(1), Some(3)], "one round at a time; no round without names");
+        assert!(rounds.try_recv().is_err());
+    }
+
     #[test]
     fn answers_for_a_former_configuration_are_known_as_such() {
         let config = |backends: &str| {

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use lb_proxy::{HeartbeatError, LoadBalancer};
 use netlink_vip::KeeperHandle;
-use tokio::sync::mpsc::UnboundedSender;
 use vrrp::runner::InstanceId;
 
 use crate::status::schema::Serving;
 
+use crate::daemon::ipvs::DirectorHandle;
+use crate::daemon::sender::EventSender;
+use crate::daemon::table::{Look, TableKeeper};
+
+use super::evidence::{self, Backends, Evidence};
 use super::fitness::{self, Fitness};
-use super::ipvs::DirectorHandle;
-use super::link::Event;
-use super::serving::{self, Backends, Evidence};
-use super::table::{Look, TableKeeper};
 
 /// The load balancer's answer to a heartbeat may take this long.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,6 +26,7 @@ const KEEPER_PATIENCE: Duration = Duration::from_millis(1500);
 /// The current verdict.
 #[derive(Debug)]
 pub(crate) struct Verdict {
+    events: EventSender<Finding>,
     /// `None` until the first round is over.
     judged: Option<Result<(), String>>,
     since: Instant,
@@ -35,13 +36,6 @@ pub(crate) struct Verdict {
     believed: Instant,
     /// The instances that this node should not hold although it serves, and why.
     unfit: BTreeMap<InstanceId, Vec<String>>,
-}
-
-impl Default for Verdict {
-    fn default() -> Self {
-        let (now, unfit) = (Instant::now(), BTreeMap::new());
-        Self { judged: None, since: now, round: None, believed: now, unfit }
-    }
 }
 
 /// What a round found.
@@ -71,16 +65,21 @@ pub(crate) struct Round {
 }
 
 impl Verdict {
+    /// A verdict that is not drawn yet; its rounds report to `events`.
+    pub(crate) fn new(events: EventSender<Finding>, now: Instant) -> Self {
+        Self { events, judged: None, since: now, round: None, believed: now, unfit: BTreeMap::new() }
+    }
+
     /// Starts a round unless one is under way: a round that hangs must let the serving lease run out.
-    pub(crate) fn start_round(&mut self, round: Round, events: &UnboundedSender<Event>) {
+    pub(crate) fn start_round(&mut self, round: Round) {
         if self.round.is_some() {
             return;
         }
         self.round = Some(Instant::now());
-        let events = events.clone();
+        let events = self.events.clone();
         tokio::spawn(async move {
             let finding = round.look().await;
-            let _ = events.send(Event::Finding(finding));
+            let _ = events.send(finding);
         });
     }
 
@@ -94,7 +93,7 @@ impl Verdict {
     pub(crate) fn conclude(&mut self, evidence: &Evidence, lease: Duration) -> Option<Result<(), String>> {
         self.round = None;
         self.believed = Instant::now() + lease;
-        let judged = serving::judge(evidence);
+        let judged = evidence::judge(evidence);
         let changed = self.judged.as_ref().is_none_or(|before| before.is_ok() != judged.is_ok());
         if changed {
             self.since = Instant::now();

@@ -1,4 +1,4 @@
-//! The wire between the election (`vrrp`) and the addresses (`netlink-vip`).
+//! The bridge between the election (`vrrp`) and the keeper of the addresses (`netlink-vip`).
 //!
 //! Both run on real-time threads of their own and talk to each other through this module without a detour over
 //! the main thread: a claim must reach the kernel even while the main thread is busy.
@@ -8,68 +8,32 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use lb_proxy::nft::Director;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KeeperHandle};
-use tokio::sync::mpsc::UnboundedSender;
-use vrrp::router::{Claim, Release, VipEvent};
+use vrrp::router::{self, Claim, Release};
 use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 use vrrp::{LinkPrefix, MacAddr};
 
-use crate::exit::Failure;
-
-use super::found;
-use super::ipvs::{Heard, News};
-use super::names::Resolved;
-use super::prepare::Reading;
-use super::verdict::Finding;
+use crate::daemon::sender::EventSender;
 
 /// The main thread may keep the addresses of a planned release for so long: meanwhile another router may have them.
 const WITHDRAWAL_BOUND: Duration = Duration::from_millis(300);
 
-/// What the main thread hears.
+/// A report about the virtual IPs to the main thread.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum VipEvent {
     /// The election reports.
     Runner(RunnerEvent),
     /// The keeper reports.
     Keeper(KeeperEvent),
-    /// An instance whose VIPs IPVS directs gives them up: stop directing, then let the keeper remove them.
+    /// An instance whose VIPs IPVS directs gives them up: IPVS has to stop directing, then the keeper removes them.
     PlannedRelease(InstanceId),
     /// The configured source of unicast advertisements is on the interface, or is not.
-    Source(InstanceId, IpAddr, bool),
-    /// The load balancer reports.
-    Balancer(lb_proxy::Event),
-    /// A round of the serving verdict is over.
-    Finding(Finding),
-    /// The configuration file is read, or takes long to be.
-    Read(Reading),
-    /// The state directory was looked at, with this fault.
-    StateDir(Option<String>),
-    /// Names were resolved.
-    Resolved(Resolved),
-    /// What may fail of a reload is done, or has failed.
-    Staged(Result<(), Failure>),
-    /// Whether there is IPVS, and what is wrong with it, has changed.
-    Ipvs(News),
-    /// Servers behind directors were asked, with another result than before.
-    Heard(Heard),
-    /// A cluster's API has said something about its servers.
-    Discovered(found::News),
-    /// The nftables table was changed, or could not be.
-    Table(TableChange),
+    Source { id: InstanceId, source: IpAddr, present: bool },
 }
 
-/// A change of the nftables table that was tried.
-#[derive(Debug)]
-pub(crate) struct TableChange {
-    pub(crate) result: Result<(), Failure>,
-    /// What it says about IPVS.
-    pub(crate) directors: Vec<Director>,
-}
-
-/// What one instance needs of the link.
+/// The settings of an instance that the bridge needs.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Member {
+pub(crate) struct InstanceSettings {
     /// Source of unicast advertisements, if configured.
     pub(crate) source: Option<IpAddr>,
     /// Whether IPVS directs what clients send to its VIPs.
@@ -77,93 +41,94 @@ pub(crate) struct Member {
 }
 
 /// Shared by the callbacks of both threads.
-pub(crate) struct Link {
+pub(crate) struct Bridge {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
-    events: UnboundedSender<Event>,
-    members: Mutex<BTreeMap<u32, Seat>>,
-    /// The instances whose VIPs IPVS directs. Not in [`Seat`], whose mutex other threads hold while they work.
+    events: EventSender<VipEvent>,
+    slots: Mutex<BTreeMap<u32, InstanceSlot>>,
+    /// The instances whose VIPs IPVS directs. Not in [`InstanceSlot`], whose mutex other threads hold while they work.
     directed: Mutex<BTreeSet<u32>>,
 }
 
 #[derive(Debug)]
-struct Seat {
-    member: Member,
+struct InstanceSlot {
+    settings: InstanceSettings,
     last_seen: Option<InterfaceState>,
 }
 
-impl Link {
-    pub(crate) fn new(events: UnboundedSender<Event>) -> Arc<Self> {
+impl Bridge {
+    pub(crate) fn new(events: EventSender<VipEvent>) -> Arc<Self> {
         Arc::new(Self {
             keeper: OnceLock::new(),
             runner: OnceLock::new(),
             events,
-            members: Mutex::default(),
+            slots: Mutex::default(),
             directed: Mutex::default(),
         })
     }
 
-    /// Connects the two ends; events that come earlier are remembered by [`Seat::last_seen`].
+    /// Connects the two ends; events that come earlier are remembered by [`InstanceSlot::last_seen`].
     pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
         let _ = self.keeper.set(keeper);
         let _ = self.runner.set(runner);
-        let ids: Vec<u32> = self.seats().keys().copied().collect();
+        let ids: Vec<u32> = self.slots().keys().copied().collect();
         for id in ids {
-            self.admit(id);
+            self.announce_interface(id);
         }
     }
 
     /// Makes an instance known; its interface is announced to the election.
-    pub(crate) fn join(&self, id: InstanceId, member: Member) {
-        if member.is_directed {
+    pub(crate) fn join(&self, id: InstanceId, settings: InstanceSettings) {
+        if settings.is_directed {
             self.directed().insert(id.0);
         } else {
             self.directed().remove(&id.0);
         }
-        self.seats().entry(id.0).or_insert(Seat { member, last_seen: None }).member = member;
-        self.admit(id.0);
+        self.slots().entry(id.0).or_insert(InstanceSlot { settings, last_seen: None }).settings = settings;
+        self.announce_interface(id.0);
     }
 
     /// Forgets an instance.
     pub(crate) fn leave(&self, id: InstanceId) {
         self.directed().remove(&id.0);
-        self.seats().remove(&id.0);
+        self.slots().remove(&id.0);
     }
 
     /// Called on the keeper's thread.
     pub(crate) fn on_keeper(&self, event: KeeperEvent) {
         match &event {
             KeeperEvent::Interface { id, state } => {
-                if let Some(seat) = self.seats().get_mut(&id.0) {
-                    seat.last_seen.clone_from(state);
+                if let Some(slot) = self.slots().get_mut(&id.0) {
+                    slot.last_seen.clone_from(state);
                 }
-                self.admit(id.0);
+                self.announce_interface(id.0);
             }
-            KeeperEvent::Installed { id, .. } => self.tell(id.0, VipEvent::Installed),
-            KeeperEvent::Missing { id, .. } => self.tell(id.0, VipEvent::Missing),
-            KeeperEvent::LeaseLost { id, .. } => self.tell(id.0, VipEvent::LeaseLost),
+            KeeperEvent::Installed { id, .. } => self.notify_election(id.0, router::VipEvent::Installed),
+            KeeperEvent::Missing { id, .. } => self.notify_election(id.0, router::VipEvent::Missing),
+            KeeperEvent::LeaseLost { id, .. } => self.notify_election(id.0, router::VipEvent::LeaseLost),
             _ => {}
         }
-        let _ = self.events.send(Event::Keeper(event));
+        let _ = self.events.send(VipEvent::Keeper(event));
     }
 
     /// Called on the election's thread.
     pub(crate) fn on_runner(&self, event: RunnerEvent) {
-        let _ = self.events.send(Event::Runner(event));
+        let _ = self.events.send(VipEvent::Runner(event));
     }
 
     /// Hands the instance's interface to the election.
-    fn admit(&self, id: u32) {
+    fn announce_interface(&self, id: u32) {
         let Some(runner) = self.runner.get() else { return };
-        let seats = self.seats();
-        let Some(seat) = seats.get(&id) else { return };
-        if let (Some(state), Some(source)) = (&seat.last_seen, seat.member.source) {
-            let _ = self.events.send(Event::Source(InstanceId(id), source, state.has(source)));
+        let slots = self.slots();
+        let Some(slot) = slots.get(&id) else { return };
+        if let (Some(state), Some(source)) = (&slot.last_seen, slot.settings.source) {
+            let _ =
+                self.events.send(VipEvent::Source { id: InstanceId(id), source, present: state.has(source) });
         }
-        runner.interface(InstanceId(id), seat.interface());
+        runner.interface(InstanceId(id), slot.interface());
     }
 
-    fn tell(&self, id: u32, event: VipEvent) {
+    fn notify_election(&self, id: u32, event: router::VipEvent) {
         if let Some(runner) = self.runner.get() {
             runner.vip(InstanceId(id), event);
         }
@@ -173,22 +138,22 @@ impl Link {
         self.directed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seats(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Seat>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, InstanceSlot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seat {
-    /// What the election needs to know of the interface.
+impl InstanceSlot {
+    /// The interface as the election knows it.
     fn interface(&self) -> Option<Interface> {
         let state = self.last_seen.as_ref()?;
         // Peers answer to the configured source. Without it a router is deaf and mute, and would become Active beside
         // another; so it waits until the address is there.
-        let v4 = match self.member.source {
+        let v4 = match self.settings.source {
             Some(IpAddr::V4(ip)) => state.has(ip.into()).then_some(ip),
             _ => state.source_v4(),
         };
-        let v6 = match self.member.source {
+        let v6 = match self.settings.source {
             Some(IpAddr::V6(ip)) => state.has(ip.into()).then_some(ip),
             _ => state.source_v6(),
         };
@@ -209,9 +174,9 @@ impl Seat {
 }
 
 /// The election's end: claims and releases go straight to the keeper.
-pub(crate) struct Wire(pub(crate) Arc<Link>);
+pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
 
-impl VipKeeper for Wire {
+impl VipKeeper for ElectionEnd {
     fn claim(&self, instance: InstanceId, claim: Claim) {
         if let Some(keeper) = self.0.keeper.get() {
             keeper.claim(GroupId(instance.0), claim.valid_until);
@@ -232,7 +197,7 @@ impl VipKeeper for Wire {
         match release {
             Release::Planned if self.0.directed().contains(&instance.0) => {
                 keeper.release_by(id, Instant::now() + WITHDRAWAL_BOUND);
-                let _ = self.0.events.send(Event::PlannedRelease(instance));
+                let _ = self.0.events.send(VipEvent::PlannedRelease(instance));
             }
             Release::Planned => keeper.release(id, netlink_vip::Release::Planned),
             Release::Lost => keeper.release(id, netlink_vip::Release::Lost),

@@ -14,12 +14,11 @@ use lb_proxy::health::Trust;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::discovery::{Follower, Report, State, Store};
 
-use super::blueprint;
-use super::link::Event;
+use crate::daemon::blueprint;
+use crate::daemon::sender::EventSender;
 
 /// More servers than any control plane has; checking them all would load the network.
 const MOST_SERVERS: usize = 256;
@@ -60,9 +59,9 @@ impl Source {
     }
 }
 
-/// Something about a cluster's servers for people.
+/// A report about the servers of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct Discovered {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) report: Report,
 }
@@ -71,6 +70,7 @@ pub(crate) struct News {
 #[derive(Debug)]
 pub(crate) struct Clusters {
     store: Store,
+    events: EventSender<Discovered>,
     followed: BTreeMap<PathBuf, Cluster>,
 }
 
@@ -97,17 +97,17 @@ pub(crate) struct Known {
 
 impl Clusters {
     /// Reads what an earlier run has found. What is wrong with it is logged, and comes with it for status.
-    pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
+    pub(crate) fn open(state_dir: &Path, events: EventSender<Discovered>) -> (Self, Option<String>) {
         let (store, wrong) = Store::open(state_dir);
         if let Some(why) = &wrong {
             tracing::warn!(why, "the backends of the last run cannot be read, and are found anew");
         }
-        (Self { store, followed: BTreeMap::new() }, wrong)
+        (Self { store, events, followed: BTreeMap::new() }, wrong)
     }
 
     /// Follows the clusters of a configuration, and no others.
-    pub(crate) fn follow(&mut self, config: &Config, events: &UnboundedSender<Event>) {
-        self.begin(config, events);
+    pub(crate) fn follow(&mut self, config: &Config) {
+        self.begin(config);
         let wanted = kubeconfigs(config);
         self.followed.retain(|path, _| wanted.contains(path));
         self.forget();
@@ -116,14 +116,13 @@ impl Clusters {
     /// Follows the clusters of a configuration besides those that are followed. Where nothing is known of one, its servers
     /// are those of the clusters that are not wanted any more: a file that has moved leads to the same ones, and a wrong
     /// one must not leave clients without any.
-    pub(crate) fn begin(&mut self, config: &Config, events: &UnboundedSender<Event>) {
+    pub(crate) fn begin(&mut self, config: &Config) {
         let wanted = kubeconfigs(config);
         for path in &wanted {
             self.followed.entry(path.clone()).or_insert_with(|| {
-                let (events, kubeconfig) = (events.clone(), path.clone());
+                let (events, kubeconfig) = (self.events.clone(), path.clone());
                 let report = move |report| {
-                    let news = News { kubeconfig: kubeconfig.clone(), report };
-                    let _ = events.send(Event::Discovered(news));
+                    let _ = events.send(Discovered { kubeconfig: kubeconfig.clone(), report });
                 };
                 let known = self.store.servers(path).cloned();
                 let known = known.or_else(|| self.store.servers_besides(|path| wanted.contains(path)));
@@ -152,7 +151,7 @@ impl Clusters {
     }
 
     /// Takes what a cluster's API has said.
-    pub(crate) fn hear(&mut self, news: News, config: &Config) {
+    pub(crate) fn hear(&mut self, news: Discovered, config: &Config) {
         let Some(cluster) = self.followed.get_mut(&news.kubeconfig) else { return };
         let path = news.kubeconfig;
         let before = cluster.known.clone();

@@ -11,14 +11,15 @@ use netlink_vip::{
     GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
     VipGroupConfig,
 };
-use tokio::sync::mpsc::UnboundedSender;
 use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
 
 use crate::exit::{Failure, Kind};
 
-use super::blueprint::{self, Instance};
-use super::link::{Event, Link, Wire};
+use crate::daemon::blueprint::{self, Instance};
+use crate::daemon::sender::EventSender;
+
+use super::bridge::{Bridge, ElectionEnd, VipEvent};
 
 /// How much longer than its own bound an ending election is waited for.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -45,7 +46,7 @@ pub(crate) struct Election {
     pub(crate) instances: BTreeMap<InstanceId, Instance>,
     /// Removed instances that hand over, and the time by which they must have.
     removals: BTreeMap<InstanceId, Instant>,
-    link: Arc<Link>,
+    bridge: Arc<Bridge>,
     /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
     /// likely down, and its node still a controller.
     controllers: BTreeSet<IpAddr>,
@@ -56,33 +57,33 @@ impl Election {
     pub(crate) fn start(
         config: &Config,
         state_dir: &Path,
-        events: &UnboundedSender<Event>,
+        events: EventSender<VipEvent>,
     ) -> Result<Option<Self>, Failure> {
         let instances = plan(config)?;
         if instances.is_empty() {
             return Ok(None);
         }
-        let link = Link::new(events.clone());
+        let bridge = Bridge::new(events);
         for instance in instances.values() {
-            link.join(instance.id, instance.member);
+            bridge.join(instance.id, instance.settings);
         }
         let runner = {
-            let (wire, heard) = (Wire(Arc::clone(&link)), Arc::clone(&link));
+            let (end, reports) = (ElectionEnd(Arc::clone(&bridge)), Arc::clone(&bridge));
             let routers = instances.values().map(|instance| instance.router.clone()).collect();
             Runner::spawn(
                 RunnerOptions::default(),
                 routers,
-                Box::new(wire),
-                Box::new(move |event| heard.on_runner(event)),
+                Box::new(end),
+                Box::new(move |event| reports.on_runner(event)),
             )
             .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the election: {error}")))?
         };
         let groups = instances.values().map(|instance| instance.group.clone()).collect();
-        let heard = Arc::clone(&link);
+        let reports = Arc::clone(&bridge);
         let keeper = match Keeper::spawn(
             KeeperOptions::new(state_dir),
             groups,
-            Box::new(move |event| heard.on_keeper(event)),
+            Box::new(move |event| reports.on_keeper(event)),
         ) {
             Ok(keeper) => keeper,
             Err(error) => {
@@ -90,13 +91,13 @@ impl Election {
                 return Err(keeper_failure(&error));
             }
         };
-        link.connect(keeper.clone(), runner.clone());
+        bridge.connect(keeper.clone(), runner.clone());
         Ok(Some(Self {
             runner,
             keeper,
             instances,
             removals: BTreeMap::new(),
-            link,
+            bridge,
             controllers: BTreeSet::new(),
         }))
     }
@@ -123,12 +124,12 @@ impl Election {
 
     /// Somebody must be there to hear where a new group is, which the keeper tells at once.
     pub(crate) fn expect(&self, change: &Change) {
-        self.new_in(change).for_each(|instance| self.link.join(instance.id, instance.member));
+        self.new_in(change).for_each(|instance| self.bridge.join(instance.id, instance.settings));
     }
 
     /// The change is not made.
     pub(crate) fn forget(&self, change: &Change) {
-        self.new_in(change).for_each(|instance| self.link.leave(instance.id));
+        self.new_in(change).for_each(|instance| self.bridge.leave(instance.id));
     }
 
     fn new_in<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a Instance> {
@@ -145,14 +146,14 @@ impl Election {
         }
         for id in gone {
             self.runner.remove(id);
-            self.link.leave(id);
+            self.bridge.leave(id);
             self.instances.remove(&id);
         }
         for (id, instance) in wanted {
-            self.link.join(id, instance.member);
+            self.bridge.join(id, instance.settings);
             if self.instances.get(&id).is_none_or(|known| known.router != instance.router) {
                 self.runner.reconfigure(instance.router.clone());
-                self.link.join(id, instance.member);
+                self.bridge.join(id, instance.settings);
             }
             self.instances.insert(id, instance);
         }
@@ -202,7 +203,7 @@ impl Election {
             if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
                 tracing::warn!(%error, vrid = id.0, "removing an instance");
             }
-            self.link.leave(id);
+            self.bridge.leave(id);
             tracing::info!(vrid = id.0, "the instance is removed");
         }
     }
