@@ -18,13 +18,13 @@ use vrrp::runner::InstanceId;
 
 use crate::status::schema;
 
+use super::Daemon;
 use super::ipvs::{
     Ask, AskerHandle, Directed, DirectorHandle, Heard, Member, Members, News, NodeWish, Opinion, Place,
     Wanted, desired, directed, forwarding, servers, sysctls,
 };
 use super::problems::Cause;
 use super::sender::EventSender;
-use super::{Daemon, blueprint};
 
 /// The names of the links that receive what directors send by tunnel.
 pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
@@ -404,20 +404,18 @@ impl Daemon {
     }
 
     fn members(&self) -> Members {
-        let Some(balancer) = &self.balancer else { return Members::new() };
+        let Some(balancer) = self.proxy.balancer() else { return Members::new() };
         let snapshot = balancer.snapshot();
-        let services =
-            blueprint::services(&self.config, &self.names, self.held()).into_iter().map(|service| {
-                let found = snapshot.services.iter().find(|found| *found.name == *service.name);
-                let members = service.backends.iter().map(|backend| {
-                    let known =
-                        found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
-                    let state = known.map_or(BackendState::Unknown, |known| known.state);
-                    let spares_sessions = known.is_none_or(|known| known.spares_sessions);
-                    Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
-                });
-                (service.name.to_string(), members.collect())
+        let services = self.desired.proxy.services.iter().map(|service| {
+            let found = snapshot.services.iter().find(|found| *found.name == *service.name);
+            let members = service.backends.iter().map(|backend| {
+                let known = found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
+                let state = known.map_or(BackendState::Unknown, |known| known.state);
+                let spares_sessions = known.is_none_or(|known| known.spares_sessions);
+                Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
             });
+            (service.name.clone(), members.collect())
+        });
         services.collect()
     }
 

@@ -5,9 +5,7 @@
 //! through [`vip`]'s bridge without this thread.
 
 mod backends;
-mod blueprint;
-#[cfg(test)]
-mod blueprint_tests;
+mod desired;
 mod direct;
 mod event;
 mod events;
@@ -17,7 +15,7 @@ mod mismatches;
 mod preflight;
 mod prepare;
 mod problems;
-mod refusals;
+mod proxy;
 mod reload;
 mod report;
 mod reverse_path;
@@ -32,13 +30,12 @@ mod table;
 mod vip;
 mod vrf;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cplb_config::Config;
-use lb_proxy::{LoadBalancer, ReconfigureError, StartError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
@@ -47,13 +44,14 @@ use crate::lock::{self, NamespaceLock};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
-use backends::{Answers, Clusters, Names, Resolver, node_addresses};
+use backends::{Answers, Clusters, Refusals, ResolvedBackends, Resolver, node_addresses, written_servers};
+use desired::Desired;
 use direct::Ipvs;
 use event::Event;
 use mismatches::Mismatches;
 use prepare::Prepared;
 use problems::{Cause, Problems};
-use refusals::Refusals;
+use proxy::Proxy;
 use reload::Reloads;
 use sender::EventSender;
 use serving::Verdict;
@@ -71,10 +69,13 @@ pub(crate) struct Daemon {
     pub(crate) args: RunArgs,
     pub(crate) config: Config,
     pub(crate) started: Instant,
-    pub(crate) names: Names,
+    /// The addresses of backends that are in use.
+    pub(crate) backends: ResolvedBackends,
+    /// The work under the configuration and the backends in use.
+    pub(crate) desired: Desired,
     pub(crate) clusters: Clusters,
     pub(crate) resolver: Resolver,
-    pub(crate) balancer: Option<Arc<LoadBalancer>>,
+    pub(crate) proxy: Proxy,
     pub(crate) table: Arc<TableKeeper>,
     /// The delivery of connections, as it was logged.
     pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
@@ -148,18 +149,12 @@ impl Daemon {
             problems.raise_fading(Cause::Record("backends"), text, Instant::now());
         }
         clusters.follow(&config);
-        let names = Names::default().after(&answers).on_node(node_addresses(&config));
-        let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
-        let balancer = start_balancer(
-            &config,
-            blueprint::services(&config, &names, std::iter::empty()),
-            EventSender::new(&channel),
-        )?;
+        let backends = resolve(&config, ResolvedBackends::default().after(&answers), &clusters);
+        let desired = Desired::new(&config, &backends, &BTreeSet::new());
+        let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
-        if let Err(failure) =
-            table.set(blueprint::table(&config, std::iter::empty(), Self::first_directors(&config))).await
-        {
-            stop_balancer(balancer);
+        if let Err(failure) = table.set(desired.table(Self::first_directors(&config))).await {
+            proxy.stop();
             return Err(failure);
         }
         let now = Instant::now();
@@ -168,10 +163,11 @@ impl Daemon {
             args,
             config,
             started: now,
-            names,
+            backends,
+            desired,
             clusters,
             resolver,
-            balancer,
+            proxy,
             table,
             delivered: BTreeMap::new(),
             election: None,
@@ -189,7 +185,10 @@ impl Daemon {
             mismatches: Mismatches::default(),
             channel,
         };
-        match Election::start(&daemon.config, &daemon.args.state_dir, EventSender::new(&daemon.channel)) {
+        let election = desired::instances(&daemon.config).and_then(|instances| {
+            Election::start(instances, &daemon.args.state_dir, EventSender::new(&daemon.channel))
+        });
+        match election {
             Ok(election) => {
                 daemon.election = election;
                 daemon.update_controllers();
@@ -224,56 +223,16 @@ impl Daemon {
         if let Err(error) = self.table.set(None).await {
             tracing::warn!(%error, "the nftables table is left behind");
         }
-        stop_balancer(self.balancer.take());
+        self.proxy.stop();
     }
 }
 
-fn start_balancer(
-    config: &Config,
-    services: Vec<lb_proxy::Service>,
-    events: EventSender<lb_proxy::Event>,
-) -> Result<Option<Arc<LoadBalancer>>, Failure> {
-    if services.is_empty() {
-        return Ok(None);
-    }
-    let report = Box::new(move |event| {
-        let _ = events.send(event);
-    });
-    match LoadBalancer::start(blueprint::options(config), services, report) {
-        Ok(balancer) => Ok(Some(Arc::new(balancer))),
-        Err(error) => Err(balancer_failure(&error)),
-    }
-}
-
-fn stop_balancer(balancer: Option<Arc<LoadBalancer>>) {
-    if let Some(balancer) = balancer {
-        balancer.stop();
-    }
-}
-
-fn balancer_failure(error: &StartError) -> Failure {
-    let message = format!("the load balancer cannot start: {error}");
-    match error {
-        StartError::PortInUse { addr } => port_in_use(&message, *addr),
-        StartError::Invalid(_) => Failure::new(Kind::Config, error),
-        _ => Failure::new(Kind::System, message),
-    }
-}
-
-fn balancer_refusal(error: &ReconfigureError) -> Failure {
-    let message = format!("the load balancer cannot take the services over: {error}");
-    match error {
-        ReconfigureError::PortInUse { addr } => port_in_use(&message, *addr),
-        _ => Failure::new(Kind::System, message),
-    }
-}
-
-fn port_in_use(message: &str, addr: SocketAddr) -> Failure {
-    Failure::new(Kind::Temporary, message).help(format_args!(
-        "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
-         another userSpaceProxyBindPort",
-        addr.port()
-    ))
+/// The backends after discovery, on this node as it is now. Tells discovery which servers it may ask.
+fn resolve(config: &Config, resolved: ResolvedBackends, clusters: &Clusters) -> ResolvedBackends {
+    let resolved = resolved.on_node(node_addresses(config));
+    let (written, local) = (written_servers(config, &resolved), clusters.local_candidates(config));
+    clusters.set_sources(config, &written, &local);
+    resolved.with_clusters(clusters.servers(&written, &local))
 }
 
 fn socket_failure(error: BindError) -> Failure {

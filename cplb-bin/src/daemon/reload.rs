@@ -12,11 +12,12 @@
 //!
 //! If a step fails, those before it are taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use cplb_config::Config;
+use lb_proxy::ReconfigureError;
 use lb_proxy::nft::Table;
 use netlink_vip::{KeeperHandle, RegisterError, VipGroupConfig};
 use vrrp::runner::InstanceId;
@@ -24,14 +25,14 @@ use vrrp::runner::InstanceId;
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 
-use super::backends::{Answers, Names, Resolved, node_addresses};
-use super::blueprint::Instance;
+use super::backends::{Answers, Resolved, ResolvedBackends};
+use super::desired::{self, Desired};
 use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
 use super::sender::EventSender;
 use super::table::{TableChange, TableKeeper};
-use super::vip::{Change, Election};
-use super::{Daemon, balancer_refusal, blueprint, events, start_balancer};
+use super::vip::{Change, Election, Instance};
+use super::{Daemon, events, resolve};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -74,11 +75,9 @@ pub(crate) struct Staging(Result<(), Failure>);
 struct Staged {
     candidate: Candidate,
     answers: Answers,
-    names: Names,
+    backends: ResolvedBackends,
     /// What to do to the election; if there is none yet, it is started.
     change: Option<Change>,
-    /// Whether there was a load balancer before.
-    balanced: bool,
 }
 
 impl Reloads {
@@ -154,11 +153,11 @@ impl Daemon {
             }
         } else if answers.are_for(&self.config) && self.reloads.staged.is_none() {
             events::names(&answers, &mut self.problems);
-            let names = self.names.after(&answers);
-            if names != self.names {
-                tracing::info!(addresses = ?names.resolved(), "backends' names have other addresses");
-                self.names = names;
-                self.apply_services();
+            let backends = self.backends.after(&answers);
+            if backends != self.backends {
+                tracing::info!(addresses = ?backends.resolved(), "backends' names have other addresses");
+                self.backends = backends;
+                self.update_desired();
             }
         }
     }
@@ -179,17 +178,14 @@ impl Daemon {
     fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
         let config = &candidate.config;
         self.lock_for(config)?;
-        self.clusters.begin(config);
-        let names = self.names.after(&answers).on_node(node_addresses(config));
-        let names = names.with(self.clusters.servers(config, &blueprint::fixed(config, &names)));
-        let change = self.election.as_ref().map(|election| election.prepare(config)).transpose()?;
-        let balanced = self.balancer.is_some();
-        self.stage_services(config, &names)?;
-        let mut steps = Steps {
-            table: Arc::clone(&self.table),
-            desired: blueprint::table(config, self.held(), self.directors()),
-            keeper: None,
-        };
+        self.clusters.follow_also(config);
+        let backends = resolve(config, self.backends.after(&answers), &self.clusters);
+        let desired = Desired::new(config, &backends, &self.held());
+        let instances = desired::instances(config)?;
+        let change = self.election.as_ref().map(|election| election.prepare(instances));
+        self.proxy.stage(desired.proxy.clone())?;
+        let mut steps =
+            Steps { table: Arc::clone(&self.table), desired: desired.table(self.directors()), keeper: None };
         if let (Some(election), Some(change)) = (&self.election, &change) {
             election.expect(change);
             steps.keeper = Some((election.keeper.clone(), election.groups(change)));
@@ -198,25 +194,8 @@ impl Daemon {
         tokio::spawn(async move {
             let _ = events.send(Staging(steps.take().await));
         });
-        self.reloads.staged = Some(Staged { candidate, answers, names, change, balanced });
+        self.reloads.staged = Some(Staged { candidate, answers, backends, change });
         Ok(())
-    }
-
-    /// Gives the load balancer the services of `config`; where there are none, those in use stay until the end.
-    fn stage_services(&mut self, config: &Config, names: &Names) -> Result<(), Failure> {
-        let services = blueprint::services(config, names, self.held());
-        let Some(balancer) = &self.balancer else {
-            self.balancer = start_balancer(config, services, EventSender::new(&self.channel))?;
-            return Ok(());
-        };
-        if services.is_empty() {
-            return Ok(());
-        }
-        balancer.forbid(config.virtual_ips().collect());
-        balancer.reconfigure(services).map_err(|error| {
-            balancer.forbid(self.config.virtual_ips().collect());
-            balancer_refusal(&error)
-        })
     }
 
     /// The third step of a reload has been done, or has failed.
@@ -225,7 +204,7 @@ impl Daemon {
         if self.stopping {
             return;
         }
-        let Staged { candidate, answers, names, change, balanced } = staged;
+        let Staged { candidate, answers, backends, change } = staged;
         let Candidate { config, warnings, number } = candidate;
         let result = match (&mut self.election, change) {
             (Some(election), Some(change)) => match result {
@@ -239,14 +218,17 @@ impl Daemon {
                 }
             },
             _ => result.and_then(|()| {
-                self.election =
-                    Election::start(&config, &self.args.state_dir, EventSender::new(&self.channel))?;
+                self.election = Election::start(
+                    desired::instances(&config)?,
+                    &self.args.state_dir,
+                    EventSender::new(&self.channel),
+                )?;
                 Ok(())
             }),
         };
         match result {
             Ok(()) => {
-                self.commit(config, names);
+                self.commit(config, backends);
                 self.problems.raise_all(Cause::Configuration, warnings);
                 events::names(&answers, &mut self.problems);
                 if number == self.reloads.asked {
@@ -256,18 +238,17 @@ impl Daemon {
             }
             Err(failure) => {
                 self.clusters.follow(&self.config);
-                self.take_back(balanced);
+                self.roll_back();
                 self.refuse(&failure);
             }
         }
         self.begin_next();
     }
 
-    fn commit(&mut self, config: Config, names: Names) {
-        if blueprint::services(&config, &names, self.held()).is_empty() {
-            self.retire_balancer();
-        }
-        (self.config, self.names) = (config, names);
+    fn commit(&mut self, config: Config, backends: ResolvedBackends) {
+        self.proxy.commit();
+        (self.config, self.backends) = (config, backends);
+        self.desired = Desired::new(&self.config, &self.backends, &self.held());
         self.generation += 1;
         self.problems.clear(&Cause::Services);
         self.report_refusals();
@@ -283,28 +264,24 @@ impl Daemon {
     }
 
     /// The load balancer and the table as the configuration in use wants them.
-    fn take_back(&mut self, balanced: bool) {
-        if !balanced {
-            self.retire_balancer();
-        } else if let Some(balancer) = &self.balancer {
-            balancer.forbid(self.config.virtual_ips().collect());
-            self.apply_services();
-        }
+    fn roll_back(&mut self) {
+        let result = self.proxy.roll_back();
+        self.note_services(result);
         self.change_table();
     }
 
-    /// Stops the load balancer in a task, because that waits for its threads.
-    fn retire_balancer(&mut self) {
-        if let Some(balancer) = self.balancer.take() {
-            tokio::task::spawn_blocking(move || balancer.stop());
-        }
-    }
-
-    pub(super) fn apply_services(&mut self) {
+    /// Computes the work anew, after a change of the backends or of the virtual IPs that this node may hold, and hands
+    /// it to the load balancer and the election.
+    pub(super) fn update_desired(&mut self) {
+        self.desired = Desired::new(&self.config, &self.backends, &self.held());
         self.report_refusals();
         self.update_controllers();
-        let Some(balancer) = &self.balancer else { return };
-        match balancer.reconfigure(blueprint::services(&self.config, &self.names, self.held())) {
+        let result = self.proxy.reconfigure(&self.desired.proxy);
+        self.note_services(result);
+    }
+
+    fn note_services(&mut self, result: Result<(), ReconfigureError>) {
+        match result {
             Ok(()) => {
                 self.problems.clear(&Cause::Services);
             }
@@ -317,23 +294,29 @@ impl Daemon {
         }
     }
 
+    /// Logs the addresses that may not be backends, once for each change.
+    pub(super) fn report_refusals(&mut self) {
+        let Desired { proxy, refusals, .. } = &self.desired;
+        self.refusals.report(&proxy.services, refusals, &mut self.problems);
+    }
+
     /// Tells the election which controllers there are.
     pub(super) fn update_controllers(&mut self) {
         if let Some(election) = &mut self.election {
-            election.add_controllers(blueprint::controllers(&self.config, &self.names));
+            election.add_controllers(self.desired.controllers.clone());
         }
     }
 
     /// Every virtual IP that this node may hold.
-    pub(super) fn held(&self) -> impl Iterator<Item = IpAddr> {
-        self.election.iter().flat_map(Election::addresses)
+    pub(super) fn held(&self) -> BTreeSet<IpAddr> {
+        self.election.iter().flat_map(Election::addresses).collect()
     }
 
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
     pub(super) fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), EventSender::<TableChange>::new(&self.channel));
         let directors = self.directors();
-        let desired = blueprint::table(&self.config, self.held(), directors.clone());
+        let desired = self.desired.table(directors.clone());
         tokio::spawn(async move {
             let result = table.set(desired).await;
             let _ = events.send(TableChange { result, directors });
@@ -356,7 +339,7 @@ impl Daemon {
             return;
         }
         // Without virtual IPs the listeners may be fewer.
-        self.apply_services();
+        self.update_desired();
         self.change_table();
         self.forget_problems();
         self.begin_next();
@@ -368,7 +351,7 @@ impl Daemon {
         self.problems.retain(|cause| match cause {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.settings.source.is_some()),
-            Cause::Mark | Cause::Congestion => self.balancer.is_some(),
+            Cause::Mark | Cause::Congestion => self.proxy.balancer().is_some(),
             Cause::Discovery(path) => self.clusters.follows(path),
             other => other.instance().is_none_or(|id| instance(id).is_some()),
         });

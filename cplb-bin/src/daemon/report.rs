@@ -82,7 +82,7 @@ impl Daemon {
     }
 
     fn services(&self) -> Vec<Service> {
-        let Some(balancer) = &self.balancer else { return Vec::new() };
+        let Some(balancer) = self.proxy.balancer() else { return Vec::new() };
         let snapshot = balancer.snapshot();
         let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
         let delivered = self.delivered();
@@ -130,7 +130,7 @@ fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr,
         servers: known.servers.iter().map(ToString::to_string).collect(),
         waiting,
         error,
-        kept: known.kept.clone(),
+        kept: known.retained_reason.clone(),
         answered_by: answered.map(|(server, _)| server.to_string()),
         answered_seconds_ago: answered.map(|(_, at)| age(at)),
     }

@@ -12,20 +12,18 @@ use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 use crate::status::server::{self, Kept};
 
-use super::backends::{Discovered, node_addresses};
-use super::blueprint::Instance;
+use super::backends::Discovered;
+use super::desired;
 use super::event::{BackendsEvent, Event, IpvsEvent, ReloadEvent};
 use super::problems::Cause;
 use super::serving::{Finding, Round};
 use super::signals::{Asked, Signals};
 use super::table::{Delivered, Look, Reason, TableChange};
-use super::vip::{Election, VipEvent};
-use super::{Daemon, blueprint, events, reverse_path, vrf};
+use super::vip::{Election, Instance, VipEvent};
+use super::{Daemon, events, resolve, reverse_path, vrf};
 
 /// How often names, locks and other rare things are looked at again.
 const CHORES: Duration = Duration::from_secs(5);
-/// The load balancer is waited for so long, where the kernel cannot reset sessions.
-const RESET_TIMEOUT: Duration = Duration::from_millis(100);
 /// Shortest and longest time between two rounds of the serving verdict.
 const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// The election believes a good verdict for two rounds, and at least for this time: a node whose processors are busy for
@@ -92,7 +90,7 @@ impl Daemon {
     }
 
     fn round_interval(&self) -> Duration {
-        let service = blueprint::deciding_service(&self.config);
+        let service = desired::deciding_service(&self.config);
         let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
         health.map_or(Duration::from_secs(1), |service| service.health.interval).clamp(ROUND.0, ROUND.1)
     }
@@ -101,10 +99,10 @@ impl Daemon {
         let round = Round {
             generation: self.generation,
             keeper: self.election.as_ref().map(|election| election.keeper.clone()),
-            balancer: self.balancer.clone(),
+            balancer: self.proxy.balancer().cloned(),
             table: self.table.clone(),
             ipvs: self.ipvs.wanted_director(),
-            service: blueprint::deciding_service(&self.config).map(str::to_owned),
+            service: desired::deciding_service(&self.config).map(str::to_owned),
         };
         self.verdict.start_round(round);
     }
@@ -151,7 +149,7 @@ impl Daemon {
         events::link_local(event, multicasts, &mut self.problems);
         self.on_seat(event);
         if let KeeperEvent::SessionsLeft { ips, .. } = event {
-            self.reset_sessions(ips).await;
+            self.proxy.reset_sessions(ips).await;
         }
     }
 
@@ -261,22 +259,10 @@ impl Daemon {
         if !self.ipvs.is_available() {
             // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
-            self.reset_sessions(&lasting).await;
+            self.proxy.reset_sessions(&lasting).await;
         }
         self.withdraw(id).await;
         keeper.finish_release(group);
-    }
-
-    /// Lets the load balancer reset its sessions through `vips`, which are about to go.
-    async fn reset_sessions(&self, vips: &[IpAddr]) {
-        let Some(balancer) = self.balancer.as_ref().filter(|_| !vips.is_empty()) else { return };
-        match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
-            Err(_) => {
-                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
-            }
-        }
     }
 
     fn chores(&mut self) {
@@ -316,7 +302,7 @@ impl Daemon {
             let (id, interface) = (group.id, group.interface.as_ref());
             let filtered = interface.and_then(reverse_path::problem);
             events::interface(id, Cause::ReversePath(id.0), filtered, &mut self.problems);
-            let balanced = interface.filter(|_| self.balancer.is_some());
+            let balanced = interface.filter(|_| self.proxy.balancer().is_some());
             let apart = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
             events::interface(id, Cause::Vrf(id.0), apart, &mut self.problems);
         }
@@ -324,7 +310,7 @@ impl Daemon {
 
     fn on_discovered(&mut self, news: Discovered) {
         let kubeconfig = news.kubeconfig.clone();
-        self.clusters.hear(news, &self.config);
+        self.clusters.update(news, &self.config);
         let wrong = self.clusters.wrong(&kubeconfig);
         let cause = Cause::Discovery(kubeconfig);
         if wrong.is_empty() {
@@ -337,12 +323,10 @@ impl Daemon {
 
     /// Balances over what was discovered.
     pub(super) fn use_discovered(&mut self) {
-        let names = self.names.clone().on_node(node_addresses(&self.config));
-        let clusters = self.clusters.servers(&self.config, &blueprint::fixed(&self.config, &names));
-        let names = names.with(clusters);
-        if names != self.names && self.reloads.is_idle() {
-            self.names = names;
-            self.apply_services();
+        let backends = resolve(&self.config, self.backends.clone(), &self.clusters);
+        if backends != self.backends && self.reloads.is_idle() {
+            self.backends = backends;
+            self.update_desired();
             self.update_ipvs();
         }
     }

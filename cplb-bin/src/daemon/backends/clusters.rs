@@ -1,4 +1,4 @@
-//! What discovery has found, and what takes its place until there is something better.
+//! Discovery of the servers of each cluster, and the addresses that stand in until they are known.
 //!
 //! Until a cluster's API has listed its servers, those of the last run count, and this node's own addresses: the first
 //! controller of a cluster has nobody else to ask, and its API server may listen on one of its addresses only.
@@ -17,22 +17,23 @@ use nix::sys::socket::SockaddrStorage;
 
 use crate::discovery::{Follower, Report, State, Store};
 
-use crate::daemon::blueprint;
 use crate::daemon::sender::EventSender;
+
+use super::admission;
 
 /// More servers than any control plane has; checking them all would load the network.
 const MOST_SERVERS: usize = 256;
 /// So many of this node's addresses are tried.
 const MOST_OWN: usize = 16;
 
-/// What a cluster's servers are, as far as they are known.
+/// The servers of a cluster, as far as they are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Servers {
+pub(crate) struct ClusterServers {
     /// Discovered, now or in an earlier run.
-    pub(crate) found: BTreeSet<SocketAddr>,
-    /// Addresses of this node where one may listen; none once the API has said where they all are.
-    pub(crate) own: Vec<IpAddr>,
-    /// How they prove themselves, once one has done so.
+    pub(crate) discovered: BTreeSet<SocketAddr>,
+    /// Addresses of this node where a server may listen; none once the API has listed all servers.
+    pub(crate) local_candidates: Vec<IpAddr>,
+    /// The means by which servers prove themselves, once one has done so.
     pub(crate) trust: Option<Trust>,
 }
 
@@ -87,8 +88,8 @@ pub(crate) struct Known {
     pub(crate) source: Source,
     /// Why the API is not followed now.
     pub(crate) trouble: Option<State>,
-    /// Why what the API lists is not used.
-    pub(crate) kept: Option<String>,
+    /// Why the servers known before are retained although the API lists others.
+    pub(crate) retained_reason: Option<String>,
     /// Those of its last list that may not be backends.
     pub(crate) refused: Vec<(SocketAddr, Unfit)>,
     /// By which a server has proved itself.
@@ -107,7 +108,7 @@ impl Clusters {
 
     /// Follows the clusters of a configuration, and no others.
     pub(crate) fn follow(&mut self, config: &Config) {
-        self.begin(config);
+        self.follow_also(config);
         let wanted = kubeconfigs(config);
         self.followed.retain(|path, _| wanted.contains(path));
         self.forget();
@@ -116,7 +117,7 @@ impl Clusters {
     /// Follows the clusters of a configuration besides those that are followed. Where nothing is known of one, its servers
     /// are those of the clusters that are not wanted any more: a file that has moved leads to the same ones, and a wrong
     /// one must not leave clients without any.
-    pub(crate) fn begin(&mut self, config: &Config) {
+    pub(crate) fn follow_also(&mut self, config: &Config) {
         let wanted = kubeconfigs(config);
         for path in &wanted {
             self.followed.entry(path.clone()).or_insert_with(|| {
@@ -151,16 +152,16 @@ impl Clusters {
     }
 
     /// Takes what a cluster's API has said.
-    pub(crate) fn hear(&mut self, news: Discovered, config: &Config) {
+    pub(crate) fn update(&mut self, news: Discovered, config: &Config) {
         let Some(cluster) = self.followed.get_mut(&news.kubeconfig) else { return };
         let path = news.kubeconfig;
         let before = cluster.known.clone();
-        cluster.known.hear(news.report, |server| judge(config, server));
+        cluster.known.update(news.report, |server| admissible(config, server));
         let known = &cluster.known;
         if before == *known {
             return;
         }
-        known.tell(&before, &path);
+        known.log_changes(&before, &path);
         let is_news = (before.source, &before.servers) != (known.source, &known.servers);
         if known.source == Source::Api
             && is_news
@@ -173,21 +174,41 @@ impl Clusters {
         }
     }
 
-    /// The servers of each cluster; `fixed` are those of the configuration, which may be asked, too.
-    pub(crate) fn servers(&self, config: &Config, fixed: &[SocketAddr]) -> BTreeMap<PathBuf, Servers> {
-        let sure = |cluster: &Cluster| cluster.known.source == Source::Api;
-        let own = if self.followed.values().all(sure) { Vec::new() } else { own_addresses(config) };
+    /// Addresses of this node where an API server may listen, while a cluster has not listed its servers. Reads the
+    /// interfaces of this node.
+    pub(crate) fn local_candidates(&self, config: &Config) -> Vec<IpAddr> {
+        let is_listed = |cluster: &Cluster| cluster.known.source == Source::Api;
+        if self.followed.values().all(is_listed) { Vec::new() } else { own_addresses(config) }
+    }
+
+    /// Tells the follower of each cluster which servers it may ask: those that were discovered, those that are `written`
+    /// in the configuration, and `local` candidates.
+    pub(crate) fn set_sources(&self, config: &Config, written: &[SocketAddr], local: &[IpAddr]) {
+        let port = api_port(config);
+        for cluster in self.followed.values() {
+            let own = cluster.local_candidates(local).iter().map(|ip| SocketAddr::new(*ip, port));
+            let others = written.iter().copied().chain(own).collect();
+            let known = cluster.known.servers.iter().copied();
+            let known = known.filter(|server| admissible(config, *server).is_ok()).collect();
+            cluster.follower.ask(known, others);
+        }
+    }
+
+    /// The servers of each cluster. Clients are better off with servers that are listed somewhere, so that `local`
+    /// candidates count only where none are `written` in the configuration.
+    pub(crate) fn servers(
+        &self,
+        written: &[SocketAddr],
+        local: &[IpAddr],
+    ) -> BTreeMap<PathBuf, ClusterServers> {
         let servers = |(path, cluster): (&PathBuf, &Cluster)| {
-            let found = cluster.known.servers.clone();
-            let own = if sure(cluster) { Vec::new() } else { own.clone() };
-            let port = api_port(config);
-            let own_servers = own.iter().map(|ip| SocketAddr::new(*ip, port));
-            let others = fixed.iter().copied().chain(own_servers).collect();
-            let known = found.iter().copied().filter(|server| judge(config, *server).is_ok());
-            cluster.follower.ask(known.collect(), others);
-            // Clients are better off with servers that somebody has listed.
-            let own = if fixed.is_empty() { own } else { Vec::new() };
-            (path.clone(), Servers { found, own, trust: cluster.known.trust.clone() })
+            let own = if written.is_empty() { cluster.local_candidates(local) } else { &[] };
+            let servers = ClusterServers {
+                discovered: cluster.known.servers.clone(),
+                local_candidates: own.to_vec(),
+                trust: cluster.known.trust.clone(),
+            };
+            (path.clone(), servers)
         };
         self.followed.iter().map(servers).collect()
     }
@@ -199,7 +220,7 @@ impl Clusters {
             Some(State::Failing(why)) => Some(format!("backends cannot be discovered: {why}")),
             Some(State::Waiting(_)) | None => None,
         };
-        trouble.into_iter().chain(cluster.known.kept.clone()).collect()
+        trouble.into_iter().chain(cluster.known.retained_reason.clone()).collect()
     }
 
     /// Whether the cluster of a kubeconfig is followed.
@@ -213,6 +234,13 @@ impl Clusters {
     }
 }
 
+impl Cluster {
+    /// The local candidates that count for this cluster.
+    fn local_candidates<'a>(&self, local: &'a [IpAddr]) -> &'a [IpAddr] {
+        if self.known.source == Source::Api { &[] } else { local }
+    }
+}
+
 impl Known {
     fn from_disk(servers: Option<BTreeSet<SocketAddr>>) -> Self {
         match servers {
@@ -221,7 +249,7 @@ impl Known {
         }
     }
 
-    fn hear(&mut self, report: Report, judge: impl Fn(SocketAddr) -> Result<SocketAddr, Unfit>) {
+    fn update(&mut self, report: Report, admissible: impl Fn(SocketAddr) -> Result<SocketAddr, Unfit>) {
         let listed = match report {
             Report::State(state) => {
                 self.trouble = Some(state);
@@ -236,13 +264,13 @@ impl Known {
         let mut real = BTreeSet::new();
         self.refused.clear();
         for server in listed.iter().copied() {
-            match judge(server) {
+            match admissible(server) {
                 Ok(server) => drop(real.insert(server)),
                 Err(unfit) => self.refused.push((server, unfit)),
             }
         }
         let only_vips = self.refused.iter().all(|(_, unfit)| *unfit == Unfit::VirtualIp);
-        self.kept = match (listed.len(), real.len()) {
+        self.retained_reason = match (listed.len(), real.len()) {
             (0, _) => Some("the API lists no server".to_owned()),
             (_, 0) if !only_vips => {
                 Some(format!("the API lists nothing that can be a backend: {}", refused(&self.refused)))
@@ -264,7 +292,7 @@ impl Known {
     }
 
     /// Logs what is new.
-    fn tell(&self, before: &Self, kubeconfig: &Path) {
+    fn log_changes(&self, before: &Self, kubeconfig: &Path) {
         let kubeconfig = kubeconfig.display();
         if self.servers != before.servers {
             tracing::info!(%kubeconfig, servers = ?self.servers, "API servers were discovered");
@@ -275,9 +303,12 @@ impl Known {
             (Some(State::Failing(why)), _) => tracing::warn!(%kubeconfig, "discovery fails: {why}"),
             (None, _) => tracing::info!(%kubeconfig, "discovery works"),
         }
-        if let Some(why) = self.kept.as_ref().filter(|_| self.kept != before.kept) {
+        if let Some(why) =
+            self.retained_reason.as_ref().filter(|_| self.retained_reason != before.retained_reason)
+        {
             tracing::warn!(%kubeconfig, "discovered servers: {why}");
-        } else if self.refused != before.refused && !self.refused.is_empty() && self.kept.is_none() {
+        } else if self.refused != before.refused && !self.refused.is_empty() && self.retained_reason.is_none()
+        {
             let count = self.refused.len();
             tracing::warn!(%kubeconfig, count, "discovered servers are refused: {}", refused(&self.refused));
         }
@@ -295,12 +326,11 @@ pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
     }
 }
 
-/// Whether a server that the API lists may be a backend of the API's service, where that would use it; the server as it
-/// is remembered.
-fn judge(config: &Config, server: SocketAddr) -> Result<SocketAddr, Unfit> {
+/// The server as it is remembered, if one that the API lists may be a backend of the API's service.
+fn admissible(config: &Config, server: SocketAddr) -> Result<SocketAddr, Unfit> {
     let server = SocketAddr::new(server.ip().to_canonical(), server.port());
     let Some(service) = config.api_service().or(config.services.first()) else { return Ok(server) };
-    let used = blueprint::listed_at(config, service, server);
+    let used = admission::listed_at(config, service, server);
     config.backend_rule().admit(used, service, Origin::Discovered)?;
     Ok(server)
 }
@@ -372,29 +402,32 @@ mod tests {
     #[test]
     fn what_is_good_stays_until_there_is_something_better() {
         let mut known = Known::from_disk(Some(servers(&[11, 12])));
-        known.hear(Report::State(State::Failing("refused".into())), is_fit);
+        known.update(Report::State(State::Failing("refused".into())), is_fit);
         assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, true));
-        known.hear(Report::Servers(servers(&[100]), trust()), is_fit);
+        known.update(Report::Servers(servers(&[100]), trust()), is_fit);
         assert_eq!((known.source, known.servers.len(), known.trouble.is_some()), (Source::Disk, 2, false));
-        assert!(known.kept.as_ref().unwrap().contains("only virtual IPs"));
-        known.hear(Report::Servers(servers(&[11, 100, 13]), trust()), is_fit);
-        assert_eq!((known.source, &known.servers, &known.kept), (Source::Api, &servers(&[11, 13]), &None));
-        known.hear(Report::Servers(BTreeSet::new(), trust()), is_fit);
+        assert!(known.retained_reason.as_ref().unwrap().contains("only virtual IPs"));
+        known.update(Report::Servers(servers(&[11, 100, 13]), trust()), is_fit);
+        assert_eq!(
+            (known.source, &known.servers, &known.retained_reason),
+            (Source::Api, &servers(&[11, 13]), &None)
+        );
+        known.update(Report::Servers(BTreeSet::new(), trust()), is_fit);
         assert_eq!((known.source, &known.servers), (Source::Api, &servers(&[11, 13])));
-        assert!(known.kept.is_some());
+        assert!(known.retained_reason.is_some());
     }
 
     #[test]
     fn a_list_of_proxies_changes_nothing_and_is_told() {
         let mut known = Known::from_disk(Some(servers(&[11, 12])));
         let proxies: BTreeSet<_> = (11..15).map(|host| SocketAddr::from(([10, 0, 0, host], 6444))).collect();
-        known.hear(Report::Servers(proxies.clone(), trust()), is_fit);
+        known.update(Report::Servers(proxies.clone(), trust()), is_fit);
         assert_eq!(
             (known.source, &known.servers, known.refused.len()),
             (Source::Disk, &servers(&[11, 12]), 4)
         );
         assert_eq!(
-            known.kept.as_deref(),
+            known.retained_reason.as_deref(),
             Some(
                 "the API lists nothing that can be a backend: \
                  10.0.0.11:6444 is where a proxy of this configuration listens, on every node; \
@@ -403,9 +436,12 @@ mod tests {
             )
         );
         let mixed = proxies.into_iter().chain(servers(&[13])).collect();
-        known.hear(Report::Servers(mixed, trust()), is_fit);
-        assert_eq!((known.source, &known.servers, &known.kept), (Source::Api, &servers(&[13]), &None));
-        known.hear(Report::Servers(servers(&[13]), trust()), is_fit);
+        known.update(Report::Servers(mixed, trust()), is_fit);
+        assert_eq!(
+            (known.source, &known.servers, &known.retained_reason),
+            (Source::Api, &servers(&[13]), &None)
+        );
+        known.update(Report::Servers(servers(&[13]), trust()), is_fit);
         assert!(known.refused.is_empty());
     }
 
@@ -413,9 +449,9 @@ mod tests {
     fn discovered_servers_are_capped_at_256() {
         let mut known = Known::default();
         let many = (0..10_000u32).map(|n| SocketAddr::from(((0x0a01_0000 + n).to_be_bytes(), 6443)));
-        known.hear(Report::Servers(many.collect(), trust()), is_fit);
+        known.update(Report::Servers(many.collect(), trust()), is_fit);
         assert_eq!(known.servers.len(), MOST_SERVERS);
-        assert!(known.kept.unwrap().contains("10000 servers, of which 256"));
+        assert!(known.retained_reason.unwrap().contains("10000 servers, of which 256"));
     }
 
     #[test]
@@ -424,15 +460,15 @@ mod tests {
         let path = Path::new("/etc/kubeconfig");
         let written = storm(60, |number| {
             let (now, before) = (&lists[number as usize % 2], &lists[(number as usize + 1) % 2]);
-            now.tell(before, path);
+            now.log_changes(before, path);
         });
         assert!(written.lines.len() <= 21, "{:#?}", written.lines);
         assert_eq!(written.lines.len() as u64 + written.suppressed, 60_000);
         assert!(written.lines.last().unwrap().contains("10.0.0.12"), "the last list is told");
         let failing = |why: &str| Known { trouble: Some(State::Failing(why.into())), ..Known::default() };
         let written = storm(60, |number| match number % 2 {
-            0 => failing(&format!("port {number}")).tell(&Known::default(), path),
-            _ => Known::default().tell(&failing("refused"), path),
+            0 => failing(&format!("port {number}")).log_changes(&Known::default(), path),
+            _ => Known::default().log_changes(&failing("refused"), path),
         });
         assert!(written.lines.len() <= 2 * 21, "{:#?}", written.lines);
         assert!(written.lines.last().unwrap().contains("discovery works"));

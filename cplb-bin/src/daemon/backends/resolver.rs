@@ -1,12 +1,11 @@
-//! Backends given by name, resolved at the start, at a reload, and again from time to time.
+//! Name resolution of backends: at the start, at a reload, and again from time to time.
 //!
-//! A dead name server takes seconds to say nothing, so nobody but a start waits for it: rounds run in tasks of
-//! their own, and their answers come as events.
+//! A dead name server takes seconds to say nothing, so only a start waits for it: rounds run in tasks of their own, and
+//! their answers come as events.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,77 +14,18 @@ use tokio::task::JoinSet;
 
 use crate::daemon::sender::EventSender;
 
-use super::clusters::Servers;
-
 /// How long the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the backends of the configuration are that it does not give by address.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Names {
-    /// What its names meant when they were last asked for with success.
-    resolved: BTreeMap<String, Vec<IpAddr>>,
-    /// What was discovered, by the path of the kubeconfig.
-    clusters: BTreeMap<PathBuf, Servers>,
-    /// This node's addresses besides virtual IPs.
-    node: BTreeSet<IpAddr>,
-}
-
-impl Names {
-    /// What is known after `answers`: names that were not asked for are forgotten, but what is known of names that can
-    /// no longer be resolved is kept. A backend does not die with its name server.
-    pub(crate) fn after(&self, answers: &Answers) -> Self {
-        let known = |name: &String, answer: &Answer| match answer {
-            Ok(addresses) => addresses.clone(),
-            Err(_) => self.resolved.get(name).cloned().unwrap_or_default(),
-        };
-        let resolved = answers.0.iter().map(|(name, answer)| (name.clone(), known(name, answer))).collect();
-        Self { resolved, clusters: self.clusters.clone(), node: self.node.clone() }
-    }
-
-    /// The same with what was discovered.
-    pub(crate) fn with(&self, clusters: BTreeMap<PathBuf, Servers>) -> Self {
-        Self { resolved: self.resolved.clone(), clusters, node: self.node.clone() }
-    }
-
-    /// The same on a node that has these addresses.
-    pub(crate) fn on_node(mut self, addresses: BTreeSet<IpAddr>) -> Self {
-        self.node = addresses;
-        self
-    }
-
-    /// The node's addresses besides virtual IPs.
-    pub(crate) fn node(&self) -> &BTreeSet<IpAddr> {
-        &self.node
-    }
-
-    /// Names that mean these addresses.
-    #[cfg(test)]
-    pub(crate) fn of(resolved: BTreeMap<String, Vec<IpAddr>>) -> Self {
-        Self { resolved, ..Self::default() }
-    }
-
-    /// The addresses of each name.
-    pub(crate) fn resolved(&self) -> &BTreeMap<String, Vec<IpAddr>> {
-        &self.resolved
-    }
-
-    /// What was discovered through a kubeconfig.
-    pub(crate) fn discovered(&self, kubeconfig: &Path) -> Option<&Servers> {
-        self.clusters.get(kubeconfig)
-    }
-
-    /// The addresses of `name`.
-    pub(crate) fn addresses(&self, name: &str) -> &[IpAddr] {
-        self.resolved.get(name).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// What a round found for each name.
+/// The result of a round for each name.
 #[derive(Debug, Default)]
 pub(crate) struct Answers(BTreeMap<String, Answer>);
 
 impl Answers {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Answer)> {
+        self.0.iter()
+    }
+
     /// Each name, and why it has no address if it has none.
     pub(crate) fn failures(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|(name, answer)| (name.as_str(), answer.as_ref().err().map(String::as_str)))
@@ -184,7 +124,7 @@ impl Resolver {
 }
 
 /// What the system's resolver found, or why it did not.
-type Answer = Result<Vec<IpAddr>, String>;
+pub(super) type Answer = Result<Vec<IpAddr>, String>;
 
 /// The names that the system's resolver is busy with, and the answers that came too late for the round that asked. It
 /// may take much longer than a round, for one because its first name server is dead, and each question occupies a
@@ -239,21 +179,12 @@ fn names(config: &Config) -> BTreeSet<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn answers(of: &[(&str, Option<[u8; 4]>)]) -> Answers {
+    pub(crate) fn answers(of: &[(&str, Option<[u8; 4]>)]) -> Answers {
         let answer = |ip: &Option<[u8; 4]>| ip.map(|ip| vec![IpAddr::from(ip)]).ok_or("silence".to_owned());
         Answers(of.iter().map(|(name, ip)| ((*name).to_owned(), answer(ip))).collect())
-    }
-
-    #[test]
-    fn what_was_known_outlives_the_name_server_but_not_the_configuration() {
-        let names = Names::default().after(&answers(&[("a", Some([10, 0, 0, 1])), ("b", None)]));
-        assert_eq!(names.addresses("a"), [IpAddr::from([10, 0, 0, 1])]);
-        assert!(names.addresses("b").is_empty() && names.addresses("c").is_empty());
-        assert_eq!(names.after(&answers(&[("a", None), ("b", None)])), names);
-        assert!(names.after(&answers(&[("b", None)])).addresses("a").is_empty());
     }
 
     #[tokio::test]

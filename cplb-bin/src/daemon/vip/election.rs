@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cplb_config::Config;
 use netlink_vip::{
     GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
     VipGroupConfig,
@@ -16,10 +15,10 @@ use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus
 
 use crate::exit::{Failure, Kind};
 
-use crate::daemon::blueprint::{self, Instance};
 use crate::daemon::sender::EventSender;
 
 use super::bridge::{Bridge, ElectionEnd, VipEvent};
+use super::plan::Instance;
 
 /// How much longer than its own bound an ending election is waited for.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -53,13 +52,13 @@ pub(crate) struct Election {
 }
 
 impl Election {
-    /// Starts both threads; `None` if the configuration has no instance.
+    /// Starts both threads; `None` without any instance.
     pub(crate) fn start(
-        config: &Config,
+        instances: Vec<Instance>,
         state_dir: &Path,
         events: EventSender<VipEvent>,
     ) -> Result<Option<Self>, Failure> {
-        let instances = plan(config)?;
+        let instances: BTreeMap<_, _> = instances.into_iter().map(|it| (it.id, it)).collect();
         if instances.is_empty() {
             return Ok(None);
         }
@@ -102,10 +101,10 @@ impl Election {
         }))
     }
 
-    /// Checks another configuration.
-    pub(crate) fn prepare(&self, config: &Config) -> Result<Change, Failure> {
-        let wanted = plan(config)?;
-        let used: BTreeSet<IpAddr> = config.virtual_ips().collect();
+    /// The change to the instances of another configuration.
+    pub(crate) fn prepare(&self, instances: Vec<Instance>) -> Change {
+        let wanted: BTreeMap<_, _> = instances.into_iter().map(|it| (it.id, it)).collect();
+        let used: BTreeSet<IpAddr> = wanted.values().flat_map(Instance::addresses).collect();
         // A removed instance keeps its addresses until it has handed them over, unless another one takes them.
         let (handing_over, others): (Vec<&Instance>, Vec<&Instance>) =
             self.instances.values().partition(|known| {
@@ -113,7 +112,7 @@ impl Election {
             });
         let gone = others.iter().map(|known| known.id).filter(|id| !wanted.contains_key(id)).collect();
         let handing_over = handing_over.iter().map(|known| known.id).collect();
-        Ok(Change { handing_over, gone, wanted })
+        Change { handing_over, gone, wanted }
     }
 
     /// The groups that the keeper is to have, with those of instances that hand over.
@@ -252,11 +251,6 @@ impl Election {
 /// Whether a group's addresses are on this node, be it only until their sessions are reset.
 fn has_addresses(group: &GroupStatus) -> bool {
     matches!(group.state, GroupState::Held { .. } | GroupState::Departing)
-}
-
-fn plan(config: &Config) -> Result<BTreeMap<InstanceId, Instance>, Failure> {
-    let instances = blueprint::instances(config).map_err(|error| Failure::new(Kind::Config, error))?;
-    Ok(instances.into_iter().map(|instance| (instance.id, instance)).collect())
 }
 
 fn keeper_failure(error: &KeeperError) -> Failure {

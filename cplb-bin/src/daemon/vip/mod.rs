@@ -2,6 +2,8 @@
 
 mod bridge;
 mod election;
+mod plan;
 
-pub(crate) use bridge::{InstanceSettings, VipEvent};
+pub(crate) use bridge::VipEvent;
 pub(crate) use election::{Change, Election};
+pub(crate) use plan::{Instance, instances};

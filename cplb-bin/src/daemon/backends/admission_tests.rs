@@ -1,16 +1,15 @@
 //! No source of addresses gets past the rule that decides which of them may be backends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 
-use cplb_config::Config;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::backends::{Names, Servers};
-use super::blueprint::balanced;
+use super::*;
+use crate::daemon::backends::ClusterServers;
 
 const KUBECONFIG: &str = "/k.conf";
 const VIPS: [&str; 3] = ["10.0.0.100", "fd00::100", "10.0.0.200"];
@@ -83,12 +82,17 @@ fn file() -> impl Strategy<Value = String> {
 }
 
 /// Resolved backends beside the file: names, discovered or remembered servers, addresses of the node.
-fn names() -> impl Strategy<Value = Names> {
+fn names() -> impl Strategy<Value = ResolvedBackends> {
     (vec(address(), 0..4), vec(address(), 0..4), btree_set(server(), 0..6), vec(address(), 0..4)).prop_map(
         |(a, b, found, own)| {
-            let clusters = BTreeMap::from([(KUBECONFIG.into(), Servers { found, own, trust: None })]);
+            let clusters = BTreeMap::from([(
+                KUBECONFIG.into(),
+                ClusterServers { discovered: found, local_candidates: own, trust: None },
+            )]);
             let resolved = BTreeMap::from([("host-a".to_owned(), a), ("host-b".to_owned(), b)]);
-            Names::of(resolved).with(clusters).on_node(BTreeSet::from([[10, 0, 0, 11].into()]))
+            ResolvedBackends::of(resolved)
+                .with_clusters(clusters)
+                .on_node(BTreeSet::from([[10, 0, 0, 11].into()]))
         },
     )
 }
@@ -137,9 +141,9 @@ proptest! {
                 let _ = config.add_backend(backend);
             }
         }
-        let all = balanced(&config, &names, std::iter::empty());
-        for (service, built) in config.services.iter().zip(&all.services) {
-            for backend in &built.backends {
+        let all = admit(&config, &names);
+        for (service, backends) in &all.services {
+            for backend in backends {
                 let harmless = is_harmless(backend.addr, &config, service);
                 prop_assert!(harmless.is_ok(), "{}: {} in {text}", backend.addr, harmless.unwrap_err());
                 if let SocketAddr::V6(v6) = backend.addr {
@@ -160,10 +164,14 @@ fn every_source_leads_to_its_servers() {
     config.add_backend("10.0.0.3".parse().unwrap()).unwrap();
     let found = BTreeSet::from(["10.0.0.4:6443".parse().unwrap()]);
     let own = vec![IpAddr::from(Ipv6Addr::LOCALHOST)];
-    let clusters = BTreeMap::from([(KUBECONFIG.into(), Servers { found, own, trust: None })]);
-    let names = Names::of(BTreeMap::from([("host-a".to_owned(), vec![[10, 0, 0, 2].into()])])).with(clusters);
-    let all = balanced(&config, &names, std::iter::empty());
-    let used: Vec<String> = all.services[0].backends.iter().map(|it| it.addr.to_string()).collect();
+    let clusters = BTreeMap::from([(
+        KUBECONFIG.into(),
+        ClusterServers { discovered: found, local_candidates: own, trust: None },
+    )]);
+    let names = ResolvedBackends::of(BTreeMap::from([("host-a".to_owned(), vec![[10, 0, 0, 2].into()])]))
+        .with_clusters(clusters);
+    let all = admit(&config, &names);
+    let used: Vec<String> = all.services[0].1.iter().map(|it| it.addr.to_string()).collect();
     assert_eq!(used, ["10.0.0.1:6443", "10.0.0.2:6443", "10.0.0.3:6443", "10.0.0.4:6443", "[::1]:6443"]);
     assert!(all.refusals.is_empty());
 }

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 
 use cplb_config::{Origin, Unfit};
 
-use super::Daemon;
-use super::backends::refused;
-use super::blueprint::{self, Balanced, Refusal};
-use super::problems::{Cause, Problems};
+use crate::daemon::problems::{Cause, Problems};
+
+use super::admission::Refusal;
+use super::clusters::refused;
 
 /// The refusals that were logged.
 #[derive(Debug, Default)]
@@ -22,18 +22,36 @@ struct News {
 }
 
 impl Refusals {
+    /// Logs the refusals that are new, and raises a problem for each service that is left without a backend.
+    pub(crate) fn report(
+        &mut self,
+        services: &[lb_proxy::Service],
+        all: &[Refusal],
+        problems: &mut Problems,
+    ) {
+        for News { origin, servers } in self.update(services, all, problems) {
+            let count = servers.len();
+            tracing::warn!(source = word(origin), count, "backends refused: {}", refused(&servers));
+        }
+    }
+
     /// Returns the refusals that are new, and raises a problem for each service that is left without a backend.
-    fn update(&mut self, balanced: &Balanced, problems: &mut Problems) -> Vec<News> {
+    fn update(
+        &mut self,
+        services: &[lb_proxy::Service],
+        all: &[Refusal],
+        problems: &mut Problems,
+    ) -> Vec<News> {
         // Local candidates are guesses: a wrong one is no mistake of the operator.
         let reported = |refusal: &&Refusal| refusal.origin != Origin::LocalCandidate;
         let now: BTreeSet<_> =
-            balanced.refusals.iter().filter(reported).map(|it| (it.unfit, it.origin, it.server)).collect();
+            all.iter().filter(reported).map(|it| (it.unfit, it.origin, it.server)).collect();
         let mut news: BTreeMap<(Unfit, Origin), Vec<(SocketAddr, Unfit)>> = BTreeMap::new();
         for (unfit, origin, server) in now.difference(&self.0) {
             news.entry((*unfit, *origin)).or_default().push((*server, *unfit));
         }
         self.0 = now;
-        let without: BTreeMap<&str, Vec<(SocketAddr, Unfit)>> = without_backends(balanced);
+        let without: BTreeMap<&str, Vec<(SocketAddr, Unfit)>> = without_backends(services, all);
         problems
             .retain(|cause| !matches!(cause, Cause::Backends(name) if !without.contains_key(name.as_str())));
         for (service, servers) in without {
@@ -45,25 +63,17 @@ impl Refusals {
 }
 
 /// Services that would have backends if none was refused.
-fn without_backends(balanced: &Balanced) -> BTreeMap<&str, Vec<(SocketAddr, Unfit)>> {
-    let empty = balanced.services.iter().filter(|service| service.backends.is_empty());
+fn without_backends<'a>(
+    services: &'a [lb_proxy::Service],
+    all: &[Refusal],
+) -> BTreeMap<&'a str, Vec<(SocketAddr, Unfit)>> {
+    let empty = services.iter().filter(|service| service.backends.is_empty());
     let refusals = |service: &str| {
-        let own = balanced.refusals.iter().filter(|refusal| refusal.service == service);
+        let own = all.iter().filter(|refusal| refusal.service == service);
         own.map(|refusal| (refusal.server, refusal.unfit)).collect::<Vec<_>>()
     };
     let found = empty.map(|service| (&*service.name, refusals(&service.name)));
     found.filter(|(_, refused)| !refused.is_empty()).collect()
-}
-
-impl Daemon {
-    /// Logs the addresses that may not be backends, once for each change.
-    pub(super) fn report_refusals(&mut self) {
-        let balanced = blueprint::balanced(&self.config, &self.names, self.held());
-        for News { origin, servers } in self.refusals.update(&balanced, &mut self.problems) {
-            let count = servers.len();
-            tracing::warn!(source = word(origin), count, "backends refused: {}", refused(&servers));
-        }
-    }
 }
 
 fn word(origin: Origin) -> &'static str {
@@ -84,12 +94,20 @@ mod tests {
         Refusal { service: service.to_owned(), server, origin: Origin::Discovered, unfit }
     }
 
-    fn balanced(servers: &[(&str, &[u8])], refusals: Vec<Refusal>) -> Balanced {
+    fn balanced(servers: &[(&str, &[u8])], refusals: Vec<Refusal>) -> (Vec<lb_proxy::Service>, Vec<Refusal>) {
         let backend = |host: &u8| lb_proxy::Backend::new(SocketAddr::from(([10, 0, 0, *host], 6443)));
         let service = |(name, hosts): &(&str, &[u8])| {
             lb_proxy::Service::new(*name, Vec::new(), hosts.iter().map(backend).collect())
         };
-        Balanced { services: servers.iter().map(service).collect(), refusals }
+        (servers.iter().map(service).collect(), refusals)
+    }
+
+    fn update(
+        refusals: &mut Refusals,
+        (services, all): &(Vec<lb_proxy::Service>, Vec<Refusal>),
+        problems: &mut Problems,
+    ) -> Vec<News> {
+        refusals.update(services, all, problems)
     }
 
     #[test]
@@ -97,7 +115,7 @@ mod tests {
         let (mut refusals, mut problems) = (Refusals::default(), Problems::default());
         let both = || vec![refusal("a", 12, Unfit::Proxy), refusal("b", 12, Unfit::Proxy)];
         let some = balanced(&[("a", &[11]), ("b", &[])], both());
-        let news = refusals.update(&some, &mut problems);
+        let news = update(&mut refusals, &some, &mut problems);
         assert_eq!(news.len(), 1, "both services refuse the same server");
         assert_eq!(
             problems.texts(),
@@ -105,18 +123,18 @@ mod tests {
                 "b has no backend: 10.0.0.12:6444 is where a proxy of this configuration listens, on every node"
             ]
         );
-        assert!(refusals.update(&some, &mut problems).is_empty());
+        assert!(update(&mut refusals, &some, &mut problems).is_empty());
         let good = balanced(&[("a", &[11]), ("b", &[11])], both());
-        assert!(refusals.update(&good, &mut problems).is_empty());
+        assert!(update(&mut refusals, &good, &mut problems).is_empty());
         assert!(problems.texts().is_empty());
-        refusals.update(&balanced(&[("a", &[11]), ("b", &[11])], Vec::new()), &mut problems);
-        assert_eq!(refusals.update(&good, &mut problems).len(), 1, "it came back");
+        update(&mut refusals, &balanced(&[("a", &[11]), ("b", &[11])], Vec::new()), &mut problems);
+        assert_eq!(update(&mut refusals, &good, &mut problems).len(), 1, "it came back");
     }
 
     #[test]
     fn a_service_without_any_candidate_is_not_degraded_by_refusals() {
         let mut problems = Problems::default();
-        Refusals::default().update(&balanced(&[("a", &[])], Vec::new()), &mut problems);
+        update(&mut Refusals::default(), &balanced(&[("a", &[])], Vec::new()), &mut problems);
         assert!(problems.texts().is_empty());
     }
 }
