@@ -9,7 +9,7 @@ use lb_proxy::MARK;
 use lb_proxy::nft::{Delivery, Director, Table, TableName};
 
 use super::backends::{Admitted, Refusal, ResolvedBackends, admit, is_api};
-use super::ipvs::{self, Directed};
+use super::ipvs::{self, IpvsPlan};
 use super::proxy::ProxyPlan;
 use super::vip::{self, Instance};
 use crate::exit::{Failure, Kind};
@@ -22,7 +22,7 @@ pub(crate) struct Desired {
     pub(crate) refusals: Vec<Refusal>,
     /// The controllers of the cluster, as far as they are known.
     pub(crate) controllers: BTreeSet<IpAddr>,
-    pub(crate) virtual_servers: Vec<Directed>,
+    pub(crate) ipvs: IpvsPlan,
     /// The nftables table without rules for IPVS.
     table: Option<Table>,
 }
@@ -35,7 +35,7 @@ impl Desired {
             proxy: ProxyPlan { services, forbidden: config.virtual_ips().collect() },
             refusals,
             controllers: controllers(config, resolved),
-            virtual_servers: ipvs::directed(config),
+            ipvs: IpvsPlan { virtual_servers: ipvs::directed(config), sync: config.ipvs_sync },
             table: table(config, held),
         }
     }

@@ -3,10 +3,10 @@
 //! A producer has an [`EventSender`](super::sender::EventSender) of its own events and does not know this type.
 
 use super::backends::{Discovered, Resolved};
-use super::ipvs::{Heard, News};
+use super::ipvs::{News, ProbeReport};
 use super::prepare::Reading;
 use super::reload::Staging;
-use super::serving::Finding;
+use super::serving::Observation;
 use super::state_dir::Probed;
 use super::table::TableChange;
 use super::vip::VipEvent;
@@ -20,8 +20,8 @@ pub(crate) enum Event {
     Proxy(lb_proxy::Event),
     /// Name resolution and discovery.
     Backends(BackendsEvent),
-    /// A round of checks for the serving verdict is over.
-    Serving(Finding),
+    /// Evidence for the serving verdict was gathered.
+    Serving(Observation),
     /// IPVS and its prober.
     Ipvs(IpvsEvent),
     /// The nftables table was changed, or could not be.
@@ -43,7 +43,7 @@ pub(crate) enum BackendsEvent {
 #[derive(Debug)]
 pub(crate) enum IpvsEvent {
     Observed(News),
-    Probed(Heard),
+    Probed(ProbeReport),
 }
 
 /// An event of a reload.
@@ -69,9 +69,9 @@ events! {
     lb_proxy::Event => Self::Proxy,
     Resolved => |event| Self::Backends(BackendsEvent::Resolved(event)),
     Discovered => |event| Self::Backends(BackendsEvent::Discovered(event)),
-    Finding => Self::Serving,
+    Observation => Self::Serving,
     News => |event| Self::Ipvs(IpvsEvent::Observed(event)),
-    Heard => |event| Self::Ipvs(IpvsEvent::Probed(event)),
+    ProbeReport => |event| Self::Ipvs(IpvsEvent::Probed(event)),
     TableChange => Self::Table,
     Reading => |event| Self::Reload(ReloadEvent::Read(event)),
     Staging => |event| Self::Reload(ReloadEvent::Staged(event)),

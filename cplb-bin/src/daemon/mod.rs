@@ -6,7 +6,6 @@
 
 mod backends;
 mod desired;
-mod direct;
 mod event;
 mod events;
 mod exclusion;
@@ -46,8 +45,8 @@ use crate::status::server::{BindError, StatusSocket};
 
 use backends::{Answers, Clusters, Refusals, ResolvedBackends, Resolver, node_addresses, written_servers};
 use desired::Desired;
-use direct::Ipvs;
 use event::Event;
+use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
 use prepare::Prepared;
 use problems::{Cause, Problems};
@@ -89,8 +88,6 @@ pub(crate) struct Daemon {
     pub(crate) problems: Problems,
     pub(crate) refusals: Refusals,
     pub(crate) reloads: Reloads,
-    /// Counts the configurations that were put into effect.
-    pub(crate) generation: u64,
     /// Whether the virtual IPs are being handed over for good.
     pub(crate) stopping: bool,
     /// How often the kernel had dropped news when that was last looked at.
@@ -153,13 +150,16 @@ impl Daemon {
         let desired = Desired::new(&config, &backends, &BTreeSet::new());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
-        if let Err(failure) = table.set(desired.table(Self::first_directors(&config))).await {
+        let (observations, probes) = (EventSender::new(&channel), EventSender::new(&channel));
+        let interfaces = vip::named_interfaces(&config);
+        let ipvs = Ipvs::new(desired.ipvs.clone(), interfaces, &args.state_dir, observations, probes);
+        if let Err(failure) = table.set(desired.table(ipvs.rules())).await {
             proxy.stop();
             return Err(failure);
         }
         let now = Instant::now();
         let mut daemon = Self {
-            ipvs: Ipvs::new(&args.state_dir, EventSender::new(&channel), EventSender::new(&channel)),
+            ipvs,
             args,
             config,
             started: now,
@@ -171,13 +171,12 @@ impl Daemon {
             table,
             delivered: BTreeMap::new(),
             election: None,
-            verdict: Verdict::new(EventSender::new(&channel), now),
+            verdict: Verdict::new(now),
             socket,
             events,
             problems,
             refusals: Refusals::default(),
             reloads: Reloads::default(),
-            generation: 0,
             stopping: false,
             overruns: 0,
             lock,
@@ -198,8 +197,8 @@ impl Daemon {
                 return Err(failure);
             }
         }
-        daemon.ipvs.start(&daemon.config);
-        daemon.update_ipvs();
+        daemon.ipvs.start();
+        daemon.update_ipvs(Input::Instances(daemon.interfaces()));
         daemon.report_refusals();
         tracing::info!(
             config = %daemon.args.config.config.display(),
@@ -215,10 +214,8 @@ impl Daemon {
         if let Some(election) = self.election.take() {
             election.end().await;
         }
-        if let Some(director) = self.ipvs.director.take() {
-            for left in director.end().await {
-                tracing::warn!(target: ANSWER, "left behind: {left}");
-            }
+        for left in self.ipvs.end().await {
+            tracing::warn!(target: ANSWER, "left behind: {left}");
         }
         if let Err(error) = self.table.set(None).await {
             tracing::warn!(%error, "the nftables table is left behind");

@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cplb_config::Config;
 use lb_proxy::ReconfigureError;
@@ -27,12 +28,13 @@ use crate::logging::ANSWER;
 
 use super::backends::{Answers, Resolved, ResolvedBackends};
 use super::desired::{self, Desired};
+use super::ipvs::{self, Input, Interfaces, Members};
 use super::prepare::{self, Prepared, Reading};
 use super::problems::Cause;
 use super::sender::EventSender;
 use super::table::{TableChange, TableKeeper};
 use super::vip::{Change, Election, Instance};
-use super::{Daemon, events, resolve};
+use super::{Daemon, events, resolve, serving};
 
 /// What becomes of the files that were read.
 #[derive(Default)]
@@ -185,7 +187,7 @@ impl Daemon {
         let change = self.election.as_ref().map(|election| election.prepare(instances));
         self.proxy.stage(desired.proxy.clone())?;
         let mut steps =
-            Steps { table: Arc::clone(&self.table), desired: desired.table(self.directors()), keeper: None };
+            Steps { table: Arc::clone(&self.table), desired: desired.table(self.ipvs.rules()), keeper: None };
         if let (Some(election), Some(change)) = (&self.election, &change) {
             election.expect(change);
             steps.keeper = Some((election.keeper.clone(), election.groups(change)));
@@ -249,7 +251,7 @@ impl Daemon {
         self.proxy.commit();
         (self.config, self.backends) = (config, backends);
         self.desired = Desired::new(&self.config, &self.backends, &self.held());
-        self.generation += 1;
+        self.verdict.handle(serving::Input::Configured, Instant::now());
         self.problems.clear(&Cause::Services);
         self.report_refusals();
         self.clusters.follow(&self.config);
@@ -257,7 +259,8 @@ impl Daemon {
             election.forget_controllers();
         }
         self.update_controllers();
-        self.redirect();
+        self.update_ipvs(Input::Configured(self.desired.ipvs.clone(), self.interfaces()));
+        self.ipvs.report_faults(&mut self.problems);
         self.change_table();
         self.forget_problems();
         self.use_discovered();
@@ -312,10 +315,30 @@ impl Daemon {
         self.election.iter().flat_map(Election::addresses).collect()
     }
 
+    /// The interfaces of the instances that the election runs.
+    pub(super) fn interfaces(&self) -> Interfaces {
+        let instances = self.election.as_ref().map(|election| election.instances.values())?;
+        Some(instances.map(|instance| (instance.id, instance.interface_name())).collect())
+    }
+
+    /// Takes a fact about IPVS, and has the table changed where its rules follow from it.
+    pub(super) fn update_ipvs(&mut self, input: Input) {
+        let members = self.members();
+        if self.ipvs.handle(input, members, Instant::now()).is_some() {
+            self.change_table();
+        }
+    }
+
+    /// The servers behind virtual servers; none where IPVS is not wanted.
+    pub(super) fn members(&self) -> Members {
+        let balancer = self.proxy.balancer().filter(|_| !self.desired.ipvs.virtual_servers.is_empty());
+        ipvs::members(&self.desired.proxy.services, balancer.map(Arc::as_ref))
+    }
+
     /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
     pub(super) fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), EventSender::<TableChange>::new(&self.channel));
-        let directors = self.directors();
+        let directors = self.ipvs.rules();
         let desired = self.desired.table(directors.clone());
         tokio::spawn(async move {
             let result = table.set(desired).await;
@@ -340,6 +363,7 @@ impl Daemon {
         }
         // Without virtual IPs the listeners may be fewer.
         self.update_desired();
+        self.update_ipvs(Input::Instances(self.interfaces()));
         self.change_table();
         self.forget_problems();
         self.begin_next();

@@ -51,14 +51,14 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             config: self.args.config.config.display().to_string(),
             degraded: self.problems.texts().into_iter().chain(instances.iter().filter_map(unowned)).collect(),
-            serving: self.verdict.status(),
+            serving: self.verdict.status(Instant::now()),
             real_time,
             instances,
             kernel,
             interfaces,
             services: self.services(),
             discovery: self.clusters.known().map(|known| discovery(&known)).collect(),
-            ipvs: self.ipvs_status(),
+            ipvs: self.ipvs.status(&self.members()),
             table: self.table.status(),
         }
     }

@@ -15,21 +15,19 @@ use crate::status::server::{self, Kept};
 use super::backends::Discovered;
 use super::desired;
 use super::event::{BackendsEvent, Event, IpvsEvent, ReloadEvent};
+use super::ipvs::{Input, Ipvs, News, ProbeReport, Sessions};
 use super::problems::Cause;
-use super::serving::{Finding, Round};
+use super::sender::EventSender;
+use super::serving::{self, Lease, Observation, Sources};
 use super::signals::{Asked, Signals};
 use super::table::{Delivered, Look, Reason, TableChange};
 use super::vip::{Election, Instance, VipEvent};
 use super::{Daemon, events, resolve, reverse_path, vrf};
 
 /// How often names, locks and other rare things are looked at again.
-const CHORES: Duration = Duration::from_secs(5);
-/// Shortest and longest time between two rounds of the serving verdict.
-const ROUND: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// The election believes a good verdict for two rounds, and at least for this time: a node whose processors are busy for
-/// a moment still serves, and a heartbeat may take as long.
-const LEAST_LEASE: Duration = Duration::from_secs(1);
-
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+/// Shortest and longest time between two gatherings of evidence for the serving verdict.
+const EVIDENCE_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
     pub(crate) async fn supervise(mut self, signals: &mut Signals) -> Result<(), Failure> {
@@ -44,17 +42,17 @@ impl Daemon {
     }
 
     async fn watch(&mut self, signals: &mut Signals) -> Result<(), Failure> {
-        let mut rounds = steady(self.round_interval());
-        let mut chores = steady(CHORES);
+        let mut evidence = steady(self.evidence_interval());
+        let mut maintenance = steady(MAINTENANCE_INTERVAL);
         let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
                 Some(event) = self.events.recv() => self.on_event(event).await?,
-                _ = rounds.tick() => {
+                _ = evidence.tick() => {
                     self.check_threads()?;
-                    self.start_round();
+                    self.gather_evidence();
                 }
-                _ = chores.tick() => self.chores(),
+                _ = maintenance.tick() => self.maintain(),
                 stream = self.socket.accept() => {
                     tokio::spawn(server::answer(stream, self.status()));
                 }
@@ -67,14 +65,14 @@ impl Daemon {
                 () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
             }
             self.finish_removals();
-            if rounds.period() != self.round_interval() {
-                rounds = steady(self.round_interval());
+            if evidence.period() != self.evidence_interval() {
+                evidence = steady(self.evidence_interval());
             }
-            if let Some(deadline) = deadline {
-                let left = self.has_left();
-                if left && self.handover_is_over(deadline) {
-                    return Ok(());
-                }
+            if let Some(deadline) = deadline
+                && self.poll_departure()
+                && self.handover_is_over(deadline)
+            {
+                return Ok(());
             }
         }
     }
@@ -89,22 +87,31 @@ impl Daemon {
         }
     }
 
-    fn round_interval(&self) -> Duration {
+    fn evidence_interval(&self) -> Duration {
         let service = desired::deciding_service(&self.config);
         let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
-        health.map_or(Duration::from_secs(1), |service| service.health.interval).clamp(ROUND.0, ROUND.1)
+        health
+            .map_or(Duration::from_secs(1), |service| service.health.interval)
+            .clamp(EVIDENCE_INTERVAL.0, EVIDENCE_INTERVAL.1)
     }
 
-    fn start_round(&mut self) {
-        let round = Round {
-            generation: self.generation,
+    /// Gathers evidence for the serving verdict, unless that is under way.
+    fn gather_evidence(&mut self) {
+        let output = self.verdict.handle(serving::Input::Due, Instant::now());
+        self.gather(output.gather);
+    }
+
+    fn gather(&self, generation: Option<u64>) {
+        let Some(generation) = generation else { return };
+        let sources = Sources {
+            generation,
             keeper: self.election.as_ref().map(|election| election.keeper.clone()),
             balancer: self.proxy.balancer().cloned(),
             table: self.table.clone(),
-            ipvs: self.ipvs.wanted_director(),
+            ipvs: self.ipvs.evidence(),
             service: desired::deciding_service(&self.config).map(str::to_owned),
         };
-        self.verdict.start_round(round);
+        sources.spawn(EventSender::new(&self.channel));
     }
 
     async fn on_event(&mut self, event: Event) -> Result<(), Failure> {
@@ -113,9 +120,9 @@ impl Daemon {
             Event::Proxy(event) => self.on_proxy(&event),
             Event::Backends(BackendsEvent::Resolved(resolved)) => self.on_resolved(resolved),
             Event::Backends(BackendsEvent::Discovered(discovered)) => self.on_discovered(discovered),
-            Event::Serving(finding) => self.on_finding(&finding),
+            Event::Serving(observation) => self.on_observation(&observation),
             Event::Ipvs(IpvsEvent::Observed(news)) => self.on_ipvs(news),
-            Event::Ipvs(IpvsEvent::Probed(heard)) => self.on_heard(heard),
+            Event::Ipvs(IpvsEvent::Probed(report)) => self.on_probed(report),
             Event::Table(change) => self.on_table(change),
             Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
             Event::Reload(ReloadEvent::Staged(staging)) => self.on_staged(staging),
@@ -147,7 +154,7 @@ impl Daemon {
             instance.is_some_and(Instance::multicasts_v6)
         };
         events::link_local(event, multicasts, &mut self.problems);
-        self.on_seat(event);
+        self.on_addresses(event);
         if let KeeperEvent::SessionsLeft { ips, .. } = event {
             self.proxy.reset_sessions(ips).await;
         }
@@ -159,18 +166,57 @@ impl Daemon {
             Balancer::TransparentRefused { reason } => {
                 let why = format!("listeners cannot be transparent: {reason}");
                 self.table.expect_ordinary_listeners(why);
-                self.start_round();
+                self.gather_evidence();
             }
             Balancer::BackendUp { .. } | Balancer::BackendLeaving { .. } | Balancer::BackendDown { .. } => {
-                self.start_round();
-                self.update_ipvs();
+                self.gather_evidence();
+                self.update_ipvs(Input::Tick);
             }
             _ => {}
         }
     }
 
+    /// Tells IPVS what the keeper reports of an instance's addresses and interface.
+    fn on_addresses(&mut self, event: &KeeperEvent) {
+        let input = match event {
+            KeeperEvent::Installed { id, .. } => Input::Held(InstanceId(id.0)),
+            KeeperEvent::Removed { id, .. } => Input::Lost(InstanceId(id.0)),
+            KeeperEvent::Interface { id, state } => {
+                Input::Interface(InstanceId(id.0), state.as_ref().map(|state| state.name.clone()))
+            }
+            KeeperEvent::Resynced { .. } => Input::InitialSync,
+            _ => return,
+        };
+        self.update_ipvs(input);
+    }
+
+    fn on_ipvs(&mut self, news: News) {
+        self.update_ipvs(Input::Observed(news));
+        self.ipvs.report_faults(&mut self.problems);
+    }
+
+    fn on_probed(&mut self, report: ProbeReport) {
+        Ipvs::report_probes(&report, &mut self.problems);
+        self.update_ipvs(Input::Probed(report));
+        self.ipvs.log_probes();
+    }
+
+    /// Tells directors on other nodes that this one departs. Returns whether they know.
+    fn poll_departure(&mut self) -> bool {
+        let now = Instant::now();
+        if self.ipvs.departure().is_none() {
+            self.update_ipvs(Input::Depart);
+            let until = self.ipvs.departure().filter(|until| *until > now);
+            if let Some(until) = until {
+                let seconds = (until - now).as_secs_f64();
+                tracing::info!(seconds, "telling directors on other nodes that this one departs");
+            }
+        }
+        self.ipvs.departure().is_none_or(|until| now >= until)
+    }
+
     fn uses_state_dir(&self) -> bool {
-        self.election.is_some() || self.ipvs.director.is_some() || self.clusters.known().next().is_some()
+        self.election.is_some() || self.ipvs.is_running() || self.clusters.known().next().is_some()
     }
 
     /// Writes the document of `cplb status --json` to the log.
@@ -200,12 +246,35 @@ impl Daemon {
         }
     }
 
-    fn on_finding(&mut self, finding: &Finding) {
-        if finding.generation != self.generation {
-            self.verdict.discard();
-            return self.start_round();
+    fn on_observation(&mut self, observation: &Observation) {
+        let Observation { generation, evidence, table, fitness } = observation;
+        if self.verdict.is_current(*generation) {
+            self.note_table(table.as_ref());
+            self.ipvs.log_probes();
+            self.update_ipvs(Input::Tick);
+            events::fitness(fitness, &mut self.problems);
         }
-        match &finding.look {
+        let interval = self.evidence_interval();
+        let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
+        let output = self.verdict.handle(input, Instant::now());
+        self.gather(output.gather);
+        match output.news {
+            Some(Ok(())) => tracing::info!("this node can serve"),
+            Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
+            None => {}
+        }
+        let Some(election) = &self.election else { return };
+        match output.lease {
+            // If this thread or a check hangs, the lease ends.
+            Some(Lease::Until(until, unfit)) => election.runner.serving_except(until, unfit),
+            Some(Lease::None) => election.runner.not_serving(),
+            None => {}
+        }
+    }
+
+    /// Reports the state of the table that was observed.
+    fn note_table(&mut self, look: Option<&Look>) {
+        match look {
             Some(Look::Restored) => {
                 tracing::warn!("somebody removed or changed the nftables table; it is restored");
                 self.problems.clear(&Cause::Table);
@@ -216,22 +285,6 @@ impl Daemon {
             }
         }
         self.log_delivery();
-        self.tell_opinions();
-        self.update_ipvs();
-        let lease = LEAST_LEASE.max(2 * self.round_interval());
-        match self.verdict.conclude(&finding.evidence, lease) {
-            Some(Ok(())) => tracing::info!("this node can serve"),
-            Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
-            None => {}
-        }
-        self.verdict.set_fitness(&finding.fitness);
-        events::fitness(&finding.fitness, &mut self.problems);
-        let Some(election) = &self.election else { return };
-        match self.verdict.believed() {
-            // A lease: if this thread or a check hangs, it ends.
-            Some(until) => election.runner.serving_except(until, self.verdict.unfit()),
-            None => election.runner.not_serving(),
-        }
     }
 
     fn on_table(&mut self, change: TableChange) {
@@ -239,7 +292,7 @@ impl Daemon {
             self.table_is_wrong(failure.message());
         }
         self.log_delivery();
-        self.on_directors(change.directors);
+        self.update_ipvs(Input::RulesApplied(change.directors));
     }
 
     fn table_is_wrong(&mut self, why: &str) {
@@ -261,11 +314,15 @@ impl Daemon {
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
             self.proxy.reset_sessions(&lasting).await;
         }
-        self.withdraw(id).await;
+        let sessions = if instance.group.lasting.is_empty() { Sessions::End } else { Sessions::Continue };
+        self.update_ipvs(Input::PlannedRelease(id, sessions));
+        if sessions == Sessions::End {
+            self.ipvs.withdrawn(id).await;
+        }
         keeper.finish_release(group);
     }
 
-    fn chores(&mut self) {
+    fn maintain(&mut self) {
         self.problems.fade(Instant::now());
         self.keep_lock();
         self.keep_socket();
@@ -327,7 +384,7 @@ impl Daemon {
         if backends != self.backends && self.reloads.is_idle() {
             self.backends = backends;
             self.update_desired();
-            self.update_ipvs();
+            self.update_ipvs(Input::Tick);
         }
     }
 

@@ -1,11 +1,11 @@
-//! Whether this node could serve a client that reaches it through a VIP.
+//! The evidence for the serving verdict: could this node serve a client that reaches it through a VIP?
 //!
 //! The verdict decides who should hold the VIP, so it is drawn from what a client would meet on this node: the
 //! keeper of the address, the nftables table, the load balancer's real listener and a healthy backend. When several backends are configured,
 //! one of them must answer from another node: a controller that is cut off from the rest still reaches its own API
 //! server, and would otherwise believe itself sound.
 
-/// What was observed in one round.
+/// The state of the parts that a client meets, at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
     /// Why the virtual IPs would not be held here.
@@ -32,8 +32,8 @@ pub(crate) struct Backends {
     pub(crate) healthy_remote: usize,
 }
 
-/// `Err` carries the reason for the operator.
-pub(crate) fn judge(evidence: &Evidence) -> Result<(), String> {
+/// The verdict by this evidence; `Err` carries the reason for the operator.
+pub(crate) fn assess(evidence: &Evidence) -> Result<(), String> {
     if let Some(why) = &evidence.keeper {
         return Err(format!("virtual IPs: {why}"));
     }
@@ -80,41 +80,41 @@ mod tests {
 
     #[test]
     fn another_node_s_backend_is_enough() {
-        assert_eq!(judge(&evidence((0, 1), (1, 2))), Ok(()));
+        assert_eq!(assess(&evidence((0, 1), (1, 2))), Ok(()));
     }
 
     #[test]
     fn a_lonely_own_backend_serves_but_not_when_others_should_answer() {
-        assert_eq!(judge(&evidence((1, 1), (0, 0))), Ok(()));
-        assert!(judge(&evidence((1, 1), (0, 2))).unwrap_err().contains("cut off"));
+        assert_eq!(assess(&evidence((1, 1), (0, 0))), Ok(()));
+        assert!(assess(&evidence((1, 1), (0, 2))).unwrap_err().contains("cut off"));
     }
 
     #[test]
     fn without_a_balancer_there_is_nothing_to_judge() {
-        assert_eq!(judge(&Evidence::default()), Ok(()));
+        assert_eq!(assess(&Evidence::default()), Ok(()));
     }
 
     #[test]
     fn backends_that_were_not_checked_are_not_called_unhealthy() {
         let mut waiting = evidence((0, 1), (0, 2));
         waiting.backends.as_mut().unwrap().unchecked = 2;
-        assert_eq!(judge(&waiting), Err("waiting for the health checks of 2 backends".to_owned()));
+        assert_eq!(assess(&waiting), Err("waiting for the health checks of 2 backends".to_owned()));
         waiting.backends.as_mut().unwrap().healthy = 1;
         waiting.backends.as_mut().unwrap().healthy_remote = 1;
-        assert_eq!(judge(&waiting), Ok(()));
+        assert_eq!(assess(&waiting), Ok(()));
     }
 
     #[test]
     fn each_missing_piece_is_named() {
-        assert_eq!(judge(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
-        assert_eq!(judge(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
+        assert_eq!(assess(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
+        assert_eq!(assess(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
         let table = Evidence { table: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
-        assert_eq!(judge(&table), Err("nftables: gone".to_owned()));
+        assert_eq!(assess(&table), Err("nftables: gone".to_owned()));
         let keeper = Evidence { keeper: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
-        assert_eq!(judge(&keeper), Err("virtual IPs: silent".to_owned()));
+        assert_eq!(assess(&keeper), Err("virtual IPs: silent".to_owned()));
         let ipvs = Evidence { ipvs: Some("no module".into()), ..evidence((0, 0), (1, 1)) };
-        assert_eq!(judge(&ipvs), Err("ipvs: no module".to_owned()));
+        assert_eq!(assess(&ipvs), Err("ipvs: no module".to_owned()));
         let heartbeat = Evidence { heartbeat: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
-        assert_eq!(judge(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
+        assert_eq!(assess(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
     }
 }

@@ -2,7 +2,9 @@
 
 mod evidence;
 mod fitness;
+mod sources;
 mod verdict;
 
 pub(crate) use fitness::{Fitness, copy_text};
-pub(crate) use verdict::{Finding, Round, Verdict};
+pub(crate) use sources::{Observation, Sources};
+pub(crate) use verdict::{Input, Lease, Verdict};

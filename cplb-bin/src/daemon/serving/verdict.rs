@@ -1,147 +1,150 @@
-//! Draws the serving verdict again and again, and tells the election.
+//! The serving verdict as a state machine without I/O: evidence comes in by [`Verdict::handle`], a lease comes out.
+//!
+//! The election believes a good verdict only until its lease ends. If gathering evidence hangs, no lease follows, and
+//! this node advertises the degraded priority.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_proxy::{HeartbeatError, LoadBalancer};
-use netlink_vip::KeeperHandle;
 use vrrp::runner::InstanceId;
 
 use crate::status::schema::Serving;
 
-use crate::daemon::ipvs::DirectorHandle;
-use crate::daemon::sender::EventSender;
-use crate::daemon::table::{Look, TableKeeper};
+use super::evidence::{self, Evidence};
+use super::fitness::Fitness;
 
-use super::evidence::{self, Backends, Evidence};
-use super::fitness::{self, Fitness};
+/// The shortest lease: a node whose processors are busy for a moment still serves, and a heartbeat may take as long.
+const MIN_SERVING_LEASE: Duration = Duration::from_secs(1);
 
-/// The load balancer's answer to a heartbeat may take this long.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A fact.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Input<'a> {
+    /// It is time to gather evidence, or something changed that may change the verdict.
+    Due,
+    /// Another configuration is in use: evidence under the one before says nothing.
+    Configured,
+    /// The evidence of the configuration with this generation. The next one follows after about `interval`.
+    Observed { generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness], interval: Duration },
+}
 
-/// A keeper that owes an answer for longer is stuck: the kernel ends its leases.
-const KEEPER_PATIENCE: Duration = Duration::from_millis(1500);
+/// The work that follows.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// Evidence is to be gathered under this generation.
+    pub(crate) gather: Option<u64>,
+    /// The new verdict, where it differs from the one before.
+    pub(crate) news: Option<Result<(), String>>,
+    /// The lease that the election gets now.
+    pub(crate) lease: Option<Lease>,
+}
+
+/// The permission to hold virtual IPs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lease {
+    /// This node may hold all instances but these.
+    Until(Instant, BTreeSet<InstanceId>),
+    /// It should hold none.
+    None,
+}
 
 /// The current verdict.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    events: EventSender<Finding>,
-    /// `None` until the first round is over.
-    judged: Option<Result<(), String>>,
+    /// Counts the configurations that were put into effect.
+    generation: u64,
+    /// `None` before the first evidence.
+    verdict: Option<Result<(), String>>,
     since: Instant,
-    /// When the round that is under way began.
-    round: Option<Instant>,
-    /// How long the election believes a good verdict.
-    believed: Instant,
+    /// When gathering began that is under way.
+    gathering_since: Option<Instant>,
+    /// When the lease of a good verdict ends.
+    lease_until: Instant,
     /// The instances that this node should not hold although it serves, and why.
     unfit: BTreeMap<InstanceId, Vec<String>>,
 }
 
-/// What a round found.
-#[derive(Debug)]
-pub(crate) struct Finding {
-    /// As in [`Round`].
-    pub(crate) generation: u64,
-    pub(crate) evidence: Evidence,
-    /// What became of the nftables table, if there is one.
-    pub(crate) look: Option<Look>,
-    /// Whether this node can hold the addresses of each instance.
-    pub(crate) fitness: Vec<Fitness>,
-}
-
-/// What a round looks at.
-#[derive(Clone)]
-pub(crate) struct Round {
-    /// Of the configuration whose parts are looked at.
-    pub(crate) generation: u64,
-    pub(crate) keeper: Option<KeeperHandle>,
-    pub(crate) balancer: Option<Arc<LoadBalancer>>,
-    pub(crate) table: Arc<TableKeeper>,
-    /// Where IPVS balances.
-    pub(crate) ipvs: Option<DirectorHandle>,
-    /// The service whose backends decide.
-    pub(crate) service: Option<String>,
-}
-
 impl Verdict {
-    /// A verdict that is not drawn yet; its rounds report to `events`.
-    pub(crate) fn new(events: EventSender<Finding>, now: Instant) -> Self {
-        Self { events, judged: None, since: now, round: None, believed: now, unfit: BTreeMap::new() }
-    }
-
-    /// Starts a round unless one is under way: a round that hangs must let the serving lease run out.
-    pub(crate) fn start_round(&mut self, round: Round) {
-        if self.round.is_some() {
-            return;
+    /// A verdict before any evidence.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            generation: 0,
+            verdict: None,
+            since: now,
+            gathering_since: None,
+            lease_until: now,
+            unfit: BTreeMap::new(),
         }
-        self.round = Some(Instant::now());
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let finding = round.look().await;
-            let _ = events.send(finding);
-        });
     }
 
-    /// A round is over that says nothing: what it looked at was replaced meanwhile.
-    pub(crate) fn discard(&mut self) {
-        self.round = None;
-    }
-
-    /// Takes the result of a round, which the election believes for as long as `lease`; the new verdict if it differs
-    /// from the one before.
-    pub(crate) fn conclude(&mut self, evidence: &Evidence, lease: Duration) -> Option<Result<(), String>> {
-        self.round = None;
-        self.believed = Instant::now() + lease;
-        let judged = evidence::judge(evidence);
-        let changed = self.judged.as_ref().is_none_or(|before| before.is_ok() != judged.is_ok());
-        if changed {
-            self.since = Instant::now();
+    /// Takes a fact.
+    pub(crate) fn handle(&mut self, input: Input<'_>, now: Instant) -> Output {
+        match input {
+            // One at a time: gathering that hangs must let the lease run out.
+            Input::Due if self.gathering_since.is_some() => Output::default(),
+            Input::Due => self.gather(now),
+            Input::Configured => {
+                self.generation += 1;
+                Output::default()
+            }
+            Input::Observed { generation, .. } if generation != self.generation => self.gather(now),
+            Input::Observed { evidence, fitness, interval, .. } => {
+                self.gathering_since = None;
+                let news = self.conclude(evidence::assess(evidence), now);
+                self.lease_until = now + MIN_SERVING_LEASE.max(2 * interval);
+                let unfit = fitness.iter().filter(|found| !found.faults.is_empty());
+                self.unfit = unfit.map(|found| (found.id, found.faults.clone())).collect();
+                let lease = if self.is_serving() {
+                    Lease::Until(self.lease_until, self.unfit.keys().copied().collect())
+                } else {
+                    Lease::None
+                };
+                Output { news, lease: Some(lease), ..Output::default() }
+            }
         }
-        let news = (self.judged.as_ref() != Some(&judged)).then(|| judged.clone());
-        self.judged = Some(judged);
+    }
+
+    fn gather(&mut self, now: Instant) -> Output {
+        self.gathering_since = Some(now);
+        Output { gather: Some(self.generation), ..Output::default() }
+    }
+
+    /// Takes another verdict; returns it if it differs from the one before.
+    fn conclude(&mut self, verdict: Result<(), String>, now: Instant) -> Option<Result<(), String>> {
+        if self.verdict.as_ref().is_none_or(|before| before.is_ok() != verdict.is_ok()) {
+            self.since = now;
+        }
+        let news = (self.verdict.as_ref() != Some(&verdict)).then(|| verdict.clone());
+        self.verdict = Some(verdict);
         news
     }
 
-    /// Takes over which instances this node should not hold.
-    pub(crate) fn set_fitness(&mut self, fitness: &[Fitness]) {
-        let unfit = fitness.iter().filter(|found| !found.faults.is_empty());
-        self.unfit = unfit.map(|found| (found.id, found.faults.clone())).collect();
-    }
-
-    /// The instances that this node should not hold although it serves.
-    pub(crate) fn unfit(&self) -> BTreeSet<InstanceId> {
-        self.unfit.keys().copied().collect()
-    }
-
-    /// Why this node should not hold an instance although it serves.
+    /// The reasons why this node should not hold an instance although it serves.
     pub(crate) fn faults(&self, id: InstanceId) -> Vec<String> {
         self.unfit.get(&id).cloned().unwrap_or_default()
     }
 
-    /// Until when the election may believe a good verdict.
-    pub(crate) fn believed(&self) -> Option<Instant> {
-        self.is_serving().then_some(self.believed)
+    /// Returns whether evidence says anything now, or was gathered under a configuration that is no longer in use.
+    pub(crate) fn is_current(&self, generation: u64) -> bool {
+        generation == self.generation
     }
 
     fn is_serving(&self) -> bool {
-        matches!(self.judged, Some(Ok(())))
+        matches!(self.verdict, Some(Ok(())))
     }
 
     /// The verdict as the election sees it.
-    pub(crate) fn status(&self) -> Serving {
-        let now = Instant::now();
-        let expired = self.is_serving() && now > self.believed;
+    pub(crate) fn status(&self, now: Instant) -> Serving {
+        let expired = self.is_serving() && now > self.lease_until;
+        let since = if expired { self.lease_until } else { self.since };
         Serving {
             serving: self.is_serving() && !expired,
-            since_seconds: now
-                .saturating_duration_since(if expired { self.believed } else { self.since })
-                .as_secs_f64(),
-            reason: match &self.judged {
+            since_seconds: now.saturating_duration_since(since).as_secs_f64(),
+            reason: match &self.verdict {
                 None => Some("not yet checked".to_owned()),
                 Some(Err(why)) => Some(why.clone()),
                 Some(Ok(())) if expired => {
-                    let hanging = self.round.map_or(Duration::ZERO, |begun| begun.elapsed());
+                    let hanging =
+                        self.gathering_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
                     Some(format!("its checks have not ended for {:.1} s", hanging.as_secs_f64()))
                 }
                 Some(Ok(())) => None,
@@ -150,61 +153,6 @@ impl Verdict {
     }
 }
 
-impl Round {
-    async fn look(self) -> Finding {
-        let look = self.table.look().await;
-        let table = match &look {
-            Some(Look::Failed(why)) => Some(why.clone()),
-            _ => None,
-        };
-        let silence = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
-        let keeper = (silence > KEEPER_PATIENCE)
-            .then(|| format!("their keeper has not answered for {:.1} s", silence.as_secs_f64()));
-        let ipvs = self.ipvs.as_ref().and_then(|director| director.observed().unavailable);
-        let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
-        if let Some(balancer) = &self.balancer {
-            evidence.heartbeat = fault(balancer.heartbeat(HEARTBEAT_TIMEOUT).await);
-            evidence.backends = self.backends(balancer);
-        }
-        let keeper = self.keeper.as_ref().map(KeeperHandle::status);
-        let groups = keeper.iter().flat_map(|status| &status.groups);
-        let fitness = groups.map(fitness::look).collect();
-        Finding { generation: self.generation, evidence, look, fitness }
-    }
-
-    fn backends(&self, balancer: &LoadBalancer) -> Option<Backends> {
-        let service = self.service.as_deref()?;
-        let all = balancer.serving_evidence();
-        let found = all.iter().find(|evidence| &*evidence.service == service)?;
-        Some(Backends {
-            known: found.backends,
-            unchecked: found.unchecked,
-            healthy: found.healthy,
-            remote: found.remote,
-            healthy_remote: found.healthy_remote,
-        })
-    }
-}
-
-/// What a heartbeat says against this node. One that could not be made for want of a descriptor or a port says nothing.
-fn fault(heartbeat: Result<(), HeartbeatError>) -> Option<String> {
-    heartbeat.err().filter(|error| !error.is_inconclusive()).map(|error| error.to_string())
-}
-
 #[cfg(test)]
-mod tests {
-    use lb_proxy::Shortage;
-
-    use super::*;
-
-    #[test]
-    fn a_heartbeat_that_could_not_be_made_says_nothing_against_the_node() {
-        let addr = ([127, 0, 0, 1], 6444).into();
-        assert_eq!(fault(Ok(())), None);
-        for shortage in Shortage::ALL {
-            assert_eq!(fault(Err(HeartbeatError::Inconclusive { addr, shortage })), None);
-        }
-        let silent = HeartbeatError::ListenerSilent { addr, timeout: HEARTBEAT_TIMEOUT };
-        assert!(fault(Err(silent)).unwrap().contains("did not answer"));
-    }
-}
+#[path = "verdict_tests.rs"]
+mod tests;

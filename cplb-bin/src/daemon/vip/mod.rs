@@ -6,4 +6,4 @@ mod plan;
 
 pub(crate) use bridge::VipEvent;
 pub(crate) use election::{Change, Election};
-pub(crate) use plan::{Instance, instances};
+pub(crate) use plan::{Instance, instances, named_interfaces};

@@ -1,10 +1,10 @@
 //! The VRRP instances of a configuration, as the election and the keeper of the addresses need them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cplb_config::{Config, LbKind};
-use netlink_vip::{GroupId, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
+use netlink_vip::{GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
 
@@ -23,6 +23,11 @@ impl Instance {
     /// Its virtual IPs.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.group.addresses.iter().map(VipAddress::ip)
+    }
+
+    /// The name of its interface, where the configuration gives it.
+    pub(crate) fn interface_name(&self) -> Option<String> {
+        name(&self.group.interface)
     }
 
     /// Whether it sends IPv6 advertisements by multicast.
@@ -44,6 +49,19 @@ pub(crate) fn instances(
         Ok(instance)
     });
     all.collect()
+}
+
+/// The interface of each instance of `config`, where it is given by name.
+pub(crate) fn named_interfaces(config: &Config) -> BTreeMap<InstanceId, Option<String>> {
+    let all = config.instances.iter();
+    all.map(|it| (InstanceId(it.vrid.get().into()), name(&it.interface))).collect()
+}
+
+fn name(interface: &InterfaceSelector) -> Option<String> {
+    match interface {
+        InterfaceSelector::Name(name) => Some(name.clone()),
+        _ => None,
+    }
 }
 
 /// The virtual IPs whose connections the next director goes on with. Those that are forwarded by NAT end with the node

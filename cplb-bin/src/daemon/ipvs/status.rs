@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use lb_proxy::BackendState;
 
-use super::asker::{Opinion, Opinions};
-use super::director::Observed;
 use super::plan::{Directed, Member, Standing};
+use super::prober::{ProbeResult, ProbeResults};
+use super::reconciler::Observed;
 use crate::status::schema;
 
 /// Where the packets of a virtual address are.
@@ -26,7 +26,7 @@ impl Directed {
         &self,
         observed: &Observed,
         members: &[Member],
-        opinions: &Opinions,
+        results: &ProbeResults,
         place: Place,
     ) -> schema::VirtualServer {
         let found = observed.services.get(&self.key());
@@ -50,7 +50,7 @@ impl Directed {
             directing: found.is_some() && place == Place::Directed,
             connections_total: found.map_or(0, |(service, _)| service.stats().connections),
             servers: servers.collect(),
-            excluded: self.excluded(members, opinions).collect(),
+            excluded: self.excluded(members, results).collect(),
         }
     }
 
@@ -58,21 +58,21 @@ impl Directed {
     pub(super) fn excluded(
         &self,
         members: &[Member],
-        opinions: &Opinions,
+        results: &ProbeResults,
     ) -> impl Iterator<Item = schema::ExcludedServer> {
-        let opinion = |member| self.ask(member).and_then(|ask| opinions.get(&ask));
+        let result = |member| self.probe_target(member).and_then(|ask| results.get(&ask));
         members.iter().filter_map(move |member| {
-            let reason = match (self.standing(member, opinions), opinion(member)) {
+            let reason = match (self.standing(member, results), result(member)) {
                 _ if member.addr.ip().is_loopback() => return None,
                 _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
                 _ if member.state == BackendState::Leaving => "shuts down".to_owned(),
                 (Standing::Good, _) => return None,
-                (Standing::Down, Some(also @ (Opinion::NotOnLink | Opinion::Refuses))) => {
+                (Standing::Down, Some(also @ (ProbeResult::NotOnLink | ProbeResult::Refuses))) => {
                     format!("fails its health checks, and {also}")
                 }
                 (Standing::Down, _) => "fails its health checks".to_owned(),
                 (Standing::Unknown, _) => "has not been asked yet".to_owned(),
-                (_, opinion) => opinion?.to_string(),
+                (_, result) => result?.to_string(),
             };
             Some(schema::ExcludedServer { address: member.addr.to_string(), reason })
         })

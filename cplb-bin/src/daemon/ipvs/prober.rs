@@ -1,11 +1,11 @@
-//! Asks servers whether they accept what a director would send them.
+//! The prober: asks servers whether they accept what a director would send them.
 //!
 //! A health check goes to a server's own address. It does not see that nothing listens on the virtual one, or that the
 //! server's dummy link or tunnel is gone; a director that goes on sending there loses a share of all connections. Every
-//! node asks, not only the one that directs, so that the next director knows already.
+//! node targets, not only the one that directs, so that the next director knows already.
 
 mod history;
-mod voices;
+mod round;
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,16 +19,16 @@ use tokio::time::MissedTickBehavior;
 use crate::daemon::sender::{Delivery, EventSender};
 
 use history::History;
-use voices::{Round, Voices};
+use round::{Round, Sockets};
 
-/// How often everybody is asked.
-pub(crate) const ROUND: Duration = Duration::from_secs(1);
+/// The time between two probes of a server.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A server that a director may forward to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ask {
+pub(crate) struct ProbeTarget {
     /// The virtual address and port.
     pub(crate) vip: SocketAddr,
     /// Its own address.
@@ -37,9 +37,9 @@ pub(crate) struct Ask {
     pub(crate) tunnel: bool,
 }
 
-/// What is known about a server. One that was not asked yet has none.
+/// The state of a server by its probes. One that was not probed yet has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opinion {
+pub(crate) enum ProbeResult {
     /// It accepts connections to the virtual address.
     Accepts,
     /// It refuses them, which it also does while its daemon stops.
@@ -47,16 +47,16 @@ pub(crate) enum Opinion {
     /// It has not answered for several rounds.
     Silent,
     /// This node has no means to ask it.
-    Unasked,
+    NotProbed,
     /// No link of this node leads to it, and without one packets cannot be routed directly.
     NotOnLink,
 }
 
-impl fmt::Display for Opinion {
+impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Accepts => "accepts connections to the virtual IP",
-            Self::Unasked => "cannot be asked from here whether it accepts the virtual IP",
+            Self::NotProbed => "cannot be asked from here whether it accepts the virtual IP",
             Self::Refuses => {
                 "refuses connections to the virtual IP: its cplb is stopping, or its API server listens on one address \
                  only (let it listen on all, or use lbKind NAT)"
@@ -72,62 +72,62 @@ impl fmt::Display for Opinion {
     }
 }
 
-/// What is thought about servers.
-pub(crate) type Opinions = BTreeMap<Ask, Opinion>;
+/// The states of servers.
+pub(crate) type ProbeResults = BTreeMap<ProbeTarget, ProbeResult>;
 
 /// The addresses of a node, each with the interfaces on which neighbours find it: no dummy links, no tunnels.
 pub(crate) type Local = BTreeMap<IpAddr, BTreeSet<String>>;
 
-/// What was found out.
+/// The state of all servers, and of the ways to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Heard {
-    pub(crate) opinions: Opinions,
+pub(crate) struct ProbeReport {
+    pub(crate) results: ProbeResults,
     /// The link-layer addresses of servers, those last known.
     pub(crate) macs: BTreeMap<IpAddr, [u8; 6]>,
     /// The interfaces that lead to servers elsewhere, those last known.
-    pub(crate) ways: BTreeMap<IpAddr, String>,
+    pub(crate) egress_interfaces: BTreeMap<IpAddr, String>,
     /// All addresses of this node, those last known; none where nobody wants to know.
     pub(crate) local: Local,
     /// What went wrong in the last round, for people. Servers that could not be asked because of it are
-    /// [`Opinion::Unasked`], or what they were before.
+    /// [`ProbeResult::NotProbed`], or what they were before.
     pub(crate) failure: Option<String>,
 }
 
-/// What a round is about.
+/// The work of the prober.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Wants {
-    asks: BTreeSet<Ask>,
-    look: bool,
+pub(crate) struct ProbePlan {
+    pub(crate) targets: BTreeSet<ProbeTarget>,
+    /// Whether this node's addresses are read even where there is nothing to probe.
+    pub(crate) reads_addresses: bool,
 }
 
 /// Talks to the task, which ends with the last handle.
 #[derive(Debug, Clone)]
-pub(crate) struct AskerHandle(watch::Sender<Wants>);
+pub(crate) struct ProberHandle(watch::Sender<ProbePlan>);
 
-impl AskerHandle {
-    /// Starts the task in the current runtime. It tells `events` what it heard, when that changes.
-    pub(crate) fn start(events: EventSender<Heard>) -> Self {
-        let (sender, wants) = watch::channel(Wants::default());
+impl ProberHandle {
+    /// Starts the task in the current runtime. It tells `events` what it report, when that changes.
+    pub(crate) fn start(events: EventSender<ProbeReport>) -> Self {
+        let (sender, wants) = watch::channel(ProbePlan::default());
         tokio::spawn(run(wants, events));
         Self(sender)
     }
 
-    /// Whom to ask from now on. With `look`, this node's addresses are read even where there is nobody to ask.
-    pub(crate) fn ask(&self, asks: BTreeSet<Ask>, look: bool) {
-        let wants = Wants { asks, look };
+    /// Sets the work from now on.
+    pub(crate) fn probe(&self, plan: ProbePlan) {
         self.0.send_if_modified(|known| {
-            let changed = *known != wants;
-            *known = wants;
+            let changed = *known != plan;
+            *known = plan;
             changed
         });
     }
 }
 
-async fn run(mut wants: watch::Receiver<Wants>, events: EventSender<Heard>) {
-    let mut rounds = tokio::time::interval(ROUND);
+async fn run(mut wants: watch::Receiver<ProbePlan>, events: EventSender<ProbeReport>) {
+    let mut rounds = tokio::time::interval(PROBE_INTERVAL);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut memory = Memory::default();
-    let mut voices = Voices::default();
+    let mut sockets = Sockets::default();
     let mut has_panicked = false;
     loop {
         tokio::select! {
@@ -136,23 +136,24 @@ async fn run(mut wants: watch::Receiver<Wants>, events: EventSender<Heard>) {
         }
         let wanted = wants.borrow_and_update().clone();
         let mut round = Round { local: Some(Local::new()), ..Round::default() };
-        if wanted == Wants::default() {
-            std::mem::take(&mut voices).close();
+        if wanted == ProbePlan::default() {
+            std::mem::take(&mut sockets).close();
         } else {
-            let asks = wanted.asks.clone();
-            match aside(voices, move |voices: &mut Voices| voices.round(&asks)).await {
-                Aside::Done(back, heard) => (voices, round) = (back, heard),
+            let targets = wanted.targets.clone();
+            match aside(sockets, move |sockets: &mut Sockets| sockets.round(&targets)).await {
+                Aside::Done(back, report) => (sockets, round) = (back, report),
                 Aside::Panicked(why) => {
                     if !std::mem::replace(&mut has_panicked, true) {
                         tracing::error!(why, "a round of questions to real servers panicked");
                     }
-                    (voices, round) = (Voices::default(), Round::failed(wanted.asks.iter().copied(), why));
+                    (sockets, round) =
+                        (Sockets::default(), Round::failed(wanted.targets.iter().copied(), why));
                 }
                 Aside::Ended => return,
             }
         }
-        if let Some(heard) = memory.take(&wanted, round)
-            && events.send(heard) == Delivery::Closed
+        if let Some(report) = memory.take(&wanted, round)
+            && events.send(report) == Delivery::Closed
         {
             return;
         }
@@ -195,36 +196,36 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 /// What the rounds so far brought.
 #[derive(Debug, Default)]
 struct Memory {
-    histories: BTreeMap<Ask, History>,
-    heard: Heard,
+    histories: BTreeMap<ProbeTarget, History>,
+    report: ProbeReport,
 }
 
 impl Memory {
     /// What is known after another round; `None` if that is what was known before.
-    fn take(&mut self, wanted: &Wants, round: Round) -> Option<Heard> {
-        self.histories.retain(|ask, _| wanted.asks.contains(ask));
+    fn take(&mut self, wanted: &ProbePlan, round: Round) -> Option<ProbeReport> {
+        self.histories.retain(|ask, _| wanted.targets.contains(ask));
         for (ask, answer) in round.answers {
-            self.histories.entry(ask).or_default().hear(answer);
+            self.histories.entry(ask).or_default().record(answer);
         }
         for ask in round.unasked {
-            self.histories.entry(ask).or_default().pass();
+            self.histories.entry(ask).or_default().record_inconclusive();
         }
-        let mut macs = self.heard.macs.clone();
+        let mut macs = self.report.macs.clone();
         macs.extend(round.macs);
-        macs.retain(|ip, _| wanted.asks.iter().any(|ask| ask.server == *ip));
-        let mut ways = self.heard.ways.clone();
-        ways.extend(round.ways);
-        ways.retain(|ip, _| wanted.asks.iter().any(|ask| ask.server == *ip));
-        let opinions = self.histories.iter().filter_map(|(ask, it)| Some((*ask, it.opinion()?))).collect();
+        macs.retain(|ip, _| wanted.targets.iter().any(|ask| ask.server == *ip));
+        let mut egress_interfaces = self.report.egress_interfaces.clone();
+        egress_interfaces.extend(round.egress_interfaces);
+        egress_interfaces.retain(|ip, _| wanted.targets.iter().any(|ask| ask.server == *ip));
+        let results = self.histories.iter().filter_map(|(ask, it)| Some((*ask, it.result()?))).collect();
         let failures: Vec<String> = round.failures.into_iter().collect();
         let failure = (!failures.is_empty()).then(|| failures.join("; "));
-        let local = round.local.filter(|local| *local != self.heard.local);
+        let local = round.local.filter(|local| *local != self.report.local);
         let is_same = local.is_none()
-            && (&opinions, &macs, &failure) == (&self.heard.opinions, &self.heard.macs, &self.heard.failure)
-            && ways == self.heard.ways;
-        let local = local.unwrap_or_else(|| std::mem::take(&mut self.heard.local));
-        self.heard = Heard { opinions, macs, ways, local, failure };
-        (!is_same).then(|| self.heard.clone())
+            && (&results, &macs, &failure) == (&self.report.results, &self.report.macs, &self.report.failure)
+            && egress_interfaces == self.report.egress_interfaces;
+        let local = local.unwrap_or_else(|| std::mem::take(&mut self.report.local));
+        self.report = ProbeReport { results, macs, egress_interfaces, local, failure };
+        (!is_same).then(|| self.report.clone())
     }
 }
 
@@ -234,13 +235,13 @@ mod tests {
 
     use super::*;
 
-    fn ask(server: u8) -> Ask {
+    fn ask(server: u8) -> ProbeTarget {
         let vip = SocketAddr::from(([10, 0, 0, 100], 6443));
-        Ask { vip, server: [10, 0, 0, server].into(), tunnel: false }
+        ProbeTarget { vip, server: [10, 0, 0, server].into(), tunnel: false }
     }
 
-    fn wants(servers: &[u8]) -> Wants {
-        Wants { asks: servers.iter().copied().map(ask).collect(), look: false }
+    fn wants(servers: &[u8]) -> ProbePlan {
+        ProbePlan { targets: servers.iter().copied().map(ask).collect(), reads_addresses: false }
     }
 
     fn accepted(servers: &[u8]) -> Round {
@@ -252,16 +253,19 @@ mod tests {
     fn only_what_changed_is_told() {
         let mut memory = Memory::default();
         let mut take = |servers: &[u8], round| memory.take(&wants(servers), round);
-        let heard = take(&[1, 2], accepted(&[1, 2])).unwrap();
-        assert_eq!(heard.opinions, Opinions::from([(ask(1), Opinion::Accepts), (ask(2), Opinion::Accepts)]));
+        let report = take(&[1, 2], accepted(&[1, 2])).unwrap();
+        assert_eq!(
+            report.results,
+            ProbeResults::from([(ask(1), ProbeResult::Accepts), (ask(2), ProbeResult::Accepts)])
+        );
         assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
         let mac = [2, 0, 0, 0, 0, 1];
-        let heard = take(&[1, 2], Round { macs: vec![(ask(1).server, mac)], ..accepted(&[2]) }).unwrap();
-        assert_eq!(heard.macs, BTreeMap::from([(ask(1).server, mac)]));
+        let report = take(&[1, 2], Round { macs: vec![(ask(1).server, mac)], ..accepted(&[2]) }).unwrap();
+        assert_eq!(report.macs, BTreeMap::from([(ask(1).server, mac)]));
         // What is not told again is still known.
         assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
-        let heard = take(&[2], accepted(&[2])).unwrap();
-        assert_eq!((heard.opinions.len(), heard.macs.len()), (1, 0));
+        let report = take(&[2], accepted(&[2])).unwrap();
+        assert_eq!((report.results.len(), report.macs.len()), (1, 0));
     }
 
     #[test]
@@ -270,8 +274,8 @@ mod tests {
         let mut take = |local: Option<&[u8]>| {
             let local =
                 local.map(|hosts| hosts.iter().map(|host| (ask(*host).server, BTreeSet::new())).collect());
-            let heard = memory.take(&Wants::default(), Round { local, ..Round::default() });
-            (heard.map(|heard| heard.local.len()), memory.heard.local.len())
+            let report = memory.take(&ProbePlan::default(), Round { local, ..Round::default() });
+            (report.map(|report| report.local.len()), memory.report.local.len())
         };
         assert_eq!(take(Some(&[])), (None, 0));
         assert_eq!(take(Some(&[1, 2])), (Some(2), 2));
@@ -289,13 +293,16 @@ mod tests {
         let mut round = failed("one");
         round.failures.insert("another".to_owned());
         round.unasked.push(ask(1));
-        let heard = take(round).unwrap();
-        assert_eq!(heard.failure.as_deref(), Some("another; one"));
-        assert_eq!(heard.opinions, Opinions::from([(ask(1), Opinion::Accepts), (ask(2), Opinion::Unasked)]));
+        let report = take(round).unwrap();
+        assert_eq!(report.failure.as_deref(), Some("another; one"));
+        assert_eq!(
+            report.results,
+            ProbeResults::from([(ask(1), ProbeResult::Accepts), (ask(2), ProbeResult::NotProbed)])
+        );
         assert_eq!(take(failed("one")).unwrap().failure.as_deref(), Some("one"));
         assert_eq!(take(failed("one")), None);
-        let heard = take(accepted(&[1, 2])).unwrap();
-        assert_eq!((heard.failure, heard.opinions[&ask(2)]), (None, Opinion::Accepts));
+        let report = take(accepted(&[1, 2])).unwrap();
+        assert_eq!((report.failure, report.results[&ask(2)]), (None, ProbeResult::Accepts));
     }
 
     #[test]
@@ -313,14 +320,14 @@ mod tests {
     #[test]
     fn addresses_are_looked_at_with_nobody_to_ask() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (channel, mut told) = tokio::sync::mpsc::unbounded_channel::<Heard>();
-        let heard = runtime.block_on(async {
-            let asker = AskerHandle::start(EventSender::new(&channel));
-            asker.ask(BTreeSet::new(), true);
+        let (channel, mut told) = tokio::sync::mpsc::unbounded_channel::<ProbeReport>();
+        let report = runtime.block_on(async {
+            let prober = ProberHandle::start(EventSender::new(&channel));
+            prober.probe(ProbePlan { reads_addresses: true, ..ProbePlan::default() });
             tokio::time::timeout(Duration::from_secs(60), told.recv()).await
         });
-        let Ok(Some(heard)) = heard else { panic!("nothing was heard") };
-        assert!(heard.local.contains_key(&IpAddr::from([127, 0, 0, 1])));
-        assert_eq!((heard.opinions, heard.failure), (Opinions::new(), None));
+        let Ok(Some(report)) = report else { panic!("nothing was report") };
+        assert!(report.local.contains_key(&IpAddr::from([127, 0, 0, 1])));
+        assert_eq!((report.results, report.failure), (ProbeResults::new(), None));
     }
 }

@@ -9,8 +9,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
-use super::super::listening::{self, Listening};
-use super::{Ask, Local, TIMEOUT};
+use super::{Local, ProbeTarget, TIMEOUT};
+use crate::daemon::ipvs::listening::{self, Listening};
 
 /// An interface, and the address of this node that is asked from.
 type Exit = (String, IpAddr);
@@ -19,11 +19,11 @@ type Exit = (String, IpAddr);
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Round {
     /// Who is in none of both had nothing to say.
-    pub(super) answers: Vec<(Ask, Answer)>,
-    pub(super) unasked: Vec<Ask>,
+    pub(super) answers: Vec<(ProbeTarget, Answer)>,
+    pub(super) unasked: Vec<ProbeTarget>,
     pub(super) macs: Vec<(IpAddr, [u8; 6])>,
     /// By which interface servers elsewhere are reached.
-    pub(super) ways: Vec<(IpAddr, String)>,
+    pub(super) egress_interfaces: Vec<(IpAddr, String)>,
     /// The addresses of this node; `None` where they could not be read.
     pub(super) local: Option<Local>,
     pub(super) failures: BTreeSet<String>,
@@ -31,7 +31,7 @@ pub(super) struct Round {
 
 impl Round {
     /// Nobody could be asked.
-    pub(super) fn failed(asks: impl IntoIterator<Item = Ask>, why: String) -> Self {
+    pub(super) fn failed(asks: impl IntoIterator<Item = ProbeTarget>, why: String) -> Self {
         Self { unasked: asks.into_iter().collect(), failures: BTreeSet::from([why]), ..Self::default() }
     }
 
@@ -39,22 +39,22 @@ impl Round {
         self.answers.extend(other.answers);
         self.unasked.extend(other.unasked);
         self.macs.extend(other.macs);
-        self.ways.extend(other.ways);
+        self.egress_interfaces.extend(other.egress_interfaces);
         self.failures.extend(other.failures);
     }
 }
 
 /// The sockets to ask with.
 #[derive(Default)]
-pub(super) struct Voices {
+pub(super) struct Sockets {
     open: BTreeMap<Exit, Acceptance>,
     /// The kernel cannot list sockets. It looks for a module each time that it is asked, so it is not asked again.
     cannot_list: bool,
 }
 
-impl Voices {
+impl Sockets {
     /// Asks everybody and waits, for [`TIMEOUT`] at most.
-    pub(super) fn round(&mut self, asks: &BTreeSet<Ask>) -> Round {
+    pub(super) fn round(&mut self, asks: &BTreeSet<ProbeTarget>) -> Round {
         let mut round = Round::default();
         match addresses() {
             Ok(local) => round.local = Some(local),
@@ -88,13 +88,13 @@ impl Voices {
         }
     }
 
-    fn ask_outside(&mut self, exits: &BTreeMap<Exit, Vec<Ask>>) -> Round {
+    fn ask_outside(&mut self, exits: &BTreeMap<Exit, Vec<ProbeTarget>>) -> Round {
         let mut open = std::mem::take(&mut self.open);
         let jobs = exits.iter().map(|(exit, asks)| (exit, asks, open.remove(exit))).collect();
         let done = at_once(jobs, |(exit, asks, acceptance)| ask(exit, asks, acceptance));
         let mut round = Round::default();
         for ((exit, asks), done) in exits.iter().zip(done) {
-            round.ways.extend(asks.iter().map(|ask| (ask.server, exit.0.clone())));
+            round.egress_interfaces.extend(asks.iter().map(|ask| (ask.server, exit.0.clone())));
             let failed = |why: &str| {
                 let why = format!("from {} on {}: {why}", exit.1, exit.0);
                 Round::failed(asks.iter().copied(), why)
@@ -115,20 +115,20 @@ impl Voices {
 /// Whom to ask where.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sorted {
-    here: Vec<Ask>,
-    exits: BTreeMap<Exit, Vec<Ask>>,
+    here: Vec<ProbeTarget>,
+    exits: BTreeMap<Exit, Vec<ProbeTarget>>,
     lost: Round,
 }
 
 impl Sorted {
-    fn nobody(asks: &BTreeSet<Ask>, why: &AcceptanceError) -> Self {
+    fn nobody(asks: &BTreeSet<ProbeTarget>, why: &AcceptanceError) -> Self {
         Self { lost: Round::failed(asks.iter().copied(), why.to_string()), ..Self::default() }
     }
 }
 
 /// Looks up each server once, however often it is asked.
-fn sort(asks: &BTreeSet<Ask>, mut way: impl FnMut(IpAddr) -> Result<Way, AcceptanceError>) -> Sorted {
-    let mut by_server: BTreeMap<IpAddr, Vec<Ask>> = BTreeMap::new();
+fn sort(asks: &BTreeSet<ProbeTarget>, mut way: impl FnMut(IpAddr) -> Result<Way, AcceptanceError>) -> Sorted {
+    let mut by_server: BTreeMap<IpAddr, Vec<ProbeTarget>> = BTreeMap::new();
     for ask in asks {
         by_server.entry(ask.server).or_default().push(*ask);
     }
@@ -146,11 +146,11 @@ fn sort(asks: &BTreeSet<Ask>, mut way: impl FnMut(IpAddr) -> Result<Way, Accepta
 }
 
 /// What the servers on this node do. Of one that listens nowhere nothing is said: it has no connections to refuse.
-fn ask_here(asks: &[Ask], listeners: Result<Vec<Listener>, SessionsError>) -> Round {
+fn ask_here(asks: &[ProbeTarget], listeners: Result<Vec<Listener>, SessionsError>) -> Round {
     let asks = asks.iter().copied();
     match listeners {
         Ok(listeners) => {
-            let answer = |ask: Ask| Some((ask, local_answer(listening::judge(ask.vip, &listeners)?)));
+            let answer = |ask: ProbeTarget| Some((ask, local_answer(listening::judge(ask.vip, &listeners)?)));
             Round { answers: asks.filter_map(answer).collect(), ..Round::default() }
         }
         // That is how this kernel is, not what went wrong.
@@ -171,7 +171,7 @@ fn at_once<J: Send, T: Send>(jobs: Vec<J>, work: impl Fn(J) -> T + Sync) -> Vec<
     let work = &work;
     std::thread::scope(|scope| {
         let start = |job| {
-            let thread = std::thread::Builder::new().name("asker".to_owned());
+            let thread = std::thread::Builder::new().name("prober".to_owned());
             thread.spawn_scoped(scope, move || work(job)).ok()
         };
         let threads: Vec<_> = jobs.into_iter().map(start).collect();
@@ -180,7 +180,11 @@ fn at_once<J: Send, T: Send>(jobs: Vec<J>, work: impl Fn(J) -> T + Sync) -> Vec<
 }
 
 /// Asks everybody behind an interface, and waits.
-fn ask(exit: &Exit, asks: &[Ask], open: Option<Acceptance>) -> Result<(Acceptance, Round), AcceptanceError> {
+fn ask(
+    exit: &Exit,
+    asks: &[ProbeTarget],
+    open: Option<Acceptance>,
+) -> Result<(Acceptance, Round), AcceptanceError> {
     let mut acceptance = match open {
         Some(open) => open,
         None => Acceptance::open(&exit.0, exit.1)?,
@@ -196,7 +200,7 @@ fn ask(exit: &Exit, asks: &[Ask], open: Option<Acceptance>) -> Result<(Acceptanc
     Ok((acceptance, round))
 }
 
-fn question(ask: &Ask) -> Question {
+fn question(ask: &ProbeTarget) -> Question {
     let path = if ask.tunnel { Path::Tunnel } else { Path::Direct };
     Question { virtual_address: ask.vip, server: ask.server, path }
 }
@@ -227,8 +231,8 @@ mod tests {
 
     use super::*;
 
-    fn asks(all: &[(u16, u8)]) -> BTreeSet<Ask> {
-        let ask = |(port, server): &(u16, u8)| Ask {
+    fn asks(all: &[(u16, u8)]) -> BTreeSet<ProbeTarget> {
+        let ask = |(port, server): &(u16, u8)| ProbeTarget {
             vip: SocketAddr::from(([10, 0, 0, 100], *port)),
             server: [10, 0, 0, *server].into(),
             tunnel: false,
@@ -273,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_servers_of_this_node_share_one_list() {
-        let all: Vec<Ask> = asks(&[(443, 1), (6443, 1), (8443, 1)]).into_iter().collect();
+        let all: Vec<ProbeTarget> = asks(&[(443, 1), (6443, 1), (8443, 1)]).into_iter().collect();
         let listener = |local: &str| Listener { local: local.parse().unwrap(), is_v6_only: false };
         let listeners = vec![listener("10.0.0.1:443"), listener("[::]:6443")];
         let told = ask_here(&all, Ok(listeners));
@@ -305,8 +309,8 @@ mod tests {
     fn a_round_asks_this_node_and_tells_its_addresses() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let vip = SocketAddr::from(([127, 0, 0, 9], listener.local_addr().unwrap().port()));
-        let ask = Ask { vip, server: Ipv4Addr::LOCALHOST.into(), tunnel: false };
-        let round = Voices::default().round(&BTreeSet::from([ask]));
+        let ask = ProbeTarget { vip, server: Ipv4Addr::LOCALHOST.into(), tunnel: false };
+        let round = Sockets::default().round(&BTreeSet::from([ask]));
         assert_eq!(round.failures, BTreeSet::new());
         assert_eq!(
             round.local.unwrap()[&ask.server],
@@ -314,15 +318,15 @@ mod tests {
             "no neighbour finds it on the loopback"
         );
         assert!(round.answers == [(ask, Answer::Refuses)] || round.unasked == [ask], "{:?}", round.answers);
-        let round = Voices::default().round(&BTreeSet::new());
+        let round = Sockets::default().round(&BTreeSet::new());
         assert!(round.local.unwrap().contains_key(&ask.server));
     }
 
     #[test]
     fn an_interface_that_is_none_costs_its_servers_only() {
-        let all: Vec<Ask> = asks(&[(6443, 2)]).into_iter().collect();
+        let all: Vec<ProbeTarget> = asks(&[(6443, 2)]).into_iter().collect();
         let exits = BTreeMap::from([(("no-such-link".to_owned(), [10, 0, 0, 1].into()), all.clone())]);
-        let round = Voices::default().ask_outside(&exits);
+        let round = Sockets::default().ask_outside(&exits);
         assert_eq!(round.unasked, all);
         let failure = round.failures.first().unwrap();
         assert!(failure.starts_with("from 10.0.0.1 on no-such-link: "), "{failure}");

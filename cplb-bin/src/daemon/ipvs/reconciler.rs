@@ -1,6 +1,6 @@
 //! The task that keeps the kernel's IPVS as it should be: services, their servers, and the sync daemons.
 //!
-//! It looks once a second, and at once when it is told that something changed. The kernel's module may come and go.
+//! It resyncs once a second, and at once when it is last_sent that something changed. The kernel's module may come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,13 +22,13 @@ use super::node::Node;
 use super::record::Record;
 use super::{kube_proxy, sysctls};
 
-/// How often the table is looked at when nothing changes.
-const LOOK: Duration = Duration::from_secs(1);
+/// The time between two reads of the kernel when nothing changes.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the kernel may take to take everything back.
 const END: Duration = Duration::from_secs(5);
 
-/// So many looks may fail in a row, for reasons that usually pass, before IPVS counts as missing, and so often what is
+/// So many resyncs may fail in a row, for reasons that usually pass, before IPVS counts as missing, and so often what is
 /// ours is taken back.
 const FAILURES: u8 = 3;
 
@@ -82,48 +82,48 @@ pub(crate) struct News {
     pub(crate) ready: BTreeSet<ServiceKey>,
 }
 
-enum Order {
+enum Command {
     Want(Box<Wanted>),
     /// Something changed that the kernel knows.
-    Look,
+    Resync,
     /// Answered once what was wanted before is so, or could not be made so.
-    Settle(oneshot::Sender<()>),
+    Reconciled(oneshot::Sender<()>),
     /// Answered with what is left behind.
     End(oneshot::Sender<Vec<String>>),
 }
 
-/// Talks to the task; it ends with [`DirectorHandle::end`].
+/// Talks to the task; it ends with [`ReconcilerHandle::end`].
 #[derive(Debug, Clone)]
-pub(crate) struct DirectorHandle {
-    orders: UnboundedSender<Order>,
+pub(crate) struct ReconcilerHandle {
+    commands: UnboundedSender<Command>,
     observed: Arc<Mutex<Observed>>,
     /// The last wish.
     wanted: Arc<Mutex<Option<Wanted>>>,
 }
 
-impl DirectorHandle {
+impl ReconcilerHandle {
     /// Starts the task in the current runtime.
     pub(crate) fn start(state_dir: PathBuf, events: EventSender<News>) -> Self {
         let (record, wrong) = Record::open(&state_dir);
         if let Some(why) = wrong {
             tracing::warn!(why, "the record of what is ours in IPVS cannot be read and is put aside");
         }
-        let (orders, inbox) = unbounded_channel();
+        let (commands, inbox) = unbounded_channel();
         let observed = Arc::new(Mutex::new(Observed::default()));
-        let director = Director {
+        let reconciler = Reconciler {
             client: None,
             node: Arc::new(Mutex::new(Node::new(state_dir))),
             planner: Planner::new(Options::default()),
             record,
             wanted: Wanted::default(),
-            begun: false,
+            has_plan: false,
             failures: 0,
             observed: Arc::clone(&observed),
-            told: None,
+            last_sent: None,
             events,
         };
-        tokio::spawn(director.run(inbox));
-        Self { orders, observed, wanted: Arc::default() }
+        tokio::spawn(reconciler.run(inbox));
+        Self { commands, observed, wanted: Arc::default() }
     }
 
     /// Says what IPVS should have from now on. Nothing is touched before this is said first, so that what a daemon before
@@ -132,36 +132,36 @@ impl DirectorHandle {
         let mut last = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&wanted) {
             *last = Some(wanted.clone());
-            let _ = self.orders.send(Order::Want(Box::new(wanted)));
+            let _ = self.commands.send(Command::Want(Box::new(wanted)));
         }
     }
 
-    /// Looks now, and not only when the next look is due.
-    pub(crate) fn look(&self) {
-        let _ = self.orders.send(Order::Look);
+    /// Reads the kernel now, and not only when that is due.
+    pub(crate) fn resync(&self) {
+        let _ = self.commands.send(Command::Resync);
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.orders.is_closed()
+        self.commands.is_closed()
     }
 
     /// Waits until IPVS has what was wanted last, as far as that is possible.
-    pub(crate) async fn settle(&self) {
-        let (done, settled) = oneshot::channel();
-        let _ = self.orders.send(Order::Settle(done));
-        let _ = settled.await;
+    pub(crate) async fn reconciled(&self) {
+        let (done, reconciled) = oneshot::channel();
+        let _ = self.commands.send(Command::Reconciled(done));
+        let _ = reconciled.await;
     }
 
     /// Removes everything that is ours, and ends the task. Returns what is left behind, for people.
     pub(crate) async fn end(&self) -> Vec<String> {
         let (done, ended) = oneshot::channel();
-        let _ = self.orders.send(Order::End(done));
+        let _ = self.commands.send(Command::End(done));
         let left = async { ended.await.unwrap_or_else(|_| vec!["its task ended unexpectedly".to_owned()]) };
         let late = vec![format!("the kernel has not answered within {END:?}")];
         tokio::time::timeout(END, left).await.unwrap_or(late)
     }
 
-    /// What the last look found.
+    /// What was observed last.
     pub(crate) fn observed(&self) -> Observed {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -174,51 +174,51 @@ enum Changed {
     Something,
 }
 
-struct Director {
+struct Reconciler {
     client: Option<Client>,
     node: Arc<Mutex<Node>>,
     planner: Planner,
     record: Record,
     wanted: Wanted,
     /// Whether anything was wanted yet.
-    begun: bool,
+    has_plan: bool,
     /// Looks that failed, the last ones.
     failures: u8,
     observed: Arc<Mutex<Observed>>,
-    told: Option<News>,
+    last_sent: Option<News>,
     events: EventSender<News>,
 }
 
-impl Director {
-    async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+impl Reconciler {
+    async fn run(mut self, mut commands: UnboundedReceiver<Command>) {
+        let mut resyncs = tokio::time::interval(RESYNC_INTERVAL);
+        resyncs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mut waiting = Vec::new();
             tokio::select! {
-                order = orders.recv() => {
-                    let mut next = order;
+                command = commands.recv() => {
+                    let mut next = command;
                     // Only the last wish counts, so those that wait are taken together.
-                    while let Some(order) = next {
-                        match order {
-                            Order::Want(wanted) => (self.wanted, self.begun) = (*wanted, true),
-                            Order::Look => {}
-                            Order::Settle(done) => waiting.push(done),
-                            Order::End(done) => {
+                    while let Some(command) = next {
+                        match command {
+                            Command::Want(wanted) => (self.wanted, self.has_plan) = (*wanted, true),
+                            Command::Resync => {}
+                            Command::Reconciled(done) => waiting.push(done),
+                            Command::End(done) => {
                                 let _ = done.send(self.take_back().await);
                                 return;
                             }
                         }
-                        next = orders.try_recv().ok();
+                        next = commands.try_recv().ok();
                     }
-                    if orders.is_closed() && waiting.is_empty() {
+                    if commands.is_closed() && waiting.is_empty() {
                         return;
                     }
                 }
-                _ = looks.tick() => {}
+                _ = resyncs.tick() => {}
             }
-            if self.begun {
-                self.look().await;
+            if self.has_plan {
+                self.resync().await;
             }
             for done in waiting {
                 let _ = done.send(());
@@ -231,7 +231,7 @@ impl Director {
         self.wanted = Wanted::default();
         let mut left = Vec::new();
         for _ in 0..FAILURES {
-            self.look().await;
+            self.resync().await;
             let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
             // What went with the kernel's module needs not be removed.
             let missing = observed.unavailable.filter(|_| !self.record.is_empty() && !self.is_missing());
@@ -248,8 +248,8 @@ impl Director {
         self.failures == 0
     }
 
-    /// Looks, mends, and tells what is new.
-    async fn look(&mut self) {
+    /// Reads the kernel, mends, and reports what is new.
+    async fn resync(&mut self) {
         let mut observed = Observed::default();
         // What was changed is looked at again, so that what is shown is what is. Where nothing is wanted or left, the
         // kernel is not asked, as that loads its module.
@@ -284,8 +284,8 @@ impl Director {
             ready: observed.ready().collect(),
         };
         *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = observed;
-        if self.told.as_ref() != Some(&news) {
-            self.told = Some(news.clone());
+        if self.last_sent.as_ref() != Some(&news) {
+            self.last_sent = Some(news.clone());
             let _ = self.events.send(news);
         }
     }
