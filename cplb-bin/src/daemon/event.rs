@@ -8,7 +8,7 @@ use super::prepare::Reading;
 use super::reload::Staging;
 use super::serving::Observation;
 use super::state_dir::Probed;
-use super::table::TableChange;
+use super::table::{TableChange, TableState};
 use super::vip::VipEvent;
 
 /// An event of a subsystem.
@@ -20,8 +20,8 @@ pub(crate) enum Event {
     Proxy(lb_proxy::Event),
     /// Name resolution and discovery.
     Backends(BackendsEvent),
-    /// Evidence for the serving verdict was gathered.
-    Serving(Observation),
+    /// Evidence for the serving verdict was gathered, with this state of the nftables table.
+    Serving(Observation, Option<TableState>),
     /// IPVS and its prober.
     Ipvs(IpvsEvent),
     /// The nftables table was changed, or could not be.
@@ -69,7 +69,6 @@ events! {
     lb_proxy::Event => Self::Proxy,
     Resolved => |event| Self::Backends(BackendsEvent::Resolved(event)),
     Discovered => |event| Self::Backends(BackendsEvent::Discovered(event)),
-    Observation => Self::Serving,
     News => |event| Self::Ipvs(IpvsEvent::Observed(event)),
     ProbeReport => |event| Self::Ipvs(IpvsEvent::Probed(event)),
     TableChange => Self::Table,

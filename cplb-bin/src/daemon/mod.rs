@@ -7,27 +7,32 @@
 mod backends;
 mod desired;
 mod event;
-mod events;
-mod exclusion;
+mod event_log;
+mod event_loop;
+mod handlers;
+mod host_lock;
+#[cfg(test)]
+mod imports_tests;
 mod ipvs;
+mod maintenance;
 mod mismatches;
 mod preflight;
 mod prepare;
 mod problems;
 mod proxy;
 mod reload;
-mod report;
 mod reverse_path;
 mod sender;
 mod serving;
 mod signals;
 mod state_dir;
+mod status;
 #[cfg(test)]
 mod storm_tests;
-mod supervise;
 mod table;
 mod vip;
 mod vrf;
+mod wiring;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -39,13 +44,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, NamespaceLock};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
 use backends::{Answers, Clusters, Refusals, ResolvedBackends, Resolver, node_addresses, written_servers};
 use desired::Desired;
 use event::Event;
+use host_lock::HostLock;
 use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
 use prepare::Prepared;
@@ -92,8 +97,8 @@ pub(crate) struct Daemon {
     pub(crate) stopping: bool,
     /// How often the kernel had dropped news when that was last looked at.
     pub(crate) overruns: u64,
-    /// Keeps other daemons from this network namespace; absent while a stranger has its name.
-    lock: Option<NamespaceLock>,
+    /// Keeps other daemons from this network namespace.
+    host_lock: HostLock,
     state_dir: state_dir::Watch,
     pub(crate) mismatches: Mismatches,
 }
@@ -115,7 +120,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             () = signals.stop() => return Ok(()),
         };
         let daemon = Daemon::start(args.clone(), prepared, &mut signals).await?;
-        daemon.supervise(&mut signals).await
+        daemon.run(&mut signals).await
     });
     // A dead name server, file system or a stuck keeper may occupy a thread of its pool.
     runtime.shutdown_background();
@@ -129,17 +134,14 @@ impl Daemon {
         let (channel, events) = unbounded_channel();
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
-        let lock = match exclusion::is_exclusive(&config) {
-            true => lock::acquire_at_start().await.map_err(|error| Failure::from(&error))?.held(),
-            false => None,
-        };
+        let host_lock = HostLock::at_start(&config).await?;
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
         let resolver = Resolver::new(EventSender::new(&channel));
         let answers = tokio::select! {
             answers = resolver.ask(&config) => answers,
             () = signals.stop() => Answers::default(),
         };
-        events::names(&answers, &mut problems);
+        event_log::names(&answers, &mut problems);
         let (mut clusters, unreadable) = Clusters::open(&args.state_dir, EventSender::new(&channel));
         if let Some(why) = unreadable {
             let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
@@ -179,7 +181,7 @@ impl Daemon {
             reloads: Reloads::default(),
             stopping: false,
             overruns: 0,
-            lock,
+            host_lock,
             state_dir: state_dir::Watch::new(EventSender::new(&channel), now),
             mismatches: Mismatches::default(),
             channel,

@@ -7,8 +7,6 @@ use lb_proxy::{HeartbeatError, LoadBalancer};
 use netlink_vip::KeeperHandle;
 
 use crate::daemon::ipvs::ReconcilerHandle;
-use crate::daemon::sender::EventSender;
-use crate::daemon::table::{Look, TableKeeper};
 
 use super::evidence::{Backends, Evidence};
 use super::fitness::{self, Fitness};
@@ -25,8 +23,6 @@ pub(crate) struct Observation {
     /// As in [`Sources`].
     pub(crate) generation: u64,
     pub(crate) evidence: Evidence,
-    /// The state of the nftables table, if there is one.
-    pub(crate) table: Option<Look>,
     /// Whether this node can hold the addresses of each instance.
     pub(crate) fitness: Vec<Fitness>,
 }
@@ -38,7 +34,6 @@ pub(crate) struct Sources {
     pub(crate) generation: u64,
     pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
-    pub(crate) table: Arc<TableKeeper>,
     /// Where IPVS balances.
     pub(crate) ipvs: Option<ReconcilerHandle>,
     /// The service whose backends decide.
@@ -46,20 +41,8 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Gathers the evidence in a task that reports to `events`.
-    pub(crate) fn spawn(self, events: EventSender<Observation>) {
-        tokio::spawn(async move {
-            let observation = self.gather().await;
-            let _ = events.send(observation);
-        });
-    }
-
-    async fn gather(self) -> Observation {
-        let look = self.table.look().await;
-        let table = match &look {
-            Some(Look::Failed(why)) => Some(why.clone()),
-            _ => None,
-        };
+    /// Gathers the evidence beside `table`, the fault of the nftables table.
+    pub(crate) async fn gather(self, table: Option<String>) -> Observation {
         let unresponsive = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
         let keeper = (unresponsive > KEEPER_PATIENCE)
             .then(|| format!("their keeper has not answered for {:.1} s", unresponsive.as_secs_f64()));
@@ -72,7 +55,7 @@ impl Sources {
         let keeper = self.keeper.as_ref().map(KeeperHandle::status);
         let groups = keeper.iter().flat_map(|status| &status.groups);
         let fitness = groups.map(fitness::look).collect();
-        Observation { generation: self.generation, evidence, table: look, fitness }
+        Observation { generation: self.generation, evidence, fitness }
     }
 
     fn backends(&self, balancer: &LoadBalancer) -> Option<Backends> {

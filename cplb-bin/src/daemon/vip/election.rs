@@ -18,7 +18,9 @@ use crate::exit::{Failure, Kind};
 use crate::daemon::sender::EventSender;
 
 use super::bridge::{Bridge, ElectionEnd, VipEvent};
+use super::change::{Change, Instances};
 use super::plan::Instance;
+use super::removals::Removals;
 
 /// How much longer than its own bound an ending election is waited for.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -29,22 +31,12 @@ const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 /// More than any cluster has, in case names change their addresses all the time.
 const MAX_CONTROLLERS: usize = 1024;
 
-/// A checked configuration, and what it takes to get there.
-pub(crate) struct Change {
-    wanted: BTreeMap<InstanceId, Instance>,
-    /// Removed instances whose addresses nobody else has.
-    handing_over: Vec<InstanceId>,
-    /// Removed instances that lose addresses to others.
-    gone: Vec<InstanceId>,
-}
-
 /// The two real-time threads and what they run.
 pub(crate) struct Election {
     pub(crate) runner: RunnerHandle,
     pub(crate) keeper: KeeperHandle,
-    pub(crate) instances: BTreeMap<InstanceId, Instance>,
-    /// Removed instances that hand over, and the time by which they must have.
-    removals: BTreeMap<InstanceId, Instant>,
+    pub(crate) instances: Instances,
+    removals: Removals,
     bridge: Arc<Bridge>,
     /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
     /// likely down, and its node still a controller.
@@ -95,7 +87,7 @@ impl Election {
             runner,
             keeper,
             instances,
-            removals: BTreeMap::new(),
+            removals: Removals::default(),
             bridge,
             controllers: BTreeSet::new(),
         }))
@@ -103,36 +95,22 @@ impl Election {
 
     /// The change to the instances of another configuration.
     pub(crate) fn prepare(&self, instances: Vec<Instance>) -> Change {
-        let wanted: BTreeMap<_, _> = instances.into_iter().map(|it| (it.id, it)).collect();
-        let used: BTreeSet<IpAddr> = wanted.values().flat_map(Instance::addresses).collect();
-        // A removed instance keeps its addresses until it has handed them over, unless another one takes them.
-        let (handing_over, others): (Vec<&Instance>, Vec<&Instance>) =
-            self.instances.values().partition(|known| {
-                !wanted.contains_key(&known.id) && known.addresses().all(|ip| !used.contains(&ip))
-            });
-        let gone = others.iter().map(|known| known.id).filter(|id| !wanted.contains_key(id)).collect();
-        let handing_over = handing_over.iter().map(|known| known.id).collect();
-        Change { handing_over, gone, wanted }
+        Change::new(&self.instances, instances)
     }
 
     /// The groups that the keeper is to have, with those of instances that hand over.
     pub(crate) fn groups(&self, change: &Change) -> Vec<VipGroupConfig> {
-        let staying = change.handing_over.iter().filter_map(|id| self.instances.get(id));
-        change.wanted.values().chain(staying).map(|instance| instance.group.clone()).collect()
+        change.groups(&self.instances)
     }
 
-    /// Somebody must be there to hear where a new group is, which the keeper tells at once.
+    /// Makes new instances known to the bridge: the keeper reports their interfaces at once.
     pub(crate) fn expect(&self, change: &Change) {
-        self.new_in(change).for_each(|instance| self.bridge.join(instance.id, instance.settings));
+        change.added(&self.instances).for_each(|instance| self.bridge.join(instance.id, instance.settings));
     }
 
     /// The change is not made.
     pub(crate) fn forget(&self, change: &Change) {
-        self.new_in(change).for_each(|instance| self.bridge.leave(instance.id));
-    }
-
-    fn new_in<'a>(&self, change: &'a Change) -> impl Iterator<Item = &'a Instance> {
-        change.wanted.values().filter(|instance| !self.instances.contains_key(&instance.id))
+        change.added(&self.instances).for_each(|instance| self.bridge.leave(instance.id));
     }
 
     /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
@@ -141,7 +119,7 @@ impl Election {
         let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
         for id in handing_over {
             self.runner.remove(id);
-            self.removals.insert(id, bound);
+            self.removals.begin(id, bound);
         }
         for id in gone {
             self.runner.remove(id);
@@ -150,7 +128,7 @@ impl Election {
         }
         for (id, instance) in wanted {
             self.bridge.join(id, instance.settings);
-            if self.instances.get(&id).is_none_or(|known| known.router != instance.router) {
+            if Change::is_changed(&instance, &self.instances) {
                 self.runner.reconfigure(instance.router.clone());
                 self.bridge.join(id, instance.settings);
             }
@@ -184,20 +162,12 @@ impl Election {
 
     /// Forgets the removed instances that have handed over by `status`, or that take too long.
     pub(crate) fn finish_removals(&mut self, status: &RunnerStatus) {
-        let now = Instant::now();
         let keeper = self.keeper.status();
         let runs = |id: InstanceId| {
             status.instances.iter().any(|instance| instance.id == id)
                 || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
         };
-        let over: Vec<InstanceId> = self
-            .removals
-            .iter()
-            .filter(|(id, bound)| now >= **bound || !runs(**id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in over {
-            self.removals.remove(&id);
+        for id in self.removals.poll(runs, Instant::now()) {
             self.instances.remove(&id);
             if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
                 tracing::warn!(%error, vrid = id.0, "removing an instance");

@@ -8,7 +8,7 @@ use netlink_vip::{GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, VipAddr
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
 
-use super::bridge::InstanceSettings;
+use super::slot::InstanceSettings;
 
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]
