@@ -16,7 +16,6 @@ mod imports_tests;
 mod ipvs;
 mod maintenance;
 mod mismatches;
-mod preflight;
 mod prepare;
 mod problems;
 mod proxy;

@@ -56,7 +56,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 }
 
 /// Creates the state directory (0700), and proves that it can be written, by this user alone. A full or read-only
-/// file system may get better, and is left to [`super::state_dir`].
+/// file system may get better, and is left to [`crate::daemon::state_dir`].
 fn state_dir(dir: &Path) -> Result<(), Failure> {
     match files::probe_directory(dir) {
         Ok(()) => Ok(()),

@@ -1,5 +1,7 @@
 //! Reads a configuration for the daemon, away from its loop: the file may be on a file system that does not answer.
 
+mod preflight;
+
 use std::time::Duration;
 
 use cplb_config::{Config, Severity};
@@ -9,7 +11,6 @@ use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 use crate::source;
 
-use super::preflight;
 use super::sender::EventSender;
 
 /// A file system that takes longer is reported.
