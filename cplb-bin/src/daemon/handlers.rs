@@ -16,7 +16,7 @@ use super::problems::Cause;
 use super::serving::{self, Lease, Observation, Sources};
 use super::table::{TableChange, TableState};
 use super::vip::{Instance, VipEvent};
-use super::{Daemon, event_log, resolve};
+use super::{Daemon, event_log};
 
 /// Shortest and longest time between two gatherings of evidence for the serving verdict.
 const EVIDENCE_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -217,8 +217,8 @@ impl Daemon {
 
     pub(super) fn on_discovered(&mut self, news: Discovered) {
         let kubeconfig = news.kubeconfig.clone();
-        self.clusters.update(news, &self.config);
-        let wrong = self.clusters.wrong(&kubeconfig);
+        self.backends.clusters.update(news, &self.config);
+        let wrong = self.backends.clusters.wrong(&kubeconfig);
         let cause = Cause::Discovery(kubeconfig);
         if wrong.is_empty() {
             self.problems.clear(&cause);
@@ -230,9 +230,9 @@ impl Daemon {
 
     /// Balances over what was discovered.
     pub(super) fn use_discovered(&mut self) {
-        let backends = resolve(&self.config, self.backends.clone(), &self.clusters);
-        if backends != self.backends && self.reloads.is_idle() {
-            self.backends = backends;
+        let backends = self.backends.resolve(&self.config, self.backends.resolved.clone());
+        if backends != self.backends.resolved && self.reloads.is_idle() {
+            self.backends.resolved = backends;
             self.update_desired();
             self.update_ipvs(Input::Tick);
         }

@@ -47,8 +47,8 @@ impl Daemon {
                 event_log::overrun(&mut self.problems);
             }
         }
-        self.resolver.refresh(&self.config);
-        self.clusters.save();
+        self.backends.resolver.refresh(&self.config);
+        self.backends.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
         // What was observed before an instance was removed may have been told after.
@@ -56,7 +56,7 @@ impl Daemon {
     }
 
     pub(super) fn uses_state_dir(&self) -> bool {
-        self.election.is_some() || self.ipvs.is_running() || self.clusters.known().next().is_some()
+        self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 
     /// The socket is made anew if its file was removed or replaced.

@@ -46,7 +46,7 @@ use crate::exit::{Failure, Kind};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
-use backends::{Answers, Clusters, Refusals, ResolvedBackends, Resolver, node_addresses, written_servers};
+use backends::{Answers, Backends};
 use desired::Desired;
 use event::Event;
 use host_lock::HostLock;
@@ -72,12 +72,9 @@ pub(crate) struct Daemon {
     pub(crate) args: RunArgs,
     pub(crate) config: Config,
     pub(crate) started: Instant,
-    /// The addresses of backends that are in use.
-    pub(crate) backends: ResolvedBackends,
+    pub(crate) backends: Backends,
     /// The work under the configuration and the backends in use.
     pub(crate) desired: Desired,
-    pub(crate) clusters: Clusters,
-    pub(crate) resolver: Resolver,
     pub(crate) proxy: Proxy,
     pub(crate) table: Arc<TableKeeper>,
     /// The delivery of connections, as it was logged.
@@ -90,7 +87,6 @@ pub(crate) struct Daemon {
     pub(crate) channel: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
-    pub(crate) refusals: Refusals,
     pub(crate) reloads: Reloads,
     /// Whether the virtual IPs are being handed over for good.
     pub(crate) stopping: bool,
@@ -135,20 +131,20 @@ impl Daemon {
         problems.raise_all(Cause::Configuration, warnings);
         let host_lock = HostLock::at_start(&config).await?;
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
-        let resolver = Resolver::new(EventSender::new(&channel));
-        let answers = tokio::select! {
-            answers = resolver.ask(&config) => answers,
-            () = signals.stop() => Answers::default(),
-        };
-        event_log::names(&answers, &mut problems);
-        let (mut clusters, unreadable) = Clusters::open(&args.state_dir, EventSender::new(&channel));
+        let (rounds, discovered) = (EventSender::new(&channel), EventSender::new(&channel));
+        let (mut backends, unreadable) = Backends::open(&args.state_dir, rounds, discovered);
         if let Some(why) = unreadable {
             let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
             problems.raise_fading(Cause::Record("backends"), text, Instant::now());
         }
-        clusters.follow(&config);
-        let backends = resolve(&config, ResolvedBackends::default().after(&answers), &clusters);
-        let desired = Desired::new(&config, &backends, &BTreeSet::new());
+        let answers = tokio::select! {
+            answers = backends.resolver.ask(&config) => answers,
+            () = signals.stop() => Answers::default(),
+        };
+        event_log::names(&answers, &mut problems);
+        backends.clusters.follow(&config);
+        backends.resolved = backends.resolve(&config, backends.resolved.after(&answers));
+        let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
         let (observations, probes) = (EventSender::new(&channel), EventSender::new(&channel));
@@ -166,8 +162,6 @@ impl Daemon {
             started: now,
             backends,
             desired,
-            clusters,
-            resolver,
             proxy,
             table,
             delivered: BTreeMap::new(),
@@ -176,7 +170,6 @@ impl Daemon {
             socket,
             events,
             problems,
-            refusals: Refusals::default(),
             reloads: Reloads::default(),
             stopping: false,
             overruns: 0,
@@ -223,14 +216,6 @@ impl Daemon {
         }
         self.proxy.stop();
     }
-}
-
-/// The backends after discovery, on this node as it is now. Tells discovery which servers it may ask.
-fn resolve(config: &Config, resolved: ResolvedBackends, clusters: &Clusters) -> ResolvedBackends {
-    let resolved = resolved.on_node(node_addresses(config));
-    let (written, local) = (written_servers(config, &resolved), clusters.local_candidates(config));
-    clusters.set_sources(config, &written, &local);
-    resolved.with_clusters(clusters.servers(&written, &local))
 }
 
 fn socket_failure(error: BindError) -> Failure {

@@ -57,7 +57,7 @@ impl Daemon {
             kernel,
             interfaces,
             services: self.services(),
-            discovery: self.clusters.known().map(|known| discovery(&known)).collect(),
+            discovery: self.backends.clusters.known().map(|known| discovery(&known)).collect(),
             ipvs: self.ipvs.status(&self.members()),
             table: self.table.status(),
         }

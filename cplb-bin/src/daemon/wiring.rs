@@ -20,15 +20,15 @@ use super::{Daemon, event_log};
 impl Daemon {
     /// The names of the configuration in use, or of a file, were resolved.
     pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
-        self.resolver.round_ended();
+        self.backends.resolver.round_ended();
         if let Some(number) = reload {
             self.on_resolved_for_reload(number, answers);
         } else if answers.are_for(&self.config) && self.reloads.is_idle() {
             event_log::names(&answers, &mut self.problems);
-            let backends = self.backends.after(&answers);
-            if backends != self.backends {
+            let backends = self.backends.resolved.after(&answers);
+            if backends != self.backends.resolved {
                 tracing::info!(addresses = ?backends.resolved(), "backends' names have other addresses");
-                self.backends = backends;
+                self.backends.resolved = backends;
                 self.update_desired();
             }
         }
@@ -37,7 +37,7 @@ impl Daemon {
     /// Computes the work anew, after a change of the backends or of the virtual IPs that this node may hold, and hands
     /// it to the load balancer and the election.
     pub(super) fn update_desired(&mut self) {
-        self.desired = Desired::new(&self.config, &self.backends, &self.held());
+        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
         self.report_refusals();
         self.update_controllers();
         let result = self.proxy.reconfigure(&self.desired.proxy);
@@ -61,7 +61,7 @@ impl Daemon {
     /// Logs the addresses that may not be backends, once for each change.
     pub(super) fn report_refusals(&mut self) {
         let Desired { proxy, refusals, .. } = &self.desired;
-        self.refusals.report(&proxy.services, refusals, &mut self.problems);
+        self.backends.refusals.report(&proxy.services, refusals, &mut self.problems);
     }
 
     /// Tells the election which controllers there are.
@@ -137,7 +137,7 @@ impl Daemon {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.settings.source.is_some()),
             Cause::Mark | Cause::Congestion => self.proxy.balancer().is_some(),
-            Cause::Discovery(path) => self.clusters.follows(path),
+            Cause::Discovery(path) => self.backends.clusters.follows(path),
             other => other.instance().is_none_or(|id| instance(id).is_some()),
         });
     }

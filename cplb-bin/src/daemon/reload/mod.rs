@@ -109,7 +109,7 @@ impl Daemon {
             Ok(Prepared { config, warnings }) => {
                 tracing::info!(target: ANSWER, "the configuration file is read again");
                 let number = self.reloads.asked;
-                self.resolver.resolve_for_reload(&config, number);
+                self.backends.resolver.resolve_for_reload(&config, number);
                 self.reloads.unresolved.insert(number, Candidate { config, warnings, number });
             }
             Err(failure) => self.refuse(&failure),

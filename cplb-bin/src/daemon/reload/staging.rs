@@ -13,7 +13,7 @@ use crate::daemon::problems::Cause;
 use crate::daemon::sender::EventSender;
 use crate::daemon::table::TableKeeper;
 use crate::daemon::vip::{Change, Election, Instance};
-use crate::daemon::{Daemon, event_log, resolve, serving};
+use crate::daemon::{Daemon, event_log, serving};
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 
@@ -50,7 +50,7 @@ struct Parts<'a> {
 
 impl Daemon {
     pub(super) fn stage(&mut self, candidate: Candidate, answers: Answers) -> Result<(), Failure> {
-        let backends = self.backends.after(&answers);
+        let backends = self.backends.resolved.after(&answers);
         let (desired, instances) = (Desired::default(), Vec::new());
         let mut next = Next { candidate, answers, backends, desired, instances, change: None };
         let transaction =
@@ -86,12 +86,12 @@ impl Daemon {
     /// Adapts everything to the configuration that is in use now.
     fn in_use(&mut self, next: Next) {
         let Next { candidate: Candidate { config, warnings, number }, answers, backends, .. } = next;
-        (self.config, self.backends) = (config, backends);
-        self.desired = Desired::new(&self.config, &self.backends, &self.held());
+        (self.config, self.backends.resolved) = (config, backends);
+        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
         self.verdict.handle(serving::Input::Configured, Instant::now());
         self.problems.clear(&Cause::Services);
         self.report_refusals();
-        self.clusters.follow(&self.config);
+        self.backends.clusters.follow(&self.config);
         if let Some(election) = &mut self.election {
             election.forget_controllers();
         }
@@ -117,8 +117,8 @@ impl Participants for Parts<'_> {
         match part {
             Part::HostLock => daemon.host_lock.acquire_for(config, &mut daemon.problems)?,
             Part::Backends => {
-                daemon.clusters.follow_also(config);
-                next.backends = resolve(config, next.backends.clone(), &daemon.clusters);
+                daemon.backends.clusters.follow_also(config);
+                next.backends = daemon.backends.resolve(config, next.backends.clone());
             }
             Part::Proxy => {
                 next.desired = Desired::new(config, &next.backends, &daemon.held());
@@ -160,7 +160,7 @@ impl Participants for Parts<'_> {
         match part {
             // Maintenance unlocks what needs no lock.
             Part::HostLock => {}
-            Part::Backends => daemon.clusters.follow(&daemon.config),
+            Part::Backends => daemon.backends.clusters.follow(&daemon.config),
             Part::Proxy => {
                 let result = daemon.proxy.roll_back();
                 daemon.note_services(result);
