@@ -2,66 +2,65 @@
 //!
 //! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
 //! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
-//! through [`link::Link`] without this thread.
+//! through [`vip`]'s bridge without this thread.
 
-mod blueprint;
+mod backends;
+mod desired;
+mod event;
+mod event_log;
+mod event_loop;
+mod handlers;
+mod host_lock;
 #[cfg(test)]
-mod blueprint_tests;
-mod direct;
-mod election;
-mod events;
-mod exclusion;
-mod fitness;
-mod found;
+mod imports_tests;
 mod ipvs;
-mod link;
+mod maintenance;
 mod mismatches;
-mod names;
-mod preflight;
 mod prepare;
 mod problems;
-mod refusals;
+mod proxy;
 mod reload;
-mod report;
 mod reverse_path;
+mod sender;
 mod serving;
 mod signals;
 mod state_dir;
+mod status;
 #[cfg(test)]
 mod storm_tests;
-mod supervise;
 mod table;
-mod verdict;
+mod vip;
 mod vrf;
+mod wiring;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cplb_config::Config;
-use lb_proxy::{LoadBalancer, ReconfigureError, StartError};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
-use crate::lock::{self, NamespaceLock};
 use crate::logging::{self, ANSWER};
 use crate::status::server::{BindError, StatusSocket};
 
-use direct::Ipvs;
-use election::Election;
-use found::Clusters;
-use link::Event;
+use backends::{Answers, Backends};
+use desired::Desired;
+use event::Event;
+use host_lock::HostLock;
+use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
-use names::{Answers, Names, Resolver};
 use prepare::Prepared;
 use problems::{Cause, Problems};
-use refusals::Refusals;
+use proxy::Proxy;
 use reload::Reloads;
+use sender::EventSender;
+use serving::Verdict;
 use signals::Signals;
 use table::{Delivered, TableKeeper};
-use verdict::Verdict;
+use vip::Election;
 
 pub(crate) use ipvs::excess as excess_virtual_servers;
 #[cfg(test)]
@@ -73,10 +72,10 @@ pub(crate) struct Daemon {
     pub(crate) args: RunArgs,
     pub(crate) config: Config,
     pub(crate) started: Instant,
-    pub(crate) names: Names,
-    pub(crate) clusters: Clusters,
-    pub(crate) resolver: Resolver,
-    pub(crate) balancer: Option<Arc<LoadBalancer>>,
+    pub(crate) backends: Backends,
+    /// The work under the configuration and the backends in use.
+    pub(crate) desired: Desired,
+    pub(crate) proxy: Proxy,
     pub(crate) table: Arc<TableKeeper>,
     /// The delivery of connections, as it was logged.
     pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
@@ -85,19 +84,16 @@ pub(crate) struct Daemon {
     pub(crate) verdict: Verdict,
     pub(crate) socket: StatusSocket,
     pub(crate) events: UnboundedReceiver<Event>,
-    pub(crate) sender: UnboundedSender<Event>,
+    pub(crate) channel: UnboundedSender<Event>,
     /// What keeps this node from doing its whole job, by cause.
     pub(crate) problems: Problems,
-    pub(crate) refusals: Refusals,
     pub(crate) reloads: Reloads,
-    /// Counts the configurations that were put into effect.
-    pub(crate) generation: u64,
     /// Whether the virtual IPs are being handed over for good.
     pub(crate) stopping: bool,
     /// How often the kernel had dropped news when that was last looked at.
     pub(crate) overruns: u64,
-    /// Keeps other daemons from this network namespace; absent while a stranger has its name.
-    lock: Option<NamespaceLock>,
+    /// Keeps other daemons from this network namespace.
+    host_lock: HostLock,
     state_dir: state_dir::Watch,
     pub(crate) mismatches: Mismatches,
 }
@@ -119,7 +115,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             () = signals.stop() => return Ok(()),
         };
         let daemon = Daemon::start(args.clone(), prepared, &mut signals).await?;
-        daemon.supervise(&mut signals).await
+        daemon.run(&mut signals).await
     });
     // A dead name server, file system or a stuck keeper may occupy a thread of its pool.
     runtime.shutdown_background();
@@ -130,64 +126,62 @@ impl Daemon {
     /// Builds everything; what was built is taken down again if a later part fails.
     async fn start(args: RunArgs, prepared: Prepared, signals: &mut Signals) -> Result<Self, Failure> {
         let Prepared { config, warnings } = prepared;
-        let (sender, events) = unbounded_channel();
+        let (channel, events) = unbounded_channel();
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
-        let lock = match exclusion::is_exclusive(&config) {
-            true => lock::acquire_at_start().await.map_err(|error| Failure::from(&error))?.held(),
-            false => None,
-        };
+        let host_lock = HostLock::at_start(&config).await?;
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
-        let resolver = Resolver::default();
-        let answers = tokio::select! {
-            answers = resolver.ask(&config) => answers,
-            () = signals.stop() => Answers::default(),
-        };
-        events::names(&answers, &mut problems);
-        let (mut clusters, unreadable) = Clusters::open(&args.state_dir);
+        let (rounds, discovered) = (EventSender::new(&channel), EventSender::new(&channel));
+        let (mut backends, unreadable) = Backends::open(&args.state_dir, rounds, discovered);
         if let Some(why) = unreadable {
             let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
             problems.raise_fading(Cause::Record("backends"), text, Instant::now());
         }
-        clusters.follow(&config, &sender);
-        let names = Names::default().after(&answers).on_node(found::node_addresses(&config));
-        let names = names.with(clusters.servers(&config, &blueprint::fixed(&config, &names)));
-        let balancer =
-            start_balancer(&config, blueprint::services(&config, &names, std::iter::empty()), &sender)?;
+        let answers = tokio::select! {
+            answers = backends.resolver.ask(&config) => answers,
+            () = signals.stop() => Answers::default(),
+        };
+        event_log::names(&answers, &mut problems);
+        backends.clusters.follow(&config);
+        backends.resolved = backends.resolve(&config, backends.resolved.after(&answers));
+        let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
+        let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
-        if let Err(failure) =
-            table.set(blueprint::table(&config, std::iter::empty(), Self::first_directors(&config))).await
-        {
-            stop_balancer(balancer);
+        let (observations, probes) = (EventSender::new(&channel), EventSender::new(&channel));
+        let interfaces = vip::named_interfaces(&config);
+        let ipvs = Ipvs::new(desired.ipvs.clone(), interfaces, &args.state_dir, observations, probes);
+        if let Err(failure) = table.set(desired.table(ipvs.rules())).await {
+            proxy.stop();
             return Err(failure);
         }
+        let now = Instant::now();
         let mut daemon = Self {
+            ipvs,
             args,
             config,
-            started: Instant::now(),
-            names,
-            clusters,
-            resolver,
-            balancer,
+            started: now,
+            backends,
+            desired,
+            proxy,
             table,
             delivered: BTreeMap::new(),
             election: None,
-            ipvs: Ipvs::default(),
-            verdict: Verdict::default(),
+            verdict: Verdict::new(now),
             socket,
             events,
-            sender,
             problems,
-            refusals: Refusals::default(),
             reloads: Reloads::default(),
-            generation: 0,
             stopping: false,
             overruns: 0,
-            lock,
-            state_dir: state_dir::Watch::new(Instant::now()),
+            host_lock,
+            state_dir: state_dir::Watch::new(EventSender::new(&channel), now),
             mismatches: Mismatches::default(),
+            channel,
         };
-        match Election::start(&daemon.config, &daemon.args.state_dir, &daemon.sender) {
+        let election = desired::instances(&daemon.config).and_then(|instances| {
+            Election::start(instances, &daemon.args.state_dir, EventSender::new(&daemon.channel))
+        });
+        match election {
             Ok(election) => {
                 daemon.election = election;
                 daemon.update_controllers();
@@ -197,8 +191,8 @@ impl Daemon {
                 return Err(failure);
             }
         }
-        daemon.ipvs = Ipvs::start(&daemon.config, &daemon.args.state_dir, &daemon.sender);
-        daemon.update_ipvs();
+        daemon.ipvs.start();
+        daemon.update_ipvs(Input::Instances(daemon.interfaces()));
         daemon.report_refusals();
         tracing::info!(
             config = %daemon.args.config.config.display(),
@@ -214,65 +208,14 @@ impl Daemon {
         if let Some(election) = self.election.take() {
             election.end().await;
         }
-        if let Some(director) = self.ipvs.director.take() {
-            for left in director.end().await {
-                tracing::warn!(target: ANSWER, "left behind: {left}");
-            }
+        for left in self.ipvs.end().await {
+            tracing::warn!(target: ANSWER, "left behind: {left}");
         }
         if let Err(error) = self.table.set(None).await {
             tracing::warn!(%error, "the nftables table is left behind");
         }
-        stop_balancer(self.balancer.take());
+        self.proxy.stop();
     }
-}
-
-fn start_balancer(
-    config: &Config,
-    services: Vec<lb_proxy::Service>,
-    sender: &UnboundedSender<Event>,
-) -> Result<Option<Arc<LoadBalancer>>, Failure> {
-    if services.is_empty() {
-        return Ok(None);
-    }
-    let sender = sender.clone();
-    let report = Box::new(move |event| {
-        let _ = sender.send(Event::Balancer(event));
-    });
-    match LoadBalancer::start(blueprint::options(config), services, report) {
-        Ok(balancer) => Ok(Some(Arc::new(balancer))),
-        Err(error) => Err(balancer_failure(&error)),
-    }
-}
-
-fn stop_balancer(balancer: Option<Arc<LoadBalancer>>) {
-    if let Some(balancer) = balancer {
-        balancer.stop();
-    }
-}
-
-fn balancer_failure(error: &StartError) -> Failure {
-    let message = format!("the load balancer cannot start: {error}");
-    match error {
-        StartError::PortInUse { addr } => port_in_use(&message, *addr),
-        StartError::Invalid(_) => Failure::new(Kind::Config, error),
-        _ => Failure::new(Kind::System, message),
-    }
-}
-
-fn balancer_refusal(error: &ReconfigureError) -> Failure {
-    let message = format!("the load balancer cannot take the services over: {error}");
-    match error {
-        ReconfigureError::PortInUse { addr } => port_in_use(&message, *addr),
-        _ => Failure::new(Kind::System, message),
-    }
-}
-
-fn port_in_use(message: &str, addr: SocketAddr) -> Failure {
-    Failure::new(Kind::Temporary, message).help(format_args!(
-        "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
-         another userSpaceProxyBindPort",
-        addr.port()
-    ))
 }
 
 fn socket_failure(error: BindError) -> Failure {

@@ -6,54 +6,53 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netlink_vip::{KeeperHandle, files};
-use tokio::sync::mpsc::UnboundedSender;
 
-use super::link::Event;
 use super::problems::{Cause, Problems};
+use super::sender::EventSender;
 
-/// Between two looks at a directory that can be written.
+/// Between two probes of a directory that can be written.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The consequences, for people.
 const CONSEQUENCES: &str = "what is running goes on; IPVS is not changed; discovered servers are not known after a restart; \
                             routes and address labels would be left over after a crash";
 
+/// The result of a probe: the fault, if there is one.
+#[derive(Debug)]
+pub(crate) struct Probed(pub(crate) Option<String>);
+
 /// The state of the watch.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    is_looking: bool,
+    events: EventSender<Probed>,
+    is_probing: bool,
     next: Instant,
 }
 
 impl Watch {
-    /// For a daemon that has just looked, at its start.
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { is_looking: false, next: now }
+    /// A watch of a directory that was just probed, at the start of the daemon.
+    pub(crate) fn new(events: EventSender<Probed>, now: Instant) -> Self {
+        Self { events, is_probing: false, next: now }
     }
 
-    /// Starts a look in a thread of the pool, if it is due. A file system that does not answer keeps one thread.
-    pub(crate) fn look(
-        &mut self,
-        dir: &Path,
-        keeper: Option<&KeeperHandle>,
-        events: &UnboundedSender<Event>,
-    ) {
-        if self.is_looking || Instant::now() < self.next {
+    /// Starts a probe in a thread of the pool, if it is due. A file system that does not answer keeps one thread.
+    pub(crate) fn probe(&mut self, dir: &Path, keeper: Option<&KeeperHandle>) {
+        if self.is_probing || Instant::now() < self.next {
             return;
         }
-        self.is_looking = true;
-        let (dir, keeper, events) = (dir.to_owned(), keeper.cloned(), events.clone());
+        self.is_probing = true;
+        let (dir, keeper, events) = (dir.to_owned(), keeper.cloned(), self.events.clone());
         tokio::task::spawn_blocking(move || {
             let result = files::probe_directory(&dir);
             let saved = keeper.map_or(Ok(()), |keeper| keeper.save_record());
             let fault = result.and(saved).err().map(|error| describe(&dir, &error));
-            let _ = events.send(Event::StateDir(fault));
+            let _ = events.send(Probed(fault));
         });
     }
 
-    /// Takes the result of a look: the fault, if there is one. It is looked at sooner while there is.
-    pub(crate) fn conclude(&mut self, fault: Option<String>, problems: &mut Problems, now: Instant) {
-        self.is_looking = false;
+    /// Takes the result of a probe. The next one comes sooner while there is a fault.
+    pub(crate) fn conclude(&mut self, Probed(fault): Probed, problems: &mut Problems, now: Instant) {
+        self.is_probing = false;
         let Some(text) = fault else {
             self.next = now + INTERVAL;
             if problems.clear(&Cause::StateDir) {
@@ -80,13 +79,14 @@ mod tests {
     #[test]
     fn a_fault_is_degraded_until_the_directory_can_be_written() {
         let (now, mut problems) = (Instant::now(), Problems::default());
-        let mut watch = Watch::new(now);
+        let channel = tokio::sync::mpsc::unbounded_channel::<Probed>().0;
+        let mut watch = Watch::new(EventSender::new(&channel), now);
         let error = std::io::ErrorKind::StorageFull.into();
-        watch.conclude(Some(describe(Path::new("/state"), &error)), &mut problems, now);
+        watch.conclude(Probed(Some(describe(Path::new("/state"), &error))), &mut problems, now);
         let texts = problems.texts();
         assert!(texts[0].contains("/state") && texts[0].contains("IPVS is not changed"), "{texts:?}");
         assert_eq!(watch.next, now, "soon again");
-        watch.conclude(None, &mut problems, now);
+        watch.conclude(Probed(None), &mut problems, now);
         assert!(problems.texts().is_empty());
         assert_eq!(watch.next, now + INTERVAL);
     }

@@ -10,9 +10,9 @@ use netlink_vip::{
 use vrrp::router::{Discard, Reason, StateName, Transition};
 use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
 
-use super::events;
-use super::fitness::Fitness;
+use super::event_log;
 use super::problems::Problems;
+use super::serving::Fitness;
 use crate::logging::testing::storm;
 
 const SECONDS: u32 = 30;
@@ -53,21 +53,24 @@ fn lines_of_the_election_are_limited() {
             _ => (StateName::Active, StateName::Backup),
         };
         let transition = Transition { from, to, reason: Reason::InterfaceUp, after: Duration::ZERO };
-        events::election(&RunnerEvent::Transition { id: ID, transition }, problems);
+        event_log::election(&RunnerEvent::Transition { id: ID, transition }, problems);
     });
     limits("another address list", 1, "0.0.117.47", |number, problems| {
         let warning =
             vrrp::router::Warning::AddressListMismatch { source: IpAddr::from(number.to_be_bytes()) };
-        events::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, problems);
+        event_log::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, problems);
     });
     limits("discarded, from spoofed sources", 1, "discarded", |number, problems| {
         let (reason, source) = (Discard::ALL[0], IpAddr::from(number.to_be_bytes()));
-        events::election(&RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 }, problems);
+        event_log::election(&RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 }, problems);
     });
     limits("socket errors", 1, "eth0", |_, problems| {
         let (operation, error) = (SocketOperation::Advertise, std::io::ErrorKind::NetworkDown.into());
         let interface = "eth0".to_owned();
-        events::election(&RunnerEvent::SocketError { interface, operation, error, suppressed: 0 }, problems);
+        event_log::election(
+            &RunnerEvent::SocketError { interface, operation, error, suppressed: 0 },
+            problems,
+        );
     });
 }
 
@@ -75,7 +78,7 @@ fn lines_of_the_election_are_limited() {
 fn lines_about_links_and_addresses_are_limited() {
     let keeper = |what, kinds, last, event: &dyn Fn(u32) -> KeeperEvent| {
         limits(what, kinds, last, |number, problems| {
-            events::keeper(&event(number), |_| "eth0".to_owned(), problems);
+            event_log::keeper(&event(number), |_| "eth0".to_owned(), problems);
         });
     };
     let state = |up| InterfaceState {
@@ -107,15 +110,15 @@ fn lines_about_links_and_addresses_are_limited() {
     });
     limits("addresses that can and cannot be held", 2, "again", |number, problems| {
         let faults = if number % 2 == 0 { vec!["IPv6 is disabled".to_owned()] } else { Vec::new() };
-        events::fitness(&[Fitness { id: ID, faults }], problems);
+        event_log::fitness(&[Fitness { id: ID, faults }], problems);
     });
     limits("overruns that come and go", 2, "in time again", |number, problems| match number % 2 {
-        0 => events::keeper(
+        0 => event_log::keeper(
             &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
             |_| String::new(),
             problems,
         ),
-        _ => events::no_overrun(1, problems),
+        _ => event_log::no_overrun(1, problems),
     });
 }
 
@@ -123,7 +126,7 @@ fn lines_about_links_and_addresses_are_limited() {
 fn lines_of_the_load_balancer_are_limited() {
     let service = || std::sync::Arc::<str>::from("kube-apiserver");
     let balancer = |what, kinds, last, event: &dyn Fn(u32) -> Balancer| {
-        limits(what, kinds, last, |number, problems| events::balancer(&event(number), problems));
+        limits(what, kinds, last, |number, problems| event_log::balancer(&event(number), problems));
     };
     balancer("suspected and trusted again", 2, "trusted", &|number| match number % 2 {
         0 => Balancer::BackendSuspected { service: service(), backend: backend(), reason: Failure::Refused },

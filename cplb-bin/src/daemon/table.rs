@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use lb_proxy::nft::{ApplyError, Delivery, Nft, Presence, RunError, Table, TableName};
+use lb_proxy::nft::{ApplyError, Delivery, Director, Nft, Presence, RunError, Table, TableName};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::exit::{Failure, Kind};
@@ -59,9 +59,17 @@ struct Work {
     restored: u64,
 }
 
-/// What one look at the kernel's table led to.
+/// A change of the table that was tried.
+#[derive(Debug)]
+pub(crate) struct TableChange {
+    pub(crate) result: Result<(), Failure>,
+    /// Its rules for IPVS.
+    pub(crate) directors: Vec<Director>,
+}
+
+/// The state of the kernel's table after it was read, and restored if need be.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum TableState {
     /// It is as it should be.
     Present,
     /// Somebody had removed or changed it; it is back.
@@ -70,6 +78,16 @@ pub(crate) enum Look {
     Applied,
     /// It is not there and could not be put there.
     Failed(String),
+}
+
+impl TableState {
+    /// Why the table does not lead traffic to the load balancer.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        match self {
+            Self::Failed(why) => Some(why),
+            Self::Present | Self::Restored | Self::Applied => None,
+        }
+    }
 }
 
 impl TableKeeper {
@@ -90,14 +108,11 @@ impl TableKeeper {
         result
     }
 
-    /// Looks whether the table is as it was applied, and restores it if not; `None` if none is wanted.
-    pub(crate) async fn look(&self) -> Option<Look> {
+    /// Reads the table, and restores it if it is not as it was applied; `None` if none is wanted.
+    pub(crate) async fn resync(&self) -> Option<TableState> {
         let mut work = self.work().await;
         let look = work.look(Instant::now()).await;
-        let error = match &look {
-            Some(Look::Failed(why)) => Some(why.clone()),
-            _ => None,
-        };
+        let error = look.as_ref().and_then(|state| state.fault().map(str::to_owned));
         self.publish(&work, error);
         look
     }
@@ -208,32 +223,34 @@ impl Work {
         }
     }
 
-    async fn look(&mut self, now: Instant) -> Option<Look> {
+    async fn look(&mut self, now: Instant) -> Option<TableState> {
         self.ask_ipvs().await;
         if self.retry(now).await {
-            return Some(Look::Applied);
+            return Some(TableState::Applied);
         }
         let Some(wanted) = self.effective() else {
             self.leftover.as_ref()?;
-            return self.remove().await.err().map(|failure| Look::Failed(failure.message().to_owned()));
+            return self.remove().await.err().map(|failure| TableState::Failed(failure.message().to_owned()));
         };
         let was_applied = self.applied.as_ref() == Some(&wanted);
         if let (true, Some(tool)) = (was_applied, &mut self.tool) {
             match tool.present(&wanted) {
-                Ok(Presence::Intact) => return Some(Look::Present),
+                Ok(Presence::Intact) => return Some(TableState::Present),
                 Ok(Presence::Missing) => {}
                 Err(error) => {
-                    return Some(Look::Failed(format!("the nftables table cannot be looked at: {error}")));
+                    return Some(TableState::Failed(format!(
+                        "the nftables table cannot be looked at: {error}"
+                    )));
                 }
             }
         }
         Some(match self.apply(now).await {
             Ok(()) if was_applied => {
                 self.restored += 1;
-                Look::Restored
+                TableState::Restored
             }
-            Ok(()) => Look::Applied,
-            Err(failure) => Look::Failed(failure.message().to_owned()),
+            Ok(()) => TableState::Applied,
+            Err(failure) => TableState::Failed(failure.message().to_owned()),
         })
     }
 

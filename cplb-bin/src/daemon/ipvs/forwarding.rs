@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use cplb_config::LbKind;
 
-use super::Directed;
+use super::plan::Directed;
 
 /// The families that need it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,21 +1,25 @@
 //! The kernel's IPVS as the balancer of `virtualServers`.
 
-mod asker;
-mod director;
+mod controller;
 mod forwarding;
+mod handle;
 mod kube_proxy;
 mod listening;
 mod node;
+mod paths;
 mod plan;
+mod prober;
+mod reconciler;
 mod record;
-mod shown;
+mod status;
 mod sysctls;
 
-pub(crate) use asker::{Ask, AskerHandle, Heard, Opinion, ROUND, TIMEOUT};
-pub(crate) use director::{DirectorHandle, News, NodeWish, Wanted};
-pub(crate) use forwarding::forwarding;
-pub(crate) use plan::{Directed, Member, Members, desired, directed, excess, servers, sysctls};
-pub(crate) use shown::Place;
+pub(crate) use controller::{Input, Interfaces, IpvsPlan, Sessions};
+pub(crate) use handle::Ipvs;
+pub(crate) use plan::{Members, directed, excess, members};
+pub(crate) use prober::ProbeReport;
+use prober::ProbeTarget;
+pub(crate) use reconciler::{News, ReconcilerHandle};
 
 /// Files in the state directory that tell what a daemon before this one made.
-pub(crate) const RECORDS: [&str; 2] = [record::RECORD, node::RECORD];
+const RECORDS: [&str; 2] = [record::RECORD, node::RECORD];

@@ -14,7 +14,7 @@ use lb_proxy::BackendState;
 use lb_proxy::nft::{Director, Reach};
 use vrrp::runner::InstanceId;
 
-use super::asker::{Ask, Opinion, Opinions};
+use super::prober::{ProbeResult, ProbeResults, ProbeTarget};
 
 /// One port of one virtual address, balanced by one IPVS service that matches a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,23 @@ pub(crate) struct Member {
 
 /// The servers of each balanced service, by its name.
 pub(crate) type Members = BTreeMap<String, Vec<Member>>;
+
+/// The servers of `services`, with the state that the load balancer sees in them.
+pub(crate) fn members(services: &[lb_proxy::Service], balancer: Option<&lb_proxy::LoadBalancer>) -> Members {
+    let Some(balancer) = balancer else { return Members::new() };
+    let snapshot = balancer.snapshot();
+    let services = services.iter().map(|service| {
+        let found = snapshot.services.iter().find(|found| *found.name == *service.name);
+        let members = service.backends.iter().map(|backend| {
+            let known = found.and_then(|found| found.backends.iter().find(|it| it.addr == backend.addr));
+            let state = known.map_or(BackendState::Unknown, |known| known.state);
+            let spares_sessions = known.is_none_or(|known| known.spares_sessions);
+            Member { addr: backend.addr, weight: backend.weight, state, spares_sessions }
+        });
+        (service.name.clone(), members.collect())
+    });
+    services.collect()
+}
 
 /// Those of the service that is behind a virtual address.
 pub(crate) fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
@@ -163,32 +180,32 @@ impl Directed {
 
     /// What to ask a server before packets for the virtual address are sent there; `None` where it gets them with its own
     /// address instead.
-    pub(crate) fn ask(&self, member: &Member) -> Option<Ask> {
+    pub(crate) fn probe_target(&self, member: &Member) -> Option<ProbeTarget> {
         let tunnel = match self.kind {
             LbKind::Nat => return None,
             LbKind::DirectRouting => false,
             LbKind::Tunnel => true,
         };
         let vip = SocketAddr::new(self.vip, self.port.get());
-        self.takes(member).then_some(Ask { vip, server: member.addr.ip(), tunnel })
+        self.takes(member).then_some(ProbeTarget { vip, server: member.addr.ip(), tunnel })
     }
 
-    pub(super) fn standing(&self, member: &Member, opinions: &Opinions) -> Standing {
+    pub(super) fn standing(&self, member: &Member, results: &ProbeResults) -> Standing {
         if matches!(member.state, BackendState::Down | BackendState::Leaving) {
             return Standing::Down;
         }
-        let Some(ask) = self.ask(member) else { return Standing::Good };
-        match opinions.get(&ask) {
-            Some(Opinion::Silent | Opinion::NotOnLink) => Standing::Unreachable,
-            Some(Opinion::Refuses) => Standing::Refusing,
-            Some(Opinion::Accepts | Opinion::Unasked) => Standing::Good,
+        let Some(ask) = self.probe_target(member) else { return Standing::Good };
+        match results.get(&ask) {
+            Some(ProbeResult::Silent | ProbeResult::NotOnLink) => Standing::Unreachable,
+            Some(ProbeResult::Refuses) => Standing::Refusing,
+            Some(ProbeResult::Accepts | ProbeResult::NotProbed) => Standing::Good,
             None => Standing::Unknown,
         }
     }
 
-    fn desired(&self, members: &[Member], opinions: &Opinions) -> DesiredService {
+    fn desired(&self, members: &[Member], results: &ProbeResults) -> DesiredService {
         let usable = members.iter().filter(|member| self.takes(member));
-        let usable: Vec<_> = usable.map(|member| (member, self.standing(member, opinions))).collect();
+        let usable: Vec<_> = usable.map(|member| (member, self.standing(member, results))).collect();
         // As the proxy: where all checks fail, the checks may be what is wrong.
         let best = usable.iter().map(|(_, standing)| *standing).max().unwrap_or(Standing::Good);
         let enough = match best {
@@ -233,11 +250,11 @@ impl Directed {
 pub(crate) fn desired(
     all: &[Directed],
     members: &Members,
-    opinions: &Opinions,
+    results: &ProbeResults,
     has: impl Fn(&Directed) -> bool,
 ) -> Desired {
     let held = all.iter().filter(|directed| has(directed));
-    held.map(|directed| directed.desired(servers(members, directed), opinions)).collect()
+    held.map(|directed| directed.desired(servers(members, directed), results)).collect()
 }
 
 fn scheduler(algorithm: LbAlgorithm) -> SchedulerName {
@@ -334,17 +351,17 @@ mod tests {
         weights_where(members, &[])
     }
 
-    /// With opinions about hosts.
-    fn weights_where(members: &[Member], said: &[(u8, Opinion)]) -> (Vec<(IpAddr, u32)>, Vec<bool>) {
+    /// With results about hosts.
+    fn weights_where(members: &[Member], said: &[(u8, ProbeResult)]) -> (Vec<(IpAddr, u32)>, Vec<bool>) {
         let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
         let known = BTreeMap::from([("kube-apiserver".to_owned(), members.to_vec())]);
-        let ask = |host: u8| Ask {
+        let ask = |host: u8| ProbeTarget {
             vip: ([10, 0, 0, 100], 6443).into(),
             server: [10, 0, 0, host].into(),
             tunnel: true,
         };
-        let opinions = said.iter().map(|(host, opinion)| (ask(*host), *opinion)).collect();
-        let desired = desired(&all, &known, &opinions, |directed| directed.service == "kube-apiserver");
+        let results = said.iter().map(|(host, result)| (ask(*host), *result)).collect();
+        let desired = desired(&all, &known, &results, |directed| directed.service == "kube-apiserver");
         let service = desired.services().next().unwrap();
         let there = service.destinations().map(|it| (it.key.address, it.weight.0)).collect();
         let dead = members
@@ -378,7 +395,7 @@ mod tests {
         use BackendState::{Down, Up};
         let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
         let members = [member(11, 1, Up), member(12, 1, Up), member(13, 1, Up)];
-        let said = [(11, Opinion::Accepts), (12, Opinion::Refuses), (13, Opinion::Silent)];
+        let said = [(11, ProbeResult::Accepts), (12, ProbeResult::Refuses), (13, ProbeResult::Silent)];
         let (there, dead) = weights_where(&members, &said);
         assert_eq!(there, [(ip(11), 1)]);
         assert_eq!(dead, [false, false, true], "one that refuses keeps the connections that it has");
@@ -394,7 +411,7 @@ mod tests {
     fn servers_that_get_packets_with_their_own_address_are_not_asked() {
         let ask = |kind: &str| {
             let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
-            all[0].ask(&member(11, 1, BackendState::Up)).map(|ask| ask.tunnel)
+            all[0].probe_target(&member(11, 1, BackendState::Up)).map(|ask| ask.tunnel)
         };
         assert_eq!((ask("NAT"), ask("DR"), ask("TUN")), (None, Some(false), Some(true)));
     }
@@ -406,7 +423,7 @@ mod tests {
         assert_eq!(weights(&[other]).0, []);
         let all = directed(&config(&format!("{TWO}- ipAddress: 10.0.0.100\n")));
         assert!(!all[0].takes_any(&[other]) && all[0].takes_any(&[other, member(11, 1, BackendState::Up)]));
-        let told: Vec<_> = all[0].excluded(&[other], &Opinions::new()).map(|it| it.reason).collect();
+        let told: Vec<_> = all[0].excluded(&[other], &ProbeResults::new()).map(|it| it.reason).collect();
         assert_eq!(told, ["is not of the virtual IP's address family"]);
     }
 
@@ -414,8 +431,8 @@ mod tests {
     fn what_fails_its_checks_for_a_known_reason_says_it() {
         let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
         let member = member(11, 1, BackendState::Down);
-        let opinions = Opinions::from([(all[0].ask(&member).unwrap(), Opinion::NotOnLink)]);
-        let told: Vec<_> = all[0].excluded(&[member], &opinions).map(|it| it.reason).collect();
+        let results = ProbeResults::from([(all[0].probe_target(&member).unwrap(), ProbeResult::NotOnLink)]);
+        let told: Vec<_> = all[0].excluded(&[member], &results).map(|it| it.reason).collect();
         assert!(told[0].starts_with("fails its health checks, and is on no link"), "{told:?}");
     }
 
@@ -441,7 +458,7 @@ mod tests {
             ("TUN", ForwardMethod::TUNNEL),
         ] {
             let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
-            let desired = all[0].desired(&[member(11, 1, BackendState::Up)], &Opinions::new());
+            let desired = all[0].desired(&[member(11, 1, BackendState::Up)], &ProbeResults::new());
             let methods: Vec<_> = desired.destinations().map(|it| it.method).collect();
             assert_eq!(methods, [method], "{kind}");
         }

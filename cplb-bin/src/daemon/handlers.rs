@@ -1,0 +1,240 @@
+//! The handlers of the subsystems' events.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lb_proxy::Event as Balancer;
+use netlink_vip::{GroupId, KeeperEvent};
+use vrrp::runner::InstanceId;
+
+use super::backends::Discovered;
+use super::desired;
+use super::event::Event;
+use super::ipvs::{Input, Ipvs, News, ProbeReport, Sessions};
+use super::problems::Cause;
+use super::serving::{self, Lease, Observation, Sources};
+use super::table::{TableChange, TableState};
+use super::vip::{Instance, VipEvent};
+use super::{Daemon, event_log};
+
+/// Shortest and longest time between two gatherings of evidence for the serving verdict.
+const EVIDENCE_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+impl Daemon {
+    /// The time between two gatherings of evidence: that of the health checks that decide.
+    pub(super) fn evidence_interval(&self) -> Duration {
+        let service = desired::deciding_service(&self.config);
+        let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
+        health
+            .map_or(Duration::from_secs(1), |service| service.health.interval)
+            .clamp(EVIDENCE_INTERVAL.0, EVIDENCE_INTERVAL.1)
+    }
+
+    /// Gathers evidence for the serving verdict, unless that is under way.
+    pub(super) fn gather_evidence(&mut self) {
+        let output = self.verdict.handle(serving::Input::Due, Instant::now());
+        self.gather(output.gather);
+    }
+
+    fn gather(&self, generation: Option<u64>) {
+        let Some(generation) = generation else { return };
+        let sources = Sources {
+            generation,
+            keeper: self.election.as_ref().map(|election| election.keeper.clone()),
+            balancer: self.proxy.balancer().cloned(),
+            ipvs: self.ipvs.evidence(),
+            service: desired::deciding_service(&self.config).map(str::to_owned),
+        };
+        let (table, channel) = (Arc::clone(&self.table), self.channel.clone());
+        tokio::spawn(async move {
+            let table = table.resync().await;
+            let fault = table.as_ref().and_then(|table| table.fault().map(str::to_owned));
+            let observation = sources.gather(fault).await;
+            let _ = channel.send(Event::Serving(observation, table));
+        });
+    }
+
+    pub(super) async fn on_vip(&mut self, event: VipEvent) {
+        match event {
+            VipEvent::Runner(event) => event_log::election(&event, &mut self.problems),
+            VipEvent::Keeper(event) => self.on_keeper(&event).await,
+            VipEvent::PlannedRelease(id) => self.release(id).await,
+            VipEvent::Source { id, source, present } => {
+                event_log::source(id, source, present, &mut self.problems);
+            }
+        }
+    }
+
+    async fn on_keeper(&mut self, event: &KeeperEvent) {
+        let instances = self.election.as_ref().map(|election| &election.instances);
+        let wanted = |id: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+            instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
+        };
+        event_log::keeper(event, wanted, &mut self.problems);
+        let multicasts = |id: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+            instance.is_some_and(Instance::multicasts_v6)
+        };
+        event_log::link_local(event, multicasts, &mut self.problems);
+        self.on_addresses(event);
+        if let KeeperEvent::SessionsLeft { ips, .. } = event {
+            self.proxy.reset_sessions(ips).await;
+        }
+    }
+
+    pub(super) fn on_proxy(&mut self, event: &Balancer) {
+        event_log::balancer(event, &mut self.problems);
+        match event {
+            Balancer::TransparentRefused { reason } => {
+                let why = format!("listeners cannot be transparent: {reason}");
+                self.table.expect_ordinary_listeners(why);
+                self.gather_evidence();
+            }
+            Balancer::BackendUp { .. } | Balancer::BackendLeaving { .. } | Balancer::BackendDown { .. } => {
+                self.gather_evidence();
+                self.update_ipvs(Input::Tick);
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells IPVS what the keeper reports of an instance's addresses and interface.
+    fn on_addresses(&mut self, event: &KeeperEvent) {
+        let input = match event {
+            KeeperEvent::Installed { id, .. } => Input::Held(InstanceId(id.0)),
+            KeeperEvent::Removed { id, .. } => Input::Lost(InstanceId(id.0)),
+            KeeperEvent::Interface { id, state } => {
+                Input::Interface(InstanceId(id.0), state.as_ref().map(|state| state.name.clone()))
+            }
+            KeeperEvent::Resynced { .. } => Input::InitialSync,
+            _ => return,
+        };
+        self.update_ipvs(input);
+    }
+
+    pub(super) fn on_ipvs(&mut self, news: News) {
+        self.update_ipvs(Input::Observed(news));
+        self.ipvs.report_faults(&mut self.problems);
+    }
+
+    pub(super) fn on_probed(&mut self, report: ProbeReport) {
+        Ipvs::report_probes(&report, &mut self.problems);
+        self.update_ipvs(Input::Probed(report));
+        self.ipvs.log_probes();
+    }
+
+    /// Tells directors on other nodes that this one departs. Returns whether they know.
+    pub(super) fn poll_departure(&mut self) -> bool {
+        let now = Instant::now();
+        if self.ipvs.departure().is_none() {
+            self.update_ipvs(Input::Depart);
+            let until = self.ipvs.departure().filter(|until| *until > now);
+            if let Some(until) = until {
+                let seconds = (until - now).as_secs_f64();
+                tracing::info!(seconds, "telling directors on other nodes that this one departs");
+            }
+        }
+        self.ipvs.departure().is_none_or(|until| now >= until)
+    }
+
+    pub(super) fn on_observation(&mut self, observation: &Observation, table: Option<&TableState>) {
+        let Observation { generation, evidence, fitness } = observation;
+        if self.verdict.is_current(*generation) {
+            self.note_table(table);
+            self.ipvs.log_probes();
+            self.update_ipvs(Input::Tick);
+            event_log::fitness(fitness, &mut self.problems);
+        }
+        let interval = self.evidence_interval();
+        let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
+        let output = self.verdict.handle(input, Instant::now());
+        self.gather(output.gather);
+        match output.news {
+            Some(Ok(())) => tracing::info!("this node can serve"),
+            Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
+            None => {}
+        }
+        let Some(election) = &self.election else { return };
+        match output.lease {
+            // If this thread or a check hangs, the lease ends.
+            Some(Lease::Until(until, unfit)) => election.runner.serving_except(until, unfit),
+            Some(Lease::None) => election.runner.not_serving(),
+            None => {}
+        }
+    }
+
+    /// Reports the state of the table that was observed.
+    fn note_table(&mut self, look: Option<&TableState>) {
+        match look {
+            Some(TableState::Restored) => {
+                tracing::warn!("somebody removed or changed the nftables table; it is restored");
+                self.problems.clear(&Cause::Table);
+            }
+            Some(TableState::Failed(why)) => self.table_is_wrong(why),
+            Some(TableState::Present | TableState::Applied) | None => {
+                self.problems.clear(&Cause::Table);
+            }
+        }
+        self.log_delivery();
+    }
+
+    pub(super) fn on_table(&mut self, change: TableChange) {
+        if let Err(failure) = &change.result {
+            self.table_is_wrong(failure.message());
+        }
+        self.log_delivery();
+        self.update_ipvs(Input::RulesApplied(change.directors));
+    }
+
+    fn table_is_wrong(&mut self, why: &str) {
+        if self.problems.raise(Cause::Table, why) {
+            tracing::warn!("{why}");
+        }
+    }
+
+    /// Lets IPVS stop directing, then the addresses go: unless they went already, or are claimed again.
+    async fn release(&mut self, id: InstanceId) {
+        let Some(election) = &self.election else { return };
+        let Some(instance) = election.instances.get(&id) else { return };
+        let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
+        if !keeper.defers_release(group) {
+            return;
+        }
+        if !self.ipvs.is_available() {
+            // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
+            let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
+            self.proxy.reset_sessions(&lasting).await;
+        }
+        let sessions = if instance.group.lasting.is_empty() { Sessions::End } else { Sessions::Continue };
+        self.update_ipvs(Input::PlannedRelease(id, sessions));
+        if sessions == Sessions::End {
+            self.ipvs.withdrawn(id).await;
+        }
+        keeper.finish_release(group);
+    }
+
+    pub(super) fn on_discovered(&mut self, news: Discovered) {
+        let kubeconfig = news.kubeconfig.clone();
+        self.backends.clusters.update(news, &self.config);
+        let wrong = self.backends.clusters.wrong(&kubeconfig);
+        let cause = Cause::Discovery(kubeconfig);
+        if wrong.is_empty() {
+            self.problems.clear(&cause);
+        } else {
+            self.problems.raise_all(cause, wrong);
+        }
+        self.use_discovered();
+    }
+
+    /// Balances over what was discovered.
+    pub(super) fn use_discovered(&mut self) {
+        let backends = self.backends.resolve(&self.config, self.backends.resolved.clone());
+        if backends != self.backends.resolved && self.reloads.is_idle() {
+            self.backends.resolved = backends;
+            self.update_desired();
+            self.update_ipvs(Input::Tick);
+        }
+    }
+}

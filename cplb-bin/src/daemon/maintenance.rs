@@ -1,0 +1,95 @@
+//! Maintenance: what is looked after from time to time.
+
+use std::time::Instant;
+
+use crate::exit::{Failure, Kind};
+use crate::status::server::Kept;
+
+use super::host_lock::is_exclusive;
+use super::problems::Cause;
+use super::table::{Delivered, Reason};
+use super::vip::Election;
+use super::{Daemon, event_log, reverse_path, vrf};
+
+impl Daemon {
+    /// Without its threads this process only looks alive: whoever supervises it shall start another one.
+    pub(super) fn check_threads(&self) -> Result<(), Failure> {
+        let director = self.ipvs.is_dead().then_some("the task that keeps IPVS");
+        match self.election.as_ref().and_then(Election::dead_thread).or(director) {
+            Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
+                .help("please report this with the log; restart cplb")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn maintain(&mut self) {
+        self.problems.fade(Instant::now());
+        let holds = self.election.as_ref().is_some_and(|election| election.addresses().next().is_some());
+        if is_exclusive(&self.config) || holds || !self.reloads.is_idle() {
+            self.host_lock.keep(&mut self.problems);
+        } else {
+            self.host_lock.release(&mut self.problems);
+        }
+        self.keep_socket();
+        if self.uses_state_dir() {
+            let keeper = self.election.as_ref().map(|election| &election.keeper);
+            self.state_dir.probe(&self.args.state_dir, keeper);
+        } else {
+            self.problems.clear(&Cause::StateDir);
+        }
+        self.note_mismatches();
+        self.check_interfaces();
+        if let Some(election) = &self.election {
+            let overruns = election.keeper.status().counters.overruns;
+            if overruns == std::mem::replace(&mut self.overruns, overruns) {
+                event_log::no_overrun(overruns, &mut self.problems);
+            } else {
+                event_log::overrun(&mut self.problems);
+            }
+        }
+        self.backends.resolver.refresh(&self.config);
+        self.backends.clusters.save();
+        // This node's addresses may have changed.
+        self.use_discovered();
+        // What was observed before an instance was removed may have been told after.
+        self.forget_problems();
+    }
+
+    pub(super) fn uses_state_dir(&self) -> bool {
+        self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
+    }
+
+    /// The socket is made anew if its file was removed or replaced.
+    pub(super) fn keep_socket(&mut self) {
+        match self.socket.keep() {
+            Ok(Kept::Present) => {
+                self.problems.clear(&Cause::StatusSocket);
+            }
+            Ok(Kept::Restored) => {
+                tracing::warn!("status socket removed by another process; made anew");
+                self.problems.clear(&Cause::StatusSocket);
+            }
+            Err(error) => {
+                let text = format!("`cplb status` cannot reach this daemon: {error}");
+                if self.problems.raise(Cause::StatusSocket, &text) {
+                    tracing::warn!("{text}");
+                }
+            }
+        }
+    }
+
+    pub(super) fn check_interfaces(&mut self) {
+        let Some(election) = &self.election else { return };
+        let accepted = vrf::accepts();
+        let refused = |it: &Delivered| matches!(it.reason, Some(Reason::Unavailable(_)));
+        let has_tproxy = !self.delivered.values().any(refused);
+        for group in &election.keeper.status().groups {
+            let (id, interface) = (group.id, group.interface.as_ref());
+            let filtered = interface.and_then(reverse_path::problem);
+            event_log::interface(id, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            let balanced = interface.filter(|_| self.proxy.balancer().is_some());
+            let apart = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
+            event_log::interface(id, Cause::Vrf(id.0), apart, &mut self.problems);
+        }
+    }
+}

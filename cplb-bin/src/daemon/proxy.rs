@@ -1,0 +1,260 @@
+//! The load balancer: its start, its changes and its end, and how its errors are reported.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_proxy::{LoadBalancer, Options, ReconfigureError, Service, StartError};
+
+use crate::exit::{Failure, Kind};
+
+use super::sender::EventSender;
+
+/// Bound of the time for the load balancer to reset sessions, where the kernel cannot.
+const RESET_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The work of the load balancer under a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ProxyPlan {
+    /// Without any, no load balancer is needed.
+    pub(crate) services: Vec<Service>,
+    /// Addresses that are never backends: the virtual IPs.
+    pub(crate) forbidden: Vec<IpAddr>,
+}
+
+/// The load balancer of the daemon, if it has one.
+pub(crate) struct Proxy {
+    events: EventSender<lb_proxy::Event>,
+    balancer: Option<Arc<LoadBalancer>>,
+    /// The plan that is in effect.
+    plan: ProxyPlan,
+    staged: Option<Staged>,
+}
+
+/// The change that a reload has made so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Staged {
+    /// There was no load balancer before.
+    Started(ProxyPlan),
+    Reconfigured(ProxyPlan),
+    /// The new configuration needs none. The one in use serves until the commit.
+    Retiring,
+}
+
+impl Proxy {
+    /// The load balancer of `plan`, which reports to `events`; none where the plan has no services.
+    pub(crate) fn start(plan: ProxyPlan, events: EventSender<lb_proxy::Event>) -> Result<Self, Failure> {
+        let mut proxy = Self { events, balancer: None, plan: ProxyPlan::default(), staged: None };
+        if !plan.services.is_empty() {
+            proxy.balancer = Some(proxy.launch(&plan)?);
+            proxy.plan = plan;
+        }
+        Ok(proxy)
+    }
+
+    fn launch(&self, plan: &ProxyPlan) -> Result<Arc<LoadBalancer>, Failure> {
+        let events = self.events.clone();
+        let report = Box::new(move |event| {
+            let _ = events.send(event);
+        });
+        let options = Options {
+            mark: lb_proxy::MARK,
+            // Where there are no virtual IPs it may be refused, and does not matter.
+            transparent: true,
+            forbidden: plan.forbidden.clone(),
+            ..Options::default()
+        };
+        match LoadBalancer::start(options, plan.services.clone(), report) {
+            Ok(balancer) => Ok(Arc::new(balancer)),
+            Err(error) => Err(start_failure(&error)),
+        }
+    }
+
+    /// The running load balancer.
+    pub(crate) fn balancer(&self) -> Option<&Arc<LoadBalancer>> {
+        self.balancer.as_ref()
+    }
+
+    /// Puts other services into effect. Those in use stay if that fails, or where no load balancer runs.
+    pub(crate) fn reconfigure(&mut self, plan: &ProxyPlan) -> Result<(), ReconfigureError> {
+        let Some(balancer) = &self.balancer else { return Ok(()) };
+        balancer.reconfigure(plan.services.clone())?;
+        self.plan = plan.clone();
+        Ok(())
+    }
+
+    /// Puts the services of another configuration into effect, to be followed by [`Proxy::commit`] or
+    /// [`Proxy::roll_back`]. The former ports stay open until the sessions through them end.
+    pub(crate) fn stage(&mut self, plan: ProxyPlan) -> Result<(), Failure> {
+        let staged = match &self.balancer {
+            _ if plan.services.is_empty() => Staged::Retiring,
+            None => {
+                self.balancer = Some(self.launch(&plan)?);
+                Staged::Started(plan)
+            }
+            Some(balancer) => {
+                balancer.forbid(plan.forbidden.clone());
+                balancer.reconfigure(plan.services.clone()).map_err(|error| {
+                    balancer.forbid(self.plan.forbidden.clone());
+                    reconfigure_failure(&error)
+                })?;
+                Staged::Reconfigured(plan)
+            }
+        };
+        self.staged = Some(staged);
+        Ok(())
+    }
+
+    /// Makes the staged change the one in use.
+    pub(crate) fn commit(&mut self) {
+        match self.staged.take() {
+            Some(Staged::Started(plan) | Staged::Reconfigured(plan)) => self.plan = plan,
+            Some(Staged::Retiring) => self.retire(),
+            None => {}
+        }
+    }
+
+    /// Takes the staged change back.
+    pub(crate) fn roll_back(&mut self) -> Result<(), ReconfigureError> {
+        match self.staged.take() {
+            Some(Staged::Started(_)) => self.retire(),
+            Some(Staged::Reconfigured(_)) => {
+                if let Some(balancer) = &self.balancer {
+                    balancer.forbid(self.plan.forbidden.clone());
+                    balancer.reconfigure(self.plan.services.clone())?;
+                }
+            }
+            Some(Staged::Retiring) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Stops the load balancer in a task, because that waits for its threads.
+    fn retire(&mut self) {
+        self.plan = ProxyPlan::default();
+        if let Some(balancer) = self.balancer.take() {
+            tokio::task::spawn_blocking(move || balancer.stop());
+        }
+    }
+
+    /// Stops the load balancer, and waits for its threads.
+    pub(crate) fn stop(&mut self) {
+        if let Some(balancer) = self.balancer.take() {
+            balancer.stop();
+        }
+    }
+
+    /// Resets the sessions through `vips`, which are about to go.
+    pub(crate) async fn reset_sessions(&self, vips: &[IpAddr]) {
+        let Some(balancer) = self.balancer.as_ref().filter(|_| !vips.is_empty()) else { return };
+        match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
+            Err(_) => {
+                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
+            }
+        }
+    }
+}
+
+fn start_failure(error: &StartError) -> Failure {
+    let message = format!("the load balancer cannot start: {error}");
+    match error {
+        StartError::PortInUse { addr } => port_in_use(&message, *addr),
+        StartError::Invalid(_) => Failure::new(Kind::Config, error),
+        _ => Failure::new(Kind::System, message),
+    }
+}
+
+fn reconfigure_failure(error: &ReconfigureError) -> Failure {
+    let message = format!("the load balancer cannot take the services over: {error}");
+    match error {
+        ReconfigureError::PortInUse { addr } => port_in_use(&message, *addr),
+        _ => Failure::new(Kind::System, message),
+    }
+}
+
+fn port_in_use(message: &str, addr: SocketAddr) -> Failure {
+    Failure::new(Kind::Temporary, message).help(format_args!(
+        "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
+         another userSpaceProxyBindPort",
+        addr.port()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn events() -> EventSender<lb_proxy::Event> {
+        EventSender::new(&tokio::sync::mpsc::unbounded_channel::<lb_proxy::Event>().0)
+    }
+
+    /// A service `name` that listens on a free port, or the given one.
+    fn plan(name: &str, port: u16) -> ProxyPlan {
+        let listen = vec![SocketAddr::from(([127, 0, 0, 1], port))];
+        let backend = lb_proxy::Backend::new(SocketAddr::from(([127, 0, 0, 1], 9)));
+        ProxyPlan { services: vec![Service::new(name, listen, vec![backend])], forbidden: Vec::new() }
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn served(proxy: &Proxy) -> Vec<String> {
+        let snapshot = proxy.balancer().map(|balancer| balancer.snapshot());
+        snapshot.iter().flat_map(|it| &it.services).map(|service| service.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_rolled_back_change_leaves_the_former_services() {
+        let (one, two) = (free_port(), free_port());
+        let mut proxy = Proxy::start(plan("former", one), events()).unwrap();
+        proxy.stage(plan("latter", two)).unwrap();
+        assert_eq!(served(&proxy), ["latter"]);
+        proxy.roll_back().unwrap();
+        assert_eq!(served(&proxy), ["former"]);
+        proxy.stage(plan("latter", two)).unwrap();
+        proxy.commit();
+        proxy.roll_back().unwrap();
+        assert_eq!(served(&proxy), ["latter"], "a change that was made is not taken back");
+        proxy.stop();
+    }
+
+    #[tokio::test]
+    async fn a_load_balancer_that_was_only_staged_is_taken_back() {
+        let mut proxy = Proxy::start(ProxyPlan::default(), events()).unwrap();
+        assert!(proxy.balancer().is_none());
+        proxy.stage(plan("staged", free_port())).unwrap();
+        assert_eq!(served(&proxy), ["staged"]);
+        proxy.roll_back().unwrap();
+        assert!(proxy.balancer().is_none());
+    }
+
+    #[tokio::test]
+    async fn without_services_the_load_balancer_stays_until_the_commit() {
+        let mut proxy = Proxy::start(plan("former", free_port()), events()).unwrap();
+        proxy.stage(ProxyPlan::default()).unwrap();
+        assert_eq!(served(&proxy), ["former"]);
+        proxy.roll_back().unwrap();
+        assert_eq!(served(&proxy), ["former"]);
+        proxy.stage(ProxyPlan::default()).unwrap();
+        proxy.commit();
+        assert!(proxy.balancer().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_a_temporary_failure_with_a_remedy_and_changes_nothing() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = other.local_addr().unwrap().port();
+        let failure = Proxy::start(plan("first", taken), events()).err().unwrap();
+        assert!(failure.to_string().contains(&format!("sport = :{taken}")), "{failure}");
+        let mut proxy = Proxy::start(plan("former", free_port()), events()).unwrap();
+        let failure = proxy.stage(plan("latter", taken)).unwrap_err();
+        assert!(failure.to_string().contains("cannot take the services over"), "{failure}");
+        assert_eq!(served(&proxy), ["former"]);
+        proxy.stop();
+    }
+}

@@ -1,0 +1,149 @@
+//! Another configuration takes the place of the one in use: the whole of it, or nothing.
+//!
+//! A file that was read goes through these steps, one file at a time:
+//!
+//! 1. Its names are resolved, in a task.
+//! 2. Each part is staged: new virtual IPs are locked, discovery follows its clusters, the load balancer takes its
+//!    services over with the former ports still open, and in a task the nftables table leads the virtual IPs of both
+//!    configurations and the keeper has the new groups.
+//! 3. All parts are committed: the election takes over. An instance that is no longer there hands its addresses over
+//!    before it goes, as at a stop; only then the table forgets them.
+//!
+//! If a part fails, those before it are rolled back ([`transaction`]).
+
+mod staging;
+mod transaction;
+
+use std::collections::BTreeMap;
+
+use cplb_config::Config;
+
+use crate::exit::Failure;
+use crate::logging::ANSWER;
+
+use super::Daemon;
+use super::backends::Answers;
+use super::prepare::{self, Prepared, Reading};
+use super::problems::Cause;
+use super::sender::EventSender;
+use super::vip::Election;
+
+use staging::Staged;
+pub(crate) use staging::Staging;
+
+/// The files that were read, on their way into use.
+#[derive(Default)]
+pub(crate) struct Reloads {
+    /// How often a reload was asked for.
+    asked: u64,
+    reading: ReadingState,
+    /// Files whose names are being resolved, by the number of the reload.
+    unresolved: BTreeMap<u64, Candidate>,
+    /// The one that comes after the one under way.
+    next: Option<(Candidate, Answers)>,
+    staged: Option<Staged>,
+}
+
+/// Whether the file is being read, which may take long.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum ReadingState {
+    #[default]
+    Idle,
+    Reading,
+    /// It may have changed since reading began.
+    ReadingOutdated,
+}
+
+/// A file that was read.
+#[derive(Debug)]
+struct Candidate {
+    config: Config,
+    /// The warnings about it.
+    warnings: Vec<String>,
+    /// Which reload asked for it.
+    number: u64,
+}
+
+impl Reloads {
+    /// Whether no file is being put into effect.
+    pub(super) fn is_idle(&self) -> bool {
+        self.staged.is_none()
+    }
+
+    /// The file of a reload whose names are resolved. Those before it were superseded while they waited.
+    fn take_resolved(&mut self, number: u64) -> Option<Candidate> {
+        let later = self.unresolved.split_off(&(number + 1));
+        let candidate = self.unresolved.remove(&number);
+        self.unresolved = later;
+        candidate
+    }
+}
+
+impl Daemon {
+    /// Reads the configuration again. A wrong one changes nothing.
+    pub(super) fn reload(&mut self) {
+        if self.stopping {
+            return;
+        }
+        self.reloads.asked += 1;
+        if self.reloads.reading != ReadingState::Idle {
+            self.reloads.reading = ReadingState::ReadingOutdated;
+            return;
+        }
+        self.reloads.reading = ReadingState::Reading;
+        prepare::start(self.args.clone(), EventSender::new(&self.channel));
+    }
+
+    /// The file is read, or takes long to be.
+    pub(super) fn on_read(&mut self, reading: Reading) {
+        let Reading::Done(result) = reading else { return self.refuse(&prepare::slow(&self.args)) };
+        let is_outdated = std::mem::take(&mut self.reloads.reading) == ReadingState::ReadingOutdated;
+        if self.stopping {
+            return;
+        }
+        if is_outdated {
+            self.reloads.reading = ReadingState::Reading;
+            return prepare::start(self.args.clone(), EventSender::new(&self.channel));
+        }
+        match *result {
+            Ok(Prepared { config, warnings }) => {
+                tracing::info!(target: ANSWER, "the configuration file is read again");
+                let number = self.reloads.asked;
+                self.backends.resolver.resolve_for_reload(&config, number);
+                self.reloads.unresolved.insert(number, Candidate { config, warnings, number });
+            }
+            Err(failure) => self.refuse(&failure),
+        }
+    }
+
+    fn refuse(&mut self, failure: &Failure) {
+        let why = failure.summary();
+        tracing::error!(target: ANSWER, "the configuration is not reloaded: {why}");
+        // One line for each error of the file.
+        for line in failure.to_string().lines().skip(1).map(str::trim).filter(|line| !line.is_empty()) {
+            tracing::error!(target: ANSWER, "the configuration is not reloaded: {line}");
+        }
+        let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
+        self.problems.raise(Cause::Reload, text);
+    }
+
+    /// The names of a file are resolved.
+    pub(super) fn on_resolved_for_reload(&mut self, number: u64, answers: Answers) {
+        if let Some(candidate) = self.reloads.take_resolved(number) {
+            self.reloads.next = Some((candidate, answers));
+            self.begin_next();
+        }
+    }
+
+    /// Begins with the file that waits, once the one before is in effect.
+    pub(super) fn begin_next(&mut self) {
+        let removing = self.election.as_ref().is_some_and(Election::is_removing);
+        if self.stopping || removing || self.reloads.staged.is_some() {
+            return;
+        }
+        let Some((candidate, answers)) = self.reloads.next.take() else { return };
+        if let Err(failure) = self.stage(candidate, answers) {
+            self.refuse(&failure);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The evidence for the serving verdict: could this node serve a client that reaches it through a VIP?
+//!
+//! The verdict decides who should hold the VIP, so it is drawn from what a client would meet on this node: the
+//! keeper of the address, the nftables table, the load balancer's real listener and a healthy backend. When several backends are configured,
+//! one of them must answer from another node: a controller that is cut off from the rest still reaches its own API
+//! server, and would otherwise believe itself sound.
+
+/// The state of the parts that a client meets, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Evidence {
+    /// Why the virtual IPs would not be held here.
+    pub(crate) keeper: Option<String>,
+    /// Why the nftables table does not lead traffic to the load balancer.
+    pub(crate) table: Option<String>,
+    /// Why IPVS does not balance what it should.
+    pub(crate) ipvs: Option<String>,
+    /// Why the load balancer does not answer on its own listener.
+    pub(crate) heartbeat: Option<String>,
+    /// The backends of the deciding service; `None` where nothing is balanced.
+    pub(crate) backends: Option<Backends>,
+}
+
+/// Counts of backends, as the load balancer's health checks see them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Backends {
+    pub(crate) known: usize,
+    /// Those that were not checked yet, or not lately.
+    pub(crate) unchecked: usize,
+    pub(crate) healthy: usize,
+    /// Those on other nodes.
+    pub(crate) remote: usize,
+    pub(crate) healthy_remote: usize,
+}
+
+/// The verdict by this evidence; `Err` carries the reason for the operator.
+pub(crate) fn assess(evidence: &Evidence) -> Result<(), String> {
+    if let Some(why) = &evidence.keeper {
+        return Err(format!("virtual IPs: {why}"));
+    }
+    if let Some(why) = &evidence.table {
+        return Err(format!("nftables: {why}"));
+    }
+    if let Some(why) = &evidence.ipvs {
+        return Err(format!("ipvs: {why}"));
+    }
+    if let Some(why) = &evidence.heartbeat {
+        return Err(format!("load balancer: {why}"));
+    }
+    let Some(backends) = evidence.backends else { return Ok(()) };
+    if backends.known == 0 {
+        return Err("no backend is known".to_owned());
+    }
+    if backends.healthy == 0 && backends.unchecked > 0 {
+        return Err(format!("waiting for the health checks of {} backends", backends.unchecked));
+    }
+    if backends.healthy == 0 {
+        return Err("no healthy backend".to_owned());
+    }
+    if backends.remote > 0 && backends.healthy_remote == 0 {
+        return Err("only this node's own backend answers: this node may be cut off".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Healthy and known backends, on this node and elsewhere.
+    fn evidence(own: (usize, usize), remote: (usize, usize)) -> Evidence {
+        let backends = Backends {
+            known: own.1 + remote.1,
+            unchecked: 0,
+            healthy: own.0 + remote.0,
+            remote: remote.1,
+            healthy_remote: remote.0,
+        };
+        Evidence { backends: Some(backends), ..Evidence::default() }
+    }
+
+    #[test]
+    fn another_node_s_backend_is_enough() {
+        assert_eq!(assess(&evidence((0, 1), (1, 2))), Ok(()));
+    }
+
+    #[test]
+    fn a_lonely_own_backend_serves_but_not_when_others_should_answer() {
+        assert_eq!(assess(&evidence((1, 1), (0, 0))), Ok(()));
+        assert!(assess(&evidence((1, 1), (0, 2))).unwrap_err().contains("cut off"));
+    }
+
+    #[test]
+    fn without_a_balancer_there_is_nothing_to_judge() {
+        assert_eq!(assess(&Evidence::default()), Ok(()));
+    }
+
+    #[test]
+    fn backends_that_were_not_checked_are_not_called_unhealthy() {
+        let mut waiting = evidence((0, 1), (0, 2));
+        waiting.backends.as_mut().unwrap().unchecked = 2;
+        assert_eq!(assess(&waiting), Err("waiting for the health checks of 2 backends".to_owned()));
+        waiting.backends.as_mut().unwrap().healthy = 1;
+        waiting.backends.as_mut().unwrap().healthy_remote = 1;
+        assert_eq!(assess(&waiting), Ok(()));
+    }
+
+    #[test]
+    fn each_missing_piece_is_named() {
+        assert_eq!(assess(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
+        assert_eq!(assess(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
+        let table = Evidence { table: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(assess(&table), Err("nftables: gone".to_owned()));
+        let keeper = Evidence { keeper: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(assess(&keeper), Err("virtual IPs: silent".to_owned()));
+        let ipvs = Evidence { ipvs: Some("no module".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(assess(&ipvs), Err("ipvs: no module".to_owned()));
+        let heartbeat = Evidence { heartbeat: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
+        assert_eq!(assess(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
+    }
+}

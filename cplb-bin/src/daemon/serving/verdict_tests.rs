@@ -1,0 +1,135 @@
+//! The lease of [`Verdict`] in any sequence of facts, and however late they are.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+const INTERVAL: Duration = Duration::from_secs(3);
+
+fn bad() -> Evidence {
+    Evidence { table: Some("gone".to_owned()), ..Evidence::default() }
+}
+
+fn observed<'a>(generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness]) -> Input<'a> {
+    Input::Observed { generation, evidence, fitness, interval: INTERVAL }
+}
+
+#[test]
+fn good_evidence_is_believed_for_two_intervals_and_bad_evidence_at_once() {
+    let now = Instant::now();
+    let mut verdict = Verdict::new(now);
+    assert_eq!(verdict.status(now).reason.as_deref(), Some("not yet checked"));
+    assert_eq!(verdict.handle(Input::Due, now).gather, Some(0));
+    let good = Evidence::default();
+    let unfit = [Fitness { id: InstanceId(7), faults: vec!["no IPv6".into()] }];
+    let output = verdict.handle(observed(0, &good, &unfit), now);
+    assert_eq!(output.lease, Some(Lease::Until(now + 2 * INTERVAL, [InstanceId(7)].into())));
+    assert_eq!((output.news, verdict.faults(InstanceId(7))), (Some(Ok(())), vec!["no IPv6".to_owned()]));
+    let again = verdict.handle(observed(0, &good, &[]), now);
+    assert_eq!((again.news, verdict.faults(InstanceId(7)).len()), (None, 0));
+    let output = verdict.handle(observed(0, &bad(), &[]), now);
+    assert_eq!((output.lease, output.news), (Some(Lease::None), Some(Err("nftables: gone".to_owned()))));
+    assert!(!verdict.status(now).serving);
+}
+
+#[test]
+fn a_short_interval_has_the_shortest_lease() {
+    let now = Instant::now();
+    let interval = Duration::from_millis(100);
+    let (evidence, fitness) = (&Evidence::default(), [].as_slice());
+    let output =
+        Verdict::new(now).handle(Input::Observed { generation: 0, evidence, fitness, interval }, now);
+    assert_eq!(output.lease, Some(Lease::Until(now + MIN_SERVING_LEASE, BTreeSet::new())));
+}
+
+#[test]
+fn gathering_that_hangs_is_not_repeated_and_the_verdict_ends_with_its_lease() {
+    let start = Instant::now();
+    let mut verdict = Verdict::new(start);
+    verdict.handle(observed(0, &Evidence::default(), &[]), start);
+    assert_eq!(verdict.handle(Input::Due, start).gather, Some(0));
+    let later = start + 2 * INTERVAL + Duration::from_secs(1);
+    assert_eq!(verdict.handle(Input::Due, later), Output::default());
+    let status = verdict.status(later);
+    assert_eq!((status.serving, status.since_seconds), (false, 1.0));
+    assert_eq!(status.reason.as_deref(), Some("its checks have not ended for 7.0 s"));
+    assert!(verdict.status(start + 2 * INTERVAL).serving);
+}
+
+#[test]
+fn evidence_under_a_former_configuration_is_gathered_anew() {
+    let now = Instant::now();
+    let mut verdict = Verdict::new(now);
+    verdict.handle(Input::Due, now);
+    verdict.handle(Input::Configured, now);
+    let output = verdict.handle(observed(0, &Evidence::default(), &[]), now);
+    assert_eq!(output, Output { gather: Some(1), ..Output::default() });
+    assert!(verdict.handle(observed(1, &Evidence::default(), &[]), now).lease.is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Due,
+    Configured,
+    /// The evidence that is under way arrives.
+    Observed(bool),
+    Wait(u64),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_lease_follows_only_from_good_evidence_of_the_configuration_in_use(
+        steps in vec(
+            prop_oneof![
+                3 => Just(Step::Due),
+                1 => Just(Step::Configured),
+                3 => any::<bool>().prop_map(Step::Observed),
+                2 => (0..10_000_u64).prop_map(Step::Wait),
+            ],
+            0..60,
+        ),
+    ) {
+        let mut now = Instant::now();
+        let mut verdict = Verdict::new(now);
+        let mut generation = 0;
+        let mut under_way: Option<u64> = None;
+        let mut believed: Option<Instant> = None;
+        for step in steps {
+            let output = match step {
+                Step::Due => verdict.handle(Input::Due, now),
+                Step::Configured => {
+                    generation += 1;
+                    verdict.handle(Input::Configured, now)
+                }
+                Step::Wait(millis) => {
+                    now += Duration::from_millis(millis);
+                    continue;
+                }
+                Step::Observed(is_good) => {
+                    let Some(gathered) = under_way.take() else { continue };
+                    let evidence = if is_good { Evidence::default() } else { bad() };
+                    let output = verdict.handle(observed(gathered, &evidence, &[]), now);
+                    let expected = (gathered == generation).then(|| match is_good {
+                        true => Lease::Until(now + 2 * INTERVAL, BTreeSet::new()),
+                        false => Lease::None,
+                    });
+                    prop_assert_eq!(&output.lease, &expected);
+                    output
+                }
+            };
+            match &output.lease {
+                Some(Lease::Until(until, _)) => believed = Some(*until),
+                Some(Lease::None) => believed = None,
+                None => {}
+            }
+            if let Some(gathered) = output.gather {
+                prop_assert_eq!((under_way, gathered), (None, generation), "one at a time, of what is in use");
+                under_way = Some(gathered);
+            }
+            prop_assert_eq!(verdict.status(now).serving, believed.is_some_and(|until| now <= until));
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Gathers the status of all parts.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Instant;
+
+use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
+use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
+use vrrp::router::Counters;
+use vrrp::runner::{InstanceStatus, InterfaceStatus};
+
+use crate::status::schema::{
+    ActiveRouter, AddressCopy, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service,
+    Status, Transition,
+};
+
+use crate::discovery::State;
+
+use super::Daemon;
+use super::backends::Known;
+use super::problems::Cause;
+use super::table::{Delivered, Reason, degraded_delivery};
+use super::vip::Election;
+
+impl Daemon {
+    /// What `cplb status` shows.
+    pub(crate) fn status(&self) -> Status {
+        let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
+        let (mut real_time, mut kernel) = (false, None);
+        if let Some(election) = &self.election {
+            let status = election.runner.status();
+            real_time = status.realtime.realtime;
+            instances = status
+                .instances
+                .iter()
+                .map(|found| instance(found, election, self.verdict.faults(found.id)))
+                .collect();
+            for (shown, found) in instances.iter_mut().zip(&status.instances) {
+                let current = self.mismatches.current(found.id.0, Instant::now());
+                shown.mismatch_seconds_ago =
+                    current.into_iter().map(|(kind, ago)| (kind, ago.as_secs_f64())).collect();
+            }
+            interfaces = status.interfaces.iter().map(interface).collect();
+            kernel = Some(news(&election.keeper.status().counters));
+        }
+        Status {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            config: self.args.config.config.display().to_string(),
+            degraded: self.problems.texts().into_iter().chain(instances.iter().filter_map(unowned)).collect(),
+            serving: self.verdict.status(Instant::now()),
+            real_time,
+            instances,
+            kernel,
+            interfaces,
+            services: self.services(),
+            discovery: self.backends.clusters.known().map(|known| discovery(&known)).collect(),
+            ipvs: self.ipvs.status(&self.members()),
+            table: self.table.status(),
+        }
+    }
+
+    /// Looks whether other routers still have another configuration.
+    pub(super) fn note_mismatches(&mut self) {
+        let Some(election) = &self.election else { return };
+        let (status, now) = (election.runner.status(), Instant::now());
+        // One that was removed may still be handing over.
+        let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
+        for found in status.instances.iter().filter(is_wanted) {
+            let id = found.id.0;
+            for (kind, count) in mismatches(&found.counters) {
+                self.mismatches.observe(id, &kind, count, now);
+            }
+            let kinds = self.mismatches.current(id, now).into_keys();
+            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
+            self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
+        }
+        self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
+    }
+
+    fn services(&self) -> Vec<Service> {
+        let Some(balancer) = self.proxy.balancer() else { return Vec::new() };
+        let snapshot = balancer.snapshot();
+        let found = |name: &str| snapshot.services.iter().find(|service| &*service.name == name);
+        let delivered = self.delivered();
+        let shown = self.config.services.iter().filter_map(|config| {
+            let delivery = delivery(&delivered, config.port.number());
+            Some(Service { delivery, ..service(config, found(&config.name)?) })
+        });
+        shown.collect()
+    }
+
+    fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
+        let interfaces = self.election.as_ref().map(translating_interfaces).unwrap_or_default();
+        self.table.delivered(&interfaces)
+    }
+
+    /// Says how connections arrive, once per change.
+    pub(crate) fn log_delivery(&mut self) {
+        let delivered = self.delivered();
+        for (endpoint, now) in
+            delivered.iter().filter(|(endpoint, now)| self.delivered.get(endpoint) != Some(now))
+        {
+            let (vip, port, mode) = (endpoint.ip(), endpoint.port(), now.mode());
+            match &now.reason {
+                None => tracing::info!(%vip, port, %mode, "delivery of connections"),
+                Some(reason @ Reason::Unavailable(_)) => {
+                    tracing::warn!(%vip, port, %mode, %reason, "delivery of connections");
+                }
+                Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
+            }
+        }
+        self.problems.raise_all(Cause::Delivery, degraded_delivery(&delivered));
+        self.delivered = delivered;
+    }
+}
+
+fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr, Instant)>)) -> Discovery {
+    let (waiting, error) = match &known.trouble {
+        Some(State::Waiting(why)) => (Some(why.clone()), None),
+        Some(State::Failing(why)) => (None, Some(why.clone())),
+        None => (None, None),
+    };
+    Discovery {
+        kubeconfig: kubeconfig.display().to_string(),
+        source: known.source.as_str().to_owned(),
+        servers: known.servers.iter().map(ToString::to_string).collect(),
+        waiting,
+        error,
+        kept: known.retained_reason.clone(),
+        answered_by: answered.map(|(server, _)| server.to_string()),
+        answered_seconds_ago: answered.map(|(_, at)| age(at)),
+    }
+}
+
+/// Whether the kernel has confirmed each address of a group.
+fn is_held(group: &GroupStatus) -> bool {
+    let present = |address: &AddressStatus| address.state == AddressState::Present;
+    matches!(group.state, GroupState::Held { .. }) && group.addresses.iter().all(present)
+}
+
+fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
+    AddressCopy { address: format!("{}/{}", found.ip, found.prefix_len), interface: found.interface.clone() }
+}
+
+fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {
+    let config = election.instances.get(&found.id);
+    let keeper = election.keeper.status();
+    let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
+    let interface = group.and_then(|group| group.interface.as_ref());
+    let lowest = |priority: u8| config.map_or(priority, |config| config.router.router.priority.get());
+    Instance {
+        virtual_router_id: found.vrid.get(),
+        interface: match (interface, group) {
+            (Some(interface), _) => interface.name.clone(),
+            (None, Some(group)) => group.selector.clone(),
+            (None, None) => String::new(),
+        },
+        interface_up: interface.is_some_and(|interface| interface.up),
+        virtual_ips: config
+            .map(|config| config.group.addresses.iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
+        state: found.state.as_str().to_owned(),
+        since_seconds: age(found.since),
+        reason: found.reason.to_string(),
+        holds_virtual_ips: group.is_some_and(is_held),
+        unfit,
+        copies: group.map(|group| group.copies.iter().map(copy).collect()).unwrap_or_default(),
+        priority: lowest(found.priority.0),
+        advertised_priority: found.priority.0,
+        advert_interval_seconds: config.map_or(0.0, |config| config.router.router.interval().as_secs_f64()),
+        lease_seconds: group.map_or(0.0, |group| f64::from(group.lease.as_secs())),
+        active_router: found
+            .active
+            .map(|active| ActiveRouter { address: active.source.to_string(), priority: active.priority.0 }),
+        advertisements_sent: found.traffic.sent,
+        advertisements_received: found.traffic.received,
+        discarded: found
+            .counters
+            .discarded
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.as_str().to_owned(), count))
+            .collect(),
+        mismatches: mismatches(&found.counters),
+        mismatch_seconds_ago: BTreeMap::new(),
+        transitions: found.transitions.iter().rev().map(transition).collect(),
+    }
+}
+
+/// How long the addresses of an Active may take to come, and a Backup may hear of no Active, without an entry: longer than
+/// each takes in order.
+const SETTLING_SECONDS: f64 = 1.0;
+
+/// The addresses of an instance that no host has, as far as this node can know. Another host may have them only if this
+/// node hears it advertise.
+fn unowned(instance: &Instance) -> Option<String> {
+    let Instance { virtual_router_id: vrid, virtual_ips, state, since_seconds, .. } = instance;
+    let addresses = virtual_ips.join(", ");
+    let is_settled = |settling: f64| *since_seconds > settling;
+    // The time after which a Backup that hears no router takes over is three intervals and Skew_Time of less than one.
+    let down = 4.0 * instance.advert_interval_seconds;
+    match state.as_str() {
+        "active" if !instance.holds_virtual_ips && is_settled(SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} is Active, and this node does not have all of its virtual IPs: {addresses}"
+        )),
+        "backup" if instance.active_router.is_none() && is_settled(down + SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} hears no Active: as far as this node knows, no host has {addresses}"
+        )),
+        "init" | "listening" | "stopped" if is_settled(SETTLING_SECONDS) => Some(format!(
+            "virtual router {vrid} is in state {state} and does not take part: this node does not know which host has \
+             {addresses}"
+        )),
+        _ => None,
+    }
+}
+
+fn news(counters: &netlink_vip::Counters) -> Kernel {
+    Kernel {
+        overruns: counters.overruns,
+        resyncs: counters.resyncs,
+        missing: counters.missing,
+        errors: counters.kernel_errors,
+    }
+}
+
+fn mismatches(counters: &Counters) -> BTreeMap<String, u64> {
+    [("address_list", counters.address_list_mismatches), ("interval", counters.interval_mismatches)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| (what.to_owned(), count))
+        .collect()
+}
+
+fn interface(found: &InterfaceStatus) -> Interface {
+    Interface {
+        name: found.name.clone(),
+        received: found.received,
+        malformed: found.malformed,
+        foreign: found.foreign.clone(),
+    }
+}
+
+fn transition(past: &vrrp::runner::PastTransition) -> Transition {
+    Transition {
+        seconds_ago: past.at.elapsed().unwrap_or_default().as_secs_f64(),
+        from: past.transition.from.as_str().to_owned(),
+        to: past.transition.to.as_str().to_owned(),
+        reason: past.transition.reason.to_string(),
+    }
+}
+
+fn service(config: &cplb_config::Service, found: &ServiceSnapshot) -> Service {
+    Service {
+        name: config.name.clone(),
+        port: config.port.number(),
+        bind_port: config.bind_port.number(),
+        balance: found.balance.to_string(),
+        delivery: Vec::new(),
+        connections_active: found.backends.iter().map(|backend| backend.active as u64).sum(),
+        connections_accepted: found.accepted,
+        connections_refused: found.refused,
+        refusals: found.refusals.iter().map(|(why, count)| (why.as_str().to_owned(), *count)).collect(),
+        max_connections: found.max_connections as u64,
+        max_connections_per_client: found.max_connections_per_client.map(|limit| limit as u64),
+        backends: found.backends.iter().map(backend).collect(),
+    }
+}
+
+fn delivery(delivered: &BTreeMap<SocketAddr, Delivered>, port: u16) -> Vec<Delivery> {
+    let of_port = delivered.iter().filter(|(endpoint, _)| endpoint.port() == port);
+    let shown = of_port.map(|(endpoint, it)| Delivery {
+        virtual_ip: endpoint.ip().to_string(),
+        mode: it.mode().to_string(),
+        reason: it.reason.as_ref().map(ToString::to_string),
+    });
+    shown.collect()
+}
+
+/// The virtual IPs whose connections are translated because of the interface.
+fn translating_interfaces(election: &Election) -> BTreeMap<IpAddr, Reason> {
+    let reason = |interface: &InterfaceState| match (&interface.vrf, interface.kind.as_deref()) {
+        (Some(vrf), _) => Some(Reason::Vrf(vrf.clone())),
+        (None, Some("bridge")) => Some(Reason::Bridge(interface.name.clone())),
+        _ => None,
+    };
+    let mut found = BTreeMap::new();
+    for group in &election.keeper.status().groups {
+        let instance = election.instances.get(&vrrp::runner::InstanceId(group.id.0));
+        if let (Some(reason), Some(instance)) = (group.interface.as_ref().and_then(reason), instance) {
+            found.extend(instance.addresses().map(|ip| (ip.to_canonical(), reason.clone())));
+        }
+    }
+    found
+}
+
+fn backend(found: &BackendSnapshot) -> Backend {
+    Backend {
+        address: found.addr.to_string(),
+        state: found.state.as_str().to_owned(),
+        since_seconds: age(found.since),
+        reason: latest_reason(
+            found.state,
+            &found.reason,
+            found.last_check.as_ref().and_then(|check| check.failure.as_ref()).map(ToString::to_string),
+        ),
+        connections_active: found.active as u64,
+        connections_total: found.total,
+        connect_failures: found.failures,
+        last_check_seconds_ago: found.last_check.as_ref().map(|check| age(check.at)),
+    }
+}
+
+/// Why a backend is in its state: the reason of the verdict, or that of a later check, which need not be the same.
+fn latest_reason(state: BackendState, of_verdict: &str, last_failure: Option<String>) -> Option<String> {
+    let takes_connections = matches!(state, BackendState::Up | BackendState::Suspect);
+    let reason = last_failure.filter(|_| !takes_connections).unwrap_or_else(|| of_verdict.to_owned());
+    (!reason.is_empty() && reason != state.as_str()).then_some(reason)
+}
+
+fn age(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(state: &str, since_seconds: f64, holds_virtual_ips: bool, hears_active: bool) -> Option<String> {
+        let active = ActiveRouter { address: "10.0.0.12".into(), priority: 200 };
+        unowned(&Instance {
+            virtual_router_id: 51,
+            virtual_ips: vec!["10.0.0.100/24".into()],
+            state: state.into(),
+            since_seconds,
+            holds_virtual_ips,
+            advert_interval_seconds: 1.0,
+            active_router: hears_active.then_some(active),
+            ..Instance::default()
+        })
+    }
+
+    #[test]
+    fn the_reason_of_a_backend_is_that_of_its_last_check() {
+        let reason = |state, verdict: &str, last: Option<&str>| {
+            latest_reason(state, verdict, last.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(reason(BackendState::Down, "connection refused", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Down, "connection refused", None), "connection refused");
+        assert_eq!(reason(BackendState::Draining, "up", Some("timed out")), "timed out");
+        assert_eq!(reason(BackendState::Up, "up", Some("timed out")), "", "one failure is no verdict");
+        assert_eq!(reason(BackendState::Up, "up-readiness-unknown", None), "up-readiness-unknown");
+    }
+
+    #[test]
+    fn addresses_that_no_host_is_known_to_have_are_degraded() {
+        for (state, since, holds, hears) in [
+            ("active", 0.5, false, false),
+            ("active", 9.0, true, false),
+            ("backup", 4.5, false, false),
+            ("backup", 900.0, false, true),
+            ("resigning", 1.0, true, false),
+            ("init", 0.5, false, false),
+        ] {
+            assert_eq!(text(state, since, holds, hears), None, "{state} {since}");
+        }
+        for (state, since, said) in [
+            ("active", 1.5, "does not have all"),
+            ("backup", 5.5, "hears no Active"),
+            ("init", 1.5, "does not take part"),
+            ("listening", 1.5, "does not take part"),
+        ] {
+            let text = text(state, since, false, false).unwrap();
+            assert!(text.contains(said) && text.contains("51") && text.contains("10.0.0.100/24"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The bridge between the election (`vrrp`) and the keeper of the addresses (`netlink-vip`).
+//!
+//! Both run on real-time threads of their own and talk to each other through this module without a detour over
+//! the main thread: a claim must reach the kernel even while the main thread is busy.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use netlink_vip::{GroupId, KeeperEvent, KeeperHandle};
+use vrrp::router::{Claim, Release};
+use vrrp::runner::{InstanceId, RunnerEvent, RunnerHandle, VipKeeper};
+
+use crate::daemon::sender::EventSender;
+
+use super::slot::{Announcement, Departure, InstanceSettings, InstanceSlots, address_event, departure};
+
+/// A report about the virtual IPs to the main thread.
+#[derive(Debug)]
+pub(crate) enum VipEvent {
+    /// The election reports.
+    Runner(RunnerEvent),
+    /// The keeper reports.
+    Keeper(KeeperEvent),
+    /// An instance whose VIPs IPVS directs gives them up: IPVS has to stop directing, then the keeper removes them.
+    PlannedRelease(InstanceId),
+    /// The configured source of unicast advertisements is on the interface, or is not.
+    Source { id: InstanceId, source: IpAddr, present: bool },
+}
+
+/// Shared by the callbacks of both threads.
+pub(crate) struct Bridge {
+    keeper: OnceLock<KeeperHandle>,
+    runner: OnceLock<RunnerHandle>,
+    events: EventSender<VipEvent>,
+    slots: Mutex<InstanceSlots>,
+    /// The instances whose VIPs IPVS directs. Not among the slots, whose mutex other threads hold while they work.
+    directed: Mutex<BTreeSet<InstanceId>>,
+}
+
+impl Bridge {
+    pub(crate) fn new(events: EventSender<VipEvent>) -> Arc<Self> {
+        Arc::new(Self {
+            keeper: OnceLock::new(),
+            runner: OnceLock::new(),
+            events,
+            slots: Mutex::default(),
+            directed: Mutex::default(),
+        })
+    }
+
+    /// Connects the two ends; the slots remember what came earlier.
+    pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
+        let _ = self.keeper.set(keeper);
+        let _ = self.runner.set(runner);
+        let slots = self.slots();
+        slots.announcements().for_each(|announcement| self.announce(announcement));
+    }
+
+    /// Makes an instance known; its interface is announced to the election.
+    pub(crate) fn join(&self, id: InstanceId, settings: InstanceSettings) {
+        if settings.is_directed {
+            self.directed().insert(id);
+        } else {
+            self.directed().remove(&id);
+        }
+        // Announced under the lock, so that no older state follows a newer one.
+        let mut slots = self.slots();
+        slots.join(id, settings).into_iter().for_each(|announcement| self.announce(announcement));
+    }
+
+    /// Forgets an instance.
+    pub(crate) fn leave(&self, id: InstanceId) {
+        self.directed().remove(&id);
+        self.slots().leave(id);
+    }
+
+    /// Called on the keeper's thread.
+    pub(crate) fn on_keeper(&self, event: KeeperEvent) {
+        if let KeeperEvent::Interface { id, state } = &event {
+            let mut slots = self.slots();
+            let announcement = slots.seen(InstanceId(id.0), state.as_ref());
+            announcement.into_iter().for_each(|announcement| self.announce(announcement));
+        }
+        if let (Some(runner), Some((id, event))) = (self.runner.get(), address_event(&event)) {
+            runner.vip(id, event);
+        }
+        let _ = self.events.send(VipEvent::Keeper(event));
+    }
+
+    /// Called on the election's thread.
+    pub(crate) fn on_runner(&self, event: RunnerEvent) {
+        let _ = self.events.send(VipEvent::Runner(event));
+    }
+
+    /// Hands an instance's interface to the election.
+    fn announce(&self, Announcement { id, interface, source }: Announcement) {
+        let Some(runner) = self.runner.get() else { return };
+        if let Some((source, present)) = source {
+            let _ = self.events.send(VipEvent::Source { id, source, present });
+        }
+        runner.interface(id, interface);
+    }
+
+    fn directed(&self) -> MutexGuard<'_, BTreeSet<InstanceId>> {
+        self.directed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, InstanceSlots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The election's end: claims and releases go straight to the keeper.
+pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
+
+impl VipKeeper for ElectionEnd {
+    fn claim(&self, instance: InstanceId, claim: Claim) {
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.claim(GroupId(instance.0), claim.valid_until);
+        }
+    }
+
+    fn extend(&self, instance: InstanceId, valid_until: Instant) {
+        if let Some(keeper) = self.0.keeper.get() {
+            keeper.extend(GroupId(instance.0), valid_until);
+        }
+    }
+
+    fn release(&self, instance: InstanceId, release: Release) {
+        let Some(keeper) = self.0.keeper.get() else { return };
+        let (id, is_directed) = (GroupId(instance.0), self.0.directed().contains(&instance));
+        match departure(release, is_directed, Instant::now()) {
+            Departure::By(bound) => {
+                keeper.release_by(id, bound);
+                let _ = self.0.events.send(VipEvent::PlannedRelease(instance));
+            }
+            Departure::Now(release) => keeper.release(id, release),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The election and the keeper of the addresses, started, changed and ended together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netlink_vip::{
+    GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
+    VipGroupConfig,
+};
+use vrrp::router::StateName;
+use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
+
+use crate::exit::{Failure, Kind};
+
+use crate::daemon::sender::EventSender;
+
+use super::bridge::{Bridge, ElectionEnd, VipEvent};
+use super::change::{Change, Instances};
+use super::plan::Instance;
+use super::removals::Removals;
+
+/// How much longer than its own bound an ending election is waited for.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// How much longer than its own bound a removed instance may take to hand over.
+const REMOVAL_GRACE: Duration = Duration::from_secs(1);
+
+/// More than any cluster has, in case names change their addresses all the time.
+const MAX_CONTROLLERS: usize = 1024;
+
+/// The two real-time threads and what they run.
+pub(crate) struct Election {
+    pub(crate) runner: RunnerHandle,
+    pub(crate) keeper: KeeperHandle,
+    pub(crate) instances: Instances,
+    removals: Removals,
+    bridge: Arc<Bridge>,
+    /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
+    /// likely down, and its node still a controller.
+    controllers: BTreeSet<IpAddr>,
+}
+
+impl Election {
+    /// Starts both threads; `None` without any instance.
+    pub(crate) fn start(
+        instances: Vec<Instance>,
+        state_dir: &Path,
+        events: EventSender<VipEvent>,
+    ) -> Result<Option<Self>, Failure> {
+        let instances: BTreeMap<_, _> = instances.into_iter().map(|it| (it.id, it)).collect();
+        if instances.is_empty() {
+            return Ok(None);
+        }
+        let bridge = Bridge::new(events);
+        for instance in instances.values() {
+            bridge.join(instance.id, instance.settings);
+        }
+        let runner = {
+            let (end, reports) = (ElectionEnd(Arc::clone(&bridge)), Arc::clone(&bridge));
+            let routers = instances.values().map(|instance| instance.router.clone()).collect();
+            Runner::spawn(
+                RunnerOptions::default(),
+                routers,
+                Box::new(end),
+                Box::new(move |event| reports.on_runner(event)),
+            )
+            .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the election: {error}")))?
+        };
+        let groups = instances.values().map(|instance| instance.group.clone()).collect();
+        let reports = Arc::clone(&bridge);
+        let keeper = match Keeper::spawn(
+            KeeperOptions::new(state_dir),
+            groups,
+            Box::new(move |event| reports.on_keeper(event)),
+        ) {
+            Ok(keeper) => keeper,
+            Err(error) => {
+                runner.abort();
+                return Err(keeper_failure(&error));
+            }
+        };
+        bridge.connect(keeper.clone(), runner.clone());
+        Ok(Some(Self {
+            runner,
+            keeper,
+            instances,
+            removals: Removals::default(),
+            bridge,
+            controllers: BTreeSet::new(),
+        }))
+    }
+
+    /// The change to the instances of another configuration.
+    pub(crate) fn prepare(&self, instances: Vec<Instance>) -> Change {
+        Change::new(&self.instances, instances)
+    }
+
+    /// The groups that the keeper is to have, with those of instances that hand over.
+    pub(crate) fn groups(&self, change: &Change) -> Vec<VipGroupConfig> {
+        change.groups(&self.instances)
+    }
+
+    /// Makes new instances known to the bridge: the keeper reports their interfaces at once.
+    pub(crate) fn expect(&self, change: &Change) {
+        change.added(&self.instances).for_each(|instance| self.bridge.join(instance.id, instance.settings));
+    }
+
+    /// The change is not made.
+    pub(crate) fn forget(&self, change: &Change) {
+        change.added(&self.instances).for_each(|instance| self.bridge.leave(instance.id));
+    }
+
+    /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
+    pub(crate) fn commit(&mut self, change: Change) {
+        let Change { wanted, handing_over, gone } = change;
+        let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
+        for id in handing_over {
+            self.runner.remove(id);
+            self.removals.begin(id, bound);
+        }
+        for id in gone {
+            self.runner.remove(id);
+            self.bridge.leave(id);
+            self.instances.remove(&id);
+        }
+        for (id, instance) in wanted {
+            self.bridge.join(id, instance.settings);
+            if Change::is_changed(&instance, &self.instances) {
+                self.runner.reconfigure(instance.router.clone());
+                self.bridge.join(id, instance.settings);
+            }
+            self.instances.insert(id, instance);
+        }
+    }
+
+    /// Adds to the controllers that the election knows.
+    pub(crate) fn add_controllers(&mut self, controllers: BTreeSet<IpAddr>) {
+        if !controllers.is_subset(&self.controllers) && self.controllers.len() < MAX_CONTROLLERS {
+            self.controllers.extend(controllers);
+            self.runner.controllers(self.controllers.clone());
+        }
+    }
+
+    /// Forgets them all, since the configuration is another one.
+    pub(crate) fn forget_controllers(&mut self) {
+        self.controllers.clear();
+        self.runner.controllers(BTreeSet::new());
+    }
+
+    /// Every virtual IP that this node may hold.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.instances.values().flat_map(Instance::addresses)
+    }
+
+    /// Whether removed instances are still handing over.
+    pub(crate) fn is_removing(&self) -> bool {
+        !self.removals.is_empty()
+    }
+
+    /// Forgets the removed instances that have handed over by `status`, or that take too long.
+    pub(crate) fn finish_removals(&mut self, status: &RunnerStatus) {
+        let keeper = self.keeper.status();
+        let runs = |id: InstanceId| {
+            status.instances.iter().any(|instance| instance.id == id)
+                || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
+        };
+        for id in self.removals.poll(runs, Instant::now()) {
+            self.instances.remove(&id);
+            if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
+                tracing::warn!(%error, vrid = id.0, "removing an instance");
+            }
+            self.bridge.leave(id);
+            tracing::info!(vrid = id.0, "the instance is removed");
+        }
+    }
+
+    /// A thread that has ended although nobody asked for it: it panicked.
+    pub(crate) fn dead_thread(&self) -> Option<&'static str> {
+        if self.runner.has_ended() {
+            return Some("the election");
+        }
+        (!self.keeper.is_running()).then_some("the keeper of the virtual IPs")
+    }
+
+    /// The longest a planned handover may take: Skew_Time and three intervals of the slowest instance.
+    pub(crate) fn handover_bound(&self) -> Duration {
+        self.instances.values().map(|i| i.router.router.down_interval()).max().unwrap_or_default()
+    }
+
+    /// Whether every router has handed over, and the keeper has removed the addresses.
+    pub(crate) fn is_over(&self) -> bool {
+        let routers = self.runner.status();
+        let stopped = routers.instances.iter().all(|instance| instance.state == StateName::Stopped);
+        stopped && !self.keeper.status().groups.iter().any(has_addresses)
+    }
+
+    /// Ends both threads and removes everything of theirs.
+    pub(crate) async fn end(self) {
+        self.runner.shutdown(Duration::from_millis(100));
+        if tokio::time::timeout(END_GRACE, self.runner.ended()).await.is_err() {
+            tracing::warn!("the election does not end; going on without it");
+            self.runner.abort();
+        }
+        self.keeper.shutdown();
+        let keeper = self.keeper.clone();
+        let joined = tokio::task::spawn_blocking(move || keeper.join());
+        match tokio::time::timeout(END_GRACE, joined).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
+            Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),
+            Err(_) => tracing::warn!(
+                "the VIP keeper does not end; the kernel removes the addresses when their lease is over"
+            ),
+        }
+    }
+}
+
+/// Whether a group's addresses are on this node, be it only until their sessions are reset.
+fn has_addresses(group: &GroupStatus) -> bool {
+    matches!(group.state, GroupState::Held { .. } | GroupState::Departing)
+}
+
+fn keeper_failure(error: &KeeperError) -> Failure {
+    let kind = match error {
+        KeeperError::Permission => Kind::Permission,
+        KeeperError::Register(RegisterError::InUse { .. }) => Kind::Temporary,
+        KeeperError::Register(_) => Kind::CannotCreate,
+        _ => Kind::System,
+    };
+    let failure = Failure::new(kind, format_args!("cannot manage the virtual IPs: {error}"));
+    match error {
+        KeeperError::Register(_) => {
+            failure.help("name another directory with --state-dir, unless another cplb should be stopped")
+        }
+        _ => failure,
+    }
+}

@@ -1,0 +1,13 @@
+//! The virtual IPs: the election, the keeper of the addresses, and the bridge between their threads.
+
+mod bridge;
+mod change;
+mod election;
+mod plan;
+mod removals;
+mod slot;
+
+pub(crate) use bridge::VipEvent;
+pub(crate) use change::Change;
+pub(crate) use election::Election;
+pub(crate) use plan::{Instance, instances, named_interfaces};

@@ -1,0 +1,118 @@
+//! The VRRP instances of a configuration, as the election and the keeper of the addresses need them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cplb_config::{Config, LbKind};
+use netlink_vip::{GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
+use vrrp::runner::{InstanceConfig, InstanceId, Transport};
+use vrrp::{ChecksumPolicy, RouterConfig};
+
+use super::slot::InstanceSettings;
+
+/// One VRRP instance for the election and the keeper.
+#[derive(Debug, Clone)]
+pub(crate) struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) settings: InstanceSettings,
+    pub(crate) router: InstanceConfig,
+    pub(crate) group: VipGroupConfig,
+}
+
+impl Instance {
+    /// Its virtual IPs.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.group.addresses.iter().map(VipAddress::ip)
+    }
+
+    /// The name of its interface, where the configuration gives it.
+    pub(crate) fn interface_name(&self) -> Option<String> {
+        name(&self.group.interface)
+    }
+
+    /// Whether it sends IPv6 advertisements by multicast.
+    pub(crate) fn multicasts_v6(&self) -> bool {
+        matches!(self.router.transport, Transport::Multicast) && self.addresses().any(|ip| ip.is_ipv6())
+    }
+}
+
+/// Every instance of `config`. An instance is identified by its VRID, so that a reload that reorders the file
+/// moves nothing. `directed` are those whose virtual IPs IPVS directs.
+pub(crate) fn instances(
+    config: &Config,
+    directed: &BTreeSet<InstanceId>,
+) -> Result<Vec<Instance>, LeaseTimeError> {
+    let lasting = lasting(config);
+    let all = config.instances.iter().map(|it| {
+        let mut instance = instance(it, &lasting)?;
+        instance.settings.is_directed = directed.contains(&instance.id);
+        Ok(instance)
+    });
+    all.collect()
+}
+
+/// The interface of each instance of `config`, where it is given by name.
+pub(crate) fn named_interfaces(config: &Config) -> BTreeMap<InstanceId, Option<String>> {
+    let all = config.instances.iter();
+    all.map(|it| (InstanceId(it.vrid.get().into()), name(&it.interface))).collect()
+}
+
+fn name(interface: &InterfaceSelector) -> Option<String> {
+    match interface {
+        InterfaceSelector::Name(name) => Some(name.clone()),
+        _ => None,
+    }
+}
+
+/// The virtual IPs whose connections the next director goes on with. Those that are forwarded by NAT end with the node
+/// that translated them.
+fn lasting(config: &Config) -> BTreeSet<IpAddr> {
+    let synchronised = config.ipvs_sync && !config.disable_load_balancer;
+    let servers = config.virtual_servers.iter().filter(|it| synchronised && it.kind != LbKind::Nat);
+    servers.map(|server| server.address).collect()
+}
+
+fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Result<Instance, LeaseTimeError> {
+    let id = u32::from(config.vrid.get());
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for vip in &config.virtual_ips {
+        match vip.ip() {
+            IpAddr::V4(ip) => v4.push(ip),
+            IpAddr::V6(ip) => v6.push(ip),
+        }
+    }
+    let (source, peers) = match &config.unicast {
+        Some(unicast) => (unicast.source, unicast.peers.clone()),
+        None => (None, Vec::new()),
+    };
+    let mut router = RouterConfig::new(config.vrid, config.version, config.priority, config.advert_interval);
+    router.auth = config.auth_pass;
+    router.addresses_v4 = v4;
+    router.addresses_v6 = v6;
+    router.preempt = config.preempt;
+    router.only_peers = config.unicast.is_some();
+    router.peers.clone_from(&peers);
+    // The addresses say which version decides, so the lease is only known now.
+    router.lease = RouterConfig::lease_for(router.down_interval());
+    let lease = LeaseTime::new(router.lease)?;
+    let transport =
+        if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
+    Ok(Instance {
+        id: InstanceId(id),
+        settings: InstanceSettings { source, is_directed: false },
+        group: VipGroupConfig {
+            id: GroupId(id),
+            interface: config.interface.clone(),
+            addresses: config.virtual_ips.clone(),
+            address_label: Some(config.address_label),
+            lease,
+            lasting: config
+                .virtual_ips
+                .iter()
+                .map(VipAddress::ip)
+                .filter(|ip| lasting.contains(ip))
+                .collect(),
+        },
+        router: InstanceConfig { id: InstanceId(id), router, transport, checksum: ChecksumPolicy::Lenient },
+    })
+}

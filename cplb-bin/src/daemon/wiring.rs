@@ -1,0 +1,144 @@
+//! The consequences of a change in one subsystem for the others.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lb_proxy::ReconfigureError;
+use vrrp::runner::InstanceId;
+
+use super::backends::Resolved;
+use super::desired::Desired;
+use super::ipvs::{self, Input, Interfaces, Members};
+use super::problems::Cause;
+use super::sender::EventSender;
+use super::table::TableChange;
+use super::vip::{Election, Instance};
+use super::{Daemon, event_log};
+
+impl Daemon {
+    /// The names of the configuration in use, or of a file, were resolved.
+    pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
+        self.backends.resolver.round_ended();
+        if let Some(number) = reload {
+            self.on_resolved_for_reload(number, answers);
+        } else if answers.are_for(&self.config) && self.reloads.is_idle() {
+            event_log::names(&answers, &mut self.problems);
+            let backends = self.backends.resolved.after(&answers);
+            if backends != self.backends.resolved {
+                tracing::info!(addresses = ?backends.resolved(), "backends' names have other addresses");
+                self.backends.resolved = backends;
+                self.update_desired();
+            }
+        }
+    }
+
+    /// Computes the work anew, after a change of the backends or of the virtual IPs that this node may hold, and hands
+    /// it to the load balancer and the election.
+    pub(super) fn update_desired(&mut self) {
+        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
+        self.report_refusals();
+        self.update_controllers();
+        let result = self.proxy.reconfigure(&self.desired.proxy);
+        self.note_services(result);
+    }
+
+    pub(super) fn note_services(&mut self, result: Result<(), ReconfigureError>) {
+        match result {
+            Ok(()) => {
+                self.problems.clear(&Cause::Services);
+            }
+            Err(error) => {
+                let text = format!("the load balancer keeps its former services: {error}");
+                if self.problems.raise(Cause::Services, &text) {
+                    tracing::error!("{text}");
+                }
+            }
+        }
+    }
+
+    /// Logs the addresses that may not be backends, once for each change.
+    pub(super) fn report_refusals(&mut self) {
+        let Desired { proxy, refusals, .. } = &self.desired;
+        self.backends.refusals.report(&proxy.services, refusals, &mut self.problems);
+    }
+
+    /// Tells the election which controllers there are.
+    pub(super) fn update_controllers(&mut self) {
+        if let Some(election) = &mut self.election {
+            election.add_controllers(self.desired.controllers.clone());
+        }
+    }
+
+    /// Every virtual IP that this node may hold.
+    pub(super) fn held(&self) -> BTreeSet<IpAddr> {
+        self.election.iter().flat_map(Election::addresses).collect()
+    }
+
+    /// The interfaces of the instances that the election runs.
+    pub(super) fn interfaces(&self) -> Interfaces {
+        let instances = self.election.as_ref().map(|election| election.instances.values())?;
+        Some(instances.map(|instance| (instance.id, instance.interface_name())).collect())
+    }
+
+    /// Takes a fact about IPVS, and has the table changed where its rules follow from it.
+    pub(super) fn update_ipvs(&mut self, input: Input) {
+        let members = self.members();
+        if self.ipvs.handle(input, members, Instant::now()).is_some() {
+            self.change_table();
+        }
+    }
+
+    /// The servers behind virtual servers; none where IPVS is not wanted.
+    pub(super) fn members(&self) -> Members {
+        let balancer = self.proxy.balancer().filter(|_| !self.desired.ipvs.virtual_servers.is_empty());
+        ipvs::members(&self.desired.proxy.services, balancer.map(Arc::as_ref))
+    }
+
+    /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
+    pub(super) fn change_table(&self) {
+        let (table, events) = (Arc::clone(&self.table), EventSender::<TableChange>::new(&self.channel));
+        let directors = self.ipvs.rules();
+        let desired = self.desired.table(directors.clone());
+        tokio::spawn(async move {
+            let result = table.set(desired).await;
+            let _ = events.send(TableChange { result, directors });
+        });
+    }
+
+    /// Takes down removed instances that have handed over, and goes on with a reload that waited for them.
+    pub(super) fn finish_removals(&mut self) {
+        let Some(election) = &mut self.election else { return };
+        if !election.is_removing() {
+            return;
+        }
+        // Releases are said before they are published, and carried out before their groups are forgotten.
+        let status = election.runner.status();
+        if !self.events.is_empty() {
+            return;
+        }
+        election.finish_removals(&status);
+        if election.is_removing() {
+            return;
+        }
+        // Without virtual IPs the listeners may be fewer.
+        self.update_desired();
+        self.update_ipvs(Input::Instances(self.interfaces()));
+        self.change_table();
+        self.forget_problems();
+        self.begin_next();
+    }
+
+    /// Forgets problems of instances that are no more, and of settings that they no longer have.
+    pub(super) fn forget_problems(&mut self) {
+        let instance = |id: u32| self.election.as_ref()?.instances.get(&InstanceId(id));
+        self.problems.retain(|cause| match cause {
+            Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
+            Cause::Source(id) => instance(*id).is_some_and(|instance| instance.settings.source.is_some()),
+            Cause::Mark | Cause::Congestion => self.proxy.balancer().is_some(),
+            Cause::Discovery(path) => self.backends.clusters.follows(path),
+            other => other.instance().is_none_or(|id| instance(id).is_some()),
+        });
+    }
+}
