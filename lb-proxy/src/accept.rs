@@ -16,19 +16,21 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use crate::event::{Refusal, Shortage};
-use crate::listener::BACKLOG;
-use crate::shared::Listening;
+use crate::bind::BACKLOG;
+use crate::command::Command;
+use crate::event::Refusal;
+use crate::listener::Listening;
+use crate::session;
+use crate::shared::HEARTBEAT_REPLY;
+use crate::shortage::Shortage;
 use crate::socket::reset_on_close;
-use crate::worker::{Command, Worker};
+use crate::worker::Worker;
 
 /// Clients accepted in one turn.
 const BATCH: usize = 64;
 /// First and longest pause after the process ran out of descriptors.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
-/// What a heartbeat is answered with.
-pub(crate) const ANSWER: &[u8] = b"\x06";
 
 type Stop = oneshot::Receiver<SyncSender<()>>;
 
@@ -121,7 +123,7 @@ fn dispatch(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer:
     own.accepted.fetch_add(1, Relaxed);
     let Some(other) = worker.better_worker() else {
         own.load.fetch_add(1, Relaxed);
-        worker.start(client, peer.ip(), ticket);
+        session::start(worker, client, peer.ip(), ticket);
         return;
     };
     let other = &worker.shared.workers[other];
@@ -141,7 +143,7 @@ fn answer_heartbeat(worker: &Worker, connection: &TcpStream, peer: SocketAddr) -
     let is_heartbeat = worker.shared.heartbeats.take(peer);
     if is_heartbeat {
         // A fresh socket has room for one byte; if not, the heartbeat rightly fails.
-        let _ = connection.try_write(ANSWER);
+        let _ = connection.try_write(HEARTBEAT_REPLY);
     }
     is_heartbeat
 }

@@ -13,19 +13,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::apply::Applied;
+use crate::command::{Command, WorkerHandle};
 use crate::config::{Options, Service};
 use crate::error::{HeartbeatError, ReconfigureError, StartError};
 use crate::event::Event;
 use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey};
+use crate::health_change;
 use crate::heartbeat;
+use crate::lingering::wait_closed;
+use crate::listeners::close_all;
 use crate::local::{is_local, local_addresses};
-use crate::ports::{close_all, wait_closed};
+use crate::reconfigure::Configuration;
 use crate::service::LiveService;
 use crate::shared::Shared;
 use crate::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot};
-use crate::verdict;
-use crate::worker::{self, Command};
+use crate::worker_thread;
 
 /// Workers if [`Options::workers`] is 0 and there are more processors.
 const DEFAULT_WORKERS: usize = 4;
@@ -54,7 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// ```
 pub struct LoadBalancer {
     shared: Arc<Shared>,
-    applied: Mutex<Applied>,
+    configuration: Mutex<Configuration>,
     stopping: AtomicBool,
     threads: Mutex<Threads>,
 }
@@ -86,8 +88,8 @@ impl LoadBalancer {
             (0..workers).map(|_| tokio_mpsc::unbounded_channel()).unzip();
         let shared = Arc::new(Shared::new(&options, senders, events));
         start_monitor(&shared)?;
-        let mut applied = Applied::new(options.forbidden);
-        if let Err(error) = applied.apply(&shared, services) {
+        let mut configuration = Configuration::new(options.forbidden);
+        if let Err(error) = configuration.reconfigure(&shared, services) {
             stop_monitor(&shared);
             return Err(error.into());
         }
@@ -97,7 +99,7 @@ impl LoadBalancer {
         })?;
         Ok(LoadBalancer {
             shared,
-            applied: Mutex::new(applied),
+            configuration: Mutex::new(configuration),
             stopping: AtomicBool::new(false),
             threads: Mutex::new(threads),
         })
@@ -114,16 +116,16 @@ impl LoadBalancer {
     ///
     /// See [`ReconfigureError`]. Nothing has changed then.
     pub fn reconfigure(&self, services: Vec<Service>) -> Result<(), ReconfigureError> {
-        let mut applied = self.applied();
+        let mut configuration = self.configuration();
         if self.stopping.load(Relaxed) {
             return Err(ReconfigureError::Stopping);
         }
-        applied.apply(&self.shared, services)
+        configuration.reconfigure(&self.shared, services)
     }
 
     /// Replaces [`Options::forbidden`]; takes effect with the next [`LoadBalancer::reconfigure`].
     pub fn forbid(&self, addresses: Vec<IpAddr>) {
-        self.applied().forbidden = addresses;
+        self.configuration().forbidden = addresses;
     }
 
     /// State and counters of this moment. Does not wait for any worker.
@@ -136,7 +138,7 @@ impl LoadBalancer {
             let own = listeners.iter().filter(|l| Arc::ptr_eq(&l.listening.service.load(), service));
             self.snapshot_service(service, own.map(|listener| listener.actual).collect(), &checks)
         };
-        let worker = |worker: &crate::shared::WorkerHandle| WorkerSnapshot {
+        let worker = |worker: &WorkerHandle| WorkerSnapshot {
             sessions: worker.load.load(Relaxed),
             accepted: worker.accepted.load(Relaxed),
             handed_off: worker.handed_off.load(Relaxed),
@@ -239,7 +241,7 @@ impl LoadBalancer {
         let deadline = Instant::now() + timeout;
         self.stopping.store(true, Relaxed);
         let closed = {
-            let _no_change_now = self.applied();
+            let _no_change_now = self.configuration();
             close_all(&self.shared)
         };
         // A blocking wait, but on its own thread and bounded.
@@ -273,7 +275,7 @@ impl LoadBalancer {
         timeout: Duration,
     ) -> Vec<Option<T>> {
         let deadline = Instant::now() + timeout;
-        let ask = |worker: &crate::shared::WorkerHandle| {
+        let ask = |worker: &WorkerHandle| {
             let (reply, answer) = oneshot::channel();
             worker.commands.send(command(reply)).ok().map(|()| answer)
         };
@@ -288,8 +290,8 @@ impl LoadBalancer {
         answers
     }
 
-    fn applied(&self) -> MutexGuard<'_, Applied> {
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    fn configuration(&self) -> MutexGuard<'_, Configuration> {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -313,7 +315,7 @@ fn start_monitor(shared: &Arc<Shared>) -> Result<(), MonitorError> {
     let workers = Arc::downgrade(shared);
     let sink = move |change| {
         if let Some(shared) = workers.upgrade() {
-            verdict::apply(&shared, &change);
+            health_change::apply(&shared, &change);
         }
     };
     let monitor = Monitor::spawn(options, Box::new(sink))?;
@@ -338,7 +340,7 @@ fn spawn_workers(
         let (ready, started) = mpsc::sync_channel(1);
         let (worker_shared, alive) = (Arc::clone(shared), alive.clone());
         let thread = thread::Builder::new().name(format!("lb-worker-{index}")).spawn(move || {
-            worker::run(index, worker_shared, commands, &ready);
+            worker_thread::run(index, worker_shared, commands, &ready);
             drop::<mpsc::Sender<Infallible>>(alive);
         });
         let started = thread.and_then(|thread| {

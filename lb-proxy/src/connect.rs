@@ -15,10 +15,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
-use crate::event::{Event, Failure, Refusal, Shortage};
+use crate::event::{Event, Failure, Refusal};
 use crate::health::TargetKey;
 use crate::local_ports::REST;
 use crate::service::{Backends, LiveService};
+use crate::shortage::Shortage;
 use crate::socket::is_self_connected;
 use crate::worker::Worker;
 
@@ -85,7 +86,7 @@ pub(crate) async fn connect(
     };
     let connected = race.run(now).await;
     if connected.is_none() {
-        let reason = race.shortage.map_or(Refusal::NoBackend, Shortage::refusal);
+        let reason = race.shortage.map_or(Refusal::NoBackend, Refusal::from);
         worker.shared.refused(&service, reason, None);
     } else if race.tried.len() > 1 {
         service.redispatched.fetch_add(1, Relaxed);
@@ -245,7 +246,7 @@ impl Race<'_> {
         let Attempt { stream, backend, .. } = attempt;
         let backend = Arc::clone(backend.backend());
         if backend.connected(self.worker.shared.clock.now()) {
-            self.tell(|service| Event::BackendTrusted { service, backend: backend.addr });
+            self.emit(|service| Event::BackendTrusted { service, backend: backend.addr });
         }
         Connected { server: stream, lease: Lease::new(backend) }
     }
@@ -261,12 +262,12 @@ impl Race<'_> {
         self.worker.shared.with_monitor(|monitor| monitor.report_failure(&target));
         if backend.failed(self.worker.shared.clock.now(), failure) {
             let backend = backend.addr;
-            self.tell(|service| Event::BackendSuspected { service, backend, reason: failure });
+            self.emit(|service| Event::BackendSuspected { service, backend, reason: failure });
         }
     }
 
-    fn tell(&self, event: impl FnOnce(Arc<str>) -> Event) {
-        self.worker.shared.tell(event(Arc::clone(&self.service.name)));
+    fn emit(&self, event: impl FnOnce(Arc<str>) -> Event) {
+        self.worker.shared.emit(event(Arc::clone(&self.service.name)));
     }
 }
 

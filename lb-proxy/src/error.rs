@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::event::Shortage;
 use crate::health::{MonitorError, TargetError};
+use crate::shortage::Shortage;
 
 /// Why [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
 #[derive(Debug, thiserror::Error)]

@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use crate::accept::ANSWER;
+use crate::command::Command;
 use crate::error::HeartbeatError;
-use crate::event::Shortage;
-use crate::shared::Shared;
+
+use crate::shared::{HEARTBEAT_REPLY, Shared};
+use crate::shortage::Shortage;
 use crate::socket::reset_on_close;
-use crate::worker::Command;
 
 /// Succeeds if all is well within `timeout`. A frozen worker is reported before a silent listener, its likely result.
 pub(crate) async fn heartbeat(
@@ -115,7 +115,7 @@ async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
     loop {
         stream.readable().await?;
         match stream.try_read(&mut answer) {
-            Ok(n) if answer[..n] == *ANSWER => return Ok(()),
+            Ok(n) if answer[..n] == *HEARTBEAT_REPLY => return Ok(()),
             Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),

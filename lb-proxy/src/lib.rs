@@ -27,36 +27,46 @@
 
 mod accept;
 mod admission;
-mod apply;
 mod backend;
 mod balance;
 mod balancer;
+mod bind;
+mod check;
+mod command;
 mod config;
 mod connect;
 mod error;
 mod event;
 pub mod health;
+mod health_change;
 mod heartbeat;
+mod lingering;
 mod listener;
+mod listeners;
 mod local;
 mod local_ports;
 mod mark;
 pub mod nft;
-mod ports;
+mod reconfigure;
 mod relay;
 mod service;
 mod session;
 mod shared;
+mod shortage;
 mod snapshot;
 mod socket;
-mod verdict;
+mod source;
+mod ticket;
 mod worker;
+mod worker_thread;
 
 pub use balancer::LoadBalancer;
-pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};
+pub use check::{HealthCheck, HealthKind};
+pub use config::{Backend, Balance, Options, RelayMode, Service};
 pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
-pub use event::{Event, Failure, Refusal, Shortage};
+pub use event::{Event, Failure, Refusal};
 pub use mark::{MARK, director_marks};
+pub use shortage::Shortage;
 pub use snapshot::{
     BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
 };

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +14,13 @@ use crate::connect::{Connected, connect};
 use crate::relay::Relay;
 use crate::service::LiveService;
 use crate::socket::reset_on_close;
+use crate::ticket::Ticket;
 use crate::worker::Worker;
 
 /// A future written by hand, because there is one for each idle watch of each kubelet: its size is asserted below.
 ///
 /// Unless it ends in order, dropping it resets what it has connected: that is how sessions are reset from outside.
-pub(crate) struct Session {
+struct Session {
     worker: Rc<Worker>,
     client: TcpStream,
     /// Its entry in the worker's table.
@@ -33,8 +35,17 @@ enum Phase {
     Relaying(Relay),
 }
 
+/// Starts the session of an admitted client, whose load has been counted.
+pub(crate) fn start(worker: &Rc<Worker>, client: TcpStream, address: IpAddr, ticket: Ticket) {
+    let service = Arc::clone(ticket.service());
+    let key = worker.register(client.as_raw_fd(), ticket);
+    let session = Session::new(Rc::clone(worker), key, client, address, service);
+    let task = tokio::task::spawn_local(session);
+    worker.set_abort_handle(key, task.abort_handle());
+}
+
 impl Session {
-    pub(crate) fn new(
+    fn new(
         worker: Rc<Worker>,
         key: usize,
         client: TcpStream,

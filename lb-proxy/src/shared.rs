@@ -11,20 +11,25 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::admission::{Descriptors, Ticket};
+use crate::admission::Descriptors;
 use crate::backend::Clock;
+use crate::command::{Command, WorkerHandle};
 use crate::config::{Options, RelayMode};
-use crate::event::{Event, Refusal, Shortage};
+use crate::event::{Event, Refusal};
 use crate::health::Monitor;
+use crate::lingering::Lingering;
+use crate::listener::Listener;
 use crate::local_ports::LocalPorts;
-use crate::ports::Lingering;
 use crate::relay::pipes_allowed;
 use crate::service::LiveService;
+use crate::shortage::Shortage;
 use crate::socket::{RefusedOption, Tuning};
-use crate::worker::Command;
+use crate::ticket::Ticket;
 
 /// Least time between two events about the same lasting trouble, in milliseconds.
 pub(crate) const EVENT_INTERVAL: u64 = 10_000;
+/// The answer to a heartbeat connection.
+pub(crate) const HEARTBEAT_REPLY: &[u8] = b"\x06";
 /// Longest time for [`Options::linger`].
 const LINGER_MAX: Duration = Duration::from_secs(3600);
 
@@ -58,33 +63,6 @@ pub(crate) struct Shared {
     shortages_told: [AtomicU64; Shortage::ALL.len()],
     /// When a client could last not be accepted for want of a descriptor.
     accept_failed: AtomicU64,
-}
-
-/// A worker as the others see it.
-#[derive(Debug)]
-pub(crate) struct WorkerHandle {
-    /// Sessions, with those handed to it that it has not taken yet.
-    pub load: AtomicUsize,
-    /// Of these, those handed to it that it has not taken yet.
-    pub waiting: AtomicUsize,
-    pub accepted: AtomicU64,
-    pub handed_off: AtomicU64,
-    pub commands: UnboundedSender<Command>,
-}
-
-/// A listening address with what was configured for it.
-#[derive(Clone, Debug)]
-pub(crate) struct Listener {
-    pub configured: SocketAddr,
-    pub actual: SocketAddr,
-    pub listening: Arc<Listening>,
-}
-
-/// What the workers know of a listening address. A reconfiguration may give it to another service.
-#[derive(Debug)]
-pub(crate) struct Listening {
-    pub id: u32,
-    pub service: ArcSwap<LiveService>,
 }
 
 impl Shared {
@@ -125,7 +103,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn tell(&self, event: Event) {
+    pub(crate) fn emit(&self, event: Event) {
         (self.sink)(event);
     }
 
@@ -139,18 +117,18 @@ impl Shared {
         match refused {
             RefusedOption::Mark(error) => {
                 if !self.mark_refused.swap(true, Relaxed) {
-                    self.tell(Event::MarkRefused { reason: error.to_string() });
+                    self.emit(Event::MarkRefused { reason: error.to_string() });
                 }
             }
             RefusedOption::Transparent(error) => {
                 if !self.transparent_refused.swap(true, Relaxed) {
-                    self.tell(Event::TransparentRefused { reason: error.to_string() });
+                    self.emit(Event::TransparentRefused { reason: error.to_string() });
                 }
             }
             RefusedOption::Congestion(error) => {
                 if !self.congestion_refused.swap(true, Relaxed) {
                     let algorithm = self.tuning.congestion.clone().unwrap_or_default();
-                    self.tell(Event::CongestionRefused { algorithm, reason: error.to_string() });
+                    self.emit(Event::CongestionRefused { algorithm, reason: error.to_string() });
                 }
             }
         }
@@ -160,7 +138,7 @@ impl Shared {
     pub(crate) fn exhausted(&self, backend: Option<SocketAddr>, error: &io::Error) {
         let shortage = Shortage::of(error).unwrap_or(Shortage::Memory);
         if self.is_time_to_tell(&self.shortages_told[shortage as usize]) {
-            self.tell(Event::ResourcesExhausted { shortage, backend, reason: error.to_string() });
+            self.emit(Event::ResourcesExhausted { shortage, backend, reason: error.to_string() });
         }
     }
 
@@ -207,7 +185,7 @@ impl Shared {
     pub(crate) fn refused(&self, service: &LiveService, reason: Refusal, limit: Option<usize>) {
         let total = service.refusals.count(reason);
         if self.is_time_to_tell(service.refusals.told(reason)) {
-            self.tell(Event::ClientsRefused { service: Arc::clone(&service.name), reason, limit, total });
+            self.emit(Event::ClientsRefused { service: Arc::clone(&service.name), reason, limit, total });
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::admission::Descriptors;
 use crate::config::Options;
-use crate::local::{connect_error, has_source};
+use crate::source::{connect_error, has_source};
 
 /// Unacknowledged keepalive probes after which a connection is reset.
 const KEEPALIVE_PROBES: u32 = 3;

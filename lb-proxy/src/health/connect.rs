@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::outcome::CheckFailure;
-use crate::local::{connect_error, has_source};
+use crate::source::{connect_error, has_source};
 
 /// Connects to `backend`. `mark` is the `SO_MARK` of the proxy's own connections, 0 for none; without the
 /// privilege (`CAP_NET_ADMIN`) the connection goes on unmarked, as the proxy's do.

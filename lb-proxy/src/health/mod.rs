@@ -16,10 +16,11 @@ mod accept_any;
 mod certificate;
 mod connect;
 mod http;
-mod judge;
 mod outcome;
 mod probe;
+mod rise_fall;
 mod schedule;
+mod state;
 mod supervisor;
 mod target;
 mod task;
@@ -32,17 +33,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 pub use certificate::explain_error;
-pub use judge::Status;
 pub use outcome::{CheckFailure, Step};
 pub use rustls;
+pub use state::Status;
 pub use target::{Change, LastCheck, Target, TargetError, TargetKey, TargetSnapshot};
 pub use trust::{Credentials, Names, ServerTls, Trust, TrustError};
 
 use probe::NetProbe;
 use supervisor::{Handle, Supervisor};
-
-/// Told of every change of a status, on the monitor's thread; must not block.
-type Sink = Arc<dyn Fn(Change) + Send + Sync>;
 
 /// The thread needs little; the rest of its address space would only look like use.
 const STACK: usize = 512 * 1024;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::Shortage;
+use crate::shortage::Shortage;
 
 /// A backend answered as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub(super) fn text(value: &dyn fmt::Display) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::connect_error;
+    use crate::source::connect_error;
     use nix::libc;
 
     #[test]

@@ -12,7 +12,7 @@ use super::certificate;
 use super::connect::connect;
 use super::http::{Ask, Kept, certificate_demanded, tls_error};
 use super::outcome::{Answer, CheckFailure, Step, text};
-use super::target::Target;
+use super::target::{Method, Target};
 use super::trust::{ServerTls, Trust};
 
 /// A check, as the task of a target sees it. Dropping the future of a check abandons its connection.
@@ -26,14 +26,6 @@ pub(super) trait Probe: Send + 'static {
     /// Returns when, between two checks, there is reason for one at once: a connection that had proved itself
     /// ended. May never return.
     fn alarm(&mut self) -> impl Future<Output = ()> + Send;
-}
-
-/// How a target is asked.
-#[derive(Debug, Clone)]
-pub(super) enum Method {
-    Tcp,
-    Tls,
-    Https(Ask),
 }
 
 /// A check over real sockets.
@@ -56,7 +48,7 @@ impl NetProbe {
             backend: target.key().backend,
             mark,
             tls,
-            trust: target.check().trust.clone(),
+            trust: target.trust().cloned(),
             identified: false,
             method: target.method().clone(),
             step: Step::Connect,

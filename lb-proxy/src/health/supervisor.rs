@@ -8,11 +8,10 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-use super::Sink;
-use super::judge::Status;
 use super::outcome::CheckFailure;
 use super::probe::Probe;
-use super::target::{Shared, Target, TargetKey, TargetSnapshot};
+use super::state::Status;
+use super::target::{Shared, Sink, Target, TargetKey, TargetSnapshot};
 use super::task;
 
 /// The targets as other threads see them.
@@ -156,7 +155,7 @@ fn lock(index: &Index) -> MutexGuard<'_, BTreeMap<TargetKey, Arc<Shared>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HealthCheck;
+    use crate::check::HealthCheck;
     use crate::health::target::Change;
     use crate::health::testing::{Script, Shot, key, target};
     use std::time::Duration;

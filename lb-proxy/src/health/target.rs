@@ -11,10 +11,10 @@ use hyper::http::uri::PathAndQuery;
 use tokio::sync::Notify;
 
 use super::http::Ask;
-use super::judge::Status;
 use super::outcome::CheckFailure;
-use super::probe::Method;
-use crate::config::{HealthCheck, HealthKind};
+use super::state::Status;
+use super::trust::Trust;
+use crate::check::{HealthCheck, HealthKind};
 
 /// Names a backend of a service. The same address in two services is two targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,7 +36,16 @@ impl fmt::Display for TargetKey {
 pub struct Target {
     key: TargetKey,
     check: HealthCheck,
+    trust: Option<Trust>,
     method: Method,
+}
+
+/// How a target is asked.
+#[derive(Debug, Clone)]
+pub(super) enum Method {
+    Tcp,
+    Tls,
+    Https(Ask),
 }
 
 /// A health check cannot be done as configured.
@@ -61,7 +70,13 @@ impl Target {
             HealthKind::Tls => Method::Tls,
             HealthKind::Https { path, statuses } => Method::Https(ask(path, statuses, backend)?),
         };
-        Ok(Self { key: TargetKey { service: service.into(), backend }, check, method })
+        Ok(Self { key: TargetKey { service: service.into(), backend }, check, trust: None, method })
+    }
+
+    /// The same target, whose HTTPS checks verify the server by `trust`; with `None` they verify none.
+    #[must_use]
+    pub fn with_trust(self, trust: Option<Trust>) -> Self {
+        Self { trust, ..self }
     }
 
     /// Its name.
@@ -74,6 +89,11 @@ impl Target {
         &self.check
     }
 
+    /// Verifies the server of an HTTPS check; `None` verifies none and presents no credential.
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
+    }
+
     pub(super) fn method(&self) -> &Method {
         &self.method
     }
@@ -81,8 +101,8 @@ impl Target {
 
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
-        // The method follows from the other two.
-        (&self.key, &self.check) == (&other.key, &other.check)
+        // The method follows from the check and the address.
+        (&self.key, &self.check, &self.trust) == (&other.key, &other.check, &other.trust)
     }
 }
 
@@ -98,6 +118,9 @@ fn ask(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<Ask, TargetE
     let host = HeaderValue::from_str(&host).map_err(|_| wrong())?;
     Ok(Ask::new(parsed, host, statuses.to_vec()))
 }
+
+/// Told of every change of a status, on the monitor's thread; must not block.
+pub(super) type Sink = Arc<dyn Fn(Change) + Send + Sync>;
 
 /// The status of a target changed.
 #[derive(Debug, Clone, PartialEq, Eq)]

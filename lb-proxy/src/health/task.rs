@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Sink;
-use super::judge::Judge;
 use super::outcome::CheckFailure;
 use super::probe::Probe;
+use super::rise_fall::RiseFall;
 use super::schedule::Schedule;
-use super::target::{LastCheck, Shared, Target};
+use super::target::{LastCheck, Shared, Sink, Target};
 
 /// Least time a check has, whatever is configured.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
@@ -20,7 +19,8 @@ pub(super) async fn run(target: Target, mut probe: impl Probe, shared: Arc<Share
     let check = target.check();
     let limit = check.timeout.max(TIMEOUT_MIN);
     let mut schedule = Schedule::new(check.interval, seed, Instant::now());
-    let mut judge = Judge::new(check.rise, check.fall, shared.observe(|observed| observed.status.clone()));
+    let mut rise_fall =
+        RiseFall::new(check.rise, check.fall, shared.observe(|observed| observed.status.clone()));
     loop {
         let mut corroborated = wait(&mut schedule, &mut probe, &shared).await;
         let started = Instant::now();
@@ -32,9 +32,9 @@ pub(super) async fn run(target: Target, mut probe: impl Probe, shared: Arc<Share
         // A report during the check is older than its result only if the check failed.
         corroborated |= result.is_err() && shared.take_report();
         tracing::trace!(target = %target.key(), ?result, latency = ?(now - started), corroborated, "checked");
-        let changed = judge.record(&result, corroborated).is_some();
+        let changed = rise_fall.record(&result, corroborated).is_some();
         let check = LastCheck { at: now.into_std(), latency: now - started, failure: result.err() };
-        let change = shared.record(check, changed.then(|| judge.status().clone()));
+        let change = shared.record(check, changed.then(|| rise_fall.status().clone()));
         if let Some(change) = change {
             sink(change);
         }
@@ -60,9 +60,9 @@ async fn wait(schedule: &mut Schedule, probe: &mut impl Probe, shared: &Shared) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HealthCheck;
-    use crate::health::judge::Status;
+    use crate::check::HealthCheck;
     use crate::health::outcome::{Answer, Step};
+    use crate::health::state::Status;
     use crate::health::target::Change;
     use crate::health::testing::{Script, Shot, key, target};
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::outcome::{Answer, CheckFailure, Step};
 use super::probe::Probe;
 use super::target::{Target, TargetKey};
-use crate::config::HealthCheck;
+use crate::check::HealthCheck;
 
 /// What one check does.
 #[derive(Debug, Clone)]

@@ -17,10 +17,10 @@ use nftables::expr::{BinaryOperation, Expression, FibFlag, Meta, MetaKey, NamedE
 use nftables::stmt::{Mangle, Match, Operator, Statement};
 use nftables::types::{NfChainType, NfHook};
 
+use super::chain::ChainPlan;
 use super::rules::{
     Family, Rule, address_type, equals, field, is_local, is_local_to_arrival, reset, text, to_endpoint,
 };
-use super::table::ChainPlan;
 use crate::mark::DIRECTOR_MASK;
 
 const DIRECT: &str = "direct";

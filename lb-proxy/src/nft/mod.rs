@@ -9,6 +9,7 @@
 //! namespace of the calling thread. The asynchronous methods need a tokio runtime with I/O and time enabled;
 //! dropping their future kills the nft they started.
 
+mod chain;
 mod director;
 mod kernel;
 mod name;

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use nftables::batch::Batch;
-use nftables::schema::{Chain, NfListObject, Rule as RuleObject, Set, SetType, SetTypeValue};
+use nftables::schema::{NfListObject, Rule as RuleObject, Set, SetType, SetTypeValue};
 use nftables::stmt::Statement;
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use nftables::types::{NfChainType, NfFamily, NfHook};
 
+use super::chain::ChainPlan;
 use super::director::{self, Director};
 use super::name::TableName;
 use super::rules::{
@@ -92,41 +93,6 @@ impl Default for Delivery {
     /// [`Delivery::Transparent`] without exceptions.
     fn default() -> Self {
         Self::Transparent { except: BTreeSet::new() }
-    }
-}
-
-/// One chain of our table, with its rules.
-pub(super) struct ChainPlan<'a> {
-    pub(super) name: &'static str,
-    /// `None` for one that others jump to.
-    hook: Option<(NfChainType, NfHook, i32)>,
-    pub(super) rules: Vec<Rule<'a>>,
-}
-
-impl<'a> ChainPlan<'a> {
-    pub(super) fn new(
-        name: &'static str,
-        (kind, hook, priority): (NfChainType, NfHook, i32),
-        rules: Vec<Rule<'a>>,
-    ) -> Self {
-        Self { name, hook: Some((kind, hook, priority)), rules }
-    }
-
-    fn object(&self, table: &'a TableName) -> NfListObject<'a> {
-        let (kind, hook, priority) = match self.hook {
-            Some((kind, hook, priority)) => (Some(kind), Some(hook), Some(priority)),
-            None => (None, None, None),
-        };
-        NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: table.as_str().into(),
-            name: self.name.into(),
-            _type: kind,
-            hook,
-            prio: priority,
-            policy: self.hook.is_some().then_some(NfChainPolicy::Accept),
-            ..Chain::default()
-        })
     }
 }
 

@@ -11,8 +11,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::Tools;
 use super::pipe::Pipe;
+use super::tools::Tools;
 use crate::config::RelayMode;
 
 /// Reads, or splices, in one turn; then other tasks have theirs.

@@ -7,48 +7,18 @@
 
 mod direction;
 mod pipe;
+mod tools;
 
-use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::backend::Lease;
-use crate::config::RelayMode;
 use direction::{Direction, Step, forget_readiness};
-use pipe::Pool;
 pub(crate) use pipe::pipes_allowed;
-
-/// Bytes of the buffer that the pairs of one worker share.
-const SCRATCH: usize = 16 * 1024;
-
-/// What all pairs of one worker share.
-#[derive(Debug)]
-pub(crate) struct Tools {
-    mode: RelayMode,
-    scratch: RefCell<Box<[u8]>>,
-    pipes: RefCell<Pool>,
-    /// Set after a large splice. The worker then yields its processor once before it sleeps, so that a peer on the
-    /// same host can take what was sent and sleep and wake-up are saved; without bulk traffic that gains nothing.
-    bulk: Arc<AtomicBool>,
-}
-
-impl Tools {
-    /// For a worker that may have so many pipes at once.
-    pub(crate) fn new(mode: RelayMode, pipes: usize, bulk: Arc<AtomicBool>) -> Self {
-        let scratch = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
-        Tools { mode, scratch, pipes: RefCell::new(Pool::new(pipes)), bulk }
-    }
-
-    /// Closes pipes that are not in use.
-    pub(crate) fn close_idle_pipes(&self) {
-        self.pipes.borrow_mut().clear();
-    }
-}
+pub(crate) use tools::Tools;
 
 /// The backend side of a pair and the state of both directions.
 #[derive(Debug)]

@@ -10,27 +10,27 @@ use crate::config::Service;
 use crate::error::{InvalidService, ReconfigureError};
 use crate::event::Event;
 use crate::health::Target;
+use crate::listeners::ListenerUpdate;
 use crate::local::{is_local, local_addresses};
-use crate::ports::Ports;
 use crate::service::{Backends, LiveService, Member};
 use crate::shared::Shared;
 
 /// What is configured now. Changes are serialised by the lock around it.
 #[derive(Debug)]
-pub(crate) struct Applied {
+pub(crate) struct Configuration {
     pub forbidden: Vec<IpAddr>,
     /// Backends that were left out, so that each is told of once.
     left_out: Vec<(Arc<str>, SocketAddr)>,
     last_id: u32,
 }
 
-impl Applied {
+impl Configuration {
     pub(crate) fn new(forbidden: Vec<IpAddr>) -> Self {
-        Applied { forbidden, left_out: Vec::new(), last_id: 0 }
+        Configuration { forbidden, left_out: Vec::new(), last_id: 0 }
     }
 
     /// Makes `services` the running ones. On error nothing has changed.
-    pub(crate) fn apply(
+    pub(crate) fn reconfigure(
         &mut self,
         shared: &Shared,
         mut services: Vec<Service>,
@@ -38,7 +38,7 @@ impl Applied {
         validate(&services)?;
         let left_out = self.drop_forbidden(&mut services);
         let targets = targets(&services)?;
-        let ports = Ports::prepare(shared, &services)?;
+        let listeners = ListenerUpdate::prepare(shared, &services)?;
         // From here on nothing can fail.
         self.tell_left_out(shared, left_out);
 
@@ -50,7 +50,7 @@ impl Applied {
         }
         shared.services.store(Arc::new(live.clone()));
         shared.with_monitor(|monitor| monitor.update(targets));
-        ports.commit(shared, &services, &live, || self.next_id());
+        listeners.commit(shared, &services, &live, || self.next_id());
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl Applied {
 
     fn tell_left_out(&mut self, shared: &Shared, left_out: Vec<(Arc<str>, SocketAddr)>) {
         for (service, backend) in left_out.iter().filter(|found| !self.left_out.contains(found)) {
-            shared.tell(Event::BackendForbidden { service: Arc::clone(service), backend: *backend });
+            shared.emit(Event::BackendForbidden { service: Arc::clone(service), backend: *backend });
         }
         self.left_out = left_out;
     }
@@ -134,6 +134,7 @@ fn targets(services: &[Service]) -> Result<Vec<Target>, InvalidService> {
         let name: Arc<str> = service.name.as_str().into();
         for backend in &service.backends {
             let target = Target::new(Arc::clone(&name), backend.addr, service.health.clone());
+            let target = target.map(|target| target.with_trust(service.trust.clone()));
             let wrong = |source| InvalidService::Check { name: service.name.clone(), source };
             targets.push(target.map_err(wrong)?);
         }

@@ -1,66 +1,12 @@
 //! Turns the results of checks into a status: no time, no I/O.
 
-use std::fmt;
-
 use super::outcome::{Answer, CheckFailure};
-
-/// What is known of a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Status {
-    /// Not checked yet, or this node could not check it lately.
-    #[default]
-    Unknown,
-    /// It answers and says that it is ready.
-    Up,
-    /// It answers, but not whether it is ready: strangers are not told (401, 403, client certificate demanded), or
-    /// it is throttling requests (429).
-    /// Takes connections like [`Self::Up`].
-    UpUnready,
-    /// It answers that it shuts down. Takes no new connections, and goes on with those that it has until it ends them.
-    Leaving,
-    /// It does not answer, or says that it does not serve.
-    Down {
-        /// The failure that took it down.
-        reason: CheckFailure,
-    },
-}
-
-impl Status {
-    /// The name in logs, metrics and the status report.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::UpUnready => "up-readiness-unknown",
-            Self::Leaving => "leaving",
-            Self::Down { .. } => "down",
-        }
-    }
-
-    /// Whether the backend was seen to answer: [`Self::Up`] or [`Self::UpUnready`].
-    pub fn is_up(&self) -> bool {
-        matches!(self, Self::Up | Self::UpUnready)
-    }
-
-    /// Whether the backend was seen to fail.
-    pub fn is_down(&self) -> bool {
-        matches!(self, Self::Down { .. })
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Down { reason } => write!(f, "down ({reason})"),
-            other => f.write_str(other.as_str()),
-        }
-    }
-}
+use super::state::Status;
 
 /// Counts results in a row. The first result after [`Status::Unknown`] decides at once, since nothing speaks
 /// against it; then `rise` successes or `fall` failures in a row do.
 #[derive(Debug)]
-pub(super) struct Judge {
+pub(super) struct RiseFall {
     rise: u32,
     fall: u32,
     status: Status,
@@ -69,7 +15,7 @@ pub(super) struct Judge {
     inconclusive: u32,
 }
 
-impl Judge {
+impl RiseFall {
     /// `rise` and `fall` below 1 count as 1.
     pub(super) fn new(rise: u32, fall: u32, status: Status) -> Self {
         Self { rise: rise.max(1), fall: fall.max(1), status, passed: 0, failed: 0, inconclusive: 0 }
@@ -93,7 +39,7 @@ impl Judge {
             Ok(Answer::Throttled) if self.status == Status::Leaving => None,
             Ok(Answer::Denied | Answer::Throttled) => self.pass(Status::UpUnready),
             Err(failure) if failure.is_evidence() => self.fail(failure, if corroborated { 2 } else { 1 }),
-            Err(_) => self.shrug(),
+            Err(_) => self.record_inconclusive(),
         }?;
         let same = match (&self.status, &next) {
             // A host that died after its server must not keep sessions waiting.
@@ -133,7 +79,7 @@ impl Judge {
     }
 
     /// A node that cannot check must not go on calling a backend healthy for ever.
-    fn shrug(&mut self) -> Option<Status> {
+    fn record_inconclusive(&mut self) -> Option<Status> {
         self.inconclusive = self.inconclusive.saturating_add(1);
         (self.status.is_up() && self.inconclusive > self.fall).then_some(Status::Unknown)
     }
@@ -161,7 +107,7 @@ mod tests {
     #[test]
     fn what_a_server_says_while_it_shuts_down_is_not_held_against_it() {
         let closed = || Err(CheckFailure::closed(Step::Handshake, &"reset"));
-        let mut judge = Judge::new(1, 2, Status::Up);
+        let mut judge = RiseFall::new(1, 2, Status::Up);
         assert!(judge.record(&Ok(Answer::Leaving), false).is_some());
         assert_eq!(judge.record(&Ok(Answer::Throttled), false), None);
         assert_eq!(judge.record(&closed(), false), None);
@@ -173,7 +119,7 @@ mod tests {
     #[test]
     fn the_first_result_decides() {
         for (result, status) in [(OK, Status::Up), (DENIED, Status::UpUnready), (REFUSED, down())] {
-            let mut judge = Judge::new(3, 3, Status::Unknown);
+            let mut judge = RiseFall::new(3, 3, Status::Unknown);
             assert_eq!(judge.record(&result, false), Some(Status::Unknown));
             assert_eq!(*judge.status(), status);
         }
@@ -181,7 +127,7 @@ mod tests {
 
     #[test]
     fn rise_and_fall_count_results_in_a_row() {
-        let mut judge = Judge::new(2, 3, Status::Up);
+        let mut judge = RiseFall::new(2, 3, Status::Up);
         for result in [REFUSED, REFUSED, OK, REFUSED, REFUSED] {
             assert_eq!(judge.record(&result, false), None);
         }
@@ -197,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_corroborated_failure_counts_twice_and_a_success_clears_it() {
-        let mut judge = Judge::new(1, 2, Status::Up);
+        let mut judge = RiseFall::new(1, 2, Status::Up);
         assert_eq!(judge.record(&OK, true), None);
         assert_eq!(judge.record(&REFUSED, false), None);
         assert_eq!(judge.record(&OK, false), None);
@@ -206,12 +152,12 @@ mod tests {
 
     #[test]
     fn a_node_that_cannot_check_stops_claiming_to_know() {
-        let mut judge = Judge::new(1, 2, Status::Up);
+        let mut judge = RiseFall::new(1, 2, Status::Up);
         assert_eq!(judge.record(&local(), true), None);
         assert_eq!(judge.record(&local(), false), None);
         assert_eq!(judge.record(&local(), false), Some(Status::Up));
         assert_eq!(*judge.status(), Status::Unknown);
-        let mut judge = Judge::new(1, 1, down());
+        let mut judge = RiseFall::new(1, 1, down());
         for _ in 0..10 {
             assert_eq!(judge.record(&local(), false), None, "what is down stays down");
         }
@@ -220,13 +166,13 @@ mod tests {
     #[test]
     fn who_shuts_down_is_believed_at_once_and_comes_back_like_any_other() {
         const LEAVING: Result<Answer, CheckFailure> = Ok(Answer::Leaving);
-        let mut judge = Judge::new(2, 3, Status::Up);
+        let mut judge = RiseFall::new(2, 3, Status::Up);
         assert_eq!(judge.record(&LEAVING, false), Some(Status::Up));
         assert_eq!(*judge.status(), Status::Leaving);
         assert_eq!(judge.record(&LEAVING, false), None);
         assert_eq!(judge.record(&REFUSED, false), Some(Status::Leaving), "as it said");
         assert_eq!(judge.record(&LEAVING, false), None, "what is down stays down");
-        let mut judge = Judge::new(2, 3, Status::Leaving);
+        let mut judge = RiseFall::new(2, 3, Status::Leaving);
         assert_eq!(judge.record(&OK, false), None);
         assert_eq!(judge.record(&OK, false), Some(Status::Leaving));
         assert_eq!(*judge.status(), Status::Up);
@@ -236,7 +182,7 @@ mod tests {
     #[test]
     fn a_host_that_dies_after_its_server_is_news() {
         let silence = || CheckFailure::TimedOut { step: Step::Connect, after: Duration::from_secs(1) };
-        let mut judge = Judge::new(1, 2, Status::Up);
+        let mut judge = RiseFall::new(1, 2, Status::Up);
         assert_eq!(judge.record(&REFUSED, true), Some(Status::Up));
         assert_eq!(judge.record(&REFUSED, false), None);
         assert_eq!(judge.record(&Err(silence()), false), Some(down()));
@@ -246,7 +192,7 @@ mod tests {
 
     #[test]
     fn zero_counts_as_one() {
-        let mut judge = Judge::new(0, 0, Status::Up);
+        let mut judge = RiseFall::new(0, 0, Status::Up);
         assert_eq!(judge.record(&REFUSED, false), Some(Status::Up));
         assert_eq!(judge.record(&OK, false), Some(down()));
     }

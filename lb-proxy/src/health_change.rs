@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::backend::{LiveBackend, Verdict};
+use crate::command::Command;
 use crate::event::Event;
 use crate::health::{Change, CheckFailure, Status};
 use crate::service::Backends;
 use crate::shared::Shared;
-use crate::worker::Command;
 
 /// Applies a change that the checks report. Runs on their thread.
 pub(crate) fn apply(shared: &Shared, change: &Change) {
@@ -36,7 +36,7 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
     match verdict {
         Verdict::Leaving => {
             let (service, sessions) = (Arc::clone(service), backend.active.load(Relaxed));
-            shared.tell(Event::BackendLeaving { service, backend: backend_addr, sessions });
+            shared.emit(Event::BackendLeaving { service, backend: backend_addr, sessions });
         }
         Verdict::Refusing | Verdict::Down => {
             let kept = verdict == Verdict::Refusing
@@ -44,11 +44,11 @@ pub(crate) fn apply(shared: &Shared, change: &Change) {
                     && !backends.members.iter().any(|m| is_usable(m.weight, &m.backend)));
             let sessions = if kept { 0 } else { reset(shared, backend) };
             let service = Arc::clone(service);
-            shared.tell(Event::BackendDown { service, backend: backend_addr, reason, sessions });
+            shared.emit(Event::BackendDown { service, backend: backend_addr, reason, sessions });
         }
         Verdict::Up => {
             let service = Arc::clone(service);
-            shared.tell(Event::BackendUp { service, backend: backend_addr, reason, after: change.after });
+            shared.emit(Event::BackendUp { service, backend: backend_addr, reason, after: change.after });
             reset_stranded(shared, &backends);
         }
         Verdict::Unknown | Verdict::Unchecked => {}

@@ -1,109 +1,52 @@
 //! The addresses listened on, through a change: what is new is bound before anything changes, what is no longer
 //! wanted goes on accepting for a while.
 //!
-//! Call order: [`Ports::prepare`], which may fail and then leaves everything as it was, then [`Ports::commit`].
+//! Call order: [`ListenerUpdate::prepare`], which may fail and then leaves everything as it was, then [`ListenerUpdate::commit`].
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::bind::{Bound, bind, is_in_use};
+use crate::command::Command;
 use crate::config::Service;
 use crate::error::ReconfigureError;
 use crate::event::Event;
-use crate::listener::{Bound, bind, is_in_use};
+use crate::lingering::{CLOSE_TIMEOUT, close, wait_closed};
+use crate::listener::{Listener, Listening};
 use crate::local::{is_local, local_addresses};
 use crate::service::LiveService;
-use crate::shared::{Listener, Listening, Shared};
-use crate::worker::Command;
-
-/// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::shared::Shared;
 
 /// How long a child process may keep a closed listener's descriptor.
 const INHERITED_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Listeners that are no longer wanted.
-#[derive(Debug, Default)]
-pub(crate) struct Lingering(Mutex<Unwanted>);
-
-#[derive(Debug, Default)]
-struct Unwanted {
-    /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
-    /// becomes of it: the worker whose timer closes it, or the change that takes it over.
-    open: Vec<(Listener, Instant)>,
-    /// Those that workers are closing, or have closed lately: until then the ports are in use.
-    closing: Vec<Closing>,
-}
-
-#[derive(Debug)]
-struct Closing {
-    closed: Receiver<()>,
-    since: Instant,
-}
-
-impl Lingering {
-    /// Takes all out that still accept.
-    fn take(&self) -> Vec<(Listener, Instant)> {
-        std::mem::take(&mut self.lock().open)
-    }
-
-    /// Waits for what is being closed. Tells whether there was anything.
-    fn wait_closing(&self) -> bool {
-        let closing = std::mem::take(&mut self.lock().closing);
-        let deadline = Instant::now() + CLOSE_TIMEOUT;
-        for Closing { closed, .. } in &closing {
-            wait_closed(closed, deadline.saturating_duration_since(Instant::now()));
-        }
-        !closing.is_empty()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Unwanted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Unwanted {
-    /// Closes listeners without waiting for it; the next change that finds a port in use does.
-    fn close(&mut self, shared: &Shared, listeners: &[Listener]) {
-        self.closing.retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !is_over(&closing.closed));
-        if !listeners.is_empty() {
-            self.closing.push(Closing { closed: close(shared, listeners), since: Instant::now() });
-        }
-    }
-
-    fn close_due(&mut self, shared: &Shared) {
-        let now = Instant::now();
-        let due = self.open.extract_if(.., |(_, until)| *until <= now);
-        let due: Vec<_> = due.map(|(listener, _)| listener).collect();
-        self.close(shared, &due);
-    }
-}
-
 /// A change under way.
 #[derive(Debug)]
-pub(crate) struct Ports {
+pub(crate) struct ListenerUpdate {
     bound: HashMap<SocketAddr, Bound>,
     current: Vec<Listener>,
     /// Taken out of [`Shared::lingering`], so that no timer closes one that is taken over.
     lingering: Vec<(Listener, Instant)>,
 }
 
-impl Ports {
+impl ListenerUpdate {
     /// Binds the addresses that are not listened on yet. On error nothing has changed.
     pub(crate) fn prepare(shared: &Shared, services: &[Service]) -> Result<Self, ReconfigureError> {
         let current = Vec::clone(&shared.listeners.load());
-        let mut ports = Ports { bound: HashMap::new(), current, lingering: shared.lingering.take() };
+        let mut update =
+            ListenerUpdate { bound: HashMap::new(), current, lingering: shared.lingering.take() };
         let wanted: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
-        match ports.bind(shared, &wanted) {
-            Ok(()) => Ok(ports),
+        match update.bind(shared, &wanted) {
+            Ok(()) => Ok(update),
             Err(error) => {
-                linger(shared, ports.lingering);
+                linger(shared, update.lingering);
                 Err(error)
             }
         }
@@ -134,7 +77,7 @@ impl Ports {
         for addr in blocked {
             let mut in_the_way = self.in_the_way(addr, wanted);
             in_the_way.retain(|listener| !is_closed(listener, &closed));
-            wait_closed(&close(shared, &in_the_way), CLOSE_TIMEOUT);
+            wait_closed(&close(&shared.workers, &in_the_way), CLOSE_TIMEOUT);
             closed.extend(in_the_way);
             match bind_soon(shared, addr) {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
@@ -194,7 +137,7 @@ impl Ports {
                 }
                 if let Some(reason) = fallback {
                     let reason = reason.to_string();
-                    shared.tell(Event::ListenFallback { configured, actual, reason });
+                    shared.emit(Event::ListenFallback { configured, actual, reason });
                 }
                 let listening =
                     Arc::new(Listening { id: next_id(), service: ArcSwap::new(Arc::clone(live)) });
@@ -228,7 +171,7 @@ fn without_loops(
     };
     let loops: Vec<_> =
         listeners.extract_if(.., |(l, _)| is_backend(l.actual.port())).map(|(l, _)| l).collect();
-    shared.lingering.lock().close(shared, &loops);
+    shared.lingering.lock().close(&shared.workers, &loops);
     listeners
 }
 
@@ -240,7 +183,7 @@ fn linger(shared: &Shared, listeners: Vec<(Listener, Instant)>) {
     {
         let mut unwanted = shared.lingering.lock();
         unwanted.open.extend(listeners);
-        unwanted.close_due(shared);
+        unwanted.close_due(&shared.workers);
     }
     // Every worker, so that one that hangs holds nothing up: the first to wake does it.
     for worker in &shared.workers {
@@ -250,14 +193,14 @@ fn linger(shared: &Shared, listeners: Vec<(Listener, Instant)>) {
 
 /// Closes the listeners that have lingered for long enough.
 pub(crate) fn close_due(shared: &Shared) {
-    shared.lingering.lock().close_due(shared);
+    shared.lingering.lock().close_due(&shared.workers);
 }
 
 /// Closes all listeners, also those that linger; see [`close`].
 pub(crate) fn close_all(shared: &Shared) -> Receiver<()> {
     let mut listeners = Vec::clone(&shared.listeners.swap(Arc::default()));
     listeners.extend(shared.lingering.take().into_iter().map(|(listener, _)| listener));
-    close(shared, &listeners)
+    close(&shared.workers, &listeners)
 }
 
 /// Takes back what was closed for a change that failed.
@@ -276,34 +219,6 @@ fn open(shared: &Shared, listening: &Arc<Listening>, sockets: Vec<std::net::TcpL
         // A worker that has ended is reported by its own event and by the heartbeat.
         let _ = worker.commands.send(Command::Listen { listening: Arc::clone(listening), socket });
     }
-}
-
-/// Has all workers close listeners; what they acknowledge arrives at the receiver, which ends after the last.
-fn close(shared: &Shared, listeners: &[Listener]) -> Receiver<()> {
-    let (done, closed) = mpsc::sync_channel(listeners.len() * shared.workers.len());
-    for listener in listeners {
-        for worker in &shared.workers {
-            let command = Command::Unlisten { id: listener.listening.id, done: done.clone() };
-            let _ = worker.commands.send(command);
-        }
-    }
-    closed
-}
-
-/// Whether all listeners of a [`close`] are closed.
-fn is_over(closed: &Receiver<()>) -> bool {
-    loop {
-        match closed.try_recv() {
-            Ok(()) => {}
-            Err(error) => return error == TryRecvError::Disconnected,
-        }
-    }
-}
-
-/// Waits until all listeners of a [`close`] are closed, or for so long.
-pub(crate) fn wait_closed(closed: &Receiver<()>, timeout: Duration) {
-    let deadline = Instant::now() + timeout;
-    while closed.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
 }
 
 /// Binds an address whose port was closed a moment ago. A process that was being started just then may still have the

@@ -1,0 +1,96 @@
+//! Listeners that a reconfiguration gave up: they accept for a while, then the workers close them.
+
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::command::{Command, WorkerHandle};
+use crate::listener::Listener;
+
+/// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Listeners that are no longer wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Lingering(Mutex<Unwanted>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Unwanted {
+    /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
+    /// becomes of it: the worker whose timer closes it, or the change that takes it over.
+    pub(crate) open: Vec<(Listener, Instant)>,
+    /// Those that workers are closing, or have closed lately: until then the ports are in use.
+    closing: Vec<Closing>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    closed: Receiver<()>,
+    since: Instant,
+}
+
+impl Lingering {
+    /// Takes all out that still accept.
+    pub(crate) fn take(&self) -> Vec<(Listener, Instant)> {
+        std::mem::take(&mut self.lock().open)
+    }
+
+    /// Waits for what is being closed. Tells whether there was anything.
+    pub(crate) fn wait_closing(&self) -> bool {
+        let closing = std::mem::take(&mut self.lock().closing);
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        for Closing { closed, .. } in &closing {
+            wait_closed(closed, deadline.saturating_duration_since(Instant::now()));
+        }
+        !closing.is_empty()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Unwanted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Unwanted {
+    /// Closes listeners without waiting for it; the next change that finds a port in use does.
+    pub(crate) fn close(&mut self, workers: &[WorkerHandle], listeners: &[Listener]) {
+        self.closing.retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !is_over(&closing.closed));
+        if !listeners.is_empty() {
+            self.closing.push(Closing { closed: close(workers, listeners), since: Instant::now() });
+        }
+    }
+
+    pub(crate) fn close_due(&mut self, workers: &[WorkerHandle]) {
+        let now = Instant::now();
+        let due = self.open.extract_if(.., |(_, until)| *until <= now);
+        let due: Vec<_> = due.map(|(listener, _)| listener).collect();
+        self.close(workers, &due);
+    }
+}
+
+/// Has all workers close listeners; what they acknowledge arrives at the receiver, which ends after the last.
+pub(crate) fn close(workers: &[WorkerHandle], listeners: &[Listener]) -> Receiver<()> {
+    let (done, closed) = mpsc::sync_channel(listeners.len() * workers.len());
+    for listener in listeners {
+        for worker in workers {
+            let command = Command::Unlisten { id: listener.listening.id, done: done.clone() };
+            let _ = worker.commands.send(command);
+        }
+    }
+    closed
+}
+
+/// Whether all listeners of a [`close`] are closed.
+fn is_over(closed: &Receiver<()>) -> bool {
+    loop {
+        match closed.try_recv() {
+            Ok(()) => {}
+            Err(error) => return error == TryRecvError::Disconnected,
+        }
+    }
+}
+
+/// Waits until all listeners of a [`close`] are closed, or for so long.
+pub(crate) fn wait_closed(closed: &Receiver<()>, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    while closed.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+}
