@@ -25,48 +25,28 @@
 //!
 //! `splice(2)` cannot be told to raise no `SIGPIPE`: the process must ignore it, as every Rust program does by default.
 
-mod accept;
-mod admission;
-mod backend;
 mod balance;
-mod balancer;
-mod bind;
 mod check;
-mod command;
-mod config;
-mod connect;
-mod error;
-mod event;
+#[cfg(feature = "engine")]
+mod engine;
+#[cfg(feature = "health")]
 pub mod health;
-mod health_change;
-mod heartbeat;
-mod lingering;
-mod listener;
-mod listeners;
-mod local;
-mod local_ports;
 mod mark;
+#[cfg(feature = "nft")]
 pub mod nft;
-mod reconfigure;
-mod relay;
-mod service;
-mod session;
-mod shared;
+#[cfg(feature = "health")]
 mod shortage;
-mod snapshot;
-mod socket;
+#[cfg(feature = "health")]
 mod source;
-mod ticket;
-mod worker;
-mod worker_thread;
 
-pub use balancer::LoadBalancer;
+pub use balance::Balance;
 pub use check::{HealthCheck, HealthKind};
-pub use config::{Backend, Balance, Options, RelayMode, Service};
-pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
-pub use event::{Event, Failure, Refusal};
-pub use mark::{MARK, director_marks};
-pub use shortage::Shortage;
-pub use snapshot::{
-    BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
+#[cfg(feature = "engine")]
+pub use engine::{
+    Backend, BackendSnapshot, BackendState, Event, Failure, HeartbeatError, InvalidService, LoadBalancer,
+    Options, ReconfigureError, Refusal, RelayMode, Service, ServiceSnapshot, ServingEvidence, Snapshot,
+    StartError, WorkerSnapshot,
 };
+pub use mark::{MARK, director_marks};
+#[cfg(feature = "health")]
+pub use shortage::Shortage;

@@ -16,15 +16,15 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use crate::bind::BACKLOG;
-use crate::command::Command;
-use crate::event::Refusal;
-use crate::listener::Listening;
-use crate::session;
-use crate::shared::HEARTBEAT_REPLY;
+use super::bind::BACKLOG;
+use super::command::Command;
+use super::event::Refusal;
+use super::listener::Listening;
+use super::session;
+use super::shared::HEARTBEAT_REPLY;
+use super::socket::reset_on_close;
+use super::worker::Worker;
 use crate::shortage::Shortage;
-use crate::socket::reset_on_close;
-use crate::worker::Worker;
 
 /// Clients accepted in one turn.
 const BATCH: usize = 64;

@@ -8,8 +8,8 @@ use std::sync::mpsc::SyncSender;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use crate::listener::Listening;
-use crate::ticket::Ticket;
+use super::listener::Listening;
+use super::ticket::Ticket;
 
 /// What a worker is told.
 #[derive(Debug)]

@@ -13,14 +13,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::accept::accept;
-use crate::command::Command;
-use crate::event::Event;
-use crate::listeners::close_due;
-use crate::session;
-use crate::shared::Shared;
-use crate::ticket::Ticket;
-use crate::worker::Worker;
+use super::accept::accept;
+use super::command::Command;
+use super::event::Event;
+use super::listeners::close_due;
+use super::session;
+use super::shared::Shared;
+use super::ticket::Ticket;
+use super::worker::Worker;
 
 /// Runs a worker until [`Command::Stop`]. Reports through `ready` whether its runtime could be built.
 pub(crate) fn run(
@@ -45,7 +45,7 @@ pub(crate) fn run(
     std::mem::forget(guard);
 }
 
-/// Yields the processor once before the thread sleeps if `bulk` is set; see [`crate::relay::Tools`].
+/// Yields the processor once before the thread sleeps if `bulk` is set; see [`super::relay::Tools`].
 fn runtime(bulk: Arc<AtomicBool>) -> io::Result<LocalRuntime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_io()

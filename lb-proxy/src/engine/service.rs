@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::admission::{Limits, Open, Refusals};
-use crate::backend::{LiveBackend, Tier};
-use crate::balance::{Candidate, Chooser, client_key};
-use crate::config::{Backend, Balance, Service};
+use super::admission::{Limits, Open, Refusals};
+use super::backend::{LiveBackend, Tier};
+use super::chooser::{Candidate, Chooser, client_key};
+use super::config::{Backend, Service};
+use crate::balance::Balance;
 
 /// A backend with what this configuration says of it.
 #[derive(Clone, Debug)]
@@ -127,8 +128,8 @@ impl LiveService {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Verdict;
-    use crate::event::Failure;
+    use crate::engine::backend::Verdict;
+    use crate::engine::event::Failure;
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 

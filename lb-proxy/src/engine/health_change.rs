@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::backend::{LiveBackend, Verdict};
-use crate::command::Command;
-use crate::event::Event;
+use super::backend::{LiveBackend, Verdict};
+use super::command::Command;
+use super::event::Event;
+use super::service::Backends;
+use super::shared::Shared;
 use crate::health::{Change, CheckFailure, Status};
-use crate::service::Backends;
-use crate::shared::Shared;
 
 /// Applies a change that the checks report. Runs on their thread.
 pub(crate) fn apply(shared: &Shared, change: &Change) {
@@ -86,9 +86,9 @@ fn reset(shared: &Shared, backend: &LiveBackend) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Options, Service};
+    use crate::engine::config::{Options, Service};
+    use crate::engine::service::{LiveService, Member};
     use crate::health::{Step, TargetKey};
-    use crate::service::{LiveService, Member};
     use std::sync::Mutex;
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};

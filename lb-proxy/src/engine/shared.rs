@@ -11,20 +11,20 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::admission::Descriptors;
-use crate::backend::Clock;
-use crate::command::{Command, WorkerHandle};
-use crate::config::{Options, RelayMode};
-use crate::event::{Event, Refusal};
+use super::admission::Descriptors;
+use super::backend::Clock;
+use super::command::{Command, WorkerHandle};
+use super::config::{Options, RelayMode};
+use super::event::{Event, Refusal};
+use super::lingering::Lingering;
+use super::listener::Listener;
+use super::local_ports::LocalPorts;
+use super::relay::pipes_allowed;
+use super::service::LiveService;
+use super::socket::{RefusedOption, Tuning};
+use super::ticket::Ticket;
 use crate::health::Monitor;
-use crate::lingering::Lingering;
-use crate::listener::Listener;
-use crate::local_ports::LocalPorts;
-use crate::relay::pipes_allowed;
-use crate::service::LiveService;
 use crate::shortage::Shortage;
-use crate::socket::{RefusedOption, Tuning};
-use crate::ticket::Ticket;
 
 /// Least time between two events about the same lasting trouble, in milliseconds.
 pub(crate) const EVENT_INTERVAL: u64 = 10_000;

@@ -5,15 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
-use crate::backend::LiveBackend;
-use crate::config::Service;
-use crate::error::{InvalidService, ReconfigureError};
-use crate::event::Event;
+use super::backend::LiveBackend;
+use super::config::Service;
+use super::error::{InvalidService, ReconfigureError};
+use super::event::Event;
+use super::listeners::ListenerUpdate;
+use super::local::{is_local, local_addresses};
+use super::service::{Backends, LiveService, Member};
+use super::shared::Shared;
 use crate::health::Target;
-use crate::listeners::ListenerUpdate;
-use crate::local::{is_local, local_addresses};
-use crate::service::{Backends, LiveService, Member};
-use crate::shared::Shared;
 
 /// What is configured now. Changes are serialised by the lock around it.
 #[derive(Debug)]

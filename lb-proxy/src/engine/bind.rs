@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use nix::libc::{EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::socket::{RefusedOption, Tuning};
+use super::socket::{RefusedOption, Tuning};
 
 /// Connections that may wait to be accepted on each socket; the system limits it to `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
@@ -86,7 +86,7 @@ fn is_family_missing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Options;
+    use crate::engine::config::Options;
     use std::net::TcpStream;
 
     fn tuning() -> Tuning {

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::balance::{READY, backend_key};
-use crate::event::Failure;
-use crate::snapshot::{BackendSnapshot, BackendState};
+use super::chooser::{READY, backend_key};
+use super::event::Failure;
+use super::snapshot::{BackendSnapshot, BackendState};
 
 /// First suspicion, in milliseconds; doubled with every failed trial up to [`SUSPICION_MAX`].
 const SUSPICION_MIN: u64 = 1_000;

@@ -11,9 +11,9 @@ use slab::Slab;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::relay::Tools;
-use crate::shared::Shared;
-use crate::ticket::Ticket;
+use super::relay::Tools;
+use super::shared::Shared;
+use super::ticket::Ticket;
 
 /// Sessions that this worker may have more than another before it hands a new one over. A hand-off costs a wake-up of
 /// another thread, so short imbalances are not worth it.

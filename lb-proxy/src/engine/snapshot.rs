@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::Balance;
-use crate::event::Refusal;
+use super::event::Refusal;
+use crate::balance::Balance;
 use crate::health::LastCheck;
 
 /// Everything at one moment. Counters only grow while a service or backend stays configured.

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
 use super::tools::Tools;
-use crate::config::RelayMode;
+use crate::engine::config::RelayMode;
 
 /// Reads, or splices, in one turn; then other tasks have theirs.
 const ROUNDS: usize = 16;

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::admission::Limits;
-use crate::event::Refusal;
-use crate::service::LiveService;
+use super::admission::Limits;
+use super::event::Refusal;
+use super::service::LiveService;
 
 /// An admitted client's share in the counts of its service; dropping it gives the place back.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
-    use crate::config::Service;
-    use crate::service::Backends;
+    use crate::engine::config::Service;
+    use crate::engine::service::Backends;
 
     fn service(total: &Arc<AtomicUsize>) -> Arc<LiveService> {
         let backends = Backends::new(&Service::new("api", Vec::new(), Vec::new()), Vec::new());

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::backend::Lease;
+use crate::engine::backend::Lease;
 use direction::{Direction, Step, forget_readiness};
 pub(crate) use pipe::pipes_allowed;
 pub(crate) use tools::Tools;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
-use crate::admission::Descriptors;
-use crate::config::Options;
+use super::admission::Descriptors;
+use super::config::Options;
 use crate::source::{connect_error, has_source};
 
 /// Unacknowledged keepalive probes after which a connection is reset.

@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::bind::{Bound, bind, is_in_use};
-use crate::command::Command;
-use crate::config::Service;
-use crate::error::ReconfigureError;
-use crate::event::Event;
-use crate::lingering::{CLOSE_TIMEOUT, close, wait_closed};
-use crate::listener::{Listener, Listening};
-use crate::local::{is_local, local_addresses};
-use crate::service::LiveService;
-use crate::shared::Shared;
+use super::bind::{Bound, bind, is_in_use};
+use super::command::Command;
+use super::config::Service;
+use super::error::ReconfigureError;
+use super::event::Event;
+use super::lingering::{CLOSE_TIMEOUT, close, wait_closed};
+use super::listener::{Listener, Listening};
+use super::local::{is_local, local_addresses};
+use super::service::LiveService;
+use super::shared::Shared;
 
 /// How long a child process may keep a closed listener's descriptor.
 const INHERITED_TIMEOUT: Duration = Duration::from_millis(500);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::pipe::Pool;
-use crate::config::RelayMode;
+use crate::engine::config::RelayMode;
 
 /// Bytes of the buffer that the pairs of one worker share.
 const SCRATCH: usize = 16 * 1024;

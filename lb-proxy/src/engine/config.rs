@@ -2,10 +2,10 @@
 //!
 //! Plain values without behaviour, public fields and defaults; `LoadBalancer::start` checks them.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::balance::Balance;
 use crate::check::HealthCheck;
 use crate::health::Trust;
 
@@ -155,31 +155,5 @@ impl Backend {
 impl From<SocketAddr> for Backend {
     fn from(addr: SocketAddr) -> Self {
         Backend::new(addr)
-    }
-}
-
-/// How a backend is chosen for a new connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Balance {
-    /// Each in turn.
-    #[default]
-    RoundRobin,
-    /// The one with the fewest connections; ties in turn. Good for long-lived watches.
-    LeastConnections,
-    /// In proportion to the weights, smoothly interleaved.
-    Weighted,
-    /// By the client's address: the same client gets the same backend while that is healthy, and only the clients
-    /// of a lost backend move (rendezvous hashing).
-    SourceHash,
-}
-
-impl fmt::Display for Balance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Balance::RoundRobin => "roundRobin",
-            Balance::LeastConnections => "leastConnections",
-            Balance::Weighted => "weighted",
-            Balance::SourceHash => "sourceHash",
-        })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::service::LiveService;
+use super::service::LiveService;
 
 /// A listening address with what was configured for it.
 #[derive(Clone, Debug)]

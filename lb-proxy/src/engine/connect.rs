@@ -14,14 +14,14 @@ use nix::libc::{EACCES, EADDRINUSE, EADDRNOTAVAIL};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use crate::backend::{Connecting, Lease, LiveBackend, Verdict};
-use crate::event::{Event, Failure, Refusal};
+use super::backend::{Connecting, Lease, LiveBackend, Verdict};
+use super::event::{Event, Failure, Refusal};
+use super::local_ports::REST;
+use super::service::{Backends, LiveService};
+use super::socket::is_self_connected;
+use super::worker::Worker;
 use crate::health::TargetKey;
-use crate::local_ports::REST;
-use crate::service::{Backends, LiveService};
 use crate::shortage::Shortage;
-use crate::socket::is_self_connected;
-use crate::worker::Worker;
 
 /// Connects of one client under way at once.
 const ABREAST: usize = 4;

@@ -13,21 +13,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::command::{Command, WorkerHandle};
-use crate::config::{Options, Service};
-use crate::error::{HeartbeatError, ReconfigureError, StartError};
-use crate::event::Event;
+use super::command::{Command, WorkerHandle};
+use super::config::{Options, Service};
+use super::error::{HeartbeatError, ReconfigureError, StartError};
+use super::event::Event;
+use super::health_change;
+use super::heartbeat;
+use super::lingering::wait_closed;
+use super::listeners::close_all;
+use super::local::{is_local, local_addresses};
+use super::reconfigure::Configuration;
+use super::service::LiveService;
+use super::shared::Shared;
+use super::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot};
+use super::worker_thread;
 use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey};
-use crate::health_change;
-use crate::heartbeat;
-use crate::lingering::wait_closed;
-use crate::listeners::close_all;
-use crate::local::{is_local, local_addresses};
-use crate::reconfigure::Configuration;
-use crate::service::LiveService;
-use crate::shared::Shared;
-use crate::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot};
-use crate::worker_thread;
 
 /// Workers if [`Options::workers`] is 0 and there are more processors.
 const DEFAULT_WORKERS: usize = 4;

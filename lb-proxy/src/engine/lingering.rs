@@ -4,8 +4,8 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::command::{Command, WorkerHandle};
-use crate::listener::Listener;
+use super::command::{Command, WorkerHandle};
+use super::listener::Listener;
 
 /// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

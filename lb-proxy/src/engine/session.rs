@@ -10,12 +10,12 @@ use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 
-use crate::connect::{Connected, connect};
-use crate::relay::Relay;
-use crate::service::LiveService;
-use crate::socket::reset_on_close;
-use crate::ticket::Ticket;
-use crate::worker::Worker;
+use super::connect::{Connected, connect};
+use super::relay::Relay;
+use super::service::LiveService;
+use super::socket::reset_on_close;
+use super::ticket::Ticket;
+use super::worker::Worker;
 
 /// A future written by hand, because there is one for each idle watch of each kubelet: its size is asserted below.
 ///

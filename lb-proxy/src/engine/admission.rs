@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::event::Refusal;
+use super::event::Refusal;
 
 /// Descriptors of a session: the client's and the backend's.
 const PER_SESSION: u64 = 2;

@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use crate::command::Command;
-use crate::error::HeartbeatError;
+use super::command::Command;
+use super::error::HeartbeatError;
 
-use crate::shared::{HEARTBEAT_REPLY, Shared};
+use super::shared::{HEARTBEAT_REPLY, Shared};
+use super::socket::reset_on_close;
 use crate::shortage::Shortage;
-use crate::socket::reset_on_close;
 
 /// Succeeds if all is well within `timeout`. A frozen worker is reported before a silent listener, its likely result.
 pub(crate) async fn heartbeat(
