@@ -179,9 +179,9 @@ impl Daemon {
         let stay = stay.map(|it| (it, self.ipvs.left.is_some()));
         let leave = self.ipvs.departing.iter().flat_map(|(dropped, _)| dropped);
         let leave = leave.filter(|it| !self.holds(it)).map(|it| (it, true));
-        let rule = |(it, leaving): (&Directed, bool)| {
+        let rule = |(it, departing): (&Directed, bool)| {
             let peers = self.peers(it, members);
-            Director { leaving, peers, ..it.director(self.interfaces(it, members)) }
+            Director { departing, peers, ..it.director(self.interfaces(it, members)) }
         };
         stay.chain(leave).map(rule).collect()
     }

@@ -138,7 +138,7 @@ impl Daemon {
                 if matches!(
                     event,
                     Balancer::BackendUp { .. }
-                        | Balancer::BackendLeaving { .. }
+                        | Balancer::BackendTerminating { .. }
                         | Balancer::BackendDown { .. }
                 ) {
                     self.start_round();

@@ -54,10 +54,10 @@ pub(crate) async fn accept(
             }
             Err(error) => error,
         };
-        if is_peers_fault(&error) {
+        if is_connection_error(&error) {
             continue;
         }
-        worker.shared.accept_failed(&error);
+        worker.shared.record_accept_failure(&error);
         if pause > PAUSE_MIN && Shortage::of(&error).is_some() {
             reserve.refuse(&worker, &listener, &listening);
         }
@@ -100,7 +100,7 @@ async fn accept_queued(worker: &Rc<Worker>, listener: &TcpListener, listening: &
 }
 
 /// `accept(2)` passes on errors that the new connection has met already.
-fn is_peers_fault(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     use nix::libc::{ECONNABORTED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, EPERM, EPROTO, ETIMEDOUT};
     matches!(
         error.raw_os_error(),
@@ -166,7 +166,7 @@ impl ReserveFd {
                 continue;
             }
             reset_on_close(&client);
-            worker.shared.refused(&listening.service.load(), Refusal::Descriptors, None);
+            worker.shared.record_refusal(&listening.service.load(), Refusal::Descriptors, None);
         }
         *self = ReserveFd::new();
     }

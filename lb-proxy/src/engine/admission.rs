@@ -158,7 +158,7 @@ impl Refusals {
     }
 
     /// When an event about this reason was last sent; 0 for never.
-    pub(crate) fn told(&self, reason: Refusal) -> &AtomicU64 {
+    pub(crate) fn last_reported(&self, reason: Refusal) -> &AtomicU64 {
         &self.0[reason as usize].1
     }
 

@@ -17,7 +17,7 @@ use super::snapshot::{BackendSnapshot, BackendState};
 const SUSPICION_MIN: u64 = 1_000;
 const SUSPICION_MAX: u64 = 10_000;
 /// How long a backend that cannot be checked any more is believed up, in milliseconds.
-const BELIEF: u64 = 60_000;
+const PRESUMED_UP_FOR: u64 = 60_000;
 /// Share at the start of a slow start, in thousandths.
 const SLOW_START_SHARE: u64 = 100;
 /// Connects under way at once to a backend in slow start.
@@ -40,33 +40,33 @@ impl Clock {
 
 /// What the checks say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum BackendHealth {
     Unknown,
     Up,
     /// It was up, and this node could not check it since, for want of descriptors, ports or memory of its own.
     Unchecked,
     /// It shuts down: no new connections, and its sessions go on.
-    Leaving,
+    Terminating,
     /// It takes no connections any more, and its sessions may go on: nothing listens there, or its certificate is none.
     Refusing,
     /// Nothing good comes of its sessions.
     Down,
 }
 
-impl Verdict {
+impl BackendHealth {
     /// Whether it is given connections only when nothing else is left.
-    pub(crate) fn is_out(self) -> bool {
-        matches!(self, Verdict::Leaving | Verdict::Refusing | Verdict::Down)
+    pub(crate) fn is_excluded(self) -> bool {
+        matches!(self, BackendHealth::Terminating | BackendHealth::Refusing | BackendHealth::Down)
     }
 
     fn from_u8(value: u8) -> Self {
         match value {
-            0 => Verdict::Unknown,
-            1 => Verdict::Up,
-            2 => Verdict::Unchecked,
-            3 => Verdict::Leaving,
-            4 => Verdict::Refusing,
-            _ => Verdict::Down,
+            0 => BackendHealth::Unknown,
+            1 => BackendHealth::Up,
+            2 => BackendHealth::Unchecked,
+            3 => BackendHealth::Terminating,
+            4 => BackendHealth::Refusing,
+            _ => BackendHealth::Down,
         }
     }
 }
@@ -75,11 +75,11 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     /// Fully usable.
-    Good,
+    Preferred,
     /// Suspect, or in slow start with enough connects under way: only when no good one is left.
-    Spare,
+    Fallback,
     /// Down, refusing or leaving: only when nothing else is left.
-    Last,
+    LastResort,
 }
 
 #[derive(Debug)]
@@ -108,14 +108,14 @@ pub(crate) struct LiveBackend {
     pub bytes_out: AtomicU64,
     verdict: AtomicU8,
     /// When a connect last succeeded, or the checks ceased to say that it is up.
-    proven: AtomicU64,
+    last_proof: AtomicU64,
     /// Times it went down, so that a connect can notice that this happened meanwhile.
     downs: AtomicU32,
     /// When a slow start began; 0 for none.
     back_since: AtomicU64,
     /// Until when it is suspect; 0 if it is not. A suspicion that is over stays here until a trial succeeds.
     suspect_until: AtomicU64,
-    strikes: AtomicU32,
+    failed_trials: AtomicU32,
     /// Whether the suspicion came from a refusal, that is, its process was gone.
     was_refused: AtomicBool,
     /// Until when no local port is searched for it; see [`crate::local_ports`].
@@ -135,12 +135,12 @@ impl LiveBackend {
             failures: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
-            verdict: AtomicU8::new(Verdict::Unknown as u8),
-            proven: AtomicU64::new(0),
+            verdict: AtomicU8::new(BackendHealth::Unknown as u8),
+            last_proof: AtomicU64::new(0),
             downs: AtomicU32::new(0),
             back_since: AtomicU64::new(0),
             suspect_until: AtomicU64::new(0),
-            strikes: AtomicU32::new(0),
+            failed_trials: AtomicU32::new(0),
             was_refused: AtomicBool::new(false),
             detail: Mutex::new(Detail {
                 since: Instant::now(),
@@ -153,25 +153,29 @@ impl LiveBackend {
         }
     }
 
-    pub(crate) fn verdict(&self) -> Verdict {
-        Verdict::from_u8(self.verdict.load(Relaxed))
+    pub(crate) fn health(&self) -> BackendHealth {
+        BackendHealth::from_u8(self.verdict.load(Relaxed))
     }
 
     /// Whether it is up, or was so when it could last be checked and not long ago.
-    pub(crate) fn is_believed_up(&self, now: u64) -> bool {
-        match self.verdict() {
-            Verdict::Up => true,
-            Verdict::Unchecked => now.saturating_sub(self.proven.load(Relaxed)) < BELIEF,
-            Verdict::Unknown | Verdict::Leaving | Verdict::Refusing | Verdict::Down => false,
+    pub(crate) fn is_presumed_up(&self, now: u64) -> bool {
+        match self.health() {
+            BackendHealth::Up => true,
+            BackendHealth::Unchecked => now.saturating_sub(self.last_proof.load(Relaxed)) < PRESUMED_UP_FOR,
+            BackendHealth::Unknown
+            | BackendHealth::Terminating
+            | BackendHealth::Refusing
+            | BackendHealth::Down => false,
         }
     }
 
     /// Whether it was never checked, or not for so long that nothing is believed of it.
     pub(crate) fn is_unchecked(&self, now: u64) -> bool {
-        matches!(self.verdict(), Verdict::Unknown | Verdict::Unchecked) && !self.is_believed_up(now)
+        matches!(self.health(), BackendHealth::Unknown | BackendHealth::Unchecked)
+            && !self.is_presumed_up(now)
     }
 
-    /// Grows each time the verdict becomes [`Verdict::Down`].
+    /// Grows each time the verdict becomes [`BackendHealth::Down`].
     pub(crate) fn downs(&self) -> u32 {
         self.downs.load(Relaxed)
     }
@@ -190,29 +194,29 @@ impl LiveBackend {
     }
 
     pub(crate) fn tier(&self, now: u64, readiness: u32) -> Tier {
-        if self.verdict().is_out() {
-            return Tier::Last;
+        if self.health().is_excluded() {
+            return Tier::LastResort;
         }
         let crowded = readiness < READY && self.connecting.load(Relaxed) >= SLOW_START_CONNECTS;
-        if crowded || now < self.suspect_until.load(Relaxed) { Tier::Spare } else { Tier::Good }
+        if crowded || now < self.suspect_until.load(Relaxed) { Tier::Fallback } else { Tier::Preferred }
     }
 
     /// To be called when it is chosen: if its suspicion is over, this client is the trial, and the others keep off
     /// for the time that follows a failed one.
-    pub(crate) fn chosen(&self, now: u64) {
+    pub(crate) fn record_choice(&self, now: u64) {
         let until = self.suspect_until.load(Relaxed);
         if until != 0 && now >= until {
-            self.strike(now);
+            self.extend_suspicion(now);
         }
     }
 
     /// A connect succeeded. Tells whether that ended a suspicion.
     pub(crate) fn connected(&self, now: u64) -> bool {
-        self.proven.store(now, Relaxed);
+        self.last_proof.store(now, Relaxed);
         if self.suspect_until.load(Relaxed) == 0 || self.suspect_until.swap(0, Relaxed) == 0 {
             return false;
         }
-        self.strikes.store(0, Relaxed);
+        self.failed_trials.store(0, Relaxed);
         if self.was_refused.swap(false, Relaxed) {
             self.back_since.store(now, Relaxed);
         }
@@ -228,49 +232,52 @@ impl LiveBackend {
         if self.suspect_until.load(Relaxed) != 0 {
             return false;
         }
-        self.strike(now);
+        self.extend_suspicion(now);
         self.detail().suspected = Some(Instant::now());
         true
     }
 
     /// Takes the weight of a configuration; 0 also for a backend that is no longer configured.
-    pub(crate) fn note_weight(&self, weight: u32) {
+    pub(crate) fn set_weight(&self, weight: u32) {
         let (mut detail, is_draining) = (self.detail(), weight == 0);
         if detail.is_draining != is_draining {
             (detail.is_draining, detail.drain_changed) = (is_draining, Some(Instant::now()));
         }
     }
 
-    fn strike(&self, now: u64) {
-        let strikes = self.strikes.fetch_add(1, Relaxed).min(10);
-        let length = (SUSPICION_MIN << strikes).min(SUSPICION_MAX);
+    fn extend_suspicion(&self, now: u64) {
+        let failed_trials = self.failed_trials.fetch_add(1, Relaxed).min(10);
+        let length = (SUSPICION_MIN << failed_trials).min(SUSPICION_MAX);
         self.suspect_until.store(now + length, Relaxed);
     }
 
-    /// Takes a verdict of the checks with its reason. If the verdict changes, returns for how long the previous one held.
-    pub(crate) fn judge(&self, verdict: Verdict, now: u64, reason: &str) -> Option<Duration> {
+    /// Takes a verdict of the checks with its reason. If the verdict changes, returns for how long the previous one unwritten.
+    pub(crate) fn record_health(&self, verdict: BackendHealth, now: u64, reason: &str) -> Option<Duration> {
         let mut detail = self.detail();
-        if verdict == Verdict::Unchecked && self.verdict() != verdict {
-            self.proven.store(now, Relaxed);
+        if verdict == BackendHealth::Unchecked && self.health() != verdict {
+            self.last_proof.store(now, Relaxed);
         }
-        let before = Verdict::from_u8(self.verdict.swap(verdict as u8, Relaxed));
+        let before = BackendHealth::from_u8(self.verdict.swap(verdict as u8, Relaxed));
         // Also of the same verdict: "readiness unknown" and "ready" are both up.
         reason.clone_into(&mut detail.reason);
         if before == verdict {
             return None;
         }
         match verdict {
-            Verdict::Down => {
+            BackendHealth::Down => {
                 self.downs.fetch_add(1, Relaxed);
             }
-            Verdict::Up => {
+            BackendHealth::Up => {
                 self.suspect_until.store(0, Relaxed);
-                self.strikes.store(0, Relaxed);
-                if before.is_out() {
+                self.failed_trials.store(0, Relaxed);
+                if before.is_excluded() {
                     self.back_since.store(now, Relaxed);
                 }
             }
-            Verdict::Unknown | Verdict::Unchecked | Verdict::Leaving | Verdict::Refusing => {}
+            BackendHealth::Unknown
+            | BackendHealth::Unchecked
+            | BackendHealth::Terminating
+            | BackendHealth::Refusing => {}
         }
         let held = detail.since.elapsed();
         detail.since = Instant::now();
@@ -278,13 +285,13 @@ impl LiveBackend {
     }
 
     pub(crate) fn snapshot(&self, now: u64, weight: u32, name: Option<String>) -> BackendSnapshot {
-        let state = match self.verdict() {
+        let state = match self.health() {
             _ if weight == 0 => BackendState::Draining,
-            Verdict::Down | Verdict::Refusing => BackendState::Down,
-            Verdict::Leaving => BackendState::Leaving,
+            BackendHealth::Down | BackendHealth::Refusing => BackendState::Down,
+            BackendHealth::Terminating => BackendState::Terminating,
             _ if now < self.suspect_until.load(Relaxed) => BackendState::Suspect,
-            Verdict::Up => BackendState::Up,
-            Verdict::Unknown | Verdict::Unchecked => BackendState::Unknown,
+            BackendHealth::Up => BackendState::Up,
+            BackendHealth::Unknown | BackendHealth::Unchecked => BackendState::Unknown,
         };
         let detail = self.detail();
         let since = match state {
@@ -297,7 +304,7 @@ impl LiveBackend {
             name,
             weight,
             state,
-            spares_sessions: self.verdict() != Verdict::Down,
+            spares_sessions: self.health() != BackendHealth::Down,
             since,
             reason: detail.reason.clone(),
             last_check: None,
@@ -317,13 +324,13 @@ impl LiveBackend {
 
 /// A session's share in the counters of its backend.
 #[derive(Debug)]
-pub(crate) struct Lease(Arc<LiveBackend>);
+pub(crate) struct SessionGuard(Arc<LiveBackend>);
 
-impl Lease {
+impl SessionGuard {
     pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
         backend.active.fetch_add(1, Relaxed);
         backend.total.fetch_add(1, Relaxed);
-        Lease(backend)
+        SessionGuard(backend)
     }
 
     pub(crate) fn backend(&self) -> &LiveBackend {
@@ -331,7 +338,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Relaxed);
     }
@@ -339,12 +346,12 @@ impl Drop for Lease {
 
 /// A connect's share in the counters of its backend.
 #[derive(Debug)]
-pub(crate) struct Connecting(Arc<LiveBackend>);
+pub(crate) struct ConnectGuard(Arc<LiveBackend>);
 
-impl Connecting {
+impl ConnectGuard {
     pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
         backend.connecting.fetch_add(1, Relaxed);
-        Connecting(backend)
+        ConnectGuard(backend)
     }
 
     pub(crate) fn backend(&self) -> &Arc<LiveBackend> {
@@ -352,7 +359,7 @@ impl Connecting {
     }
 }
 
-impl Drop for Connecting {
+impl Drop for ConnectGuard {
     fn drop(&mut self) {
         self.0.connecting.fetch_sub(1, Relaxed);
     }
@@ -379,8 +386,8 @@ mod tests {
         for _ in 0..50 {
             assert!(!backend.failed(100, Failure::TimedOut));
         }
-        assert_eq!(tier(&backend, 1_099), Tier::Spare);
-        assert_eq!(tier(&backend, 1_100), Tier::Good);
+        assert_eq!(tier(&backend, 1_099), Tier::Fallback);
+        assert_eq!(tier(&backend, 1_100), Tier::Preferred);
     }
 
     #[test]
@@ -389,29 +396,29 @@ mod tests {
         backend.failed(1, Failure::Slow);
         let mut now = 1_001;
         for wait in [2_000, 4_000, 8_000, 10_000, 10_000] {
-            assert_eq!(tier(&backend, now), Tier::Good);
-            backend.chosen(now);
-            assert_eq!(tier(&backend, now), Tier::Spare, "only one client tries");
+            assert_eq!(tier(&backend, now), Tier::Preferred);
+            backend.record_choice(now);
+            assert_eq!(tier(&backend, now), Tier::Fallback, "only one client tries");
             backend.failed(now + 1, Failure::Slow);
-            assert_eq!(tier(&backend, now + wait - 1), Tier::Spare);
+            assert_eq!(tier(&backend, now + wait - 1), Tier::Fallback);
             now += wait;
         }
-        backend.chosen(now);
+        backend.record_choice(now);
         assert!(backend.connected(now));
         assert!(!backend.connected(now));
-        assert_eq!(tier(&backend, now), Tier::Good);
+        assert_eq!(tier(&backend, now), Tier::Preferred);
         assert!(backend.failed(now, Failure::Slow), "a new suspicion");
-        assert_eq!(tier(&backend, now + 1_000), Tier::Good, "begins short again");
+        assert_eq!(tier(&backend, now + 1_000), Tier::Preferred, "begins short again");
     }
 
     #[test]
     fn slow_start_after_down_and_after_a_refusal_only() {
         let backend = backend();
-        backend.judge(Verdict::Up, 5, "ok");
+        backend.record_health(BackendHealth::Up, 5, "ok");
         assert_eq!(backend.readiness(6, SLOW_START), READY, "the first verdict is no comeback");
-        backend.judge(Verdict::Down, 10, "timeout");
-        assert_eq!(tier(&backend, 10), Tier::Last);
-        backend.judge(Verdict::Up, 20, "ok");
+        backend.record_health(BackendHealth::Down, 10, "timeout");
+        assert_eq!(tier(&backend, 10), Tier::LastResort);
+        backend.record_health(BackendHealth::Up, 20, "ok");
         assert_eq!(backend.readiness(20, SLOW_START), 100);
         assert_eq!(backend.readiness(5_020, SLOW_START), 550);
         assert_eq!(backend.readiness(10_020, SLOW_START), READY);
@@ -428,27 +435,27 @@ mod tests {
     #[test]
     fn a_backend_in_slow_start_gets_few_connects_at_once() {
         let backend = Arc::new(backend());
-        backend.judge(Verdict::Down, 1, "");
-        backend.judge(Verdict::Up, 2, "");
+        backend.record_health(BackendHealth::Down, 1, "");
+        backend.record_health(BackendHealth::Up, 2, "");
         let connects: Vec<_> =
-            (0..SLOW_START_CONNECTS).map(|_| Connecting::new(Arc::clone(&backend))).collect();
-        assert_eq!(tier(&backend, 3), Tier::Spare);
+            (0..SLOW_START_CONNECTS).map(|_| ConnectGuard::new(Arc::clone(&backend))).collect();
+        assert_eq!(tier(&backend, 3), Tier::Fallback);
         drop(connects);
-        assert_eq!(tier(&backend, 3), Tier::Good);
+        assert_eq!(tier(&backend, 3), Tier::Preferred);
     }
 
     #[test]
     fn the_reason_is_that_of_the_last_change_although_the_verdict_is_the_same() {
         let backend = backend();
         let reason = || backend.snapshot(9, 1, None).reason;
-        backend.judge(Verdict::Up, 1, "up-readiness-unknown");
+        backend.record_health(BackendHealth::Up, 1, "up-readiness-unknown");
         let since = backend.snapshot(2, 1, None).since;
-        assert!(backend.judge(Verdict::Up, 2, "up").is_none());
+        assert!(backend.record_health(BackendHealth::Up, 2, "up").is_none());
         assert_eq!(reason(), "up");
         assert_eq!(backend.snapshot(2, 1, None).since, since, "the verdict has not changed");
-        assert!(backend.judge(Verdict::Down, 3, "connection refused").is_some());
+        assert!(backend.record_health(BackendHealth::Down, 3, "connection refused").is_some());
         assert_eq!(reason(), "connection refused");
-        backend.judge(Verdict::Up, 4, "up-readiness-unknown");
+        backend.record_health(BackendHealth::Up, 4, "up-readiness-unknown");
         assert_eq!(reason(), "up-readiness-unknown");
     }
 
@@ -456,17 +463,17 @@ mod tests {
     fn the_time_is_that_of_the_state_it_stands_beside() {
         let backend = backend();
         let since = |now, weight| backend.snapshot(now, weight, None).since;
-        backend.judge(Verdict::Up, 1, "up");
+        backend.record_health(BackendHealth::Up, 1, "up");
         let up = since(2, 1);
         let before = Instant::now();
-        backend.note_weight(1);
+        backend.set_weight(1);
         assert_eq!(since(2, 1), up);
-        backend.note_weight(0);
+        backend.set_weight(0);
         let draining = since(3, 0);
         assert!(draining >= before, "not since it is up");
-        backend.note_weight(0);
+        backend.set_weight(0);
         assert_eq!(since(4, 0), draining);
-        backend.note_weight(1);
+        backend.set_weight(1);
         assert!(since(5, 1) >= draining);
         backend.failed(6, Failure::Refused);
         let snapshot = backend.snapshot(7, 1, None);
@@ -479,10 +486,10 @@ mod tests {
     fn a_verdict_ends_suspicion_and_reports_changes_only() {
         let backend = backend();
         backend.failed(1, Failure::Refused);
-        assert!(backend.judge(Verdict::Up, 2, "ok").is_some());
-        assert_eq!(tier(&backend, 2), Tier::Good);
-        assert!(backend.judge(Verdict::Up, 3, "ok").is_none());
-        assert!(backend.judge(Verdict::Down, 4, "gone").is_some());
+        assert!(backend.record_health(BackendHealth::Up, 2, "ok").is_some());
+        assert_eq!(tier(&backend, 2), Tier::Preferred);
+        assert!(backend.record_health(BackendHealth::Up, 3, "ok").is_none());
+        assert!(backend.record_health(BackendHealth::Down, 4, "gone").is_some());
         assert_eq!(backend.downs(), 1);
         let snapshot = backend.snapshot(5, 1, None);
         assert_eq!((snapshot.state, snapshot.reason.as_str()), (BackendState::Down, "gone"));

@@ -33,7 +33,7 @@ use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey}
 const DEFAULT_WORKERS: usize = 4;
 const MAX_WORKERS: usize = 64;
 /// How long [`LoadBalancer::stop`] and [`LoadBalancer::reset_sessions`] wait for a worker that may hang.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running load balancer.
 ///
@@ -164,9 +164,9 @@ impl LoadBalancer {
             let found = member.backend.snapshot(now, member.weight, member.name.clone());
             BackendSnapshot { last_check, ..found }
         });
-        let leaving = service.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        let leaving = leaving.iter().filter(|member| member.backend.active.load(Relaxed) > 0);
-        let leaving = leaving.map(|m| m.backend.snapshot(now, 0, m.name.clone()));
+        let removed = service.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = removed.iter().filter(|member| member.backend.active.load(Relaxed) > 0);
+        let removed = removed.map(|m| m.backend.snapshot(now, 0, m.name.clone()));
         let limits = backends.limits(self.shared.descriptors.sessions);
         let refusals = service.refusals.snapshot();
         ServiceSnapshot {
@@ -179,7 +179,7 @@ impl LoadBalancer {
             max_connections: limits.service,
             max_connections_per_client: limits.client,
             redispatched: service.redispatched.load(Relaxed),
-            backends: staying.chain(leaving).collect(),
+            backends: staying.chain(removed).collect(),
         }
     }
 
@@ -199,7 +199,7 @@ impl LoadBalancer {
             };
             for member in backends.members.iter().filter(|member| member.weight > 0) {
                 let remote = usize::from(!is_local(member.backend.addr.ip(), &own));
-                let healthy = usize::from(member.backend.is_believed_up(now));
+                let healthy = usize::from(member.backend.is_presumed_up(now));
                 evidence.backends += 1;
                 evidence.unchecked += usize::from(member.backend.is_unchecked(now));
                 evidence.remote += remote;
@@ -218,7 +218,7 @@ impl LoadBalancer {
     pub async fn reset_sessions(&self, addresses: &[IpAddr]) -> usize {
         let addresses: Arc<[IpAddr]> = addresses.iter().map(IpAddr::to_canonical).collect();
         let ask = |reply| Command::ResetLocal(Arc::clone(&addresses), reply);
-        self.ask_all(ask, PATIENCE).await.into_iter().flatten().sum()
+        self.query_workers(ask, WORKER_TIMEOUT).await.into_iter().flatten().sum()
     }
 
     /// Proves that the balancer can serve: every worker turns over, and on each listener one connection made through
@@ -226,7 +226,7 @@ impl LoadBalancer {
     ///
     /// # Errors
     ///
-    /// What is wrong after `timeout` at the latest.
+    /// What is invalid after `timeout` at the latest.
     pub async fn heartbeat(&self, timeout: Duration) -> Result<(), HeartbeatError> {
         if self.stopping.load(Relaxed) {
             return Err(HeartbeatError::Stopping);
@@ -245,8 +245,8 @@ impl LoadBalancer {
             close_all(&self.shared)
         };
         // A blocking wait, but on its own thread and bounded.
-        let _ = tokio::task::spawn_blocking(move || wait_closed(&closed, timeout.min(PATIENCE))).await;
-        self.ask_all(Command::Drain, deadline.saturating_duration_since(Instant::now())).await;
+        let _ = tokio::task::spawn_blocking(move || wait_closed(&closed, timeout.min(WORKER_TIMEOUT))).await;
+        self.query_workers(Command::Drain, deadline.saturating_duration_since(Instant::now())).await;
         self.shared.workers.iter().map(|worker| worker.load.load(Relaxed)).sum()
     }
 
@@ -260,7 +260,7 @@ impl LoadBalancer {
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         // Nothing is ever sent: this waits for the last sender to go, with its thread.
-        let _ = threads.ended.recv_timeout(PATIENCE);
+        let _ = threads.ended.recv_timeout(WORKER_TIMEOUT);
         for handle in threads.handles.drain(..) {
             if handle.is_finished() {
                 let _ = handle.join();
@@ -269,7 +269,7 @@ impl LoadBalancer {
     }
 
     /// Sends each worker a question and collects what they answer in time.
-    async fn ask_all<T>(
+    async fn query_workers<T>(
         &self,
         command: impl Fn(oneshot::Sender<T>) -> Command,
         timeout: Duration,

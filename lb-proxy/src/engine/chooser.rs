@@ -33,12 +33,12 @@ pub(crate) struct Chooser {
     /// Smooth weighted round robin: what each candidate is owed.
     credit: Vec<i64>,
     /// Where the search for the least loaded starts, so that ties go in turn.
-    turn: usize,
+    next: usize,
 }
 
 impl Chooser {
     pub(crate) fn new(balance: Balance, candidates: usize) -> Self {
-        Chooser { balance, credit: vec![0; candidates], turn: 0 }
+        Chooser { balance, credit: vec![0; candidates], next: 0 }
     }
 
     /// The position of the candidate to use for a client with this [`client_key`]; `None` if none is usable.
@@ -77,7 +77,7 @@ impl Chooser {
         let cost = |i: usize| (candidates[i].load as u128 + 1, u128::from(candidates[i].ready));
         let mut best: Option<usize> = None;
         for step in 0..candidates.len() {
-            let i = (self.turn + step) % candidates.len();
+            let i = (self.next + step) % candidates.len();
             if !candidates[i].usable() {
                 continue;
             }
@@ -90,7 +90,7 @@ impl Chooser {
             }
         }
         let best = best?;
-        self.turn = (best + 1) % candidates.len();
+        self.next = (best + 1) % candidates.len();
         Some(best)
     }
 }

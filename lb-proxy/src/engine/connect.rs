@@ -14,9 +14,9 @@ use nix::libc::{EACCES, EADDRINUSE, EADDRNOTAVAIL};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::backend::{Connecting, Lease, LiveBackend, Verdict};
+use super::backend::{BackendHealth, ConnectGuard, LiveBackend, SessionGuard};
 use super::event::{Event, Failure, Refusal};
-use super::local_ports::REST;
+use super::local_ports::SEARCH_PAUSE;
 use super::service::{Backends, LiveService};
 use super::socket::is_self_connected;
 use super::worker::Worker;
@@ -24,20 +24,20 @@ use crate::health::TargetKey;
 use crate::shortage::Shortage;
 
 /// Connects of one client under way at once.
-const ABREAST: usize = 4;
+const MAX_PARALLEL_CONNECTS: usize = 4;
 /// A client is refused when it has waited for this many connect timeouts.
-const PATIENCE: u32 = 2;
+const GIVE_UP_TIMEOUTS: u32 = 2;
 
 /// A backend's socket with its share in the backend's counters.
 pub(crate) struct Connected {
     pub server: TcpStream,
-    pub lease: Lease,
+    pub guard: SessionGuard,
 }
 
 /// One connect under way.
 struct Attempt {
     stream: TcpStream,
-    backend: Connecting,
+    backend: ConnectGuard,
     started: Instant,
     expires: Instant,
     /// [`LiveBackend::downs`] when it was chosen.
@@ -79,7 +79,7 @@ pub(crate) async fn connect(
         client,
         tried: Vec::new(),
         attempts: Vec::new(),
-        give_up: now + backends.connect_timeout * PATIENCE,
+        give_up: now + backends.connect_timeout * GIVE_UP_TIMEOUTS,
         hedge: now,
         shortage: None,
         has_failed: false,
@@ -87,7 +87,7 @@ pub(crate) async fn connect(
     let connected = race.run(now).await;
     if connected.is_none() {
         let reason = race.shortage.map_or(Refusal::NoBackend, Refusal::from);
-        worker.shared.refused(&service, reason, None);
+        worker.shared.record_refusal(&service, reason, None);
     } else if race.tried.len() > 1 {
         service.redispatched.fetch_add(1, Relaxed);
     }
@@ -108,11 +108,11 @@ impl Race<'_> {
                 self.handle_deadline(Instant::now());
                 continue;
             };
-            let result = result.and_then(|()| self.accept(&attempt));
+            let result = result.and_then(|()| self.check_connection(&attempt));
             match result {
                 Ok(()) => return Some(self.win(attempt)),
                 Err(error) => {
-                    self.fail(attempt.backend.backend(), failure(&error));
+                    self.fail(attempt.backend.backend(), classify(&error));
                     drop(attempt);
                     self.start_next(Instant::now());
                 }
@@ -123,7 +123,7 @@ impl Race<'_> {
 
     /// Starts connects until one is under way or no backend is left.
     fn start_next(&mut self, now: Instant) {
-        while self.attempts.len() < ABREAST {
+        while self.attempts.len() < MAX_PARALLEL_CONNECTS {
             let clock = self.worker.shared.clock.now();
             let Some(backend) = self.backends.choose(clock, self.client, &self.tried) else { return };
             self.tried.push(backend.id);
@@ -135,14 +135,14 @@ impl Race<'_> {
                 }
                 Err(error) => match Shortage::of(&error) {
                     // No fault of the backend, and no hindrance to another: ports are counted by address.
-                    Some(shortage @ Shortage::Ports) => self.lack(backend.addr, shortage, &error),
+                    Some(shortage @ Shortage::Ports) => self.record_shortage(backend.addr, shortage, &error),
                     // The same would happen with any other; this one is left for later.
                     Some(shortage) => {
-                        self.lack(backend.addr, shortage, &error);
+                        self.record_shortage(backend.addr, shortage, &error);
                         self.tried.pop();
                         return;
                     }
-                    None => self.fail(backend, failure(&error)),
+                    None => self.fail(backend, classify(&error)),
                 },
             }
         }
@@ -156,13 +156,13 @@ impl Race<'_> {
             }
             other => other?,
         };
-        let backend = Connecting::new(Arc::clone(backend));
+        let backend = ConnectGuard::new(Arc::clone(backend));
         Ok(Attempt { stream, started: now, expires: now + self.timeout(backend.backend()), downs, backend })
     }
 
     fn connect_from(&self, backend: &LiveBackend, port: Option<u16>) -> io::Result<TcpStream> {
         let shared = &self.worker.shared;
-        let refused = |option| shared.option_refused(&option);
+        let refused = |option| shared.report_refused_option(&option);
         shared.tuning.connect(backend.addr, port, &shared.descriptors, refused)
     }
 
@@ -179,14 +179,14 @@ impl Race<'_> {
                 other => return other,
             }
         }
-        backend.ports_searched_until.store(now + REST, Relaxed);
+        backend.ports_searched_until.store(now + SEARCH_PAUSE, Relaxed);
         Err(error)
     }
 
     /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.
     fn timeout(&self, backend: &LiveBackend) -> Duration {
         let timeout = self.backends.connect_timeout;
-        if backend.verdict().is_out() { timeout.min(self.backends.hedge_after * 2) } else { timeout }
+        if backend.health().is_excluded() { timeout.min(self.backends.hedge_after * 2) } else { timeout }
     }
 
     fn next_deadline(&self) -> Instant {
@@ -196,7 +196,7 @@ impl Race<'_> {
     }
 
     fn may_hedge(&self) -> bool {
-        self.attempts.len() < ABREAST && self.tried.len() < self.backends.members.len()
+        self.attempts.len() < MAX_PARALLEL_CONNECTS && self.tried.len() < self.backends.members.len()
     }
 
     /// An attempt that ended, well or not; it is under way no more.
@@ -226,10 +226,10 @@ impl Race<'_> {
     }
 
     /// Judges a connection that was made.
-    fn accept(&self, attempt: &Attempt) -> io::Result<()> {
+    fn check_connection(&self, attempt: &Attempt) -> io::Result<()> {
         let backend = attempt.backend.backend();
         // One that went down meanwhile has had its sessions reset; this one would have been forgotten.
-        let went_down = backend.downs() != attempt.downs && backend.verdict() == Verdict::Down;
+        let went_down = backend.downs() != attempt.downs && backend.health() == BackendHealth::Down;
         if went_down || is_self_connected(&attempt.stream, backend.addr) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
@@ -248,11 +248,11 @@ impl Race<'_> {
         if backend.connected(self.worker.shared.clock.now()) {
             self.emit(|service| Event::BackendTrusted { service, backend: backend.addr });
         }
-        Connected { server: stream, lease: Lease::new(backend) }
+        Connected { server: stream, guard: SessionGuard::new(backend) }
     }
 
-    fn lack(&mut self, backend: SocketAddr, shortage: Shortage, error: &io::Error) {
-        self.worker.shared.exhausted(Some(backend), error);
+    fn record_shortage(&mut self, backend: SocketAddr, shortage: Shortage, error: &io::Error) {
+        self.worker.shared.report_exhaustion(Some(backend), error);
         self.shortage = Some(shortage).filter(|_| !self.has_failed);
     }
 
@@ -281,7 +281,7 @@ impl Attempt {
     }
 }
 
-fn failure(error: &io::Error) -> Failure {
+fn classify(error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Failure::Refused,
         io::ErrorKind::TimedOut => Failure::TimedOut,

@@ -1,4 +1,4 @@
-//! What can go wrong when the balancer is started, changed or proven alive.
+//! What can go wrong when the balancer is started, changed or last_proof alive.
 
 use std::io;
 use std::net::SocketAddr;

@@ -25,7 +25,7 @@ pub enum Event {
         after: Duration,
     },
     /// A backend says that it shuts down: it is no longer given connections, and its sessions go on.
-    BackendLeaving {
+    BackendTerminating {
         /// The service.
         service: Arc<str>,
         /// The backend.

@@ -3,72 +3,72 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::backend::{LiveBackend, Verdict};
+use super::backend::{BackendHealth, LiveBackend};
 use super::command::Command;
 use super::event::Event;
 use super::service::Backends;
 use super::shared::Shared;
-use crate::health::{Change, CheckFailure, Status};
+use crate::health::{CheckFailure, HealthChange, HealthState};
 
 /// Applies a change that the checks report. Runs on their thread.
-pub(crate) fn apply(shared: &Shared, change: &Change) {
+pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
     let services = shared.services.load();
     let Some(service) = services.iter().find(|service| service.name == change.target.service) else { return };
     let backends = service.backends.load();
     let member = backends.members.iter().find(|member| member.backend.addr == change.target.backend);
     let Some(backend) = member.map(|member| &member.backend) else { return };
     let verdict = match &change.to {
-        Status::Up | Status::UpUnready => Verdict::Up,
-        Status::Leaving => Verdict::Leaving,
-        Status::Down { reason } if reason.spares_sessions() => Verdict::Refusing,
-        Status::Down { .. } => Verdict::Down,
-        Status::Unknown if change.from.is_up() => Verdict::Unchecked,
-        Status::Unknown => Verdict::Unknown,
+        HealthState::Up | HealthState::UpUnready => BackendHealth::Up,
+        HealthState::Terminating => BackendHealth::Terminating,
+        HealthState::Down { reason } if reason.spares_sessions() => BackendHealth::Refusing,
+        HealthState::Down { .. } => BackendHealth::Down,
+        HealthState::Unknown if change.from.is_up() => BackendHealth::Unchecked,
+        HealthState::Unknown => BackendHealth::Unknown,
     };
     let reason = match &change.to {
-        Status::Down { reason } => reason.to_string(),
+        HealthState::Down { reason } => reason.to_string(),
         status => status.as_str().to_owned(),
     };
-    if backend.judge(verdict, shared.clock.now(), &reason).is_none() {
+    if backend.record_health(verdict, shared.clock.now(), &reason).is_none() {
         return;
     }
     let (service, backend_addr) = (&service.name, backend.addr);
     match verdict {
-        Verdict::Leaving => {
+        BackendHealth::Terminating => {
             let (service, sessions) = (Arc::clone(service), backend.active.load(Relaxed));
-            shared.emit(Event::BackendLeaving { service, backend: backend_addr, sessions });
+            shared.emit(Event::BackendTerminating { service, backend: backend_addr, sessions });
         }
-        Verdict::Refusing | Verdict::Down => {
-            let kept = verdict == Verdict::Refusing
+        BackendHealth::Refusing | BackendHealth::Down => {
+            let kept = verdict == BackendHealth::Refusing
                 || (is_alive(&change.to)
                     && !backends.members.iter().any(|m| is_usable(m.weight, &m.backend)));
             let sessions = if kept { 0 } else { reset(shared, backend) };
             let service = Arc::clone(service);
             shared.emit(Event::BackendDown { service, backend: backend_addr, reason, sessions });
         }
-        Verdict::Up => {
+        BackendHealth::Up => {
             let service = Arc::clone(service);
             shared.emit(Event::BackendUp { service, backend: backend_addr, reason, after: change.after });
             reset_stranded(shared, &backends);
         }
-        Verdict::Unknown | Verdict::Unchecked => {}
+        BackendHealth::Unknown | BackendHealth::Unchecked => {}
     }
 }
 
 /// Whether a backend that is down nevertheless answered: it says itself that it is not ready. If all of them do, for
 /// instance because their common etcd is slow, their sessions may still work and would find nothing better.
-fn is_alive(status: &Status) -> bool {
-    matches!(status, Status::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
+fn is_alive(status: &HealthState) -> bool {
+    matches!(status, HealthState::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
 }
 
 fn is_usable(weight: u32, backend: &LiveBackend) -> bool {
-    weight > 0 && !backend.verdict().is_out()
+    weight > 0 && !backend.health().is_excluded()
 }
 
 /// Now that there is a better backend: sessions that were kept, or begun for want of one, on backends that are down.
 fn reset_stranded(shared: &Shared, backends: &Backends) {
     for member in &backends.members {
-        if member.backend.verdict() == Verdict::Down {
+        if member.backend.health() == BackendHealth::Down {
             reset(shared, &member.backend);
         }
     }
@@ -93,14 +93,14 @@ mod tests {
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-    struct Scene {
+    struct Fixture {
         shared: Shared,
         commands: UnboundedReceiver<Command>,
         events: Arc<Mutex<Vec<Event>>>,
     }
 
     /// Backends 1 and 2 of a service, with sessions, and the ids of those reset since.
-    impl Scene {
+    impl Fixture {
         fn new() -> Self {
             let (sender, commands) = unbounded_channel();
             let events: Arc<Mutex<Vec<Event>>> = Arc::default();
@@ -122,17 +122,17 @@ mod tests {
                 backends,
                 Arc::default(),
             ))]));
-            Scene { shared, commands, events }
+            Fixture { shared, commands, events }
         }
 
-        fn change(&mut self, id: u8, to: Status) -> Vec<u32> {
-            self.change_from(Status::Unknown, id, to)
+        fn change(&mut self, id: u8, to: HealthState) -> Vec<u32> {
+            self.change_from(HealthState::Unknown, id, to)
         }
 
-        fn change_from(&mut self, from: Status, id: u8, to: Status) -> Vec<u32> {
+        fn change_from(&mut self, from: HealthState, id: u8, to: HealthState) -> Vec<u32> {
             let target = TargetKey { service: "api".into(), backend: ([10, 0, 0, id], 6443).into() };
             let after = Duration::from_secs(1);
-            apply(&self.shared, &Change { target, from, to, after });
+            apply(&self.shared, &HealthChange { target, from, to, after });
             let mut reset = Vec::new();
             while let Ok(Command::ResetBackend(id)) = self.commands.try_recv() {
                 reset.push(id);
@@ -145,103 +145,106 @@ mod tests {
         CheckFailure::TimedOut { step: Step::Connect, after: Duration::from_secs(1) }
     }
 
-    fn down(reason: CheckFailure) -> Status {
-        Status::Down { reason }
+    fn down(reason: CheckFailure) -> HealthState {
+        HealthState::Down { reason }
     }
 
     #[test]
     fn sessions_of_a_dead_backend_are_reset_once() {
-        let mut scene = Scene::new();
-        assert!(scene.change(1, Status::Up).is_empty());
-        assert_eq!(scene.change(1, down(silence())), [1]);
-        assert!(scene.change(1, down(CheckFailure::Status(500))).is_empty(), "nothing new");
-        assert_eq!(scene.change(2, down(silence())), [2], "also if it was the last");
-        let events = scene.events.lock().unwrap();
+        let mut fixture = Fixture::new();
+        assert!(fixture.change(1, HealthState::Up).is_empty());
+        assert_eq!(fixture.change(1, down(silence())), [1]);
+        assert!(fixture.change(1, down(CheckFailure::Status(500))).is_empty(), "nothing new");
+        assert_eq!(fixture.change(2, down(silence())), [2], "also if it was the last");
+        let events = fixture.events.lock().unwrap();
         assert!(matches!(events[0], Event::BackendUp { .. }));
         assert!(matches!(events[1], Event::BackendDown { sessions: 5, .. }));
     }
 
     #[test]
     fn sessions_of_a_backend_that_shuts_down_are_its_own() {
-        let mut scene = Scene::new();
-        scene.change(2, Status::Up);
-        assert!(scene.change(1, Status::Leaving).is_empty());
-        assert!(scene.change(1, down(CheckFailure::Refused)).is_empty());
-        scene.change(2, down(silence()));
-        assert!(scene.change(2, Status::Up).is_empty(), "a better one is no reason");
-        assert_eq!(scene.change(1, down(silence())), [1], "not even the kernel is there");
-        let events = scene.events.lock().unwrap();
-        assert!(matches!(events[1], Event::BackendLeaving { sessions: 5, .. }));
+        let mut fixture = Fixture::new();
+        fixture.change(2, HealthState::Up);
+        assert!(fixture.change(1, HealthState::Terminating).is_empty());
+        assert!(fixture.change(1, down(CheckFailure::Refused)).is_empty());
+        fixture.change(2, down(silence()));
+        assert!(fixture.change(2, HealthState::Up).is_empty(), "a better one is no reason");
+        assert_eq!(fixture.change(1, down(silence())), [1], "not even the kernel is there");
+        let events = fixture.events.lock().unwrap();
+        assert!(matches!(events[1], Event::BackendTerminating { sessions: 5, .. }));
         assert!(matches!(events[2], Event::BackendDown { sessions: 0, .. }));
     }
 
     #[test]
     fn sessions_stay_on_unready_backends_until_one_is_better() {
-        let mut scene = Scene::new();
-        scene.change(2, Status::UpUnready);
-        assert_eq!(scene.change(1, down(CheckFailure::Status(500))), [1], "the other one is better");
-        assert!(scene.change(2, down(CheckFailure::Status(503))).is_empty(), "none is better");
-        assert!(matches!(scene.events.lock().unwrap().last(), Some(Event::BackendDown { sessions: 0, .. })));
-        assert_eq!(scene.change(1, Status::Up), [2]);
+        let mut fixture = Fixture::new();
+        fixture.change(2, HealthState::UpUnready);
+        assert_eq!(fixture.change(1, down(CheckFailure::Status(500))), [1], "the other one is better");
+        assert!(fixture.change(2, down(CheckFailure::Status(503))).is_empty(), "none is better");
+        assert!(matches!(
+            fixture.events.lock().unwrap().last(),
+            Some(Event::BackendDown { sessions: 0, .. })
+        ));
+        assert_eq!(fixture.change(1, HealthState::Up), [2]);
     }
 
     #[test]
     fn readiness_that_becomes_known_is_shown_but_is_no_event() {
-        let mut scene = Scene::new();
-        for (status, reason) in [(Status::UpUnready, "up-readiness-unknown"), (Status::Up, "up")] {
-            scene.change(1, status);
-            let services = scene.shared.services.load();
+        let mut fixture = Fixture::new();
+        for (status, reason) in [(HealthState::UpUnready, "up-readiness-unknown"), (HealthState::Up, "up")] {
+            fixture.change(1, status);
+            let services = fixture.shared.services.load();
             let backends = services[0].backends.load();
             assert_eq!(backends.members[0].backend.snapshot(1, 1, None).reason, reason);
         }
-        assert_eq!(scene.events.lock().unwrap().len(), 1);
+        assert_eq!(fixture.events.lock().unwrap().len(), 1);
     }
 
     #[test]
     fn a_backend_that_cannot_be_checked_is_unknown_and_still_believed_up() {
-        let mut scene = Scene::new();
-        let backend = |scene: &Scene| {
-            let services = scene.shared.services.load();
+        let mut fixture = Fixture::new();
+        let backend = |fixture: &Fixture| {
+            let services = fixture.shared.services.load();
             Arc::clone(&services[0].backends.load().members[0].backend)
         };
-        let is_believed_up = |scene: &Scene| backend(scene).is_believed_up(scene.shared.clock.now());
-        assert!(scene.change(1, Status::Unknown).is_empty());
-        assert!(!is_believed_up(&scene), "nothing was ever known");
-        scene.change(1, Status::Up);
-        scene.change_from(Status::Up, 1, Status::Unknown);
-        assert_eq!(backend(&scene).verdict(), Verdict::Unchecked);
-        assert!(is_believed_up(&scene));
-        assert_eq!(backend(&scene).snapshot(1, 1, None).state, crate::BackendState::Unknown);
-        scene.change(1, down(silence()));
-        assert!(!is_believed_up(&scene));
+        let is_presumed_up = |fixture: &Fixture| backend(fixture).is_presumed_up(fixture.shared.clock.now());
+        assert!(fixture.change(1, HealthState::Unknown).is_empty());
+        assert!(!is_presumed_up(&fixture), "nothing was ever known");
+        fixture.change(1, HealthState::Up);
+        fixture.change_from(HealthState::Up, 1, HealthState::Unknown);
+        assert_eq!(backend(&fixture).health(), BackendHealth::Unchecked);
+        assert!(is_presumed_up(&fixture));
+        assert_eq!(backend(&fixture).snapshot(1, 1, None).state, crate::BackendState::Unknown);
+        fixture.change(1, down(silence()));
+        assert!(!is_presumed_up(&fixture));
     }
 
     #[test]
-    fn a_backend_that_cannot_be_checked_is_believed_up_for_a_minute_after_the_last_proof() {
+    fn a_backend_that_cannot_be_checked_is_presumed_up_for_a_minute_after_the_last_proof() {
         let backend = LiveBackend::new(1, ([10, 0, 0, 1], 6443).into());
-        let belief = |now| (backend.is_believed_up(now), backend.is_unchecked(now));
+        let belief = |now| (backend.is_presumed_up(now), backend.is_unchecked(now));
         assert_eq!(belief(1), (false, true));
-        backend.judge(Verdict::Up, 5, "up");
+        backend.record_health(BackendHealth::Up, 5, "up");
         assert_eq!(belief(1_000_000), (true, false), "checks that succeed change nothing");
-        backend.judge(Verdict::Unchecked, 1_000_000, "unknown");
+        backend.record_health(BackendHealth::Unchecked, 1_000_000, "unknown");
         assert_eq!(belief(1_059_999), (true, false));
         assert_eq!(belief(1_060_000), (false, true));
-        backend.judge(Verdict::Unchecked, 1_060_000, "unknown");
+        backend.record_health(BackendHealth::Unchecked, 1_060_000, "unknown");
         assert_eq!(belief(1_060_000), (false, true), "nothing new");
         backend.failed(1_060_000, crate::Failure::TimedOut);
         assert_eq!(belief(1_060_000), (false, true));
         backend.connected(1_061_000);
         assert_eq!(belief(1_120_999), (true, false));
         assert_eq!(belief(1_121_000), (false, true));
-        backend.judge(Verdict::Down, 1_121_000, "refused");
+        backend.record_health(BackendHealth::Down, 1_121_000, "refused");
         backend.connected(1_122_000);
         assert_eq!(belief(1_122_000), (false, false));
     }
 
     #[test]
     fn a_change_of_something_unknown_is_ignored() {
-        let mut scene = Scene::new();
-        assert!(scene.change(9, down(CheckFailure::Refused)).is_empty());
-        assert!(scene.events.lock().unwrap().is_empty());
+        let mut fixture = Fixture::new();
+        assert!(fixture.change(9, down(CheckFailure::Refused)).is_empty());
+        assert!(fixture.events.lock().unwrap().is_empty());
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn heartbeat(
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(failure(addr, source)),
             // It cannot accept either.
-            Err(_) if shared.accept_failed_since(started) => {
+            Err(_) if shared.has_accept_failed_since(started) => {
                 Err(HeartbeatError::Inconclusive { addr, shortage: Shortage::Descriptors })
             }
             Err(_) => Err(HeartbeatError::ListenerSilent { addr, timeout }),
@@ -72,9 +72,9 @@ async fn ping_workers(shared: &Shared, deadline: Instant, timeout: Duration) -> 
 }
 
 /// Forgets an announced heartbeat that was never accepted.
-struct Announced<'a>(&'a Shared, SocketAddr);
+struct Announcement<'a>(&'a Shared, SocketAddr);
 
-impl Drop for Announced<'_> {
+impl Drop for Announcement<'_> {
     fn drop(&mut self) {
         self.0.heartbeats.take(self.1);
     }
@@ -103,7 +103,7 @@ async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
         return Err(io::ErrorKind::AddrNotAvailable.into());
     };
     shared.heartbeats.announce(source);
-    let _announced = Announced(shared, source);
+    let _announcement = Announcement(shared, source);
     match socket.connect(&target.into()) {
         Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => return Err(error),
         _ => {}

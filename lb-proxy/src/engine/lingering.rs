@@ -12,10 +12,10 @@ pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Listeners that are no longer wanted.
 #[derive(Debug, Default)]
-pub(crate) struct Lingering(Mutex<Unwanted>);
+pub(crate) struct Lingering(Mutex<State>);
 
 #[derive(Debug, Default)]
-pub(crate) struct Unwanted {
+pub(crate) struct State {
     /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
     /// becomes of it: the worker whose timer closes it, or the change that takes it over.
     pub(crate) open: Vec<(Listener, Instant)>,
@@ -45,15 +45,16 @@ impl Lingering {
         !closing.is_empty()
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Unwanted> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Unwanted {
+impl State {
     /// Closes listeners without waiting for it; the next change that finds a port in use does.
     pub(crate) fn close(&mut self, workers: &[WorkerHandle], listeners: &[Listener]) {
-        self.closing.retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !is_over(&closing.closed));
+        self.closing
+            .retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !all_closed(&closing.closed));
         if !listeners.is_empty() {
             self.closing.push(Closing { closed: close(workers, listeners), since: Instant::now() });
         }
@@ -80,7 +81,7 @@ pub(crate) fn close(workers: &[WorkerHandle], listeners: &[Listener]) -> Receive
 }
 
 /// Whether all listeners of a [`close`] are closed.
-fn is_over(closed: &Receiver<()>) -> bool {
+fn all_closed(closed: &Receiver<()>) -> bool {
     loop {
         match closed.try_recv() {
             Ok(()) => {}

@@ -63,7 +63,7 @@ impl ListenerUpdate {
             }
             match result {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
-                Err(error) if is_in_use(&error) && !self.in_the_way(addr, wanted).is_empty() => {
+                Err(error) if is_in_use(&error) && !self.blockers(addr, wanted).is_empty() => {
                     blocked.push(addr);
                 }
                 Err(error) => return Err(listen_error(addr, error)),
@@ -75,10 +75,10 @@ impl ListenerUpdate {
             closed.iter().any(|l| l.configured == listener.configured)
         };
         for addr in blocked {
-            let mut in_the_way = self.in_the_way(addr, wanted);
-            in_the_way.retain(|listener| !is_closed(listener, &closed));
-            wait_closed(&close(&shared.workers, &in_the_way), CLOSE_TIMEOUT);
-            closed.extend(in_the_way);
+            let mut blockers = self.blockers(addr, wanted);
+            blockers.retain(|listener| !is_closed(listener, &closed));
+            wait_closed(&close(&shared.workers, &blockers), CLOSE_TIMEOUT);
+            closed.extend(blockers);
             match bind_soon(shared, addr) {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
                 Err(error) => {
@@ -98,9 +98,9 @@ impl ListenerUpdate {
     }
 
     /// Listeners that are not wanted and may be what keeps `addr` from being bound.
-    fn in_the_way(&self, addr: SocketAddr, wanted: &[SocketAddr]) -> Vec<Listener> {
-        let is_in_the_way = |l: &&Listener| l.actual.port() == addr.port() && !wanted.contains(&l.configured);
-        self.listeners().filter(is_in_the_way).cloned().collect()
+    fn blockers(&self, addr: SocketAddr, wanted: &[SocketAddr]) -> Vec<Listener> {
+        let is_blocker = |l: &&Listener| l.actual.port() == addr.port() && !wanted.contains(&l.configured);
+        self.listeners().filter(is_blocker).cloned().collect()
     }
 
     /// The listener of a configured address, if there is one.
@@ -133,7 +133,7 @@ impl ListenerUpdate {
                     continue;
                 };
                 if let Some(refused) = refused {
-                    shared.option_refused(&refused);
+                    shared.report_refused_option(&refused);
                 }
                 if let Some(reason) = fallback {
                     let reason = reason.to_string();
@@ -149,13 +149,13 @@ impl ListenerUpdate {
         let until = Instant::now() + shared.linger;
         let mut left = self.lingering;
         left.extend(self.current.into_iter().map(|listener| (listener, until)));
-        linger(shared, without_loops(shared, left, services));
+        linger(shared, close_loops(shared, left, services));
     }
 }
 
 /// Closes listeners that cannot linger, because a backend of the new services is to listen on this node on their port:
 /// the balancer would talk to itself.
-fn without_loops(
+fn close_loops(
     shared: &Shared,
     mut listeners: Vec<(Listener, Instant)>,
     services: &[Service],
@@ -208,7 +208,7 @@ fn reopen(shared: &Shared, closed: &[Listener]) {
     for listener in closed {
         match bind(listener.actual, shared.workers.len(), &shared.tuning) {
             Ok(bound) => open(shared, &listener.listening, bound.sockets),
-            Err(error) => shared.exhausted(None, &error),
+            Err(error) => shared.report_exhaustion(None, &error),
         }
     }
 }

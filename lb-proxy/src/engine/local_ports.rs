@@ -13,7 +13,7 @@ const DEFAULT: Range<u32> = 32_768..61_000;
 /// Ports tried for one connection.
 const TRIES: u32 = 16;
 /// How long a backend is left alone for which none of the tried ones was free, in milliseconds.
-pub(crate) const REST: u64 = 20;
+pub(crate) const SEARCH_PAUSE: u64 = 20;
 
 /// The ports that outgoing connections use (`net.ipv4.ip_local_port_range`, which holds for IPv6, too), swept in turn.
 #[derive(Debug)]

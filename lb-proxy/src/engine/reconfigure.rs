@@ -40,13 +40,13 @@ impl Configuration {
         let targets = targets(&services)?;
         let listeners = ListenerUpdate::prepare(shared, &services)?;
         // From here on nothing can fail.
-        self.tell_left_out(shared, left_out);
+        self.report_left_out(shared, left_out);
 
         let previous = shared.services.load_full();
         let mut live = Vec::with_capacity(services.len());
         for service in &services {
             let known = previous.iter().find(|known| *known.name == *service.name);
-            live.push(self.revise(shared, known, service));
+            live.push(self.update_service(shared, known, service));
         }
         shared.services.store(Arc::new(live.clone()));
         shared.with_monitor(|monitor| monitor.update(targets));
@@ -81,7 +81,7 @@ impl Configuration {
         left_out
     }
 
-    fn tell_left_out(&mut self, shared: &Shared, left_out: Vec<(Arc<str>, SocketAddr)>) {
+    fn report_left_out(&mut self, shared: &Shared, left_out: Vec<(Arc<str>, SocketAddr)>) {
         for (service, backend) in left_out.iter().filter(|found| !self.left_out.contains(found)) {
             shared.emit(Event::BackendForbidden { service: Arc::clone(service), backend: *backend });
         }
@@ -89,7 +89,7 @@ impl Configuration {
     }
 
     /// The service as it shall be: known backends keep their state, sessions and counters.
-    fn revise(
+    fn update_service(
         &mut self,
         shared: &Shared,
         known: Option<&Arc<LiveService>>,
@@ -102,28 +102,28 @@ impl Configuration {
             // The choice goes on where it was.
             return Arc::clone(known);
         }
-        let mut leaving = known.map_or_else(Vec::new, |known| {
-            std::mem::take(&mut *known.leaving.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut removed = known.map_or_else(Vec::new, |known| {
+            std::mem::take(&mut *known.removed.lock().unwrap_or_else(PoisonError::into_inner))
         });
-        leaving.extend(previous.iter().flat_map(|previous| previous.members.iter().cloned()));
+        removed.extend(previous.iter().flat_map(|previous| previous.members.iter().cloned()));
         let members = service.backends.iter().map(|config| {
-            let position = leaving.iter().position(|member| member.backend.addr == config.addr);
+            let position = removed.iter().position(|member| member.backend.addr == config.addr);
             let backend = match position {
-                Some(position) => leaving.swap_remove(position).backend,
+                Some(position) => removed.swap_remove(position).backend,
                 None => Arc::new(LiveBackend::new(self.next_id(), config.addr)),
             };
-            backend.note_weight(config.weight);
+            backend.set_weight(config.weight);
             Member { backend, weight: config.weight, name: config.name.clone() }
         });
         let backends = Backends::new(service, members.collect());
-        leaving.iter().for_each(|member| member.backend.note_weight(0));
+        removed.iter().for_each(|member| member.backend.set_weight(0));
         let Some(known) = known else {
             let (name, open) = (service.name.as_str().into(), Arc::clone(&shared.open));
             return Arc::new(LiveService::new(name, backends, open));
         };
         known.backends.store(Arc::new(backends));
-        leaving.retain(|member| member.backend.active.load(Relaxed) > 0);
-        *known.leaving.lock().unwrap_or_else(PoisonError::into_inner) = leaving;
+        removed.retain(|member| member.backend.active.load(Relaxed) > 0);
+        *known.removed.lock().unwrap_or_else(PoisonError::into_inner) = removed;
         Arc::clone(known)
     }
 }
@@ -135,8 +135,8 @@ fn targets(services: &[Service]) -> Result<Vec<Target>, InvalidService> {
         for backend in &service.backends {
             let target = Target::new(Arc::clone(&name), backend.addr, service.health.clone());
             let target = target.map(|target| target.with_trust(service.trust.clone()));
-            let wrong = |source| InvalidService::Check { name: service.name.clone(), source };
-            targets.push(target.map_err(wrong)?);
+            let invalid = |source| InvalidService::Check { name: service.name.clone(), source };
+            targets.push(target.map_err(invalid)?);
         }
     }
     Ok(targets)

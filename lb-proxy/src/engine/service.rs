@@ -73,7 +73,7 @@ impl Backends {
     pub(crate) fn choose(&self, now: u64, client: IpAddr, tried: &[u32]) -> Option<&Arc<LiveBackend>> {
         let mut choice = self.choice.lock().unwrap_or_else(PoisonError::into_inner);
         let (chooser, candidates) = &mut *choice;
-        for tier in [Tier::Good, Tier::Spare, Tier::Last] {
+        for tier in [Tier::Preferred, Tier::Fallback, Tier::LastResort] {
             candidates.clear();
             candidates.extend(self.members.iter().map(|member| {
                 let backend = &member.backend;
@@ -89,7 +89,7 @@ impl Backends {
             }));
             if let Some(chosen) = chooser.choose(candidates, client_key(client)) {
                 let backend = &self.members[chosen].backend;
-                backend.chosen(now);
+                backend.record_choice(now);
                 return Some(backend);
             }
         }
@@ -103,7 +103,7 @@ pub(crate) struct LiveService {
     pub name: Arc<str>,
     pub backends: ArcSwap<Backends>,
     /// Removed backends that may still have sessions, for the snapshot.
-    pub leaving: Mutex<Vec<Member>>,
+    pub removed: Mutex<Vec<Member>>,
     pub accepted: AtomicU64,
     pub refusals: Refusals,
     pub redispatched: AtomicU64,
@@ -116,7 +116,7 @@ impl LiveService {
         LiveService {
             name,
             backends: ArcSwap::from_pointee(backends),
-            leaving: Mutex::new(Vec::new()),
+            removed: Mutex::new(Vec::new()),
             accepted: AtomicU64::new(0),
             refusals: Refusals::default(),
             redispatched: AtomicU64::new(0),
@@ -128,7 +128,7 @@ impl LiveService {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::backend::Verdict;
+    use crate::engine::backend::BackendHealth;
     use crate::engine::event::Failure;
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn good_then_spare_then_down_and_never_drained() {
         let set = backends(&[1, 1, 0, 1]);
-        set.members[0].backend.judge(Verdict::Down, 1, "gone");
+        set.members[0].backend.record_health(BackendHealth::Down, 1, "gone");
         set.members[1].backend.failed(1, Failure::Slow);
         assert_eq!(order(&set, 2), [3, 1, 0]);
     }

@@ -25,7 +25,7 @@ struct Session {
     client: TcpStream,
     /// Its entry in the worker's table.
     key: u32,
-    in_order: bool,
+    ended_cleanly: bool,
     phase: Phase,
 }
 
@@ -55,7 +55,7 @@ impl Session {
         let connecting = connect(Rc::clone(&worker), service, address);
         // A table of this size cannot exist: descriptors are 32-bit numbers.
         let key = u32::try_from(key).unwrap_or(u32::MAX);
-        Session { worker, client, key, in_order: false, phase: Phase::Connecting(Box::pin(connecting)) }
+        Session { worker, client, key, ended_cleanly: false, phase: Phase::Connecting(Box::pin(connecting)) }
     }
 }
 
@@ -63,20 +63,20 @@ impl Future for Session {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Session { worker, client, key, in_order, phase } = &mut *self;
+        let Session { worker, client, key, ended_cleanly, phase } = &mut *self;
         loop {
             match phase {
                 Phase::Connecting(connecting) => match std::task::ready!(connecting.as_mut().poll(cx)) {
-                    Some(Connected { server, lease }) => {
-                        worker.connected(*key as usize, lease.backend().id);
-                        *phase = Phase::Relaying(Relay::new(server, lease, &worker.tools));
+                    Some(Connected { server, guard }) => {
+                        worker.connected(*key as usize, guard.backend().id);
+                        *phase = Phase::Relaying(Relay::new(server, guard, &worker.tools));
                     }
                     // The client is refused by the reset that dropping this sends.
                     None => return Poll::Ready(()),
                 },
                 Phase::Relaying(relay) => {
                     let ended = std::task::ready!(relay.poll(client, &worker.tools, cx));
-                    *in_order = ended.is_ok();
+                    *ended_cleanly = ended.is_ok();
                     return Poll::Ready(());
                 }
             }
@@ -86,12 +86,12 @@ impl Future for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.in_order {
+        if !self.ended_cleanly {
             reset_on_close(&self.client);
         }
         if let Phase::Relaying(relay) = &mut self.phase {
             relay.release(&self.worker.tools);
-            if !self.in_order {
+            if !self.ended_cleanly {
                 reset_on_close(&relay.server);
             }
         }

@@ -60,9 +60,9 @@ pub(crate) struct Shared {
     transparent_refused: AtomicBool,
     congestion_refused: AtomicBool,
     /// When each shortage was last reported.
-    shortages_told: [AtomicU64; Shortage::ALL.len()],
+    shortages_reported: [AtomicU64; Shortage::ALL.len()],
     /// When a client could last not be accepted for want of a descriptor.
-    accept_failed: AtomicU64,
+    last_accept_failure: AtomicU64,
 }
 
 impl Shared {
@@ -98,8 +98,8 @@ impl Shared {
             mark_refused: AtomicBool::new(false),
             transparent_refused: AtomicBool::new(false),
             congestion_refused: AtomicBool::new(false),
-            shortages_told: Default::default(),
-            accept_failed: AtomicU64::new(0),
+            shortages_reported: Default::default(),
+            last_accept_failure: AtomicU64::new(0),
         }
     }
 
@@ -113,7 +113,7 @@ impl Shared {
     }
 
     /// Tells once that the system refused a socket option.
-    pub(crate) fn option_refused(&self, refused: &RefusedOption) {
+    pub(crate) fn report_refused_option(&self, refused: &RefusedOption) {
         match refused {
             RefusedOption::Mark(error) => {
                 if !self.mark_refused.swap(true, Relaxed) {
@@ -135,24 +135,24 @@ impl Shared {
     }
 
     /// Reports, but not too often, that a socket could not be had; towards `backend`, if it was to lead there.
-    pub(crate) fn exhausted(&self, backend: Option<SocketAddr>, error: &io::Error) {
+    pub(crate) fn report_exhaustion(&self, backend: Option<SocketAddr>, error: &io::Error) {
         let shortage = Shortage::of(error).unwrap_or(Shortage::Memory);
-        if self.is_time_to_tell(&self.shortages_told[shortage as usize]) {
+        if self.is_report_due(&self.shortages_reported[shortage as usize]) {
             self.emit(Event::ResourcesExhausted { shortage, backend, reason: error.to_string() });
         }
     }
 
     /// A worker could not accept a client. Until the next success its listeners answer no heartbeat either.
-    pub(crate) fn accept_failed(&self, error: &io::Error) {
+    pub(crate) fn record_accept_failure(&self, error: &io::Error) {
         if matches!(Shortage::of(error), Some(Shortage::Descriptors | Shortage::HostFiles)) {
-            self.accept_failed.store(self.clock.now(), Relaxed);
+            self.last_accept_failure.store(self.clock.now(), Relaxed);
         }
-        self.exhausted(None, error);
+        self.report_exhaustion(None, error);
     }
 
     /// Whether a client could not be accepted since `time` of the clock for want of a descriptor.
-    pub(crate) fn accept_failed_since(&self, time: u64) -> bool {
-        self.accept_failed.load(Relaxed) >= time
+    pub(crate) fn has_accept_failed_since(&self, time: u64) -> bool {
+        self.last_accept_failure.load(Relaxed) >= time
     }
 
     /// Admits a client that was accepted with this descriptor, or counts it as refused and reports that, but not too
@@ -177,19 +177,19 @@ impl Shared {
             Refusal::MaxConnections => Some(limits.service),
             _ => Some(limits.total),
         };
-        self.refused(service, reason, limit);
+        self.record_refusal(service, reason, limit);
         None
     }
 
     /// Counts a refused client and reports that, but not too often.
-    pub(crate) fn refused(&self, service: &LiveService, reason: Refusal, limit: Option<usize>) {
+    pub(crate) fn record_refusal(&self, service: &LiveService, reason: Refusal, limit: Option<usize>) {
         let total = service.refusals.count(reason);
-        if self.is_time_to_tell(service.refusals.told(reason)) {
+        if self.is_report_due(service.refusals.last_reported(reason)) {
             self.emit(Event::ClientsRefused { service: Arc::clone(&service.name), reason, limit, total });
         }
     }
 
-    fn is_time_to_tell(&self, told: &AtomicU64) -> bool {
+    fn is_report_due(&self, told: &AtomicU64) -> bool {
         let now = self.clock.now();
         let last = told.load(Relaxed);
         let due = last == 0 || now >= last + EVENT_INTERVAL;

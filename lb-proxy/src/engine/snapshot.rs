@@ -93,7 +93,7 @@ pub enum BackendState {
     /// Takes connections, but its clients' connects failed lately: others are preferred.
     Suspect,
     /// It says that it shuts down: takes none unless no other can; its sessions live on.
-    Leaving,
+    Terminating,
     /// Takes none unless no other can. Sessions with it are reset, except where nothing listens any more: those a server
     /// that shuts down ends by itself, and those of a process that is gone the kernel has ended.
     Down,
@@ -108,7 +108,7 @@ impl BackendState {
             BackendState::Unknown => "unknown",
             BackendState::Up => "up",
             BackendState::Suspect => "suspect",
-            BackendState::Leaving => "leaving",
+            BackendState::Terminating => "leaving",
             BackendState::Down => "down",
             BackendState::Draining => "draining",
         }

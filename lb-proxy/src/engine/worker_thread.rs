@@ -82,7 +82,7 @@ async fn handle_commands(worker: Rc<Worker>, mut commands: UnboundedReceiver<Com
                     listeners.insert(listening.id, stop);
                     tokio::task::spawn_local(accept(Rc::clone(&worker), socket, listening, stopped));
                 }
-                Err(error) => worker.shared.exhausted(None, &error),
+                Err(error) => worker.shared.report_exhaustion(None, &error),
             },
             Command::Unlisten { id, done } => {
                 if let Some(stop) = listeners.remove(&id) {
@@ -118,7 +118,7 @@ fn take_over(worker: &Rc<Worker>, client: TcpStream, address: IpAddr, ticket: Ti
         Ok(client) => session::start(worker, client, address, ticket),
         Err(error) => {
             own.load.fetch_sub(1, Relaxed);
-            worker.shared.exhausted(None, &error);
+            worker.shared.report_exhaustion(None, &error);
         }
     }
 }

@@ -21,11 +21,11 @@ use super::outcome::{Answer, CheckFailure, Step, text};
 /// The head of an answer fits in this many bytes or is refused; the least that hyper allows.
 const HEAD_MAX: usize = 8192;
 const HEADERS_MAX: usize = 64;
-/// A body beyond this many bytes is not read to its end: the status has said it all.
+/// A body beyond this many bytes is not read to its end: the status has body_text it all.
 const BODY_MAX: usize = 64 * 1024;
 
 /// So much is read of what a server says that is not ready.
-const SAID_MAX: usize = 16 * 1024;
+const BODY_KEPT_MAX: usize = 16 * 1024;
 /// So many names of checks are told, of at most this length.
 const NAMES_MAX: usize = 8;
 const NAME_MAX: usize = 100;
@@ -38,24 +38,24 @@ const AGENT: HeaderValue =
 
 /// The request of a target, made once.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
+pub(super) struct ProbeRequest {
     uri: Uri,
     host: HeaderValue,
-    /// Those that mean it serves; empty for the usual ones.
+    /// Those that mean it serves; empty for the default_answer ones.
     statuses: Vec<u16>,
 }
 
-impl Ask {
+impl ProbeRequest {
     pub(super) fn new(path: PathAndQuery, host: HeaderValue, statuses: Vec<u16>) -> Self {
         Self { uri: path.into(), host, statuses }
     }
 
-    fn judge(&self, status: StatusCode, said: &[u8]) -> Verdict {
+    fn classify(&self, status: StatusCode, body_text: &[u8]) -> CheckResult {
         let good = match self.statuses.as_slice() {
-            [] => usual(status),
+            [] => default_answer(status),
             expected => expected.contains(&status.as_u16()).then_some(Answer::Ready),
         };
-        judge(good, status, said)
+        classify(good, status, body_text)
     }
 
     fn request(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
@@ -72,20 +72,20 @@ impl Ask {
 }
 
 /// What an HTTP status means.
-pub(super) type Verdict = Result<Answer, CheckFailure>;
+pub(super) type CheckResult = Result<Answer, CheckFailure>;
 
 type Io = TokioIo<TlsStream<TcpStream>>;
 
 /// A connection between two checks. hyper leaves the work on the socket to a future of its own, which is
 /// polled beside whatever is waited for, so that a target needs one task and nothing runs while it sleeps.
-pub(super) struct Kept {
+pub(super) struct KeptConnection {
     sender: SendRequest<Empty<Bytes>>,
     connection: Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: bool,
     answers: u32,
 }
 
-impl Kept {
+impl KeptConnection {
     pub(super) async fn new(stream: TlsStream<TcpStream>) -> Result<Self, CheckFailure> {
         let (sender, connection) = Builder::new()
             .max_buf_size(HEAD_MAX)
@@ -101,8 +101,8 @@ impl Kept {
         self.answers
     }
 
-    /// Returns when the server has closed the connection, or said something that nobody asked for.
-    pub(super) async fn lost(&mut self) {
+    /// Returns when the server has closed the connection, or body_text something that nobody asked for.
+    pub(super) async fn closed(&mut self) {
         if !self.ended {
             let _ = self.connection.as_mut().await;
             self.ended = true;
@@ -111,38 +111,38 @@ impl Kept {
 
     /// Asks once. An error is the connection's; what the server answered is the first part of the result. The
     /// connection may be used again if it is returned.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         mut self,
-        ask: &Ask,
+        probe: &ProbeRequest,
         authorization: Option<&HeaderValue>,
-    ) -> Result<(Verdict, Option<Self>), CheckFailure> {
-        let request = self.sender.send_request(ask.request(authorization));
-        let response = match drive(&mut self.connection, &mut self.ended, request).await {
+    ) -> Result<(CheckResult, Option<Self>), CheckFailure> {
+        let request = self.sender.send_request(probe.request(authorization));
+        let response = match run_beside(&mut self.connection, &mut self.ended, request).await {
             Ok(response) => response,
-            Err(error) if demands_certificate(&error) => return Ok((Ok(Answer::Denied), None)),
+            Err(error) if is_certificate_demand(&error) => return Ok((Ok(Answer::Denied), None)),
             Err(error) => return Err(failure(&error)),
         };
         let status = response.status();
         let mut body = response.into_body();
-        let (mut received, mut said) = (0usize, Vec::new());
-        while let Some(frame) = drive(&mut self.connection, &mut self.ended, body.frame()).await {
+        let (mut received, mut body_text) = (0usize, Vec::new());
+        while let Some(frame) = run_beside(&mut self.connection, &mut self.ended, body.frame()).await {
             let frame = frame.map_err(|error| failure(&error))?;
             let Some(data) = frame.data_ref() else { continue };
             received = received.saturating_add(data.len());
-            if said.len() < SAID_MAX {
-                said.extend_from_slice(&data[..data.len().min(SAID_MAX - said.len())]);
+            if body_text.len() < BODY_KEPT_MAX {
+                body_text.extend_from_slice(&data[..data.len().min(BODY_KEPT_MAX - body_text.len())]);
             }
             if received > BODY_MAX {
-                return Ok((ask.judge(status, &said), None));
+                return Ok((probe.classify(status, &body_text), None));
             }
         }
         self.answers = self.answers.saturating_add(1);
-        Ok((ask.judge(status, &said), Some(self)))
+        Ok((probe.classify(status, &body_text), Some(self)))
     }
 }
 
 /// What a status means where the configuration does not say.
-fn usual(status: StatusCode) -> Option<Answer> {
+fn default_answer(status: StatusCode) -> Option<Answer> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Answer::Denied),
         // Priority and fairness refuse a request, not the service; taking a busy server out would load the others.
@@ -151,12 +151,12 @@ fn usual(status: StatusCode) -> Option<Answer> {
     }
 }
 
-fn judge(good: Option<Answer>, status: StatusCode, said: &[u8]) -> Verdict {
+fn classify(good: Option<Answer>, status: StatusCode, body_text: &[u8]) -> CheckResult {
     match good {
         Some(answer) => Ok(answer),
         // Whatever else fails then.
-        None if says_shutdown(said) => Ok(Answer::Leaving),
-        None => match failing_checks(said).as_slice() {
+        None if reports_shutdown(body_text) => Ok(Answer::Terminating),
+        None => match failing_checks(body_text).as_slice() {
             [] => Err(CheckFailure::Status(status.as_u16())),
             checks => {
                 Err(CheckFailure::NotReady { status: status.as_u16(), checks: checks.join(", ").into() })
@@ -167,13 +167,13 @@ fn judge(good: Option<Answer>, status: StatusCode, said: &[u8]) -> Verdict {
 
 /// The checks that an API server of Kubernetes says it fails. It names them when it is not ready, one in a line:
 /// `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
-fn failing_checks(said: &[u8]) -> Vec<&str> {
-    let lines = said.split(|byte| *byte == b'\n');
+fn failing_checks(body_text: &[u8]) -> Vec<&str> {
+    let lines = body_text.split(|byte| *byte == b'\n');
     lines.filter_map(failing_check).take(NAMES_MAX).collect()
 }
 
-fn says_shutdown(said: &[u8]) -> bool {
-    said.split(|byte| *byte == b'\n').filter_map(failing_check).any(|name| name == SHUTDOWN)
+fn reports_shutdown(body_text: &[u8]) -> bool {
+    body_text.split(|byte| *byte == b'\n').filter_map(failing_check).any(|name| name == SHUTDOWN)
 }
 
 fn failing_check(line: &[u8]) -> Option<&str> {
@@ -185,7 +185,7 @@ fn failing_check(line: &[u8]) -> Option<&str> {
 }
 
 /// Waits for `future` while the connection does its work.
-async fn drive<F: Future>(
+async fn run_beside<F: Future>(
     connection: &mut Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: &mut bool,
     future: F,
@@ -209,7 +209,7 @@ fn failure(error: &hyper::Error) -> CheckFailure {
 }
 
 /// In TLS 1.3 a server refuses a client without a certificate only after the client's handshake is complete.
-fn demands_certificate(error: &hyper::Error) -> bool {
+fn is_certificate_demand(error: &hyper::Error) -> bool {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     io.is_some_and(certificate_demanded)
 }
@@ -241,14 +241,15 @@ mod tests {
 
     #[test]
     fn a_server_that_is_not_ready_says_why() {
-        let said = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
+        let body_text = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let failure = judge(None, status, said).unwrap_err();
+        let failure = classify(None, status, body_text).unwrap_err();
         assert_eq!(failure.to_string(), "not ready: etcd, informer-sync (HTTP status 500)");
-        assert_eq!(judge(None, status, b"not ok"), Err(CheckFailure::Status(500)));
+        assert_eq!(classify(None, status, b"not ok"), Err(CheckFailure::Status(500)));
         let many = b"[-]etcd failed: reason withheld\n".repeat(NAMES_MAX + 1);
-        let said = [&many, b"[-]shutdown failed: reason withheld\nreadyz check failed\n".as_slice()].concat();
-        assert_eq!(judge(None, status, &said), Ok(Answer::Leaving));
+        let body_text =
+            [&many, b"[-]shutdown failed: reason withheld\nreadyz check failed\n".as_slice()].concat();
+        assert_eq!(classify(None, status, &body_text), Ok(Answer::Terminating));
     }
 
     #[test]

@@ -35,8 +35,8 @@ use std::thread::{self, JoinHandle};
 pub use certificate::explain_error;
 pub use outcome::{CheckFailure, Step};
 pub use rustls;
-pub use state::Status;
-pub use target::{Change, LastCheck, Target, TargetError, TargetKey, TargetSnapshot};
+pub use state::HealthState;
+pub use target::{HealthChange, LastCheck, Target, TargetError, TargetKey, TargetSnapshot};
 pub use trust::{Credentials, Names, ServerTls, Trust, TrustError};
 
 use probe::NetProbe;
@@ -82,7 +82,7 @@ impl Monitor {
     /// See [`MonitorError`].
     pub fn spawn(
         options: MonitorOptions,
-        sink: Box<dyn Fn(Change) + Send + Sync>,
+        sink: Box<dyn Fn(HealthChange) + Send + Sync>,
     ) -> Result<Self, MonitorError> {
         let tls = accept_any::client_config()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
@@ -96,7 +96,7 @@ impl Monitor {
     }
 
     /// Makes `targets` the whole of what is checked. A target that is there already with the same check goes on
-    /// undisturbed; one whose check changed keeps its status; new ones are [`Status::Unknown`] and are checked at
+    /// undisturbed; one whose check changed keeps its status; new ones are [`HealthState::Unknown`] and are checked at
     /// once. Of several with one key the last counts.
     pub fn update(&self, targets: Vec<Target>) {
         self.handle.update(targets);

@@ -18,7 +18,7 @@ pub(super) enum Answer {
     /// The same, because it is throttling requests (429).
     Throttled,
     /// It is alive and says that it shuts down.
-    Leaving,
+    Terminating,
 }
 
 /// Why a check did not succeed.

@@ -10,7 +10,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::certificate;
 use super::connect::connect;
-use super::http::{Ask, Kept, certificate_demanded, tls_error};
+use super::http::{KeptConnection, ProbeRequest, certificate_demanded, tls_error};
 use super::outcome::{Answer, CheckFailure, Step, text};
 use super::target::{Method, Target};
 use super::trust::{ServerTls, Trust};
@@ -25,7 +25,7 @@ pub(super) trait Probe: Send + 'static {
 
     /// Returns when, between two checks, there is reason for one at once: a connection that had proved itself
     /// ended. May never return.
-    fn alarm(&mut self) -> impl Future<Output = ()> + Send;
+    fn connection_lost(&mut self) -> impl Future<Output = ()> + Send;
 }
 
 /// A check over real sockets.
@@ -39,7 +39,7 @@ pub(super) struct NetProbe {
     identified: bool,
     method: Method,
     step: Step,
-    kept: Option<Kept>,
+    kept: Option<KeptConnection>,
 }
 
 impl NetProbe {
@@ -61,7 +61,7 @@ impl NetProbe {
         let address = self.backend.ip();
         match (&self.trust, &self.method) {
             (Some(trust), Method::Https(_)) => trust.tls_at(address, self.identified),
-            _ => ServerTls::unproven(Arc::clone(&self.tls), address),
+            _ => ServerTls::unverified(Arc::clone(&self.tls), address),
         }
     }
 
@@ -77,7 +77,7 @@ impl NetProbe {
         let tls = self.tls();
         match TlsConnector::from(Arc::clone(&tls.config)).connect(tls.name.clone(), stream).await {
             Ok(stream) => Ok(Some(stream)),
-            Err(error) if certificate_demanded(&error) && tls.may_be_believed() => Ok(None),
+            Err(error) if certificate_demanded(&error) && tls.is_alert_trusted() => Ok(None),
             Err(error) => Err(match tls_error(&error) {
                 Some(rustls::Error::InvalidCertificate(why)) => {
                     CheckFailure::Untrusted(certificate::explain(why).into())
@@ -88,8 +88,8 @@ impl NetProbe {
         }
     }
 
-    async fn https(&mut self, ask: &Ask) -> Result<Answer, CheckFailure> {
-        let answer = self.answer(ask).await;
+    async fn https(&mut self, request: &ProbeRequest) -> Result<Answer, CheckFailure> {
+        let answer = self.answer(request).await;
         // The configuration may expect other statuses, of those whom the server knows.
         let denied = matches!(answer, Ok(Answer::Denied) | Err(CheckFailure::Status(401 | 403)));
         let known = self.identified || !self.trust.as_ref().is_some_and(Trust::has_credentials);
@@ -98,26 +98,26 @@ impl NetProbe {
         }
         // The next connection verifies the server again before anything is shown to it.
         (self.identified, self.kept) = (true, None);
-        self.answer(ask).await
+        self.answer(request).await
     }
 
-    async fn answer(&mut self, ask: &Ask) -> Result<Answer, CheckFailure> {
+    async fn answer(&mut self, request: &ProbeRequest) -> Result<Answer, CheckFailure> {
         let trust = self.trust.as_ref().filter(|_| self.identified);
         let authorization = trust.and_then(Trust::authorization).cloned();
         if let Some(kept) = self.kept.take() {
             self.step = Step::Answer;
             // The server may close a kept connection at any time, even while we ask (RFC 9112 section 9.5): only
             // what a new connection does says something about the server.
-            if let Ok((verdict, kept)) = kept.ask(ask, authorization.as_ref()).await {
+            if let Ok((result, kept)) = kept.send(request, authorization.as_ref()).await {
                 self.kept = kept;
-                return verdict;
+                return result;
             }
         }
         let Some(stream) = self.handshake().await? else { return Ok(Answer::Denied) };
         self.step = Step::Answer;
-        let (verdict, kept) = Kept::new(stream).await?.ask(ask, authorization.as_ref()).await?;
+        let (result, kept) = KeptConnection::new(stream).await?.send(request, authorization.as_ref()).await?;
         self.kept = kept;
-        verdict
+        result
     }
 }
 
@@ -127,7 +127,7 @@ impl Probe for NetProbe {
             Method::Tcp => self.connect().await.map(|_| Answer::Ready),
             // Whoever demands a certificate speaks TLS, which is all that is asked here.
             Method::Tls => self.handshake().await.map(|_| Answer::Ready),
-            Method::Https(ask) => self.https(&ask).await,
+            Method::Https(request) => self.https(&request).await,
         }
     }
 
@@ -135,9 +135,9 @@ impl Probe for NetProbe {
         self.step
     }
 
-    async fn alarm(&mut self) {
+    async fn connection_lost(&mut self) {
         if let Some(kept) = &mut self.kept {
-            kept.lost().await;
+            kept.closed().await;
             // Servers that close after each answer must not be asked ten times as often.
             let proven = kept.answers() > 1;
             self.kept = None;

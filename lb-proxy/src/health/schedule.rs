@@ -41,7 +41,7 @@ impl Schedule {
     }
 
     /// Something speaks for a check at once. At most ten such checks fit into an interval.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    pub(super) fn expedite(&mut self, now: Instant) {
         let soonest = self.ended.map_or(now, |ended| (ended + self.gap()).max(now));
         self.next = self.next.min(soonest);
     }
@@ -115,13 +115,13 @@ mod tests {
     fn hurry_is_limited_to_a_tenth_of_the_interval() {
         let origin = Instant::now();
         let mut schedule = Schedule::new(SECOND, 1, origin);
-        schedule.hurry(origin);
+        schedule.expedite(origin);
         assert_eq!(schedule.next(), origin);
         schedule.ended(origin, origin + SECOND / 100);
         let regular = schedule.next();
-        schedule.hurry(origin + SECOND / 50);
+        schedule.expedite(origin + SECOND / 50);
         assert_eq!(schedule.next(), origin + SECOND / 100 + SECOND / 10);
-        schedule.hurry(origin + SECOND / 2);
+        schedule.expedite(origin + SECOND / 2);
         assert_eq!(schedule.next(), origin + SECOND / 100 + SECOND / 10, "never later than it was");
         assert!(schedule.next() < regular);
     }

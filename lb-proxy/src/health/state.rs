@@ -6,7 +6,7 @@ use super::outcome::CheckFailure;
 
 /// What is known of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Status {
+pub enum HealthState {
     /// Not checked yet, or this node could not check it lately.
     #[default]
     Unknown,
@@ -17,7 +17,7 @@ pub enum Status {
     /// Takes connections like [`Self::Up`].
     UpUnready,
     /// It answers that it shuts down. Takes no new connections, and goes on with those that it has until it ends them.
-    Leaving,
+    Terminating,
     /// It does not answer, or says that it does not serve.
     Down {
         /// The failure that took it down.
@@ -25,14 +25,14 @@ pub enum Status {
     },
 }
 
-impl Status {
+impl HealthState {
     /// The name in logs, metrics and the status report.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Up => "up",
             Self::UpUnready => "up-readiness-unknown",
-            Self::Leaving => "leaving",
+            Self::Terminating => "leaving",
             Self::Down { .. } => "down",
         }
     }
@@ -48,7 +48,7 @@ impl Status {
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for HealthState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Down { reason } => write!(f, "down ({reason})"),

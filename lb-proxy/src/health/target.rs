@@ -10,9 +10,9 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use tokio::sync::Notify;
 
-use super::http::Ask;
+use super::http::ProbeRequest;
 use super::outcome::CheckFailure;
-use super::state::Status;
+use super::state::HealthState;
 use super::trust::Trust;
 use crate::check::{HealthCheck, HealthKind};
 
@@ -45,7 +45,7 @@ pub struct Target {
 pub(super) enum Method {
     Tcp,
     Tls,
-    Https(Ask),
+    Https(ProbeRequest),
 }
 
 /// A health check cannot be done as configured.
@@ -68,7 +68,7 @@ impl Target {
         let method = match &check.kind {
             HealthKind::Tcp => Method::Tcp,
             HealthKind::Tls => Method::Tls,
-            HealthKind::Https { path, statuses } => Method::Https(ask(path, statuses, backend)?),
+            HealthKind::Https { path, statuses } => Method::Https(request(path, statuses, backend)?),
         };
         Ok(Self { key: TargetKey { service: service.into(), backend }, check, trust: None, method })
     }
@@ -106,32 +106,32 @@ impl PartialEq for Target {
     }
 }
 
-fn ask(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<Ask, TargetError> {
-    let wrong = || TargetError::Path(path.to_owned());
+fn request(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<ProbeRequest, TargetError> {
+    let invalid = || TargetError::Path(path.to_owned());
     // The type also takes "*", which is for OPTIONS, and "?query" alone.
-    let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(wrong)?;
+    let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(invalid)?;
     // A scope (fe80::1%3) means nothing to the other end.
     let host = match backend {
         SocketAddr::V4(_) => backend.to_string(),
         SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
     };
-    let host = HeaderValue::from_str(&host).map_err(|_| wrong())?;
-    Ok(Ask::new(parsed, host, statuses.to_vec()))
+    let host = HeaderValue::from_str(&host).map_err(|_| invalid())?;
+    Ok(ProbeRequest::new(parsed, host, statuses.to_vec()))
 }
 
 /// Told of every change of a status, on the monitor's thread; must not block.
-pub(super) type Sink = Arc<dyn Fn(Change) + Send + Sync>;
+pub(super) type Sink = Arc<dyn Fn(HealthChange) + Send + Sync>;
 
 /// The status of a target changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Change {
+pub struct HealthChange {
     /// The target.
     pub target: TargetKey,
     /// What it was.
-    pub from: Status,
+    pub from: HealthState,
     /// What it is.
-    pub to: Status,
+    pub to: HealthState,
     /// How long it was that.
     pub after: Duration,
 }
@@ -143,7 +143,7 @@ pub struct TargetSnapshot {
     /// The target.
     pub target: TargetKey,
     /// Its status.
-    pub status: Status,
+    pub state: HealthState,
     /// Since when it has this status, or is known.
     pub since: Instant,
     /// The last check that ended.
@@ -175,8 +175,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(target: TargetKey, status: Status, since: Instant) -> Self {
-        let observed = TargetSnapshot { target, status, since, last_check: None, checks: 0, failures: 0 };
+    pub(super) fn new(target: TargetKey, state: HealthState, since: Instant) -> Self {
+        let observed = TargetSnapshot { target, state, since, last_check: None, checks: 0, failures: 0 };
         Self { observed: Mutex::new(observed), reported: AtomicBool::new(false), wake: Notify::new() }
     }
 
@@ -190,25 +190,25 @@ impl Shared {
     }
 
     /// Takes a result. `status` is the new one if it changed.
-    pub(super) fn record(&self, check: LastCheck, status: Option<Status>) -> Option<Change> {
+    pub(super) fn record(&self, check: LastCheck, state: Option<HealthState>) -> Option<HealthChange> {
         self.observe(|observed| {
             let at = check.at;
             observed.checks += 1;
             observed.failures += u64::from(check.failure.is_some());
             observed.last_check = Some(check);
-            let to = status?;
-            let from = std::mem::replace(&mut observed.status, to.clone());
+            let to = state?;
+            let from = std::mem::replace(&mut observed.state, to.clone());
             let since = std::mem::replace(&mut observed.since, at);
             let after = at.saturating_duration_since(since);
-            Some(Change { target: observed.target.clone(), from, to, after })
+            Some(HealthChange { target: observed.target.clone(), from, to, after })
         })
     }
 
     /// Whatever was known no longer is.
-    pub(super) fn forget(&self, why: CheckFailure) -> Option<Change> {
-        let known = self.observe(|observed| observed.status != Status::Unknown);
+    pub(super) fn forget(&self, why: CheckFailure) -> Option<HealthChange> {
+        let known = self.observe(|observed| observed.state != HealthState::Unknown);
         let check = LastCheck { at: Instant::now(), latency: Duration::ZERO, failure: Some(why) };
-        self.record(check, known.then_some(Status::Unknown))
+        self.record(check, known.then_some(HealthState::Unknown))
     }
 
     /// From any thread, any number of times; all reports until the next check are one.
@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn reports_between_two_checks_are_one() {
-        let shared = Shared::new(target("/", "10.0.0.1:1").unwrap().key, Status::Unknown, Instant::now());
+        let shared =
+            Shared::new(target("/", "10.0.0.1:1").unwrap().key, HealthState::Unknown, Instant::now());
         (0..1000).for_each(|_| shared.report_failure());
         assert!(shared.take_report());
         assert!(!shared.take_report());

@@ -14,14 +14,14 @@ use crate::check::HealthCheck;
 
 /// What one check does.
 #[derive(Debug, Clone)]
-pub(super) struct Shot {
+pub(super) struct ScriptedCheck {
     takes: Duration,
     step: Step,
     result: Result<Answer, CheckFailure>,
     panics: bool,
 }
 
-impl Shot {
+impl ScriptedCheck {
     pub(super) fn ok() -> Self {
         Self::answered(Answer::Ready)
     }
@@ -49,27 +49,27 @@ impl Shot {
 
 #[derive(Debug, Default)]
 struct State {
-    shots: VecDeque<Shot>,
+    checks: VecDeque<ScriptedCheck>,
     starts: Vec<Instant>,
     step: Option<Step>,
 }
 
 /// Checks that go as written, then succeed for ever.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Script {
+pub(super) struct ScriptedProbe {
     state: Arc<Mutex<State>>,
     lost: Arc<Notify>,
 }
 
-impl Script {
-    pub(super) fn new(shots: impl IntoIterator<Item = Shot>) -> Self {
+impl ScriptedProbe {
+    pub(super) fn new(checks: impl IntoIterator<Item = ScriptedCheck>) -> Self {
         let script = Self::default();
-        script.state().shots.extend(shots);
+        script.state().checks.extend(checks);
         script
     }
 
-    pub(super) fn push(&self, shot: Shot) {
-        self.state().shots.push_back(shot);
+    pub(super) fn push(&self, check: ScriptedCheck) {
+        self.state().checks.push_back(check);
     }
 
     pub(super) fn starts(&self) -> Vec<Instant> {
@@ -85,25 +85,25 @@ impl Script {
     }
 }
 
-impl Probe for Script {
+impl Probe for ScriptedProbe {
     async fn check(&mut self) -> Result<Answer, CheckFailure> {
-        let shot = {
+        let check = {
             let mut state = self.state();
-            let shot = state.shots.pop_front().unwrap_or_else(Shot::ok);
+            let check = state.checks.pop_front().unwrap_or_else(ScriptedCheck::ok);
             state.starts.push(Instant::now());
-            state.step = Some(shot.step);
-            shot
+            state.step = Some(check.step);
+            check
         };
-        sleep(shot.takes).await;
-        assert!(!shot.panics, "as the test wants it");
-        shot.result
+        sleep(check.takes).await;
+        assert!(!check.panics, "as the test wants it");
+        check.result
     }
 
     fn step(&self) -> Step {
         self.state().step.unwrap_or(Step::Connect)
     }
 
-    async fn alarm(&mut self) {
+    async fn connection_lost(&mut self) {
         self.lost.notified().await;
     }
 }

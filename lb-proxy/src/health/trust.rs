@@ -80,12 +80,12 @@ pub struct ServerTls {
 
 impl ServerTls {
     /// With settings that verify nobody.
-    pub(super) fn unproven(config: Arc<ClientConfig>, server: IpAddr) -> Self {
+    pub(super) fn unverified(config: Arc<ClientConfig>, server: IpAddr) -> Self {
         Self { config, name: ServerName::IpAddress(server.into()), proved: None }
     }
 
     /// Whether what a server said in a handshake that failed may be a server's of the cluster.
-    pub(super) fn may_be_believed(&self) -> bool {
+    pub(super) fn is_alert_trusted(&self) -> bool {
         self.proved.as_ref().is_none_or(|proved| proved.load(Ordering::Relaxed))
     }
 }
@@ -120,7 +120,7 @@ impl Trust {
     pub fn tls_at(&self, server: IpAddr, identified: bool) -> ServerTls {
         let verifier = self.0.verifier.at(server);
         let proved = Some(Arc::clone(&verifier.proved));
-        let name = verifier.indication().cloned().unwrap_or(ServerName::IpAddress(server.into()));
+        let name = verifier.server_name_indication().cloned().unwrap_or(ServerName::IpAddress(server.into()));
         let mut config = if identified { self.0.identified.clone() } else { self.0.anonymous.clone() };
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         ServerTls { config: Arc::new(config), name, proved }
@@ -212,13 +212,13 @@ impl AnyName {
     }
 
     /// What to ask a server for.
-    fn indication(&self) -> Option<&ServerName<'static>> {
+    fn server_name_indication(&self) -> Option<&ServerName<'static>> {
         let names = self.names();
         names.iter().find(|name| matches!(name, ServerName::DnsName(_))).or_else(|| names.first())
     }
 
     /// A signature is verified after the certificate that it belongs to, and is the server's proof.
-    fn note(
+    fn record_proof(
         &self,
         verified: Result<HandshakeSignatureValid, Error>,
     ) -> Result<HandshakeSignatureValid, Error> {
@@ -265,7 +265,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.note(self.inner.verify_tls12_signature(message, cert, dss))
+        self.record_proof(self.inner.verify_tls12_signature(message, cert, dss))
     }
 
     fn verify_tls13_signature(
@@ -274,7 +274,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.note(self.inner.verify_tls13_signature(message, cert, dss))
+        self.record_proof(self.inner.verify_tls13_signature(message, cert, dss))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

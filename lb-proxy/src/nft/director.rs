@@ -23,16 +23,16 @@ use super::rules::{
 };
 use crate::mark::DIRECTOR_MASK;
 
-const DIRECT: &str = "direct";
-const MASQUERADE: &str = "forwarded";
-const REFUSE: &str = "leaving";
-const ANSWERS: &str = "answers";
+const IPVS_MARK: &str = "ipvs_mark";
+const IPVS_MASQUERADE: &str = "ipvs_masquerade";
+const REJECT_PROBES: &str = "reject_probes";
+const DROP_PROBE_REPLIES: &str = "drop_probe_replies";
 
 /// Just before IPVS looks at what this node receives (98, `NF_IP_PRI_NAT_SRC` - 2), so that nobody changes the mark in
 /// between.
-const DIRECT_PRIORITY: i32 = 90;
+const MARK_PRIORITY: i32 = 90;
 /// The conventional place (`raw`) of what is before connection tracking and routing.
-const ANSWERS_PRIORITY: i32 = -300;
+const RAW_PRIORITY: i32 = -300;
 /// The conventional place of source NAT.
 const MASQUERADE_PRIORITY: i32 = 100;
 
@@ -63,7 +63,7 @@ pub struct Director {
     /// Resets new connections to the virtual address that have no hop left, whether they come directly or in a tunnel:
     /// those are the questions of other nodes whether a server here would answer. A node that is about to be no real
     /// server any more so tells them, while connections of clients go on.
-    pub leaving: bool,
+    pub departing: bool,
 }
 
 /// The chains that directors need besides those that every table has.
@@ -78,23 +78,23 @@ pub(super) fn chains(directors: &[Director]) -> Vec<ChainPlan<'_>> {
     if directors.is_empty() {
         return Vec::new();
     }
-    let marking = of(directors, |it| vec![it.directed_already(), it.marking()]);
+    let marking = of(directors, |it| vec![it.peer_exemption(), it.marking()]);
     let mut chains = vec![
-        ChainPlan::new(DIRECT, (Filter, NfHook::Input, DIRECT_PRIORITY), marking),
+        ChainPlan::new(IPVS_MARK, (Filter, NfHook::Input, MARK_PRIORITY), marking),
         ChainPlan::new(
-            MASQUERADE,
+            IPVS_MASQUERADE,
             (NAT, NfHook::Postrouting, MASQUERADE_PRIORITY),
             of(directors, |it| vec![it.masquerading()]),
         ),
         ChainPlan::new(
-            ANSWERS,
-            (Filter, NfHook::Prerouting, ANSWERS_PRIORITY),
-            of(directors, |it| vec![it.deafness()]),
+            DROP_PROBE_REPLIES,
+            (Filter, NfHook::Prerouting, RAW_PRIORITY),
+            of(directors, |it| vec![it.probe_reply_drop()]),
         ),
     ];
-    let refusals = of(directors, |it| vec![it.refusal()]);
+    let refusals = of(directors, |it| vec![it.probe_rejection()]);
     if !refusals.is_empty() {
-        chains.push(ChainPlan::new(REFUSE, (Filter, NfHook::Input, 0), refusals));
+        chains.push(ChainPlan::new(REJECT_PROBES, (Filter, NfHook::Input, 0), refusals));
     }
     chains
 }
@@ -126,7 +126,7 @@ impl Director {
     }
 
     /// Before the redirects to the proxy: what is for IPVS, or for a server on this node.
-    pub(super) fn exemption(&self) -> Vec<Statement<'_>> {
+    pub(super) fn proxy_exemption(&self) -> Vec<Statement<'_>> {
         let mut rule = Vec::from_iter(self.arrival());
         rule.extend(self.target());
         rule.push(Statement::Return(None));
@@ -134,7 +134,7 @@ impl Director {
     }
 
     /// Before the marking: what another director has directed.
-    fn directed_already(&self) -> Option<Vec<Statement<'_>>> {
+    fn peer_exemption(&self) -> Option<Vec<Statement<'_>>> {
         if self.peers.is_empty() {
             return None;
         }
@@ -161,7 +161,7 @@ impl Director {
     ///
     /// A node that does not have the address may be connected to it, elsewhere; and one that has it may pass on what
     /// servers send to clients.
-    fn deafness(&self) -> Option<Vec<Statement<'_>>> {
+    fn probe_reply_drop(&self) -> Option<Vec<Statement<'_>>> {
         let local = |flag| equals(address_type([flag]), text("local".to_owned()));
         Some(vec![
             self.arrival()?,
@@ -196,8 +196,8 @@ impl Director {
         Some(rule)
     }
 
-    fn refusal(&self) -> Option<Vec<Statement<'_>>> {
-        if !self.leaving {
+    fn probe_rejection(&self) -> Option<Vec<Statement<'_>>> {
+        if !self.departing {
             return None;
         }
         let flags = Expression::Named(field("tcp", "flags"));
@@ -247,7 +247,7 @@ mod tests {
             reach: Reach::ArrivalInterface,
             peers: BTreeSet::new(),
             masquerade: true,
-            leaving: false,
+            departing: false,
         }
     }
 
@@ -280,9 +280,9 @@ mod tests {
 
     #[test]
     fn what_another_director_sends_is_not_directed_again() {
-        assert!(director().directed_already().is_none());
+        assert!(director().peer_exemption().is_none());
         let director = Director { peers: [[2, 0, 0, 9, 0, 0x0c]].into(), ..director() };
-        let rule = serde_json::to_value(director.directed_already().unwrap()).unwrap();
+        let rule = serde_json::to_value(director.peer_exemption().unwrap()).unwrap();
         assert_eq!(rule[2]["match"]["right"], json!({"set": ["02:00:00:09:00:0c"]}));
         assert_eq!(rule[3], json!({"return": null}));
     }
@@ -290,18 +290,18 @@ mod tests {
     #[test]
     fn packets_for_ipvs_or_a_server_here_are_left_out_of_the_redirect() {
         let director = director();
-        let rule = serde_json::to_value(director.exemption()).unwrap();
+        let rule = serde_json::to_value(director.proxy_exemption()).unwrap();
         assert_eq!(rule[0], equal(&meta("iifname"), &json!({"set": ["cplbtun4", "eth0"]})));
         assert_eq!(rule[3], json!({"return": null}));
         let from_anywhere = Director { from: BTreeSet::new(), ..director };
-        assert_eq!(from_anywhere.exemption().len(), 3);
+        assert_eq!(from_anywhere.proxy_exemption().len(), 3);
     }
 
     #[test]
     fn only_new_connections_without_a_hop_left_are_refused() {
-        assert!(director().refusal().is_none());
-        let director = Director { leaving: true, ..director() };
-        let rule = serde_json::to_value(director.refusal().unwrap()).unwrap();
+        assert!(director().probe_rejection().is_none());
+        let director = Director { departing: true, ..director() };
+        let rule = serde_json::to_value(director.probe_rejection().unwrap()).unwrap();
         let ttl = json!({"payload": {"protocol": "ip", "field": "ttl"}});
         assert_eq!(rule[2], equal(&ttl, &json!(1)));
         assert_eq!(rule[3]["match"]["right"], "syn");
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn answers_are_dropped_where_they_can_only_be_answers() {
         let director = director();
-        let rule = serde_json::to_value(director.deafness()).unwrap();
+        let rule = serde_json::to_value(director.probe_reply_drop()).unwrap();
         let payload =
             |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
         let local = |flag: &str| equal(&json!({"fib": {"result": "type", "flags": [flag]}}), &json!("local"));
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(rule[2], equal(&payload("tcp", "sport"), &json!(6443)));
         assert_eq!((&rule[3], &rule[4]), (&local("saddr"), &local("daddr")));
         assert_eq!(rule[5], json!({"drop": null}));
-        assert_eq!(Director { from: BTreeSet::new(), ..director }.deafness(), None);
+        assert_eq!(Director { from: BTreeSet::new(), ..director }.probe_reply_drop(), None);
     }
 
     #[test]

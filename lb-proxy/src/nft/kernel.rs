@@ -115,7 +115,7 @@ impl Kernel {
 
     pub(super) fn generation(&mut self) -> Result<Generation, QueryError> {
         let mut found = Err(WireError::Attribute(0));
-        match self.ask(Query::Generation, |_, object| {
+        match self.query(Query::Generation, |_, object| {
             found = wire::generation(object);
             Ok(())
         })? {
@@ -135,7 +135,7 @@ impl Kernel {
         let others = [Query::Rules(name)].into_iter().chain(sets.into_iter().flatten());
         let mut total = Fingerprint { digest: 0, rules: 0, elements: 0 };
         for query in [Query::Table(name)].into_iter().chain(chains).chain(others) {
-            let Some(part) = self.part(query)? else { return Ok(None) };
+            let Some(part) = self.partial(query)? else { return Ok(None) };
             total.digest = total.digest.rotate_left(7) ^ part.digest;
             total.rules += part.rules;
             total.elements += part.elements;
@@ -145,10 +145,10 @@ impl Kernel {
         Ok(Some(total))
     }
 
-    fn part(&mut self, query: Query<'_>) -> Result<Option<Fingerprint>, QueryError> {
+    fn partial(&mut self, query: Query<'_>) -> Result<Option<Fingerprint>, QueryError> {
         for _ in 0..ATTEMPTS {
             let mut part = Fingerprint { digest: 0, rules: 0, elements: 0 };
-            let reply = self.ask(query, |kind, object| {
+            let reply = self.query(query, |kind, object| {
                 let (digest, elements) = wire::digest(kind, object)?;
                 // Rules count in their order, the pieces of an element list in any.
                 part.digest = match query {
@@ -170,7 +170,7 @@ impl Kernel {
     }
 
     /// Sends `query` and hands every object of the answer to `each`.
-    fn ask(
+    fn query(
         &mut self,
         query: Query<'_>,
         mut each: impl FnMut(u16, &[u8]) -> Result<(), WireError>,

@@ -134,7 +134,7 @@ impl Nft {
     pub async fn apply(&mut self, table: &Table) -> Result<(), ApplyError> {
         let result = self.replace(table).await;
         match &result {
-            // The former table is still there: the next look compares the kernel's with it.
+            // The former table is still there: the next check_presence compares the kernel's with it.
             Err(ApplyError::Run(_)) => {}
             Err(ApplyError::Query(_)) => (self.applied, self.kernel) = (None, None),
             _ => self.applied = None,
@@ -149,7 +149,7 @@ impl Nft {
     /// # Errors
     /// See [`QueryError`]; the next call opens a new socket.
     pub fn present(&mut self, table: &Table) -> Result<Presence, QueryError> {
-        let result = self.look(table);
+        let result = self.check_presence(table);
         if result.is_err() {
             self.kernel = None;
         }
@@ -170,13 +170,13 @@ impl Nft {
     async fn replace(&mut self, table: &Table) -> Result<Applied, ApplyError> {
         let batch = encode(table.replacement());
         for _ in 0..ATTEMPTS {
-            // Where the kernel does not let us look, nft says why better than we could.
+            // Where the kernel does not let us check_presence, nft says why better than we could.
             let before = self.kernel().and_then(Kernel::generation).ok();
             run::run(&self.path, &batch, self.timeout).await?;
             let kernel = self.kernel()?;
             let Some(fingerprint) = kernel.fingerprint(table)? else { continue };
             let after = kernel.generation()?;
-            // Only a change between our commit and our look could hide in the fingerprint. Where other
+            // Only a change between our commit and our check_presence could hide in the fingerprint. Where other
             // software keeps committing to its own tables, the number of rules and addresses has to do.
             let rules: usize = table.chains().iter().map(|chain| chain.rules.len()).sum();
             let complete = (fingerprint.rules, fingerprint.elements) == (rules, table.element_count());
@@ -189,7 +189,7 @@ impl Nft {
         Err(ApplyError::Contended { name: table.name.clone() })
     }
 
-    fn look(&mut self, table: &Table) -> Result<Presence, QueryError> {
+    fn check_presence(&mut self, table: &Table) -> Result<Presence, QueryError> {
         let kernel = kernel(&mut self.kernel)?;
         let Some(applied) = self.applied.as_mut().filter(|applied| applied.table == *table) else {
             return Ok(Presence::Missing);

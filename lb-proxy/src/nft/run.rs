@@ -107,16 +107,16 @@ pub(super) async fn run(path: &Path, batch: &[u8], timeout: Duration) -> Result<
         .spawn()
         .map_err(start)?;
     let mut text = Vec::new();
-    let Ok(ended) = tokio::time::timeout(timeout, talk(&mut child, batch, &mut text)).await else {
+    let Ok(ended) = tokio::time::timeout(timeout, exchange(&mut child, batch, &mut text)).await else {
         // Reaps it as well, unless even the kernel cannot end it; then tokio does later.
         let _ = tokio::time::timeout(Duration::from_secs(1), child.kill()).await;
         return Err(RunError::TimedOut { path: path.to_owned(), after: timeout, text: printable(&text) });
     };
     let status = ended.map_err(start)?;
-    if status.success() { Ok(()) } else { Err(refusal(status, printable(&text))) }
+    if status.success() { Ok(()) } else { Err(classify(status, printable(&text))) }
 }
 
-async fn talk(child: &mut Child, batch: &[u8], text: &mut Vec<u8>) -> io::Result<ExitStatus> {
+async fn exchange(child: &mut Child, batch: &[u8], text: &mut Vec<u8>) -> io::Result<ExitStatus> {
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let write = async {
         let Some(mut stdin) = stdin else { return };
@@ -139,15 +139,15 @@ fn printable(text: &[u8]) -> String {
 }
 
 /// nft has one exit status for everything; the kernel's word is in its text (in English: see `LC_ALL`).
-fn refusal(status: ExitStatus, text: String) -> RunError {
-    let says = |needle| text.contains(needle);
-    if says("Operation not permitted") || says("must be root") {
+fn classify(status: ExitStatus, text: String) -> RunError {
+    let contains = |needle| text.contains(needle);
+    if contains("Operation not permitted") || contains("must be root") {
         RunError::Permission { text }
-    } else if says("/dev/stdin") {
+    } else if contains("/dev/stdin") {
         RunError::NoInput { text }
-    } else if says("Operation not supported")
-        || says("Protocol not supported")
-        || says("No such file or directory")
+    } else if contains("Operation not supported")
+        || contains("Protocol not supported")
+        || contains("No such file or directory")
     {
         // The batch names nothing that it has not made itself, so what is missing is a kernel module.
         RunError::Unsupported { text }
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_missing_standard_input_is_not_taken_for_a_kernel_without_nftables() {
-        let refused = |text: &str| refusal(ExitStatus::from_raw(256), text.to_owned());
+        let refused = |text: &str| classify(ExitStatus::from_raw(256), text.to_owned());
         let input = "internal:0:0-0: Error: Could not open file \"/dev/stdin\": No such file or directory";
         let error = refused(input);
         assert!(matches!(error, RunError::NoInput { .. }));

@@ -84,7 +84,7 @@ pub enum Delivery {
         /// [`Table::directors`] need not be named.
         except: BTreeSet<SocketAddr>,
     },
-    /// By translating the destination port to the proxy's: a host firewall sees that port. Needs connection tracking. Uses
+    /// By prerouting_rules the destination port to the proxy's: a host firewall sees that port. Needs connection tracking. Uses
     /// nothing that old kernels lack, and so does not serve the members of a VRF.
     Dnat,
 }
@@ -125,16 +125,20 @@ impl Table {
                 Family::BOTH.map(|family| vec![to_vip(family), jump(TRANSPARENT)]).into_iter().collect();
             let hook = (Filter, NfHook::Prerouting, ASSIGN_PRIORITY);
             chains.push(ChainPlan::new(ARRIVING, hook, entry));
-            chains.push(ChainPlan { name: TRANSPARENT, hook: None, rules: self.assigning() });
+            chains.push(ChainPlan { name: TRANSPARENT, hook: None, rules: self.transparent_rules() });
         }
         let at = |hook| (NAT, hook, TRANSLATE_PRIORITY);
-        chains.push(ChainPlan::new(PREROUTING, at(NfHook::Prerouting), self.translating()));
-        chains.push(ChainPlan::new(OUTPUT, at(NfHook::Output), self.translating_own()));
-        let closing = self.closing();
-        if !closing.is_empty() {
-            chains.push(ChainPlan::new(BIND_PORTS, (Filter, NfHook::Input, REJECT_PRIORITY), closing));
+        chains.push(ChainPlan::new(PREROUTING, at(NfHook::Prerouting), self.prerouting_rules()));
+        chains.push(ChainPlan::new(OUTPUT, at(NfHook::Output), self.output_rules()));
+        let bind_port_rules = self.bind_port_rules();
+        if !bind_port_rules.is_empty() {
+            chains.push(ChainPlan::new(
+                BIND_PORTS,
+                (Filter, NfHook::Input, REJECT_PRIORITY),
+                bind_port_rules,
+            ));
         }
-        chains.push(ChainPlan::new(GUARD, (Filter, NfHook::Output, FILTER_PRIORITY), self.guarding()));
+        chains.push(ChainPlan::new(GUARD, (Filter, NfHook::Output, FILTER_PRIORITY), self.guard_rules()));
         chains.extend(director::chains(&self.directors));
         chains
     }
@@ -170,7 +174,7 @@ impl Table {
     }
 
     /// For packets to a virtual address, whether it is here or not.
-    fn assigning(&self) -> Vec<Rule<'_>> {
+    fn transparent_rules(&self) -> Vec<Rule<'_>> {
         let skip = |condition| vec![condition, Statement::Return(None)];
         let mut rules = Vec::from_iter(self.mark.map(|mark| skip(has_mark(mark))));
         // What is translated, by us or by others, has no socket with the address and port that it still carries here.
@@ -188,10 +192,10 @@ impl Table {
         rules
     }
 
-    fn translating(&self) -> Vec<Rule<'_>> {
-        let mut rules: Vec<_> = self.directors.iter().map(Director::exemption).collect();
+    fn prerouting_rules(&self) -> Vec<Rule<'_>> {
+        let mut rules: Vec<_> = self.directors.iter().map(Director::proxy_exemption).collect();
         if !self.is_transparent() {
-            rules.extend(self.redirecting());
+            rules.extend(self.redirect_rules());
             return rules;
         }
         for (endpoint, bind_port) in self.exceptions() {
@@ -210,19 +214,19 @@ impl Table {
     }
 
     /// For what this node itself sends.
-    fn translating_own(&self) -> Vec<Rule<'_>> {
+    fn output_rules(&self) -> Vec<Rule<'_>> {
         let own = self.mark.map(|mark| vec![has_mark(mark), Statement::Return(None)]);
-        own.into_iter().chain(self.redirecting()).collect()
+        own.into_iter().chain(self.redirect_rules()).collect()
     }
 
-    fn redirecting(&self) -> impl Iterator<Item = Rule<'_>> {
+    fn redirect_rules(&self) -> impl Iterator<Item = Rule<'_>> {
         self.redirects().map(|(family, port, bind_port)| {
             vec![to_vip(family), to_port(port.get()), is_local(), translate(bind_port)]
         })
     }
 
     /// Refuses other hosts at the proxy's own ports.
-    fn closing(&self) -> Vec<Rule<'_>> {
+    fn bind_port_rules(&self) -> Vec<Rule<'_>> {
         let open = match self.bind_address {
             Some(ip) if ip.is_unspecified() && ip.is_ipv6() => return Vec::new(),
             Some(ip) if ip.is_unspecified() => Some(is_family(Family::V4)),
@@ -240,7 +244,7 @@ impl Table {
         through.chain(closed).collect()
     }
 
-    fn guarding(&self) -> Vec<Rule<'_>> {
+    fn guard_rules(&self) -> Vec<Rule<'_>> {
         let mut rules = Vec::new();
         for family in Family::BOTH {
             let mut foreign = vec![from_vip(family), is_foreign()];
@@ -408,9 +412,9 @@ mod tests {
         local("!=", transparent, 2, &["oif", "saddr"]);
         assert_eq!(transparent[3], matches("!=", &json!({"meta": {"key": "oifkind"}}), &json!("vrf")));
         assert_eq!(transparent[4], json!({"drop": null}));
-        let translating = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
-        local("!=", translating, 1, &["saddr"]);
-        assert_eq!(translating[2], json!({"drop": null}));
+        let prerouting_rules = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
+        local("!=", prerouting_rules, 1, &["saddr"]);
+        assert_eq!(prerouting_rules[2], json!({"drop": null}));
     }
 
     #[test]
@@ -447,19 +451,19 @@ mod tests {
 
     #[test]
     fn bind_ports_are_open_to_this_node_to_translated_connections_and_at_the_bind_address() {
-        let closing = |bind_address: Option<&str>| {
+        let bind_port_rules = |bind_address: Option<&str>| {
             let bind_address = bind_address.map(|ip| ip.parse().unwrap());
             rules(&Table { bind_address, ..table() }, BIND_PORTS)
         };
-        let closed = closing(None);
+        let closed = bind_port_rules(None);
         assert_eq!(closed.len(), 3);
         let reset = json!({"reject": {"type": "tcp reset"}});
         assert_eq!(closed[2], json!([matches("==", &payload("tcp", "dport"), &json!(6444)), syn(), reset]));
         let v4 = matches("==", &json!({"meta": {"key": "nfproto"}}), &json!("ipv4"));
-        assert_eq!(closing(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
+        assert_eq!(bind_port_rules(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
         let own = matches("==", &payload("ip6", "daddr"), &json!("fd00::11"));
-        assert_eq!(closing(Some("fd00::11"))[2], json!([own, {"return": null}]));
-        assert_eq!(closing(Some("::")), Vec::<Value>::new());
+        assert_eq!(bind_port_rules(Some("fd00::11"))[2], json!([own, {"return": null}]));
+        assert_eq!(bind_port_rules(Some("::")), Vec::<Value>::new());
     }
 
     #[test]

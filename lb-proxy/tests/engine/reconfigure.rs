@@ -58,8 +58,8 @@ fn a_removed_backend_drains_and_keeps_its_counters_when_it_returns() {
     for _ in 0..10 {
         assert_eq!(visit(balancer.addr).unwrap(), 0);
     }
-    let leaving = balancer.backend(all[1]);
-    assert_eq!((leaving.state, leaving.active), (BackendState::Draining, 1));
+    let removed = balancer.backend(all[1]);
+    assert_eq!((removed.state, removed.active), (BackendState::Draining, 1));
     held.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
 
     balancer.lb.reconfigure(vec![service(&all)]).unwrap();

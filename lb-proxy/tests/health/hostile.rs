@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use lb_proxy::health::{CheckFailure, Status, Step};
+use lb_proxy::health::{CheckFailure, HealthState, Step};
 use lb_proxy::{HealthCheck, HealthKind};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::sleep;
@@ -20,11 +20,11 @@ fn quick(kind: HealthKind) -> HealthCheck {
 /// The first status of a target, which tells why.
 async fn failure(server: &Server, kind: HealthKind) -> CheckFailure {
     let mut watch = Watch::new([target(server.addr, quick(kind))]);
-    let status = watch.status().await;
+    let status = watch.state().await;
     let known = watch.after_checks(3).await;
-    assert_eq!((known.failures, known.status.is_down()), (known.checks, true), "no check succeeds");
+    assert_eq!((known.failures, known.state.is_down()), (known.checks, true), "no check succeeds");
     match status {
-        Status::Down { reason } => reason,
+        HealthState::Down { reason } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -77,7 +77,7 @@ async fn a_black_hole_times_out_while_connecting() {
     let hole = BlackHole::new();
     for kind in [HealthKind::Tcp, HealthKind::Tls, https()] {
         let mut watch = Watch::new([target(hole.addr, quick(kind))]);
-        assert_eq!(watch.status().await, Status::Down { reason: timed_out(Step::Connect) });
+        assert_eq!(watch.state().await, HealthState::Down { reason: timed_out(Step::Connect) });
     }
 }
 
@@ -156,12 +156,12 @@ async fn a_huge_body_is_not_read() {
     let api = Api::new();
     api.set(|behaviour| behaviour.body = Bytes::from(vec![b'x'; 10_000_000]));
     let mut watch = Watch::new([target(api.server.addr, quick(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let known = watch.after_checks(5).await;
     assert_eq!(known.failures, 0);
     assert!(api.server.accepted() >= 6, "each answer costs its connection");
     api.set(|behaviour| behaviour.status = 500);
-    assert_eq!(watch.status().await, Status::Down { reason: CheckFailure::Status(500) });
+    assert_eq!(watch.state().await, HealthState::Down { reason: CheckFailure::Status(500) });
     let endless = Server::tls(tls(), |mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         while stream.write_all(b"1000\r\n").await.is_ok()
@@ -170,7 +170,7 @@ async fn a_huge_body_is_not_read() {
         {}
     });
     let mut watch = Watch::new([target(endless.addr, quick(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn a_slow_answer_is_still_an_answer() {
     api.set(|behaviour| behaviour.delay = Duration::from_millis(400));
     let patient = HealthCheck { timeout: Duration::from_secs(2), fall: 1, ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, patient)]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let known = watch.after_checks(3).await;
     assert_eq!(known.failures, 0);
     assert!(known.last_check.unwrap().latency >= Duration::from_millis(400));
@@ -216,7 +216,7 @@ async fn hostile_servers_delay_nobody_else() {
     targets.push(target(good.server.addr, HealthCheck { fall: 1, ..check(https()) }));
     let mut watch = Watch::new(targets);
     let change = watch.change().await;
-    assert_eq!((change.target, change.to), (key(good.server.addr), Status::Up));
+    assert_eq!((change.target, change.to), (key(good.server.addr), HealthState::Up));
     sleep(Duration::from_secs(3)).await;
     let known =
         watch.monitor.snapshot().into_iter().find(|known| known.target == key(good.server.addr)).unwrap();

@@ -10,7 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_proxy::health::{Change, Monitor, MonitorOptions, Status, Target, TargetKey, TargetSnapshot};
+use lb_proxy::health::{
+    HealthChange, HealthState, Monitor, MonitorOptions, Target, TargetKey, TargetSnapshot,
+};
 use lb_proxy::{HealthCheck, HealthKind};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
@@ -20,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A monitor and the changes it told of.
 struct Watch {
     monitor: Monitor,
-    changes: UnboundedReceiver<Change>,
+    changes: UnboundedReceiver<HealthChange>,
 }
 
 impl Watch {
@@ -32,12 +34,12 @@ impl Watch {
         Self { monitor, changes }
     }
 
-    async fn change(&mut self) -> Change {
+    async fn change(&mut self) -> HealthChange {
         timeout(PATIENCE, self.changes.recv()).await.expect("no change").unwrap()
     }
 
     /// The status that the one target gets next.
-    async fn status(&mut self) -> Status {
+    async fn state(&mut self) -> HealthState {
         self.change().await.to
     }
 

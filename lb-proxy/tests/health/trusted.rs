@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
 use lb_proxy::HealthKind;
-use lb_proxy::health::{CheckFailure, Credentials, Names, Status, Target, Trust};
+use lb_proxy::health::{CheckFailure, Credentials, HealthState, Names, Target, Trust};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -136,7 +136,7 @@ async fn no_credential_is_shown_while_anonymous_requests_are_answered() {
     for credentials in [with_certificate(authority.client()), with_token()] {
         let (server, requests) = serve(&authority, authority.server(&["kubernetes"]), &VERSIONS, 200);
         let mut watch = Watch::new([verifying(server.addr, https(), authority.trust(credentials))]);
-        assert_eq!(watch.status().await, Status::Up);
+        assert_eq!(watch.state().await, HealthState::Up);
         watch.after_checks(3).await;
         assert!(requests.lock().unwrap().iter().all(|it| *it == (false, None)), "{requests:?}");
     }
@@ -155,7 +155,7 @@ async fn credentials_are_shown_after_401_or_403_to_a_verified_server() {
             requests.lock().unwrap().clear();
             let before = server.accepted();
             let mut watch = Watch::new([verifying(server.addr, https(), authority.trust(credentials))]);
-            assert_eq!(watch.status().await, Status::Up);
+            assert_eq!(watch.state().await, HealthState::Up);
             watch.after_checks(3).await;
             watch.assert_quiet();
             let requests = requests.lock().unwrap().clone();
@@ -165,7 +165,7 @@ async fn credentials_are_shown_after_401_or_403_to_a_verified_server() {
         }
         let trust = authority.trust(Credentials::default());
         let mut anonymous = Watch::new([verifying(server.addr, https(), trust)]);
-        assert_eq!(anonymous.status().await, Status::UpUnready);
+        assert_eq!(anonymous.state().await, HealthState::UpUnready);
     }
 }
 
@@ -184,7 +184,7 @@ async fn a_backend_whose_certificate_is_not_accepted_is_down_and_sees_no_request
         let mut credentials = with_certificate(authority.client());
         credentials.token = Some(TOKEN.to_owned());
         let mut watch = Watch::new([verifying(server.addr, https(), authority.trust(credentials))]);
-        let Status::Down { reason: reason @ CheckFailure::Untrusted(_) } = watch.status().await else {
+        let HealthState::Down { reason: reason @ CheckFailure::Untrusted(_) } = watch.state().await else {
             panic!("{why}: the backend should be down")
         };
         assert!(reason.to_string().contains(why), "{why}: {reason}");
@@ -192,7 +192,7 @@ async fn a_backend_whose_certificate_is_not_accepted_is_down_and_sees_no_request
         assert!(requests.lock().unwrap().is_empty(), "{requests:?}");
         // A TLS check verifies no certificate.
         let tls = verifying(server.addr, HealthKind::Tls, authority.trust(Credentials::default()));
-        assert_eq!(Watch::new([tls]).status().await, Status::Up);
+        assert_eq!(Watch::new([tls]).state().await, HealthState::Up);
     }
 }
 
@@ -208,11 +208,11 @@ async fn an_alert_of_an_unverified_server_is_no_sign_of_life() {
     });
     let trust = authority.trust(with_certificate(authority.client()));
     let mut watch = Watch::new([verifying(server.addr, https(), trust)]);
-    let status = watch.status().await;
-    assert!(matches!(status, Status::Down { reason: CheckFailure::Tls(_) }), "{status}");
+    let status = watch.state().await;
+    assert!(matches!(status, HealthState::Down { reason: CheckFailure::Tls(_) }), "{status}");
     // Without verification the alert shows that a TLS server is alive.
     let mut unverified = Watch::new([target(server.addr, check(https()))]);
-    assert_eq!(unverified.status().await, Status::UpUnready);
+    assert_eq!(unverified.state().await, HealthState::UpUnready);
 }
 
 #[tokio::test]
@@ -223,13 +223,13 @@ async fn only_the_expected_statuses_are_ready() {
         let kind = HealthKind::Https { path: "/readyz".to_owned(), statuses: statuses.to_vec() };
         Watch::new([target(server.addr, check(kind))])
     };
-    assert_eq!(expecting(&[200, 401]).status().await, Status::Up);
+    assert_eq!(expecting(&[200, 401]).state().await, HealthState::Up);
     let reason = CheckFailure::Status(401);
-    assert_eq!(expecting(&[200, 403]).status().await, Status::Down { reason });
+    assert_eq!(expecting(&[200, 403]).state().await, HealthState::Down { reason });
     // The expected statuses are those of identified requests.
     let kind = HealthKind::Https { path: "/readyz".to_owned(), statuses: vec![200] };
     let target = verifying(server.addr, kind, authority.trust(with_token()));
-    assert_eq!(Watch::new([target]).status().await, Status::Up);
+    assert_eq!(Watch::new([target]).state().await, HealthState::Up);
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn directed(reach: Reach, from: &[&str]) -> Table {
         reach,
         peers: BTreeSet::new(),
         masquerade: false,
-        leaving: false,
+        departing: false,
     });
     Table { directors: directors.collect(), ..table() }
 }
@@ -189,7 +189,7 @@ fn who_leaves_refuses_questions() {
         .iter()
         .map(|vip| (client.run(move || connect(target(vip))), server.accept().unwrap().0))
         .collect();
-    apply(|director| Director { leaving: true, ..director });
+    apply(|director| Director { departing: true, ..director });
     for (vip, (stream, accepted)) in VIPS.into_iter().zip(&mut open) {
         accepted.write_all(b"x").unwrap();
         stream.read_exact(&mut [0]).unwrap();
@@ -307,7 +307,7 @@ fn the_rules_of_directors_are_watched() {
     let mut table = directed(Reach::ArrivalInterface, &["lan", "cplbtun4"]);
     table.directors[0].masquerade = true;
     table.directors[0].peers = [[2; 6]].into();
-    table.directors[1].leaving = true;
+    table.directors[1].departing = true;
     let other = Director { vip: ip("10.0.0.101"), reach: Reach::From, ..table.directors[1].clone() };
     table.directors.push(Director { from: BTreeSet::new(), ..other });
     block_on(guard.apply(&table)).unwrap();

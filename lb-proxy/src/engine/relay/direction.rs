@@ -34,7 +34,7 @@ pub(crate) enum Step {
     /// For room at the destination.
     Blocked,
     /// For nothing: it used up its turn and has more to do.
-    Turn,
+    Yielded,
     /// For nothing: the end of the stream has been forwarded.
     Done,
 }
@@ -49,7 +49,7 @@ enum End {
 
 /// Bytes that were read and not yet written.
 #[derive(Debug)]
-enum Held {
+enum Unwritten {
     Nothing,
     Rest(Box<Rest>),
     Pipe(Box<Pipe>),
@@ -64,7 +64,7 @@ struct Rest {
 /// See the module. Call [`Direction::pump`] whenever the task is woken.
 #[derive(Debug)]
 pub(crate) struct Direction {
-    held: Held,
+    unwritten: Unwritten,
     end: End,
     splicing: bool,
     /// The last write found no room, so readiness must be awaited before the next.
@@ -78,7 +78,7 @@ pub(crate) struct Direction {
 impl Direction {
     pub(crate) fn new(mode: RelayMode) -> Self {
         Direction {
-            held: Held::Nothing,
+            unwritten: Unwritten::Nothing,
             end: End::Open,
             splicing: mode == RelayMode::Splice,
             blocked: false,
@@ -88,7 +88,7 @@ impl Direction {
     }
 
     /// From now on an end of the source is none: it stands for an error that has been reported already.
-    pub(crate) fn distrust_source(&mut self) {
+    pub(crate) fn mark_source_broken(&mut self) {
         self.broken = true;
     }
 
@@ -128,29 +128,29 @@ impl Direction {
                 self.copy(from, to, tools, moved)?;
             }
         }
-        Ok(Step::Turn)
+        Ok(Step::Yielded)
     }
 
     /// Gives an empty pipe back. One that holds bytes stays.
     pub(crate) fn release(&mut self, tools: &Tools) {
-        match std::mem::replace(&mut self.held, Held::Nothing) {
-            Held::Pipe(pipe) if pipe.filled() == 0 => tools.pipes.borrow_mut().give(pipe),
-            held => self.held = held,
+        match std::mem::replace(&mut self.unwritten, Unwritten::Nothing) {
+            Unwritten::Pipe(pipe) if pipe.filled() == 0 => tools.pipes.borrow_mut().put(pipe),
+            unwritten => self.unwritten = unwritten,
         }
     }
 
     /// Makes sure that there is a pipe. Without one this direction copies for a while.
     fn acquire(&mut self, tools: &Tools) -> bool {
-        if matches!(self.held, Held::Nothing) {
+        if matches!(self.unwritten, Unwritten::Nothing) {
             match tools.pipes.borrow_mut().take() {
-                Some(pipe) => self.held = Held::Pipe(pipe),
+                Some(pipe) => self.unwritten = Unwritten::Pipe(pipe),
                 None => self.splicing = tools.mode == RelayMode::Splice,
             }
         }
-        matches!(self.held, Held::Pipe(_))
+        matches!(self.unwritten, Unwritten::Pipe(_))
     }
 
-    /// Writes what is held.
+    /// Writes what is unwritten.
     fn flush(&mut self, to: &TcpStream, moved: &AtomicU64, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
         loop {
             if self.blocked {
@@ -159,10 +159,10 @@ impl Direction {
                 }
                 self.blocked = false;
             }
-            let written = match &mut self.held {
-                Held::Pipe(pipe) if pipe.filled() > 0 => pipe.empty(to),
-                Held::Rest(rest) => write(to, &rest.bytes[rest.written..]),
-                Held::Nothing | Held::Pipe(_) => return Ok(Poll::Ready(())),
+            let written = match &mut self.unwritten {
+                Unwritten::Pipe(pipe) if pipe.filled() > 0 => pipe.empty(to),
+                Unwritten::Rest(rest) => write(to, &rest.bytes[rest.written..]),
+                Unwritten::Nothing | Unwritten::Pipe(_) => return Ok(Poll::Ready(())),
             };
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -178,10 +178,10 @@ impl Direction {
     }
 
     fn wrote(&mut self, n: usize) {
-        if let Held::Rest(rest) = &mut self.held {
+        if let Unwritten::Rest(rest) = &mut self.unwritten {
             rest.written += n;
             if rest.written == rest.bytes.len() {
-                self.held = Held::Nothing;
+                self.unwritten = Unwritten::Nothing;
             }
         }
     }
@@ -189,7 +189,7 @@ impl Direction {
     /// The destination took nothing: forget that it was ever ready, the kernel reports when it is again.
     fn block(&mut self, to: &TcpStream) {
         self.blocked = true;
-        forget_readiness(to, Interest::WRITABLE);
+        clear_readiness(to, Interest::WRITABLE);
     }
 
     /// Reads once into the worker's buffer and writes what it can.
@@ -202,7 +202,7 @@ impl Direction {
             }
             Ok(n) => n,
             Err(Errno::EAGAIN) => {
-                forget_readiness(from, Interest::READABLE);
+                clear_readiness(from, Interest::READABLE);
                 return Ok(());
             }
             Err(Errno::EINTR) => return Ok(()),
@@ -210,7 +210,7 @@ impl Direction {
         };
         if n < scratch.len() {
             // The source is drained: the kernel reports new bytes, and its end is remembered as such.
-            forget_readiness(from, Interest::READABLE);
+            clear_readiness(from, Interest::READABLE);
             self.streak = 0;
         } else {
             self.streak = self.streak.saturating_add(1);
@@ -226,14 +226,15 @@ impl Direction {
         };
         moved.fetch_add(written as u64, Relaxed);
         if written < n {
-            self.held = Held::Rest(Box::new(Rest { bytes: scratch[written..n].into(), written: 0 }));
+            self.unwritten =
+                Unwritten::Rest(Box::new(Rest { bytes: scratch[written..n].into(), written: 0 }));
         }
         Ok(())
     }
 
     /// Fills the pipe once; the next [`Direction::flush`] empties it.
     fn splice(&mut self, from: &TcpStream, tools: &Tools) -> io::Result<()> {
-        let Held::Pipe(pipe) = &mut self.held else { return Ok(()) };
+        let Unwritten::Pipe(pipe) = &mut self.unwritten else { return Ok(()) };
         match pipe.fill(from) {
             Ok(0) => self.end = End::Seen,
             Ok(n) => {
@@ -247,7 +248,7 @@ impl Direction {
                 }
             }
             // Unambiguous only because the pipe was empty. A short count is not: the pipe may have been out of slots.
-            Err(Errno::EAGAIN) => forget_readiness(from, Interest::READABLE),
+            Err(Errno::EAGAIN) => clear_readiness(from, Interest::READABLE),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -260,6 +261,6 @@ fn write(to: &TcpStream, bytes: &[u8]) -> nix::Result<usize> {
 }
 
 /// Clears tokio's memory of a readiness that a call has just disproved. The end of a stream stays remembered.
-pub(super) fn forget_readiness(stream: &TcpStream, interest: Interest) {
+pub(super) fn clear_readiness(stream: &TcpStream, interest: Interest) {
     let _ = stream.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }

@@ -15,8 +15,8 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::engine::backend::Lease;
-use direction::{Direction, Step, forget_readiness};
+use crate::engine::backend::SessionGuard;
+use direction::{Direction, Step, clear_readiness};
 pub(crate) use pipe::pipes_allowed;
 pub(crate) use tools::Tools;
 
@@ -24,14 +24,14 @@ pub(crate) use tools::Tools;
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub server: TcpStream,
-    lease: Lease,
+    guard: SessionGuard,
     up: Direction,
     down: Direction,
 }
 
 impl Relay {
-    pub(crate) fn new(server: TcpStream, lease: Lease, tools: &Tools) -> Self {
-        Relay { server, lease, up: Direction::new(tools.mode), down: Direction::new(tools.mode) }
+    pub(crate) fn new(server: TcpStream, guard: SessionGuard, tools: &Tools) -> Self {
+        Relay { server, guard, up: Direction::new(tools.mode), down: Direction::new(tools.mode) }
     }
 
     /// Ready when both directions have ended, or with the error of the side that broke. Must then be dropped, in the
@@ -42,18 +42,18 @@ impl Relay {
         tools: &Tools,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        let Relay { server, lease, up, down } = self;
-        let (bytes_in, bytes_out) = (&lease.backend().bytes_in, &lease.backend().bytes_out);
+        let Relay { server, guard, up, down } = self;
+        let (bytes_in, bytes_out) = (&guard.backend().bytes_in, &guard.backend().bytes_out);
         let up_step = up.pump(client, server, tools, bytes_in, cx);
         if up_step.is_err() {
             // What the server said before it reset is still delivered, but not an end.
-            down.distrust_source();
+            down.mark_source_broken();
         }
         let down_step = down.pump(server, client, tools, bytes_out, cx);
         let (up_step, down_step) = (up_step?, down_step?);
         match (up_step, down_step) {
             (Step::Done, Step::Done) => return Poll::Ready(Ok(())),
-            (Step::Turn, _) | (_, Step::Turn) => cx.waker().wake_by_ref(),
+            (Step::Yielded, _) | (_, Step::Yielded) => cx.waker().wake_by_ref(),
             _ => {
                 if is_unwatched(up_step, down_step) {
                     watch(client, cx)?;
@@ -85,7 +85,7 @@ fn is_unwatched(away: Step, towards: Step) -> bool {
 /// A broken socket reports itself writable. Forgetting that this one is writable lets the task wait for that; writes
 /// do not ask for readiness before they are refused, so they are not held up.
 fn watch(stream: &TcpStream, cx: &mut Context<'_>) -> io::Result<()> {
-    forget_readiness(stream, Interest::WRITABLE);
+    clear_readiness(stream, Interest::WRITABLE);
     if stream.poll_write_ready(cx)?.is_ready() {
         return Err(stream.take_error()?.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
     }

@@ -34,35 +34,35 @@ pub(crate) struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     filled: usize,
-    _place: Place,
+    _count: OpenCount,
 }
 
 /// A pipe's share in the number that are open.
 #[derive(Debug)]
-struct Place(Rc<Cell<usize>>);
+struct OpenCount(Rc<Cell<usize>>);
 
-impl Place {
+impl OpenCount {
     fn new(open: &Rc<Cell<usize>>) -> Self {
         open.set(open.get() + 1);
-        Place(Rc::clone(open))
+        OpenCount(Rc::clone(open))
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenCount {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
 }
 
 impl Pipe {
-    fn open(place: Place) -> nix::Result<Self> {
+    fn open(count: OpenCount) -> nix::Result<Self> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
         for size in [PIPE_SIZE, SMALLER_SIZE] {
             if fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(size).unwrap_or(i32::MAX))).is_ok() {
                 break;
             }
         }
-        Ok(Pipe { read, write, filled: 0, _place: place })
+        Ok(Pipe { read, write, filled: 0, _count: count })
     }
 
     pub(crate) fn filled(&self) -> usize {
@@ -115,11 +115,11 @@ impl Pool {
         if self.open.get() >= self.allowed {
             return None;
         }
-        Pipe::open(Place::new(&self.open)).ok().map(Box::new)
+        Pipe::open(OpenCount::new(&self.open)).ok().map(Box::new)
     }
 
     /// Takes a pipe back. One with bytes in it is closed: they belong to another connection.
-    pub(crate) fn give(&mut self, pipe: Box<Pipe>) {
+    pub(crate) fn put(&mut self, pipe: Box<Pipe>) {
         if pipe.filled == 0 && self.idle.len() < POOL_SIZE {
             self.idle.push(pipe);
         }
@@ -141,10 +141,10 @@ mod tests {
         let mut pipes: Vec<_> = (0..POOL_SIZE + 5).map(|_| pool.take().unwrap()).collect();
         pipes[0].filled = 1;
         for pipe in pipes.drain(..3) {
-            pool.give(pipe);
+            pool.put(pipe);
         }
         assert_eq!(pool.idle.len(), 2);
-        pipes.into_iter().for_each(|pipe| pool.give(pipe));
+        pipes.into_iter().for_each(|pipe| pool.put(pipe));
         assert_eq!(pool.idle.len(), POOL_SIZE);
         assert_eq!(pool.open.get(), POOL_SIZE);
         pool.clear();
@@ -160,7 +160,7 @@ mod tests {
         pipes.remove(0);
         pipes.push(pool.take().unwrap());
         assert!(pool.take().is_none());
-        pool.give(pipes.remove(0));
+        pool.put(pipes.remove(0));
         assert!(pool.take().is_some(), "an idle one counts as open already");
     }
 
