@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-/// How a backend is chosen for a new connection.
+/// The algorithm that chooses a backend for a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Balance {
-    /// Each in turn.
+    /// Each backend in turn.
     #[default]
     RoundRobin,
-    /// The one with the fewest connections; ties in turn. Good for long-lived watches.
+    /// The backend with the fewest connections; ties in turn. Good for long-lived watches.
     LeastConnections,
     /// In proportion to the weights, smoothly interleaved.
     Weighted,

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How and how often the backends of a service are checked.
+/// Kind, timing and thresholds of a service's health checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// What a check does.
+    /// The request that a check makes.
     pub kind: HealthKind,
     /// Time from the start of one check to the start of the next; at least 10 ms.
     pub interval: Duration,
-    /// How long one check may take.
+    /// Time limit of one check.
     pub timeout: Duration,
     /// Successes in a row that bring a backend up, at least 1.
     pub rise: u32,
@@ -30,25 +30,25 @@ impl Default for HealthCheck {
     }
 }
 
-/// What a health check does.
+/// The kind of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub enum HealthKind {
     /// The TCP handshake completes.
     #[default]
     Tcp,
-    /// The TLS handshake completes; certificates are not judged.
+    /// The TLS handshake completes; certificates are not verified.
     Tls,
-    /// `GET path` over TLS is answered: 2xx is ready, 401, 403 and 429 are alive with readiness unknown.
+    /// `GET path` over TLS gets a response: 2xx means ready; 401, 403 and 429 mean alive with readiness unknown.
     Https {
         /// Absolute path with optional query, for example `/readyz`.
         path: String,
-        /// The HTTP statuses that are ready, and no others; empty for those above.
+        /// The only HTTP statuses that mean ready; empty for those above.
         statuses: Vec<u16>,
     },
 }
 
 impl HealthKind {
-    /// A check that asks for `path` and takes the usual statuses.
+    /// An HTTPS check of `path` with the usual statuses.
     pub fn https(path: impl Into<String>) -> Self {
         HealthKind::Https { path: path.into(), statuses: Vec::new() }
     }

@@ -1,6 +1,6 @@
-//! Resources of this process and host without which no connection can be made.
+//! Resources of this process or host that a connection needs and that can run out.
 
-/// What the process or the host ran out of. Says nothing about any backend.
+/// A resource that the process or the host ran out of. It says nothing about any backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Shortage {
@@ -8,7 +8,8 @@ pub enum Shortage {
     Descriptors,
     /// Open files of the host (`ENFILE`): raise `fs.file-max`.
     HostFiles,
-    /// Local ports towards one backend (`EADDRNOTAVAIL`, where there is a source address for it): widen `net.ipv4.ip_local_port_range`, or add backends.
+    /// Local ports towards one backend (`EADDRNOTAVAIL` although there is a source address): widen
+    /// `net.ipv4.ip_local_port_range`, or add backends.
     Ports,
     /// Memory, or another limit of the kernel (`ENOBUFS`, `ENOMEM`, `EAGAIN`, `ENOSPC`).
     Memory,
@@ -18,8 +19,8 @@ impl Shortage {
     /// Every shortage.
     pub const ALL: [Self; 4] = [Self::Descriptors, Self::HostFiles, Self::Ports, Self::Memory];
 
-    /// The shortage that an error of a socket call means, if it means one. EADDRNOTAVAIL is taken for the want of a port:
-    /// that of an address is to be ruled out before.
+    /// The shortage that an error of a socket call stands for, if any. EADDRNOTAVAIL counts as a missing local port:
+    /// rule out a missing source address first.
     #[must_use]
     pub fn of(error: &std::io::Error) -> Option<Self> {
         use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use nix::libc::EADDRNOTAVAIL;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Tells the two meanings of EADDRNOTAVAIL from `connect(2)` apart: no local port is free, which says nothing about the
-/// backend, or this host has no source address for it, as for every IPv6 address where IPv6 is disabled. The latter
-/// becomes [`io::ErrorKind::NetworkUnreachable`].
+/// Distinguishes the two meanings of EADDRNOTAVAIL from `connect(2)`: no local port is free, which says nothing about
+/// the backend, or this host has no source address for the backend, as for every IPv6 address where IPv6 is disabled.
+/// The second becomes [`io::ErrorKind::NetworkUnreachable`].
 pub(crate) fn connect_error(error: io::Error, has_source: impl FnOnce() -> bool) -> io::Error {
     if error.raw_os_error() != Some(EADDRNOTAVAIL) || has_source() {
         return error;
@@ -16,8 +16,8 @@ pub(crate) fn connect_error(error: io::Error, has_source: impl FnOnce() -> bool)
     io::Error::new(io::ErrorKind::NetworkUnreachable, "this host has no source address for it")
 }
 
-/// Whether this host has a source address for packets to `target` with this `SO_MARK` (0 for none). Sends nothing. In
-/// doubt, as without a descriptor, it has.
+/// Returns whether this host has a source address for packets to `target` with this `SO_MARK` (0 for none). Sends
+/// nothing. An inconclusive test, for instance without a free descriptor, returns `true`.
 pub(crate) fn has_source(target: SocketAddr, mark: u32) -> bool {
     let unspecified: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -28,7 +28,7 @@ pub(crate) fn has_source(target: SocketAddr, mark: u32) -> bool {
     if mark != 0 {
         let _ = socket.set_mark(mark);
     }
-    // With a port of its own, only an address can be missing.
+    // The socket has a port already, so only an address can be missing.
     if socket.bind(&SocketAddr::new(unspecified, 0).into()).is_err() {
         return true;
     }

@@ -26,7 +26,7 @@ use super::socket::reset_on_close;
 use super::worker::Worker;
 use crate::shortage::Shortage;
 
-/// Clients accepted in one turn.
+/// Clients accepted before other tasks get their turn.
 const BATCH: usize = 64;
 /// First and longest pause after the process ran out of descriptors.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -34,7 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 type Stop = oneshot::Receiver<SyncSender<()>>;
 
-/// Accepts until stopped, then takes the clients that are queued already, closes and acknowledges.
+/// Accepts until stopped, then serves the clients that are queued already, closes the listener and acknowledges.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: TcpListener,
@@ -66,7 +66,7 @@ pub(crate) async fn accept(
     }
 }
 
-/// Ready when stopped or on an error. Each success makes the next pause short again.
+/// Ready when stopped or on an error. Each success resets the pause to its minimum.
 fn poll_batch(
     worker: &Rc<Worker>,
     listener: &TcpListener,
@@ -87,7 +87,7 @@ fn poll_batch(
     Poll::Pending
 }
 
-/// Clients in the queue have a connection already: closing the listener would reset them.
+/// Serves the queued clients: their connections are established, and closing the listener would reset them.
 async fn accept_queued(worker: &Rc<Worker>, listener: &TcpListener, listening: &Listening) {
     let accept = poll_fn(|cx| {
         for _ in 0..BACKLOG {
@@ -99,7 +99,7 @@ async fn accept_queued(worker: &Rc<Worker>, listener: &TcpListener, listening: &
     tokio::task::coop::unconstrained(accept).await;
 }
 
-/// `accept(2)` passes on errors that the new connection has met already.
+/// Returns whether an error belongs to the new connection: `accept(2)` passes on errors that it has met already.
 fn is_connection_error(error: &io::Error) -> bool {
     use nix::libc::{ECONNABORTED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, EPERM, EPROTO, ETIMEDOUT};
     matches!(
@@ -108,7 +108,7 @@ fn is_connection_error(error: &io::Error) -> bool {
     )
 }
 
-/// Answers a heartbeat, refuses a client beyond a limit, and gives any other client to a worker.
+/// Answers a heartbeat, refuses a client beyond a limit, and assigns any other client to a worker.
 fn dispatch(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer: SocketAddr) {
     if answer_heartbeat(worker, &client, peer) {
         return;
@@ -138,18 +138,18 @@ fn dispatch(worker: &Rc<Worker>, listening: &Listening, client: TcpStream, peer:
     }
 }
 
-/// Whether a connection is a heartbeat, which is answered then.
+/// Answers a connection that is a heartbeat. Returns whether it is one.
 fn answer_heartbeat(worker: &Worker, connection: &TcpStream, peer: SocketAddr) -> bool {
     let is_heartbeat = worker.shared.heartbeats.take(peer);
     if is_heartbeat {
-        // A fresh socket has room for one byte; if not, the heartbeat rightly fails.
+        // A fresh socket has room for one byte; if not, the heartbeat fails as it should.
         let _ = connection.try_write(HEARTBEAT_REPLY);
     }
     is_heartbeat
 }
 
-/// A descriptor of each listener for when there are no others, whatever took them: it lets clients be accepted and
-/// refused at once, instead of leaving them without any answer.
+/// A descriptor that each listener holds in reserve. When the process has no other left, it lets clients be accepted
+/// and refused at once; without it they would wait without any answer.
 struct ReserveFd(Option<File>);
 
 impl ReserveFd {

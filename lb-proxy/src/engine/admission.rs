@@ -1,7 +1,7 @@
-//! Which clients are admitted: limits on open connections, and descriptors kept back for everything but sessions.
+//! Admission of clients: limits on open connections, and descriptors reserved for everything but sessions.
 //!
-//! The kernel gives out the lowest free descriptor number. So a process whose sessions hold no number above a ceiling
-//! always has the numbers above it for heartbeats, health checks, status readers and reloads, whatever else is open.
+//! The kernel assigns the lowest free descriptor number. So a process whose sessions hold no number above a ceiling
+//! always has the numbers above it for heartbeats, health checks, status readers and reloads.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,14 +15,14 @@ use super::event::Refusal;
 
 /// Descriptors of a session: the client's and the backend's.
 const PER_SESSION: u64 = 2;
-/// One descriptor in so many is kept back, at most [`KEPT_MAX`].
+/// Of this many descriptors one is reserved, at most [`KEPT_MAX`] in all.
 const KEPT_SHARE: u64 = 4;
 const KEPT_MAX: u64 = 1024;
-/// Descriptors that the rest of the process opens after the balancer's start and keeps: sockets of the election, netlink,
-/// listeners. Only the default limit depends on this estimate; the ceiling holds in any case.
+/// Descriptors that the rest of the process opens after the balancer's start and keeps: sockets of the election,
+/// netlink, listeners. Only the default limit depends on this estimate; the ceiling always holds.
 const OTHERS: u64 = 32;
 
-/// Open connections that sessions may have.
+/// Limits on open connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Of all services.
@@ -33,7 +33,7 @@ pub(crate) struct Limits {
     pub client: Option<usize>,
 }
 
-/// Open connections before the one that asks to be admitted.
+/// Counts of open connections, without the one to be admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub total: usize,
@@ -42,12 +42,12 @@ pub(crate) struct Counts {
 }
 
 impl Limits {
-    /// The effective limits of a service that is configured with these.
+    /// The effective limits of a service with these configured ones.
     pub(crate) fn new(total: usize, service: Option<usize>, client: Option<usize>) -> Self {
         Limits { total, service: service.map_or(total, |service| service.min(total)), client }
     }
 
-    /// Decides about one more connection. The limit that concerns the fewest is named, because it says most.
+    /// Admits one more connection or names the limit that refuses it: the narrowest, because it is the most specific.
     pub(crate) fn admit(&self, open: Counts) -> Result<(), Refusal> {
         if self.client.is_some_and(|limit| open.client >= limit) {
             return Err(Refusal::MaxConnectionsPerClient);
@@ -62,14 +62,14 @@ impl Limits {
 /// The descriptors of the process (`RLIMIT_NOFILE`), divided between sessions and everything else.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptors {
-    /// Sessions hold no number from here on.
+    /// Sessions hold only descriptors below this number.
     ceiling: RawFd,
     /// Sessions that fit below it.
     pub sessions: usize,
 }
 
 impl Descriptors {
-    /// For this process, with so many pipes of the relay.
+    /// The division for this process, with this number of relay pipes.
     pub(crate) fn of_process(pipes: usize) -> Self {
         let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         // A new descriptor has the lowest free number.
@@ -88,7 +88,7 @@ impl Descriptors {
         }
     }
 
-    /// Whether a descriptor with this number is one of those that sessions leave to the rest of the process.
+    /// Returns whether a descriptor with this number is reserved for the rest of the process.
     pub(crate) fn is_kept_back(&self, descriptor: RawFd) -> bool {
         descriptor >= self.ceiling
     }
@@ -97,10 +97,10 @@ impl Descriptors {
 /// Open connections of one service.
 #[derive(Debug)]
 pub(crate) struct Open {
-    /// Those of all services.
+    /// Open connections of all services.
     total: Arc<AtomicUsize>,
     service: AtomicUsize,
-    /// By client, of those that were admitted under a limit for clients.
+    /// Open connections by client, counted only under a limit per client.
     clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -109,11 +109,12 @@ impl Open {
         Open { total, service: AtomicUsize::new(0), clients: Mutex::default() }
     }
 
-    /// Counts a connection if the limits allow it. `false` leaves the counts as they were.
+    /// Counts a connection if the limits allow it. Returns the client's address if it is counted by client. A refusal
+    /// leaves the counts as they were.
     pub(crate) fn enter(&self, limits: &Limits, client: IpAddr) -> Result<Option<Box<IpAddr>>, Refusal> {
         let mut clients = limits.client.map(|_| self.clients());
         let open = Counts {
-            // Counted before it is decided, so that no two threads take the same last place.
+            // Counted before the decision, so that no two threads take the same last place.
             total: self.total.fetch_add(1, Relaxed),
             service: self.service.fetch_add(1, Relaxed),
             client: clients.as_ref().and_then(|clients| clients.get(&client)).copied().unwrap_or(0),
@@ -147,17 +148,17 @@ impl Open {
     }
 }
 
-/// Clients that were refused, by reason, and when an event last said so.
+/// Counts of refused clients by reason, with the time of the last event about each.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals([(AtomicU64, AtomicU64); Refusal::ALL.len()]);
 
 impl Refusals {
-    /// Counts one; returns how many of this reason there were.
+    /// Counts one refusal. Returns the total for its reason.
     pub(crate) fn count(&self, reason: Refusal) -> u64 {
         self.0[reason as usize].0.fetch_add(1, Relaxed) + 1
     }
 
-    /// When an event about this reason was last sent; 0 for never.
+    /// The time of the last event about this reason; 0 for never.
     pub(crate) fn last_reported(&self, reason: Refusal) -> &AtomicU64 {
         &self.0[reason as usize].1
     }

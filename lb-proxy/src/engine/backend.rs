@@ -1,8 +1,8 @@
-//! A backend while the balancer runs: verdicts of its checks, suspicion from its connections, counters.
+//! The state of a backend while the balancer runs: health by its checks, suspicion by its connections, counters.
 //!
-//! Two sources judge a backend. Health checks give a *verdict*, which holds until the next one. Connects of clients
-//! give a *suspicion*, which only makes other backends preferred and ends by itself: when its time is over, one
-//! client at a time tries the backend again, for a longer time after each failure.
+//! Two sources judge a backend. Its health checks set its *health*, which holds until the next change. Connects of
+//! clients raise a *suspicion*, which only makes other backends preferred and expires by itself: then one client at a
+//! time tries the backend again, at longer intervals after each failure.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -13,14 +13,14 @@ use super::chooser::{READY, backend_key};
 use super::event::Failure;
 use super::snapshot::{BackendSnapshot, BackendState};
 
-/// First suspicion, in milliseconds; doubled with every failed trial up to [`SUSPICION_MAX`].
+/// Length of the first suspicion, in milliseconds; doubled with every failed trial up to [`SUSPICION_MAX`].
 const SUSPICION_MIN: u64 = 1_000;
 const SUSPICION_MAX: u64 = 10_000;
-/// How long a backend that cannot be checked any more is believed up, in milliseconds.
+/// Time during which a backend that can no longer be checked is presumed up, in milliseconds.
 const PRESUMED_UP_FOR: u64 = 60_000;
-/// Share at the start of a slow start, in thousandths.
+/// Share of the normal load at the beginning of a slow start, in thousandths.
 const SLOW_START_SHARE: u64 = 100;
-/// Connects under way at once to a backend in slow start.
+/// Limit on concurrent connects to a backend in slow start.
 const SLOW_START_CONNECTS: usize = 8;
 
 /// Milliseconds since the balancer started.
@@ -32,29 +32,30 @@ impl Clock {
         Clock(Instant::now())
     }
 
-    /// Never 0, which means "not" in the atomics below.
+    /// The time now; never 0, which stands for "none" in the atomics below.
     pub(crate) fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 }
 
-/// What the checks say of a backend.
+/// The health of a backend as the balancer acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackendHealth {
     Unknown,
     Up,
-    /// It was up, and this node could not check it since, for want of descriptors, ports or memory of its own.
+    /// It was up, and this node could not check it since, for want of descriptors, ports or memory.
     Unchecked,
-    /// It shuts down: no new connections, and its sessions go on.
+    /// It shuts down: it gets no new connections, and its sessions continue.
     Terminating,
-    /// It takes no connections any more, and its sessions may go on: nothing listens there, or its certificate is none.
+    /// It accepts no connections any more, but its sessions may continue: nothing listens there, or its certificate is
+    /// not accepted.
     Refusing,
-    /// Nothing good comes of its sessions.
+    /// It failed: its sessions are reset.
     Down,
 }
 
 impl BackendHealth {
-    /// Whether it is given connections only when nothing else is left.
+    /// Returns whether it gets connections only when no other backend is left.
     pub(crate) fn is_excluded(self) -> bool {
         matches!(self, BackendHealth::Terminating | BackendHealth::Refusing | BackendHealth::Down)
     }
@@ -71,30 +72,30 @@ impl BackendHealth {
     }
 }
 
-/// How willingly a backend is chosen.
+/// The order of preference among backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     /// Fully usable.
     Preferred,
-    /// Suspect, or in slow start with enough connects under way: only when no good one is left.
+    /// Suspect, or in slow start with the limit of connects under way: chosen when no preferred backend is left.
     Fallback,
-    /// Down, refusing or leaving: only when nothing else is left.
+    /// Down, refusing or terminating: chosen when no other backend is left.
     LastResort,
 }
 
 #[derive(Debug)]
 struct Detail {
-    /// Of the verdict.
+    /// Since when the health has been what it is.
     since: Instant,
     reason: String,
-    /// When the configuration began, or ceased, to keep new connections from it.
+    /// Time of the last change between draining and not draining.
     drain_changed: Option<Instant>,
     is_draining: bool,
-    /// When the last suspicion began.
+    /// Start of the last suspicion.
     suspected: Option<Instant>,
 }
 
-/// See the module. Shared by all workers; identified by `id`, which is never used again.
+/// A backend, shared by all workers and identified by `id`, which is never reused.
 #[derive(Debug)]
 pub(crate) struct LiveBackend {
     pub id: u32,
@@ -107,18 +108,18 @@ pub(crate) struct LiveBackend {
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
     verdict: AtomicU8,
-    /// When a connect last succeeded, or the checks ceased to say that it is up.
+    /// Time of the last successful connect, or of the loss of the evidence that it is up.
     last_proof: AtomicU64,
-    /// Times it went down, so that a connect can notice that this happened meanwhile.
+    /// Number of times it went down, by which a connect notices that this happened meanwhile.
     downs: AtomicU32,
-    /// When a slow start began; 0 for none.
+    /// Start of the slow start; 0 for none.
     back_since: AtomicU64,
-    /// Until when it is suspect; 0 if it is not. A suspicion that is over stays here until a trial succeeds.
+    /// End of the suspicion; 0 for none. An expired suspicion stays here until a trial succeeds.
     suspect_until: AtomicU64,
     failed_trials: AtomicU32,
-    /// Whether the suspicion came from a refusal, that is, its process was gone.
+    /// Set if the suspicion came from a refused connect, which means that the process had ended.
     was_refused: AtomicBool,
-    /// Until when no local port is searched for it; see [`crate::local_ports`].
+    /// Time until which no local port is searched for it; see [`super::local_ports`].
     pub ports_searched_until: AtomicU64,
     detail: Mutex<Detail>,
 }
@@ -157,7 +158,7 @@ impl LiveBackend {
         BackendHealth::from_u8(self.verdict.load(Relaxed))
     }
 
-    /// Whether it is up, or was so when it could last be checked and not long ago.
+    /// Returns whether it is up, or was up when it could last be checked and that is recent.
     pub(crate) fn is_presumed_up(&self, now: u64) -> bool {
         match self.health() {
             BackendHealth::Up => true,
@@ -169,18 +170,18 @@ impl LiveBackend {
         }
     }
 
-    /// Whether it was never checked, or not for so long that nothing is believed of it.
+    /// Returns whether it was never checked, or not for so long that its health is unknown.
     pub(crate) fn is_unchecked(&self, now: u64) -> bool {
         matches!(self.health(), BackendHealth::Unknown | BackendHealth::Unchecked)
             && !self.is_presumed_up(now)
     }
 
-    /// Grows each time the verdict becomes [`BackendHealth::Down`].
+    /// A counter that grows each time the health becomes [`BackendHealth::Down`].
     pub(crate) fn downs(&self) -> u32 {
         self.downs.load(Relaxed)
     }
 
-    /// Share of its normal load it may get, in thousandths.
+    /// The share of its normal load that it may get now, in thousandths.
     pub(crate) fn readiness(&self, now: u64, slow_start: Duration) -> u32 {
         let back_since = self.back_since.load(Relaxed);
         let whole = u64::try_from(slow_start.as_millis()).unwrap_or(u64::MAX);
@@ -201,8 +202,8 @@ impl LiveBackend {
         if crowded || now < self.suspect_until.load(Relaxed) { Tier::Fallback } else { Tier::Preferred }
     }
 
-    /// To be called when it is chosen: if its suspicion is over, this client is the trial, and the others keep off
-    /// for the time that follows a failed one.
+    /// Records that it was chosen for a client. If its suspicion has expired, this client is the trial, and a new
+    /// suspicion keeps the others away until its result is known.
     pub(crate) fn record_choice(&self, now: u64) {
         let until = self.suspect_until.load(Relaxed);
         if until != 0 && now >= until {
@@ -210,7 +211,7 @@ impl LiveBackend {
         }
     }
 
-    /// A connect succeeded. Tells whether that ended a suspicion.
+    /// Records a successful connect. Returns whether that ended a suspicion.
     pub(crate) fn connected(&self, now: u64) -> bool {
         self.last_proof.store(now, Relaxed);
         if self.suspect_until.load(Relaxed) == 0 || self.suspect_until.swap(0, Relaxed) == 0 {
@@ -223,7 +224,7 @@ impl LiveBackend {
         true
     }
 
-    /// A connect failed. Tells whether that began a suspicion.
+    /// Records a failed connect. Returns whether that began a suspicion.
     pub(crate) fn failed(&self, now: u64, failure: Failure) -> bool {
         self.failures.fetch_add(1, Relaxed);
         if failure == Failure::Refused {
@@ -237,7 +238,7 @@ impl LiveBackend {
         true
     }
 
-    /// Takes the weight of a configuration; 0 also for a backend that is no longer configured.
+    /// Sets the configured weight; 0 also for a backend that is no longer configured.
     pub(crate) fn set_weight(&self, weight: u32) {
         let (mut detail, is_draining) = (self.detail(), weight == 0);
         if detail.is_draining != is_draining {
@@ -251,14 +252,14 @@ impl LiveBackend {
         self.suspect_until.store(now + length, Relaxed);
     }
 
-    /// Takes a verdict of the checks with its reason. If the verdict changes, returns for how long the previous one unwritten.
+    /// Sets the health with its reason. If the health changes, returns for how long the previous one held.
     pub(crate) fn record_health(&self, verdict: BackendHealth, now: u64, reason: &str) -> Option<Duration> {
         let mut detail = self.detail();
         if verdict == BackendHealth::Unchecked && self.health() != verdict {
             self.last_proof.store(now, Relaxed);
         }
         let before = BackendHealth::from_u8(self.verdict.swap(verdict as u8, Relaxed));
-        // Also of the same verdict: "readiness unknown" and "ready" are both up.
+        // The reason can change without the health: "readiness unknown" and "ready" both mean up.
         reason.clone_into(&mut detail.reason);
         if before == verdict {
             return None;
@@ -322,7 +323,7 @@ impl LiveBackend {
     }
 }
 
-/// A session's share in the counters of its backend.
+/// A session in the counters of its backend; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct SessionGuard(Arc<LiveBackend>);
 
@@ -344,7 +345,7 @@ impl Drop for SessionGuard {
     }
 }
 
-/// A connect's share in the counters of its backend.
+/// A connect in the counters of its backend; dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct ConnectGuard(Arc<LiveBackend>);
 

@@ -1,4 +1,4 @@
-//! The handle of a running balancer.
+//! The load balancer's public handle.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -29,10 +29,10 @@ use super::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapsho
 use super::worker_thread;
 use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey};
 
-/// Workers if [`Options::workers`] is 0 and there are more processors.
+/// Number of workers if [`Options::workers`] is 0 and there are more processors.
 const DEFAULT_WORKERS: usize = 4;
 const MAX_WORKERS: usize = 64;
-/// How long [`LoadBalancer::stop`] and [`LoadBalancer::reset_sessions`] wait for a worker that may hang.
+/// Time that [`LoadBalancer::stop`] and [`LoadBalancer::reset_sessions`] give a worker that does not respond.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running load balancer.
@@ -63,7 +63,7 @@ pub struct LoadBalancer {
 
 struct Threads {
     handles: Vec<JoinHandle<()>>,
-    /// Disconnected when all threads have ended.
+    /// Disconnected when all threads have ended; nothing is ever sent.
     ended: Receiver<Infallible>,
 }
 
@@ -107,14 +107,14 @@ impl LoadBalancer {
 
     /// Makes `services` the running ones.
     ///
-    /// What stays is not touched: a service is known by its name, a backend by its address, a listener by its address.
-    /// Sessions go on whatever changes; a backend that is no longer listed only gets no new ones. A listener that is no
-    /// longer listed goes on for [`Options::linger`], so that there is time to lead clients to another port; a later
-    /// call that lists its address takes it over. May block for a moment if a listener is in the way of a new one.
+    /// A service is identified by its name, a backend and a listener by their addresses; those present before and after
+    /// keep their state. No session ends: a backend that is no longer listed only gets no new ones. A listener that is
+    /// no longer listed goes on for [`Options::linger`], so that clients can be redirected to another port meanwhile; a
+    /// later call that lists its address takes it over. Blocks briefly if a listener has to be closed for a new one.
     ///
     /// # Errors
     ///
-    /// See [`ReconfigureError`]. Nothing has changed then.
+    /// See [`ReconfigureError`]. The running services are unchanged then.
     pub fn reconfigure(&self, services: Vec<Service>) -> Result<(), ReconfigureError> {
         let mut configuration = self.configuration();
         if self.stopping.load(Relaxed) {
@@ -128,7 +128,7 @@ impl LoadBalancer {
         self.configuration().forbidden = addresses;
     }
 
-    /// State and counters of this moment. Does not wait for any worker.
+    /// Returns state and counters of this moment. Does not wait for any worker.
     pub fn snapshot(&self) -> Snapshot {
         let listeners = self.shared.listeners.load();
         let services = self.shared.services.load();
@@ -183,7 +183,7 @@ impl LoadBalancer {
         }
     }
 
-    /// For each service, whether there is a healthy backend, and whether one that is not on this node says so too.
+    /// Returns for each service how many of its backends are healthy, and how many of those are on other nodes.
     pub fn serving_evidence(&self) -> Vec<ServingEvidence> {
         let own = local_addresses();
         let now = self.shared.clock.now();
@@ -213,20 +213,20 @@ impl LoadBalancer {
 
     /// Resets all sessions whose client connected to one of these addresses, towards both sides. Returns their number.
     ///
-    /// To be used before a virtual IP is removed: afterwards not even a reset would reach its clients. When this
-    /// returns the resets have left, except those of a worker that hangs: it is not waited for longer than 2 s.
+    /// Call it before a virtual IP is removed: afterwards not even a reset would reach its clients. When it returns the
+    /// resets are sent, except those of a worker that does not respond within 2 s.
     pub async fn reset_sessions(&self, addresses: &[IpAddr]) -> usize {
         let addresses: Arc<[IpAddr]> = addresses.iter().map(IpAddr::to_canonical).collect();
         let ask = |reply| Command::ResetLocal(Arc::clone(&addresses), reply);
         self.query_workers(ask, WORKER_TIMEOUT).await.into_iter().flatten().sum()
     }
 
-    /// Proves that the balancer can serve: every worker turns over, and on each listener one connection made through
-    /// the loopback is accepted and answered by a worker. No backend is involved and no session counted.
+    /// Proves that the balancer can serve: every worker handles a command, and on each listener one connection made
+    /// through the loopback is accepted and answered by a worker. No backend is involved and no session counted.
     ///
     /// # Errors
     ///
-    /// What is invalid after `timeout` at the latest.
+    /// See [`HeartbeatError`]; after `timeout` at the latest.
     pub async fn heartbeat(&self, timeout: Duration) -> Result<(), HeartbeatError> {
         if self.stopping.load(Relaxed) {
             return Err(HeartbeatError::Stopping);
@@ -235,8 +235,8 @@ impl LoadBalancer {
         heartbeat::heartbeat(&self.shared, &listeners, timeout).await
     }
 
-    /// Closes the listeners, serving clients that were queued, and waits until all sessions have ended, but no longer
-    /// than `timeout`. Returns the number of sessions left. The balancer takes no connections afterwards.
+    /// Closes the listeners, serves the clients that are queued, and waits until all sessions have ended, but no longer
+    /// than `timeout`. Returns the number of sessions left. The balancer accepts no connections afterwards.
     pub async fn drain(&self, timeout: Duration) -> usize {
         let deadline = Instant::now() + timeout;
         self.stopping.store(true, Relaxed);
@@ -250,8 +250,7 @@ impl LoadBalancer {
         self.shared.workers.iter().map(|worker| worker.load.load(Relaxed)).sum()
     }
 
-    /// Resets all sessions, closes everything and waits for the threads, but not for one that hangs. Blocks for a
-    /// moment; a second call does nothing.
+    /// Resets all sessions, closes everything and waits up to 2 s for the threads. A second call does nothing.
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
         stop_monitor(&self.shared);
@@ -259,7 +258,7 @@ impl LoadBalancer {
             let _ = worker.commands.send(Command::Stop);
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nothing is ever sent: this waits for the last sender to go, with its thread.
+        // This waits until the last sender is dropped, with its thread.
         let _ = threads.ended.recv_timeout(WORKER_TIMEOUT);
         for handle in threads.handles.drain(..) {
             if handle.is_finished() {
@@ -268,7 +267,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Sends each worker a question and collects what they answer in time.
+    /// Sends each worker a command and collects the replies that arrive in time.
     async fn query_workers<T>(
         &self,
         command: impl Fn(oneshot::Sender<T>) -> Command,
@@ -307,9 +306,9 @@ impl std::fmt::Debug for LoadBalancer {
     }
 }
 
-/// The checks report to the workers as long as these exist.
+/// Starts the health checks, which report to the workers as long as these exist.
 fn start_monitor(shared: &Arc<Shared>) -> Result<(), MonitorError> {
-    // Randomly keyed: the checks of different nodes shall not fall together.
+    // Randomly keyed, so that the checks of different nodes do not coincide.
     let seed = std::hash::RandomState::new().build_hasher().finish();
     let options = MonitorOptions { mark: shared.tuning.mark, seed };
     let workers = Arc::downgrade(shared);

@@ -1,4 +1,4 @@
-//! Listening sockets: one for each worker on the same port, and nobody else's.
+//! Binding of listening sockets: one for each worker on the same port, shared with no other process.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,17 +8,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::socket::{RefusedOption, Tuning};
 
-/// Connections that may wait to be accepted on each socket; the system limits it to `net.core.somaxconn`.
+/// Length of the accept queue of each socket; the system limits it to `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
 /// The sockets of one address, one for each worker.
 #[derive(Debug)]
 pub(crate) struct Bound {
-    /// What is really listened on: with the port chosen by the system, and after a fallback.
+    /// The bound address: with the port chosen by the system, and after a fallback.
     pub actual: SocketAddr,
-    /// Why `[::]` could not be had.
+    /// The error of `[::]`, if IPv4 alone is bound instead.
     pub fallback: Option<io::Error>,
-    /// The wish that the system did not grant.
+    /// The socket option that the system refused.
     pub refused: Option<RefusedOption>,
     pub sockets: Vec<TcpListener>,
 }
@@ -46,8 +46,8 @@ pub(crate) fn bind(addr: SocketAddr, workers: usize, tuning: &Tuning) -> io::Res
     Ok(Bound { actual, fallback, refused, sockets })
 }
 
-/// Makes a socket one that `tproxy` assigns connections to; those it accepts inherit that. The option of IPv4 stands for
-/// that of IPv6, too: the kernel keeps both in one place, on sockets of either family.
+/// Lets `tproxy` assign connections to a socket; accepted sockets inherit that. The option of IPv4 covers IPv6, too:
+/// the kernel keeps both in one place, on sockets of either family.
 fn transparent(socket: &Socket, tuning: &Tuning) -> io::Result<()> {
     if tuning.transparent { socket.set_ip_transparent_v4(true) } else { Ok(()) }
 }
@@ -56,7 +56,7 @@ pub(crate) fn is_in_use(error: &io::Error) -> bool {
     error.raw_os_error() == Some(EADDRINUSE)
 }
 
-/// The first socket listens without `SO_REUSEPORT`: that fails while anybody else listens there, be it with
+/// Binds the first socket without `SO_REUSEPORT`: that fails while any other socket listens there, even one with
 /// `SO_REUSEPORT`, and of two processes at most one succeeds. Only then it is opened for its siblings.
 fn claim(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
     let socket = open(addr, tuning)?;
@@ -69,7 +69,7 @@ fn claim(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
 fn open(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    // Otherwise connections of a previous process in TIME_WAIT keep the port; a listener still does.
+    // Otherwise connections of a previous process in TIME_WAIT keep the port; an open listener still does.
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
@@ -78,7 +78,7 @@ fn open(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The kernel has no IPv6, or it is disabled on all interfaces.
+/// Returns whether the kernel has no IPv6, or all interfaces have it disabled.
 fn is_family_missing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
 }
@@ -126,7 +126,7 @@ mod tests {
                 .collect();
             claims.into_iter().map(|claim| claim.join().unwrap()).sum()
         });
-        // Claims at the very same moment may defeat each other; never do two succeed.
+        // Simultaneous claims may all fail; never do two succeed.
         assert!(wins <= 1, "{wins} sockets listen on one port");
     }
 

@@ -1,4 +1,4 @@
-//! The four ways to choose a backend, without I/O, clock or shared state.
+//! The four algorithms that choose a backend, without I/O, clock or shared state.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,16 +7,16 @@ use crate::balance::Balance;
 /// Full readiness of a [`Candidate`].
 pub(crate) const READY: u32 = 1000;
 
-/// One backend as a choice sees it.
+/// The properties of a backend that a choice depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     /// Configured weight; 0 excludes it.
     pub weight: u32,
-    /// Share of its normal load it may get now, in thousandths; 0 excludes it, less than [`READY`] is slow start.
+    /// Share of its normal load that it may get now, in thousandths; 0 excludes it, less than [`READY`] is slow start.
     pub ready: u32,
-    /// Sessions and connects it has.
+    /// Its sessions and connects under way.
     pub load: usize,
-    /// What identifies it for hashing; see [`backend_key`].
+    /// Its identity for hashing; see [`backend_key`].
     pub key: u64,
 }
 
@@ -26,13 +26,13 @@ impl Candidate {
     }
 }
 
-/// A choice with its memory. Candidates are told apart by position, so their order must not change.
+/// The algorithm with its state. Candidates are identified by position, so their order must not change.
 #[derive(Debug)]
 pub(crate) struct Chooser {
     balance: Balance,
-    /// Smooth weighted round robin: what each candidate is owed.
+    /// Credit of each candidate in smooth weighted round robin.
     credit: Vec<i64>,
-    /// Where the search for the least loaded starts, so that ties go in turn.
+    /// Position at which the search for the least loaded starts, so that ties go in turn.
     next: usize,
 }
 
@@ -51,8 +51,8 @@ impl Chooser {
         }
     }
 
-    /// Smooth weighted round robin: everybody earns its share, the richest is chosen and pays everybody's.
-    /// Equal shares give plain rotation.
+    /// Smooth weighted round robin: every candidate is credited its share, the one with the most credit is chosen and
+    /// debited the sum of the shares. Equal shares give plain rotation.
     fn in_turn(&mut self, candidates: &[Candidate], weight: impl Fn(&Candidate) -> u32) -> Option<usize> {
         let mut total = 0;
         let mut best: Option<usize> = None;
@@ -71,7 +71,7 @@ impl Chooser {
 
     /// The candidate with the fewest connections for its readiness.
     ///
-    /// One is added to each load, otherwise a backend that comes back empty would be the least loaded at any
+    /// One is added to each load; otherwise a recovered backend without sessions would be the least loaded at any
     /// readiness and get every new connection at once.
     fn least_loaded(&mut self, candidates: &[Candidate]) -> Option<usize> {
         let cost = |i: usize| (candidates[i].load as u128 + 1, u128::from(candidates[i].ready));
@@ -95,7 +95,7 @@ impl Chooser {
     }
 }
 
-/// Weighted rendezvous hashing: every candidate draws a score from (client, candidate), the highest wins, so a lost
+/// Weighted rendezvous hashing: each candidate gets a score from (client, candidate) and the highest wins, so a lost
 /// candidate moves only its own clients. A candidate in slow start takes part for a growing, fixed part of clients.
 fn by_hash(candidates: &[Candidate], client: u64) -> Option<usize> {
     let best = |only_ready: bool| {
@@ -111,7 +111,7 @@ fn by_hash(candidates: &[Candidate], client: u64) -> Option<usize> {
     best(true).or_else(|| best(false))
 }
 
-/// What identifies a client for [`Balance::SourceHash`]; the same on every node and after every restart, so that a
+/// The identity of a client for [`Balance::SourceHash`]; the same on every node and after every restart, so that a
 /// client keeps its backend when the address moves. IPv4-mapped addresses count as IPv4.
 pub(crate) fn client_key(client: IpAddr) -> u64 {
     match client.to_canonical() {
@@ -123,7 +123,7 @@ pub(crate) fn client_key(client: IpAddr) -> u64 {
     }
 }
 
-/// What identifies a backend for [`Balance::SourceHash`].
+/// The identity of a backend for [`Balance::SourceHash`].
 pub(crate) fn backend_key(addr: SocketAddr) -> u64 {
     mix(client_key(addr.ip()) ^ u64::from(addr.port()))
 }

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use super::listener::Listening;
 use super::ticket::Ticket;
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Serve a client that another worker accepted; it counts as this worker's load already.
+    /// Serve a client that another worker accepted and that counts as this worker's load already.
     Serve {
         client: TcpStream,
         address: IpAddr,
@@ -24,32 +24,32 @@ pub(crate) enum Command {
         listening: Arc<Listening>,
         socket: TcpListener,
     },
-    /// Accept what is queued, then close. Acknowledged when closed.
+    /// Serve the clients in a listener's queue, then close it and acknowledge.
     Unlisten {
         id: u32,
         done: SyncSender<()>,
     },
-    /// Close the listeners that linger, when their time is over.
+    /// Close the lingering listeners once their time is over.
     CloseDueLater,
-    /// Answer.
+    /// Reply at once.
     Ping(oneshot::Sender<()>),
-    /// Reset the sessions of a backend.
+    /// Reset the sessions with a backend.
     ResetBackend(u32),
-    /// Reset the sessions whose clients connected to one of these addresses; answer with their number when their
-    /// sockets are closed.
+    /// Reset the sessions whose clients connected to one of these addresses; reply with their number when their sockets
+    /// are closed.
     ResetLocal(Arc<[IpAddr]>, oneshot::Sender<usize>),
-    /// Answer when there are no sessions.
+    /// Reply when there are no sessions.
     Drain(oneshot::Sender<()>),
     /// Reset all sessions and end.
     Stop,
 }
 
-/// A worker as the others see it.
+/// The part of a worker that other threads use.
 #[derive(Debug)]
 pub(crate) struct WorkerHandle {
-    /// Sessions, with those handed to it that it has not taken yet.
+    /// Its sessions and the clients handed to it that it has not taken yet.
     pub load: AtomicUsize,
-    /// Of these, those handed to it that it has not taken yet.
+    /// Of these, the clients that it has not taken yet.
     pub waiting: AtomicUsize,
     pub accepted: AtomicU64,
     pub handed_off: AtomicU64,

@@ -1,4 +1,4 @@
-//! What the balancer is told to do: options of the process, services, backends and their checks.
+//! Configuration of the balancer: options of the process, services and backends.
 //!
 //! Plain values without behaviour, public fields and defaults; `LoadBalancer::start` checks them.
 
@@ -20,15 +20,15 @@ pub struct Options {
     /// The rules of the nftables table let packets with this mark pass, so that the proxy cannot reach itself through
     /// the virtual address. Needs `CAP_NET_ADMIN`; without it an `Event::MarkRefused` is sent once.
     pub mark: u32,
-    /// Lets listeners on all addresses take the connections that nftables assigns to them by `tproxy`, whatever their port
-    /// ([`crate::nft::Delivery::Transparent`]): sets `IP_TRANSPARENT`. Needs `CAP_NET_ADMIN` or `CAP_NET_RAW`; without
-    /// either an `Event::TransparentRefused` is sent once, and the listeners are ordinary ones.
+    /// Lets listeners on all addresses accept the connections that nftables assigns to them by `tproxy`, whatever their
+    /// port ([`crate::nft::Delivery::Transparent`]): sets `IP_TRANSPARENT`. Needs `CAP_NET_ADMIN` or `CAP_NET_RAW`;
+    /// without either an `Event::TransparentRefused` is sent once, and the listeners are ordinary ones.
     pub transparent: bool,
     /// Addresses that are never a backend: the virtual IPs. A backend with one of them is dropped with an event.
     pub forbidden: Vec<IpAddr>,
     /// `TCP_CONGESTION` of the sockets towards backends, for example `cubic`; `None` keeps the system's choice.
     pub congestion: Option<String>,
-    /// How payload moves between the two sockets of a pair.
+    /// The way in which payload moves between the two sockets of a pair.
     ///
     /// Pipes take at most a quarter of the descriptors that the process may open when the balancer starts
     /// (`RLIMIT_NOFILE`), and are at most 256 for each worker. Beyond that payload goes through a buffer.
@@ -46,8 +46,8 @@ pub struct Options {
     /// probe of its closed window and merely does not read for this long: a paused client, a log follower behind a
     /// pager. Choose none, or at least a quarter of an hour.
     pub user_timeout: Duration,
-    /// How long a listener that [`crate::LoadBalancer::reconfigure`] no longer wants goes on accepting for its service,
-    /// so that clients that are still led to its port are not refused. At most 1 h; zero closes it at once.
+    /// Time for which a listener that [`crate::LoadBalancer::reconfigure`] no longer lists goes on accepting for its
+    /// service, so that clients that still use its port are not refused. At most 1 h; zero closes it at once.
     ///
     /// The service's backends are those of the new configuration, or its last ones if it was removed. A port on which a
     /// backend of the new configuration is to listen on this node is closed at once.
@@ -70,7 +70,7 @@ impl Default for Options {
     }
 }
 
-/// How payload moves between the two sockets of a pair.
+/// The way in which payload moves between the two sockets of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RelayMode {
     /// Small traffic through a buffer, bulk traffic through a pipe with `splice(2)`; decided for each direction.
@@ -89,20 +89,20 @@ pub struct Service {
     pub name: String,
     /// Addresses to accept on. `[::]` is dual-stack and falls back to `0.0.0.0` where IPv6 is disabled.
     pub listen: Vec<SocketAddr>,
-    /// Where connections go. May be empty: clients are then refused.
+    /// The servers behind it. May be empty: clients are then refused.
     pub backends: Vec<Backend>,
-    /// How a backend is chosen.
+    /// The algorithm that chooses a backend.
     pub balance: Balance,
-    /// How a backend is checked.
+    /// The health check of each backend.
     pub health: HealthCheck,
-    /// Verifies the servers that answer HTTPS checks, and proves this program to them. `None`, the default, verifies no
-    /// server and presents no credential.
+    /// Verifies the servers that answer HTTPS checks, and authenticates this program to them. `None`, the default,
+    /// verifies no server and presents no credential.
     pub trust: Option<Trust>,
-    /// How long a connect to one backend may take before it counts as failed.
+    /// Time after which a connect to one backend counts as failed.
     pub connect_timeout: Duration,
-    /// How long a connect may stay unanswered before the next backend is tried beside it.
+    /// Time after which the next backend is tried beside an unanswered connect.
     pub hedge_after: Duration,
-    /// Over which time a backend that came back is given its full share again; zero for at once.
+    /// Time over which a recovered backend gets its full share again; zero for at once.
     pub slow_start: Duration,
     /// Client connections that may be open at once; further ones are reset as soon as they are accepted. `None`, the
     /// default, and more than that mean what the descriptors that the process has when the balancer starts
@@ -136,10 +136,10 @@ impl Service {
 /// One server behind a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Where it listens. Identifies the backend within its service.
+    /// The address it listens on. Identifies the backend within its service.
     pub addr: SocketAddr,
-    /// Share of connections under [`Balance::Weighted`] and [`Balance::SourceHash`]. 0 drains the backend: it gets
-    /// no new connections, and those it has live on.
+    /// Share of connections under [`Balance::Weighted`] and [`Balance::SourceHash`]. 0 drains the backend: it gets no
+    /// new connections, and its open ones continue.
     pub weight: u32,
     /// A name for people, for example the controller's host name.
     pub name: Option<String>,

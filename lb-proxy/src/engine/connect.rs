@@ -1,4 +1,4 @@
-//! Finding a backend that answers, before a byte of the client is read.
+//! Connecting a client to a backend, before a byte of the client is read.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -23,12 +23,12 @@ use super::worker::Worker;
 use crate::health::TargetKey;
 use crate::shortage::Shortage;
 
-/// Connects of one client under way at once.
+/// Limit on concurrent connects of one client.
 const MAX_PARALLEL_CONNECTS: usize = 4;
-/// A client is refused when it has waited for this many connect timeouts.
+/// Number of connect timeouts after which a client is refused.
 const GIVE_UP_TIMEOUTS: u32 = 2;
 
-/// A backend's socket with its share in the backend's counters.
+/// A backend's socket, counted as a session of the backend.
 pub(crate) struct Connected {
     pub server: TcpStream,
     pub guard: SessionGuard,
@@ -40,15 +40,15 @@ struct Attempt {
     backend: ConnectGuard,
     started: Instant,
     expires: Instant,
-    /// [`LiveBackend::downs`] when it was chosen.
+    /// [`LiveBackend::downs`] when the backend was chosen.
     downs: u32,
 }
 
 /// The connects of one client: the first to succeed wins.
 ///
-/// A refusal starts the next at once. Silence starts the next beside it after a short while, as Happy Eyeballs do
-/// (RFC 8305 section 5), so that a backend that lost its power costs its first clients that while and not the connect
-/// timeout; the suspicion it gets by losing spares it to later clients. No backend is tried twice.
+/// A refusal starts the next at once. Without an answer, the next starts beside it after a short while, as Happy
+/// Eyeballs do (RFC 8305 section 5), so that a backend that lost its power costs its first clients that while and not
+/// the connect timeout; the suspicion it gets by losing spares it to later clients. No backend is tried twice.
 struct Race<'a> {
     worker: &'a Worker,
     service: &'a LiveService,
@@ -57,14 +57,14 @@ struct Race<'a> {
     tried: Vec<u32>,
     attempts: Vec<Attempt>,
     give_up: Instant,
-    /// When to start the next beside those under way.
+    /// Time at which the next connect starts beside those under way.
     hedge: Instant,
-    /// What this node lacked for an attempt, while no backend has failed one.
+    /// The resource that this node lacked for an attempt, while no backend has failed one.
     shortage: Option<Shortage>,
     has_failed: bool,
 }
 
-/// Connects a client to a backend of a service, or tells that it is to be refused.
+/// Connects a client to a backend of a service; `None` if the client is to be refused.
 pub(crate) async fn connect(
     worker: Rc<Worker>,
     service: Arc<LiveService>,
@@ -134,9 +134,9 @@ impl Race<'_> {
                     return;
                 }
                 Err(error) => match Shortage::of(&error) {
-                    // No fault of the backend, and no hindrance to another: ports are counted by address.
+                    // The backend is not at fault, and another may work: ports are counted by backend address.
                     Some(shortage @ Shortage::Ports) => self.record_shortage(backend.addr, shortage, &error),
-                    // The same would happen with any other; this one is left for later.
+                    // Any other backend would fail the same way; this one may be tried later.
                     Some(shortage) => {
                         self.record_shortage(backend.addr, shortage, &error);
                         self.tried.pop();
@@ -166,7 +166,7 @@ impl Race<'_> {
         shared.tuning.connect(backend.addr, port, &shared.descriptors, refused)
     }
 
-    /// Connects from the port of an ended connection; `error` is what the kernel said when it was to choose one.
+    /// Connects from the port of a closed connection; `error` is the kernel's when it was to choose a port.
     fn search_port(&self, backend: &LiveBackend, error: io::Error) -> io::Result<TcpStream> {
         let shared = &self.worker.shared;
         let now = shared.clock.now();
@@ -183,7 +183,8 @@ impl Race<'_> {
         Err(error)
     }
 
-    /// One that is down gets little time: it is tried only because all others failed, and the client should know soon.
+    /// The time limit of a connect. An excluded backend gets little: it is tried only because all others failed, and
+    /// the client should get its answer soon.
     fn timeout(&self, backend: &LiveBackend) -> Duration {
         let timeout = self.backends.connect_timeout;
         if backend.health().is_excluded() { timeout.min(self.backends.hedge_after * 2) } else { timeout }
@@ -199,7 +200,7 @@ impl Race<'_> {
         self.attempts.len() < MAX_PARALLEL_CONNECTS && self.tried.len() < self.backends.members.len()
     }
 
-    /// An attempt that ended, well or not; it is under way no more.
+    /// Removes and returns an attempt that has succeeded or failed.
     fn poll_attempts(&mut self, cx: &mut Context<'_>) -> Poll<(Attempt, io::Result<()>)> {
         for i in 0..self.attempts.len() {
             if let Poll::Ready(result) = self.attempts[i].poll(cx) {
@@ -219,16 +220,16 @@ impl Race<'_> {
             return;
         }
         if !expired.is_empty() || now >= self.hedge {
-            // Whatever comes of it, not again at once.
+            // Whether or not a connect starts now, the next waits its full time.
             self.hedge = now + self.backends.hedge_after;
             self.start_next(now);
         }
     }
 
-    /// Judges a connection that was made.
+    /// Rejects an established connection that must not be used.
     fn check_connection(&self, attempt: &Attempt) -> io::Result<()> {
         let backend = attempt.backend.backend();
-        // One that went down meanwhile has had its sessions reset; this one would have been forgotten.
+        // The sessions of a backend that went down meanwhile have been reset already; this one would have been missed.
         let went_down = backend.downs() != attempt.downs && backend.health() == BackendHealth::Down;
         if went_down || is_self_connected(&attempt.stream, backend.addr) {
             return Err(io::ErrorKind::ConnectionRefused.into());

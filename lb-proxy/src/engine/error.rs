@@ -1,4 +1,4 @@
-//! What can go wrong when the balancer is started, changed or last_proof alive.
+//! Errors of starting, reconfiguring and probing the balancer.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use crate::health::{MonitorError, TargetError};
 use crate::shortage::Shortage;
 
-/// Why [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
+/// [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// Another socket, perhaps of a second instance, already listens there: stop it or choose another port.
     #[error("{addr} is already in use by another process")]
     PortInUse {
-        /// The address asked for.
+        /// The requested address.
         addr: SocketAddr,
     },
     /// The address cannot be listened on.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The services contradict themselves; correct them.
@@ -36,22 +36,22 @@ pub enum StartError {
     Monitor(#[from] MonitorError),
 }
 
-/// Why [`crate::LoadBalancer::reconfigure`] refused. The previous services go on unchanged.
+/// [`crate::LoadBalancer::reconfigure`] refused. The previous services continue unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReconfigureError {
     /// Another socket already listens there.
     #[error("{addr} is already in use by another process")]
     PortInUse {
-        /// The address asked for.
+        /// The requested address.
         addr: SocketAddr,
     },
     /// The address cannot be listened on.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The services contradict themselves; correct them.
@@ -101,7 +101,7 @@ pub enum InvalidService {
     Check {
         /// The service.
         name: String,
-        /// What is wrong.
+        /// The invalid setting.
         source: TargetError,
     },
     /// A timing of zero that must not be zero.
@@ -114,16 +114,16 @@ pub enum InvalidService {
     },
 }
 
-/// Why [`crate::LoadBalancer::heartbeat`] did not succeed: the proxy must not be announced as serving.
+/// [`crate::LoadBalancer::heartbeat`] did not succeed: the proxy must not be announced as serving.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeartbeatError {
-    /// A worker did not turn over in time.
+    /// A worker did not handle a command in time.
     #[error("worker {worker} did not answer within {timeout:?}")]
     WorkerFrozen {
         /// Its number, from 0.
         worker: usize,
-        /// The time it was given.
+        /// The time limit.
         timeout: Duration,
     },
     /// A worker has ended.
@@ -137,7 +137,7 @@ pub enum HeartbeatError {
     ListenerSilent {
         /// The listener.
         addr: SocketAddr,
-        /// The time it was given.
+        /// The time limit.
         timeout: Duration,
     },
     /// A connection to the proxy's own listener failed.
@@ -145,15 +145,16 @@ pub enum HeartbeatError {
     ListenerUnreachable {
         /// The listener.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The process or the host had no resource left to try. Says nothing about the proxy, whose workers turn over.
+    /// The process or the host lacked a resource to probe the listener. Says nothing about the proxy, whose workers
+    /// respond.
     #[error("the listener on {addr} could not be tried: {shortage}")]
     Inconclusive {
         /// The listener.
         addr: SocketAddr,
-        /// What was missing.
+        /// The missing resource.
         shortage: Shortage,
     },
     /// The balancer drains or has stopped.
@@ -162,7 +163,7 @@ pub enum HeartbeatError {
 }
 
 impl HeartbeatError {
-    /// Whether this says nothing about the proxy.
+    /// Returns whether this says nothing about the proxy.
     #[must_use]
     pub fn is_inconclusive(&self) -> bool {
         matches!(self, Self::Inconclusive { .. })

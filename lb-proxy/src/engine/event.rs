@@ -1,4 +1,4 @@
-//! What the balancer reports while it runs.
+//! Events that the balancer reports while it runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use crate::shortage::Shortage;
 
-/// Something an operator may want to know.
+/// A change or problem that concerns an operator.
 ///
 /// Sent from worker threads to the callback given to [`crate::LoadBalancer::start`], which must not block nor call the
 /// balancer. Events that could repeat with every connection are rate-limited at the source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A backend takes connections (again).
+    /// A backend accepts connections (again).
     BackendUp {
         /// The service.
         service: Arc<str>,
         /// The backend.
         backend: SocketAddr,
-        /// What the check found.
+        /// The result of the check.
         reason: String,
-        /// How long it was down or unknown.
+        /// Time for which it was down or unknown.
         after: Duration,
     },
-    /// A backend says that it shuts down: it is no longer given connections, and its sessions go on.
+    /// A backend reports that it shuts down: it gets no new connections, and its sessions continue.
     BackendTerminating {
         /// The service.
         service: Arc<str>,
@@ -33,35 +33,35 @@ pub enum Event {
         /// Its sessions.
         sessions: usize,
     },
-    /// A backend is no longer given connections.
+    /// A backend gets no more connections.
     BackendDown {
         /// The service.
         service: Arc<str>,
         /// The backend.
         backend: SocketAddr,
-        /// What the check found.
+        /// The result of the check.
         reason: String,
-        /// Its sessions that are being reset. They are left alone where nothing listens any more, and kept while it still
-        /// answers and no other backend is better.
+        /// The number of its sessions that are being reset. They continue where nothing listens any more, and while the
+        /// backend still responds and no other is better.
         sessions: usize,
     },
-    /// Connections to a backend failed or hung, before any check said so: others are preferred for a while.
+    /// Connects to a backend failed or timed out before a check did: other backends are preferred for a while.
     BackendSuspected {
         /// The service.
         service: Arc<str>,
         /// The backend.
         backend: SocketAddr,
-        /// What happened to the connection.
+        /// The failure of the connect.
         reason: Failure,
     },
-    /// A suspected backend took a connection again.
+    /// A suspected backend accepted a connection again.
     BackendTrusted {
         /// The service.
         service: Arc<str>,
         /// The backend.
         backend: SocketAddr,
     },
-    /// A configured backend was left out because the balancer would talk to itself: it has a forbidden address (a
+    /// A configured backend was left out because the balancer would connect to itself: it has a forbidden address (a
     /// virtual IP), or is one of the balancer's own listeners.
     BackendForbidden {
         /// The service.
@@ -73,47 +73,47 @@ pub enum Event {
     ClientsRefused {
         /// The service.
         service: Arc<str>,
-        /// Why.
+        /// The reason.
         reason: Refusal,
         /// The limit that was reached, if the reason is one: open connections.
         limit: Option<usize>,
         /// Connections of this service refused for this reason so far.
         total: u64,
     },
-    /// `[::]` could not be listened on, the balancer accepts IPv4 only.
+    /// `[::]` could not be bound; the balancer accepts IPv4 only.
     ListenFallback {
-        /// What was configured.
+        /// The configured address.
         configured: SocketAddr,
-        /// What is listened on.
+        /// The bound address.
         actual: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// `SO_MARK` was refused, usually for want of `CAP_NET_ADMIN`; sent once. Connections go on unmarked.
+    /// `SO_MARK` was refused, usually for want of `CAP_NET_ADMIN`; sent once. Connections continue unmarked.
     MarkRefused {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// `IP_TRANSPARENT` was refused, usually for want of `CAP_NET_ADMIN`; sent once. Listeners take only connections to their
-    /// own port.
+    /// `IP_TRANSPARENT` was refused, usually for want of `CAP_NET_ADMIN`; sent once. Listeners accept only connections
+    /// to their own port.
     TransparentRefused {
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// `TCP_CONGESTION` was refused; sent once. Connections go on with the system's choice.
+    /// `TCP_CONGESTION` was refused; sent once. Connections use the system's choice.
     CongestionRefused {
-        /// The algorithm asked for.
+        /// The requested algorithm.
         algorithm: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
-    /// The process or the host ran out of something that connections need. At most every 10 s for one shortage.
+    /// The process or the host ran out of a resource that connections need. At most every 10 s for one shortage.
     ResourcesExhausted {
-        /// What ran out.
+        /// The resource.
         shortage: Shortage,
         /// The backend that could not be connected for want of it; `None` if a client could not be accepted.
         backend: Option<SocketAddr>,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// A worker thread ended unexpectedly. The balancer no longer passes its heartbeat.
@@ -123,7 +123,7 @@ pub enum Event {
     },
 }
 
-/// Why a client was refused.
+/// The reason for which a client is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -182,17 +182,17 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// How a connection to a backend failed.
+/// The way in which a connect to a backend failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Failure {
     /// It was refused or reset.
     Refused,
-    /// There was no way to it.
+    /// There was no route to it.
     Unreachable,
     /// It did not answer within the connect timeout.
     TimedOut,
-    /// It did not answer before another backend, asked later, did.
+    /// Another backend, tried later, answered first.
     Slow,
 }
 

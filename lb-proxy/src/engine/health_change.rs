@@ -1,4 +1,4 @@
-//! What a verdict of the health checks does to a backend and its sessions.
+//! The effect of a health change on a backend and its sessions.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +10,7 @@ use super::service::Backends;
 use super::shared::Shared;
 use crate::health::{CheckFailure, HealthChange, HealthState};
 
-/// Applies a change that the checks report. Runs on their thread.
+/// Applies a health change. Runs on the thread of the checks.
 pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
     let services = shared.services.load();
     let Some(service) = services.iter().find(|service| service.name == change.target.service) else { return };
@@ -55,8 +55,8 @@ pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
     }
 }
 
-/// Whether a backend that is down nevertheless answered: it says itself that it is not ready. If all of them do, for
-/// instance because their common etcd is slow, their sessions may still work and would find nothing better.
+/// Returns whether a backend that is down still responds: it reports itself that it is not ready. If all backends do,
+/// for instance because their common etcd is slow, their sessions may still work and would find nothing better.
 fn is_alive(status: &HealthState) -> bool {
     matches!(status, HealthState::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
 }
@@ -65,7 +65,8 @@ fn is_usable(weight: u32, backend: &LiveBackend) -> bool {
     weight > 0 && !backend.health().is_excluded()
 }
 
-/// Now that there is a better backend: sessions that were kept, or begun for want of one, on backends that are down.
+/// Resets the sessions on backends that are down, now that there is a better backend: sessions that were kept, or that
+/// began while there was none.
 fn reset_stranded(shared: &Shared, backends: &Backends) {
     for member in &backends.members {
         if member.backend.health() == BackendHealth::Down {
@@ -74,7 +75,7 @@ fn reset_stranded(shared: &Shared, backends: &Backends) {
     }
 }
 
-/// Has all workers reset the sessions of a backend. Returns how many there are.
+/// Orders all workers to reset the sessions of a backend. Returns the number of sessions.
 fn reset(shared: &Shared, backend: &LiveBackend) -> usize {
     let sessions = backend.active.load(Relaxed);
     for worker in &shared.workers {
@@ -99,7 +100,7 @@ mod tests {
         events: Arc<Mutex<Vec<Event>>>,
     }
 
-    /// Backends 1 and 2 of a service, with sessions, and the ids of those reset since.
+    /// A service with backends 1 and 2, each with sessions.
     impl Fixture {
         fn new() -> Self {
             let (sender, commands) = unbounded_channel();

@@ -1,4 +1,5 @@
-//! Proof that the balancer can serve: every worker turns over, and every listener accepts and answers.
+//! The heartbeat, which proves that the balancer can serve: every worker handles commands, and every listener accepts
+//! and answers.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,7 +18,8 @@ use super::shared::{HEARTBEAT_REPLY, Shared};
 use super::socket::reset_on_close;
 use crate::shortage::Shortage;
 
-/// Succeeds if all is well within `timeout`. A frozen worker is reported before a silent listener, its likely result.
+/// Succeeds if all workers and listeners answer within `timeout`. A frozen worker is reported before a silent listener,
+/// which it causes.
 pub(crate) async fn heartbeat(
     shared: &Shared,
     listeners: &[SocketAddr],
@@ -30,7 +32,7 @@ pub(crate) async fn heartbeat(
         match timeout_at(deadline, probe(shared, addr)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(failure(addr, source)),
-            // It cannot accept either.
+            // A worker that cannot accept clients cannot accept a heartbeat either.
             Err(_) if shared.has_accept_failed_since(started) => {
                 Err(HeartbeatError::Inconclusive { addr, shortage: Shortage::Descriptors })
             }
@@ -39,7 +41,7 @@ pub(crate) async fn heartbeat(
     }));
     let (workers, listeners) = join(workers, listeners).await;
     workers?;
-    // A listener that fails says more than one that could not be tried.
+    // A failed listener is more specific than one that could not be probed.
     let failures = listeners.into_iter().filter_map(Result::err);
     failures.min_by_key(HeartbeatError::is_inconclusive).map_or(Ok(()), Err)
 }
@@ -71,7 +73,7 @@ async fn ping_workers(shared: &Shared, deadline: Instant, timeout: Duration) -> 
     Ok(())
 }
 
-/// Forgets an announced heartbeat that was never accepted.
+/// The announcement of a heartbeat; dropping it withdraws one that was never accepted.
 struct Announcement<'a>(&'a Shared, SocketAddr);
 
 impl Drop for Announcement<'_> {
@@ -80,8 +82,8 @@ impl Drop for Announcement<'_> {
     }
 }
 
-/// Gives the errors of `bind(2)` the meaning of those of `connect(2)`: there EADDRNOTAVAIL is the want of a port, here
-/// that of the address.
+/// Maps the errors of `bind(2)` to those of `connect(2)`: there EADDRNOTAVAIL means that no port is free, here that the
+/// address is missing.
 fn bind_error(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(nix::libc::EADDRINUSE) => io::Error::from_raw_os_error(nix::libc::EADDRNOTAVAIL),
@@ -92,7 +94,7 @@ fn bind_error(error: io::Error) -> io::Error {
     }
 }
 
-/// Connects to a listener from a port that the workers know, and awaits their answer.
+/// Connects to a listener from a port announced to the workers, and awaits their reply.
 async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
     let ip = if listener.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listener.ip() };
     let target = SocketAddr::new(ip, listener.port());
@@ -109,7 +111,7 @@ async fn probe(shared: &Shared, listener: SocketAddr) -> io::Result<()> {
         _ => {}
     }
     let stream = TcpStream::from_std(socket.into())?;
-    // Leaves nothing in TIME_WAIT, however often this is done.
+    // Leaves no socket in TIME_WAIT, however often heartbeats run.
     reset_on_close(&stream);
     let mut answer = [0; 2];
     loop {

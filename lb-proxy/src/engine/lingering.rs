@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use super::command::{Command, WorkerHandle};
 use super::listener::Listener;
 
-/// How long workers may take to close a listener. Only one that hangs needs longer than a turn.
+/// Time that workers get to close a listener. Only a worker that hangs needs more than an instant.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Listeners that are no longer wanted.
+/// Listeners that the configuration no longer lists.
 #[derive(Debug, Default)]
 pub(crate) struct Lingering(Mutex<State>);
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Those that still accept, each with the time when it is to be closed. Whoever takes one out decides alone what
-    /// becomes of it: the worker whose timer closes it, or the change that takes it over.
+    /// Listeners that still accept, each with the time of its end. The thread that removes an entry decides alone about
+    /// the listener: the worker whose timer closes it, or the reconfiguration that takes it over.
     pub(crate) open: Vec<(Listener, Instant)>,
-    /// Those that workers are closing, or have closed lately: until then the ports are in use.
+    /// Listeners that workers are closing, or have closed lately: until then their ports are in use.
     closing: Vec<Closing>,
 }
 
@@ -30,12 +30,12 @@ struct Closing {
 }
 
 impl Lingering {
-    /// Takes all out that still accept.
+    /// Removes and returns all listeners that still accept.
     pub(crate) fn take(&self) -> Vec<(Listener, Instant)> {
         std::mem::take(&mut self.lock().open)
     }
 
-    /// Waits for what is being closed. Tells whether there was anything.
+    /// Waits for the listeners that are being closed. Returns whether there were any.
     pub(crate) fn wait_closing(&self) -> bool {
         let closing = std::mem::take(&mut self.lock().closing);
         let deadline = Instant::now() + CLOSE_TIMEOUT;
@@ -51,7 +51,7 @@ impl Lingering {
 }
 
 impl State {
-    /// Closes listeners without waiting for it; the next change that finds a port in use does.
+    /// Closes listeners without waiting; the next reconfiguration that finds a port in use waits.
     pub(crate) fn close(&mut self, workers: &[WorkerHandle], listeners: &[Listener]) {
         self.closing
             .retain(|closing| closing.since.elapsed() < CLOSE_TIMEOUT || !all_closed(&closing.closed));
@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-/// Has all workers close listeners; what they acknowledge arrives at the receiver, which ends after the last.
+/// Orders all workers to close listeners. The receiver gets an acknowledgement for each and disconnects after the last.
 pub(crate) fn close(workers: &[WorkerHandle], listeners: &[Listener]) -> Receiver<()> {
     let (done, closed) = mpsc::sync_channel(listeners.len() * workers.len());
     for listener in listeners {
@@ -80,7 +80,7 @@ pub(crate) fn close(workers: &[WorkerHandle], listeners: &[Listener]) -> Receive
     closed
 }
 
-/// Whether all listeners of a [`close`] are closed.
+/// Returns whether all listeners of a [`close`] are closed.
 fn all_closed(closed: &Receiver<()>) -> bool {
     loop {
         match closed.try_recv() {
@@ -90,7 +90,7 @@ fn all_closed(closed: &Receiver<()>) -> bool {
     }
 }
 
-/// Waits until all listeners of a [`close`] are closed, or for so long.
+/// Waits until all listeners of a [`close`] are closed, at most `timeout`.
 pub(crate) fn wait_closed(closed: &Receiver<()>, timeout: Duration) {
     let deadline = Instant::now() + timeout;
     while closed.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}

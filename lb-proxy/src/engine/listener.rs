@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::service::LiveService;
 
-/// A listening address with what was configured for it.
+/// A listening address with the configured one.
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
     pub configured: SocketAddr,
@@ -15,7 +15,7 @@ pub(crate) struct Listener {
     pub listening: Arc<Listening>,
 }
 
-/// What the workers know of a listening address. A reconfiguration may give it to another service.
+/// A listening address as the workers know it. A reconfiguration may assign it to another service.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub id: u32,

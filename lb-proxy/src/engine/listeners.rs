@@ -1,7 +1,8 @@
-//! The addresses listened on, through a change: what is new is bound before anything changes, what is no longer
-//! wanted goes on accepting for a while.
+//! The change of the listeners by a reconfiguration: new addresses are bound before anything else changes; listeners
+//! that are no longer listed go on accepting for a while.
 //!
-//! Call order: [`ListenerUpdate::prepare`], which may fail and then leaves everything as it was, then [`ListenerUpdate::commit`].
+//! Call order: [`ListenerUpdate::prepare`], which may fail and then leaves everything as it was, then
+//! [`ListenerUpdate::commit`].
 
 use std::collections::HashMap;
 use std::io;
@@ -24,15 +25,15 @@ use super::local::{is_local, local_addresses};
 use super::service::LiveService;
 use super::shared::Shared;
 
-/// How long a child process may keep a closed listener's descriptor.
+/// Time for which a child process may keep the descriptor of a closed listener.
 const INHERITED_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A change under way.
+/// A change of the listeners that is under way.
 #[derive(Debug)]
 pub(crate) struct ListenerUpdate {
     bound: HashMap<SocketAddr, Bound>,
     current: Vec<Listener>,
-    /// Taken out of [`Shared::lingering`], so that no timer closes one that is taken over.
+    /// Removed from [`Shared::lingering`], so that no timer closes a listener that is taken over.
     lingering: Vec<(Listener, Instant)>,
 }
 
@@ -69,7 +70,7 @@ impl ListenerUpdate {
                 Err(error) => return Err(listen_error(addr, error)),
             }
         }
-        // Only when all else is sure to succeed does a listener give way, such as 127.0.0.1 to [::].
+        // Only after all other addresses are bound, a listener is closed for a new one, such as 127.0.0.1 for [::].
         let mut closed: Vec<Listener> = Vec::new();
         let is_closed = |listener: &Listener, closed: &[Listener]| {
             closed.iter().any(|l| l.configured == listener.configured)
@@ -97,13 +98,13 @@ impl ListenerUpdate {
         self.current.iter().chain(self.lingering.iter().map(|(listener, _)| listener))
     }
 
-    /// Listeners that are not wanted and may be what keeps `addr` from being bound.
+    /// Listeners that are no longer listed and may keep `addr` from being bound.
     fn blockers(&self, addr: SocketAddr, wanted: &[SocketAddr]) -> Vec<Listener> {
         let is_blocker = |l: &&Listener| l.actual.port() == addr.port() && !wanted.contains(&l.configured);
         self.listeners().filter(is_blocker).cloned().collect()
     }
 
-    /// The listener of a configured address, if there is one.
+    /// Removes and returns the listener of a configured address.
     fn take(&mut self, configured: SocketAddr) -> Option<Listener> {
         if let Some(position) = self.current.iter().position(|l| l.configured == configured) {
             return Some(self.current.swap_remove(position));
@@ -112,7 +113,7 @@ impl ListenerUpdate {
         Some(self.lingering.swap_remove(position).0)
     }
 
-    /// Points listeners to their services, opens new ones and lets those no longer wanted linger.
+    /// Assigns listeners to their services, opens new ones and lets those no longer listed linger.
     pub(crate) fn commit(
         mut self,
         shared: &Shared,
@@ -154,7 +155,7 @@ impl ListenerUpdate {
 }
 
 /// Closes listeners that cannot linger, because a backend of the new services is to listen on this node on their port:
-/// the balancer would talk to itself.
+/// the balancer would connect to itself. Returns the others.
 fn close_loops(
     shared: &Shared,
     mut listeners: Vec<(Listener, Instant)>,
@@ -175,7 +176,7 @@ fn close_loops(
     listeners
 }
 
-/// Lets listeners go on until their time and has the workers see to it that they are closed then.
+/// Lets listeners accept until their time, and arms the workers' timers that close them.
 fn linger(shared: &Shared, listeners: Vec<(Listener, Instant)>) {
     if listeners.is_empty() {
         return;
@@ -185,7 +186,7 @@ fn linger(shared: &Shared, listeners: Vec<(Listener, Instant)>) {
         unwanted.open.extend(listeners);
         unwanted.close_due(&shared.workers);
     }
-    // Every worker, so that one that hangs holds nothing up: the first to wake does it.
+    // Every worker gets the command, so that one that hangs delays nothing: the first to wake closes them.
     for worker in &shared.workers {
         let _ = worker.commands.send(Command::CloseDueLater);
     }
@@ -203,7 +204,7 @@ pub(crate) fn close_all(shared: &Shared) -> Receiver<()> {
     close(&shared.workers, &listeners)
 }
 
-/// Takes back what was closed for a change that failed.
+/// Binds again the listeners that were closed for a change that failed.
 fn reopen(shared: &Shared, closed: &[Listener]) {
     for listener in closed {
         match bind(listener.actual, shared.workers.len(), &shared.tuning) {
@@ -213,7 +214,7 @@ fn reopen(shared: &Shared, closed: &[Listener]) {
     }
 }
 
-/// Gives each worker its socket.
+/// Hands each worker its socket.
 fn open(shared: &Shared, listening: &Arc<Listening>, sockets: Vec<std::net::TcpListener>) {
     for (worker, socket) in shared.workers.iter().zip(sockets) {
         // A worker that has ended is reported by its own event and by the heartbeat.
@@ -221,8 +222,8 @@ fn open(shared: &Shared, listening: &Arc<Listening>, sockets: Vec<std::net::TcpL
     }
 }
 
-/// Binds an address whose port was closed a moment ago. A process that was being started just then may still have the
-/// listener's descriptor, until it runs another program.
+/// Binds an address whose port was closed a moment ago. A process that is being started may still have the listener's
+/// descriptor, until it runs another program.
 fn bind_soon(shared: &Shared, addr: SocketAddr) -> io::Result<Bound> {
     let deadline = Instant::now() + INHERITED_TIMEOUT;
     loop {

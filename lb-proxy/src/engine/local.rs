@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-/// All addresses of all interfaces; empty if the system does not tell.
+/// Returns all addresses of all interfaces; empty if the system does not list them.
 pub(crate) fn local_addresses() -> HashSet<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return HashSet::new() };
     interfaces
@@ -15,7 +15,7 @@ pub(crate) fn local_addresses() -> HashSet<IpAddr> {
         .collect()
 }
 
-/// Whether an address is on this node, given its [`local_addresses`].
+/// Returns whether an address is on this node, given its [`local_addresses`].
 pub(crate) fn is_local(ip: IpAddr, own: &HashSet<IpAddr>) -> bool {
     let ip = ip.to_canonical();
     ip.is_unspecified() || ip.is_loopback() || own.contains(&ip)

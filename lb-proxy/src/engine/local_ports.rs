@@ -1,21 +1,22 @@
-//! Local ports for connections to backends when the kernel finds none by itself.
+//! Local ports for connections to backends where the kernel finds none by itself.
 //!
-//! A connection that the client ended first stays in TIME_WAIT on this side for a minute. The kernel passes over its port
-//! when it chooses one, and connections that come and go use all ports up long before that many are open. It does take
-//! such a port for the same backend when it is asked for, because timestamps tell the segments of the two connections
-//! apart (RFC 6191 section 2; `net.ipv4.tcp_timestamps` is on by default).
+//! A connection that this side closed first stays in TIME_WAIT for a minute. The kernel passes over its port when it
+//! chooses one, so that short connections use all ports up long before as many are open. It does accept such a port for
+//! the same backend on request, because timestamps distinguish the segments of the two connections (RFC 6191 section 2;
+//! `net.ipv4.tcp_timestamps` is on by default).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Linux's range unless told otherwise.
+/// The default range of Linux.
 const DEFAULT: Range<u32> = 32_768..61_000;
-/// Ports tried for one connection.
+/// Number of ports tried for one connection.
 const TRIES: u32 = 16;
-/// How long a backend is left alone for which none of the tried ones was free, in milliseconds.
+/// Time without another search after no tried port was free for a backend, in milliseconds.
 pub(crate) const SEARCH_PAUSE: u64 = 20;
 
-/// The ports that outgoing connections use (`net.ipv4.ip_local_port_range`, which holds for IPv6, too), swept in turn.
+/// The range of ports for outgoing connections (`net.ipv4.ip_local_port_range`, which holds for IPv6, too), swept in
+/// turn.
 #[derive(Debug)]
 pub(crate) struct LocalPorts {
     range: Range<u32>,
@@ -23,7 +24,7 @@ pub(crate) struct LocalPorts {
 }
 
 impl LocalPorts {
-    /// Those of this network namespace.
+    /// The ports of this network namespace.
     pub(crate) fn of_host() -> Self {
         let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
         Self::new(text.ok().and_then(|text| parse(&text)).unwrap_or(DEFAULT))
@@ -33,7 +34,7 @@ impl LocalPorts {
         LocalPorts { range, next: AtomicU32::new(0) }
     }
 
-    /// The next ports to try. Calls go through all of them in turn.
+    /// Returns the next ports to try. Calls go through all of them in turn.
     pub(crate) fn sweep(&self) -> impl Iterator<Item = u16> {
         let count = self.range.end - self.range.start;
         let tries = TRIES.min(count);

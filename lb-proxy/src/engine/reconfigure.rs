@@ -1,4 +1,4 @@
-//! Making the running services what a configuration says, without touching what stays.
+//! Reconfiguration: changes the running services to a new configuration without touching what both have in common.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,11 +15,11 @@ use super::service::{Backends, LiveService, Member};
 use super::shared::Shared;
 use crate::health::Target;
 
-/// What is configured now. Changes are serialised by the lock around it.
+/// The current configuration. The lock around it serialises changes.
 #[derive(Debug)]
 pub(crate) struct Configuration {
     pub forbidden: Vec<IpAddr>,
-    /// Backends that were left out, so that each is told of once.
+    /// Backends that were left out, so that each is reported once.
     left_out: Vec<(Arc<str>, SocketAddr)>,
     last_id: u32,
 }
@@ -29,7 +29,7 @@ impl Configuration {
         Configuration { forbidden, left_out: Vec::new(), last_id: 0 }
     }
 
-    /// Makes `services` the running ones. On error nothing has changed.
+    /// Replaces the running services by `services`. On error nothing has changed.
     pub(crate) fn reconfigure(
         &mut self,
         shared: &Shared,
@@ -39,7 +39,7 @@ impl Configuration {
         let left_out = self.drop_forbidden(&mut services);
         let targets = targets(&services)?;
         let listeners = ListenerUpdate::prepare(shared, &services)?;
-        // From here on nothing can fail.
+        // Nothing below can fail.
         self.report_left_out(shared, left_out);
 
         let previous = shared.services.load_full();
@@ -59,7 +59,7 @@ impl Configuration {
         self.last_id
     }
 
-    /// Leaves out backends through which the balancer would connect to itself, and returns them.
+    /// Removes and returns the backends through which the balancer would connect to itself.
     fn drop_forbidden(&self, services: &mut [Service]) -> Vec<(Arc<str>, SocketAddr)> {
         let ports: Vec<u16> =
             services.iter().flat_map(|service| &service.listen).map(SocketAddr::port).collect();
@@ -88,7 +88,7 @@ impl Configuration {
         self.left_out = left_out;
     }
 
-    /// The service as it shall be: known backends keep their state, sessions and counters.
+    /// Updates a service, or makes it: known backends keep their state, sessions and counters.
     fn update_service(
         &mut self,
         shared: &Shared,
@@ -99,7 +99,7 @@ impl Configuration {
         if let (Some(known), Some(previous)) = (known, &previous)
             && previous.is_as_configured(service)
         {
-            // The choice goes on where it was.
+            // The chooser keeps its position.
             return Arc::clone(known);
         }
         let mut removed = known.map_or_else(Vec::new, |known| {

@@ -1,4 +1,4 @@
-//! A service while the balancer runs: its backends of the moment and the choice among them.
+//! The state of a service while the balancer runs: its current backends and the choice among them.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -13,7 +13,7 @@ use super::chooser::{Candidate, Chooser, client_key};
 use super::config::{Backend, Service};
 use crate::balance::Balance;
 
-/// A backend with what this configuration says of it.
+/// A backend with its configured weight and name.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub backend: Arc<LiveBackend>,
@@ -48,7 +48,7 @@ impl Backends {
         }
     }
 
-    /// Whether a configuration asks for just this.
+    /// Returns whether a configuration equals this one.
     pub(crate) fn is_as_configured(&self, service: &Service) -> bool {
         let same_settings = (self.balance, self.connect_timeout, self.hedge_after, self.slow_start)
             == (service.balance, service.connect_timeout, service.hedge_after, service.slow_start)
@@ -62,14 +62,14 @@ impl Backends {
             && self.members.iter().zip(&service.backends).all(|(member, config)| same(member, config))
     }
 
-    /// The limits on open connections, where all services together may have `total`.
+    /// Returns the limits on open connections, where all services together may have `total`.
     pub(crate) fn limits(&self, total: usize) -> Limits {
         Limits::new(total, self.max_connections, self.max_connections_per_client)
     }
 
-    /// The backend for a client, none of those `tried` (ids); `None` when there is none left.
+    /// Chooses a backend for a client, except those `tried` (ids); `None` when none is left.
     ///
-    /// Good ones first, then spare ones, those that are down at last: if all are down, all are tried.
+    /// Preferred backends first, then fallbacks, excluded ones last: if all are down, all are tried.
     pub(crate) fn choose(&self, now: u64, client: IpAddr, tried: &[u32]) -> Option<&Arc<LiveBackend>> {
         let mut choice = self.choice.lock().unwrap_or_else(PoisonError::into_inner);
         let (chooser, candidates) = &mut *choice;
@@ -97,7 +97,7 @@ impl Backends {
     }
 }
 
-/// See the module.
+/// A service, shared by all workers.
 #[derive(Debug)]
 pub(crate) struct LiveService {
     pub name: Arc<str>,

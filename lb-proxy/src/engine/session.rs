@@ -1,4 +1,4 @@
-//! A session: the one task of a client, from its acceptance to the end of its relay.
+//! A session: the task of one client, from its acceptance to the end of its relay.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -17,20 +17,20 @@ use super::socket::reset_on_close;
 use super::ticket::Ticket;
 use super::worker::Worker;
 
-/// A future written by hand, because there is one for each idle watch of each kubelet: its size is asserted below.
+/// The task, as a future written by hand because every idle watch of every kubelet is one: its size is asserted below.
 ///
-/// Unless it ends in order, dropping it resets what it has connected: that is how sessions are reset from outside.
+/// Unless it ends in order, dropping it resets its connections: that is how sessions are reset from outside.
 struct Session {
     worker: Rc<Worker>,
     client: TcpStream,
-    /// Its entry in the worker's table.
+    /// The key of its entry in the worker's table.
     key: u32,
     ended_cleanly: bool,
     phase: Phase,
 }
 
 enum Phase {
-    /// Boxed: connecting needs much more room, and not for long.
+    /// Boxed because connecting needs much more room, and only briefly.
     Connecting(Pin<Box<dyn Future<Output = Option<Connected>>>>),
     Relaying(Relay),
 }
@@ -53,7 +53,7 @@ impl Session {
         service: Arc<LiveService>,
     ) -> Self {
         let connecting = connect(Rc::clone(&worker), service, address);
-        // A table of this size cannot exist: descriptors are 32-bit numbers.
+        // Such a large table cannot exist: descriptors are 32-bit numbers.
         let key = u32::try_from(key).unwrap_or(u32::MAX);
         Session { worker, client, key, ended_cleanly: false, phase: Phase::Connecting(Box::pin(connecting)) }
     }

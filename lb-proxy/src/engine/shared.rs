@@ -1,4 +1,4 @@
-//! What the workers, the health checks and the handle of a balancer share.
+//! The state that the workers, the health checks and the handle of a balancer share.
 
 use std::collections::HashSet;
 use std::io;
@@ -26,19 +26,19 @@ use super::ticket::Ticket;
 use crate::health::Monitor;
 use crate::shortage::Shortage;
 
-/// Least time between two events about the same lasting trouble, in milliseconds.
+/// Minimum time between two events about the same problem, in milliseconds.
 pub(crate) const EVENT_INTERVAL: u64 = 10_000;
 /// The answer to a heartbeat connection.
 pub(crate) const HEARTBEAT_REPLY: &[u8] = b"\x06";
-/// Longest time for [`Options::linger`].
+/// Upper bound of [`Options::linger`].
 const LINGER_MAX: Duration = Duration::from_secs(3600);
 
-/// See the module.
+/// The state of a balancer, shared by all its threads.
 pub(crate) struct Shared {
     pub clock: Clock,
     pub tuning: Tuning,
     pub relay: RelayMode,
-    /// How many pipes each worker may have at once.
+    /// Limit on the pipes of each worker.
     pub pipes: usize,
     pub descriptors: Descriptors,
     pub local_ports: LocalPorts,
@@ -46,11 +46,11 @@ pub(crate) struct Shared {
     pub open: Arc<AtomicUsize>,
     pub workers: Vec<WorkerHandle>,
     pub heartbeats: Heartbeats,
-    /// The services of the moment in configuration order.
+    /// The current services in configuration order.
     pub services: ArcSwap<Vec<Arc<LiveService>>>,
-    /// The addresses listened on.
+    /// The current listeners.
     pub listeners: ArcSwap<Vec<Listener>>,
-    /// Those of before that still accept, for so long.
+    /// Former listeners that still accept, for [`Self::linger`].
     pub lingering: Lingering,
     pub linger: Duration,
     /// Set while the balancer runs.
@@ -59,9 +59,9 @@ pub(crate) struct Shared {
     mark_refused: AtomicBool,
     transparent_refused: AtomicBool,
     congestion_refused: AtomicBool,
-    /// When each shortage was last reported.
+    /// Time of the last event about each shortage.
     shortages_reported: [AtomicU64; Shortage::ALL.len()],
-    /// When a client could last not be accepted for want of a descriptor.
+    /// Time of the last client that could not be accepted for want of a descriptor.
     last_accept_failure: AtomicU64,
 }
 
@@ -112,7 +112,7 @@ impl Shared {
         self.monitor.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(action)
     }
 
-    /// Tells once that the system refused a socket option.
+    /// Reports once that the system refused a socket option.
     pub(crate) fn report_refused_option(&self, refused: &RefusedOption) {
         match refused {
             RefusedOption::Mark(error) => {
@@ -134,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// Reports, but not too often, that a socket could not be had; towards `backend`, if it was to lead there.
+    /// Reports, rate-limited, that a socket could not be made; `backend` is its destination, if any.
     pub(crate) fn report_exhaustion(&self, backend: Option<SocketAddr>, error: &io::Error) {
         let shortage = Shortage::of(error).unwrap_or(Shortage::Memory);
         if self.is_report_due(&self.shortages_reported[shortage as usize]) {
@@ -142,7 +142,8 @@ impl Shared {
         }
     }
 
-    /// A worker could not accept a client. Until the next success its listeners answer no heartbeat either.
+    /// Records that a worker could not accept a client. Until the next success its listeners answer no heartbeat
+    /// either.
     pub(crate) fn record_accept_failure(&self, error: &io::Error) {
         if matches!(Shortage::of(error), Some(Shortage::Descriptors | Shortage::HostFiles)) {
             self.last_accept_failure.store(self.clock.now(), Relaxed);
@@ -150,13 +151,12 @@ impl Shared {
         self.report_exhaustion(None, error);
     }
 
-    /// Whether a client could not be accepted since `time` of the clock for want of a descriptor.
+    /// Returns whether a client could not be accepted since `time` of the clock for want of a descriptor.
     pub(crate) fn has_accept_failed_since(&self, time: u64) -> bool {
         self.last_accept_failure.load(Relaxed) >= time
     }
 
-    /// Admits a client that was accepted with this descriptor, or counts it as refused and reports that, but not too
-    /// often.
+    /// Admits a client that was accepted with this descriptor, or records its refusal.
     pub(crate) fn admit(
         &self,
         service: &Arc<LiveService>,
@@ -181,7 +181,7 @@ impl Shared {
         None
     }
 
-    /// Counts a refused client and reports that, but not too often.
+    /// Counts a refused client and reports it, rate-limited.
     pub(crate) fn record_refusal(&self, service: &LiveService, reason: Refusal, limit: Option<usize>) {
         let total = service.refusals.count(reason);
         if self.is_report_due(service.refusals.last_reported(reason)) {
@@ -197,8 +197,8 @@ impl Shared {
     }
 }
 
-/// Connections of the balancer to its own listeners: announced by their source before they are made, answered by the
-/// worker that accepts them, never shown to a backend.
+/// Connections of the balancer to its own listeners: announced by their source address before they are made, answered
+/// by the worker that accepts them, never forwarded to a backend.
 #[derive(Debug, Default)]
 pub(crate) struct Heartbeats {
     count: AtomicUsize,
@@ -212,7 +212,7 @@ impl Heartbeats {
         self.count.store(sources.len(), Relaxed);
     }
 
-    /// Whether a connection from `source` is a heartbeat. Each is known once.
+    /// Returns whether a connection from `source` is a heartbeat. Each is recognised once.
     pub(crate) fn take(&self, source: SocketAddr) -> bool {
         if self.count.load(Relaxed) == 0 {
             return false;

@@ -1,4 +1,4 @@
-//! The state and the counters of a running balancer, as plain values.
+//! State and counters of a running balancer, as plain values.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use super::event::Refusal;
 use crate::balance::Balance;
 use crate::health::LastCheck;
 
-/// Everything at one moment. Counters only grow while a service or backend stays configured.
+/// State and counters of a balancer at one moment. Counters only grow while a service or backend stays configured.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -17,7 +17,7 @@ pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
     /// The worker threads.
     pub workers: Vec<WorkerSnapshot>,
-    /// Whether no new connections are taken any more.
+    /// Set when new connections are no longer accepted.
     pub draining: bool,
 }
 
@@ -27,22 +27,22 @@ pub struct Snapshot {
 pub struct ServiceSnapshot {
     /// Its name.
     pub name: Arc<str>,
-    /// The addresses really listened on, without those that only linger after a change.
+    /// The bound addresses, without listeners that only linger after a change.
     pub listen: Vec<SocketAddr>,
-    /// How backends are chosen.
+    /// The algorithm that chooses backends.
     pub balance: Balance,
     /// Clients accepted, without those refused because of a limit.
     pub accepted: u64,
-    /// Clients refused, for whatever reason.
+    /// Clients refused, for any reason.
     pub refused: u64,
-    /// The same by reason, without those that did not occur.
+    /// Refused clients by reason; reasons that did not occur are absent.
     pub refusals: Vec<(Refusal, u64)>,
-    /// Client connections that may be open at once: [`crate::Service::max_connections`], at most what the descriptors
-    /// of the process allow.
+    /// Limit on open client connections: [`crate::Service::max_connections`], at most what the descriptors of the
+    /// process allow.
     pub max_connections: usize,
     /// [`crate::Service::max_connections_per_client`].
     pub max_connections_per_client: Option<usize>,
-    /// Connections that found their backend only after another had failed or hung.
+    /// Connections for which another backend failed or was too slow first.
     pub redispatched: u64,
     /// The backends in configuration order, then those removed that still have sessions.
     pub backends: Vec<BackendSnapshot>,
@@ -52,19 +52,19 @@ pub struct ServiceSnapshot {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BackendSnapshot {
-    /// Where it listens.
+    /// The address it listens on.
     pub addr: SocketAddr,
     /// Its configured name.
     pub name: Option<String>,
     /// Its configured weight.
     pub weight: u32,
-    /// What it is used for now.
+    /// Its current state.
     pub state: BackendState,
-    /// Whether sessions with it may go on, whatever its state: it was not seen to be dead, cut off or broken.
+    /// Set if sessions with it may continue, whatever its state: it was not seen to be dead, cut off or broken.
     pub spares_sessions: bool,
-    /// When this state began: with a verdict of its checks, a change of the configuration, or a suspicion.
+    /// Start of this state: a health change, a reconfiguration, or a suspicion.
     pub since: Instant,
-    /// Why it is in this state, for people.
+    /// The reason of this state, for people.
     pub reason: String,
     /// The last check that ended.
     pub last_check: Option<LastCheck>,
@@ -82,22 +82,23 @@ pub struct BackendSnapshot {
     pub bytes_out: u64,
 }
 
-/// What a backend is used for.
+/// The state of a backend as the balancer uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendState {
-    /// Not checked yet; takes connections.
+    /// Not checked yet; gets connections.
     Unknown,
-    /// Takes connections.
+    /// Gets connections.
     Up,
-    /// Takes connections, but its clients' connects failed lately: others are preferred.
+    /// Gets connections only after others, because connects to it failed lately.
     Suspect,
-    /// It says that it shuts down: takes none unless no other can; its sessions live on.
+    /// Reports that it shuts down: gets no connections unless no other backend can take them; its sessions continue.
     Terminating,
-    /// Takes none unless no other can. Sessions with it are reset, except where nothing listens any more: those a server
-    /// that shuts down ends by itself, and those of a process that is gone the kernel has ended.
+    /// Gets no connections unless no other backend can take them. Its sessions are reset, except where nothing listens
+    /// any more: a server that shuts down ends them by itself, and the kernel has ended those of a process that is
+    /// gone.
     Down,
-    /// Takes none (weight 0 or removed); its sessions live on.
+    /// Gets no connections (weight 0 or removed); its sessions continue.
     Draining,
 }
 
@@ -133,7 +134,7 @@ pub struct WorkerSnapshot {
     pub handed_off: u64,
 }
 
-/// Whether each service can serve, and by whose evidence; see [`crate::LoadBalancer::serving_evidence`].
+/// The evidence that a service can serve; see [`crate::LoadBalancer::serving_evidence`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServingEvidence {
@@ -145,8 +146,8 @@ pub struct ServingEvidence {
     pub remote: usize,
     /// Backends that were never checked, or not lately.
     pub unchecked: usize,
-    /// Backends that are up, or were so until this node could not check them any more, not longer than 60 s ago. Each
-    /// connection to them begins the 60 s anew.
+    /// Backends that are up, or were up until this node could not check them any more, at most 60 s ago. Each
+    /// connection to them restarts the 60 s.
     pub healthy: usize,
     /// Of these, those that are not on this node.
     pub healthy_remote: usize,

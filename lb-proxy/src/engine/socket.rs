@@ -1,4 +1,4 @@
-//! Socket options and the few calls on sockets that tokio has no name for.
+//! Socket options, and socket calls that tokio does not offer.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,23 +12,23 @@ use super::admission::Descriptors;
 use super::config::Options;
 use crate::source::{connect_error, has_source};
 
-/// Unacknowledged keepalive probes after which a connection is reset.
+/// Number of unacknowledged keepalive probes after which a connection is reset.
 const KEEPALIVE_PROBES: u32 = 3;
-/// From here on a local port may be an ephemeral one; Linux starts at 32768 unless told otherwise.
+/// The lowest port that may be an ephemeral one; Linux starts at 32768 by default.
 const EPHEMERAL_MIN: u16 = 10_240;
 
 /// Options of all sockets of a balancer.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub mark: u32,
-    /// Whether listeners take what `tproxy` assigns to them.
+    /// Set if listeners accept the connections that `tproxy` assigns to them.
     pub transparent: bool,
     pub congestion: Option<String>,
     keepalive: TcpKeepalive,
     user_timeout: Option<Duration>,
 }
 
-/// An option that the system refused; the socket works without it.
+/// A socket option that the system refused; the socket works without it.
 #[derive(Debug)]
 pub(crate) enum RefusedOption {
     Mark(io::Error),
@@ -53,15 +53,16 @@ impl Tuning {
         }
     }
 
-    /// What both sides of a pair need. On a listener, accepted sockets inherit it: one call for all of them.
+    /// Sets the options of both sides of a pair. On a listener one call serves all accepted sockets, which inherit
+    /// them.
     pub(crate) fn apply(&self, socket: &Socket) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&self.keepalive)?;
         socket.set_tcp_user_timeout(self.user_timeout)
     }
 
-    /// Begins to connect to a backend, with a descriptor that `descriptors` leaves to sessions, and from a local port of
-    /// the kernel's choice unless one is given. `refused` is told which wishes the system did not grant.
+    /// Starts to connect to a backend, with a descriptor that `descriptors` leaves to sessions, and from a local port
+    /// of the kernel's choice unless one is given. Calls `refused` for each option that the system refused.
     pub(crate) fn connect(
         &self,
         addr: SocketAddr,
@@ -77,7 +78,7 @@ impl Tuning {
         if descriptors.is_kept_back(socket.as_raw_fd()) {
             return Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
         }
-        // On both the ended connection and the new one, or the port cannot be asked for.
+        // Set on both the closed connection and the new one, or the port cannot be reused.
         socket.set_reuse_address(true)?;
         if let Some(port) = port {
             bind_port(&socket, addr, port)?;
@@ -92,7 +93,7 @@ impl Tuning {
         }
         match socket.connect(&addr.into()) {
             Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => {
-                // A port is asked for only where the kernel found none.
+                // A port is given only where the kernel found none, and so an address exists.
                 Err(connect_error(error, || port.is_some() || has_source(addr, self.mark)))
             }
             _ => TcpStream::from_std(socket.into()),
@@ -112,13 +113,13 @@ fn bind_port(socket: &Socket, addr: SocketAddr, port: u16) -> io::Result<()> {
     socket.bind(&SocketAddr::new(unspecified, port).into())
 }
 
-/// Whether a connected socket is connected to itself, which happens on loopback when the port chosen for it is the
-/// very one it connects to: nobody listens there.
+/// Returns whether a socket is connected to itself, which happens on loopback when its local port is the very one it
+/// connects to: no server listens there.
 pub(crate) fn is_self_connected(stream: &TcpStream, backend: SocketAddr) -> bool {
     backend.port() >= EPHEMERAL_MIN && stream.local_addr().is_ok_and(|local| local == backend)
 }
 
-/// Makes the coming close send RST instead of FIN, and discard what is unsent.
+/// Lets the close of a socket send RST instead of FIN, and discard unsent bytes.
 pub(crate) fn reset_on_close(stream: &TcpStream) {
     // Only an invalid descriptor or argument can fail here.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
@@ -155,7 +156,7 @@ mod tests {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         let own = socket.local_addr().unwrap();
-        // What the kernel does by chance when it picks the port, here on purpose.
+        // The kernel does this by chance when it picks the port, this test on purpose.
         socket.connect(&own).unwrap();
         socket.set_nonblocking(true).unwrap();
         let stream = TcpStream::from_std(socket.into()).unwrap();

@@ -7,16 +7,16 @@ use super::admission::Limits;
 use super::event::Refusal;
 use super::service::LiveService;
 
-/// An admitted client's share in the counts of its service; dropping it gives the place back.
+/// The share of an admitted client in the counts of its service; dropping the ticket releases it.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     service: Arc<LiveService>,
-    /// The client, if it was admitted under a limit for clients. Boxed: there is one for each idle watch.
+    /// The client, if a limit per client applied. Boxed because every idle watch holds a ticket.
     client: Option<Box<IpAddr>>,
 }
 
 impl Ticket {
-    /// Admits a client, or says why not.
+    /// Admits a client, or returns the reason of the refusal.
     pub(crate) fn take(service: &Arc<LiveService>, limits: &Limits, client: IpAddr) -> Result<Self, Refusal> {
         let client = service.open.enter(limits, client.to_canonical())?;
         Ok(Ticket { service: Arc::clone(service), client })

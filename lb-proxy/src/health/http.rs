@@ -1,4 +1,4 @@
-//! One `GET` after the other over one kept connection, with bounds on everything the server sends.
+//! Consecutive `GET` requests over one kept connection, with bounds on everything the server sends.
 
 use std::error::Error as _;
 use std::future::poll_fn;
@@ -18,30 +18,30 @@ use tokio_rustls::client::TlsStream;
 
 use super::outcome::{Answer, CheckFailure, Step, text};
 
-/// The head of an answer fits in this many bytes or is refused; the least that hyper allows.
+/// Limit on the head of a response in bytes; the least that hyper allows.
 const HEAD_MAX: usize = 8192;
 const HEADERS_MAX: usize = 64;
-/// A body beyond this many bytes is not read to its end: the status has body_text it all.
+/// Limit on the part of a body that is read, in bytes: the status is enough.
 const BODY_MAX: usize = 64 * 1024;
 
-/// So much is read of what a server says that is not ready.
+/// The part of the body that is examined if the server is not ready, in bytes.
 const BODY_KEPT_MAX: usize = 16 * 1024;
-/// So many names of checks are told, of at most this length.
+/// Limit on the number of failing checks that are named, and on the length of a name.
 const NAMES_MAX: usize = 8;
 const NAME_MAX: usize = 100;
-/// The check that fails from the moment that a server of Kubernetes begins to shut down, while it goes on serving for its
-/// `--shutdown-delay-duration`.
+/// The check that fails from the moment that an API server of Kubernetes begins to shut down, while it goes on serving
+/// for its `--shutdown-delay-duration`.
 const SHUTDOWN: &str = "shutdown";
 
 const AGENT: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
-/// The request of a target, made once.
+/// The HTTP request of a target, built once.
 #[derive(Debug, Clone)]
 pub(super) struct ProbeRequest {
     uri: Uri,
     host: HeaderValue,
-    /// Those that mean it serves; empty for the default_answer ones.
+    /// The statuses that mean ready; empty for the usual ones.
     statuses: Vec<u16>,
 }
 
@@ -71,13 +71,13 @@ impl ProbeRequest {
     }
 }
 
-/// What an HTTP status means.
+/// The result of a check whose connection worked.
 pub(super) type CheckResult = Result<Answer, CheckFailure>;
 
 type Io = TokioIo<TlsStream<TcpStream>>;
 
-/// A connection between two checks. hyper leaves the work on the socket to a future of its own, which is
-/// polled beside whatever is waited for, so that a target needs one task and nothing runs while it sleeps.
+/// A connection that is kept between two checks. hyper leaves the work on the socket to a future of its own, which is
+/// polled beside the future in progress, so that a target needs one task and nothing runs while it sleeps.
 pub(super) struct KeptConnection {
     sender: SendRequest<Empty<Bytes>>,
     connection: Pin<Box<Connection<Io, Empty<Bytes>>>>,
@@ -96,12 +96,12 @@ impl KeptConnection {
         Ok(Self { sender, connection: Box::pin(connection), ended: false, answers: 0 })
     }
 
-    /// Answers it has given so far.
+    /// The number of responses that it has carried.
     pub(super) fn answers(&self) -> u32 {
         self.answers
     }
 
-    /// Returns when the server has closed the connection, or body_text something that nobody asked for.
+    /// Returns when the server has closed the connection, or has sent an unsolicited response.
     pub(super) async fn closed(&mut self) {
         if !self.ended {
             let _ = self.connection.as_mut().await;
@@ -109,8 +109,8 @@ impl KeptConnection {
         }
     }
 
-    /// Asks once. An error is the connection's; what the server answered is the first part of the result. The
-    /// connection may be used again if it is returned.
+    /// Sends one request. An error is the connection's; the first part of the result is the server's answer. The
+    /// connection can be used again if it is returned.
     pub(super) async fn send(
         mut self,
         probe: &ProbeRequest,
@@ -141,7 +141,7 @@ impl KeptConnection {
     }
 }
 
-/// What a status means where the configuration does not say.
+/// The meaning of a status where the configuration does not define one.
 fn default_answer(status: StatusCode) -> Option<Answer> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Answer::Denied),
@@ -154,7 +154,7 @@ fn default_answer(status: StatusCode) -> Option<Answer> {
 fn classify(good: Option<Answer>, status: StatusCode, body_text: &[u8]) -> CheckResult {
     match good {
         Some(answer) => Ok(answer),
-        // Whatever else fails then.
+        // Other checks may fail as well during a shutdown.
         None if reports_shutdown(body_text) => Ok(Answer::Terminating),
         None => match failing_checks(body_text).as_slice() {
             [] => Err(CheckFailure::Status(status.as_u16())),
@@ -165,8 +165,8 @@ fn classify(good: Option<Answer>, status: StatusCode, body_text: &[u8]) -> Check
     }
 }
 
-/// The checks that an API server of Kubernetes says it fails. It names them when it is not ready, one in a line:
-/// `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
+/// Returns the checks that an API server of Kubernetes reports as failing. It names them when it is not ready, one in a
+/// line: `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
 fn failing_checks(body_text: &[u8]) -> Vec<&str> {
     let lines = body_text.split(|byte| *byte == b'\n');
     lines.filter_map(failing_check).take(NAMES_MAX).collect()
@@ -184,7 +184,7 @@ fn failing_check(line: &[u8]) -> Option<&str> {
     std::str::from_utf8(name).ok().filter(|_| good)
 }
 
-/// Waits for `future` while the connection does its work.
+/// Awaits `future` while driving the connection.
 async fn run_beside<F: Future>(
     connection: &mut Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: &mut bool,
@@ -208,18 +208,21 @@ fn failure(error: &hyper::Error) -> CheckFailure {
     CheckFailure::closed(Step::Answer, &cause)
 }
 
-/// In TLS 1.3 a server refuses a client without a certificate only after the client's handshake is complete.
+/// Returns whether a server refused this client for want of a certificate; in TLS 1.3 that arrives only after the
+/// client's handshake is complete.
 fn is_certificate_demand(error: &hyper::Error) -> bool {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     io.is_some_and(certificate_demanded)
 }
 
-/// Whether a TLS server ended the handshake because we have no certificate that it accepts: it is alive.
+/// Returns whether a TLS server ended the handshake because this program has no certificate that it accepts: it is
+/// alive.
 pub(super) fn certificate_demanded(error: &io::Error) -> bool {
     matches!(
         tls_error(error),
         Some(rustls::Error::AlertReceived(
-            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate. The others are about ours.
+            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate. The other alerts concern this
+            // program's certificate.
             AlertDescription::CertificateRequired
                 | AlertDescription::BadCertificate
                 | AlertDescription::CertificateExpired
@@ -230,7 +233,7 @@ pub(super) fn certificate_demanded(error: &io::Error) -> bool {
     )
 }
 
-/// The TLS library's own error, which tokio-rustls wraps; none if the connection failed.
+/// Returns the TLS library's own error, which tokio-rustls wraps; `None` if the connection failed.
 pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }

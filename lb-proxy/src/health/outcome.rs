@@ -1,4 +1,4 @@
-//! What a check found, in words a program and an operator can both use.
+//! The outcome of a check, for programs and for operators.
 
 use std::fmt;
 use std::io;
@@ -7,60 +7,59 @@ use std::time::Duration;
 
 use crate::shortage::Shortage;
 
-/// A backend answered as it should.
+/// The answer of a backend that is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It says, as far as this kind of check can ask, that it serves.
+    /// It reports that it is ready, as far as this kind of check can ask.
     Ready,
-    /// It is alive, but says nothing about its readiness: strangers are not told (401, 403, client certificate
+    /// It is alive, but gives no answer to anonymous requests about its readiness (401, 403, client certificate
     /// demanded).
     Denied,
     /// The same, because it is throttling requests (429).
     Throttled,
-    /// It is alive and says that it shuts down.
+    /// It is alive and reports that it shuts down.
     Terminating,
 }
 
-/// Why a check did not succeed.
+/// The reason for which a check failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckFailure {
     /// Nothing listens there.
     #[error("connection refused")]
     Refused,
-    /// There is no way to it.
+    /// There is no route to it.
     #[error("unreachable: {0}")]
     Unreachable(Arc<str>),
-    /// It was silent, or too slow.
+    /// It did not answer, or too slowly.
     #[error("no {step} within {after:?}")]
     TimedOut {
-        /// What it did not complete.
+        /// The step that it did not complete.
         step: Step,
-        /// The time a whole check has.
+        /// The time limit of a whole check.
         after: Duration,
     },
-    /// It hung up before it had answered.
+    /// It closed the connection before it had answered.
     #[error("connection closed before the {step} was complete: {why}")]
     Closed {
-        /// What it did not complete.
+        /// The step that it did not complete.
         step: Step,
-        /// What was seen.
+        /// The error of the connection.
         why: Arc<str>,
     },
-    /// It does not speak TLS, or no version or cipher of it that this program knows.
+    /// It does not speak TLS, or no version or cipher suite that this program supports.
     #[error("TLS handshake failed: {0}")]
     Tls(Arc<str>),
-    /// Its certificate does not prove that it is a server of the cluster. Connections that were made before are none the
-    /// worse.
+    /// Its certificate does not prove that it is a server of the cluster. Connections made before are not affected.
     #[error("its certificate is not accepted: {0}")]
     Untrusted(Arc<str>),
-    /// What it says over TLS is no HTTP/1 answer of acceptable size.
+    /// It sends no HTTP/1 response of acceptable size over TLS.
     #[error("no valid HTTP answer: {0}")]
     Http(Arc<str>),
     /// It answered with an HTTP status that means it does not serve.
     #[error("answered with HTTP status {0}")]
     Status(u16),
-    /// It answered that it is not ready, and which of its own checks fail, as Kubernetes' API servers do.
+    /// It answered that it is not ready and named its failing checks, as Kubernetes' API servers do.
     #[error("not ready: {checks} (HTTP status {status})")]
     NotReady {
         /// The HTTP status.
@@ -71,12 +70,12 @@ pub enum CheckFailure {
     /// This node could not check, for want of descriptors, ports or memory. Says nothing about the backend.
     #[error("this node could not check: {0}")]
     Local(Arc<str>),
-    /// The check itself broke. Says nothing about the backend.
+    /// The check itself panicked. Says nothing about the backend.
     #[error("the check broke off")]
     Internal,
 }
 
-/// The part of a check that was under way.
+/// A step of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
@@ -99,19 +98,19 @@ impl fmt::Display for Step {
 }
 
 impl CheckFailure {
-    /// Whether this tells something about the backend rather than about this node.
+    /// Returns whether this says something about the backend rather than about this node.
     pub fn is_evidence(&self) -> bool {
         !matches!(self, Self::Local(_) | Self::Internal)
     }
 
-    /// Whether sessions with the backend may go on although no new ones begin. Where nothing listens any more: a server
-    /// that shuts down lets go of its port before its connections, and of a process that is gone the kernel has ended
-    /// them. And where a certificate has expired: clients that are connected have seen it in time.
+    /// Returns whether sessions with the backend may continue although no new ones begin: where nothing listens any
+    /// more, because a server that shuts down closes its port before its connections and the kernel has ended those of
+    /// a process that is gone; and where a certificate has expired, because clients have verified it in time.
     pub fn spares_sessions(&self) -> bool {
         matches!(self, Self::Refused | Self::Untrusted(_))
     }
 
-    /// Whether nobody answered, not even the host.
+    /// Returns whether not even the host answered.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::TimedOut { .. } | Self::Unreachable(_))
     }
@@ -125,7 +124,7 @@ impl CheckFailure {
             Kind::ConnectionReset | Kind::ConnectionAborted => return Self::closed(Step::Connect, error),
             _ => {}
         }
-        // A local firewall answers EPERM and prohibit routes EACCES: like no route, they bar clients as well.
+        // A local firewall answers EPERM and prohibit routes EACCES: like a missing route, they stop clients as well.
         let way =
             [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
         // So does a kernel without IPv6, as booted with `ipv6.disable=1`.

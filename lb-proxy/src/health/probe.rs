@@ -15,16 +15,16 @@ use super::outcome::{Answer, CheckFailure, Step, text};
 use super::target::{Method, Target};
 use super::trust::{ServerTls, Trust};
 
-/// A check, as the task of a target sees it. Dropping the future of a check abandons its connection.
+/// The interface of a check to the task of its target. Dropping the future of a check abandons its connection.
 pub(super) trait Probe: Send + 'static {
     /// Checks once, without a limit of time.
     fn check(&mut self) -> impl Future<Output = Result<Answer, CheckFailure>> + Send;
 
-    /// What the check that was last begun was doing.
+    /// The current step of the check, or the last one of the previous check.
     fn step(&self) -> Step;
 
-    /// Returns when, between two checks, there is reason for one at once: a connection that had proved itself
-    /// ended. May never return.
+    /// Returns when, between two checks, a connection that had worked before is lost, which justifies a check at once.
+    /// May never return.
     fn connection_lost(&mut self) -> impl Future<Output = ()> + Send;
 }
 
@@ -32,10 +32,10 @@ pub(super) trait Probe: Send + 'static {
 pub(super) struct NetProbe {
     backend: SocketAddr,
     mark: u32,
-    /// Verifies nothing.
+    /// The settings without verification.
     tls: Arc<ClientConfig>,
     trust: Option<Trust>,
-    /// Strangers are not told, so we say who we are.
+    /// Set once the server has refused anonymous requests.
     identified: bool,
     method: Method,
     step: Step,
@@ -56,7 +56,7 @@ impl NetProbe {
         }
     }
 
-    /// What a handshake takes.
+    /// The TLS settings for a handshake.
     fn tls(&self) -> ServerTls {
         let address = self.backend.ip();
         match (&self.trust, &self.method) {
@@ -70,7 +70,7 @@ impl NetProbe {
         connect(self.backend, self.mark).await
     }
 
-    /// Completes a TLS handshake; `None` if the server is alive but wants a client certificate.
+    /// Completes a TLS handshake; `None` if the server is alive but demands a client certificate.
     async fn handshake(&mut self) -> Result<Option<TlsStream<TcpStream>>, CheckFailure> {
         let stream = self.connect().await?;
         self.step = Step::Handshake;
@@ -90,13 +90,13 @@ impl NetProbe {
 
     async fn https(&mut self, request: &ProbeRequest) -> Result<Answer, CheckFailure> {
         let answer = self.answer(request).await;
-        // The configuration may expect other statuses, of those whom the server knows.
+        // The configuration may expect other statuses from identified requests.
         let denied = matches!(answer, Ok(Answer::Denied) | Err(CheckFailure::Status(401 | 403)));
         let known = self.identified || !self.trust.as_ref().is_some_and(Trust::has_credentials);
         if !denied || known {
             return answer;
         }
-        // The next connection verifies the server again before anything is shown to it.
+        // The next connection verifies the server again before it presents a credential.
         (self.identified, self.kept) = (true, None);
         self.answer(request).await
     }
@@ -106,8 +106,8 @@ impl NetProbe {
         let authorization = trust.and_then(Trust::authorization).cloned();
         if let Some(kept) = self.kept.take() {
             self.step = Step::Answer;
-            // The server may close a kept connection at any time, even while we ask (RFC 9112 section 9.5): only
-            // what a new connection does says something about the server.
+            // The server may close a kept connection at any time, even during a request (RFC 9112 section 9.5): only a
+            // failure of a new connection says something about the server.
             if let Ok((result, kept)) = kept.send(request, authorization.as_ref()).await {
                 self.kept = kept;
                 return result;
@@ -125,7 +125,7 @@ impl Probe for NetProbe {
     async fn check(&mut self) -> Result<Answer, CheckFailure> {
         match self.method.clone() {
             Method::Tcp => self.connect().await.map(|_| Answer::Ready),
-            // Whoever demands a certificate speaks TLS, which is all that is asked here.
+            // A server that demands a certificate speaks TLS, which is all that this check examines.
             Method::Tls => self.handshake().await.map(|_| Answer::Ready),
             Method::Https(request) => self.https(&request).await,
         }
@@ -138,7 +138,7 @@ impl Probe for NetProbe {
     async fn connection_lost(&mut self) {
         if let Some(kept) = &mut self.kept {
             kept.closed().await;
-            // Servers that close after each answer must not be asked ten times as often.
+            // A server that closes after each response must not be checked ten times as often.
             let proven = kept.answers() > 1;
             self.kept = None;
             if proven {

@@ -1,4 +1,4 @@
-//! Turns the results of checks into a status: no time, no I/O.
+//! The rise and fall counter, which turns the results of checks into a health state: no time, no I/O.
 
 use super::outcome::{Answer, CheckFailure};
 use super::state::HealthState;
@@ -25,8 +25,8 @@ impl RiseFall {
         &self.status
     }
 
-    /// Takes a result and returns the previous status if it changed. `is_corroborated`: something else saw the
-    /// backend fail since the last result; a failure then counts twice, a success makes it void.
+    /// Records a result. Returns the previous state if it changed. `is_corroborated`: other evidence of a failure was
+    /// seen since the last result; a failure then counts twice, a success cancels the evidence.
     pub(super) fn record(
         &mut self,
         result: &Result<Answer, CheckFailure>,
@@ -35,7 +35,7 @@ impl RiseFall {
         let next = match result {
             Ok(Answer::Terminating) => self.terminate(),
             Ok(Answer::Ready) => self.pass(HealthState::Up),
-            // Servers that shut down may say that first, and send clients away then.
+            // A server that shuts down may report that first, and throttle clients afterwards.
             Ok(Answer::Throttled) if self.status == HealthState::Terminating => None,
             Ok(Answer::Denied | Answer::Throttled) => self.pass(HealthState::UpUnready),
             Err(failure) if failure.is_evidence() => self.fail(failure, if is_corroborated { 2 } else { 1 }),
@@ -58,7 +58,7 @@ impl RiseFall {
         (!back || self.passed >= self.rise).then_some(status)
     }
 
-    /// What a server says of itself needs no second time. One that was down has no sessions to spare.
+    /// Handles a reported shutdown, which needs no confirmation. A backend that was down has no sessions to keep.
     fn terminate(&mut self) -> Option<HealthState> {
         (self.passed, self.failed, self.inconclusive) = (0, 0, 0);
         (!self.status.is_down()).then_some(HealthState::Terminating)
@@ -70,7 +70,7 @@ impl RiseFall {
         let ends = matches!(failure, CheckFailure::Refused) || failure.is_silence();
         let expected = match self.status {
             HealthState::Unknown => true,
-            // What was waiting to be accepted when it let go of its port is closed.
+            // Connections in its accept queue are reset when it closes its port.
             HealthState::Terminating => ends,
             _ => false,
         };
@@ -78,7 +78,7 @@ impl RiseFall {
         enough.then(|| HealthState::Down { reason: failure.clone() })
     }
 
-    /// A node that cannot check must not go on calling a backend healthy for ever.
+    /// Handles a check that failed on this node: it must not go on calling a backend healthy for ever.
     fn record_inconclusive(&mut self) -> Option<HealthState> {
         self.inconclusive = self.inconclusive.saturating_add(1);
         (self.status.is_up() && self.inconclusive > self.fall).then_some(HealthState::Unknown)

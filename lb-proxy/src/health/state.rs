@@ -4,21 +4,20 @@ use std::fmt;
 
 use super::outcome::CheckFailure;
 
-/// What is known of a backend.
+/// The health of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum HealthState {
     /// Not checked yet, or this node could not check it lately.
     #[default]
     Unknown,
-    /// It answers and says that it is ready.
+    /// It reports that it is ready.
     Up,
-    /// It answers, but not whether it is ready: strangers are not told (401, 403, client certificate demanded), or
-    /// it is throttling requests (429).
-    /// Takes connections like [`Self::Up`].
+    /// It answers, but its readiness is unknown: anonymous requests get no answer (401, 403, client certificate
+    /// demanded), or it throttles requests (429). Gets connections like [`Self::Up`].
     UpUnready,
-    /// It answers that it shuts down. Takes no new connections, and goes on with those that it has until it ends them.
+    /// It reports that it shuts down. It gets no new connections, and keeps its open ones until it ends them.
     Terminating,
-    /// It does not answer, or says that it does not serve.
+    /// It does not answer, or reports that it does not serve.
     Down {
         /// The failure that took it down.
         reason: CheckFailure,
@@ -37,12 +36,12 @@ impl HealthState {
         }
     }
 
-    /// Whether the backend was seen to answer: [`Self::Up`] or [`Self::UpUnready`].
+    /// Returns whether the last checks succeeded: [`Self::Up`] or [`Self::UpUnready`].
     pub fn is_up(&self) -> bool {
         matches!(self, Self::Up | Self::UpUnready)
     }
 
-    /// Whether the backend was seen to fail.
+    /// Returns whether the last checks failed.
     pub fn is_down(&self) -> bool {
         matches!(self, Self::Down { .. })
     }

@@ -17,7 +17,7 @@ use super::task;
 /// The targets as other threads see them.
 type Index = Mutex<BTreeMap<TargetKey, Arc<Shared>>>;
 
-/// Talks to a [`Supervisor`]; dropping it ends that.
+/// Controls a [`Supervisor`]; dropping it ends the supervisor.
 pub(super) struct Handle {
     updates: mpsc::UnboundedSender<Vec<Target>>,
     index: Arc<Index>,
@@ -53,7 +53,7 @@ struct Running {
     task: AbortHandle,
 }
 
-/// Makes and ends the tasks.
+/// Starts and ends the tasks.
 pub(super) struct Supervisor<F> {
     probe: F,
     sink: Sink,
@@ -66,7 +66,7 @@ pub(super) struct Supervisor<F> {
 }
 
 impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
-    /// `probe` makes the check of a target.
+    /// A supervisor without targets. `probe` makes the probe of a target.
     pub(super) fn new(probe: F, sink: Sink, seed: u64) -> (Handle, Self) {
         let (sender, updates) = mpsc::unbounded_channel();
         let index = Arc::new(Index::default());
@@ -111,7 +111,7 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
             self.running.iter().map(|(key, running)| (key.clone(), Arc::clone(&running.shared))).collect();
     }
 
-    /// `previous` is what is known of a target whose check changed.
+    /// Starts the task of a target; `previous` is its state if its check changed.
     fn start(&mut self, target: Target, previous: Option<TargetSnapshot>) -> Running {
         let key = target.key().clone();
         let (state, since) = previous
@@ -130,8 +130,8 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
         task
     }
 
-    /// A task ends because it was aborted, or because something in it panicked: then nothing is known any more,
-    /// and it starts anew.
+    /// Handles the end of a task. It was aborted, or it panicked: then the health is unknown again, and a new task
+    /// starts.
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
         let Some(key) = self.keys.remove(&id) else { return };
@@ -148,7 +148,7 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
 }
 
 fn lock(index: &Index) -> MutexGuard<'_, BTreeMap<TargetKey, Arc<Shared>>> {
-    // Only whole maps are put in.
+    // The map is only replaced as a whole, so it is valid even after a panic.
     index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,4 +1,4 @@
-//! What is checked, and what is known of it.
+//! Targets of health checks and their observed state.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use super::state::HealthState;
 use super::trust::Trust;
 use crate::check::{HealthCheck, HealthKind};
 
-/// Names a backend of a service. The same address in two services is two targets.
+/// The key of a target: a backend of a service. The same address in two services is two targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetKey {
     /// Name of the service.
     pub service: Arc<str>,
-    /// Where the backend listens.
+    /// The address the backend listens on.
     pub backend: SocketAddr,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for TargetKey {
     }
 }
 
-/// A backend and how it is checked.
+/// A backend and its health check.
 #[derive(Debug, Clone)]
 pub struct Target {
     key: TargetKey,
@@ -40,7 +40,7 @@ pub struct Target {
     method: Method,
 }
 
-/// How a target is asked.
+/// The method of a check.
 #[derive(Debug, Clone)]
 pub(super) enum Method {
     Tcp,
@@ -58,7 +58,10 @@ pub enum TargetError {
 }
 
 impl Target {
+    /// A target without [`Trust`]; see [`Self::with_trust`].
+    ///
     /// # Errors
+    ///
     /// See [`TargetError`].
     pub fn new(
         service: impl Into<Arc<str>>,
@@ -73,18 +76,18 @@ impl Target {
         Ok(Self { key: TargetKey { service: service.into(), backend }, check, trust: None, method })
     }
 
-    /// The same target, whose HTTPS checks verify the server by `trust`; with `None` they verify none.
+    /// Returns the target with HTTPS checks that verify the server by `trust`; with `None` they verify none.
     #[must_use]
     pub fn with_trust(self, trust: Option<Trust>) -> Self {
         Self { trust, ..self }
     }
 
-    /// Its name.
+    /// Its key.
     pub fn key(&self) -> &TargetKey {
         &self.key
     }
 
-    /// How it is checked.
+    /// Its health check.
     pub fn check(&self) -> &HealthCheck {
         &self.check
     }
@@ -119,32 +122,32 @@ fn request(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<ProbeReq
     Ok(ProbeRequest::new(parsed, host, statuses.to_vec()))
 }
 
-/// Told of every change of a status, on the monitor's thread; must not block.
+/// Called with every change of a health state, on the monitor's thread; must not block.
 pub(super) type Sink = Arc<dyn Fn(HealthChange) + Send + Sync>;
 
-/// The status of a target changed.
+/// A change of a target's health state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthChange {
     /// The target.
     pub target: TargetKey,
-    /// What it was.
+    /// The previous state.
     pub from: HealthState,
-    /// What it is.
+    /// The new state.
     pub to: HealthState,
-    /// How long it was that.
+    /// Duration of the previous state.
     pub after: Duration,
 }
 
-/// What is known of a target.
+/// The observed state of a target.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TargetSnapshot {
     /// The target.
     pub target: TargetKey,
-    /// Its status.
+    /// Its health state.
     pub state: HealthState,
-    /// Since when it has this status, or is known.
+    /// Start of this state, or of the checks.
     pub since: Instant,
     /// The last check that ended.
     pub last_check: Option<LastCheck>,
@@ -158,11 +161,11 @@ pub struct TargetSnapshot {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LastCheck {
-    /// When it ended.
+    /// Its end.
     pub at: Instant,
-    /// How long it took.
+    /// Its duration.
     pub latency: Duration,
-    /// Why it failed, if it did.
+    /// The failure, if it failed.
     pub failure: Option<CheckFailure>,
 }
 
@@ -185,11 +188,11 @@ impl Shared {
     }
 
     pub(super) fn observe<T>(&self, action: impl FnOnce(&mut TargetSnapshot) -> T) -> T {
-        // Nothing in here panics half-way through a change.
+        // No closure panics in the middle of a change.
         action(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a result. `status` is the new one if it changed.
+    /// Records a result, with the new health state if it changed.
     pub(super) fn record(&self, check: LastCheck, state: Option<HealthState>) -> Option<HealthChange> {
         self.observe(|observed| {
             let at = check.at;
@@ -204,14 +207,14 @@ impl Shared {
         })
     }
 
-    /// Whatever was known no longer is.
+    /// Resets the health state to unknown.
     pub(super) fn forget(&self, why: CheckFailure) -> Option<HealthChange> {
         let known = self.observe(|observed| observed.state != HealthState::Unknown);
         let check = LastCheck { at: Instant::now(), latency: Duration::ZERO, failure: Some(why) };
         self.record(check, known.then_some(HealthState::Unknown))
     }
 
-    /// From any thread, any number of times; all reports until the next check are one.
+    /// Requests a check at once. From any thread, any number of times; all reports until the next check count as one.
     pub(super) fn report_failure(&self) {
         if !self.reported.swap(true, Ordering::AcqRel) {
             self.wake.notify_one();
@@ -226,7 +229,7 @@ impl Shared {
         }
     }
 
-    /// Whether a failure was reported since the last call.
+    /// Returns whether a failure was reported since the last call.
     pub(super) fn take_report(&self) -> bool {
         self.reported.swap(false, Ordering::AcqRel)
     }

@@ -1,4 +1,4 @@
-//! The fixture of one target: wait, check, judge, tell.
+//! The task of one target: wait, check, update the health state, report.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::rise_fall::RiseFall;
 use super::schedule::Schedule;
 use super::target::{LastCheck, Shared, Sink, Target};
 
-/// Least time a check has, whatever is configured.
+/// Minimum time limit of a check.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// Checks `target` until the future is dropped.
@@ -42,7 +42,7 @@ pub(super) async fn run(target: Target, mut probe: impl Probe, shared: Arc<Share
     }
 }
 
-/// Waits until the next check is due. Returns whether something besides a check saw the backend fail.
+/// Waits until the next check is due. Returns whether other evidence of a failure was seen.
 async fn wait(schedule: &mut Schedule, probe: &mut impl Probe, shared: &Shared) -> bool {
     let mut failure_seen = false;
     loop {

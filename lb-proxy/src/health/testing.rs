@@ -1,4 +1,4 @@
-//! A check that does what a test tells it, for tests of everything around it in paused time.
+//! A probe with scripted results, for tests of the code around it in paused time.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,7 +12,7 @@ use super::probe::Probe;
 use super::target::{Target, TargetKey};
 use crate::check::HealthCheck;
 
-/// What one check does.
+/// One scripted check: its duration, step and result.
 #[derive(Debug, Clone)]
 pub(super) struct ScriptedCheck {
     takes: Duration,
@@ -54,7 +54,7 @@ struct State {
     step: Option<Step>,
 }
 
-/// Checks that go as written, then succeed for ever.
+/// A probe that follows a script of checks, then always succeeds.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ScriptedProbe {
     state: Arc<Mutex<State>>,

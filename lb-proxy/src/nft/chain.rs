@@ -6,10 +6,10 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use super::name::TableName;
 use super::rules::Rule;
 
-/// One chain of our table, with its rules.
+/// A chain of the table with its rules.
 pub(super) struct ChainPlan<'a> {
     pub(super) name: &'static str,
-    /// `None` for one that others jump to.
+    /// Type, hook and priority; `None` for a chain that others jump to.
     pub(super) hook: Option<(NfChainType, NfHook, i32)>,
     pub(super) rules: Vec<Rule<'a>>,
 }

@@ -15,27 +15,27 @@ use super::pipe::Pipe;
 use super::tools::Tools;
 use crate::engine::config::RelayMode;
 
-/// Reads, or splices, in one turn; then other tasks have theirs.
+/// Reads or splices before other tasks get their turn.
 const ROUNDS: usize = 16;
 /// Full reads in a row after which a direction counts as bulk.
 const FULL_READS: u8 = 2;
-/// A splice of less than this many bytes is a small one.
+/// Splices below this number of bytes are small.
 const SMALL: usize = 4096;
 /// Small splices in a row after which a direction no longer counts as bulk.
 const SMALL_SPLICES: u8 = 4;
 /// A splice of this many bytes makes the thread yield before it sleeps; see [`Tools::bulk`].
 const BULK: usize = 1 << 16;
 
-/// What a direction waits for after a turn.
+/// The reason for which a direction stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// For bytes from the source. It holds neither buffer nor pipe.
+    /// It waits for bytes from the source, and holds neither buffer nor pipe.
     Idle,
-    /// For room at the destination.
+    /// It waits for room at the destination.
     Blocked,
-    /// For nothing: it used up its turn and has more to do.
+    /// It has more to do, and lets other tasks run first.
     Yielded,
-    /// For nothing: the end of the stream has been forwarded.
+    /// It has forwarded the end of the stream.
     Done,
 }
 
@@ -47,7 +47,7 @@ enum End {
     Forwarded,
 }
 
-/// Bytes that were read and not yet written.
+/// The bytes that were read and not yet written.
 #[derive(Debug)]
 enum Unwritten {
     Nothing,
@@ -61,7 +61,7 @@ struct Rest {
     written: usize,
 }
 
-/// See the module. Call [`Direction::pump`] whenever the task is woken.
+/// The state of one direction. Call [`Direction::pump`] whenever the task is woken.
 #[derive(Debug)]
 pub(crate) struct Direction {
     unwritten: Unwritten,
@@ -71,7 +71,8 @@ pub(crate) struct Direction {
     blocked: bool,
     /// Full reads in a row while copying, small ones while splicing.
     streak: u8,
-    /// The other direction met an error of this one's source, which reports the error once and afterwards its end.
+    /// Set if the other direction met an error of this one's source, which reports the error once and afterwards an end
+    /// of stream.
     broken: bool,
 }
 
@@ -87,13 +88,13 @@ impl Direction {
         }
     }
 
-    /// From now on an end of the source is none: it stands for an error that has been reported already.
+    /// Treats a later end of the source as the error that has been reported already.
     pub(crate) fn mark_source_broken(&mut self) {
         self.broken = true;
     }
 
-    /// Moves bytes until there are no more, there is no room, or the turn is over. Leaves the task registered for
-    /// what it waits for. An error means that one of the sockets is broken.
+    /// Moves bytes until the source has none, the destination has no room, or [`ROUNDS`] are used up. Leaves the task
+    /// registered for what it waits for. An error means that one of the sockets is broken.
     pub(crate) fn pump(
         &mut self,
         from: &TcpStream,
@@ -131,7 +132,7 @@ impl Direction {
         Ok(Step::Yielded)
     }
 
-    /// Gives an empty pipe back. One that holds bytes stays.
+    /// Returns an empty pipe to the pool. One that holds bytes stays.
     pub(crate) fn release(&mut self, tools: &Tools) {
         match std::mem::replace(&mut self.unwritten, Unwritten::Nothing) {
             Unwritten::Pipe(pipe) if pipe.filled() == 0 => tools.pipes.borrow_mut().put(pipe),
@@ -139,7 +140,7 @@ impl Direction {
         }
     }
 
-    /// Makes sure that there is a pipe. Without one this direction copies for a while.
+    /// Takes a pipe if there is none yet. Returns whether there is one; without it this direction copies for a while.
     fn acquire(&mut self, tools: &Tools) -> bool {
         if matches!(self.unwritten, Unwritten::Nothing) {
             match tools.pipes.borrow_mut().take() {
@@ -150,7 +151,7 @@ impl Direction {
         matches!(self.unwritten, Unwritten::Pipe(_))
     }
 
-    /// Writes what is unwritten.
+    /// Writes the bytes that were read before.
     fn flush(&mut self, to: &TcpStream, moved: &AtomicU64, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
         loop {
             if self.blocked {
@@ -186,13 +187,13 @@ impl Direction {
         }
     }
 
-    /// The destination took nothing: forget that it was ever ready, the kernel reports when it is again.
+    /// Records that the destination has no room: the kernel reports when it is writable again.
     fn block(&mut self, to: &TcpStream) {
         self.blocked = true;
         clear_readiness(to, Interest::WRITABLE);
     }
 
-    /// Reads once into the worker's buffer and writes what it can.
+    /// Reads once into the worker's buffer and writes as much as there is room for.
     fn copy(&mut self, from: &TcpStream, to: &TcpStream, tools: &Tools, moved: &AtomicU64) -> io::Result<()> {
         let scratch = &mut *tools.scratch.borrow_mut();
         let n = match nix::unistd::read(from, scratch) {
@@ -260,7 +261,7 @@ fn write(to: &TcpStream, bytes: &[u8]) -> nix::Result<usize> {
     send(to.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)
 }
 
-/// Clears tokio's memory of a readiness that a call has just disproved. The end of a stream stays remembered.
+/// Clears a readiness that tokio remembers and a call has just disproved. The end of a stream stays remembered.
 pub(super) fn clear_readiness(stream: &TcpStream, interest: Interest) {
     let _ = stream.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }

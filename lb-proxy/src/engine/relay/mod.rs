@@ -1,9 +1,9 @@
 //! The relay between a client and its backend.
 //!
-//! Both directions are driven by the one task of the pair. Small traffic goes through a buffer that all pairs of a
-//! worker share; a direction that turns out to be bulk moves whole pages through a pipe with `splice(2)` until it is
-//! small again. A pair that waits for bytes holds neither. Half-closes are forwarded in each direction when all that
-//! was sent before has been; a reset or any other error of one side resets the other.
+//! One task drives both directions of a pair. Small traffic goes through a buffer that all pairs of a worker share; a
+//! direction that turns bulk moves whole pages through a pipe with `splice(2)` until its traffic is small again. A pair
+//! that waits for bytes holds neither. A half-close is forwarded after all bytes before it; a reset or any other error
+//! of one side resets the other.
 
 mod direction;
 mod pipe;
@@ -34,8 +34,8 @@ impl Relay {
         Relay { server, guard, up: Direction::new(tools.mode), down: Direction::new(tools.mode) }
     }
 
-    /// Ready when both directions have ended, or with the error of the side that broke. Must then be dropped, in the
-    /// latter case after both sockets were set to reset.
+    /// Ready when both directions have ended, or with the error of the side that broke. The relay must then be dropped,
+    /// in the latter case after both sockets were set to reset.
     pub(crate) fn poll(
         &mut self,
         client: &TcpStream,
@@ -46,7 +46,7 @@ impl Relay {
         let (bytes_in, bytes_out) = (&guard.backend().bytes_in, &guard.backend().bytes_out);
         let up_step = up.pump(client, server, tools, bytes_in, cx);
         if up_step.is_err() {
-            // What the server said before it reset is still delivered, but not an end.
+            // Bytes that the server sent before its reset are still delivered, but not as the end of a stream.
             down.mark_source_broken();
         }
         let down_step = down.pump(server, client, tools, bytes_out, cx);
@@ -66,24 +66,24 @@ impl Relay {
         Poll::Pending
     }
 
-    /// Gives pooled pipes back.
+    /// Returns the pipes to the pool.
     pub(crate) fn release(&mut self, tools: &Tools) {
         self.up.release(tools);
         self.down.release(tools);
     }
 }
 
-/// Whether nobody waits for a socket, given the direction away from it and the one towards it, while it is still open
-/// for writing. After that its end cannot be told from a reset.
+/// Returns whether neither direction waits for a socket that is still open for writing, given the direction away from
+/// it and the one towards it. After it was shut down for writing its end cannot be distinguished from a reset.
 fn is_unwatched(away: Step, towards: Step) -> bool {
     matches!(away, Step::Blocked | Step::Done) && towards == Step::Idle
 }
 
-/// Has the task woken when a socket breaks that it would otherwise not look at: because its bytes have nowhere to go,
-/// or because it has ended its direction and the other side is silent.
+/// Wakes the task when a socket breaks that neither direction waits for: because its bytes have nowhere to go, or
+/// because it has ended its direction and the other side is silent.
 ///
-/// A broken socket reports itself writable. Forgetting that this one is writable lets the task wait for that; writes
-/// do not ask for readiness before they are refused, so they are not held up.
+/// A broken socket reports itself writable. Clearing that readiness lets the task wait for it; writes do not ask for
+/// readiness before they are refused, so they are not delayed.
 fn watch(stream: &TcpStream, cx: &mut Context<'_>) -> io::Result<()> {
     clear_readiness(stream, Interest::WRITABLE);
     if stream.poll_write_ready(cx)?.is_ready() {

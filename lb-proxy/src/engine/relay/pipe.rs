@@ -1,4 +1,4 @@
-//! Pipes for `splice(2)`, kept for the next bulk transfer, and not too many of them.
+//! A bounded pool of pipes for `splice(2)`.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -8,27 +8,29 @@ use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
 
-/// Capacity asked for, in bytes. The kernel counts slots of a page, and a slot may hold more than a page, so this
-/// says how far a pipe may fill, not how much fits.
+/// Requested capacity in bytes. The kernel counts slots of a page, and a slot may hold more than a page, so this bounds
+/// the filling of a pipe, not its content.
 pub(crate) const PIPE_SIZE: usize = 1 << 20;
-/// What is asked for when the user's pipe memory does not allow [`PIPE_SIZE`]; the default of 64 KiB if not even this.
+/// The capacity requested where the user's pipe memory does not allow [`PIPE_SIZE`]; the default of 64 KiB if not even
+/// this.
 const SMALLER_SIZE: usize = 1 << 18;
 /// Idle pipes kept by each worker.
 const POOL_SIZE: usize = 64;
-/// Pipes of each worker at most. A peer that does not read leaves up to [`PIPE_SIZE`] in one, copying much less.
+/// Limit on the pipes of each worker. A peer that does not read leaves up to [`PIPE_SIZE`] in one; copying leaves much
+/// less.
 const PIPES_MAX: usize = 256;
-/// One pipe, which is two descriptors, for so many that the process may open: a session needs two as well, and
-/// without a pipe it is only slower.
+/// Of this many descriptors that the process may open, one pipe may use two: a session needs two as well, and without a
+/// pipe it is only slower.
 const DESCRIPTORS_PER_PIPE: u64 = 8;
 
-/// How many pipes each of so many workers may have at once, by the soft limit of descriptors (`RLIMIT_NOFILE`).
+/// Returns the number of pipes for each of `workers` workers, by the soft limit of descriptors (`RLIMIT_NOFILE`).
 pub(crate) fn pipes_allowed(workers: usize) -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
     let all = usize::try_from(soft / DESCRIPTORS_PER_PIPE).unwrap_or(usize::MAX);
     (all / workers.max(1)).clamp(1, PIPES_MAX)
 }
 
-/// A pipe with the number of bytes in it.
+/// A pipe and the number of bytes in it.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     read: OwnedFd,
@@ -37,7 +39,7 @@ pub(crate) struct Pipe {
     _count: OpenCount,
 }
 
-/// A pipe's share in the number that are open.
+/// An open pipe in the count of its pool; dropping it removes it.
 #[derive(Debug)]
 struct OpenCount(Rc<Cell<usize>>);
 
@@ -69,7 +71,7 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves what `from` has into the pipe, which must be empty: only then `EAGAIN` means that `from` has nothing.
+    /// Moves bytes of `from` into the pipe, which must be empty: only then `EAGAIN` means that `from` has nothing.
     pub(crate) fn fill(&mut self, from: &TcpStream) -> nix::Result<usize> {
         debug_assert_eq!(self.filled, 0);
         let moved = splice(from, None, &self.write, None, PIPE_SIZE, flags())?;
@@ -77,7 +79,7 @@ impl Pipe {
         Ok(moved)
     }
 
-    /// Moves what is in the pipe, which must not be empty, to `to`. `EAGAIN` means that `to` takes nothing now.
+    /// Moves the bytes of the pipe, which must not be empty, to `to`. `EAGAIN` means that `to` has no room.
     pub(crate) fn empty(&mut self, to: &TcpStream) -> nix::Result<usize> {
         debug_assert_ne!(self.filled, 0);
         let moved = splice(&self.read, None, to, None, self.filled, flags())?;
@@ -86,7 +88,7 @@ impl Pipe {
     }
 }
 
-/// Without `SPLICE_F_MORE`: it would hold the last segment back for 200 ms.
+/// The flags of a splice, without `SPLICE_F_MORE`: it would delay the last segment by 200 ms.
 fn flags() -> SpliceFFlags {
     SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK
 }
@@ -94,10 +96,10 @@ fn flags() -> SpliceFFlags {
 /// The pipes of one worker.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// Boxed, so that a direction without one is a pointer smaller.
+    /// Boxed, so that a direction without a pipe is a pointer smaller.
     #[allow(clippy::vec_box)]
     idle: Vec<Box<Pipe>>,
-    /// How many there are, idle and in use.
+    /// The number of pipes, idle and in use.
     open: Rc<Cell<usize>>,
     allowed: usize,
 }
@@ -107,7 +109,7 @@ impl Pool {
         Pool { idle: Vec::new(), open: Rc::default(), allowed }
     }
 
-    /// A pipe, or `None` when as many as allowed are in use, or there are no descriptors left: then payload is copied.
+    /// Takes a pipe; `None` when as many as allowed are in use, or no descriptors are left: payload is copied then.
     pub(crate) fn take(&mut self) -> Option<Box<Pipe>> {
         if let Some(pipe) = self.idle.pop() {
             return Some(pipe);
@@ -118,7 +120,7 @@ impl Pool {
         Pipe::open(OpenCount::new(&self.open)).ok().map(Box::new)
     }
 
-    /// Takes a pipe back. One with bytes in it is closed: they belong to another connection.
+    /// Returns a pipe to the pool. One with bytes in it is closed: they belong to another connection.
     pub(crate) fn put(&mut self, pipe: Box<Pipe>) {
         if pipe.filled == 0 && self.idle.len() < POOL_SIZE {
             self.idle.push(pipe);

@@ -10,19 +10,19 @@ use crate::engine::config::RelayMode;
 /// Bytes of the buffer that the pairs of one worker share.
 const SCRATCH: usize = 16 * 1024;
 
-/// What all pairs of one worker share.
+/// The buffer and the pipes that all pairs of one worker share.
 #[derive(Debug)]
 pub(crate) struct Tools {
     pub(super) mode: RelayMode,
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) pipes: RefCell<Pool>,
-    /// Set after a large splice. The worker then yields its processor once before it sleeps, so that a peer on the
-    /// same host can take what was sent and sleep and wake-up are saved; without bulk traffic that gains nothing.
+    /// Set after a large splice. The worker then yields its processor once before it sleeps, so that a peer on the same
+    /// host can read the bytes first, which saves a sleep and a wake-up; without bulk traffic that gains nothing.
     pub(super) bulk: Arc<AtomicBool>,
 }
 
 impl Tools {
-    /// For a worker that may have so many pipes at once.
+    /// The tools of a worker that may open this number of pipes.
     pub(crate) fn new(mode: RelayMode, pipes: usize, bulk: Arc<AtomicBool>) -> Self {
         let scratch = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
         Tools { mode, scratch, pipes: RefCell::new(Pool::new(pipes)), bulk }
