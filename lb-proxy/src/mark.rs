@@ -34,7 +34,8 @@ const OTHERS: u32 = 0xffff_0000 | 0x2000 | 0x0f00 | 0x0080;
 const _: () = assert!(MARK & KUBE_PROXY == 0, "kube-proxy would masquerade or drop the proxy's connections");
 const _: () =
     assert!(MARK != 0 && MARK & OTHERS == 0, "a network plugin would take the mark for one of its own");
-const _: () = assert!(DIRECTOR_MASK & (KUBE_PROXY | OTHERS) == 0, "nor for the marks of directors");
+const _: () =
+    assert!(DIRECTOR_MASK & (KUBE_PROXY | OTHERS) == 0, "the same holds for the marks of directors");
 
 #[cfg(test)]
 mod tests {

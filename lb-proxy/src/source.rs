@@ -41,7 +41,7 @@ mod tests {
     use crate::shortage::Shortage;
 
     #[test]
-    fn only_with_a_source_address_a_missing_address_is_a_missing_port() {
+    fn eaddrnotavail_means_a_missing_port_only_with_a_source_address() {
         let error = || io::Error::from_raw_os_error(EADDRNOTAVAIL);
         assert_eq!(Shortage::of(&connect_error(error(), || true)), Some(Shortage::Ports));
         let unreachable = connect_error(error(), || false);

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_that_concerns_the_fewest_is_named() {
+    fn the_narrowest_limit_is_named() {
         let counts = |total, service, client| Counts { total, service, client };
         let limits = Limits::new(10, Some(5), Some(2));
         assert_eq!(limits.admit(counts(9, 4, 1)), Ok(()));

@@ -1,6 +1,6 @@
 //! The state of a backend while the balancer runs: health by its checks, suspicion by its connections, counters.
 //!
-//! Two sources judge a backend. Its health checks set its *health*, which holds until the next change. Connects of
+//! Two sources assess a backend. Its health checks set its *health*, which holds until the next change. Connects of
 //! clients raise a *suspicion*, which only makes other backends preferred and expires by itself: then one client at a
 //! time tries the backend again, at longer intervals after each failure.
 
@@ -107,7 +107,7 @@ pub(crate) struct LiveBackend {
     pub failures: AtomicU64,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
-    verdict: AtomicU8,
+    health: AtomicU8,
     /// Time of the last successful connect, or of the loss of the evidence that it is up.
     last_proof: AtomicU64,
     /// Number of times it went down, by which a connect notices that this happened meanwhile.
@@ -136,7 +136,7 @@ impl LiveBackend {
             failures: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
-            verdict: AtomicU8::new(BackendHealth::Unknown as u8),
+            health: AtomicU8::new(BackendHealth::Unknown as u8),
             last_proof: AtomicU64::new(0),
             downs: AtomicU32::new(0),
             back_since: AtomicU64::new(0),
@@ -155,7 +155,7 @@ impl LiveBackend {
     }
 
     pub(crate) fn health(&self) -> BackendHealth {
-        BackendHealth::from_u8(self.verdict.load(Relaxed))
+        BackendHealth::from_u8(self.health.load(Relaxed))
     }
 
     /// Returns whether it is up, or was up when it could last be checked and that is recent.
@@ -253,18 +253,18 @@ impl LiveBackend {
     }
 
     /// Sets the health with its reason. If the health changes, returns for how long the previous one held.
-    pub(crate) fn record_health(&self, verdict: BackendHealth, now: u64, reason: &str) -> Option<Duration> {
+    pub(crate) fn record_health(&self, health: BackendHealth, now: u64, reason: &str) -> Option<Duration> {
         let mut detail = self.detail();
-        if verdict == BackendHealth::Unchecked && self.health() != verdict {
+        if health == BackendHealth::Unchecked && self.health() != health {
             self.last_proof.store(now, Relaxed);
         }
-        let before = BackendHealth::from_u8(self.verdict.swap(verdict as u8, Relaxed));
+        let before = BackendHealth::from_u8(self.health.swap(health as u8, Relaxed));
         // The reason can change without the health: "readiness unknown" and "ready" both mean up.
         reason.clone_into(&mut detail.reason);
-        if before == verdict {
+        if before == health {
             return None;
         }
-        match verdict {
+        match health {
             BackendHealth::Down => {
                 self.downs.fetch_add(1, Relaxed);
             }
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn many_failures_at_once_are_one_strike() {
+    fn simultaneous_failures_count_as_one_failed_trial() {
         let backend = backend();
         assert!(backend.failed(100, Failure::TimedOut));
         for _ in 0..50 {
@@ -392,14 +392,14 @@ mod tests {
     }
 
     #[test]
-    fn one_trial_at_a_time_and_longer_suspicion_after_each() {
+    fn suspicion_allows_one_trial_at_a_time_and_grows_after_each() {
         let backend = backend();
         backend.failed(1, Failure::Slow);
         let mut now = 1_001;
         for wait in [2_000, 4_000, 8_000, 10_000, 10_000] {
             assert_eq!(tier(&backend, now), Tier::Preferred);
             backend.record_choice(now);
-            assert_eq!(tier(&backend, now), Tier::Fallback, "only one client tries");
+            assert_eq!(tier(&backend, now), Tier::Fallback, "only one client is the trial");
             backend.failed(now + 1, Failure::Slow);
             assert_eq!(tier(&backend, now + wait - 1), Tier::Fallback);
             now += wait;
@@ -409,14 +409,14 @@ mod tests {
         assert!(!backend.connected(now));
         assert_eq!(tier(&backend, now), Tier::Preferred);
         assert!(backend.failed(now, Failure::Slow), "a new suspicion");
-        assert_eq!(tier(&backend, now + 1_000), Tier::Preferred, "begins short again");
+        assert_eq!(tier(&backend, now + 1_000), Tier::Preferred, "is short again");
     }
 
     #[test]
     fn slow_start_after_down_and_after_a_refusal_only() {
         let backend = backend();
         backend.record_health(BackendHealth::Up, 5, "ok");
-        assert_eq!(backend.readiness(6, SLOW_START), READY, "the first verdict is no comeback");
+        assert_eq!(backend.readiness(6, SLOW_START), READY, "the first health is no recovery");
         backend.record_health(BackendHealth::Down, 10, "timeout");
         assert_eq!(tier(&backend, 10), Tier::LastResort);
         backend.record_health(BackendHealth::Up, 20, "ok");
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_in_slow_start_gets_few_connects_at_once() {
+    fn concurrent_connects_to_a_backend_in_slow_start_are_limited() {
         let backend = Arc::new(backend());
         backend.record_health(BackendHealth::Down, 1, "");
         backend.record_health(BackendHealth::Up, 2, "");
@@ -446,14 +446,14 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_that_of_the_last_change_although_the_verdict_is_the_same() {
+    fn the_reason_changes_although_the_health_is_the_same() {
         let backend = backend();
         let reason = || backend.snapshot(9, 1, None).reason;
         backend.record_health(BackendHealth::Up, 1, "up-readiness-unknown");
         let since = backend.snapshot(2, 1, None).since;
         assert!(backend.record_health(BackendHealth::Up, 2, "up").is_none());
         assert_eq!(reason(), "up");
-        assert_eq!(backend.snapshot(2, 1, None).since, since, "the verdict has not changed");
+        assert_eq!(backend.snapshot(2, 1, None).since, since, "the health has not changed");
         assert!(backend.record_health(BackendHealth::Down, 3, "connection refused").is_some());
         assert_eq!(reason(), "connection refused");
         backend.record_health(BackendHealth::Up, 4, "up-readiness-unknown");
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_that_of_the_state_it_stands_beside() {
+    fn since_is_the_start_of_the_reported_state() {
         let backend = backend();
         let since = |now, weight| backend.snapshot(now, weight, None).since;
         backend.record_health(BackendHealth::Up, 1, "up");
@@ -471,7 +471,7 @@ mod tests {
         assert_eq!(since(2, 1), up);
         backend.set_weight(0);
         let draining = since(3, 0);
-        assert!(draining >= before, "not since it is up");
+        assert!(draining >= before, "not since it went up");
         backend.set_weight(0);
         assert_eq!(since(4, 0), draining);
         backend.set_weight(1);
@@ -484,16 +484,16 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_ends_suspicion_and_reports_changes_only() {
+    fn a_health_change_ends_suspicion_and_only_changes_are_reported() {
         let backend = backend();
         backend.failed(1, Failure::Refused);
         assert!(backend.record_health(BackendHealth::Up, 2, "ok").is_some());
         assert_eq!(tier(&backend, 2), Tier::Preferred);
         assert!(backend.record_health(BackendHealth::Up, 3, "ok").is_none());
-        assert!(backend.record_health(BackendHealth::Down, 4, "gone").is_some());
+        assert!(backend.record_health(BackendHealth::Down, 4, "connection refused").is_some());
         assert_eq!(backend.downs(), 1);
         let snapshot = backend.snapshot(5, 1, None);
-        assert_eq!((snapshot.state, snapshot.reason.as_str()), (BackendState::Down, "gone"));
+        assert_eq!((snapshot.state, snapshot.reason.as_str()), (BackendState::Down, "connection refused"));
         assert_eq!(backend.snapshot(5, 0, None).state, BackendState::Draining);
     }
 }

@@ -70,7 +70,7 @@ struct Threads {
 impl LoadBalancer {
     /// Binds all listeners, starts the workers and begins to accept.
     ///
-    /// `events` is called from the balancer's threads. It must not block, nor call the balancer.
+    /// `events` is called from the balancer's threads. It must not block or call the balancer.
     ///
     /// # Errors
     ///
@@ -241,7 +241,7 @@ impl LoadBalancer {
         let deadline = Instant::now() + timeout;
         self.stopping.store(true, Relaxed);
         let closed = {
-            let _no_change_now = self.configuration();
+            let _no_reconfiguration = self.configuration();
             close_all(&self.shared)
         };
         // A blocking wait, but on its own thread and bounded.

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_balancer_and_a_plain_listener_are_both_noticed() {
+    fn a_port_of_a_second_balancer_or_a_plain_listener_is_in_use() {
         let bound = bind(any(), 2, &tuning()).unwrap();
         let error = bind(bound.actual, 2, &tuning()).unwrap_err();
         assert!(is_in_use(&error), "{error}");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_claims_at_once_at_most_one_wins() {
+    fn of_simultaneous_binds_at_most_one_succeeds() {
         let port = bind(any(), 1, &tuning()).unwrap().actual;
         let barrier = std::sync::Barrier::new(8);
         let wins: usize = std::thread::scope(|scope| {
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unspecified_ipv6_address_takes_ipv4_too() {
+    fn the_unspecified_ipv6_address_accepts_ipv4() {
         let bound = bind("[::]:0".parse().unwrap(), 1, &tuning()).unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, bound.actual.port())).unwrap();
         assert!(bound.fallback.is_none());

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn least_connections_takes_the_emptiest_and_breaks_ties_in_turn() {
+    fn least_connections_takes_the_least_loaded_and_breaks_ties_in_turn() {
         let mut set = candidates(&[1, 1, 1]);
         let mut chooser = Chooser::new(Balance::LeastConnections, 3);
         let order: Vec<_> = (0..4).map(|_| chooser.choose(&set, 0).unwrap()).collect();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_usable_is_none() {
+    fn choose_returns_none_without_usable_candidates() {
         for balance in
             [Balance::RoundRobin, Balance::Weighted, Balance::LeastConnections, Balance::SourceHash]
         {

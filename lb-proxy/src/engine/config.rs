@@ -34,9 +34,9 @@ pub struct Options {
     /// (`RLIMIT_NOFILE`), and are at most 256 for each worker. Beyond that payload goes through a buffer.
     pub relay: RelayMode,
     /// Idle time before TCP keepalive probes, on both sides, at least 1 s. Three probes, a third of this apart but at
-    /// least 1 s, then reset: an idle peer that is gone is found after twice this time.
+    /// least 1 s, then reset: a vanished idle peer is detected after twice this time.
     ///
-    /// A peer that is gone while it owes an acknowledgement is found when the kernel gives up retransmitting
+    /// A peer that vanishes while it owes an acknowledgement is detected when the kernel gives up retransmitting
     /// (`net.ipv4.tcp_retries2`, about 15 minutes). If it is a backend, its checks have reset its sessions long before.
     pub keepalive: Duration,
     /// `TCP_USER_TIMEOUT` on both sides, in whole milliseconds; zero, the default, sets none.

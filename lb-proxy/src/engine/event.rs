@@ -8,7 +8,7 @@ use crate::shortage::Shortage;
 
 /// A change or problem that concerns an operator.
 ///
-/// Sent from worker threads to the callback given to [`crate::LoadBalancer::start`], which must not block nor call the
+/// Sent from worker threads to the callback given to [`crate::LoadBalancer::start`], which must not block or call the
 /// balancer. Events that could repeat with every connection are rate-limited at the source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -17,7 +17,7 @@ pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
     let backends = service.backends.load();
     let member = backends.members.iter().find(|member| member.backend.addr == change.target.backend);
     let Some(backend) = member.map(|member| &member.backend) else { return };
-    let verdict = match &change.to {
+    let health = match &change.to {
         HealthState::Up | HealthState::UpUnready => BackendHealth::Up,
         HealthState::Terminating => BackendHealth::Terminating,
         HealthState::Down { reason } if reason.spares_sessions() => BackendHealth::Refusing,
@@ -27,20 +27,20 @@ pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
     };
     let reason = match &change.to {
         HealthState::Down { reason } => reason.to_string(),
-        status => status.as_str().to_owned(),
+        state => state.as_str().to_owned(),
     };
-    if backend.record_health(verdict, shared.clock.now(), &reason).is_none() {
+    if backend.record_health(health, shared.clock.now(), &reason).is_none() {
         return;
     }
     let (service, backend_addr) = (&service.name, backend.addr);
-    match verdict {
+    match health {
         BackendHealth::Terminating => {
             let (service, sessions) = (Arc::clone(service), backend.active.load(Relaxed));
             shared.emit(Event::BackendTerminating { service, backend: backend_addr, sessions });
         }
         BackendHealth::Refusing | BackendHealth::Down => {
-            let kept = verdict == BackendHealth::Refusing
-                || (is_alive(&change.to)
+            let kept = health == BackendHealth::Refusing
+                || (is_responding(&change.to)
                     && !backends.members.iter().any(|m| is_usable(m.weight, &m.backend)));
             let sessions = if kept { 0 } else { reset(shared, backend) };
             let service = Arc::clone(service);
@@ -57,8 +57,8 @@ pub(crate) fn apply(shared: &Shared, change: &HealthChange) {
 
 /// Returns whether a backend that is down still responds: it reports itself that it is not ready. If all backends do,
 /// for instance because their common etcd is slow, their sessions may still work and would find nothing better.
-fn is_alive(status: &HealthState) -> bool {
-    matches!(status, HealthState::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
+fn is_responding(state: &HealthState) -> bool {
+    matches!(state, HealthState::Down { reason: CheckFailure::Status(_) | CheckFailure::NotReady { .. } })
 }
 
 fn is_usable(weight: u32, backend: &LiveBackend) -> bool {
@@ -155,22 +155,22 @@ mod tests {
         let mut fixture = Fixture::new();
         assert!(fixture.change(1, HealthState::Up).is_empty());
         assert_eq!(fixture.change(1, down(silence())), [1]);
-        assert!(fixture.change(1, down(CheckFailure::Status(500))).is_empty(), "nothing new");
-        assert_eq!(fixture.change(2, down(silence())), [2], "also if it was the last");
+        assert!(fixture.change(1, down(CheckFailure::Status(500))).is_empty(), "no change");
+        assert_eq!(fixture.change(2, down(silence())), [2], "even the last one");
         let events = fixture.events.lock().unwrap();
         assert!(matches!(events[0], Event::BackendUp { .. }));
         assert!(matches!(events[1], Event::BackendDown { sessions: 5, .. }));
     }
 
     #[test]
-    fn sessions_of_a_backend_that_shuts_down_are_its_own() {
+    fn sessions_of_a_terminating_backend_are_not_reset() {
         let mut fixture = Fixture::new();
         fixture.change(2, HealthState::Up);
         assert!(fixture.change(1, HealthState::Terminating).is_empty());
         assert!(fixture.change(1, down(CheckFailure::Refused)).is_empty());
         fixture.change(2, down(silence()));
-        assert!(fixture.change(2, HealthState::Up).is_empty(), "a better one is no reason");
-        assert_eq!(fixture.change(1, down(silence())), [1], "not even the kernel is there");
+        assert!(fixture.change(2, HealthState::Up).is_empty(), "a better backend does not reset them");
+        assert_eq!(fixture.change(1, down(silence())), [1], "the host is silent, too");
         let events = fixture.events.lock().unwrap();
         assert!(matches!(events[1], Event::BackendTerminating { sessions: 5, .. }));
         assert!(matches!(events[2], Event::BackendDown { sessions: 0, .. }));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_that_becomes_known_is_shown_but_is_no_event() {
+    fn newly_known_readiness_changes_the_reason_without_an_event() {
         let mut fixture = Fixture::new();
         for (status, reason) in [(HealthState::UpUnready, "up-readiness-unknown"), (HealthState::Up, "up")] {
             fixture.change(1, status);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_cannot_be_checked_is_unknown_and_still_believed_up() {
+    fn an_unchecked_backend_is_unknown_and_still_presumed_up() {
         let mut fixture = Fixture::new();
         let backend = |fixture: &Fixture| {
             let services = fixture.shared.services.load();
@@ -210,7 +210,7 @@ mod tests {
         };
         let is_presumed_up = |fixture: &Fixture| backend(fixture).is_presumed_up(fixture.shared.clock.now());
         assert!(fixture.change(1, HealthState::Unknown).is_empty());
-        assert!(!is_presumed_up(&fixture), "nothing was ever known");
+        assert!(!is_presumed_up(&fixture), "it was never up");
         fixture.change(1, HealthState::Up);
         fixture.change_from(HealthState::Up, 1, HealthState::Unknown);
         assert_eq!(backend(&fixture).health(), BackendHealth::Unchecked);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_cannot_be_checked_is_presumed_up_for_a_minute_after_the_last_proof() {
+    fn an_unchecked_backend_is_presumed_up_for_a_minute_after_the_last_connect() {
         let backend = LiveBackend::new(1, ([10, 0, 0, 1], 6443).into());
         let belief = |now| (backend.is_presumed_up(now), backend.is_unchecked(now));
         assert_eq!(belief(1), (false, true));
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(belief(1_059_999), (true, false));
         assert_eq!(belief(1_060_000), (false, true));
         backend.record_health(BackendHealth::Unchecked, 1_060_000, "unknown");
-        assert_eq!(belief(1_060_000), (false, true), "nothing new");
+        assert_eq!(belief(1_060_000), (false, true), "no change");
         backend.failed(1_060_000, crate::Failure::TimedOut);
         assert_eq!(belief(1_060_000), (false, true));
         backend.connected(1_061_000);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_something_unknown_is_ignored() {
+    fn a_health_change_of_an_unknown_backend_is_ignored() {
         let mut fixture = Fixture::new();
         assert!(fixture.change(9, down(CheckFailure::Refused)).is_empty());
         assert!(fixture.events.lock().unwrap().is_empty());

@@ -43,8 +43,8 @@ impl ListenerUpdate {
         let current = Vec::clone(&shared.listeners.load());
         let mut update =
             ListenerUpdate { bound: HashMap::new(), current, lingering: shared.lingering.take() };
-        let wanted: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
-        match update.bind(shared, &wanted) {
+        let listed: Vec<SocketAddr> = services.iter().flat_map(|service| service.listen.clone()).collect();
+        match update.bind(shared, &listed) {
             Ok(()) => Ok(update),
             Err(error) => {
                 linger(shared, update.lingering);
@@ -53,9 +53,9 @@ impl ListenerUpdate {
         }
     }
 
-    fn bind(&mut self, shared: &Shared, wanted: &[SocketAddr]) -> Result<(), ReconfigureError> {
+    fn bind(&mut self, shared: &Shared, listed: &[SocketAddr]) -> Result<(), ReconfigureError> {
         let is_new = |addr: &SocketAddr| self.listeners().all(|l| l.configured != *addr);
-        let new: Vec<SocketAddr> = wanted.iter().copied().filter(is_new).collect();
+        let new: Vec<SocketAddr> = listed.iter().copied().filter(is_new).collect();
         let mut blocked = Vec::new();
         for addr in new {
             let mut result = bind(addr, shared.workers.len(), &shared.tuning);
@@ -64,7 +64,7 @@ impl ListenerUpdate {
             }
             match result {
                 Ok(bound) => drop(self.bound.insert(addr, bound)),
-                Err(error) if is_in_use(&error) && !self.blockers(addr, wanted).is_empty() => {
+                Err(error) if is_in_use(&error) && !self.blockers(addr, listed).is_empty() => {
                     blocked.push(addr);
                 }
                 Err(error) => return Err(listen_error(addr, error)),
@@ -76,7 +76,7 @@ impl ListenerUpdate {
             closed.iter().any(|l| l.configured == listener.configured)
         };
         for addr in blocked {
-            let mut blockers = self.blockers(addr, wanted);
+            let mut blockers = self.blockers(addr, listed);
             blockers.retain(|listener| !is_closed(listener, &closed));
             wait_closed(&close(&shared.workers, &blockers), CLOSE_TIMEOUT);
             closed.extend(blockers);
@@ -99,8 +99,8 @@ impl ListenerUpdate {
     }
 
     /// Listeners that are no longer listed and may keep `addr` from being bound.
-    fn blockers(&self, addr: SocketAddr, wanted: &[SocketAddr]) -> Vec<Listener> {
-        let is_blocker = |l: &&Listener| l.actual.port() == addr.port() && !wanted.contains(&l.configured);
+    fn blockers(&self, addr: SocketAddr, listed: &[SocketAddr]) -> Vec<Listener> {
+        let is_blocker = |l: &&Listener| l.actual.port() == addr.port() && !listed.contains(&l.configured);
         self.listeners().filter(is_blocker).cloned().collect()
     }
 

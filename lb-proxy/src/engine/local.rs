@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_ours_and_a_documentation_address_is_not() {
+    fn loopback_is_local_and_a_documentation_address_is_not() {
         let own = local_addresses();
         assert!(own.contains(&IpAddr::from([127, 0, 0, 1])));
         assert!(is_local("127.0.0.9".parse().unwrap(), &own));

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_makes_no_sense_is_none() {
+    fn invalid_port_ranges_are_rejected() {
         for text in ["", "1", "0 5", "9 8", "1 65536", "a b"] {
             assert_eq!(parse(text), None, "{text}");
         }

@@ -154,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn good_then_spare_then_down_and_never_drained() {
+    fn preferred_backends_come_first_excluded_ones_last_and_drained_ones_never() {
         let set = backends(&[1, 1, 0, 1]);
-        set.members[0].backend.record_health(BackendHealth::Down, 1, "gone");
+        set.members[0].backend.record_health(BackendHealth::Down, 1, "connection refused");
         set.members[1].backend.failed(1, Failure::Slow);
         assert_eq!(order(&set, 2), [3, 1, 0]);
     }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_left_is_none() {
+    fn choose_returns_none_when_no_backend_is_left() {
         assert!(backends(&[]).choose(1, CLIENT, &[]).is_none());
         assert!(backends(&[0]).choose(1, CLIENT, &[]).is_none());
         assert!(backends(&[1]).choose(1, CLIENT, &[0]).is_none());

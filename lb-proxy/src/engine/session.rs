@@ -35,7 +35,7 @@ enum Phase {
     Relaying(Relay),
 }
 
-/// Starts the session of an admitted client, whose load has been counted.
+/// Starts the session of an admitted client. Its load has been counted already.
 pub(crate) fn start(worker: &Rc<Worker>, client: TcpStream, address: IpAddr, ticket: Ticket) {
     let service = Arc::clone(ticket.service());
     let key = worker.register(client.as_raw_fd(), ticket);

@@ -189,11 +189,11 @@ impl Shared {
         }
     }
 
-    fn is_report_due(&self, told: &AtomicU64) -> bool {
+    fn is_report_due(&self, last_reported: &AtomicU64) -> bool {
         let now = self.clock.now();
-        let last = told.load(Relaxed);
+        let last = last_reported.load(Relaxed);
         let due = last == 0 || now >= last + EVENT_INTERVAL;
-        due && told.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+        due && last_reported.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 }
 

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_for_clients_that_comes_later_counts_only_later_connections() {
+    fn a_later_client_limit_counts_only_later_connections() {
         let total = Arc::default();
         let service = service(&total);
         let unlimited = Limits::new(10, None, None);

@@ -23,7 +23,7 @@ pub(super) fn client_config() -> Result<Arc<ClientConfig>, Error> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    // A handshake check wants a whole handshake, and HTTPS checks keep their connection.
+    // A TLS check needs a full handshake, and HTTPS checks keep their connection.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_are_words_and_not_values_of_the_library() {
+    fn certificate_errors_are_explained_without_library_values() {
         let other_name = CertificateError::NotValidForNameContext {
             expected: rustls::pki_types::ServerName::try_from("kubernetes").unwrap(),
             presented: vec!["DnsName(\"other\")".into(), "IpAddress(10.0.0.1)".into()],

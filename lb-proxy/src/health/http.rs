@@ -51,11 +51,11 @@ impl ProbeRequest {
     }
 
     fn classify(&self, status: StatusCode, body_text: &[u8]) -> CheckResult {
-        let good = match self.statuses.as_slice() {
+        let answer = match self.statuses.as_slice() {
             [] => default_answer(status),
             expected => expected.contains(&status.as_u16()).then_some(Answer::Ready),
         };
-        classify(good, status, body_text)
+        classify(answer, status, body_text)
     }
 
     fn request(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
@@ -71,7 +71,7 @@ impl ProbeRequest {
     }
 }
 
-/// The result of a check whose connection worked.
+/// The result of a check over a working connection.
 pub(super) type CheckResult = Result<Answer, CheckFailure>;
 
 type Io = TokioIo<TlsStream<TcpStream>>;
@@ -82,7 +82,7 @@ pub(super) struct KeptConnection {
     sender: SendRequest<Empty<Bytes>>,
     connection: Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: bool,
-    answers: u32,
+    responses: u32,
 }
 
 impl KeptConnection {
@@ -93,12 +93,12 @@ impl KeptConnection {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;
-        Ok(Self { sender, connection: Box::pin(connection), ended: false, answers: 0 })
+        Ok(Self { sender, connection: Box::pin(connection), ended: false, responses: 0 })
     }
 
     /// The number of responses that it has carried.
-    pub(super) fn answers(&self) -> u32 {
-        self.answers
+    pub(super) fn responses(&self) -> u32 {
+        self.responses
     }
 
     /// Returns when the server has closed the connection, or has sent an unsolicited response.
@@ -136,7 +136,7 @@ impl KeptConnection {
                 return Ok((probe.classify(status, &body_text), None));
             }
         }
-        self.answers = self.answers.saturating_add(1);
+        self.responses = self.responses.saturating_add(1);
         Ok((probe.classify(status, &body_text), Some(self)))
     }
 }
@@ -151,8 +151,8 @@ fn default_answer(status: StatusCode) -> Option<Answer> {
     }
 }
 
-fn classify(good: Option<Answer>, status: StatusCode, body_text: &[u8]) -> CheckResult {
-    match good {
+fn classify(answer: Option<Answer>, status: StatusCode, body_text: &[u8]) -> CheckResult {
+    match answer {
         Some(answer) => Ok(answer),
         // Other checks may fail as well during a shutdown.
         None if reports_shutdown(body_text) => Ok(Answer::Terminating),
@@ -179,9 +179,9 @@ fn reports_shutdown(body_text: &[u8]) -> bool {
 fn failing_check(line: &[u8]) -> Option<&str> {
     let rest = line.strip_prefix(b"[-]")?;
     let name = rest.split(u8::is_ascii_whitespace).next()?;
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
-    let good = !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(plain);
-    std::str::from_utf8(name).ok().filter(|_| good)
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
+    let is_valid = !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(is_plain);
+    std::str::from_utf8(name).ok().filter(|_| is_valid)
 }
 
 /// Awaits `future` while driving the connection.
@@ -205,7 +205,7 @@ fn failure(error: &hyper::Error) -> CheckFailure {
         return CheckFailure::Http(text(error));
     }
     let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-    CheckFailure::closed(Step::Answer, &cause)
+    CheckFailure::closed(Step::Response, &cause)
 }
 
 /// Returns whether a server refused this client for want of a certificate; in TLS 1.3 that arrives only after the
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_not_ready_says_why() {
+    fn failing_checks_of_an_api_server_are_named() {
         let body_text = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let failure = classify(None, status, body_text).unwrap_err();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stranger_says_is_bounded() {
+    fn names_of_failing_checks_are_bounded() {
         let long = [b"[-]".as_slice(), &[b'a'; NAME_MAX + 1], b" failed\n"].concat();
         assert!(failing_checks(&long).is_empty());
         assert_eq!(failing_checks(&b"[-]a failed\n".repeat(1000)).len(), NAMES_MAX);

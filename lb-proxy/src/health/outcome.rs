@@ -54,7 +54,7 @@ pub enum CheckFailure {
     #[error("its certificate is not accepted: {0}")]
     Untrusted(Arc<str>),
     /// It sends no HTTP/1 response of acceptable size over TLS.
-    #[error("no valid HTTP answer: {0}")]
+    #[error("no valid HTTP response: {0}")]
     Http(Arc<str>),
     /// It answered with an HTTP status that means it does not serve.
     #[error("answered with HTTP status {0}")]
@@ -71,7 +71,7 @@ pub enum CheckFailure {
     #[error("this node could not check: {0}")]
     Local(Arc<str>),
     /// The check itself panicked. Says nothing about the backend.
-    #[error("the check broke off")]
+    #[error("the check panicked")]
     Internal,
 }
 
@@ -83,8 +83,8 @@ pub enum Step {
     Connect,
     /// TLS handshake.
     Handshake,
-    /// HTTP answer.
-    Answer,
+    /// HTTP response.
+    Response,
 }
 
 impl fmt::Display for Step {
@@ -92,7 +92,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Connect => "connection",
             Self::Handshake => "TLS handshake",
-            Self::Answer => "HTTP answer",
+            Self::Response => "HTTP response",
         })
     }
 }
@@ -119,17 +119,17 @@ impl CheckFailure {
         use io::ErrorKind as Kind;
         match error.kind() {
             Kind::ConnectionRefused => return Self::Refused,
-            // The kernel's own limit, shorter than ours.
+            // The kernel's own limit, shorter than that of a check.
             Kind::TimedOut => return Self::Unreachable("the kernel got no answer".into()),
             Kind::ConnectionReset | Kind::ConnectionAborted => return Self::closed(Step::Connect, error),
             _ => {}
         }
         // A local firewall answers EPERM and prohibit routes EACCES: like a missing route, they stop clients as well.
-        let way =
+        let unreachable =
             [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
         // So does a kernel without IPv6, as booted with `ipv6.disable=1`.
         let no_family = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
-        if no_family || way.contains(&error.kind()) {
+        if no_family || unreachable.contains(&error.kind()) {
             return Self::Unreachable(text(error));
         }
         Self::Local(Shortage::of(error).map_or_else(|| text(error), |shortage| text(&shortage)))

@@ -105,7 +105,7 @@ impl NetProbe {
         let trust = self.trust.as_ref().filter(|_| self.identified);
         let authorization = trust.and_then(Trust::authorization).cloned();
         if let Some(kept) = self.kept.take() {
-            self.step = Step::Answer;
+            self.step = Step::Response;
             // The server may close a kept connection at any time, even during a request (RFC 9112 section 9.5): only a
             // failure of a new connection says something about the server.
             if let Ok((result, kept)) = kept.send(request, authorization.as_ref()).await {
@@ -114,7 +114,7 @@ impl NetProbe {
             }
         }
         let Some(stream) = self.handshake().await? else { return Ok(Answer::Denied) };
-        self.step = Step::Answer;
+        self.step = Step::Response;
         let (result, kept) = KeptConnection::new(stream).await?.send(request, authorization.as_ref()).await?;
         self.kept = kept;
         result
@@ -139,9 +139,9 @@ impl Probe for NetProbe {
         if let Some(kept) = &mut self.kept {
             kept.closed().await;
             // A server that closes after each response must not be checked ten times as often.
-            let proven = kept.answers() > 1;
+            let has_been_reused = kept.responses() > 1;
             self.kept = None;
-            if proven {
+            if has_been_reused {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use super::state::HealthState;
 pub(super) struct RiseFall {
     rise: u32,
     fall: u32,
-    status: HealthState,
+    state: HealthState,
     passed: u32,
     failed: u32,
     inconclusive: u32,
@@ -17,12 +17,12 @@ pub(super) struct RiseFall {
 
 impl RiseFall {
     /// `rise` and `fall` below 1 count as 1.
-    pub(super) fn new(rise: u32, fall: u32, status: HealthState) -> Self {
-        Self { rise: rise.max(1), fall: fall.max(1), status, passed: 0, failed: 0, inconclusive: 0 }
+    pub(super) fn new(rise: u32, fall: u32, state: HealthState) -> Self {
+        Self { rise: rise.max(1), fall: fall.max(1), state, passed: 0, failed: 0, inconclusive: 0 }
     }
 
-    pub(super) fn status(&self) -> &HealthState {
-        &self.status
+    pub(super) fn state(&self) -> &HealthState {
+        &self.state
     }
 
     /// Records a result. Returns the previous state if it changed. `is_corroborated`: other evidence of a failure was
@@ -33,42 +33,44 @@ impl RiseFall {
         is_corroborated: bool,
     ) -> Option<HealthState> {
         let next = match result {
-            Ok(Answer::Terminating) => self.terminate(),
-            Ok(Answer::Ready) => self.pass(HealthState::Up),
+            Ok(Answer::Terminating) => self.record_shutdown(),
+            Ok(Answer::Ready) => self.record_success(HealthState::Up),
             // A server that shuts down may report that first, and throttle clients afterwards.
-            Ok(Answer::Throttled) if self.status == HealthState::Terminating => None,
-            Ok(Answer::Denied | Answer::Throttled) => self.pass(HealthState::UpUnready),
-            Err(failure) if failure.is_evidence() => self.fail(failure, if is_corroborated { 2 } else { 1 }),
+            Ok(Answer::Throttled) if self.state == HealthState::Terminating => None,
+            Ok(Answer::Denied | Answer::Throttled) => self.record_success(HealthState::UpUnready),
+            Err(failure) if failure.is_evidence() => {
+                self.record_failure(failure, if is_corroborated { 2 } else { 1 })
+            }
             Err(_) => self.record_inconclusive(),
         }?;
-        let same = match (&self.status, &next) {
+        let same = match (&self.state, &next) {
             // A host that died after its server must not keep sessions waiting.
             (HealthState::Down { reason: before }, HealthState::Down { reason: after }) => {
                 !before.spares_sessions() || !after.is_silence()
             }
             (before, after) => before == after,
         };
-        (!same).then(|| std::mem::replace(&mut self.status, next))
+        (!same).then(|| std::mem::replace(&mut self.state, next))
     }
 
-    fn pass(&mut self, status: HealthState) -> Option<HealthState> {
+    fn record_success(&mut self, state: HealthState) -> Option<HealthState> {
         (self.failed, self.inconclusive) = (0, 0);
         self.passed = self.passed.saturating_add(1);
-        let back = self.status.is_down() || self.status == HealthState::Terminating;
-        (!back || self.passed >= self.rise).then_some(status)
+        let recovers = self.state.is_down() || self.state == HealthState::Terminating;
+        (!recovers || self.passed >= self.rise).then_some(state)
     }
 
     /// Handles a reported shutdown, which needs no confirmation. A backend that was down has no sessions to keep.
-    fn terminate(&mut self) -> Option<HealthState> {
+    fn record_shutdown(&mut self) -> Option<HealthState> {
         (self.passed, self.failed, self.inconclusive) = (0, 0, 0);
-        (!self.status.is_down()).then_some(HealthState::Terminating)
+        (!self.state.is_down()).then_some(HealthState::Terminating)
     }
 
-    fn fail(&mut self, failure: &CheckFailure, weight: u32) -> Option<HealthState> {
+    fn record_failure(&mut self, failure: &CheckFailure, weight: u32) -> Option<HealthState> {
         (self.passed, self.inconclusive) = (0, 0);
         self.failed = self.failed.saturating_add(weight);
         let ends = matches!(failure, CheckFailure::Refused) || failure.is_silence();
-        let expected = match self.status {
+        let expected = match self.state {
             HealthState::Unknown => true,
             // Connections in its accept queue are reset when it closes its port.
             HealthState::Terminating => ends,
@@ -81,7 +83,7 @@ impl RiseFall {
     /// Handles a check that failed on this node: it must not go on calling a backend healthy for ever.
     fn record_inconclusive(&mut self) -> Option<HealthState> {
         self.inconclusive = self.inconclusive.saturating_add(1);
-        (self.status.is_up() && self.inconclusive > self.fall).then_some(HealthState::Unknown)
+        (self.state.is_up() && self.inconclusive > self.fall).then_some(HealthState::Unknown)
     }
 }
 
@@ -105,23 +107,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_while_it_shuts_down_is_not_held_against_it() {
+    fn failures_during_a_reported_shutdown_do_not_count() {
         let closed = || Err(CheckFailure::closed(Step::Handshake, &"reset"));
         let mut counter = RiseFall::new(1, 2, HealthState::Up);
         assert!(counter.record(&Ok(Answer::Terminating), false).is_some());
         assert_eq!(counter.record(&Ok(Answer::Throttled), false), None);
         assert_eq!(counter.record(&closed(), false), None);
-        assert_eq!(counter.status(), &HealthState::Terminating);
-        assert_eq!(counter.record(&REFUSED, false), Some(HealthState::Terminating), "at last");
-        assert_eq!(counter.status(), &down());
+        assert_eq!(counter.state(), &HealthState::Terminating);
+        assert_eq!(counter.record(&REFUSED, false), Some(HealthState::Terminating), "by the closed port");
+        assert_eq!(counter.state(), &down());
     }
 
     #[test]
     fn the_first_result_decides() {
-        for (result, status) in [(OK, HealthState::Up), (DENIED, HealthState::UpUnready), (REFUSED, down())] {
+        for (result, state) in [(OK, HealthState::Up), (DENIED, HealthState::UpUnready), (REFUSED, down())] {
             let mut counter = RiseFall::new(3, 3, HealthState::Unknown);
             assert_eq!(counter.record(&result, false), Some(HealthState::Unknown));
-            assert_eq!(*counter.status(), status);
+            assert_eq!(*counter.state(), state);
         }
     }
 
@@ -137,8 +139,12 @@ mod tests {
             assert_eq!(counter.record(&result, false), None);
         }
         assert_eq!(counter.record(&DENIED, false), Some(down()));
-        assert_eq!(*counter.status(), HealthState::UpUnready);
-        assert_eq!(counter.record(&OK, false), Some(HealthState::UpUnready), "between the two at once");
+        assert_eq!(*counter.state(), HealthState::UpUnready);
+        assert_eq!(
+            counter.record(&OK, false),
+            Some(HealthState::UpUnready),
+            "between the two states at once"
+        );
     }
 
     #[test]
@@ -151,36 +157,40 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_cannot_check_stops_claiming_to_know() {
+    fn repeated_local_failures_make_the_health_unknown() {
         let mut counter = RiseFall::new(1, 2, HealthState::Up);
         assert_eq!(counter.record(&local(), true), None);
         assert_eq!(counter.record(&local(), false), None);
         assert_eq!(counter.record(&local(), false), Some(HealthState::Up));
-        assert_eq!(*counter.status(), HealthState::Unknown);
+        assert_eq!(*counter.state(), HealthState::Unknown);
         let mut counter = RiseFall::new(1, 1, down());
         for _ in 0..10 {
-            assert_eq!(counter.record(&local(), false), None, "what is down stays down");
+            assert_eq!(counter.record(&local(), false), None, "a backend that is down stays down");
         }
     }
 
     #[test]
-    fn who_shuts_down_is_believed_at_once_and_comes_back_like_any_other() {
+    fn a_reported_shutdown_counts_at_once_and_recovery_needs_rise() {
         const TERMINATING: Result<Answer, CheckFailure> = Ok(Answer::Terminating);
         let mut counter = RiseFall::new(2, 3, HealthState::Up);
         assert_eq!(counter.record(&TERMINATING, false), Some(HealthState::Up));
-        assert_eq!(*counter.status(), HealthState::Terminating);
+        assert_eq!(*counter.state(), HealthState::Terminating);
         assert_eq!(counter.record(&TERMINATING, false), None);
-        assert_eq!(counter.record(&REFUSED, false), Some(HealthState::Terminating), "as it said");
-        assert_eq!(counter.record(&TERMINATING, false), None, "what is down stays down");
+        assert_eq!(
+            counter.record(&REFUSED, false),
+            Some(HealthState::Terminating),
+            "the port of a terminating backend is closed"
+        );
+        assert_eq!(counter.record(&TERMINATING, false), None, "a backend that is down stays down");
         let mut counter = RiseFall::new(2, 3, HealthState::Terminating);
         assert_eq!(counter.record(&OK, false), None);
         assert_eq!(counter.record(&OK, false), Some(HealthState::Terminating));
-        assert_eq!(*counter.status(), HealthState::Up);
+        assert_eq!(*counter.state(), HealthState::Up);
         assert!(!HealthState::Terminating.is_up() && !HealthState::Terminating.is_down());
     }
 
     #[test]
-    fn a_host_that_dies_after_its_server_is_news() {
+    fn silence_of_a_host_after_a_refusal_is_a_change() {
         let silence = || CheckFailure::TimedOut { step: Step::Connect, after: Duration::from_secs(1) };
         let mut counter = RiseFall::new(1, 2, HealthState::Up);
         assert_eq!(counter.record(&REFUSED, true), Some(HealthState::Up));
@@ -191,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_counts_as_one() {
+    fn rise_and_fall_of_zero_count_as_one() {
         let mut counter = RiseFall::new(0, 0, HealthState::Up);
         assert_eq!(counter.record(&REFUSED, false), Some(HealthState::Up));
         assert_eq!(counter.record(&OK, false), Some(down()));

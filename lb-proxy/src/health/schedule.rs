@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn hurry_is_limited_to_a_tenth_of_the_interval() {
+    fn expedited_checks_keep_a_gap_of_a_tenth_of_the_interval() {
         let origin = Instant::now();
         let mut schedule = Schedule::new(SECOND, 1, origin);
         schedule.expedite(origin);

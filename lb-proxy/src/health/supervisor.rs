@@ -216,15 +216,15 @@ mod tests {
         assert!((9..=12).contains(&fixture.checks(1)), "{}", fixture.checks(1));
         fixture.handle.update(targets([2, 3], &check));
         assert_eq!(fixture.change().await, (key(3), HealthState::Up));
-        let gone = fixture.checks(1);
+        let checks_before = fixture.checks(1);
         sleep(10 * SECOND).await;
-        assert_eq!(fixture.checks(1), gone, "removed targets are not checked");
+        assert_eq!(fixture.checks(1), checks_before, "removed targets are not checked");
         assert!(fixture.checks(2) >= 19);
         assert_eq!(fixture.known(), [(key(2), HealthState::Up), (key(3), HealthState::Up)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_check_keeps_the_status() {
+    async fn a_changed_check_keeps_the_health_state() {
         let mut fixture = fixture();
         fixture.handle.update(targets([1], &HealthCheck::default()));
         fixture.change().await;
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_check_that_breaks_starts_anew_and_disturbs_no_other() {
+    async fn a_check_that_panics_restarts_and_disturbs_no_other() {
         let mut fixture = fixture();
         fixture.handle.update(targets([1, 2], &HealthCheck::default()));
         fixture.change().await;

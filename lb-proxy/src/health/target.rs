@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_absolute() {
+    fn check_paths_must_be_absolute() {
         for path in ["/", "/readyz", "/readyz?verbose&exclude=etcd"] {
             assert!(target(path, "10.0.0.1:6443").is_ok(), "{path}");
         }

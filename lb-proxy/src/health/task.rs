@@ -34,7 +34,7 @@ pub(super) async fn run(target: Target, mut probe: impl Probe, shared: Arc<Share
         tracing::trace!(target = %target.key(), ?result, latency = ?(now - started), is_corroborated, "checked");
         let changed = rise_fall.record(&result, is_corroborated).is_some();
         let check = LastCheck { at: now.into_std(), latency: now - started, failure: result.err() };
-        let change = shared.record(check, changed.then(|| rise_fall.status().clone()));
+        let change = shared.record(check, changed.then(|| rise_fall.state().clone()));
         if let Some(change) = change {
             sink(change);
         }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     impl Fixture {
-        /// A target in paused time; seeds are fixed, so every run is the same.
+        /// Starts the task of a target in paused time; seeds are fixed, so every run is the same.
         fn start(check: HealthCheck, checks: impl IntoIterator<Item = ScriptedCheck>) -> Self {
             let script = ScriptedProbe::new(checks);
             let shared = Arc::new(Shared::new(key(1), HealthState::Unknown, Instant::now().into_std()));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn statuses_follow_rise_and_fall() {
+    async fn health_states_follow_rise_and_fall() {
         let checks = [
             ScriptedCheck::ok(),
             ScriptedCheck::failed(CheckFailure::Refused),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_check_is_cut_off_and_named() {
+    async fn a_hanging_check_times_out_and_names_its_step() {
         let slow = HealthCheck { timeout: Duration::from_millis(300), ..check(1, 1) };
         let mut fixture = Fixture::start(slow, [ScriptedCheck::ok(), ScriptedCheck::hangs(Step::Handshake)]);
         fixture.change().await;
@@ -176,12 +176,12 @@ mod tests {
         let (at, change) = fixture.change().await;
         assert_eq!(change.to, HealthState::Down { reason: CheckFailure::Refused });
         assert!(at - reported <= Duration::from_millis(2), "{:?}", at - reported);
-        // It answers again at the next regular check.
+        // The next regular check succeeds.
         assert_eq!(fixture.change().await.1.to, HealthState::Up);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reports_that_a_check_refutes_change_nothing() {
+    async fn reports_followed_by_a_successful_check_change_nothing() {
         let mut fixture = Fixture::start(check(1, 2), []);
         fixture.change().await;
         let before = fixture.script.starts().len();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_connection_is_a_reason_to_look() {
+    async fn a_lost_connection_triggers_a_check() {
         let mut fixture =
             Fixture::start(check(1, 2), [ScriptedCheck::ok(), ScriptedCheck::failed(CheckFailure::Refused)]);
         fixture.change().await;
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_report_during_a_check_that_passes_leads_to_another() {
+    async fn a_report_during_a_successful_check_triggers_another() {
         let mut fixture =
             Fixture::start(check(1, 1), [ScriptedCheck::ok(), ScriptedCheck::ok().after(SECOND / 2)]);
         fixture.change().await;

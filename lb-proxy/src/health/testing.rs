@@ -27,7 +27,7 @@ impl ScriptedCheck {
     }
 
     pub(super) fn answered(answer: Answer) -> Self {
-        Self { takes: Duration::from_millis(1), step: Step::Answer, result: Ok(answer), panics: false }
+        Self { takes: Duration::from_millis(1), step: Step::Response, result: Ok(answer), panics: false }
     }
 
     pub(super) fn failed(failure: CheckFailure) -> Self {
@@ -95,7 +95,7 @@ impl Probe for ScriptedProbe {
             check
         };
         sleep(check.takes).await;
-        assert!(!check.panics, "as the test wants it");
+        assert!(!check.panics, "by the test's script");
         check.result
     }
 

@@ -39,10 +39,10 @@ pub struct Credentials {
 #[non_exhaustive]
 pub enum TrustError {
     /// The certificates of the authority.
-    #[error("the certificate authority: {0}")]
+    #[error("the certificate authority is unusable: {0}")]
     Authority(String),
     /// The certificate of this program, or its key.
-    #[error("the client certificate and key: {0}")]
+    #[error("the client certificate and key are unusable: {0}")]
     Identity(String),
     /// The TLS library refuses its settings.
     #[error("TLS: {0}")]

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_arrives_where_the_address_is_gets_the_mark() {
+    fn only_packets_arriving_on_the_interface_of_the_address_are_marked() {
         let director = director();
         let rule = serde_json::to_value(director.marking()).unwrap();
         let payload =
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_director_sends_is_not_directed_again() {
+    fn packets_of_another_director_are_not_directed_again() {
         assert!(director().peer_exemption().is_none());
         let director = Director { peers: [[2, 0, 0, 9, 0, 0x0c]].into(), ..director() };
         let rule = serde_json::to_value(director.peer_exemption().unwrap()).unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_for_ipvs_or_a_server_here_are_left_out_of_the_redirect() {
+    fn packets_for_ipvs_or_a_local_server_are_not_redirected() {
         let director = director();
         let rule = serde_json::to_value(director.proxy_exemption()).unwrap();
         assert_eq!(rule[0], equal(&meta("iifname"), &json!({"set": ["cplbtun4", "eth0"]})));
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_new_connections_without_a_hop_left_are_refused() {
+    fn only_new_connections_without_a_hop_left_are_rejected() {
         assert!(director().probe_rejection().is_none());
         let director = Director { departing: true, ..director() };
         let rule = serde_json::to_value(director.probe_rejection().unwrap()).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_dropped_where_they_can_only_be_answers() {
+    fn probe_replies_are_dropped_only_from_and_to_local_addresses() {
         let director = director();
         let rule = serde_json::to_value(director.probe_reply_drop()).unwrap();
         let payload =

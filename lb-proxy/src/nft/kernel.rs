@@ -35,16 +35,16 @@ const ATTEMPTS: usize = 8;
 #[non_exhaustive]
 pub enum QueryError {
     /// `CAP_NET_ADMIN` is missing.
-    #[error("the kernel lets only a process with CAP_NET_ADMIN look at its nftables")]
+    #[error("reading the kernel's nftables needs CAP_NET_ADMIN")]
     Permission,
     /// The kernel has no nftables.
     #[error("this kernel has no nftables (CONFIG_NF_TABLES, module nf_tables)")]
     Unsupported,
     /// A system call failed.
-    #[error("asking the kernel about its nftables failed: {0}")]
+    #[error("querying the kernel's nftables failed: {0}")]
     Socket(#[source] io::Error),
     /// The answer is malformed.
-    #[error("the kernel's answer about its nftables cannot be read: {0}")]
+    #[error("the kernel's answer about its nftables is malformed: {0}")]
     Wire(#[from] WireError),
     /// The ruleset changed each time it was read.
     #[error("the kernel's nftables changed {ATTEMPTS} times while they were read")]

@@ -59,7 +59,7 @@ pub enum ApplyError {
     #[error(transparent)]
     Query(#[from] QueryError),
     /// Other software removes or changes the table as fast as it is applied.
-    #[error("table inet {name} was applied {ATTEMPTS} times and each time changed at once by somebody else")]
+    #[error("table inet {name} was applied {ATTEMPTS} times and each time changed at once by other software")]
     Contended {
         /// The table.
         name: TableName,

@@ -99,7 +99,7 @@ pub(super) fn from_loopback<'a>() -> Statement<'a> {
     equals(NamedExpression::Meta(Meta { key: MetaKey::Iifname }), text("lo".to_owned()))
 }
 
-/// Packets of a connection whose destination is translated.
+/// Packets of a connection with a translated destination.
 pub(super) fn is_translated<'a>() -> Statement<'a> {
     let status = CT { key: "status".into(), family: None, dir: None };
     Statement::Match(Match {

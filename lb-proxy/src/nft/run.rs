@@ -71,7 +71,7 @@ pub enum RunError {
 }
 
 fn quoted(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!("; it said: {text}") }
+    if text.is_empty() { String::new() } else { format!("; nft reported: {text}") }
 }
 
 /// Returns the first executable `nft` in the directories of `path` (as in `$PATH`), then the system directories; as an
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_standard_input_is_not_taken_for_a_kernel_without_nftables() {
+    fn a_missing_standard_input_is_not_mistaken_for_a_kernel_without_nftables() {
         let refused = |text: &str| classify(ExitStatus::from_raw(256), text.to_owned());
         let input = "internal:0:0-0: Error: Could not open file \"/dev/stdin\": No such file or directory";
         let error = refused(input);

@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn replacement_is_one_batch_that_starts_from_nothing() {
+    fn replacement_is_one_batch_that_recreates_the_table() {
         let table = table();
         let json = serde_json::to_value(table.replacement().to_nftables()).unwrap();
         let commands = json["nftables"].as_array().unwrap();
@@ -384,9 +384,9 @@ mod tests {
     }
 
     #[test]
-    fn packets_get_the_listener_or_a_syn_is_dropped() {
+    fn packets_are_assigned_to_the_listener_or_a_syn_is_dropped() {
         let rules = rules(&table(), TRANSPARENT);
-        assert_eq!(rules[0][1], json!({"return": null}), "our own mark");
+        assert_eq!(rules[0][1], json!({"return": null}), "the proxy's own mark");
         let translated = matches("in", &json!({"ct": {"key": "status"}}), &json!("dnat"));
         assert_eq!(rules[1], json!([translated, {"return": null}]));
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_from_an_address_that_is_gone_is_dropped() {
+    fn packets_from_a_removed_address_are_dropped() {
         let transparent = &rules(&table(), GUARD)[0];
         local("!=", transparent, 1, &["saddr"]);
         local("!=", transparent, 2, &["oif", "saddr"]);

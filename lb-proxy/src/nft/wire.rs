@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn requests_are_the_bytes_the_kernel_expects() {
+    fn requests_encode_to_golden_bytes() {
         let generation = [20, 0, 0, 0, 0x10, 0x0a, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
         assert_eq!(Query::Generation.encode(5), generation);
         let set = Query::Elements("cplb", "vip4").encode(6);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn element_order_does_not_matter_but_content_does() {
+    fn a_digest_depends_on_elements_but_not_on_their_order() {
         let digest = |elements: &[&[u8]]| digest(NEW_SET_ELEMENTS, &element_list(elements)).unwrap();
         assert_eq!(digest(&[b"aaaa", b"bbbb"]), digest(&[b"bbbb", b"aaaa"]));
         assert_ne!(digest(&[b"aaaa", b"bbbb"]).0, digest(&[b"aaaa", b"bbbc"]).0);

@@ -1,4 +1,4 @@
-//! Servers that behave, come and go.
+//! Well behaved servers that start and stop.
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn refused() -> HealthState {
     HealthState::Down { reason: CheckFailure::Refused }
 }
 
-/// Sockets of this host connected to `addr` that somebody still holds: ESTABLISHED or CLOSE_WAIT.
+/// Counts the open sockets of this host connected to `addr`: ESTABLISHED or CLOSE_WAIT.
 fn sockets_towards(addr: SocketAddr) -> usize {
     let remote = format!("0100007F:{:04X}", addr.port());
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
@@ -55,7 +55,7 @@ async fn each_kind_sees_a_server_come_and_go() {
 }
 
 #[tokio::test]
-async fn statuses_tell_ready_from_alive_from_broken_over_one_connection() {
+async fn http_statuses_map_to_health_states_over_one_connection() {
     let api = Api::new();
     let mut watch = Watch::new([target(api.server.addr, check(https()))]);
     assert_eq!(watch.state().await, HealthState::Up);
@@ -73,7 +73,7 @@ async fn statuses_tell_ready_from_alive_from_broken_over_one_connection() {
         api.set(|behaviour| behaviour.status = status);
         assert_eq!(watch.state().await, expected, "{status}");
     }
-    assert_eq!(api.server.accepted(), 1, "the connection is kept whatever the answer");
+    assert_eq!(api.server.accepted(), 1, "the connection is kept after any response");
     let requests = api.requests();
     assert!(
         requests.iter().all(|request| *request == format!("{} /readyz", api.server.addr)),
@@ -102,7 +102,7 @@ async fn rise_and_fall_are_counted() {
 #[tokio::test]
 async fn a_connection_closed_between_checks_is_opened_again_silently() {
     let api = Api::new();
-    // One failure would show.
+    // A single failure would change the health state.
     let strict = HealthCheck { fall: 1, ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, strict)]);
     assert_eq!(watch.state().await, HealthState::Up);
@@ -118,8 +118,8 @@ async fn a_connection_closed_between_checks_is_opened_again_silently() {
 }
 
 #[tokio::test]
-async fn a_connection_closed_while_asking_again_is_no_failure() {
-    // Answers once on each connection, and closes it when it is asked again: the race of a keep-alive timeout.
+async fn a_kept_connection_closed_during_a_request_is_no_failure() {
+    // Answers once on each connection, and closes it on the second request: the race of a keep-alive timeout.
     let racing = Server::tls(tls(), |mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
@@ -135,7 +135,7 @@ async fn a_connection_closed_while_asking_again_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_after_each_answer_is_not_asked_more_often() {
+async fn a_server_that_closes_after_each_response_is_not_checked_more_often() {
     let announcing = Api::new();
     announcing.set(|behaviour| behaviour.close = true);
     let silent = Server::tls(tls(), |mut stream| async move {
@@ -161,7 +161,7 @@ async fn a_killed_server_is_down_long_before_the_next_regular_check() {
     let slow = HealthCheck { interval: Duration::from_secs(3), ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, slow.clone())]);
     assert_eq!(watch.state().await, HealthState::Up);
-    // The connection proves itself with its second answer.
+    // Only a second response shows that the server keeps connections.
     watch.after_checks(1).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let killed = Instant::now();
@@ -176,7 +176,7 @@ async fn a_reported_refusal_takes_a_dead_backend_down_at_once() {
     let slow = HealthCheck { interval: Duration::from_secs(5), ..check(HealthKind::Tcp) };
     let mut watch = Watch::new([target(server.addr, slow)]);
     assert_eq!(watch.state().await, HealthState::Up);
-    // A report that the check refutes: no change.
+    // A report followed by a successful check changes nothing.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let before = watch.known().checks;
     watch.monitor.report_failure(&key(server.addr));
@@ -197,7 +197,7 @@ async fn a_reported_refusal_takes_a_dead_backend_down_at_once() {
 }
 
 #[tokio::test]
-async fn no_certificate_and_no_version_matters() {
+async fn any_certificate_and_tls_version_is_accepted_without_trust() {
     for versions in [rustls::ALL_VERSIONS, &[&rustls::version::TLS12], &[&rustls::version::TLS13]] {
         for algorithm in
             [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
@@ -241,12 +241,12 @@ async fn targets_come_and_go_without_disturbing_others() {
     let mut watch = Watch::new(targets.clone());
     assert_eq!((watch.state().await, watch.state().await), (HealthState::Up, HealthState::Up));
     watch.monitor.update(targets[..1].to_vec());
-    let gone = async {
+    let closed = async {
         while watch.monitor.snapshot().len() != 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
     let asked = second.requests().len();
     watch.after_checks(5).await;
     assert_eq!(second.requests().len(), asked, "no longer checked");
@@ -260,7 +260,7 @@ async fn targets_come_and_go_without_disturbing_others() {
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_for_checks() {
+async fn stop_does_not_wait_for_checks_in_progress() {
     let silent = Server::tcp(|stream| async move {
         std::future::pending::<()>().await;
         drop(stream);

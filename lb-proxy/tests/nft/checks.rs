@@ -1,4 +1,4 @@
-//! Health checks where it takes a network namespace to show something.
+//! Health checks that need a network namespace of their own.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use crate::{block_on, find, table};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("health_checks_carry_the_mark", health_checks_carry_the_mark),
     ("a_backend_without_a_source_address_is_unreachable", a_backend_without_a_source_address_is_unreachable),
-    ("a_check_connected_to_itself_is_no_success", a_check_connected_to_itself_is_no_success),
+    ("a_check_connected_to_itself_fails", a_check_connected_to_itself_fails),
 ];
 
-/// The first status of a TCP check.
+/// Returns the first health state of a TCP check.
 fn state(backend: &str, mark: u32) -> HealthState {
     let backend: SocketAddr = backend.parse().unwrap();
     let (sender, changes) = std::sync::mpsc::channel();
@@ -30,7 +30,7 @@ fn state(backend: &str, mark: u32) -> HealthState {
 
 fn health_checks_carry_the_mark() {
     add_address("10.0.0.100/32", "lo");
-    // Only whoever is not redirected finds somebody.
+    // Only a connection that is not redirected finds a listener.
     let _direct = listen(6443);
     block_on(find().apply(&table())).unwrap();
     assert_eq!(state("10.0.0.100:6443", MARK), HealthState::Up);
@@ -41,7 +41,7 @@ fn health_checks_carry_the_mark() {
     );
 }
 
-/// A host without IPv6 gives the same error as one that has no local port left.
+/// A host without IPv6 reports the same error as one that has no local port left.
 fn a_backend_without_a_source_address_is_unreachable() {
     fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
     let found = state("[2001:db8::1]:6443", MARK);
@@ -52,12 +52,13 @@ fn a_backend_without_a_source_address_is_unreachable() {
     let sink = Box::new(move |event| drop(sender.send(event)));
     let balancer = LoadBalancer::start(Options::default(), vec![service], sink).unwrap();
     let _client = connect("127.0.0.1:6444".parse().unwrap());
-    let told = |event: &Event| match event {
+    let refusal_of = |event: &Event| match event {
         Event::ClientsRefused { reason, .. } => Some(*reason),
         _ => None,
     };
-    let patience = Duration::from_secs(5);
-    let refusal = std::iter::from_fn(|| events.recv_timeout(patience).ok()).find_map(|event| told(&event));
+    let timeout = Duration::from_secs(5);
+    let refusal =
+        std::iter::from_fn(|| events.recv_timeout(timeout).ok()).find_map(|event| refusal_of(&event));
     assert_eq!(refusal, Some(Refusal::NoBackend));
     balancer.stop();
 }
@@ -66,8 +67,8 @@ fn backend(addr: &str) -> Backend {
     addr.parse::<SocketAddr>().unwrap().into()
 }
 
-/// The kernel can pick the port that is connected to as the port to connect from; here it has no other choice.
-fn a_check_connected_to_itself_is_no_success() {
+/// The kernel can choose the destination port as the local port; here it has no other choice.
+fn a_check_connected_to_itself_fails() {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40000").unwrap();
     assert_eq!(state("127.0.0.1:40000", 0), HealthState::Down { reason: CheckFailure::Refused });
 }

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pool_is_bounded_and_takes_no_dirty_pipe() {
+    fn the_pool_is_bounded_and_keeps_no_filled_pipe() {
         let mut pool = Pool::new(POOL_SIZE + 5);
         let mut pipes: Vec<_> = (0..POOL_SIZE + 5).map(|_| pool.take().unwrap()).collect();
         pipes[0].filled = 1;
