@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chooser::{READY, backend_key};
@@ -22,21 +22,6 @@ const PRESUMED_UP_FOR: u64 = 60_000;
 const SLOW_START_SHARE: u64 = 100;
 /// Limit on concurrent connects to a backend in slow start.
 const SLOW_START_CONNECTS: usize = 8;
-
-/// Milliseconds since the balancer started.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
-
-impl Clock {
-    pub(crate) fn new() -> Self {
-        Clock(Instant::now())
-    }
-
-    /// The time now; never 0, which stands for "none" in the atomics below.
-    pub(crate) fn now(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-}
 
 /// The health of a backend as the balancer acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,51 +308,11 @@ impl LiveBackend {
     }
 }
 
-/// A session in the counters of its backend; dropping it removes it.
-#[derive(Debug)]
-pub(crate) struct SessionGuard(Arc<LiveBackend>);
-
-impl SessionGuard {
-    pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
-        backend.active.fetch_add(1, Relaxed);
-        backend.total.fetch_add(1, Relaxed);
-        SessionGuard(backend)
-    }
-
-    pub(crate) fn backend(&self) -> &LiveBackend {
-        &self.0
-    }
-}
-
-impl Drop for SessionGuard {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A connect in the counters of its backend; dropping it removes it.
-#[derive(Debug)]
-pub(crate) struct ConnectGuard(Arc<LiveBackend>);
-
-impl ConnectGuard {
-    pub(crate) fn new(backend: Arc<LiveBackend>) -> Self {
-        backend.connecting.fetch_add(1, Relaxed);
-        ConnectGuard(backend)
-    }
-
-    pub(crate) fn backend(&self) -> &Arc<LiveBackend> {
-        &self.0
-    }
-}
-
-impl Drop for ConnectGuard {
-    fn drop(&mut self) {
-        self.0.connecting.fetch_sub(1, Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::guard::ConnectGuard;
     use super::*;
 
     const SLOW_START: Duration = Duration::from_secs(10);

@@ -14,8 +14,9 @@ use nix::libc::{EACCES, EADDRINUSE, EADDRNOTAVAIL};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::backend::{BackendHealth, ConnectGuard, LiveBackend, SessionGuard};
+use super::backend::{BackendHealth, LiveBackend};
 use super::event::{Event, Failure, Refusal};
+use super::guard::{ConnectGuard, SessionGuard};
 use super::local_ports::SEARCH_PAUSE;
 use super::service::{Backends, LiveService};
 use super::socket::is_self_connected;

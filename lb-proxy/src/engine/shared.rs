@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Descriptors;
-use super::backend::Clock;
+use super::clock::Clock;
 use super::command::{Command, WorkerHandle};
 use super::config::{Options, RelayMode};
 use super::event::{Event, Refusal};

@@ -58,7 +58,7 @@ impl ProbeRequest {
         classify(answer, status, body_text)
     }
 
-    fn request(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
+    fn build(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
@@ -113,11 +113,11 @@ impl KeptConnection {
     /// connection can be used again if it is returned.
     pub(super) async fn send(
         mut self,
-        probe: &ProbeRequest,
+        request: &ProbeRequest,
         authorization: Option<&HeaderValue>,
     ) -> Result<(CheckResult, Option<Self>), CheckFailure> {
-        let request = self.sender.send_request(probe.request(authorization));
-        let response = match run_beside(&mut self.connection, &mut self.ended, request).await {
+        let pending = self.sender.send_request(request.build(authorization));
+        let response = match run_beside(&mut self.connection, &mut self.ended, pending).await {
             Ok(response) => response,
             Err(error) if is_certificate_demand(&error) => return Ok((Ok(Answer::Denied), None)),
             Err(error) => return Err(failure(&error)),
@@ -133,11 +133,11 @@ impl KeptConnection {
                 body_text.extend_from_slice(&data[..data.len().min(BODY_KEPT_MAX - body_text.len())]);
             }
             if received > BODY_MAX {
-                return Ok((probe.classify(status, &body_text), None));
+                return Ok((request.classify(status, &body_text), None));
             }
         }
         self.responses = self.responses.saturating_add(1);
-        Ok((probe.classify(status, &body_text), Some(self)))
+        Ok((request.classify(status, &body_text), Some(self)))
     }
 }
 

@@ -17,19 +17,19 @@ use crate::{block_on, find, table};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_director_marks_only_where_the_address_is", a_director_marks_only_where_the_address_is),
     (
-        "an_address_that_other_software_manages_is_directed_on_any_interface",
+        "an_address_that_other_software_manages_is_directed",
         an_address_that_other_software_manages_is_directed,
     ),
     (
-        "a_node_that_only_serves_an_address_that_other_software_manages_directs_nothing",
-        an_address_that_servers_also_accept_is_directed,
+        "a_node_that_only_serves_a_foreign_address_does_not_direct",
+        a_node_that_only_serves_a_foreign_address_does_not_direct,
     ),
     (
-        "what_another_director_sends_is_for_the_server_here",
+        "packets_of_another_director_go_to_the_local_server",
         packets_of_another_director_go_to_the_local_server,
     ),
     ("packets_without_a_hop_left_go_to_the_local_server", packets_without_a_hop_left_go_to_the_local_server),
-    ("a_departing_node_rejects_probes_and_no_client", a_departing_node_rejects_probes),
+    ("a_departing_node_rejects_probes", a_departing_node_rejects_probes),
     (
         "clients_behind_other_interfaces_still_reach_the_proxy",
         clients_behind_other_interfaces_still_reach_the_proxy,
@@ -135,7 +135,7 @@ fn an_address_that_other_software_manages_is_directed() {
     }
 }
 
-fn an_address_that_servers_also_accept_is_directed() {
+fn a_node_that_only_serves_a_foreign_address_does_not_direct() {
     let [client, _workload] = node("lo");
     let server = listen(6443);
     block_on(find().apply(&directed(Reach::From, &[]))).unwrap();

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::engine::backend::SessionGuard;
+use crate::engine::guard::SessionGuard;
 use direction::{Direction, Step, clear_readiness};
 pub(crate) use pipe::pipes_allowed;
 pub(crate) use tools::Tools;
