@@ -184,7 +184,6 @@ fn health() -> impl Strategy<Value = HealthCheck> {
             timeout,
             rise,
             fall,
-            trust: None,
         })
 }
 

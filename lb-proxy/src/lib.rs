@@ -1,16 +1,17 @@
 //! Zero-copy TCP load balancer: accept, pick, connect, relay by splice, check health, drain, and the nftables table that feeds it.
 //!
 //! [`LoadBalancer::start`] runs services; everything else is a method of the handle it returns. [`health::Monitor`] and
-//! [`nft::Nft`] also stand alone.
+//! [`nft::Nft`] also stand alone, by the features `health` and `nft`; `engine` is the balancer. Without features the
+//! crate consists of the types of a configuration and has no dependency.
 //!
 //! # Threads
 //!
-//! Workers accept on listeners of their own (`SO_REUSEPORT`) and keep each session on one thread for its whole life,
-//! so that relaying takes no lock. A worker with clearly more sessions than another hands a new one over. One more
-//! thread makes the health checks. The handle only sends the workers messages and reads atomics: it never waits for
-//! a worker, except where a method says so, and then not for long.
+//! Workers accept on listeners of their own (`SO_REUSEPORT`) and keep each session on one thread for its whole life, so
+//! that relaying takes no lock. A worker with clearly more sessions than another hands a new one over. Another thread
+//! runs the health checks. The handle only sends commands to the workers and reads atomics: it never waits for a
+//! worker, except where a method says so, and then not for long.
 //!
-//! # What holds
+//! # Guarantees
 //!
 //! - A backend is connected before a byte of the client is read: while any backend can be connected, no client sees
 //!   one that cannot.
@@ -18,45 +19,36 @@
 //!   as a reset; a reset is never taken for an end.
 //! - An idle session holds two sockets and about 1.3 KiB, neither a buffer nor a pipe.
 //! - Sessions leave a quarter of the descriptors, at most 1024, to the rest of the process. Clients beyond a limit are
-//!   reset as soon as they are accepted; a want of descriptors, ports or memory is held against no backend.
-//! - Changes of the configuration end no session, and a port that is given up goes on accepting for
-//!   [`Options::linger`]. Verdicts of health checks, [`LoadBalancer::reset_sessions`] and [`LoadBalancer::stop`] end
+//!   reset as soon as they are accepted; no backend is blamed for a lack of descriptors, ports or memory.
+//! - Changes of the configuration end no session, and a removed listener goes on accepting for
+//!   [`Options::linger`]. Failed health checks, [`LoadBalancer::reset_sessions`] and [`LoadBalancer::stop`] end
 //!   sessions by a reset to both sides.
 //!
-//! `splice(2)` cannot be told to raise no `SIGPIPE`: the process must ignore it, as every Rust program does by default.
+//! `splice(2)` has no flag against `SIGPIPE`: the process must ignore the signal, as every Rust program does by
+//! default.
 
-mod accept;
-mod admission;
-mod apply;
-mod backend;
 mod balance;
-mod balancer;
-mod config;
-mod connect;
-mod error;
-mod event;
+mod check;
+#[cfg(feature = "engine")]
+mod engine;
+#[cfg(feature = "health")]
 pub mod health;
-mod heartbeat;
-mod listener;
-mod local;
-mod local_ports;
 mod mark;
+#[cfg(feature = "nft")]
 pub mod nft;
-mod ports;
-mod relay;
-mod service;
-mod session;
-mod shared;
-mod snapshot;
-mod socket;
-mod verdict;
-mod worker;
+#[cfg(feature = "health")]
+mod shortage;
+#[cfg(feature = "health")]
+mod source;
 
-pub use balancer::LoadBalancer;
-pub use config::{Backend, Balance, HealthCheck, HealthKind, Options, RelayMode, Service};
-pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
-pub use event::{Event, Failure, Refusal, Shortage};
-pub use mark::{MARK, director_marks};
-pub use snapshot::{
-    BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
+pub use balance::Balance;
+pub use check::{HealthCheck, HealthKind};
+#[cfg(feature = "engine")]
+pub use engine::{
+    Backend, BackendSnapshot, BackendState, Event, Failure, HeartbeatError, InvalidService, LoadBalancer,
+    Options, ReconfigureError, Refusal, RelayMode, Service, ServiceSnapshot, ServingEvidence, Snapshot,
+    StartError, WorkerSnapshot,
 };
+pub use mark::{MARK, director_marks};
+#[cfg(feature = "health")]
+pub use shortage::Shortage;

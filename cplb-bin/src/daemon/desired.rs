@@ -86,7 +86,7 @@ fn balance(
         let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
         let servers = kubeconfig.and_then(|path| resolved.discovered(path));
         // Until a server has proved itself by it, the kubeconfig may be of another cluster.
-        balanced.health.trust = servers.and_then(|servers| servers.trust.clone());
+        balanced.trust = servers.and_then(|servers| servers.trust.clone());
     }
     balanced
 }

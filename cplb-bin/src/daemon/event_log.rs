@@ -312,7 +312,7 @@ pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
         Balancer::BackendUp { service, backend, reason, after } => {
             tracing::info!(%service, %backend, reason, after_seconds = after.as_secs_f64(), "backend up");
         }
-        Balancer::BackendLeaving { service, backend, sessions } => {
+        Balancer::BackendTerminating { service, backend, sessions } => {
             tracing::info!(%service, %backend, sessions, "backend shuts down: it gets no new connections");
         }
         Balancer::BackendDown { service, backend, reason, sessions } => {

@@ -146,7 +146,7 @@ fn lines_of_the_load_balancer_are_limited() {
             after: Duration::ZERO,
         },
     });
-    balancer("shutting down", 1, "shuts down", &|_| Balancer::BackendLeaving {
+    balancer("shutting down", 1, "shuts down", &|_| Balancer::BackendTerminating {
         service: service(),
         backend: backend(),
         sessions: 1,

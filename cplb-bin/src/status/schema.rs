@@ -457,10 +457,10 @@ mod tests {
         let states = [Init, Backup, Active, Listening, Yielding, Resigning, Stopped].map(StateName::as_str);
         names("instances[].state", &states);
         names("instances[].discarded", &Discard::ALL.map(Discard::as_str));
-        use BackendState::{Down, Draining, Leaving, Suspect, Unknown, Up};
+        use BackendState::{Down, Draining, Suspect, Terminating, Unknown, Up};
         names(
             "services[].backends[].state",
-            &[Unknown, Up, Suspect, Leaving, Down, Draining].map(BackendState::as_str),
+            &[Unknown, Up, Suspect, Terminating, Down, Draining].map(BackendState::as_str),
         );
         let balances =
             [Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash];

@@ -145,7 +145,6 @@ impl HealthDraft {
             timeout: self.timeout_given(common).map_or(Duration::from_secs(1), |placed| placed.value),
             rise: self.rise.or(common.rise).unwrap_or(1),
             fall: self.fall.or(common.fall).unwrap_or(2),
-            trust: None,
         }
     }
 

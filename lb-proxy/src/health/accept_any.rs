@@ -1,9 +1,9 @@
 //! A certificate verifier that accepts every certificate.
 //!
-//! **Only for liveness checks.** They ask "is a TLS server alive there?", mostly before anything tells which
-//! authority signs its certificate, send no secret and act on nothing but "it answered". A host that can
-//! answer in a backend's place can also swallow the connections of clients, who do verify, so a verified check
-//! would protect nothing more. Nothing that presents a credential may use this.
+//! **Only for liveness checks.** They test that a TLS server is alive, mostly before it is known which authority signs
+//! its certificate, send no secret and rely on nothing but the fact of an answer. A host that can answer in a backend's
+//! place can also intercept the connections of clients, which do verify, so a verified check would protect nothing
+//! more. Code that presents a credential must not use this.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-/// The TLS settings that all checks share: TLS 1.2 and 1.3, no ALPN (HTTP/1.1 then, and no server that wants
-/// another protocol refuses), any certificate.
+/// The TLS settings of all unverified checks: TLS 1.2 and 1.3, no ALPN (which means HTTP/1.1, and no server refuses
+/// it), any certificate.
 pub(super) fn client_config() -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Arc::new(AcceptAny { provider: Arc::clone(&provider) });
@@ -23,7 +23,7 @@ pub(super) fn client_config() -> Result<Arc<ClientConfig>, Error> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    // A handshake check wants a whole handshake, and HTTPS checks keep their connection.
+    // A TLS check needs a full handshake, and HTTPS checks keep their connection.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -45,8 +45,8 @@ impl ServerCertVerifier for AcceptAny {
         Ok(ServerCertVerified::assertion())
     }
 
-    /// Not verified either: a signature by a key that is not trusted proves nothing, and algorithms unknown
-    /// here must not make a live server look dead.
+    /// Accepts any signature: one by an untrusted key proves nothing, and algorithms unknown here must not make a live
+    /// server look dead.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],

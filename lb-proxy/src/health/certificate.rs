@@ -1,8 +1,8 @@
-//! Why a certificate is not accepted, for people.
+//! Explanations of rejected certificates, for people.
 
 use rustls::{CertificateError, Error, InconsistentKeys};
 
-/// The reason of the TLS library in words; its own are names of its values.
+/// Explains the TLS library's error; its own texts contain names of its values.
 pub(super) fn explain(error: &CertificateError) -> String {
     use CertificateError as E;
     let text = match error {
@@ -30,8 +30,8 @@ pub(super) fn explain(error: &CertificateError) -> String {
     text.to_owned()
 }
 
-/// An error of TLS in words, where the library's own text has names of its values: certificates that are not accepted, and
-/// keys that do not fit.
+/// Explains a TLS error where the library's own text contains names of its values: rejected certificates, and keys that
+/// do not match.
 pub fn explain_error(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => explain(error),
@@ -43,7 +43,7 @@ pub fn explain_error(error: &Error) -> String {
     }
 }
 
-/// A name out of the debug output that the library hands over, such as `DnsName("kubernetes")`.
+/// Extracts a name from the library's debug output, such as `DnsName("kubernetes")`.
 fn plain_name(debug: &str) -> &str {
     let inner = debug.split_once('(').and_then(|(_, inner)| inner.strip_suffix(')')).unwrap_or(debug);
     inner.trim_matches('"')
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_are_words_and_not_values_of_the_library() {
+    fn certificate_errors_are_explained_without_library_values() {
         let other_name = CertificateError::NotValidForNameContext {
             expected: rustls::pki_types::ServerName::try_from("kubernetes").unwrap(),
             presented: vec!["DnsName(\"other\")".into(), "IpAddress(10.0.0.1)".into()],

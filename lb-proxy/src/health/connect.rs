@@ -1,4 +1,4 @@
-//! Opens the connections of checks.
+//! Connections of health checks.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,10 +8,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::outcome::CheckFailure;
-use crate::local::{connect_error, has_source};
+use crate::source::{connect_error, has_source};
 
-/// Connects to `backend`. `mark` is the `SO_MARK` of the proxy's own connections, 0 for none; without the
-/// privilege (`CAP_NET_ADMIN`) the connection goes on unmarked, as the proxy's do.
+/// Connects to `backend`. `mark` is the `SO_MARK` of the proxy's own connections, 0 for none; without the privilege
+/// (`CAP_NET_ADMIN`) the connection stays unmarked, as the proxy's do.
 pub(super) async fn connect(backend: SocketAddr, mark: u32) -> Result<TcpStream, CheckFailure> {
     let stream = start(backend, mark).map_err(|error| CheckFailure::connecting(&error))?;
     let done = async {

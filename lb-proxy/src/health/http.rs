@@ -1,4 +1,4 @@
-//! One `GET` after the other over one kept connection, with bounds on everything the server sends.
+//! Consecutive `GET` requests over one kept connection, with bounds on everything the server sends.
 
 use std::error::Error as _;
 use std::future::poll_fn;
@@ -18,47 +18,47 @@ use tokio_rustls::client::TlsStream;
 
 use super::outcome::{Answer, CheckFailure, Step, text};
 
-/// The head of an answer fits in this many bytes or is refused; the least that hyper allows.
+/// Limit on the head of a response in bytes; the least that hyper allows.
 const HEAD_MAX: usize = 8192;
 const HEADERS_MAX: usize = 64;
-/// A body beyond this many bytes is not read to its end: the status has said it all.
+/// Limit on the part of a body that is read, in bytes: the status is enough.
 const BODY_MAX: usize = 64 * 1024;
 
-/// So much is read of what a server says that is not ready.
-const SAID_MAX: usize = 16 * 1024;
-/// So many names of checks are told, of at most this length.
+/// The part of the body that is examined if the server is not ready, in bytes.
+const BODY_KEPT_MAX: usize = 16 * 1024;
+/// Limit on the number of failing checks that are named, and on the length of a name.
 const NAMES_MAX: usize = 8;
 const NAME_MAX: usize = 100;
-/// The check that fails from the moment that a server of Kubernetes begins to shut down, while it goes on serving for its
-/// `--shutdown-delay-duration`.
+/// The check that fails from the moment that an API server of Kubernetes begins to shut down, while it goes on serving
+/// for its `--shutdown-delay-duration`.
 const SHUTDOWN: &str = "shutdown";
 
 const AGENT: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
 
-/// The request of a target, made once.
+/// The HTTP request of a target, built once.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
+pub(super) struct ProbeRequest {
     uri: Uri,
     host: HeaderValue,
-    /// Those that mean it serves; empty for the usual ones.
+    /// The statuses that mean ready; empty for the usual ones.
     statuses: Vec<u16>,
 }
 
-impl Ask {
+impl ProbeRequest {
     pub(super) fn new(path: PathAndQuery, host: HeaderValue, statuses: Vec<u16>) -> Self {
         Self { uri: path.into(), host, statuses }
     }
 
-    fn judge(&self, status: StatusCode, said: &[u8]) -> Verdict {
-        let good = match self.statuses.as_slice() {
-            [] => usual(status),
+    fn classify(&self, status: StatusCode, body_text: &[u8]) -> CheckResult {
+        let answer = match self.statuses.as_slice() {
+            [] => default_answer(status),
             expected => expected.contains(&status.as_u16()).then_some(Answer::Ready),
         };
-        judge(good, status, said)
+        classify(answer, status, body_text)
     }
 
-    fn request(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
+    fn build(&self, authorization: Option<&HeaderValue>) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();
@@ -71,21 +71,21 @@ impl Ask {
     }
 }
 
-/// What an HTTP status means.
-pub(super) type Verdict = Result<Answer, CheckFailure>;
+/// The result of a check over a working connection.
+pub(super) type CheckResult = Result<Answer, CheckFailure>;
 
 type Io = TokioIo<TlsStream<TcpStream>>;
 
-/// A connection between two checks. hyper leaves the work on the socket to a future of its own, which is
-/// polled beside whatever is waited for, so that a target needs one task and nothing runs while it sleeps.
-pub(super) struct Kept {
+/// A connection that is kept between two checks. hyper leaves the work on the socket to a future of its own, which is
+/// polled beside the future in progress, so that a target needs one task and nothing runs while it sleeps.
+pub(super) struct KeptConnection {
     sender: SendRequest<Empty<Bytes>>,
     connection: Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: bool,
-    answers: u32,
+    responses: u32,
 }
 
-impl Kept {
+impl KeptConnection {
     pub(super) async fn new(stream: TlsStream<TcpStream>) -> Result<Self, CheckFailure> {
         let (sender, connection) = Builder::new()
             .max_buf_size(HEAD_MAX)
@@ -93,56 +93,56 @@ impl Kept {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;
-        Ok(Self { sender, connection: Box::pin(connection), ended: false, answers: 0 })
+        Ok(Self { sender, connection: Box::pin(connection), ended: false, responses: 0 })
     }
 
-    /// Answers it has given so far.
-    pub(super) fn answers(&self) -> u32 {
-        self.answers
+    /// The number of responses that it has carried.
+    pub(super) fn responses(&self) -> u32 {
+        self.responses
     }
 
-    /// Returns when the server has closed the connection, or said something that nobody asked for.
-    pub(super) async fn lost(&mut self) {
+    /// Returns when the server has closed the connection, or has sent an unsolicited response.
+    pub(super) async fn closed(&mut self) {
         if !self.ended {
             let _ = self.connection.as_mut().await;
             self.ended = true;
         }
     }
 
-    /// Asks once. An error is the connection's; what the server answered is the first part of the result. The
-    /// connection may be used again if it is returned.
-    pub(super) async fn ask(
+    /// Sends one request. An error is the connection's; the first part of the result is the server's answer. The
+    /// connection can be used again if it is returned.
+    pub(super) async fn send(
         mut self,
-        ask: &Ask,
+        request: &ProbeRequest,
         authorization: Option<&HeaderValue>,
-    ) -> Result<(Verdict, Option<Self>), CheckFailure> {
-        let request = self.sender.send_request(ask.request(authorization));
-        let response = match drive(&mut self.connection, &mut self.ended, request).await {
+    ) -> Result<(CheckResult, Option<Self>), CheckFailure> {
+        let pending = self.sender.send_request(request.build(authorization));
+        let response = match run_beside(&mut self.connection, &mut self.ended, pending).await {
             Ok(response) => response,
-            Err(error) if demands_certificate(&error) => return Ok((Ok(Answer::Denied), None)),
+            Err(error) if is_certificate_demand(&error) => return Ok((Ok(Answer::Denied), None)),
             Err(error) => return Err(failure(&error)),
         };
         let status = response.status();
         let mut body = response.into_body();
-        let (mut received, mut said) = (0usize, Vec::new());
-        while let Some(frame) = drive(&mut self.connection, &mut self.ended, body.frame()).await {
+        let (mut received, mut body_text) = (0usize, Vec::new());
+        while let Some(frame) = run_beside(&mut self.connection, &mut self.ended, body.frame()).await {
             let frame = frame.map_err(|error| failure(&error))?;
             let Some(data) = frame.data_ref() else { continue };
             received = received.saturating_add(data.len());
-            if said.len() < SAID_MAX {
-                said.extend_from_slice(&data[..data.len().min(SAID_MAX - said.len())]);
+            if body_text.len() < BODY_KEPT_MAX {
+                body_text.extend_from_slice(&data[..data.len().min(BODY_KEPT_MAX - body_text.len())]);
             }
             if received > BODY_MAX {
-                return Ok((ask.judge(status, &said), None));
+                return Ok((request.classify(status, &body_text), None));
             }
         }
-        self.answers = self.answers.saturating_add(1);
-        Ok((ask.judge(status, &said), Some(self)))
+        self.responses = self.responses.saturating_add(1);
+        Ok((request.classify(status, &body_text), Some(self)))
     }
 }
 
-/// What a status means where the configuration does not say.
-fn usual(status: StatusCode) -> Option<Answer> {
+/// The meaning of a status where the configuration does not define one.
+fn default_answer(status: StatusCode) -> Option<Answer> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Answer::Denied),
         // Priority and fairness refuse a request, not the service; taking a busy server out would load the others.
@@ -151,12 +151,12 @@ fn usual(status: StatusCode) -> Option<Answer> {
     }
 }
 
-fn judge(good: Option<Answer>, status: StatusCode, said: &[u8]) -> Verdict {
-    match good {
+fn classify(answer: Option<Answer>, status: StatusCode, body_text: &[u8]) -> CheckResult {
+    match answer {
         Some(answer) => Ok(answer),
-        // Whatever else fails then.
-        None if says_shutdown(said) => Ok(Answer::Leaving),
-        None => match failing_checks(said).as_slice() {
+        // Other checks may fail as well during a shutdown.
+        None if reports_shutdown(body_text) => Ok(Answer::Terminating),
+        None => match failing_checks(body_text).as_slice() {
             [] => Err(CheckFailure::Status(status.as_u16())),
             checks => {
                 Err(CheckFailure::NotReady { status: status.as_u16(), checks: checks.join(", ").into() })
@@ -165,27 +165,27 @@ fn judge(good: Option<Answer>, status: StatusCode, said: &[u8]) -> Verdict {
     }
 }
 
-/// The checks that an API server of Kubernetes says it fails. It names them when it is not ready, one in a line:
-/// `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
-fn failing_checks(said: &[u8]) -> Vec<&str> {
-    let lines = said.split(|byte| *byte == b'\n');
+/// Returns the checks that an API server of Kubernetes reports as failing. It names them when it is not ready, one in a
+/// line: `[-]etcd failed: reason withheld` (kubernetes, `apiserver/pkg/server/healthz`).
+fn failing_checks(body_text: &[u8]) -> Vec<&str> {
+    let lines = body_text.split(|byte| *byte == b'\n');
     lines.filter_map(failing_check).take(NAMES_MAX).collect()
 }
 
-fn says_shutdown(said: &[u8]) -> bool {
-    said.split(|byte| *byte == b'\n').filter_map(failing_check).any(|name| name == SHUTDOWN)
+fn reports_shutdown(body_text: &[u8]) -> bool {
+    body_text.split(|byte| *byte == b'\n').filter_map(failing_check).any(|name| name == SHUTDOWN)
 }
 
 fn failing_check(line: &[u8]) -> Option<&str> {
     let rest = line.strip_prefix(b"[-]")?;
     let name = rest.split(u8::is_ascii_whitespace).next()?;
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
-    let good = !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(plain);
-    std::str::from_utf8(name).ok().filter(|_| good)
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
+    let is_valid = !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(is_plain);
+    std::str::from_utf8(name).ok().filter(|_| is_valid)
 }
 
-/// Waits for `future` while the connection does its work.
-async fn drive<F: Future>(
+/// Awaits `future` while driving the connection.
+async fn run_beside<F: Future>(
     connection: &mut Pin<Box<Connection<Io, Empty<Bytes>>>>,
     ended: &mut bool,
     future: F,
@@ -205,21 +205,24 @@ fn failure(error: &hyper::Error) -> CheckFailure {
         return CheckFailure::Http(text(error));
     }
     let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-    CheckFailure::closed(Step::Answer, &cause)
+    CheckFailure::closed(Step::Response, &cause)
 }
 
-/// In TLS 1.3 a server refuses a client without a certificate only after the client's handshake is complete.
-fn demands_certificate(error: &hyper::Error) -> bool {
+/// Returns whether a server refused this client for want of a certificate; in TLS 1.3 that arrives only after the
+/// client's handshake is complete.
+fn is_certificate_demand(error: &hyper::Error) -> bool {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     io.is_some_and(certificate_demanded)
 }
 
-/// Whether a TLS server ended the handshake because we have no certificate that it accepts: it is alive.
+/// Returns whether a TLS server ended the handshake because this program has no certificate that it accepts: it is
+/// alive.
 pub(super) fn certificate_demanded(error: &io::Error) -> bool {
     matches!(
         tls_error(error),
         Some(rustls::Error::AlertReceived(
-            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate. The others are about ours.
+            // RFC 8446 section 6.2; Go answers TLS 1.2 clients with bad_certificate. The other alerts concern this
+            // program's certificate.
             AlertDescription::CertificateRequired
                 | AlertDescription::BadCertificate
                 | AlertDescription::CertificateExpired
@@ -230,7 +233,7 @@ pub(super) fn certificate_demanded(error: &io::Error) -> bool {
     )
 }
 
-/// The TLS library's own error, which tokio-rustls wraps; none if the connection failed.
+/// Returns the TLS library's own error, which tokio-rustls wraps; `None` if the connection failed.
 pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
@@ -240,19 +243,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_not_ready_says_why() {
-        let said = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
+    fn failing_checks_of_an_api_server_are_named() {
+        let body_text = b"[+]ping ok\n[-]etcd failed: reason withheld\n[+]log ok\n[-]informer-sync failed: x\nreadyz check failed\n";
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        let failure = judge(None, status, said).unwrap_err();
+        let failure = classify(None, status, body_text).unwrap_err();
         assert_eq!(failure.to_string(), "not ready: etcd, informer-sync (HTTP status 500)");
-        assert_eq!(judge(None, status, b"not ok"), Err(CheckFailure::Status(500)));
+        assert_eq!(classify(None, status, b"not ok"), Err(CheckFailure::Status(500)));
         let many = b"[-]etcd failed: reason withheld\n".repeat(NAMES_MAX + 1);
-        let said = [&many, b"[-]shutdown failed: reason withheld\nreadyz check failed\n".as_slice()].concat();
-        assert_eq!(judge(None, status, &said), Ok(Answer::Leaving));
+        let body_text =
+            [&many, b"[-]shutdown failed: reason withheld\nreadyz check failed\n".as_slice()].concat();
+        assert_eq!(classify(None, status, &body_text), Ok(Answer::Terminating));
     }
 
     #[test]
-    fn what_a_stranger_says_is_bounded() {
+    fn names_of_failing_checks_are_bounded() {
         let long = [b"[-]".as_slice(), &[b'a'; NAME_MAX + 1], b" failed\n"].concat();
         assert!(failing_checks(&long).is_empty());
         assert_eq!(failing_checks(&b"[-]a failed\n".repeat(1000)).len(), NAMES_MAX);

@@ -1,66 +1,65 @@
-//! What a check found, in words a program and an operator can both use.
+//! The outcome of a check, for programs and for operators.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::Shortage;
+use crate::shortage::Shortage;
 
-/// A backend answered as it should.
+/// The answer of a backend that is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It says, as far as this kind of check can ask, that it serves.
+    /// It reports that it is ready, as far as this kind of check can ask.
     Ready,
-    /// It is alive, but says nothing about its readiness: strangers are not told (401, 403, client certificate
+    /// It is alive, but gives no answer to anonymous requests about its readiness (401, 403, client certificate
     /// demanded).
     Denied,
     /// The same, because it is throttling requests (429).
     Throttled,
-    /// It is alive and says that it shuts down.
-    Leaving,
+    /// It is alive and reports that it shuts down.
+    Terminating,
 }
 
-/// Why a check did not succeed.
+/// The reason for which a check failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckFailure {
     /// Nothing listens there.
     #[error("connection refused")]
     Refused,
-    /// There is no way to it.
+    /// There is no route to it.
     #[error("unreachable: {0}")]
     Unreachable(Arc<str>),
-    /// It was silent, or too slow.
+    /// It did not answer, or too slowly.
     #[error("no {step} within {after:?}")]
     TimedOut {
-        /// What it did not complete.
+        /// The step that it did not complete.
         step: Step,
-        /// The time a whole check has.
+        /// The time limit of a whole check.
         after: Duration,
     },
-    /// It hung up before it had answered.
+    /// It closed the connection before it had answered.
     #[error("connection closed before the {step} was complete: {why}")]
     Closed {
-        /// What it did not complete.
+        /// The step that it did not complete.
         step: Step,
-        /// What was seen.
+        /// The error of the connection.
         why: Arc<str>,
     },
-    /// It does not speak TLS, or no version or cipher of it that this program knows.
+    /// It does not speak TLS, or no version or cipher suite that this program supports.
     #[error("TLS handshake failed: {0}")]
     Tls(Arc<str>),
-    /// Its certificate does not prove that it is a server of the cluster. Connections that were made before are none the
-    /// worse.
+    /// Its certificate does not prove that it is a server of the cluster. Connections made before are not affected.
     #[error("its certificate is not accepted: {0}")]
     Untrusted(Arc<str>),
-    /// What it says over TLS is no HTTP/1 answer of acceptable size.
-    #[error("no valid HTTP answer: {0}")]
+    /// It sends no HTTP/1 response of acceptable size over TLS.
+    #[error("no valid HTTP response: {0}")]
     Http(Arc<str>),
     /// It answered with an HTTP status that means it does not serve.
     #[error("answered with HTTP status {0}")]
     Status(u16),
-    /// It answered that it is not ready, and which of its own checks fail, as Kubernetes' API servers do.
+    /// It answered that it is not ready and named its failing checks, as Kubernetes' API servers do.
     #[error("not ready: {checks} (HTTP status {status})")]
     NotReady {
         /// The HTTP status.
@@ -71,12 +70,12 @@ pub enum CheckFailure {
     /// This node could not check, for want of descriptors, ports or memory. Says nothing about the backend.
     #[error("this node could not check: {0}")]
     Local(Arc<str>),
-    /// The check itself broke. Says nothing about the backend.
-    #[error("the check broke off")]
+    /// The check itself panicked. Says nothing about the backend.
+    #[error("the check panicked")]
     Internal,
 }
 
-/// The part of a check that was under way.
+/// A step of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
@@ -84,8 +83,8 @@ pub enum Step {
     Connect,
     /// TLS handshake.
     Handshake,
-    /// HTTP answer.
-    Answer,
+    /// HTTP response.
+    Response,
 }
 
 impl fmt::Display for Step {
@@ -93,25 +92,25 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Connect => "connection",
             Self::Handshake => "TLS handshake",
-            Self::Answer => "HTTP answer",
+            Self::Response => "HTTP response",
         })
     }
 }
 
 impl CheckFailure {
-    /// Whether this tells something about the backend rather than about this node.
+    /// Returns whether this says something about the backend rather than about this node.
     pub fn is_evidence(&self) -> bool {
         !matches!(self, Self::Local(_) | Self::Internal)
     }
 
-    /// Whether sessions with the backend may go on although no new ones begin. Where nothing listens any more: a server
-    /// that shuts down lets go of its port before its connections, and of a process that is gone the kernel has ended
-    /// them. And where a certificate has expired: clients that are connected have seen it in time.
+    /// Returns whether sessions with the backend may continue although no new ones begin: where nothing listens any
+    /// more, because a server that shuts down closes its port before its connections and the kernel has ended those of
+    /// a process that is gone; and where a certificate has expired, because clients have verified it in time.
     pub fn spares_sessions(&self) -> bool {
         matches!(self, Self::Refused | Self::Untrusted(_))
     }
 
-    /// Whether nobody answered, not even the host.
+    /// Returns whether not even the host answered.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self, Self::TimedOut { .. } | Self::Unreachable(_))
     }
@@ -120,17 +119,17 @@ impl CheckFailure {
         use io::ErrorKind as Kind;
         match error.kind() {
             Kind::ConnectionRefused => return Self::Refused,
-            // The kernel's own limit, shorter than ours.
+            // The kernel's own limit, shorter than that of a check.
             Kind::TimedOut => return Self::Unreachable("the kernel got no answer".into()),
             Kind::ConnectionReset | Kind::ConnectionAborted => return Self::closed(Step::Connect, error),
             _ => {}
         }
-        // A local firewall answers EPERM and prohibit routes EACCES: like no route, they bar clients as well.
-        let way =
+        // A local firewall answers EPERM and prohibit routes EACCES: like a missing route, they stop clients as well.
+        let unreachable =
             [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::PermissionDenied];
         // So does a kernel without IPv6, as booted with `ipv6.disable=1`.
         let no_family = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
-        if no_family || way.contains(&error.kind()) {
+        if no_family || unreachable.contains(&error.kind()) {
             return Self::Unreachable(text(error));
         }
         Self::Local(Shortage::of(error).map_or_else(|| text(error), |shortage| text(&shortage)))
@@ -148,7 +147,7 @@ pub(super) fn text(value: &dyn fmt::Display) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::connect_error;
+    use crate::source::connect_error;
     use nix::libc;
 
     #[test]

@@ -1,15 +1,15 @@
-//! When the next check begins: no clock of its own.
+//! The schedule of checks, without a clock of its own.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Least time between the starts of two scheduled checks, whatever is configured.
+/// Minimum time between the starts of two scheduled checks, at any configured interval.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
-/// The first check of a target begins within this time, so that a start with many targets is no burst.
+/// The first check of a target starts within this time, so that a start with many targets causes no burst.
 const FIRST_WITHIN: Duration = Duration::from_millis(50);
 
-/// Starts are `interval` apart, each moved by up to a tenth of it either way, so that the nodes of a cluster
+/// Start times that are `interval` apart, each moved by up to a tenth of it either way, so that the nodes of a cluster
 /// do not check in step.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -28,20 +28,20 @@ impl Schedule {
         Self { interval, random, next, ended: None }
     }
 
-    /// When the next check is to begin.
+    /// The start of the next check.
     pub(super) fn next(&self) -> Instant {
         self.next
     }
 
-    /// A check that began at `started` is over. A slow one leaves a tenth of the interval to breathe.
+    /// Records the end of a check that began at `started`. After a slow check a tenth of the interval remains free.
     pub(super) fn ended(&mut self, started: Instant, now: Instant) {
         let jitter = self.random.up_to(self.interval / 5);
         self.next = (started + self.interval * 9 / 10 + jitter).max(now + self.gap());
         self.ended = Some(now);
     }
 
-    /// Something speaks for a check at once. At most ten such checks fit into an interval.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    /// Moves the next check forward on evidence of a failure. At most ten such checks fit into an interval.
+    pub(super) fn expedite(&mut self, now: Instant) {
         let soonest = self.ended.map_or(now, |ended| (ended + self.gap()).max(now));
         self.next = self.next.min(soonest);
     }
@@ -112,16 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn hurry_is_limited_to_a_tenth_of_the_interval() {
+    fn expedited_checks_keep_a_gap_of_a_tenth_of_the_interval() {
         let origin = Instant::now();
         let mut schedule = Schedule::new(SECOND, 1, origin);
-        schedule.hurry(origin);
+        schedule.expedite(origin);
         assert_eq!(schedule.next(), origin);
         schedule.ended(origin, origin + SECOND / 100);
         let regular = schedule.next();
-        schedule.hurry(origin + SECOND / 50);
+        schedule.expedite(origin + SECOND / 50);
         assert_eq!(schedule.next(), origin + SECOND / 100 + SECOND / 10);
-        schedule.hurry(origin + SECOND / 2);
+        schedule.expedite(origin + SECOND / 2);
         assert_eq!(schedule.next(), origin + SECOND / 100 + SECOND / 10, "never later than it was");
         assert!(schedule.next() < regular);
     }

@@ -8,17 +8,16 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-use super::Sink;
-use super::judge::Status;
 use super::outcome::CheckFailure;
 use super::probe::Probe;
-use super::target::{Shared, Target, TargetKey, TargetSnapshot};
+use super::state::HealthState;
+use super::target::{Shared, Sink, Target, TargetKey, TargetSnapshot};
 use super::task;
 
 /// The targets as other threads see them.
 type Index = Mutex<BTreeMap<TargetKey, Arc<Shared>>>;
 
-/// Talks to a [`Supervisor`]; dropping it ends that.
+/// Controls a [`Supervisor`]; dropping it ends the supervisor.
 pub(super) struct Handle {
     updates: mpsc::UnboundedSender<Vec<Target>>,
     index: Arc<Index>,
@@ -54,7 +53,7 @@ struct Running {
     task: AbortHandle,
 }
 
-/// Makes and ends the tasks.
+/// Starts and ends the tasks.
 pub(super) struct Supervisor<F> {
     probe: F,
     sink: Sink,
@@ -62,18 +61,18 @@ pub(super) struct Supervisor<F> {
     updates: mpsc::UnboundedReceiver<Vec<Target>>,
     index: Arc<Index>,
     running: BTreeMap<TargetKey, Running>,
-    names: HashMap<Id, TargetKey>,
+    keys: HashMap<Id, TargetKey>,
     tasks: JoinSet<()>,
 }
 
 impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
-    /// `probe` makes the check of a target.
+    /// A supervisor without targets. `probe` makes the probe of a target.
     pub(super) fn new(probe: F, sink: Sink, seed: u64) -> (Handle, Self) {
         let (sender, updates) = mpsc::unbounded_channel();
         let index = Arc::new(Index::default());
         let handle = Handle { updates: sender, index: Arc::clone(&index) };
-        let (running, names, tasks) = Default::default();
-        (handle, Self { probe, sink, seed, updates, index, running, names, tasks })
+        let (running, keys, tasks) = Default::default();
+        (handle, Self { probe, sink, seed, updates, index, running, keys, tasks })
     }
 
     /// Runs until the handle is dropped.
@@ -112,12 +111,12 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
             self.running.iter().map(|(key, running)| (key.clone(), Arc::clone(&running.shared))).collect();
     }
 
-    /// `previous` is what is known of a target whose check changed.
+    /// Starts the task of a target; `previous` is its state if its check changed.
     fn start(&mut self, target: Target, previous: Option<TargetSnapshot>) -> Running {
         let key = target.key().clone();
-        let (status, since) =
-            previous.map_or_else(|| (Status::Unknown, Instant::now()), |known| (known.status, known.since));
-        let shared = Arc::new(Shared::new(key.clone(), status, since));
+        let (state, since) = previous
+            .map_or_else(|| (HealthState::Unknown, Instant::now()), |known| (known.state, known.since));
+        let shared = Arc::new(Shared::new(key.clone(), state, since));
         let task = self.spawn(&target, &shared);
         Running { target, shared, task }
     }
@@ -125,17 +124,17 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
     fn spawn(&mut self, target: &Target, shared: &Arc<Shared>) -> AbortHandle {
         self.seed = self.seed.wrapping_add(1);
         let probe = (self.probe)(target);
-        let life = task::run(target.clone(), probe, Arc::clone(shared), Arc::clone(&self.sink), self.seed);
-        let task = self.tasks.spawn(life);
-        self.names.insert(task.id(), target.key().clone());
+        let fixture = task::run(target.clone(), probe, Arc::clone(shared), Arc::clone(&self.sink), self.seed);
+        let task = self.tasks.spawn(fixture);
+        self.keys.insert(task.id(), target.key().clone());
         task
     }
 
-    /// A task ends because it was aborted, or because something in it panicked: then nothing is known any more,
-    /// and it starts anew.
+    /// Handles the end of a task. It was aborted, or it panicked: then the health is unknown again, and a new task
+    /// starts.
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
-        let Some(key) = self.names.remove(&id) else { return };
+        let Some(key) = self.keys.remove(&id) else { return };
         let Some(running) = self.running.get(&key).filter(|running| running.task.id() == id) else { return };
         let (target, shared) = (running.target.clone(), Arc::clone(&running.shared));
         if let Some(change) = shared.forget(CheckFailure::Internal) {
@@ -149,42 +148,42 @@ impl<P: Probe, F: Fn(&Target) -> P> Supervisor<F> {
 }
 
 fn lock(index: &Index) -> MutexGuard<'_, BTreeMap<TargetKey, Arc<Shared>>> {
-    // Only whole maps are put in.
+    // The map is only replaced as a whole, so it is valid even after a panic.
     index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HealthCheck;
-    use crate::health::target::Change;
-    use crate::health::testing::{Script, Shot, key, target};
+    use crate::check::HealthCheck;
+    use crate::health::target::HealthChange;
+    use crate::health::testing::{ScriptedCheck, ScriptedProbe, key, target};
     use std::time::Duration;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
     use tokio::time::{sleep, timeout};
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    struct World {
+    struct Fixture {
         handle: Handle,
-        scripts: BTreeMap<TargetKey, Script>,
-        changes: UnboundedReceiver<Change>,
+        scripts: BTreeMap<TargetKey, ScriptedProbe>,
+        changes: UnboundedReceiver<HealthChange>,
     }
 
     /// A supervisor of scripted checks, for targets 1 to 3.
-    fn world() -> World {
-        let scripts: BTreeMap<_, _> = (1..=3).map(|number| (key(number), Script::default())).collect();
+    fn fixture() -> Fixture {
+        let scripts: BTreeMap<_, _> = (1..=3).map(|number| (key(number), ScriptedProbe::default())).collect();
         let (sender, changes) = unbounded_channel();
         let sink: Sink = Arc::new(move |change| drop(sender.send(change)));
         let made = scripts.clone();
         let (handle, supervisor) =
             Supervisor::new(move |target: &Target| made[target.key()].clone(), sink, 7);
         tokio::spawn(supervisor.run());
-        World { handle, scripts, changes }
+        Fixture { handle, scripts, changes }
     }
 
-    impl World {
-        async fn change(&mut self) -> (TargetKey, Status) {
+    impl Fixture {
+        async fn change(&mut self) -> (TargetKey, HealthState) {
             let change = timeout(100 * SECOND, self.changes.recv()).await.unwrap().unwrap();
             (change.target, change.to)
         }
@@ -193,8 +192,8 @@ mod tests {
             self.scripts[&key(number)].starts().len()
         }
 
-        fn known(&self) -> Vec<(TargetKey, Status)> {
-            self.handle.snapshot().into_iter().map(|known| (known.target, known.status)).collect()
+        fn known(&self) -> Vec<(TargetKey, HealthState)> {
+            self.handle.snapshot().into_iter().map(|known| (known.target, known.state)).collect()
         }
     }
 
@@ -204,74 +203,74 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_update_leaves_unchanged_targets_alone() {
-        let mut world = world();
+        let mut fixture = fixture();
         let check = HealthCheck::default();
-        world.handle.update(targets([1, 2], &check));
-        assert_eq!(world.change().await.1, Status::Up);
-        assert_eq!(world.change().await.1, Status::Up);
+        fixture.handle.update(targets([1, 2], &check));
+        assert_eq!(fixture.change().await.1, HealthState::Up);
+        assert_eq!(fixture.change().await.1, HealthState::Up);
         for _ in 0..100 {
-            world.handle.update(targets([2, 1], &check));
+            fixture.handle.update(targets([2, 1], &check));
             sleep(Duration::from_millis(99)).await;
         }
         // A restart would check at once: a hundred times.
-        assert!((9..=12).contains(&world.checks(1)), "{}", world.checks(1));
-        world.handle.update(targets([2, 3], &check));
-        assert_eq!(world.change().await, (key(3), Status::Up));
-        let gone = world.checks(1);
+        assert!((9..=12).contains(&fixture.checks(1)), "{}", fixture.checks(1));
+        fixture.handle.update(targets([2, 3], &check));
+        assert_eq!(fixture.change().await, (key(3), HealthState::Up));
+        let checks_before = fixture.checks(1);
         sleep(10 * SECOND).await;
-        assert_eq!(world.checks(1), gone, "removed targets are not checked");
-        assert!(world.checks(2) >= 19);
-        assert_eq!(world.known(), [(key(2), Status::Up), (key(3), Status::Up)]);
+        assert_eq!(fixture.checks(1), checks_before, "removed targets are not checked");
+        assert!(fixture.checks(2) >= 19);
+        assert_eq!(fixture.known(), [(key(2), HealthState::Up), (key(3), HealthState::Up)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_check_keeps_the_status() {
-        let mut world = world();
-        world.handle.update(targets([1], &HealthCheck::default()));
-        world.change().await;
-        let since = world.handle.snapshot()[0].since;
-        world.handle.update(targets([1], &HealthCheck { interval: SECOND / 10, ..HealthCheck::default() }));
+    async fn a_changed_check_keeps_the_health_state() {
+        let mut fixture = fixture();
+        fixture.handle.update(targets([1], &HealthCheck::default()));
+        fixture.change().await;
+        let since = fixture.handle.snapshot()[0].since;
+        fixture.handle.update(targets([1], &HealthCheck { interval: SECOND / 10, ..HealthCheck::default() }));
         sleep(10 * SECOND).await;
-        assert!(world.checks(1) > 90, "{}", world.checks(1));
-        assert_eq!(world.known(), [(key(1), Status::Up)]);
-        assert_eq!(world.handle.snapshot()[0].since, since);
-        assert!(world.changes.try_recv().is_err());
+        assert!(fixture.checks(1) > 90, "{}", fixture.checks(1));
+        assert_eq!(fixture.known(), [(key(1), HealthState::Up)]);
+        assert_eq!(fixture.handle.snapshot()[0].since, since);
+        assert!(fixture.changes.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn reports_reach_their_target_only() {
-        let mut world = world();
-        world.handle.update(targets([1, 2], &HealthCheck::default()));
-        world.change().await;
-        world.change().await;
-        world.scripts[&key(1)].push(Shot::failed(CheckFailure::Refused));
+        let mut fixture = fixture();
+        fixture.handle.update(targets([1, 2], &HealthCheck::default()));
+        fixture.change().await;
+        fixture.change().await;
+        fixture.scripts[&key(1)].push(ScriptedCheck::failed(CheckFailure::Refused));
         sleep(SECOND / 2).await;
-        let before = world.checks(2);
-        world.handle.report_failure(&key(1));
-        world.handle.report_failure(&key(3));
-        assert_eq!(world.change().await, (key(1), Status::Down { reason: CheckFailure::Refused }));
-        assert_eq!(world.checks(2), before);
+        let before = fixture.checks(2);
+        fixture.handle.report_failure(&key(1));
+        fixture.handle.report_failure(&key(3));
+        assert_eq!(fixture.change().await, (key(1), HealthState::Down { reason: CheckFailure::Refused }));
+        assert_eq!(fixture.checks(2), before);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_check_that_breaks_starts_anew_and_disturbs_no_other() {
-        let mut world = world();
-        world.handle.update(targets([1, 2], &HealthCheck::default()));
-        world.change().await;
-        world.change().await;
-        world.scripts[&key(1)].push(Shot::panics());
-        assert_eq!(world.change().await, (key(1), Status::Unknown));
-        let broken = world.handle.snapshot()[0].last_check.clone().unwrap();
+    async fn a_check_that_panics_restarts_and_disturbs_no_other() {
+        let mut fixture = fixture();
+        fixture.handle.update(targets([1, 2], &HealthCheck::default()));
+        fixture.change().await;
+        fixture.change().await;
+        fixture.scripts[&key(1)].push(ScriptedCheck::panics());
+        assert_eq!(fixture.change().await, (key(1), HealthState::Unknown));
+        let broken = fixture.handle.snapshot()[0].last_check.clone().unwrap();
         assert_eq!(broken.failure, Some(CheckFailure::Internal));
-        assert_eq!(world.change().await, (key(1), Status::Up));
+        assert_eq!(fixture.change().await, (key(1), HealthState::Up));
         sleep(10 * SECOND).await;
-        assert_eq!(world.known(), [(key(1), Status::Up), (key(2), Status::Up)]);
-        assert!(world.checks(2) >= 9);
+        assert_eq!(fixture.known(), [(key(1), HealthState::Up), (key(2), HealthState::Up)]);
+        assert!(fixture.checks(2) >= 9);
     }
 
     #[tokio::test(start_paused = true)]
     async fn dropping_the_handle_ends_all() {
-        let World { handle, scripts, mut changes } = world();
+        let Fixture { handle, scripts, mut changes } = fixture();
         handle.update(targets([1], &HealthCheck::default()));
         changes.recv().await.unwrap();
         drop(handle);

@@ -1,4 +1,4 @@
-//! What is checked, and what is known of it.
+//! Targets of health checks and their observed state.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,18 +10,18 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use tokio::sync::Notify;
 
-use super::http::Ask;
-use super::judge::Status;
+use super::http::ProbeRequest;
 use super::outcome::CheckFailure;
-use super::probe::Method;
-use crate::config::{HealthCheck, HealthKind};
+use super::state::HealthState;
+use super::trust::Trust;
+use crate::check::{HealthCheck, HealthKind};
 
-/// Names a backend of a service. The same address in two services is two targets.
+/// The key of a target: a backend of a service. The same address in two services is two targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetKey {
     /// Name of the service.
     pub service: Arc<str>,
-    /// Where the backend listens.
+    /// The address the backend listens on.
     pub backend: SocketAddr,
 }
 
@@ -31,12 +31,21 @@ impl fmt::Display for TargetKey {
     }
 }
 
-/// A backend and how it is checked.
+/// A backend and its health check.
 #[derive(Debug, Clone)]
 pub struct Target {
     key: TargetKey,
     check: HealthCheck,
+    trust: Option<Trust>,
     method: Method,
+}
+
+/// The method of a check.
+#[derive(Debug, Clone)]
+pub(super) enum Method {
+    Tcp,
+    Tls,
+    Https(ProbeRequest),
 }
 
 /// A health check cannot be done as configured.
@@ -49,7 +58,10 @@ pub enum TargetError {
 }
 
 impl Target {
+    /// A target without [`Trust`]; see [`Self::with_trust`].
+    ///
     /// # Errors
+    ///
     /// See [`TargetError`].
     pub fn new(
         service: impl Into<Arc<str>>,
@@ -59,19 +71,30 @@ impl Target {
         let method = match &check.kind {
             HealthKind::Tcp => Method::Tcp,
             HealthKind::Tls => Method::Tls,
-            HealthKind::Https { path, statuses } => Method::Https(ask(path, statuses, backend)?),
+            HealthKind::Https { path, statuses } => Method::Https(request(path, statuses, backend)?),
         };
-        Ok(Self { key: TargetKey { service: service.into(), backend }, check, method })
+        Ok(Self { key: TargetKey { service: service.into(), backend }, check, trust: None, method })
     }
 
-    /// Its name.
+    /// Returns the target with HTTPS checks that verify the server by `trust`; with `None` they verify none.
+    #[must_use]
+    pub fn with_trust(self, trust: Option<Trust>) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// Its key.
     pub fn key(&self) -> &TargetKey {
         &self.key
     }
 
-    /// How it is checked.
+    /// Its health check.
     pub fn check(&self) -> &HealthCheck {
         &self.check
+    }
+
+    /// Verifies the server of an HTTPS check; `None` verifies none and presents no credential.
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -81,47 +104,50 @@ impl Target {
 
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
-        // The method follows from the other two.
-        (&self.key, &self.check) == (&other.key, &other.check)
+        // The method follows from the check and the address.
+        (&self.key, &self.check, &self.trust) == (&other.key, &other.check, &other.trust)
     }
 }
 
-fn ask(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<Ask, TargetError> {
-    let wrong = || TargetError::Path(path.to_owned());
+fn request(path: &str, statuses: &[u16], backend: SocketAddr) -> Result<ProbeRequest, TargetError> {
+    let invalid = || TargetError::Path(path.to_owned());
     // The type also takes "*", which is for OPTIONS, and "?query" alone.
-    let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(wrong)?;
+    let parsed = PathAndQuery::try_from(path).ok().filter(|_| path.starts_with('/')).ok_or_else(invalid)?;
     // A scope (fe80::1%3) means nothing to the other end.
     let host = match backend {
         SocketAddr::V4(_) => backend.to_string(),
         SocketAddr::V6(v6) => format!("[{}]:{}", v6.ip(), v6.port()),
     };
-    let host = HeaderValue::from_str(&host).map_err(|_| wrong())?;
-    Ok(Ask::new(parsed, host, statuses.to_vec()))
+    let host = HeaderValue::from_str(&host).map_err(|_| invalid())?;
+    Ok(ProbeRequest::new(parsed, host, statuses.to_vec()))
 }
 
-/// The status of a target changed.
+/// Called with every change of a health state, on the monitor's thread; must not block.
+pub(super) type Sink = Arc<dyn Fn(HealthChange) + Send + Sync>;
+
+/// A change of a target's health state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Change {
+pub struct HealthChange {
     /// The target.
     pub target: TargetKey,
-    /// What it was.
-    pub from: Status,
-    /// What it is.
-    pub to: Status,
-    /// How long it was that.
+    /// The previous state.
+    pub from: HealthState,
+    /// The new state.
+    pub to: HealthState,
+    /// Duration of the previous state.
     pub after: Duration,
 }
 
-/// What is known of a target.
+/// The observed state of a target.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TargetSnapshot {
     /// The target.
     pub target: TargetKey,
-    /// Its status.
-    pub status: Status,
-    /// Since when it has this status, or is known.
+    /// Its health state.
+    pub state: HealthState,
+    /// Start of this state, or of the checks.
     pub since: Instant,
     /// The last check that ended.
     pub last_check: Option<LastCheck>,
@@ -135,11 +161,11 @@ pub struct TargetSnapshot {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LastCheck {
-    /// When it ended.
+    /// Its end.
     pub at: Instant,
-    /// How long it took.
+    /// Its duration.
     pub latency: Duration,
-    /// Why it failed, if it did.
+    /// The failure, if it failed.
     pub failure: Option<CheckFailure>,
 }
 
@@ -152,8 +178,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(target: TargetKey, status: Status, since: Instant) -> Self {
-        let observed = TargetSnapshot { target, status, since, last_check: None, checks: 0, failures: 0 };
+    pub(super) fn new(target: TargetKey, state: HealthState, since: Instant) -> Self {
+        let observed = TargetSnapshot { target, state, since, last_check: None, checks: 0, failures: 0 };
         Self { observed: Mutex::new(observed), reported: AtomicBool::new(false), wake: Notify::new() }
     }
 
@@ -162,33 +188,33 @@ impl Shared {
     }
 
     pub(super) fn observe<T>(&self, action: impl FnOnce(&mut TargetSnapshot) -> T) -> T {
-        // Nothing in here panics half-way through a change.
+        // No closure panics in the middle of a change.
         action(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a result. `status` is the new one if it changed.
-    pub(super) fn record(&self, check: LastCheck, status: Option<Status>) -> Option<Change> {
+    /// Records a result, with the new health state if it changed.
+    pub(super) fn record(&self, check: LastCheck, state: Option<HealthState>) -> Option<HealthChange> {
         self.observe(|observed| {
             let at = check.at;
             observed.checks += 1;
             observed.failures += u64::from(check.failure.is_some());
             observed.last_check = Some(check);
-            let to = status?;
-            let from = std::mem::replace(&mut observed.status, to.clone());
+            let to = state?;
+            let from = std::mem::replace(&mut observed.state, to.clone());
             let since = std::mem::replace(&mut observed.since, at);
             let after = at.saturating_duration_since(since);
-            Some(Change { target: observed.target.clone(), from, to, after })
+            Some(HealthChange { target: observed.target.clone(), from, to, after })
         })
     }
 
-    /// Whatever was known no longer is.
-    pub(super) fn forget(&self, why: CheckFailure) -> Option<Change> {
-        let known = self.observe(|observed| observed.status != Status::Unknown);
+    /// Resets the health state to unknown.
+    pub(super) fn forget(&self, why: CheckFailure) -> Option<HealthChange> {
+        let known = self.observe(|observed| observed.state != HealthState::Unknown);
         let check = LastCheck { at: Instant::now(), latency: Duration::ZERO, failure: Some(why) };
-        self.record(check, known.then_some(Status::Unknown))
+        self.record(check, known.then_some(HealthState::Unknown))
     }
 
-    /// From any thread, any number of times; all reports until the next check are one.
+    /// Requests a check at once. From any thread, any number of times; all reports until the next check count as one.
     pub(super) fn report_failure(&self) {
         if !self.reported.swap(true, Ordering::AcqRel) {
             self.wake.notify_one();
@@ -203,7 +229,7 @@ impl Shared {
         }
     }
 
-    /// Whether a failure was reported since the last call.
+    /// Returns whether a failure was reported since the last call.
     pub(super) fn take_report(&self) -> bool {
         self.reported.swap(false, Ordering::AcqRel)
     }
@@ -219,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_absolute() {
+    fn check_paths_must_be_absolute() {
         for path in ["/", "/readyz", "/readyz?verbose&exclude=etcd"] {
             assert!(target(path, "10.0.0.1:6443").is_ok(), "{path}");
         }
@@ -231,7 +257,8 @@ mod tests {
 
     #[test]
     fn reports_between_two_checks_are_one() {
-        let shared = Shared::new(target("/", "10.0.0.1:1").unwrap().key, Status::Unknown, Instant::now());
+        let shared =
+            Shared::new(target("/", "10.0.0.1:1").unwrap().key, HealthState::Unknown, Instant::now());
         (0..1000).for_each(|_| shared.report_failure());
         assert!(shared.take_report());
         assert!(!shared.take_report());

@@ -1,4 +1,4 @@
-//! A check that does what a test tells it, for tests of everything around it in paused time.
+//! A probe with scripted results, for tests of the code around it in paused time.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,24 +10,24 @@ use tokio::time::{Instant, sleep};
 use super::outcome::{Answer, CheckFailure, Step};
 use super::probe::Probe;
 use super::target::{Target, TargetKey};
-use crate::config::HealthCheck;
+use crate::check::HealthCheck;
 
-/// What one check does.
+/// One scripted check: its duration, step and result.
 #[derive(Debug, Clone)]
-pub(super) struct Shot {
+pub(super) struct ScriptedCheck {
     takes: Duration,
     step: Step,
     result: Result<Answer, CheckFailure>,
     panics: bool,
 }
 
-impl Shot {
+impl ScriptedCheck {
     pub(super) fn ok() -> Self {
         Self::answered(Answer::Ready)
     }
 
     pub(super) fn answered(answer: Answer) -> Self {
-        Self { takes: Duration::from_millis(1), step: Step::Answer, result: Ok(answer), panics: false }
+        Self { takes: Duration::from_millis(1), step: Step::Response, result: Ok(answer), panics: false }
     }
 
     pub(super) fn failed(failure: CheckFailure) -> Self {
@@ -49,27 +49,27 @@ impl Shot {
 
 #[derive(Debug, Default)]
 struct State {
-    shots: VecDeque<Shot>,
+    checks: VecDeque<ScriptedCheck>,
     starts: Vec<Instant>,
     step: Option<Step>,
 }
 
-/// Checks that go as written, then succeed for ever.
+/// A probe that follows a script of checks, then always succeeds.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Script {
+pub(super) struct ScriptedProbe {
     state: Arc<Mutex<State>>,
     lost: Arc<Notify>,
 }
 
-impl Script {
-    pub(super) fn new(shots: impl IntoIterator<Item = Shot>) -> Self {
+impl ScriptedProbe {
+    pub(super) fn new(checks: impl IntoIterator<Item = ScriptedCheck>) -> Self {
         let script = Self::default();
-        script.state().shots.extend(shots);
+        script.state().checks.extend(checks);
         script
     }
 
-    pub(super) fn push(&self, shot: Shot) {
-        self.state().shots.push_back(shot);
+    pub(super) fn push(&self, check: ScriptedCheck) {
+        self.state().checks.push_back(check);
     }
 
     pub(super) fn starts(&self) -> Vec<Instant> {
@@ -85,25 +85,25 @@ impl Script {
     }
 }
 
-impl Probe for Script {
+impl Probe for ScriptedProbe {
     async fn check(&mut self) -> Result<Answer, CheckFailure> {
-        let shot = {
+        let check = {
             let mut state = self.state();
-            let shot = state.shots.pop_front().unwrap_or_else(Shot::ok);
+            let check = state.checks.pop_front().unwrap_or_else(ScriptedCheck::ok);
             state.starts.push(Instant::now());
-            state.step = Some(shot.step);
-            shot
+            state.step = Some(check.step);
+            check
         };
-        sleep(shot.takes).await;
-        assert!(!shot.panics, "as the test wants it");
-        shot.result
+        sleep(check.takes).await;
+        assert!(!check.panics, "by the test's script");
+        check.result
     }
 
     fn step(&self) -> Step {
         self.state().step.unwrap_or(Step::Connect)
     }
 
-    async fn alarm(&mut self) {
+    async fn connection_lost(&mut self) {
         self.lost.notified().await;
     }
 }

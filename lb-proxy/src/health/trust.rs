@@ -1,4 +1,5 @@
-//! Proves that who answers is a server of the cluster, by whichever of its names, and this program to it.
+//! Mutual authentication: verifies that a server belongs to the cluster, by any of its names, and authenticates this
+//! program to it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,34 +15,34 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootC
 
 use super::certificate;
 
-/// What servers are called.
+/// The names by which servers are verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
-    /// This, wherever they are.
+    /// This name at any address.
     Only(ServerName<'static>),
-    /// One of these, or the address that they have.
+    /// Any of these, or the server's address.
     AnyOf(Vec<ServerName<'static>>),
 }
 
-/// What this program shows to servers that were verified, and to nobody else.
+/// The credentials of this program, presented only to verified servers.
 #[derive(Default)]
 #[non_exhaustive]
 pub struct Credentials {
-    /// A client certificate with those that signed it, and its key.
+    /// A client certificate with its chain, and its key.
     pub certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     /// A bearer token (RFC 6750).
     pub token: Option<String>,
 }
 
-/// What is given to prove servers, or this program to them, is of no use.
+/// Unusable authorities, names or credentials.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
     /// The certificates of the authority.
-    #[error("the certificate authority: {0}")]
+    #[error("the certificate authority is unusable: {0}")]
     Authority(String),
     /// The certificate of this program, or its key.
-    #[error("the client certificate and key: {0}")]
+    #[error("the client certificate and key are unusable: {0}")]
     Identity(String),
     /// The TLS library refuses its settings.
     #[error("TLS: {0}")]
@@ -51,7 +52,7 @@ pub enum TrustError {
     Token,
 }
 
-/// The authority that certifies the servers of a cluster, and how this program proves itself to them.
+/// The authority that certifies the servers of a cluster, and the credentials of this program.
 ///
 /// Two are equal if one is a clone of the other.
 #[derive(Clone)]
@@ -66,32 +67,35 @@ struct Inner {
     authorization: Option<HeaderValue>,
 }
 
-/// What a TLS handshake with one server takes. It is for one connection.
+/// The TLS settings for one handshake with one server. For one connection.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ServerTls {
     /// The settings.
     pub config: Arc<ClientConfig>,
-    /// The name to ask for.
+    /// The name for the server name indication.
     pub name: ServerName<'static>,
-    /// Whether the server has proved itself; `None` if nobody asks it to.
+    /// Set once the server is verified; `None` if it is not to be verified.
     proved: Option<Arc<AtomicBool>>,
 }
 
 impl ServerTls {
-    /// With settings that verify nobody.
-    pub(super) fn unproven(config: Arc<ClientConfig>, server: IpAddr) -> Self {
+    /// Settings without verification.
+    pub(super) fn unverified(config: Arc<ClientConfig>, server: IpAddr) -> Self {
         Self { config, name: ServerName::IpAddress(server.into()), proved: None }
     }
 
-    /// Whether what a server said in a handshake that failed may be a server's of the cluster.
-    pub(super) fn may_be_believed(&self) -> bool {
+    /// Returns whether an alert in a failed handshake may come from a server of the cluster.
+    pub(super) fn is_alert_trusted(&self) -> bool {
         self.proved.as_ref().is_none_or(|proved| proved.load(Ordering::Relaxed))
     }
 }
 
 impl Trust {
+    /// Trust in certificates that `authorities` signed for `names`.
+    ///
     /// # Errors
+    ///
     /// See [`TrustError`].
     pub fn new(
         authorities: impl IntoIterator<Item = CertificateDer<'static>>,
@@ -115,24 +119,23 @@ impl Trust {
         Ok(Self(Arc::new(Inner { verifier, anonymous, identified, has_certificate, authorization })))
     }
 
-    /// Verifies a server at an address. If `identified`, it presents the client's certificate to the server once that is
-    /// verified.
+    /// Returns the TLS settings that verify a server at an address. With `identified` they present the client
+    /// certificate once the server is verified.
     pub fn tls_at(&self, server: IpAddr, identified: bool) -> ServerTls {
         let verifier = self.0.verifier.at(server);
         let proved = Some(Arc::clone(&verifier.proved));
-        let name = verifier.indication().cloned().unwrap_or(ServerName::IpAddress(server.into()));
+        let name = verifier.server_name_indication().cloned().unwrap_or(ServerName::IpAddress(server.into()));
         let mut config = if identified { self.0.identified.clone() } else { self.0.anonymous.clone() };
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         ServerTls { config: Arc::new(config), name, proved }
     }
 
-    /// The `Authorization` header for servers that were verified, if there is a token. It does not show itself in debug
-    /// output.
+    /// The `Authorization` header for verified servers, if there is a token. Its value is hidden in debug output.
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.0.authorization.as_ref()
     }
 
-    /// Whether there is anything to identify this program by.
+    /// Returns whether there is a credential.
     pub fn has_credentials(&self) -> bool {
         self.0.has_certificate || self.0.authorization.is_some()
     }
@@ -180,18 +183,18 @@ fn client_config(
         Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
         None => builder.with_no_client_auth(),
     };
-    // A session that is taken up again was verified under another name, maybe.
+    // A resumed session may have been verified under another name.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// Accepts certificates of one authority for any of several names. An address that merely claims to be a server has none
-/// of them.
+/// Accepts certificates of one authority for any of several names, so that an address that merely claims to be a server
+/// is rejected.
 #[derive(Debug, Clone)]
 struct AnyName {
     inner: Arc<WebPkiServerVerifier>,
     names: Names,
-    /// Whether it has accepted one.
+    /// Set once it has accepted a certificate.
     proved: Arc<AtomicBool>,
 }
 
@@ -202,7 +205,7 @@ impl AnyName {
         Ok(Self { inner, names, proved: Arc::default() })
     }
 
-    /// The same for a server at an address, which its certificate may name.
+    /// Returns the verifier for a server at an address, which its certificate may name.
     fn at(&self, address: IpAddr) -> Self {
         let mut names = self.names.clone();
         if let Names::AnyOf(names) = &mut names {
@@ -211,14 +214,14 @@ impl AnyName {
         Self { inner: Arc::clone(&self.inner), names, proved: Arc::default() }
     }
 
-    /// What to ask a server for.
-    fn indication(&self) -> Option<&ServerName<'static>> {
+    /// The name for the server name indication: a DNS name if there is one.
+    fn server_name_indication(&self) -> Option<&ServerName<'static>> {
         let names = self.names();
         names.iter().find(|name| matches!(name, ServerName::DnsName(_))).or_else(|| names.first())
     }
 
-    /// A signature is verified after the certificate that it belongs to, and is the server's proof.
-    fn note(
+    /// Records the server's proof: its signature, which is verified after the certificate that it belongs to.
+    fn record_proof(
         &self,
         verified: Result<HandshakeSignatureValid, Error>,
     ) -> Result<HandshakeSignatureValid, Error> {
@@ -265,7 +268,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.note(self.inner.verify_tls12_signature(message, cert, dss))
+        self.record_proof(self.inner.verify_tls12_signature(message, cert, dss))
     }
 
     fn verify_tls13_signature(
@@ -274,7 +277,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.note(self.inner.verify_tls13_signature(message, cert, dss))
+        self.record_proof(self.inner.verify_tls13_signature(message, cert, dss))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -1,13 +1,13 @@
 //! Rules for virtual addresses that the kernel's IPVS balances.
 //!
-//! Every node accepts such an address, on a dummy link, so that it can be a real server; but only the node that holds it
-//! may direct. The address itself says which one that is: IPVS matches by a mark, which a packet gets only where the
+//! Every node accepts such an address, on a dummy link, so that it can be a real server; but only the node that holds
+//! it may direct. The address itself identifies that node: IPVS matches by a mark, which a packet gets only where the
 //! address is on the interface that the packet arrived by. When the kernel ends the lease of the address, this node
-//! directs no more packet, whether any process of ours lives or not.
+//! directs no more packets, even if all processes of the daemon are dead.
 //!
-//! A server that is asked whether it accepts connections to the address answers in the address's name, to this node,
-//! which has the address too. Whoever asks hears that by a packet socket. The kernel would log it as a forgery (IPv4,
-//! with `log_martians`) or reset a connection that it does not know (IPv6), so it does not get to see it.
+//! A server that is probed for its acceptance of the address replies from that address, to this node, which has the
+//! address too. The prober receives the reply by a packet socket. The kernel would log it as a forgery (IPv4, with
+//! `log_martians`) or reset a connection that it does not know (IPv6), so the reply is dropped before it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -17,28 +17,27 @@ use nftables::expr::{BinaryOperation, Expression, FibFlag, Meta, MetaKey, NamedE
 use nftables::stmt::{Mangle, Match, Operator, Statement};
 use nftables::types::{NfChainType, NfHook};
 
+use super::chain::ChainPlan;
 use super::rules::{
     Family, Rule, address_type, equals, field, is_local, is_local_to_arrival, reset, text, to_endpoint,
 };
-use super::table::ChainPlan;
 use crate::mark::DIRECTOR_MASK;
 
-const DIRECT: &str = "direct";
-const MASQUERADE: &str = "forwarded";
-const REFUSE: &str = "leaving";
-const ANSWERS: &str = "answers";
+const IPVS_MARK: &str = "ipvs_mark";
+const IPVS_MASQUERADE: &str = "ipvs_masquerade";
+const REJECT_PROBES: &str = "reject_probes";
+const DROP_PROBE_REPLIES: &str = "drop_probe_replies";
 
-/// Just before IPVS looks at what this node receives (98, `NF_IP_PRI_NAT_SRC` - 2), so that nobody changes the mark in
-/// between.
-const DIRECT_PRIORITY: i32 = 90;
-/// The conventional place (`raw`) of what is before connection tracking and routing.
-const ANSWERS_PRIORITY: i32 = -300;
-/// The conventional place of source NAT.
+/// Just before IPVS handles input (98, `NF_IP_PRI_NAT_SRC` - 2), so that no other rule changes the mark in between.
+const MARK_PRIORITY: i32 = 90;
+/// The conventional priority (`raw`) of rules before connection tracking and routing.
+const RAW_PRIORITY: i32 = -300;
+/// The conventional priority of source NAT.
 const MASQUERADE_PRIORITY: i32 = 100;
 
 /// Connections to one port of a virtual address that IPVS balances, by an IPVS service that matches [`Self::mark`].
 ///
-/// What comes from elsewhere than [`Self::from`], and what this node itself connects to, still goes to the proxy if the
+/// Connections from other interfaces than [`Self::from`], and those of this node itself, still go to the proxy if the
 /// table has a redirect for the port: such clients need a healthy backend although the address is local on every node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Director {
@@ -46,27 +45,27 @@ pub struct Director {
     pub vip: IpAddr,
     /// Its TCP port.
     pub port: NonZeroU16,
-    /// What IPVS matches, one of [`crate::director_marks`].
+    /// The mark that IPVS matches, one of [`crate::director_marks`].
     pub mark: NonZeroU32,
     /// The interfaces that clients, directors and servers are behind: the one that carries the address, and tunnels.
-    /// Empty means any, and that nobody asks servers.
+    /// Empty means any, and that servers are not probed.
     pub from: BTreeSet<String>,
-    /// Where the address must be for this node to direct.
+    /// The place of the address that makes this node direct.
     pub reach: Reach,
-    /// Link-layer addresses of the other nodes that may direct. What they send to the virtual address they have directed
-    /// already, so it is for the server on this node: two nodes that both believe they hold the address do not send
-    /// packets round in circles.
+    /// Link-layer addresses of the other nodes that may direct. Packets that they send to the virtual address are
+    /// directed already, so they are for the server on this node: two nodes that both believe they hold the address do
+    /// not send packets round in circles.
     pub peers: BTreeSet<[u8; 6]>,
-    /// Rewrite the source of what IPVS forwards to the node's own address, so that servers answer through this node (IPVS's
-    /// forwarding method NAT). Needs `net.ipv4.vs.conntrack`.
+    /// Rewrites the source of the packets that IPVS forwards to the node's own address, so that servers answer through
+    /// this node (IPVS's forwarding method NAT). Needs `net.ipv4.vs.conntrack`.
     pub masquerade: bool,
     /// Resets new connections to the virtual address that have no hop left, whether they come directly or in a tunnel:
-    /// those are the questions of other nodes whether a server here would answer. A node that is about to be no real
-    /// server any more so tells them, while connections of clients go on.
-    pub leaving: bool,
+    /// those are the probes of other nodes. By this a node that stops being a real server informs them, while
+    /// connections of clients continue.
+    pub departing: bool,
 }
 
-/// The chains that directors need besides those that every table has.
+/// Returns the chains that directors need besides those of every table.
 pub(super) fn chains(directors: &[Director]) -> Vec<ChainPlan<'_>> {
     use NfChainType::{Filter, NAT};
     fn of<'a>(
@@ -78,37 +77,37 @@ pub(super) fn chains(directors: &[Director]) -> Vec<ChainPlan<'_>> {
     if directors.is_empty() {
         return Vec::new();
     }
-    let marking = of(directors, |it| vec![it.directed_already(), it.marking()]);
+    let marking = of(directors, |it| vec![it.peer_exemption(), it.marking()]);
     let mut chains = vec![
-        ChainPlan::new(DIRECT, (Filter, NfHook::Input, DIRECT_PRIORITY), marking),
+        ChainPlan::new(IPVS_MARK, (Filter, NfHook::Input, MARK_PRIORITY), marking),
         ChainPlan::new(
-            MASQUERADE,
+            IPVS_MASQUERADE,
             (NAT, NfHook::Postrouting, MASQUERADE_PRIORITY),
             of(directors, |it| vec![it.masquerading()]),
         ),
         ChainPlan::new(
-            ANSWERS,
-            (Filter, NfHook::Prerouting, ANSWERS_PRIORITY),
-            of(directors, |it| vec![it.deafness()]),
+            DROP_PROBE_REPLIES,
+            (Filter, NfHook::Prerouting, RAW_PRIORITY),
+            of(directors, |it| vec![it.probe_reply_drop()]),
         ),
     ];
-    let refusals = of(directors, |it| vec![it.refusal()]);
+    let refusals = of(directors, |it| vec![it.probe_rejection()]);
     if !refusals.is_empty() {
-        chains.push(ChainPlan::new(REFUSE, (Filter, NfHook::Input, 0), refusals));
+        chains.push(ChainPlan::new(REJECT_PROBES, (Filter, NfHook::Input, 0), refusals));
     }
     chains
 }
 
-/// Where an address must be for this node to direct what is sent to it.
+/// The place of an address that makes this node direct the packets sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reach {
     /// On the interface that the packet arrived by: for addresses that every node has on a dummy link.
     #[default]
     ArrivalInterface,
-    /// On any interface: for addresses that somebody else puts on the node that is to direct.
+    /// On any interface: for addresses that other software puts on the node that is to direct.
     Node,
-    /// On any interface, and only for what arrives by [`Director::from`]: for addresses that somebody else puts on nodes
-    /// in order to accept them, too. Without [`Director::from`] the node does not direct.
+    /// On any interface, and only for packets that arrive by [`Director::from`]: for addresses that other software also
+    /// puts on nodes that only accept them. Without [`Director::from`] the node does not direct.
     From,
 }
 
@@ -125,16 +124,16 @@ impl Director {
         to_endpoint(self.endpoint())
     }
 
-    /// Before the redirects to the proxy: what is for IPVS, or for a server on this node.
-    pub(super) fn exemption(&self) -> Vec<Statement<'_>> {
+    /// The rule before the redirects to the proxy, for packets to IPVS or to a server on this node.
+    pub(super) fn proxy_exemption(&self) -> Vec<Statement<'_>> {
         let mut rule = Vec::from_iter(self.arrival());
         rule.extend(self.target());
         rule.push(Statement::Return(None));
         rule
     }
 
-    /// Before the marking: what another director has directed.
-    fn directed_already(&self) -> Option<Vec<Statement<'_>>> {
+    /// The rule before the marking, for packets that another director has directed.
+    fn peer_exemption(&self) -> Option<Vec<Statement<'_>>> {
         if self.peers.is_empty() {
             return None;
         }
@@ -146,7 +145,7 @@ impl Director {
         Some(rule)
     }
 
-    /// That a packet came in by an interface of [`Self::from`]; `None` if by any.
+    /// Matches packets that arrived by an interface of [`Self::from`]; `None` if any will do.
     fn arrival(&self) -> Option<Statement<'_>> {
         if self.from.is_empty() {
             return None;
@@ -156,12 +155,12 @@ impl Director {
         Some(equals(interface, Expression::Named(NamedExpression::Set(names))))
     }
 
-    /// Drops what servers answer when they are asked whether they accept, or what somebody forges: who else has the
-    /// address has no business with this node in its name. `None` without [`Self::from`].
+    /// The rule that drops replies of probed servers, and forgeries: no other node that has the address sends from it
+    /// to this one. `None` without [`Self::from`].
     ///
-    /// A node that does not have the address may be connected to it, elsewhere; and one that has it may pass on what
-    /// servers send to clients.
-    fn deafness(&self) -> Option<Vec<Statement<'_>>> {
+    /// A node that does not have the address may be connected to it, elsewhere; and one that has it may forward the
+    /// packets of servers to clients.
+    fn probe_reply_drop(&self) -> Option<Vec<Statement<'_>>> {
         let local = |flag| equals(address_type([flag]), text("local".to_owned()));
         Some(vec![
             self.arrival()?,
@@ -173,7 +172,7 @@ impl Director {
         ])
     }
 
-    /// `None` if this node does not direct.
+    /// The rule that marks packets for IPVS; `None` if this node does not direct.
     fn marking(&self) -> Option<Vec<Statement<'_>>> {
         let (arrival, local) = match self.reach {
             Reach::ArrivalInterface => (None, is_local_to_arrival()),
@@ -182,7 +181,7 @@ impl Director {
         };
         let mut rule = Vec::from_iter(arrival);
         rule.extend(self.target());
-        // IPVS could not forward it. Other nodes use that to ask whether a server here would answer.
+        // IPVS could not forward such a packet. Other nodes use that to probe the server here.
         rule.push(Statement::Match(Match {
             left: Expression::Named(self.hops()),
             right: Expression::Number(1),
@@ -196,8 +195,8 @@ impl Director {
         Some(rule)
     }
 
-    fn refusal(&self) -> Option<Vec<Statement<'_>>> {
-        if !self.leaving {
+    fn probe_rejection(&self) -> Option<Vec<Statement<'_>>> {
+        if !self.departing {
             return None;
         }
         let flags = Expression::Named(field("tcp", "flags"));
@@ -247,7 +246,7 @@ mod tests {
             reach: Reach::ArrivalInterface,
             peers: BTreeSet::new(),
             masquerade: true,
-            leaving: false,
+            departing: false,
         }
     }
 
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_arrives_where_the_address_is_gets_the_mark() {
+    fn only_packets_arriving_on_the_interface_of_the_address_are_marked() {
         let director = director();
         let rule = serde_json::to_value(director.marking()).unwrap();
         let payload =
@@ -279,29 +278,29 @@ mod tests {
     }
 
     #[test]
-    fn what_another_director_sends_is_not_directed_again() {
-        assert!(director().directed_already().is_none());
+    fn packets_of_another_director_are_not_directed_again() {
+        assert!(director().peer_exemption().is_none());
         let director = Director { peers: [[2, 0, 0, 9, 0, 0x0c]].into(), ..director() };
-        let rule = serde_json::to_value(director.directed_already().unwrap()).unwrap();
+        let rule = serde_json::to_value(director.peer_exemption().unwrap()).unwrap();
         assert_eq!(rule[2]["match"]["right"], json!({"set": ["02:00:00:09:00:0c"]}));
         assert_eq!(rule[3], json!({"return": null}));
     }
 
     #[test]
-    fn packets_for_ipvs_or_a_server_here_are_left_out_of_the_redirect() {
+    fn packets_for_ipvs_or_a_local_server_are_not_redirected() {
         let director = director();
-        let rule = serde_json::to_value(director.exemption()).unwrap();
+        let rule = serde_json::to_value(director.proxy_exemption()).unwrap();
         assert_eq!(rule[0], equal(&meta("iifname"), &json!({"set": ["cplbtun4", "eth0"]})));
         assert_eq!(rule[3], json!({"return": null}));
         let from_anywhere = Director { from: BTreeSet::new(), ..director };
-        assert_eq!(from_anywhere.exemption().len(), 3);
+        assert_eq!(from_anywhere.proxy_exemption().len(), 3);
     }
 
     #[test]
-    fn only_new_connections_without_a_hop_left_are_refused() {
-        assert!(director().refusal().is_none());
-        let director = Director { leaving: true, ..director() };
-        let rule = serde_json::to_value(director.refusal().unwrap()).unwrap();
+    fn only_new_connections_without_a_hop_left_are_rejected() {
+        assert!(director().probe_rejection().is_none());
+        let director = Director { departing: true, ..director() };
+        let rule = serde_json::to_value(director.probe_rejection().unwrap()).unwrap();
         let ttl = json!({"payload": {"protocol": "ip", "field": "ttl"}});
         assert_eq!(rule[2], equal(&ttl, &json!(1)));
         assert_eq!(rule[3]["match"]["right"], "syn");
@@ -309,9 +308,9 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_dropped_where_they_can_only_be_answers() {
+    fn probe_replies_are_dropped_only_from_and_to_local_addresses() {
         let director = director();
-        let rule = serde_json::to_value(director.deafness()).unwrap();
+        let rule = serde_json::to_value(director.probe_reply_drop()).unwrap();
         let payload =
             |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
         let local = |flag: &str| equal(&json!({"fib": {"result": "type", "flags": [flag]}}), &json!("local"));
@@ -320,7 +319,7 @@ mod tests {
         assert_eq!(rule[2], equal(&payload("tcp", "sport"), &json!(6443)));
         assert_eq!((&rule[3], &rule[4]), (&local("saddr"), &local("daddr")));
         assert_eq!(rule[5], json!({"drop": null}));
-        assert_eq!(Director { from: BTreeSet::new(), ..director }.deafness(), None);
+        assert_eq!(Director { from: BTreeSet::new(), ..director }.probe_reply_drop(), None);
     }
 
     #[test]

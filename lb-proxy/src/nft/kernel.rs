@@ -1,7 +1,7 @@
-//! Asks the kernel about our table over one nfnetlink socket, without starting a process.
+//! Queries of the table over one nfnetlink socket, without starting a process.
 //!
-//! A query costs one system call each way and takes microseconds: the kernel answers while it is being
-//! asked, so blocking calls are right even on an asynchronous thread. A receive timeout guards them.
+//! A query costs one system call each way and takes microseconds: the kernel answers within the call, so blocking calls
+//! are right even on an asynchronous thread. A receive timeout guards them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,33 +18,33 @@ use super::rules::Family;
 use super::table::Table;
 use super::wire::{self, Content, Query, WireError};
 
-/// The kernel fills at most 32 KiB per datagram of a dump, whatever the reader's buffer
+/// Size of the buffer for a dump: the kernel fills at most 32 KiB per datagram, even for a larger buffer
 /// (`NLMSG_GOODSIZE` and `max_recvmsg_len` in `net/netlink/af_netlink.c`).
 const DUMP_BUFFER: usize = 32 * 1024;
-/// Room for one object; the largest, a chain with its name and hook, takes a few hundred bytes.
+/// Size of the buffer for one object; the largest, a chain with its name and hook, takes a few hundred bytes.
 const OBJECT_BUFFER: usize = 4 * 1024;
 
-/// No answer of the kernel takes longer than this, however loaded the machine is.
+/// Time limit for an answer of the kernel, generous even on a loaded machine.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a list that changed while it was read is read again.
+/// Attempts to read a list that changes while it is read.
 const ATTEMPTS: usize = 8;
 
-/// The kernel could not be asked about its nftables.
+/// A query of the kernel's nftables failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
     /// `CAP_NET_ADMIN` is missing.
-    #[error("the kernel lets only a process with CAP_NET_ADMIN look at its nftables")]
+    #[error("reading the kernel's nftables needs CAP_NET_ADMIN")]
     Permission,
     /// The kernel has no nftables.
     #[error("this kernel has no nftables (CONFIG_NF_TABLES, module nf_tables)")]
     Unsupported,
     /// A system call failed.
-    #[error("asking the kernel about its nftables failed: {0}")]
+    #[error("querying the kernel's nftables failed: {0}")]
     Socket(#[source] io::Error),
-    /// The answer cannot be understood.
-    #[error("the kernel's answer about its nftables cannot be read: {0}")]
+    /// The answer is malformed.
+    #[error("the kernel's answer about its nftables is malformed: {0}")]
     Wire(#[from] WireError),
     /// The ruleset changed each time it was read.
     #[error("the kernel's nftables changed {ATTEMPTS} times while they were read")]
@@ -75,8 +75,8 @@ impl Generation {
     }
 }
 
-/// What the kernel has under our table's name, with the handles it gave: equal fingerprints mean that
-/// nobody touched it.
+/// A digest of the kernel's table, with the handles it assigned: equal fingerprints mean that the table was not
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     digest: u64,
@@ -115,7 +115,7 @@ impl Kernel {
 
     pub(super) fn generation(&mut self) -> Result<Generation, QueryError> {
         let mut found = Err(WireError::Attribute(0));
-        match self.ask(Query::Generation, |_, object| {
+        match self.query(Query::Generation, |_, object| {
             found = wire::generation(object);
             Ok(())
         })? {
@@ -124,7 +124,7 @@ impl Kernel {
         }
     }
 
-    /// `None` if the table or one of its chains and sets does not exist.
+    /// Reads the fingerprint of a table; `None` if the table or one of its chains or sets does not exist.
     pub(super) fn fingerprint(&mut self, table: &Table) -> Result<Option<Fingerprint>, QueryError> {
         // The table itself counts the chains, sets and other objects in it, so additions show there.
         let name = table.name.as_str();
@@ -135,7 +135,7 @@ impl Kernel {
         let others = [Query::Rules(name)].into_iter().chain(sets.into_iter().flatten());
         let mut total = Fingerprint { digest: 0, rules: 0, elements: 0 };
         for query in [Query::Table(name)].into_iter().chain(chains).chain(others) {
-            let Some(part) = self.part(query)? else { return Ok(None) };
+            let Some(part) = self.partial(query)? else { return Ok(None) };
             total.digest = total.digest.rotate_left(7) ^ part.digest;
             total.rules += part.rules;
             total.elements += part.elements;
@@ -145,10 +145,10 @@ impl Kernel {
         Ok(Some(total))
     }
 
-    fn part(&mut self, query: Query<'_>) -> Result<Option<Fingerprint>, QueryError> {
+    fn partial(&mut self, query: Query<'_>) -> Result<Option<Fingerprint>, QueryError> {
         for _ in 0..ATTEMPTS {
             let mut part = Fingerprint { digest: 0, rules: 0, elements: 0 };
-            let reply = self.ask(query, |kind, object| {
+            let reply = self.query(query, |kind, object| {
                 let (digest, elements) = wire::digest(kind, object)?;
                 // Rules count in their order, the pieces of an element list in any.
                 part.digest = match query {
@@ -169,8 +169,8 @@ impl Kernel {
         Err(QueryError::Busy)
     }
 
-    /// Sends `query` and hands every object of the answer to `each`.
-    fn ask(
+    /// Sends `query` and calls `each` with every object of the answer.
+    fn query(
         &mut self,
         query: Query<'_>,
         mut each: impl FnMut(u16, &[u8]) -> Result<(), WireError>,
@@ -190,7 +190,7 @@ impl Kernel {
                 self.buffer.get(..length).ok_or(WireError::Length { claimed: length, available })?;
             for message in wire::messages(datagram) {
                 let message = message?;
-                // The rest of an answer that an earlier query gave up on.
+                // The rest of an answer that an earlier query abandoned.
                 if message.sequence != self.sequence {
                     continue;
                 }

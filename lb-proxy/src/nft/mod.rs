@@ -1,14 +1,15 @@
-//! The nftables table that leads connections to a virtual IP into the proxy.
+//! The nftables table that directs connections for a virtual IP to the proxy.
 //!
-//! One table of family `inet` is ours; no other is read or written. It is replaced as a whole in one
-//! transaction, guards every rule by "this address is local now", and can be checked each second for the
-//! price of one small netlink message.
+//! The crate owns one table of family `inet` and neither reads nor writes any other. The table is replaced as a whole
+//! in one transaction, applies its rules only while the address is local, and can be checked each second for the price
+//! of one small netlink message.
 //!
-//! Call order: [`Nft::find`], [`Nft::apply`], then [`Nft::present`] as often as liked and [`Nft::apply`] again
-//! when it says [`Presence::Missing`], and [`Nft::remove`] at the end. All work happens in the network
-//! namespace of the calling thread. The asynchronous methods need a tokio runtime with I/O and time enabled;
-//! dropping their future kills the nft they started.
+//! Call order: [`Nft::find`], [`Nft::apply`], then [`Nft::present`] any number of times and [`Nft::apply`] again on
+//! [`Presence::Missing`], and [`Nft::remove`] at the end. All work happens in the network namespace of the calling
+//! thread. The asynchronous methods need a tokio runtime with I/O and time enabled; dropping their future kills the nft
+//! process that they started.
 
+mod chain;
 mod director;
 mod kernel;
 mod name;
@@ -30,10 +31,10 @@ pub use wire::WireError;
 
 use kernel::{Fingerprint, Generation, Kernel};
 
-/// How long one run of nft may take.
+/// Time limit of one run of nft.
 const RUN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often an apply is repeated when the kernel's tables changed at the same moment.
+/// Attempts of an apply while the kernel's tables change at the same moment.
 const ATTEMPTS: usize = 4;
 
 /// `nft` is not installed.
@@ -51,30 +52,30 @@ pub struct Missing {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// nft did not do it; the previous table, if any, is still there.
+    /// nft failed; the previous table, if any, is still there.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// It was applied, but whether it is there could not be found out.
+    /// It was applied, but its presence could not be verified.
     #[error(transparent)]
     Query(#[from] QueryError),
-    /// Something else removes or changes the table as fast as it is applied.
-    #[error("table inet {name} was applied {ATTEMPTS} times and each time changed at once by somebody else")]
+    /// Other software removes or changes the table as fast as it is applied.
+    #[error("table inet {name} was applied {ATTEMPTS} times and each time changed at once by other software")]
     Contended {
         /// The table.
         name: TableName,
     },
 }
 
-/// Whether the kernel has the table as it was applied.
+/// The presence of the table in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// Nobody touched it.
+    /// The table is as it was applied.
     Intact,
-    /// Somebody deleted or changed the table, a chain, a rule, a set or an element; or it was never applied.
+    /// The table, a chain, a rule, a set or an element was deleted or changed; or the table was never applied.
     Missing,
 }
 
-/// Applies and watches our table.
+/// Applies and watches the table.
 #[derive(Debug)]
 pub struct Nft {
     path: PathBuf,
@@ -87,12 +88,13 @@ pub struct Nft {
 struct Applied {
     table: Table,
     fingerprint: Fingerprint,
-    /// The ruleset in which the fingerprint was last seen; none after contention, so that it is looked at.
+    /// The ruleset in which the fingerprint was last verified; `None` after contention, so that the next check reads
+    /// the table.
     seen_in: Option<Generation>,
 }
 
 impl Nft {
-    /// Looks for `nft` in the directories of `$PATH`, `/usr/sbin` and `/sbin`.
+    /// Searches `nft` in the directories of `$PATH`, `/usr/sbin` and `/sbin`.
     pub fn find() -> Result<Self, Missing> {
         Self::find_from(std::env::var_os("PATH").as_deref())
     }
@@ -102,7 +104,7 @@ impl Nft {
         run::find(path).map(Self::at).map_err(|looked_in| Missing { looked_in })
     }
 
-    /// Looks only in `directories`.
+    /// Searches only `directories`.
     pub fn find_in(directories: &[PathBuf]) -> Result<Self, Missing> {
         let missing = || Missing { looked_in: directories.to_vec() };
         run::find_in(directories).map(Self::at).ok_or_else(missing)
@@ -119,21 +121,21 @@ impl Nft {
         Self { timeout, ..self }
     }
 
-    /// The program that is used.
+    /// The path of the program.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Replaces our table by `table` in one transaction. Established connections keep their translation.
+    /// Replaces the table by `table` in one transaction. Established connections keep their translation.
     ///
-    /// A table applied before under another name stays: [`Self::remove`] it first.
+    /// A table applied before under another name stays: call [`Self::remove`] first.
     ///
     /// # Errors
     /// See [`ApplyError`]. Needs `CAP_NET_ADMIN` in the network namespace's user namespace.
     pub async fn apply(&mut self, table: &Table) -> Result<(), ApplyError> {
         let result = self.replace(table).await;
         match &result {
-            // The former table is still there: the next look compares the kernel's with it.
+            // The former table is still there: the next check compares the kernel's table with it.
             Err(ApplyError::Run(_)) => {}
             Err(ApplyError::Query(_)) => (self.applied, self.kernel) = (None, None),
             _ => self.applied = None,
@@ -142,20 +144,20 @@ impl Nft {
         Ok(())
     }
 
-    /// Whether the kernel still has `table` exactly as [`Self::apply`] left it. Does not block noticeably:
-    /// one netlink message while no table of the namespace changes, ten after a change of any.
+    /// Returns whether the kernel still has `table` exactly as [`Self::apply`] left it. Blocks for microseconds: one
+    /// netlink message while no table of the namespace changes, ten after a change of any.
     ///
     /// # Errors
     /// See [`QueryError`]; the next call opens a new socket.
     pub fn present(&mut self, table: &Table) -> Result<Presence, QueryError> {
-        let result = self.look(table);
+        let result = self.check_presence(table);
         if result.is_err() {
             self.kernel = None;
         }
         result
     }
 
-    /// Leaves no table of this name, whether there was one or not.
+    /// Deletes the table of this name; succeeds if there is none.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -169,14 +171,14 @@ impl Nft {
     async fn replace(&mut self, table: &Table) -> Result<Applied, ApplyError> {
         let batch = encode(table.replacement());
         for _ in 0..ATTEMPTS {
-            // Where the kernel does not let us look, nft says why better than we could.
+            // Without the permission to read the ruleset, nft reports the problem better than this query.
             let before = self.kernel().and_then(Kernel::generation).ok();
             run::run(&self.path, &batch, self.timeout).await?;
             let kernel = self.kernel()?;
             let Some(fingerprint) = kernel.fingerprint(table)? else { continue };
             let after = kernel.generation()?;
-            // Only a change between our commit and our look could hide in the fingerprint. Where other
-            // software keeps committing to its own tables, the number of rules and addresses has to do.
+            // Only a change between the commit and the query could hide in the fingerprint. Where other software keeps
+            // committing to its own tables, the number of rules and addresses has to do.
             let rules: usize = table.chains().iter().map(|chain| chain.rules.len()).sum();
             let complete = (fingerprint.rules, fingerprint.elements) == (rules, table.element_count());
             if !complete {
@@ -188,7 +190,7 @@ impl Nft {
         Err(ApplyError::Contended { name: table.name.clone() })
     }
 
-    fn look(&mut self, table: &Table) -> Result<Presence, QueryError> {
+    fn check_presence(&mut self, table: &Table) -> Result<Presence, QueryError> {
         let kernel = kernel(&mut self.kernel)?;
         let Some(applied) = self.applied.as_mut().filter(|applied| applied.table == *table) else {
             return Ok(Presence::Missing);
@@ -200,7 +202,7 @@ impl Nft {
         if kernel.fingerprint(table)? != Some(applied.fingerprint) {
             return Ok(Presence::Missing);
         }
-        // Read before the table, so a change in between is looked at next time.
+        // Read before the table, so a change in between is found next time.
         applied.seen_in = Some(generation);
         Ok(Presence::Intact)
     }

@@ -8,10 +8,10 @@ use nftables::batch::Batch;
 use nftables::schema::NfListObject;
 use nftables::types::NfFamily;
 
-/// Longest table name the kernel keeps (`NFT_NAME_MAXLEN` is 256 with its terminator; we stay well below).
+/// Longest accepted table name; the kernel's limit (`NFT_NAME_MAXLEN`) is 256 with the terminator.
 const NAME_MAX: usize = 63;
 
-/// Name of an nftables table of ours: 1 to 63 of `a-z A-Z 0-9 _`, not starting with a digit.
+/// Name of an nftables table: 1 to 63 of `a-z A-Z 0-9 _`, not starting with a digit.
 ///
 /// The narrow alphabet needs no quoting in nft's own language, so an operator can type it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ impl fmt::Display for TableName {
 }
 
 impl TableName {
-    /// A transaction that leaves no table of this name, whether there was one or not.
+    /// A transaction that deletes the table of this name if there is one.
     pub(super) fn removal(&self) -> Batch<'_> {
         let mut batch = Batch::new();
         batch.add(NfListObject::Table(self.object()));

@@ -1,4 +1,4 @@
-//! The statements that our rules consist of.
+//! The statements of the table's rules.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -39,7 +39,7 @@ impl Family {
         }
     }
 
-    /// The set with the virtual addresses.
+    /// The set of the virtual addresses.
     pub(super) fn set(self) -> &'static str {
         match self {
             Self::V4 => "vip4",
@@ -78,7 +78,7 @@ pub(super) fn from_port<'a>(port: u16) -> Statement<'a> {
     equals(field("tcp", "sport"), Expression::Number(u32::from(port)))
 }
 
-/// Packets to an address that this node has now. The VIP may be another controller's at the moment; then its packets only
+/// Packets to an address that this node has now. The VIP may currently be another controller's; its packets then only
 /// pass through. The addresses of a VRF's members are not in the main table: see [`is_local_to_arrival`].
 pub(super) fn is_local<'a>() -> Statement<'a> {
     equals(address_type([FibFlag::Daddr]), text("local".to_owned()))
@@ -99,7 +99,7 @@ pub(super) fn from_loopback<'a>() -> Statement<'a> {
     equals(NamedExpression::Meta(Meta { key: MetaKey::Iifname }), text("lo".to_owned()))
 }
 
-/// Packets of a connection whose destination is translated.
+/// Packets of a connection with a translated destination.
 pub(super) fn is_translated<'a>() -> Statement<'a> {
     let status = CT { key: "status".into(), family: None, dir: None };
     Statement::Match(Match {
@@ -109,13 +109,13 @@ pub(super) fn is_translated<'a>() -> Statement<'a> {
     })
 }
 
-/// Packets that ask for a new connection.
+/// Packets that open a connection.
 pub(super) fn is_syn<'a>() -> Statement<'a> {
     flags_are(SYN)
 }
 
 /// The kernel's answer to a SYN for which no socket listens: a RST with ACK and the sequence number 0 (RFC 9293 section
-/// 3.10.7.1). A socket that listens never sends that.
+/// 3.10.7.1). A listening socket never sends that.
 pub(super) fn is_refusal<'a>() -> [Statement<'a>; 2] {
     [equals(field("tcp", "sequence"), Expression::Number(0)), flags_are(RST_ACK)]
 }
@@ -165,15 +165,15 @@ pub(super) fn is_family<'a>(family: Family) -> Statement<'a> {
     equals(NamedExpression::Meta(Meta { key: MetaKey::Nfproto }), text(name.to_owned()))
 }
 
-/// Changes the destination port, and no other DNAT does so later. The address is kept: `redirect` would rewrite it to the
-/// first address of the arrival interface, and drop the packet where there is none.
+/// Changes the destination port and thereby precludes a later DNAT. The address is kept: `redirect` would rewrite it to
+/// the first address of the arrival interface, and drop the packet where there is none.
 pub(super) fn translate<'a>(port: NonZeroU16) -> Statement<'a> {
     let port = Some(Expression::Number(u32::from(port.get())));
     Statement::DNAT(Some(NAT { addr: None, family: None, port, flags: None }))
 }
 
-/// Gives the packet to the socket of its connection, or else to one that listens on the port and has `IP_TRANSPARENT`.
-/// Without either the rule ends here.
+/// Assigns the packet to the socket of its connection, or else to one that listens on the port and has
+/// `IP_TRANSPARENT`. Without either the rule ends here.
 pub(super) fn assign<'a>(family: Family, port: NonZeroU16) -> Statement<'a> {
     Statement::TProxy(TProxy { family: Some(family.protocol().into()), port: port.get(), addr: None })
 }

@@ -1,4 +1,4 @@
-//! Finds `nft` and runs it once per change, bounded in time and output.
+//! The nft program: searched once, run once per change, bounded in time and output.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,13 +10,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-/// Where distributions put `nft`; services and unprivileged users often lack these in PATH.
+/// The directories in which distributions install `nft`; services and unprivileged users often lack them in PATH.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// The most of nft's error text that is kept, in bytes.
+/// Limit on nft's error text in bytes.
 const STDERR_MAX: u64 = 16 * 1024;
 
-/// nft accepted nothing, so the kernel's tables are as they were.
+/// nft failed, and the kernel's tables are as they were.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -25,7 +25,7 @@ pub enum RunError {
     Start {
         /// The program.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
     /// The program did not end in time and was killed.
@@ -33,21 +33,21 @@ pub enum RunError {
     TimedOut {
         /// The program.
         path: PathBuf,
-        /// The time it had.
+        /// The time limit.
         after: Duration,
-        /// What it had written to standard error.
+        /// Its output to standard error.
         text: String,
     },
     /// The kernel refused because the process lacks a privilege.
     #[error("nft needs CAP_NET_ADMIN (run as root or grant the capability){}", quoted(text))]
     Permission {
-        /// nft's own words.
+        /// nft's error text.
         text: String,
     },
     /// nft opens `/dev/stdin` for its input, and there is none.
     #[error("nft cannot read its input, as /dev/stdin is missing: mount /dev and /proc{}", quoted(text))]
     NoInput {
-        /// nft's own words.
+        /// nft's error text.
         text: String,
     },
     /// The kernel lacks something the table uses.
@@ -57,25 +57,25 @@ pub enum RunError {
         quoted(text)
     )]
     Unsupported {
-        /// nft's own words.
+        /// nft's error text.
         text: String,
     },
     /// nft failed for another reason.
     #[error("nft failed ({status}){}", quoted(text))]
     Failed {
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// nft's own words.
+        /// nft's error text.
         text: String,
     },
 }
 
 fn quoted(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!("; it said: {text}") }
+    if text.is_empty() { String::new() } else { format!("; nft reported: {text}") }
 }
 
-/// The first executable `nft` in the directories of `path` (as in `$PATH`), then the system directories;
-/// else where it was looked for.
+/// Returns the first executable `nft` in the directories of `path` (as in `$PATH`), then the system directories; as an
+/// error the directories searched.
 pub(super) fn find(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
     let mut directories: Vec<PathBuf> = path.map(std::env::split_paths).into_iter().flatten().collect();
     // An empty entry means the working directory, which a privileged daemon must not trust.
@@ -84,7 +84,7 @@ pub(super) fn find(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
     find_in(&directories).ok_or(directories)
 }
 
-/// The first executable `nft` in `directories`.
+/// Returns the first executable `nft` in `directories`.
 pub(super) fn find_in(directories: &[PathBuf]) -> Option<PathBuf> {
     directories.iter().map(|directory| directory.join("nft")).find(|file| is_executable(file))
 }
@@ -107,27 +107,27 @@ pub(super) async fn run(path: &Path, batch: &[u8], timeout: Duration) -> Result<
         .spawn()
         .map_err(start)?;
     let mut text = Vec::new();
-    let Ok(ended) = tokio::time::timeout(timeout, talk(&mut child, batch, &mut text)).await else {
-        // Reaps it as well, unless even the kernel cannot end it; then tokio does later.
+    let Ok(ended) = tokio::time::timeout(timeout, exchange(&mut child, batch, &mut text)).await else {
+        // Reaps the process as well, unless even the kernel cannot end it; then tokio does later.
         let _ = tokio::time::timeout(Duration::from_secs(1), child.kill()).await;
         return Err(RunError::TimedOut { path: path.to_owned(), after: timeout, text: printable(&text) });
     };
     let status = ended.map_err(start)?;
-    if status.success() { Ok(()) } else { Err(refusal(status, printable(&text))) }
+    if status.success() { Ok(()) } else { Err(classify(status, printable(&text))) }
 }
 
-async fn talk(child: &mut Child, batch: &[u8], text: &mut Vec<u8>) -> io::Result<ExitStatus> {
+async fn exchange(child: &mut Child, batch: &[u8], text: &mut Vec<u8>) -> io::Result<ExitStatus> {
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let write = async {
         let Some(mut stdin) = stdin else { return };
-        // A program that fails before it has read everything breaks the pipe; its exit status tells more.
+        // A program that fails before it has read its whole input breaks the pipe; its exit status is more specific.
         let _ = stdin.write_all(batch).await;
         let _ = stdin.shutdown().await;
     };
     let read = async {
         let Some(mut stderr) = stderr else { return };
         let _ = (&mut stderr).take(STDERR_MAX).read_to_end(text).await;
-        // Whatever more it has to say is swallowed, so that it does not block on a full pipe.
+        // The rest of the output is discarded, so that the program does not block on a full pipe.
         let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
     };
     tokio::join!(write, read);
@@ -138,18 +138,19 @@ fn printable(text: &[u8]) -> String {
     String::from_utf8_lossy(text).trim().to_owned()
 }
 
-/// nft has one exit status for everything; the kernel's word is in its text (in English: see `LC_ALL`).
-fn refusal(status: ExitStatus, text: String) -> RunError {
-    let says = |needle| text.contains(needle);
-    if says("Operation not permitted") || says("must be root") {
+/// Maps nft's error text, which contains the kernel's error (in English: see `LC_ALL`), to an error; its exit status is
+/// always the same.
+fn classify(status: ExitStatus, text: String) -> RunError {
+    let contains = |needle| text.contains(needle);
+    if contains("Operation not permitted") || contains("must be root") {
         RunError::Permission { text }
-    } else if says("/dev/stdin") {
+    } else if contains("/dev/stdin") {
         RunError::NoInput { text }
-    } else if says("Operation not supported")
-        || says("Protocol not supported")
-        || says("No such file or directory")
+    } else if contains("Operation not supported")
+        || contains("Protocol not supported")
+        || contains("No such file or directory")
     {
-        // The batch names nothing that it has not made itself, so what is missing is a kernel module.
+        // The batch refers only to objects that it creates, so a kernel module is missing.
         RunError::Unsupported { text }
     } else {
         RunError::Failed { status, text }
@@ -163,8 +164,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_standard_input_is_not_taken_for_a_kernel_without_nftables() {
-        let refused = |text: &str| refusal(ExitStatus::from_raw(256), text.to_owned());
+    fn a_missing_standard_input_is_not_mistaken_for_a_kernel_without_nftables() {
+        let refused = |text: &str| classify(ExitStatus::from_raw(256), text.to_owned());
         let input = "internal:0:0-0: Error: Could not open file \"/dev/stdin\": No such file or directory";
         let error = refused(input);
         assert!(matches!(error, RunError::NoInput { .. }));

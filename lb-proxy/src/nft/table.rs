@@ -1,14 +1,15 @@
-//! The contents of the table, and their translation into one batch for `nft -j -f -`.
+//! The content of the table, and its translation into one batch for `nft -j -f -`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use nftables::batch::Batch;
-use nftables::schema::{Chain, NfListObject, Rule as RuleObject, Set, SetType, SetTypeValue};
+use nftables::schema::{NfListObject, Rule as RuleObject, Set, SetType, SetTypeValue};
 use nftables::stmt::Statement;
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use nftables::types::{NfChainType, NfFamily, NfHook};
 
+use super::chain::ChainPlan;
 use super::director::{self, Director};
 use super::name::TableName;
 use super::rules::{
@@ -20,14 +21,15 @@ use super::rules::{
 /// Priority of the chains that translate: just before the conventional destination NAT (-100) of kube-proxy and the
 /// container runtimes. A number, because nft 1.0.6 refuses the name `dstnat` in the output hook.
 const TRANSLATE_PRIORITY: i32 = -105;
-/// The conventional place (`mangle`) of what assigns sockets: after connection tracking (-200), before NAT.
+/// The conventional priority (`mangle`) of rules that assign sockets: after connection tracking (-200), before NAT.
 const ASSIGN_PRIORITY: i32 = -150;
-/// The conventional place (`filter`) of what drops.
+/// The conventional priority (`filter`) of rules that drop.
 const FILTER_PRIORITY: i32 = 0;
-/// After host firewalls (0, firewalld 10), so that what one drops in silence is not answered.
+/// The priority of rules that reject: after host firewalls (0, firewalld 10), so that a packet that one of them drops
+/// is not answered.
 const REJECT_PRIORITY: i32 = 60;
 
-/// Packets to a virtual address, so that others pass one rule of each family.
+/// The chain that selects packets to a virtual address, so that others pass one rule of each family.
 const ARRIVING: &str = "arriving";
 const TRANSPARENT: &str = "transparent";
 const PREROUTING: &str = "prerouting";
@@ -35,13 +37,13 @@ const OUTPUT: &str = "output";
 const BIND_PORTS: &str = "bind_ports";
 const GUARD: &str = "guard";
 
-/// The desired content of our table: connections to `vips` on a redirected port reach the proxy's port, wherever and only
-/// while that address is local. And while it is not, nothing leaves the node in its name: the kernel goes on sending for
-/// sockets whose address is gone.
+/// The desired content of the table: connections to `vips` on a redirected port reach the proxy's port while that
+/// address is local, wherever the client is. While the address is not local, no packet leaves the node with it as the
+/// source: the kernel goes on sending for sockets whose address was removed.
 ///
-/// Where no proxy listens, the kernel does not refuse: a daemon that crashed leaves its table behind, and the client's
-/// next SYN, a second later, meets the next holder of the address, or the daemon's successor. Nor does a server on this
-/// node get the connection, even if it listens on the service's port on all addresses.
+/// Where no proxy listens, the kernel does not refuse the connection: a daemon that crashed leaves its table behind,
+/// and the client's next SYN, a second later, reaches the next holder of the address, or the daemon's successor. Nor
+/// does a server on this node get the connection, even if it listens on the service's port on all addresses.
 ///
 /// Other hosts are refused (RST) at the proxy's ports themselves; see [`Table::bind_address`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,39 +54,40 @@ pub struct Table {
     pub vips: BTreeSet<IpAddr>,
     /// Service port → port the proxy is bound to, on all addresses.
     pub redirects: BTreeMap<NonZeroU16, NonZeroU16>,
-    /// How packets from other hosts reach the proxy.
+    /// Delivery of packets from other hosts to the proxy.
     pub delivery: Delivery,
-    /// The address of this node at which other hosts reach the proxy's ports themselves: one of its own, `0.0.0.0` for all
-    /// of IPv4, or `::` for all. `None`, the default, for none of them. Processes on this node always reach them.
+    /// The address of this node at which other hosts may connect to the proxy's ports themselves: one of its own,
+    /// `0.0.0.0` for all of IPv4, or `::` for all. `None`, the default, for none of them. Processes on this node always
+    /// can.
     pub bind_address: Option<IpAddr>,
-    /// `SO_MARK` of the proxy's own connections, which are never redirected; bits that others add to the
-    /// mark do not matter. Without it a proxy that connects to its own VIP talks to itself. The same as
+    /// `SO_MARK` of the proxy's own connections, which are never redirected; bits that other software adds to the mark
+    /// do not matter. Without it a proxy that connects to its own VIP connects to itself. The same as
     /// [`crate::Options::mark`], usually [`crate::MARK`].
     pub mark: Option<NonZeroU32>,
-    /// What IPVS balances instead of the proxy.
+    /// The endpoints that IPVS balances instead of the proxy.
     pub directors: Vec<Director>,
 }
 
-/// How packets that other hosts send to a virtual address reach the proxy.
+/// Delivery of packets that other hosts send to a virtual address.
 ///
-/// What this node itself sends there is always translated (`dnat` to the proxy's port).
+/// Packets that this node itself sends there are always translated (`dnat` to the proxy's port).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
     /// With the service's port, by `tproxy`, to a listener that has `IP_TRANSPARENT` ([`crate::Options::transparent`]):
-    /// a host firewall sees the port that clients use, connection tracking is not needed, and the accepted socket is bound
-    /// to the virtual address and the service's port. No later DNAT takes these connections away.
+    /// a host firewall sees the port that clients use, connection tracking is not needed, and the accepted socket is
+    /// bound to the virtual address and the service's port. No later DNAT takes these connections away.
     ///
-    /// Not for packets from a bridge: if bridged packets visit the hooks of IP (`net.bridge.bridge-nf-call-iptables`), the
-    /// kernel forgets the assigned socket. Not for packets to the address of a VRF's member, because the kernel looks for
-    /// their sockets only once they are in the VRF. And not for endpoints that IPVS balances, which looks at packets after
-    /// the socket was assigned and takes them nevertheless. Those are translated as by [`Delivery::Dnat`].
+    /// Not for packets from a bridge: if bridged packets visit the hooks of IP (`net.bridge.bridge-nf-call-iptables`),
+    /// the kernel forgets the assigned socket. Not for packets to the address of a VRF's member, because the kernel
+    /// looks for their sockets only once they are in the VRF. And not for endpoints that IPVS balances, which takes
+    /// packets even after a socket was assigned. Those are translated as by [`Delivery::Dnat`].
     Transparent {
-        /// Virtual addresses and service ports that services of other software in the kernel's IPVS have. Those of
-        /// [`Table::directors`] need not be named.
+        /// Virtual addresses and service ports of IPVS services of other software. Those of [`Table::directors`] need
+        /// not be listed.
         except: BTreeSet<SocketAddr>,
     },
-    /// By translating the destination port to the proxy's: a host firewall sees that port. Needs connection tracking. Uses
-    /// nothing that old kernels lack, and so does not serve the members of a VRF.
+    /// By translation of the destination port to the proxy's: a host firewall sees that port. Needs connection
+    /// tracking. Uses no feature that old kernels lack, and so does not serve the members of a VRF.
     Dnat,
 }
 
@@ -95,44 +98,9 @@ impl Default for Delivery {
     }
 }
 
-/// One chain of our table, with its rules.
-pub(super) struct ChainPlan<'a> {
-    pub(super) name: &'static str,
-    /// `None` for one that others jump to.
-    hook: Option<(NfChainType, NfHook, i32)>,
-    pub(super) rules: Vec<Rule<'a>>,
-}
-
-impl<'a> ChainPlan<'a> {
-    pub(super) fn new(
-        name: &'static str,
-        (kind, hook, priority): (NfChainType, NfHook, i32),
-        rules: Vec<Rule<'a>>,
-    ) -> Self {
-        Self { name, hook: Some((kind, hook, priority)), rules }
-    }
-
-    fn object(&self, table: &'a TableName) -> NfListObject<'a> {
-        let (kind, hook, priority) = match self.hook {
-            Some((kind, hook, priority)) => (Some(kind), Some(hook), Some(priority)),
-            None => (None, None, None),
-        };
-        NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: table.as_str().into(),
-            name: self.name.into(),
-            _type: kind,
-            hook,
-            prio: priority,
-            policy: self.hook.is_some().then_some(NfChainPolicy::Accept),
-            ..Chain::default()
-        })
-    }
-}
-
 impl Table {
-    /// The whole replacement as one transaction: the kernel commits all of it or nothing, so no connection
-    /// ever meets a missing table. The first `add` makes the `delete` valid where there is no table yet.
+    /// Returns the whole replacement as one transaction: the kernel commits all of it or nothing, so no connection ever
+    /// meets a missing table. The first `add` makes the `delete` valid where there is no table yet.
     pub(super) fn replacement(&self) -> Batch<'_> {
         let mut batch = self.name.removal();
         batch.add(NfListObject::Table(self.name.object()));
@@ -150,7 +118,7 @@ impl Table {
         batch
     }
 
-    /// All chains with their rules; everything that is known of the table's contents is read from here.
+    /// Returns all chains with their rules, the only description of the table's content.
     pub(super) fn chains(&self) -> Vec<ChainPlan<'_>> {
         use NfChainType::{Filter, NAT};
         let mut chains = Vec::new();
@@ -159,21 +127,25 @@ impl Table {
                 Family::BOTH.map(|family| vec![to_vip(family), jump(TRANSPARENT)]).into_iter().collect();
             let hook = (Filter, NfHook::Prerouting, ASSIGN_PRIORITY);
             chains.push(ChainPlan::new(ARRIVING, hook, entry));
-            chains.push(ChainPlan { name: TRANSPARENT, hook: None, rules: self.assigning() });
+            chains.push(ChainPlan { name: TRANSPARENT, hook: None, rules: self.transparent_rules() });
         }
         let at = |hook| (NAT, hook, TRANSLATE_PRIORITY);
-        chains.push(ChainPlan::new(PREROUTING, at(NfHook::Prerouting), self.translating()));
-        chains.push(ChainPlan::new(OUTPUT, at(NfHook::Output), self.translating_own()));
-        let closing = self.closing();
-        if !closing.is_empty() {
-            chains.push(ChainPlan::new(BIND_PORTS, (Filter, NfHook::Input, REJECT_PRIORITY), closing));
+        chains.push(ChainPlan::new(PREROUTING, at(NfHook::Prerouting), self.prerouting_rules()));
+        chains.push(ChainPlan::new(OUTPUT, at(NfHook::Output), self.output_rules()));
+        let bind_port_rules = self.bind_port_rules();
+        if !bind_port_rules.is_empty() {
+            chains.push(ChainPlan::new(
+                BIND_PORTS,
+                (Filter, NfHook::Input, REJECT_PRIORITY),
+                bind_port_rules,
+            ));
         }
-        chains.push(ChainPlan::new(GUARD, (Filter, NfHook::Output, FILTER_PRIORITY), self.guarding()));
+        chains.push(ChainPlan::new(GUARD, (Filter, NfHook::Output, FILTER_PRIORITY), self.guard_rules()));
         chains.extend(director::chains(&self.directors));
         chains
     }
 
-    /// How many addresses both sets hold together.
+    /// Returns the number of addresses in both sets.
     pub(super) fn element_count(&self) -> usize {
         self.vips.iter().map(IpAddr::to_canonical).collect::<BTreeSet<_>>().len()
     }
@@ -182,7 +154,8 @@ impl Table {
         matches!(self.delivery, Delivery::Transparent { .. })
     }
 
-    /// The virtual addresses and service ports that are translated although others are not, with the proxy's ports.
+    /// Returns the virtual addresses and service ports that are translated although others are not, with the proxy's
+    /// ports.
     fn exceptions(&self) -> impl Iterator<Item = (SocketAddr, NonZeroU16)> {
         let endpoints: BTreeSet<SocketAddr> = match &self.delivery {
             Delivery::Transparent { except } => {
@@ -197,17 +170,18 @@ impl Table {
         })
     }
 
-    /// Each family with each service port and its port of the proxy.
+    /// Returns each family with each service port and its port of the proxy.
     fn redirects(&self) -> impl Iterator<Item = (Family, NonZeroU16, NonZeroU16)> {
         let of = |family| self.redirects.iter().map(move |(port, bind_port)| (family, *port, *bind_port));
         Family::BOTH.into_iter().flat_map(of)
     }
 
-    /// For packets to a virtual address, whether it is here or not.
-    fn assigning(&self) -> Vec<Rule<'_>> {
+    /// Rules for packets to a virtual address, local or not.
+    fn transparent_rules(&self) -> Vec<Rule<'_>> {
         let skip = |condition| vec![condition, Statement::Return(None)];
         let mut rules = Vec::from_iter(self.mark.map(|mark| skip(has_mark(mark))));
-        // What is translated, by us or by others, has no socket with the address and port that it still carries here.
+        // Translated packets, by this table or another, have no socket with the address and port that they still carry
+        // here.
         rules.push(skip(is_translated()));
         rules.push(skip(from_bridge()));
         for (endpoint, _) in self.exceptions() {
@@ -222,10 +196,10 @@ impl Table {
         rules
     }
 
-    fn translating(&self) -> Vec<Rule<'_>> {
-        let mut rules: Vec<_> = self.directors.iter().map(Director::exemption).collect();
+    fn prerouting_rules(&self) -> Vec<Rule<'_>> {
+        let mut rules: Vec<_> = self.directors.iter().map(Director::proxy_exemption).collect();
         if !self.is_transparent() {
-            rules.extend(self.redirecting());
+            rules.extend(self.redirect_rules());
             return rules;
         }
         for (endpoint, bind_port) in self.exceptions() {
@@ -236,27 +210,27 @@ impl Table {
             let matches = || vec![to_vip(family), to_port(port.get())];
             let local = || matches().into_iter().chain([is_local()]);
             rules.push(local().chain([from_bridge(), translate(bind_port)]).collect());
-            // To where it goes already: what is translated once is not translated again by those who come later.
+            // To its own port: a packet that is translated once is not translated again by later chains.
             rules.push(local().chain([translate(port)]).collect());
             rules.push(matches().into_iter().chain([is_local_to_arrival(), translate(bind_port)]).collect());
         }
         rules
     }
 
-    /// For what this node itself sends.
-    fn translating_own(&self) -> Vec<Rule<'_>> {
+    /// Rules for packets that this node itself sends.
+    fn output_rules(&self) -> Vec<Rule<'_>> {
         let own = self.mark.map(|mark| vec![has_mark(mark), Statement::Return(None)]);
-        own.into_iter().chain(self.redirecting()).collect()
+        own.into_iter().chain(self.redirect_rules()).collect()
     }
 
-    fn redirecting(&self) -> impl Iterator<Item = Rule<'_>> {
+    fn redirect_rules(&self) -> impl Iterator<Item = Rule<'_>> {
         self.redirects().map(|(family, port, bind_port)| {
             vec![to_vip(family), to_port(port.get()), is_local(), translate(bind_port)]
         })
     }
 
-    /// Refuses other hosts at the proxy's own ports.
-    fn closing(&self) -> Vec<Rule<'_>> {
+    /// Rules that refuse other hosts at the proxy's own ports.
+    fn bind_port_rules(&self) -> Vec<Rule<'_>> {
         let open = match self.bind_address {
             Some(ip) if ip.is_unspecified() && ip.is_ipv6() => return Vec::new(),
             Some(ip) if ip.is_unspecified() => Some(is_family(Family::V4)),
@@ -265,7 +239,7 @@ impl Table {
         };
         let through = [from_loopback(), is_translated()].into_iter().chain(open);
         let through = through.map(|condition| vec![condition, Statement::Return(None)]);
-        // Where a service is offered at the proxy's own port, nothing else tells its clients.
+        // Where a service is offered at the proxy's own port, its clients cannot be distinguished otherwise.
         let offered = self.redirects().filter(|(_, port, bind_port)| port == bind_port);
         let offered = offered
             .map(|(family, port, _)| vec![to_vip(family), to_port(port.get()), Statement::Return(None)]);
@@ -274,7 +248,7 @@ impl Table {
         through.chain(closed).collect()
     }
 
-    fn guarding(&self) -> Vec<Rule<'_>> {
+    fn guard_rules(&self) -> Vec<Rule<'_>> {
         let mut rules = Vec::new();
         for family in Family::BOTH {
             let mut foreign = vec![from_vip(family), is_foreign()];
@@ -283,7 +257,7 @@ impl Table {
             }
             foreign.push(Statement::Drop(None));
             rules.push(foreign);
-            // Only of a connection that was led to the proxy: one to its port itself is refused.
+            // Only of a redirected connection: one to the proxy's port itself is refused.
             for bind_port in self.bind_ports() {
                 let led_here = [from_vip(family), from_port(bind_port.get()), is_translated()];
                 let refusal = led_here.into_iter().chain(is_refusal());
@@ -341,7 +315,7 @@ mod tests {
         }
     }
 
-    /// The rules of a chain; empty if there is none.
+    /// Returns the rules of a chain; empty if there is none.
     fn rules(table: &Table, name: &str) -> Vec<Value> {
         let chains = table.chains();
         let chain = chains.iter().find(|chain| chain.name == name);
@@ -393,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn replacement_is_one_batch_that_starts_from_nothing() {
+    fn replacement_is_one_batch_that_recreates_the_table() {
         let table = table();
         let json = serde_json::to_value(table.replacement().to_nftables()).unwrap();
         let commands = json["nftables"].as_array().unwrap();
@@ -410,9 +384,9 @@ mod tests {
     }
 
     #[test]
-    fn packets_get_the_listener_or_a_syn_is_dropped() {
+    fn packets_are_assigned_to_the_listener_or_a_syn_is_dropped() {
         let rules = rules(&table(), TRANSPARENT);
-        assert_eq!(rules[0][1], json!({"return": null}), "our own mark");
+        assert_eq!(rules[0][1], json!({"return": null}), "the proxy's own mark");
         let translated = matches("in", &json!({"ct": {"key": "status"}}), &json!("dnat"));
         assert_eq!(rules[1], json!([translated, {"return": null}]));
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
@@ -436,15 +410,15 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_from_an_address_that_is_gone_is_dropped() {
+    fn packets_from_a_removed_address_are_dropped() {
         let transparent = &rules(&table(), GUARD)[0];
         local("!=", transparent, 1, &["saddr"]);
         local("!=", transparent, 2, &["oif", "saddr"]);
         assert_eq!(transparent[3], matches("!=", &json!({"meta": {"key": "oifkind"}}), &json!("vrf")));
         assert_eq!(transparent[4], json!({"drop": null}));
-        let translating = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
-        local("!=", translating, 1, &["saddr"]);
-        assert_eq!(translating[2], json!({"drop": null}));
+        let prerouting_rules = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
+        local("!=", prerouting_rules, 1, &["saddr"]);
+        assert_eq!(prerouting_rules[2], json!({"drop": null}));
     }
 
     #[test]
@@ -481,19 +455,19 @@ mod tests {
 
     #[test]
     fn bind_ports_are_open_to_this_node_to_translated_connections_and_at_the_bind_address() {
-        let closing = |bind_address: Option<&str>| {
+        let bind_port_rules = |bind_address: Option<&str>| {
             let bind_address = bind_address.map(|ip| ip.parse().unwrap());
             rules(&Table { bind_address, ..table() }, BIND_PORTS)
         };
-        let closed = closing(None);
+        let closed = bind_port_rules(None);
         assert_eq!(closed.len(), 3);
         let reset = json!({"reject": {"type": "tcp reset"}});
         assert_eq!(closed[2], json!([matches("==", &payload("tcp", "dport"), &json!(6444)), syn(), reset]));
         let v4 = matches("==", &json!({"meta": {"key": "nfproto"}}), &json!("ipv4"));
-        assert_eq!(closing(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
+        assert_eq!(bind_port_rules(Some("0.0.0.0"))[2], json!([v4, {"return": null}]));
         let own = matches("==", &payload("ip6", "daddr"), &json!("fd00::11"));
-        assert_eq!(closing(Some("fd00::11"))[2], json!([own, {"return": null}]));
-        assert_eq!(closing(Some("::")), Vec::<Value>::new());
+        assert_eq!(bind_port_rules(Some("fd00::11"))[2], json!([own, {"return": null}]));
+        assert_eq!(bind_port_rules(Some("::")), Vec::<Value>::new());
     }
 
     #[test]

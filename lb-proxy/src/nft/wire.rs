@@ -1,7 +1,7 @@
-//! The few nfnetlink messages that tell whether our table changed, encoded and decoded by hand.
+//! The few nfnetlink messages that show a change of the table, encoded and decoded by hand.
 //!
-//! Source: `linux/netlink.h`, `linux/netfilter/nfnetlink.h` and `linux/netfilter/nf_tables.h`. Integers of
-//! the netlink headers are in host order, those inside nftables attributes in network order.
+//! Source: `linux/netlink.h`, `linux/netfilter/nfnetlink.h` and `linux/netfilter/nf_tables.h`. Integers of the netlink
+//! headers are in host order, those inside nftables attributes in network order.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -30,7 +30,7 @@ const NEW_SET_ELEMENTS: u16 = SUBSYSTEM_NFTABLES | 12;
 const GEN_ID: u16 = 1;
 const SET_ELEM_LIST_ELEMENTS: u16 = 3;
 
-/// What is asked of the kernel. Every attribute below is number 1 (table) or the number given.
+/// A request to the kernel. Every attribute below is number 1 (table) or the number given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Query<'a> {
     /// `NFT_MSG_GETGEN`: the number of the namespace's current ruleset.
@@ -60,7 +60,7 @@ impl<'a> Query<'a> {
         SUBSYSTEM_NFTABLES | message
     }
 
-    /// Whether the reply is a list closed by `NLMSG_DONE` rather than one message.
+    /// Returns whether the reply is a list closed by `NLMSG_DONE` rather than one message.
     pub(super) fn is_dump(self) -> bool {
         matches!(self, Self::Rules(_) | Self::Elements(..))
     }
@@ -74,7 +74,7 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// The request as it goes over the socket.
+    /// Encodes the request.
     pub(super) fn encode(self, sequence: u32) -> Vec<u8> {
         let flags = if self.is_dump() { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
         let mut out = vec![0; HEADER];
@@ -97,19 +97,19 @@ impl<'a> Query<'a> {
     }
 }
 
-/// A netlink datagram is not what the standard says.
+/// A malformed netlink datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// A message or attribute is longer than what holds it, or shorter than its header.
+    /// A message or attribute is longer than its container, or shorter than its header.
     #[error("a message or attribute claims {claimed} bytes where {available} are left")]
     Length {
-        /// The length it claims.
+        /// The length in its header.
         claimed: usize,
-        /// What is there.
+        /// The bytes available.
         available: usize,
     },
-    /// A reply lacks the attribute that was asked for.
+    /// A reply lacks the requested attribute.
     #[error("attribute {0} is missing or malformed")]
     Attribute(u16),
 }
@@ -118,7 +118,7 @@ pub enum WireError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Message<'a> {
     pub(super) sequence: u32,
-    /// The kernel changed its list while it was being read: ask again.
+    /// The kernel's list changed while it was read: send the request again.
     pub(super) interrupted: bool,
     pub(super) content: Content<'a>,
 }
@@ -208,10 +208,10 @@ pub(super) fn generation(object: &[u8]) -> Result<u32, WireError> {
     Err(WireError::Attribute(GEN_ID))
 }
 
-/// A number that is equal for equal objects, and how many set elements the object lists.
+/// Returns a digest that is equal for equal objects, and the number of set elements that the object lists.
 ///
-/// A hash set lists its elements in an order that a later rehash may change, so elements add up without
-/// one; everything else counts in the order the kernel sends it.
+/// A hash set lists its elements in an order that a later rehash may change, so their digests are added; everything
+/// else counts in the kernel's order.
 pub(super) fn digest(kind: u16, object: &[u8]) -> Result<(u64, usize), WireError> {
     let mut hasher = DefaultHasher::new();
     kind.hash(&mut hasher);
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn requests_are_the_bytes_the_kernel_expects() {
+    fn requests_encode_to_golden_bytes() {
         let generation = [20, 0, 0, 0, 0x10, 0x0a, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
         assert_eq!(Query::Generation.encode(5), generation);
         let set = Query::Elements("cplb", "vip4").encode(6);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn element_order_does_not_matter_but_content_does() {
+    fn a_digest_depends_on_elements_but_not_on_their_order() {
         let digest = |elements: &[&[u8]]| digest(NEW_SET_ELEMENTS, &element_list(elements)).unwrap();
         assert_eq!(digest(&[b"aaaa", b"bbbb"]), digest(&[b"bbbb", b"aaaa"]));
         assert_ne!(digest(&[b"aaaa", b"bbbb"]).0, digest(&[b"aaaa", b"bbbc"]).0);

@@ -1,4 +1,4 @@
-//! Who gets how many, seen from the clients.
+//! The distribution of clients over backends and workers.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use lb_proxy::Balance;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Balancer, Echo, ask, connect, in_threads, visit, wait_until};
+use crate::support::{Balancer, Echo, connect, in_threads, ping, visit, wait_until};
 
 fn echoes() -> [Echo; 3] {
     [Echo::start(0), Echo::start(1), Echo::start(2)]
@@ -42,7 +42,7 @@ fn weighted_follows_the_weights_and_zero_drains() {
 }
 
 #[test]
-fn least_connections_fills_up_the_emptiest() {
+fn least_connections_prefers_the_least_loaded() {
     let echoes = echoes();
     let balancer = Balancer::start(&addresses(&echoes), |_, service| {
         service.balance = Balance::LeastConnections;
@@ -101,9 +101,9 @@ fn long_lived_connections_spread_evenly_over_the_workers() {
         let workers = balancer.lb.snapshot().workers;
         let sessions: Vec<usize> = workers.iter().map(|worker| worker.sessions).collect();
         let (least, most) = (sessions.iter().min().unwrap(), sessions.iter().max().unwrap());
-        // Hash luck alone gives 30 and more between the extremes of 300.
+        // Distribution by the kernel's hash alone gives 30 and more between the extremes of 300.
         assert!(most - least <= 10, "{sessions:?} of {count}");
     }
     assert!(balancer.lb.snapshot().workers.iter().any(|worker| worker.handed_off > 0));
-    held.iter_mut().for_each(|stream| ask(stream).unwrap());
+    held.iter_mut().for_each(|stream| ping(stream).unwrap());
 }

@@ -1,4 +1,4 @@
-//! Descriptors run out: told, survived, without spinning.
+//! A lack of descriptors: it is reported, sessions survive it, and no worker spins.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,21 +8,21 @@ use lb_proxy::{Event, Refusal, Service};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 
 use crate::support::{
-    Balancer, Echo, PATIENCE, ask, block_on, connect, end_of, loopback, parents_backend, run_test, service,
+    Balancer, Echo, PATIENCE, block_on, connect, end_of, loopback, parents_backend, ping, run_test, service,
     spawn_test, visit, wait_until,
 };
 
 #[test]
-fn running_out_of_descriptors_is_survived() {
+fn sessions_survive_a_lack_of_descriptors() {
     run_test("exhaustion::child_runs_out_of_descriptors", Some(&Echo::start(1)));
 }
 
 #[test]
-#[ignore = "limits its descriptors: run by running_out_of_descriptors_is_survived"]
+#[ignore = "limits its descriptors: run by sessions_survive_a_lack_of_descriptors"]
 fn child_runs_out_of_descriptors() {
     let balancer = Balancer::start(&[parents_backend()], |_, _| {}).checked();
     visit(balancer.addr).unwrap();
-    // Clients whose descriptors exist already; connecting needs no new one.
+    // The clients have their descriptors already; connecting needs no new one.
     let clients: Vec<_> = (0..200)
         .map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap())
         .collect();
@@ -37,7 +37,9 @@ fn child_runs_out_of_descriptors() {
             client.into()
         })
         .collect();
-    wait_until("it is told", || balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. })));
+    wait_until("the shortage is reported", || {
+        balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. }))
+    });
     let mut served = 0;
     // Round by round, because a client may wait for the descriptors of one that was served after it.
     let mut waiting = clients;
@@ -78,12 +80,14 @@ fn child_waits_for_descriptors() {
         .collect();
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // Not one more.
+    // No descriptor is left.
     setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
     waiting.iter_mut().for_each(|client| client.connect(&balancer.addr.into()).unwrap());
-    wait_until("it is told", || balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. })));
+    wait_until("the shortage is reported", || {
+        balancer.has_event(|e| matches!(e, Event::ResourcesExhausted { .. }))
+    });
     let heartbeat = runtime.block_on(balancer.lb.heartbeat(Duration::from_secs(1)));
-    assert!(heartbeat.unwrap_err().is_inconclusive(), "it says nothing about the proxy");
+    assert!(heartbeat.unwrap_err().is_inconclusive(), "a lack of descriptors is inconclusive");
     let before = getrusage(UsageWho::RUSAGE_SELF).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let after = getrusage(UsageWho::RUSAGE_SELF).unwrap();
@@ -93,10 +97,10 @@ fn child_waits_for_descriptors() {
     };
     let used = time(after) - time(before);
     assert!(used < 200_000, "{used} µs in a second of waiting");
-    crate::support::ask(&mut held).unwrap();
+    crate::support::ping(&mut held).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     drop(waiting);
-    wait_until("it goes on", || visit(balancer.addr).is_ok());
+    wait_until("the child answers", || visit(balancer.addr).is_ok());
     drop(held);
 }
 
@@ -118,10 +122,10 @@ fn limits_refuse_by_a_reset_are_counted_and_can_be_changed() {
     let snapshot = balancer.lb.snapshot().services.swap_remove(0);
     assert_eq!((snapshot.accepted, snapshot.refused, snapshot.max_connections), (2, 2, 2));
     assert_eq!(snapshot.refusals, [(Refusal::MaxConnections, 2)]);
-    let told = |e: &Event| {
+    let is_report = |e: &Event| {
         matches!(e, Event::ClientsRefused { reason: Refusal::MaxConnections, limit: Some(2), .. })
     };
-    assert!(balancer.has_event(told));
+    assert!(balancer.has_event(is_report));
     drop(second);
     wait_until("its place is free", || visit(balancer.addr).is_ok());
 
@@ -139,7 +143,7 @@ fn limits_refuse_by_a_reset_are_counted_and_can_be_changed() {
         [(Refusal::MaxConnections, before), (Refusal::MaxConnectionsPerClient, 1)],
         "the limit of clients counts from now on"
     );
-    ask(&mut first).unwrap();
+    ping(&mut first).unwrap();
     drop(third);
 }
 
@@ -158,7 +162,7 @@ fn clients_beyond_the_descriptors_are_reset_and_heartbeats_pass() {
         writeln!(orders, "{order}").unwrap();
         // The test harness writes to the same lines.
         let answer = |line: String| line.split_once("answer: ").map(|(_, answer)| answer.to_owned());
-        answers.by_ref().map(Result::unwrap).find_map(answer).expect("it goes on")
+        answers.by_ref().map(Result::unwrap).find_map(answer).expect("the child answers")
     };
     let addr: SocketAddr = order("address").parse().unwrap();
     let mut all: Vec<TcpStream> = (0..CLIENTS).map(|_| TcpStream::connect(addr).unwrap()).collect();
@@ -176,7 +180,7 @@ fn clients_beyond_the_descriptors_are_reset_and_heartbeats_pass() {
         assert_eq!(order("heartbeat"), "ok");
     }
     assert_eq!(order("refused"), format!("{} by descriptors, exhausted false", CLIENTS - served));
-    all.iter_mut().for_each(|client| ask(client).unwrap());
+    all.iter_mut().for_each(|client| ping(client).unwrap());
     drop(all);
     wait_until("the sessions have ended", || order("sessions") == "0");
     let again: Vec<_> = (0..served).map(|_| connect(addr)).collect();

@@ -1,4 +1,4 @@
-//! The client never sees a dead backend.
+//! Failover: the client never sees a dead backend.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering::SeqCst;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use lb_proxy::{BackendState, Event, Failure};
 
 use crate::support::{
-    Balancer, BlackHole, Echo, Refusing, ask, connect, end_of, in_threads, visit, wait_until,
+    Balancer, BlackHole, Echo, Refusing, connect, end_of, in_threads, ping, visit, wait_until,
 };
 
 const CONNECTIONS: usize = 10_000;
 const CLIENTS: usize = 16;
 
-/// Makes all connections; returns how long each took.
+/// Makes all connections. Returns the duration of each.
 fn visit_often(balancer: &Balancer) -> Vec<Duration> {
     let times = in_threads(CLIENTS, |_| {
         let visits = (0..CONNECTIONS / CLIENTS).map(|i| {
@@ -27,7 +27,7 @@ fn visit_often(balancer: &Balancer) -> Vec<Duration> {
 }
 
 #[test]
-fn one_of_three_refuses_and_no_client_notices() {
+fn one_refusing_backend_of_three_fails_no_client() {
     let echoes = [Echo::start(1), Echo::start(2)];
     let dying = Echo::start(3);
     let dead = dying.addr;
@@ -36,25 +36,25 @@ fn one_of_three_refuses_and_no_client_notices() {
     })
     .checked();
     assert_eq!(visit_often(&balancer).len(), CONNECTIONS);
-    assert!(dying.count() > CONNECTIONS / 4, "it had its share");
+    assert!(dying.count() > CONNECTIONS / 4, "it received its share");
     dying.kill();
     visit_often(&balancer);
     let both = echoes.iter().map(Echo::count).sum::<usize>();
     assert!(both >= CONNECTIONS + CONNECTIONS / 2, "{both}");
     assert_eq!(balancer.lb.snapshot().services[0].refused, 0);
     let failures = balancer.backend(dead).failures;
-    assert!((1..200).contains(&failures), "avoided after the first failures, yet {failures}");
+    assert!((1..200).contains(&failures), "{failures} failures, although avoided after the first");
     wait_until("the check made after the refusals agrees", || {
         balancer.backend(dead).state == BackendState::Down
     });
 }
 
 #[test]
-fn one_of_three_is_a_black_hole_and_few_clients_wait() {
+fn one_unresponsive_backend_of_three_delays_few_clients() {
     let echoes = [Echo::start(1), Echo::start(2)];
     let mut hole = BlackHole::new();
     let balancer = Balancer::start(&[echoes[0].addr, hole.addr, echoes[1].addr], |_, service| {
-        // Nothing but clients' own connects may find out.
+        // Only the clients' own connects can detect the failure.
         service.health.timeout = Duration::from_secs(600);
         service.connect_timeout = Duration::from_secs(60);
     })
@@ -65,7 +65,7 @@ fn one_of_three_is_a_black_hole_and_few_clients_wait() {
     let slow = times.iter().filter(|time| **time >= Duration::from_millis(190)).count();
     assert!((1..CONNECTIONS / 100).contains(&slow), "{slow} clients waited");
     let slowest = times.iter().max().unwrap();
-    assert!(*slowest < Duration::from_secs(10), "nobody waits for the connect timeout: {slowest:?}");
+    assert!(*slowest < Duration::from_secs(10), "no client waits for the connect timeout: {slowest:?}");
     let suspected = |event: &Event| matches!(event, Event::BackendSuspected { reason: Failure::Slow, .. });
     assert!(balancer.has_event(suspected));
 }
@@ -90,7 +90,7 @@ fn all_dead_is_refused_fast() {
 }
 
 #[test]
-fn all_black_holes_known_to_be_down_are_refused_soon() {
+fn clients_are_refused_soon_when_all_backends_are_known_to_be_down() {
     let mut holes = [BlackHole::new(), BlackHole::new()];
     holes.iter_mut().for_each(BlackHole::swallow);
     let balancer = Balancer::start(&[holes[0].addr, holes[1].addr], |_, service| {
@@ -104,14 +104,14 @@ fn all_black_holes_known_to_be_down_are_refused_soon() {
 }
 
 #[test]
-fn no_backend_at_all_is_refused() {
+fn clients_of_a_service_without_backends_are_refused() {
     let balancer = Balancer::start(&[], |_, _| {});
     assert_eq!(visit(balancer.addr).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
-fn all_down_by_their_checks_but_alive_are_used() {
-    // They speak no TLS, so every check fails.
+fn backends_that_are_all_down_but_responding_are_used() {
+    // The backends speak no TLS, so every check fails.
     let echo = Echo::start(7);
     let balancer = Balancer::start(&[echo.addr], |_, service| {
         service.health.kind = lb_proxy::HealthKind::Tls;
@@ -132,20 +132,20 @@ fn a_backend_that_resets_mid_stream_resets_its_client_only() {
     let mut victim = std::net::TcpStream::connect(balancer.addr).unwrap();
     let (backend, _) = listener.accept().unwrap();
     let mut bystander = connect(balancer.addr).unwrap().0;
-    // Dies with something unread, as a process under load does.
+    // The backend ends with unread bytes, like a process under load.
     std::io::Write::write_all(&mut victim, b"unread").unwrap();
     wait_until("the bytes have arrived", || backend.peek(&mut [0; 16]).unwrap() == 6);
     drop(backend);
     drop(listener);
     assert_eq!(end_of(&mut victim), Some(ErrorKind::ConnectionReset));
-    ask(&mut bystander).unwrap();
+    ping(&mut bystander).unwrap();
     for _ in 0..20 {
         assert_eq!(visit(balancer.addr).unwrap(), 1);
     }
 }
 
 #[test]
-fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
+fn sessions_of_a_silent_backend_are_reset_on_both_sides() {
     let [dying, healthy] = [Echo::start(1), Echo::start(2)];
     let balancer = Balancer::start(&[dying.addr, healthy.addr], |_, service| {
         service.health.interval = Duration::from_millis(50);
@@ -153,14 +153,14 @@ fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
     })
     .checked();
     let mut sessions: Vec<_> = (0..40).map(|_| connect(balancer.addr).unwrap()).collect();
-    sessions.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
-    // Its connections stay open; only checks can tell.
+    sessions.iter_mut().for_each(|(stream, _)| ping(stream).unwrap());
+    // Its connections stay open; only checks can detect the failure.
     dying.fall_silent();
     for (stream, identity) in &mut sessions {
         if *identity == 1 {
             assert_eq!(end_of(stream), Some(ErrorKind::ConnectionReset));
         } else {
-            ask(stream).unwrap();
+            ping(stream).unwrap();
         }
     }
     let had = sessions.iter().filter(|(_, identity)| *identity == 1).count();
@@ -169,13 +169,13 @@ fn the_sessions_of_a_backend_that_falls_silent_are_reset_on_both_sides() {
         let errors = dying.errors.lock().unwrap();
         errors.iter().filter(|kind| **kind == ErrorKind::ConnectionReset).count() == had
     });
-    let told = |event: &Event| matches!(event, Event::BackendDown { sessions, .. } if *sessions == had);
-    assert!(balancer.has_event(told));
+    let is_report = |event: &Event| matches!(event, Event::BackendDown { sessions, .. } if *sessions == had);
+    assert!(balancer.has_event(is_report));
     assert_eq!(healthy.open.load(SeqCst), 20);
 }
 
 #[test]
-fn a_backend_that_lets_go_of_its_port_keeps_its_sessions_and_gets_no_others() {
+fn a_backend_that_closes_its_port_keeps_its_sessions_and_gets_no_others() {
     let [leaving, healthy] = [Echo::start(1), Echo::start(2)];
     let balancer = Balancer::start(&[leaving.addr, healthy.addr], |_, service| {
         service.health.interval = Duration::from_millis(50);
@@ -187,13 +187,13 @@ fn a_backend_that_lets_go_of_its_port_keeps_its_sessions_and_gets_no_others() {
     for _ in 0..20 {
         assert_eq!(visit(balancer.addr).unwrap(), 2);
     }
-    sessions.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
+    sessions.iter_mut().for_each(|(stream, _)| ping(stream).unwrap());
     assert!(balancer.has_event(|event| matches!(event, Event::BackendDown { sessions: 0, .. })));
     assert!(balancer.backends()[0].spares_sessions);
 }
 
 #[test]
-fn a_backend_that_comes_back_is_used_again() {
+fn a_recovered_backend_is_used_again() {
     let [first, second] = [Echo::start(1), Echo::start(2)];
     let addr = second.addr;
     let balancer = Balancer::start(&[first.addr, addr], |_, service| {

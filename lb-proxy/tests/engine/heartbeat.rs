@@ -1,4 +1,4 @@
-//! The heartbeat succeeds when all is well and notices a frozen thread.
+//! The heartbeat: success, and detection of a frozen worker.
 
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::Ordering::SeqCst;
@@ -39,7 +39,7 @@ fn the_heartbeat_of_a_stopped_balancer_fails() {
 }
 
 #[test]
-fn a_frozen_worker_is_noticed_and_forgiven_when_it_goes_on() {
+fn a_frozen_worker_fails_the_heartbeat_until_it_continues() {
     let mut child = spawn_test("heartbeat::child_beats", None);
     let mut orders = child.stdin.take().unwrap();
     let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -47,7 +47,7 @@ fn a_frozen_worker_is_noticed_and_forgiven_when_it_goes_on() {
         writeln!(orders, "beat").unwrap();
         // The test harness writes to the same lines.
         let answer = |line: String| line.split_once("beat: ").map(|(_, answer)| answer.to_owned());
-        answers.by_ref().map(Result::unwrap).find_map(answer).expect("it goes on")
+        answers.by_ref().map(Result::unwrap).find_map(answer).expect("the child answers")
     };
     assert_eq!(beat(), "ok");
 
@@ -58,12 +58,12 @@ fn a_frozen_worker_is_noticed_and_forgiven_when_it_goes_on() {
     let start = Instant::now();
     let frozen = beat();
     assert!(frozen.contains("worker 1 did not answer"), "{frozen}");
-    assert!(start.elapsed() < Duration::from_secs(5), "in time: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
 
     ptrace::detach(worker, None).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while beat() != "ok" {
-        assert!(Instant::now() < deadline, "it is forgiven");
+        assert!(Instant::now() < deadline, "the heartbeat succeeds again");
     }
     drop(orders);
     assert!(child.wait().unwrap().success());
@@ -78,7 +78,7 @@ fn thread_named(process: u32, name: &str) -> Pid {
 }
 
 #[test]
-#[ignore = "obeys its parent: run by a_frozen_worker_is_noticed_and_forgiven_when_it_goes_on"]
+#[ignore = "run by a_frozen_worker_fails_the_heartbeat_until_it_continues"]
 fn child_beats() {
     let echo = Echo::start(1);
     let balancer = Balancer::start(&[echo.addr], |_, _| {}).checked();
@@ -88,7 +88,7 @@ fn child_beats() {
             Ok(()) => println!("beat: ok"),
             Err(error) => println!("beat: {error}"),
         }
-        // Never waits for a worker.
+        // A snapshot never waits for a worker.
         balancer.lb.snapshot();
     }
 }

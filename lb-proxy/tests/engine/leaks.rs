@@ -1,4 +1,4 @@
-//! Nothing is left behind, and idle sessions hold nothing but their sockets.
+//! Leaks: closed sessions leave nothing, and idle ones hold only their sockets.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::support::{
-    Balancer, Echo, ask, connect, descriptors, in_threads, loopback, pipes, run_test, visit, wait_until,
+    Balancer, Echo, connect, descriptors, in_threads, loopback, ping, pipes, run_test, visit, wait_until,
 };
 
 const CONNECTIONS: usize = 50_000;
@@ -45,7 +45,7 @@ fn child_makes_50_000_connections() {
     assert_eq!(snapshot.services[0].refused, 0);
 }
 
-/// Of every kind: orderly, bulk in both directions, given up at once, reset with bytes under way.
+/// Makes sessions of every kind: orderly, bulk in both directions, abandoned at once, reset with bytes under way.
 fn connection(addr: SocketAddr, kind: usize) {
     match kind % 50 {
         0 => bulk(&mut connect(addr).unwrap().0, 256 * 1024),
@@ -59,7 +59,7 @@ fn connection(addr: SocketAddr, kind: usize) {
     }
 }
 
-/// Sends so many bytes and reads the echo, at the same time.
+/// Sends this number of bytes and reads the echo, at the same time.
 fn bulk(stream: &mut TcpStream, length: usize) {
     let mut writer = stream.try_clone().unwrap();
     std::thread::scope(|scope| {
@@ -85,8 +85,8 @@ fn child_has_idle_sessions() {
             scope.spawn(move || chunk.iter_mut().for_each(|stream| bulk(stream, 200_000)));
         }
     });
-    sessions.iter_mut().for_each(|stream| ask(stream).unwrap());
-    // What is kept is kept by the workers, at most 64 each, of two descriptors.
+    sessions.iter_mut().for_each(|stream| ping(stream).unwrap());
+    // The workers keep at most 64 pipes each, of two descriptors.
     wait_until("sessions gave their pipes back", || pipes() - before <= 2 * 64 * 2);
     assert_eq!(balancer.sessions(), 300);
     drop(sessions);
@@ -98,7 +98,7 @@ fn pipes_are_limited_and_sessions_without_one_lose_nothing() {
     run_test("leaks::child_has_more_bulk_sessions_than_pipes", None);
 }
 
-/// Sockets with numbers that the balancer does not come to, as if they were another process's.
+/// Sockets with descriptor numbers that the balancer does not reach, as if they were another process's.
 fn sockets_out_of_the_way(count: usize) -> Vec<Socket> {
     let _lower: Vec<_> = (0..400).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
     (0..count).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect()
@@ -109,7 +109,7 @@ fn sockets_out_of_the_way(count: usize) -> Vec<Socket> {
 fn child_has_more_bulk_sessions_than_pipes() {
     const SESSIONS: usize = 48;
     const PIPES: usize = 40;
-    /// More than the sockets on the way and a pipe take.
+    /// A length that exceeds the buffers of the sockets and a pipe.
     const LENGTH: usize = 12 << 20;
     let content: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
     for relay in [RelayMode::Splice, RelayMode::Auto] {
@@ -134,7 +134,7 @@ fn child_has_more_bulk_sessions_than_pipes() {
             for (_, server) in &sessions {
                 scope.spawn(|| (&mut &*server).write_all(&content).unwrap());
             }
-            // Each session holds something, because its client does not read.
+            // Each session holds bytes, because its client does not read.
             wait_until("all pipes are in use", || pipes() - before == 2 * PIPES);
             let readers: Vec<_> = sessions
                 .iter()
@@ -143,7 +143,10 @@ fn child_has_more_bulk_sessions_than_pipes() {
                         let mut received = vec![0; 1 << 16];
                         for expected in content.chunks(received.len()) {
                             (&mut &*client).read_exact(&mut received[..expected.len()]).unwrap();
-                            assert!(received[..expected.len()] == *expected, "other bytes than were sent");
+                            assert!(
+                                received[..expected.len()] == *expected,
+                                "the echo differs from the bytes sent"
+                            );
                         }
                     })
                 })

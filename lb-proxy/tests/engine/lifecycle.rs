@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use lb_proxy::{BackendState, HeartbeatError, ReconfigureError};
 
 use crate::support::{
-    Balancer, Echo, PATIENCE, Refusing, ask, block_on, connect, end_of, quiet_port, service, visit,
+    Balancer, Echo, PATIENCE, Refusing, block_on, connect, end_of, ping, quiet_port, service, visit,
     wait_until,
 };
 
 #[test]
-fn drain_serves_what_is_there_and_refuses_what_comes() {
+fn drain_serves_queued_clients_and_refuses_later_ones() {
     let echo = Echo::start(1);
     let balancer = Balancer::start(&[echo.addr], |_, _| {}).checked();
     let mut sessions: Vec<_> = (0..10).map(|_| connect(balancer.addr).unwrap().0).collect();
     std::thread::scope(|scope| {
         let drain = scope.spawn(|| block_on(balancer.lb.drain(PATIENCE)));
         wait_until("listeners are closed", || TcpStream::connect(balancer.addr).is_err());
-        sessions.iter_mut().for_each(|stream| ask(stream).unwrap());
+        sessions.iter_mut().for_each(|stream| ping(stream).unwrap());
         assert!(!drain.is_finished());
         assert!(balancer.lb.snapshot().draining);
         sessions.clear();
@@ -39,7 +39,7 @@ fn drain_ends_at_its_deadline_and_stop_resets_the_rest() {
     let start = Instant::now();
     assert_eq!(block_on(balancer.lb.drain(Duration::from_millis(100))), 1);
     assert!(start.elapsed() >= Duration::from_millis(100));
-    ask(&mut session).unwrap();
+    ping(&mut session).unwrap();
     balancer.lb.stop();
     assert_eq!(end_of(&mut session), Some(ErrorKind::ConnectionReset));
     wait_until("the backend is rid of it", || echo.open.load(SeqCst) == 0);
@@ -47,7 +47,7 @@ fn drain_ends_at_its_deadline_and_stop_resets_the_rest() {
 }
 
 #[test]
-fn a_stopped_balancer_leaves_the_port_to_the_next() {
+fn a_stopped_balancer_releases_its_port() {
     let echo = Echo::start(1);
     let addr = ([127, 0, 0, 1], quiet_port()).into();
     let first = Balancer::start(&[echo.addr], |_, service| service.listen = vec![addr]).checked();
@@ -63,7 +63,7 @@ fn a_stopped_balancer_leaves_the_port_to_the_next() {
 fn evidence_tells_local_from_remote_and_healthy_from_not() {
     let echo = Echo::start(1);
     let dead = Refusing::new();
-    // A documentation address (RFC 5737) that nobody has.
+    // A documentation address (RFC 5737), which no host has.
     let remote = "192.0.2.1:6443".parse().unwrap();
     let balancer = Balancer::start(&[echo.addr, dead.0, remote], |_, service| {
         service.health.timeout = Duration::from_millis(100);
@@ -95,7 +95,7 @@ fn bytes_and_connections_are_counted() {
 }
 
 #[test]
-fn an_option_the_system_refuses_is_told_once_and_does_no_harm() {
+fn a_refused_socket_option_is_reported_once_and_connections_continue() {
     let echo = Echo::start(1);
     let balancer =
         Balancer::start(&[echo.addr], |options, _| options.congestion = Some("no-such".to_owned()));
@@ -103,8 +103,8 @@ fn an_option_the_system_refuses_is_told_once_and_does_no_harm() {
         visit(balancer.addr).unwrap();
     }
     let events = balancer.events.lock().unwrap();
-    let told = events.iter().filter(|e| matches!(e, lb_proxy::Event::CongestionRefused { .. }));
-    assert_eq!(told.count(), 1);
+    let reports = events.iter().filter(|e| matches!(e, lb_proxy::Event::CongestionRefused { .. }));
+    assert_eq!(reports.count(), 1);
 }
 
 #[test]

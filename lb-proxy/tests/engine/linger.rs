@@ -1,4 +1,4 @@
-//! Ports that are given up: former clients are not refused at once, and nothing is held up.
+//! Removed listeners: their clients are not refused at once, and the change waits for nothing.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lb_proxy::{Backend, ReconfigureError, Service};
 
 use crate::support::{
-    Balancer, Echo, ONCE, PATIENCE, ask, block_on, connect, in_threads, quiet_port, service, visit,
+    Balancer, Echo, ONCE, PATIENCE, block_on, connect, in_threads, ping, quiet_port, service, visit,
     wait_until,
 };
 
@@ -21,7 +21,7 @@ fn on(listen: &[SocketAddr], backend: &Echo) -> Service {
     Service { listen: listen.to_vec(), ..service(&[backend.addr]) }
 }
 
-/// A balancer with `api` on one port, whose former listeners linger for so long.
+/// A balancer with `api` on one port and this linger time.
 fn balancer(port: u16, backend: &Echo, linger: Duration) -> Balancer {
     Balancer::start(&[backend.addr], |options, service| {
         options.linger = linger;
@@ -35,7 +35,7 @@ fn is_refused(addr: SocketAddr) -> bool {
 }
 
 #[test]
-fn a_former_port_serves_until_its_time_is_over() {
+fn a_removed_listener_serves_until_its_linger_time_ends() {
     let echoes = [Echo::start(1), Echo::start(2)];
     let (old, new) = (quiet_port(), quiet_port());
     let linger = Duration::from_secs(5);
@@ -44,22 +44,22 @@ fn a_former_port_serves_until_its_time_is_over() {
     let start = Instant::now();
     balancer.lb.reconfigure(vec![on(&[at(new)], &echoes[1])]).unwrap();
     assert_eq!(visit(at(new)).unwrap(), 2);
-    assert_eq!(visit(at(old)).unwrap(), 2, "with the backends of now");
+    assert_eq!(visit(at(old)).unwrap(), 2, "with the current backends");
     assert_eq!(balancer.lb.snapshot().services[0].listen, [at(new)]);
     block_on(balancer.lb.heartbeat(PATIENCE)).unwrap();
     wait_until("the former port is closed", || is_refused(at(old)));
     assert!(start.elapsed() >= linger, "{:?}", start.elapsed());
-    ask(&mut held).expect("sessions go on");
-    // Free for others.
+    ping(&mut held).expect("sessions continue");
+    // The port is free for other sockets.
     TcpListener::bind(at(old)).unwrap();
     assert_eq!(visit(at(new)).unwrap(), 2);
 }
 
 #[test]
-fn no_client_is_refused_while_all_move_to_the_new_port() {
+fn no_client_is_refused_while_clients_move_to_a_new_port() {
     let echo = Echo::start(1);
     let ports = [quiet_port(), quiet_port()];
-    // Where the clients are led to, as the nftables table does; it follows a little later.
+    // The port to which clients are directed, as by the nftables table; it follows a little later.
     let led_to_second = AtomicBool::new(false);
     let balancer = balancer(ports[0], &echo, 2 * PATIENCE);
     let over = AtomicBool::new(false);
@@ -87,13 +87,13 @@ fn no_client_is_refused_while_all_move_to_the_new_port() {
 }
 
 #[test]
-fn a_port_that_is_wanted_again_stays() {
+fn a_lingering_listener_that_is_listed_again_stays() {
     let echoes = [Echo::start(1), Echo::start(2)];
     let (first, second) = (quiet_port(), quiet_port());
     let linger = Duration::from_millis(300);
     let balancer = balancer(first, &echoes[0], linger);
     balancer.lb.reconfigure(vec![on(&[at(second)], &echoes[0])]).unwrap();
-    // By another service this time.
+    // Another service takes the listener over.
     let other = Service { name: "other".to_owned(), ..on(&[at(first)], &echoes[1]) };
     balancer.lb.reconfigure(vec![other]).unwrap();
     assert_eq!(visit(at(first)).unwrap(), 2);
@@ -104,7 +104,7 @@ fn a_port_that_is_wanted_again_stays() {
 }
 
 #[test]
-fn a_port_that_is_just_being_closed_can_be_had_again() {
+fn a_port_that_is_being_closed_can_be_bound_again() {
     let echo = Echo::start(1);
     let ports = [quiet_port(), quiet_port()];
     for linger in [Duration::ZERO, Duration::from_millis(1)] {
@@ -117,13 +117,13 @@ fn a_port_that_is_just_being_closed_can_be_had_again() {
 }
 
 #[test]
-fn a_lingering_port_gives_way_to_an_overlapping_one_and_is_back_if_that_fails() {
+fn a_lingering_listener_is_closed_for_an_overlapping_one_and_restored_if_that_fails() {
     let echo = Echo::start(1);
     let (first, second) = (quiet_port(), quiet_port());
     let balancer = balancer(first, &echo, ONCE);
     balancer.lb.reconfigure(vec![on(&[at(second)], &echo)]).unwrap();
     let wide: SocketAddr = ([0, 0, 0, 0], first).into();
-    // On the same port, so that it is met only when the lingering listener has given way.
+    // On the same port, so that the conflict appears only after the lingering listener is closed.
     let foreign = TcpListener::bind(("127.0.0.9", first)).unwrap();
     let error = balancer.lb.reconfigure(vec![on(&[wide], &echo)]).unwrap_err();
     assert!(matches!(error, ReconfigureError::PortInUse { addr } if addr == wide), "{error}");
@@ -132,11 +132,11 @@ fn a_lingering_port_gives_way_to_an_overlapping_one_and_is_back_if_that_fails() 
     drop(foreign);
     balancer.lb.reconfigure(vec![on(&[wide], &echo)]).unwrap();
     assert_eq!(visit(([127, 0, 0, 9], first).into()).unwrap(), 1);
-    assert_eq!(visit(at(second)).unwrap(), 1, "lingers in its turn");
+    assert_eq!(visit(at(second)).unwrap(), 1, "the replaced listener lingers, too");
 }
 
 #[test]
-fn a_removed_service_serves_on_with_its_last_backends() {
+fn a_removed_service_continues_with_its_last_backends() {
     let echoes = [Echo::start(1), Echo::start(2)];
     let (first, second) = (quiet_port(), quiet_port());
     let balancer = balancer(first, &echoes[0], ONCE);
@@ -149,7 +149,7 @@ fn a_removed_service_serves_on_with_its_last_backends() {
 }
 
 #[test]
-fn stop_and_drain_close_lingering_ports_at_once() {
+fn stop_and_drain_close_lingering_listeners_at_once() {
     let echo = Echo::start(1);
     let ports = [quiet_port(), quiet_port()];
     for by_drain in [false, true] {
@@ -170,7 +170,7 @@ fn stop_and_drain_close_lingering_ports_at_once() {
 }
 
 #[test]
-fn no_port_lingers_on_which_a_backend_of_this_node_is_to_listen() {
+fn a_port_needed_by_a_local_backend_does_not_linger() {
     let echo = Echo::start(1);
     let (old, new) = (quiet_port(), quiet_port());
     let balancer = balancer(old, &echo, ONCE);
@@ -183,7 +183,7 @@ fn no_port_lingers_on_which_a_backend_of_this_node_is_to_listen() {
 }
 
 #[test]
-fn a_change_that_fails_for_one_service_changes_none() {
+fn a_reconfiguration_that_fails_for_one_service_changes_none() {
     let echoes = [Echo::start(1), Echo::start(2), Echo::start(3)];
     let ports = [quiet_port(), quiet_port(), quiet_port(), quiet_port()];
     let taken = at(quiet_port());
@@ -214,5 +214,5 @@ fn a_change_that_fails_for_one_service_changes_none() {
     for addr in [at(ports[2]), at(ports[3]), at(ports[1]), taken] {
         assert_eq!(visit(addr).unwrap(), 3);
     }
-    wait_until("the port nobody wants is closed", || is_refused(at(ports[0])));
+    wait_until("the unlisted port is closed", || is_refused(at(ports[0])));
 }

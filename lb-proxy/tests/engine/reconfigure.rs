@@ -1,4 +1,4 @@
-//! Changes under load.
+//! Reconfiguration under load.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -8,10 +8,10 @@ use lb_proxy::{
     ReconfigureError, Service, StartError,
 };
 
-use crate::support::{Balancer, Echo, ask, connect, in_threads, quiet_port, service, visit, wait_until};
+use crate::support::{Balancer, Echo, connect, in_threads, ping, quiet_port, service, visit, wait_until};
 
 #[test]
-fn nothing_is_dropped_while_backends_and_listeners_come_and_go() {
+fn no_session_breaks_while_backends_and_listeners_change() {
     let echoes = [Echo::start(0), Echo::start(1), Echo::start(2)];
     let all: Vec<_> = echoes.iter().map(|echo| echo.addr).collect();
     let balancer = Balancer::start(&all, |_, _| {}).checked();
@@ -42,7 +42,7 @@ fn nothing_is_dropped_while_backends_and_listeners_come_and_go() {
     });
     assert!(visits >= 200);
     for (stream, _) in &mut watches {
-        ask(stream).expect("a session lives on, also on a backend that was removed");
+        ping(stream).expect("a session continues, also on a removed backend");
     }
     let total: u64 = balancer.lb.snapshot().services[0].accepted;
     assert_eq!(total, visits as u64 + 30, "counters survive");
@@ -58,9 +58,9 @@ fn a_removed_backend_drains_and_keeps_its_counters_when_it_returns() {
     for _ in 0..10 {
         assert_eq!(visit(balancer.addr).unwrap(), 0);
     }
-    let leaving = balancer.backend(all[1]);
-    assert_eq!((leaving.state, leaving.active), (BackendState::Draining, 1));
-    held.iter_mut().for_each(|(stream, _)| ask(stream).unwrap());
+    let removed = balancer.backend(all[1]);
+    assert_eq!((removed.state, removed.active), (BackendState::Draining, 1));
+    held.iter_mut().for_each(|(stream, _)| ping(stream).unwrap());
 
     balancer.lb.reconfigure(vec![service(&all)]).unwrap();
     assert_eq!(balancer.backend(all[1]).total, 1);
@@ -89,7 +89,7 @@ fn a_listener_moves_to_an_overlapping_address_and_to_another_service() {
     let mut held = connect(balancer.addr).unwrap().0;
     balancer.lb.reconfigure(vec![other]).unwrap();
     assert_eq!(visit(balancer.addr).unwrap(), 1, "no client was refused in between");
-    ask(&mut held).unwrap();
+    ping(&mut held).unwrap();
 }
 
 #[test]
@@ -111,13 +111,13 @@ fn a_port_in_use_is_named_and_nothing_changes() {
     let error = LoadBalancer::start(Options::default(), vec![bad], Box::new(drop)).unwrap_err();
     assert!(matches!(error, StartError::PortInUse { addr } if addr == taken));
 
-    // One that gave way for a change that then failed is back.
+    // A listener that was closed for a change that then failed is restored.
     let mut wide = service(&[echo.addr]);
     wide.listen = vec![([0, 0, 0, 0], balancer.addr.port()).into(), taken];
     balancer.lb.reconfigure(vec![wide]).unwrap_err();
     assert_eq!(visit(balancer.addr).unwrap(), 0);
 
-    // A second balancer is no exception, although it would share the port willingly.
+    // The port of a second balancer is in use, too, although that uses `SO_REUSEPORT`.
     let mut same = service(&[]);
     same.listen = vec![balancer.addr];
     let error = LoadBalancer::start(Options::default(), vec![same], Box::new(drop)).unwrap_err();
@@ -125,7 +125,7 @@ fn a_port_in_use_is_named_and_nothing_changes() {
 }
 
 #[test]
-fn contradictions_are_refused_with_a_name() {
+fn contradictory_services_are_refused_by_name() {
     let start =
         |services: Vec<Service>| match LoadBalancer::start(Options::default(), services, Box::new(drop)) {
             Err(StartError::Invalid(invalid)) => invalid,
@@ -159,7 +159,7 @@ fn contradictions_are_refused_with_a_name() {
 }
 
 #[test]
-fn a_backend_that_is_the_balancer_itself_is_left_out() {
+fn a_backend_at_the_balancers_own_listener_is_left_out() {
     let echo = Echo::start(3);
     let vip = "127.0.0.50:6443".parse().unwrap();
     let port = quiet_port();
@@ -191,7 +191,7 @@ fn a_backend_that_is_the_balancer_itself_is_left_out() {
 }
 
 #[test]
-fn the_same_configuration_again_changes_nothing() {
+fn an_identical_configuration_changes_nothing() {
     let echoes = [Echo::start(0), Echo::start(1), Echo::start(2)];
     let all: Vec<_> = echoes.iter().map(|echo| echo.addr).collect();
     let vip = "127.0.0.50:6443".parse().unwrap();
@@ -203,7 +203,7 @@ fn the_same_configuration_again_changes_nothing() {
             visit(balancer.addr).unwrap()
         })
         .collect();
-    assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0, 1, 2], "the turn is not lost");
+    assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0, 1, 2], "the position is kept");
     let events = balancer.events.lock().unwrap();
     assert_eq!(events.iter().filter(|event| matches!(event, Event::BackendForbidden { .. })).count(), 1);
 }

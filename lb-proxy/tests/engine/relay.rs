@@ -1,4 +1,4 @@
-//! Every byte arrives, in order, once; every end is the end that was meant.
+//! The relay: every byte arrives in order and once; an end stays an end and a reset a reset.
 
 use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ use crate::support::{Balancer, PATIENCE, end_of, loopback, wait_until};
 
 const MODES: [RelayMode; 3] = [RelayMode::Auto, RelayMode::Copy, RelayMode::Splice];
 
-/// A balancer whose one backend is this test: both ends of each session are at hand.
+/// A balancer with this test as its only backend, which gives it both ends of each session.
 struct Bench {
     balancer: Balancer,
     listener: TcpListener,
@@ -33,7 +33,7 @@ impl Bench {
         Bench { balancer, listener }
     }
 
-    /// A client and what the backend accepted for it.
+    /// A client and the backend's connection for it.
     fn pair(&self) -> [TcpStream; 2] {
         let client = TcpStream::connect(self.balancer.addr).unwrap();
         let (server, _) = self.listener.accept().unwrap();
@@ -74,17 +74,17 @@ fn content(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// How one side behaves.
+/// The behaviour of one side.
 #[derive(Clone, Debug)]
 struct Side {
     /// Lengths of its writes.
     writes: Vec<usize>,
-    /// Pause after so many writes.
+    /// Pause after this number of writes.
     pause_after: Option<usize>,
     ends_with_reset: bool,
     /// Bytes of each read.
     read_size: usize,
-    /// Pause before the first read and after so many bytes, so that buffers fill up.
+    /// Pause before the first read and after this number of bytes, so that buffers fill up.
     reads_late: bool,
 }
 
@@ -103,7 +103,7 @@ fn side() -> impl Strategy<Value = Side> {
     )
 }
 
-/// What one side saw: the bytes, and the error with which its stream ended, if any.
+/// The observations of one side: the bytes, and the error with which its stream ended, if any.
 type Seen = (Vec<u8>, Option<ErrorKind>);
 
 /// Returns the error of a write, if any.
@@ -143,13 +143,13 @@ fn receive(side: &Side, mut stream: &TcpStream) -> Seen {
     }
 }
 
-/// Plays both sides; returns what each saw.
+/// Plays both sides. Returns the observations of each.
 fn play(bench: &Bench, sides: &[Side; 2]) -> [Seen; 2] {
     let [client, server] = bench.pair();
     let run = |i: usize, stream: TcpStream| {
         let side = &sides[i];
         thread::scope(|scope| {
-            // One that resets reads nothing: its socket must go while bytes are under way.
+            // A side that resets reads nothing: its socket must close while bytes are under way.
             let reader = (!side.ends_with_reset).then(|| scope.spawn(|| receive(side, &stream)));
             let failed = send(side, &stream, i as u64);
             let (seen, error) = reader.map_or((Vec::new(), None), |reader| reader.join().unwrap());
@@ -172,9 +172,9 @@ fn check(sides: &[Side; 2], seen: &[Seen; 2]) {
         }
         let sent = content(1 - i as u64, other.writes.iter().sum());
         if other.ends_with_reset {
-            assert!(error.is_some(), "side {i} took a reset for an end after {} bytes", bytes.len());
-            assert_ne!(*error, Some(ErrorKind::WouldBlock), "side {i} never heard of the reset");
-            assert!(sent.starts_with(bytes), "side {i} got something else");
+            assert!(error.is_some(), "side {i} read a reset as an end after {} bytes", bytes.len());
+            assert_ne!(*error, Some(ErrorKind::WouldBlock), "side {i} saw no reset");
+            assert!(sent.starts_with(bytes), "side {i} got other bytes");
         } else {
             assert_eq!(*error, None, "side {i} after {} of {} bytes", bytes.len(), sent.len());
             assert!(*bytes == sent, "side {i} got {} of {} bytes, or others", bytes.len(), sent.len());
@@ -215,7 +215,7 @@ fn generated_sessions_are_exact_when_splicing() {
     play_generated(RelayMode::Splice);
 }
 
-/// Sends `length` bytes and then the end; returns their hash.
+/// Sends `length` bytes and the end of the stream. Returns their hash.
 fn send_hashed(mut stream: &TcpStream, seed: u64, length: u64) -> Vec<u8> {
     let (mut bytes, mut hash, mut content) = (vec![0; 1 << 18], Sha256::new(), Stream::new(seed));
     let mut left = length;
@@ -274,18 +274,18 @@ fn transfer_both_ways(mode: RelayMode, length: u64) {
 }
 
 #[test]
-fn a_gibibyte_each_way_when_adapting() {
+fn auto_relay_transfers_a_gibibyte_each_way() {
     transfer_both_ways(RelayMode::Auto, 1 << 30);
 }
 
 #[test]
-fn a_quarter_gibibyte_each_way_when_forced() {
+fn copy_and_splice_relays_transfer_a_quarter_gibibyte_each_way() {
     transfer_both_ways(RelayMode::Copy, 1 << 28);
     transfer_both_ways(RelayMode::Splice, 1 << 28);
 }
 
 #[test]
-fn a_half_closed_session_goes_on_in_the_other_direction() {
+fn a_half_closed_session_continues_in_the_other_direction() {
     for mode in MODES {
         let bench = Bench::new(mode);
         let [mut client, mut server] = bench.pair();
@@ -326,7 +326,7 @@ fn a_reset_is_noticed_although_the_other_side_is_silent() {
                 reset(one);
                 bench.wait_for_the_end();
                 if half_closed_first {
-                    // Reading would go on to say that nothing more comes.
+                    // Later reads would report the end of the stream again.
                     wait_until("the reset arrives", || other.write_all(b"x").is_err());
                 } else {
                     assert_eq!(end_of(&mut other), Some(ErrorKind::ConnectionReset));
@@ -337,11 +337,11 @@ fn a_reset_is_noticed_although_the_other_side_is_silent() {
 }
 
 #[test]
-fn a_reset_is_noticed_although_its_bytes_have_nowhere_to_go() {
+fn a_reset_is_noticed_while_its_bytes_are_blocked() {
     for mode in MODES {
         let bench = Bench::new(mode);
         let [mut client, mut server] = bench.pair();
-        // Until all buffers up to the server, which does not read, are full.
+        // This fills all buffers up to the server, which does not read.
         client.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         while client.write(&[1; 1 << 16]).is_ok() {}
         reset(client);
@@ -351,14 +351,14 @@ fn a_reset_is_noticed_although_its_bytes_have_nowhere_to_go() {
 }
 
 #[test]
-fn what_a_backend_said_before_it_reset_is_delivered() {
+fn bytes_before_a_reset_of_the_backend_are_delivered() {
     for mode in MODES {
         let bench = Bench::new(mode);
         let [mut client, mut server] = bench.pair();
         client.write_all(b"never read").unwrap();
         wait_until("it has arrived", || server.peek(&mut [0; 64]).unwrap() == 10);
         server.write_all(b"go away").unwrap();
-        // Closing with something unread is a reset.
+        // Closing with unread bytes sends a reset.
         drop(server);
         let mut answer = [0; 7];
         client.read_exact(&mut answer).unwrap();
@@ -392,7 +392,7 @@ fn small_messages_stay_prompt_after_bulk() {
         }
         let mut turns = turns.into_inner().unwrap();
         turns.sort();
-        // A segment held back costs 40 to 200 ms.
+        // A delayed segment costs 40 to 200 ms.
         assert!(turns[turns.len() / 2] < Duration::from_millis(10), "{mode:?}: {turns:?}");
     }
 }

@@ -1,9 +1,9 @@
-//! Sessions that came through an address that this node is about to lose.
+//! Resetting sessions of clients that connected to an address that this node is about to lose.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::support::{Balancer, Echo, ask, block_on, connect, end_of, wait_until};
+use crate::support::{Balancer, Echo, block_on, connect, end_of, ping, wait_until};
 
 #[test]
 fn only_sessions_through_the_address_are_reset_on_both_sides() {
@@ -13,14 +13,14 @@ fn only_sessions_through_the_address_are_reset_on_both_sides() {
     let port = balancer.addr.port();
     let vip = Ipv4Addr::new(127, 0, 0, 77);
     let mut through_vip: Vec<_> = (0..30).map(|_| connect((vip, port).into()).unwrap().0).collect();
-    through_vip.iter_mut().for_each(|stream| ask(stream).unwrap());
+    through_vip.iter_mut().for_each(|stream| ping(stream).unwrap());
     let mut others: Vec<_> =
         (0..30).map(|_| connect((Ipv4Addr::LOCALHOST, port).into()).unwrap().0).collect();
     let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
     others.push(connect(v6).unwrap().0);
 
     let reset = block_on(balancer.lb.reset_sessions(&[IpAddr::V4(vip), "192.0.2.1".parse().unwrap()]));
-    assert_eq!((reset, balancer.sessions()), (30, 31), "they are gone when this returns");
+    assert_eq!((reset, balancer.sessions()), (30, 31), "the sessions have ended when this returns");
     for stream in &mut through_vip {
         assert_eq!(end_of(stream), Some(ErrorKind::ConnectionReset));
     }
@@ -28,7 +28,7 @@ fn only_sessions_through_the_address_are_reset_on_both_sides() {
         let errors = echo.errors.lock().unwrap();
         errors.iter().filter(|kind| **kind == ErrorKind::ConnectionReset).count() == 30
     });
-    others.iter_mut().for_each(|stream| ask(stream).unwrap());
+    others.iter_mut().for_each(|stream| ping(stream).unwrap());
     assert_eq!(block_on(balancer.lb.reset_sessions(&[v6.ip()])), 1);
     assert_eq!(block_on(balancer.lb.reset_sessions(&[])), 0);
     assert_eq!(balancer.sessions(), 30);

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::support::{Balancer, PATIENCE, loopback, wait_until};
 
-/// More than all buffers from end to end take.
+/// A length that exceeds all buffers from end to end.
 const LENGTH: usize = 64 << 20;
-/// Keepalive gives an idle peer up after four of these.
+/// Keepalive interval; an idle peer is given up after four of these.
 const KEEPALIVE: Duration = Duration::from_secs(1);
-/// How long a peer does not read: twice that.
+/// Time for which a peer does not read: twice that.
 const STALL: Duration = Duration::from_secs(8);
 
 /// A balancer with this user timeout in front of a listener, and both ends of a session.
@@ -35,7 +35,7 @@ fn session(user_timeout: Duration) -> (Balancer, TcpStream, TcpStream) {
 }
 
 #[test]
-fn a_peer_that_does_not_read_for_long_is_kept() {
+fn a_peer_that_does_not_read_for_long_keeps_its_session() {
     let stalled_by = |client_reads: bool| {
         let (_balancer, client, server) = session(lb_proxy::Options::default().user_timeout);
         let (mut writer, mut reader) = if client_reads { (server, client) } else { (client, server) };
@@ -60,9 +60,9 @@ fn a_peer_that_does_not_read_for_long_is_kept() {
     });
 }
 
-/// What the documentation of the option warns of.
+/// The documented risk of the option.
 #[test]
-fn a_user_timeout_takes_a_peer_that_does_not_read_for_a_dead_one() {
+fn a_user_timeout_ends_the_session_of_a_peer_that_does_not_read() {
     let (balancer, _reader, mut writer) = session(Duration::from_millis(500));
     let error = writer.write_all(&vec![7; LENGTH]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);

@@ -1,4 +1,4 @@
-//! Backends that behave well or badly, and a balancer in front of them.
+//! Well and badly behaved backends, and a balancer in front of them.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,16 +13,16 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-/// Long enough for a loaded machine; nothing passes by waiting for it.
+/// Time limit of waits, long enough for a loaded machine; no test succeeds by it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-/// Longer than any test: a check with this interval is made once.
+/// A check interval longer than any test: the check runs once.
 pub(crate) const ONCE: Duration = Duration::from_secs(3600);
 
 pub(crate) fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-/// A free port that no outgoing connection gets, so that it can be given up and taken again.
+/// A free port that no outgoing connection gets, so that it can be closed and bound again.
 pub(crate) fn quiet_port() -> u16 {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     // Linux picks ports for connections from 32768 on. Other runs of this program start elsewhere.
@@ -35,7 +35,7 @@ pub(crate) fn quiet_port() -> u16 {
     }
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -47,14 +47,14 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A backend that greets with one byte, its identity, and echoes.
 pub(crate) struct Echo {
     pub(crate) addr: SocketAddr,
-    /// Connections that sent something: checks do not.
+    /// Connections that sent bytes: checks do not.
     pub(crate) clients: Arc<AtomicUsize>,
     /// Connections open now.
     pub(crate) open: Arc<AtomicUsize>,
-    /// What the connections of those clients ended with, if not with the end of the stream.
+    /// The errors with which connections of those clients ended.
     pub(crate) errors: Arc<Mutex<Vec<io::ErrorKind>>>,
     stop_listening: Arc<Notify>,
-    /// Whether who then connects is left without an answer instead of refused.
+    /// Set if later clients get no answer instead of a refusal.
     keeps_port: Arc<AtomicBool>,
     stop: Arc<Notify>,
     thread: Option<thread::JoinHandle<()>>,
@@ -113,7 +113,7 @@ impl Echo {
                 });
             }
             if keeps_port.load(SeqCst) {
-                // Its queue is full with the next one.
+                // The next connection fills the queue.
                 SockRef::from(&listener).listen(0).unwrap();
                 stop.notified().await;
                 return;
@@ -128,7 +128,7 @@ impl Echo {
         echo
     }
 
-    /// Answers nobody any more who connects; connections go on.
+    /// Answers no further connects; open connections continue.
     pub(crate) fn fall_silent(&self) {
         self.keeps_port.store(true, SeqCst);
         self.stop_listening.notify_one();
@@ -138,13 +138,13 @@ impl Echo {
         self.clients.load(SeqCst)
     }
 
-    /// Stops listening; connections go on.
+    /// Stops listening; open connections continue.
     pub(crate) fn close_listener(&self) {
         self.stop_listening.notify_one();
         wait_until("the listener is closed", || TcpStream::connect(self.addr).is_err());
     }
 
-    /// Ends as a killed process does: with a reset of connections that have unread bytes, else their end.
+    /// Ends like a killed process: resets connections that have unread bytes, and closes the others.
     pub(crate) fn kill(mut self) {
         self.end();
     }
@@ -184,7 +184,7 @@ async fn echo_one(
     }
 }
 
-/// An address where connects are refused, and that nobody else can take meanwhile.
+/// An address where connects are refused, reserved against other sockets.
 pub(crate) struct Refusing(pub(crate) SocketAddr, #[allow(dead_code)] Socket);
 
 impl Refusing {
@@ -195,8 +195,7 @@ impl Refusing {
     }
 }
 
-/// A listener that answers one connect, the first check's, and from [`BlackHole::swallow`] on no SYN any more: its queue
-/// is full.
+/// A listener that answers one connect, the first check's, and after [`BlackHole::swallow`] no SYN: its queue is full.
 pub(crate) struct BlackHole {
     pub(crate) addr: SocketAddr,
     listener: Socket,
@@ -295,8 +294,8 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<(TcpStream, u8)> {
     Ok((stream, identity[0]))
 }
 
-/// Sends something and has it echoed.
-pub(crate) fn ask(stream: &mut TcpStream) -> io::Result<()> {
+/// Sends a message and reads its echo.
+pub(crate) fn ping(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(b"ping")?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer)?;
@@ -304,14 +303,14 @@ pub(crate) fn ask(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// One whole connection; tells who answered.
+/// Makes one whole connection. Returns the identity of the backend.
 pub(crate) fn visit(addr: SocketAddr) -> io::Result<u8> {
     let (mut stream, identity) = connect(addr)?;
-    ask(&mut stream)?;
+    ping(&mut stream)?;
     Ok(identity)
 }
 
-/// The error with which a connection ends, or `None` if it ends in order.
+/// Returns the error with which a connection ends; `None` for an orderly end.
 pub(crate) fn end_of(stream: &mut TcpStream) -> Option<io::ErrorKind> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = [0; 4096];
@@ -324,7 +323,7 @@ pub(crate) fn end_of(stream: &mut TcpStream) -> Option<io::ErrorKind> {
     }
 }
 
-/// Runs `job` in this many threads and adds up what they return.
+/// Runs `job` in this number of threads. Returns their results.
 pub(crate) fn in_threads<T: Send>(threads: usize, job: impl Fn(usize) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
@@ -339,7 +338,7 @@ pub(crate) fn in_threads<T: Send>(threads: usize, job: impl Fn(usize) -> T + Syn
     })
 }
 
-/// Where a test in a process of its own finds the backend that its parent runs.
+/// The variable with the backend of the parent, for a test in a process of its own.
 const BACKEND: &str = "ENGINE_TEST_BACKEND";
 
 /// Starts an ignored test of this program in a process of its own.
@@ -370,7 +369,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// What the descriptors of this process are.
+/// Returns the files of this process's descriptors.
 pub(crate) fn descriptors() -> Vec<String> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
     let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());

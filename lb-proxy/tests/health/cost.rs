@@ -1,4 +1,4 @@
-//! What checks cost: the budget of the whole daemon is 0.3 % of one core.
+//! The cost of checks: the budget of the whole daemon is 0.3 % of one core.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use crate::servers::Api;
 use crate::{check, https, target};
 
-/// Processor time that a thread of this process has used.
+/// Returns the processor time that a thread of this process has used.
 fn used(thread: Pid) -> Duration {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap();
     Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
@@ -45,6 +45,6 @@ async fn an_https_check_costs_little() {
     let share = |cost: Duration| 3.0 * cost.as_secs_f64() * 100.0;
     println!("a check costs {https:?} (https, kept), {tls:?} (tls), {tcp:?} (tcp)");
     println!("three each second: {:.3} %, {:.3} %, {:.3} % of a core", share(https), share(tls), share(tcp));
-    // About 0.05 % when optimised; here neither that nor the machine is quiet.
+    // About 0.05 % when optimised; this build is not, and the machine is not quiet.
     assert!(share(https) < 0.2, "{https:?}");
 }

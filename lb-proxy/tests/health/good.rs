@@ -1,20 +1,20 @@
-//! Servers that behave, come and go.
+//! Well behaved servers that start and stop.
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use lb_proxy::health::{CheckFailure, Monitor, MonitorOptions, Status};
+use lb_proxy::health::{CheckFailure, HealthState, Monitor, MonitorOptions};
 use lb_proxy::{HealthCheck, HealthKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::servers::{Api, Server, tls, tls_with};
 use crate::{PATIENCE, Watch, check, https, key, target};
 
-fn refused() -> Status {
-    Status::Down { reason: CheckFailure::Refused }
+fn refused() -> HealthState {
+    HealthState::Down { reason: CheckFailure::Refused }
 }
 
-/// Sockets of this host connected to `addr` that somebody still holds: ESTABLISHED or CLOSE_WAIT.
+/// Counts the open sockets of this host connected to `addr`: ESTABLISHED or CLOSE_WAIT.
 fn sockets_towards(addr: SocketAddr) -> usize {
     let remote = format!("0100007F:{:04X}", addr.port());
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
@@ -31,44 +31,49 @@ async fn each_kind_sees_a_server_come_and_go() {
         let api = Api::new();
         let addr = api.server.addr;
         let mut watch = Watch::new([target(addr, check(kind.clone()))]);
-        assert_eq!(watch.status().await, Status::Up, "{kind}");
+        assert_eq!(watch.state().await, HealthState::Up, "{kind}");
         let known = watch.after_checks(3).await;
-        assert_eq!((known.status, known.failures), (Status::Up, 0));
+        assert_eq!((known.state, known.failures), (HealthState::Up, 0));
         assert!(known.last_check.unwrap().latency < Duration::from_secs(1));
         api.server.kill().await;
-        let down = watch.status().await;
+        let down = watch.state().await;
         // A check may have been under way.
-        let is_expected =
-            matches!(&down, Status::Down { reason: CheckFailure::Refused | CheckFailure::Closed { .. } });
+        let is_expected = matches!(
+            &down,
+            HealthState::Down { reason: CheckFailure::Refused | CheckFailure::Closed { .. } }
+        );
         assert!(is_expected, "{kind}: {down:?}");
         let _back = Api::on(TcpListener::bind(addr).unwrap(), tls());
         let change = watch.change().await;
-        assert!(matches!(change.from, Status::Down { .. }) && change.to == Status::Up, "{kind}: {change:?}");
+        assert!(
+            matches!(change.from, HealthState::Down { .. }) && change.to == HealthState::Up,
+            "{kind}: {change:?}"
+        );
         assert!(change.after > Duration::ZERO && change.target == key(addr));
         watch.monitor.stop();
     }
 }
 
 #[tokio::test]
-async fn statuses_tell_ready_from_alive_from_broken_over_one_connection() {
+async fn http_statuses_map_to_health_states_over_one_connection() {
     let api = Api::new();
     let mut watch = Watch::new([target(api.server.addr, check(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     for (status, expected) in [
-        (401, Status::UpUnready),
-        (200, Status::Up),
-        (403, Status::UpUnready),
-        (500, Status::Down { reason: CheckFailure::Status(500) }),
-        (204, Status::Up),
-        (302, Status::Down { reason: CheckFailure::Status(302) }),
-        (401, Status::UpUnready),
-        (404, Status::Down { reason: CheckFailure::Status(404) }),
-        (429, Status::UpUnready),
+        (401, HealthState::UpUnready),
+        (200, HealthState::Up),
+        (403, HealthState::UpUnready),
+        (500, HealthState::Down { reason: CheckFailure::Status(500) }),
+        (204, HealthState::Up),
+        (302, HealthState::Down { reason: CheckFailure::Status(302) }),
+        (401, HealthState::UpUnready),
+        (404, HealthState::Down { reason: CheckFailure::Status(404) }),
+        (429, HealthState::UpUnready),
     ] {
         api.set(|behaviour| behaviour.status = status);
-        assert_eq!(watch.status().await, expected, "{status}");
+        assert_eq!(watch.state().await, expected, "{status}");
     }
-    assert_eq!(api.server.accepted(), 1, "the connection is kept whatever the answer");
+    assert_eq!(api.server.accepted(), 1, "the connection is kept after any response");
     let requests = api.requests();
     assert!(
         requests.iter().all(|request| *request == format!("{} /readyz", api.server.addr)),
@@ -81,14 +86,14 @@ async fn rise_and_fall_are_counted() {
     let api = Api::new();
     let check = HealthCheck { rise: 4, fall: 3, ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, check)]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let before = watch.known();
     api.set(|behaviour| behaviour.status = 503);
-    assert!(watch.status().await.is_down());
+    assert!(watch.state().await.is_down());
     assert_eq!(watch.known().failures - before.failures, 3);
     let failed = watch.known();
     api.set(|behaviour| behaviour.status = 200);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let risen = watch.known();
     let passes = (risen.checks - risen.failures) - (failed.checks - failed.failures);
     assert_eq!(passes, 4);
@@ -97,24 +102,24 @@ async fn rise_and_fall_are_counted() {
 #[tokio::test]
 async fn a_connection_closed_between_checks_is_opened_again_silently() {
     let api = Api::new();
-    // One failure would show.
+    // A single failure would change the health state.
     let strict = HealthCheck { fall: 1, ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, strict)]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     for _ in 0..10 {
         watch.after_checks(2).await;
         api.server.hang_up();
     }
     let known = watch.after_checks(3).await;
-    assert_eq!((known.failures, known.status), (0, Status::Up));
+    assert_eq!((known.failures, known.state), (0, HealthState::Up));
     assert!((10..=12).contains(&api.server.accepted()), "{}", api.server.accepted());
     watch.assert_quiet();
     assert!(sockets_towards(api.server.addr) <= 1, "abandoned connections are closed");
 }
 
 #[tokio::test]
-async fn a_connection_closed_while_asking_again_is_no_failure() {
-    // Answers once on each connection, and closes it when it is asked again: the race of a keep-alive timeout.
+async fn a_kept_connection_closed_during_a_request_is_no_failure() {
+    // Answers once on each connection, and closes it on the second request: the race of a keep-alive timeout.
     let racing = Server::tls(tls(), |mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
@@ -122,7 +127,7 @@ async fn a_connection_closed_while_asking_again_is_no_failure() {
         let _ = stream.read(&mut [0; 4096]).await;
     });
     let mut watch = Watch::new([target(racing.addr, HealthCheck { fall: 1, ..check(https()) })]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let known = watch.after_checks(10).await;
     assert_eq!(known.failures, 0);
     assert!(racing.accepted() > 10, "a new connection for each check");
@@ -130,7 +135,7 @@ async fn a_connection_closed_while_asking_again_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_after_each_answer_is_not_asked_more_often() {
+async fn a_server_that_closes_after_each_response_is_not_checked_more_often() {
     let announcing = Api::new();
     announcing.set(|behaviour| behaviour.close = true);
     let silent = Server::tls(tls(), |mut stream| async move {
@@ -141,7 +146,7 @@ async fn a_server_that_closes_after_each_answer_is_not_asked_more_often() {
     for addr in [announcing.server.addr, silent.addr] {
         let slow = HealthCheck { interval: Duration::from_millis(200), fall: 1, ..check(https()) };
         let mut watch = Watch::new([target(addr, slow)]);
-        assert_eq!(watch.status().await, Status::Up);
+        assert_eq!(watch.state().await, HealthState::Up);
         tokio::time::sleep(Duration::from_secs(2)).await;
         let known = watch.known();
         assert_eq!(known.failures, 0);
@@ -155,13 +160,13 @@ async fn a_killed_server_is_down_long_before_the_next_regular_check() {
     let api = Api::new();
     let slow = HealthCheck { interval: Duration::from_secs(3), ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, slow.clone())]);
-    assert_eq!(watch.status().await, Status::Up);
-    // The connection proves itself with its second answer.
+    assert_eq!(watch.state().await, HealthState::Up);
+    // Only a second response shows that the server keeps connections.
     watch.after_checks(1).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let killed = Instant::now();
     api.server.kill().await;
-    assert_eq!(watch.status().await, refused());
+    assert_eq!(watch.state().await, refused());
     assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
 }
 
@@ -170,8 +175,8 @@ async fn a_reported_refusal_takes_a_dead_backend_down_at_once() {
     let server = Server::tcp(|stream| async move { drop(stream) });
     let slow = HealthCheck { interval: Duration::from_secs(5), ..check(HealthKind::Tcp) };
     let mut watch = Watch::new([target(server.addr, slow)]);
-    assert_eq!(watch.status().await, Status::Up);
-    // A report that the check refutes: no change.
+    assert_eq!(watch.state().await, HealthState::Up);
+    // A report followed by a successful check changes nothing.
     tokio::time::sleep(Duration::from_millis(600)).await;
     let before = watch.known().checks;
     watch.monitor.report_failure(&key(server.addr));
@@ -187,12 +192,12 @@ async fn a_reported_refusal_takes_a_dead_backend_down_at_once() {
     let addr = server.kill().await;
     let reported = Instant::now();
     watch.monitor.report_failure(&key(addr));
-    assert_eq!(watch.status().await, refused());
+    assert_eq!(watch.state().await, refused());
     assert!(reported.elapsed() < Duration::from_secs(1), "{:?}", reported.elapsed());
 }
 
 #[tokio::test]
-async fn no_certificate_and_no_version_matters() {
+async fn any_certificate_and_tls_version_is_accepted_without_trust() {
     for versions in [rustls::ALL_VERSIONS, &[&rustls::version::TLS12], &[&rustls::version::TLS13]] {
         for algorithm in
             [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
@@ -200,7 +205,7 @@ async fn no_certificate_and_no_version_matters() {
             for kind in [HealthKind::Tls, https()] {
                 let api = Api::with(tls_with(versions, algorithm, false));
                 let mut watch = Watch::new([target(api.server.addr, check(kind))]);
-                assert_eq!(watch.status().await, Status::Up);
+                assert_eq!(watch.state().await, HealthState::Up);
             }
         }
     }
@@ -211,9 +216,9 @@ async fn a_server_that_demands_a_client_certificate_is_alive() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let api = Api::with(tls_with(&[version], &rcgen::PKCS_ECDSA_P256_SHA256, true));
         let mut tls = Watch::new([target(api.server.addr, check(HealthKind::Tls))]);
-        assert_eq!(tls.status().await, Status::Up, "{version:?}");
+        assert_eq!(tls.state().await, HealthState::Up, "{version:?}");
         let mut https = Watch::new([target(api.server.addr, check(https()))]);
-        assert_eq!(https.status().await, Status::UpUnready, "{version:?}");
+        assert_eq!(https.state().await, HealthState::UpUnready, "{version:?}");
         tls.after_checks(5).await;
         https.after_checks(5).await;
         tls.assert_quiet();
@@ -225,7 +230,7 @@ async fn a_server_that_demands_a_client_certificate_is_alive() {
 async fn ipv6_backends_are_checked() {
     let api = Api::on(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap(), tls());
     let mut watch = Watch::new([target(api.server.addr, check(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     assert_eq!(api.requests()[0], format!("[::1]:{} /readyz", api.server.addr.port()));
 }
 
@@ -234,14 +239,14 @@ async fn targets_come_and_go_without_disturbing_others() {
     let (first, second) = (Api::new(), Api::new());
     let targets = [target(first.server.addr, check(https())), target(second.server.addr, check(https()))];
     let mut watch = Watch::new(targets.clone());
-    assert_eq!((watch.status().await, watch.status().await), (Status::Up, Status::Up));
+    assert_eq!((watch.state().await, watch.state().await), (HealthState::Up, HealthState::Up));
     watch.monitor.update(targets[..1].to_vec());
-    let gone = async {
+    let closed = async {
         while watch.monitor.snapshot().len() != 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
     let asked = second.requests().len();
     watch.after_checks(5).await;
     assert_eq!(second.requests().len(), asked, "no longer checked");
@@ -250,12 +255,12 @@ async fn targets_come_and_go_without_disturbing_others() {
     let change = watch.change().await;
     assert_eq!(
         (change.target, change.from, change.to),
-        (key(second.server.addr), Status::Unknown, Status::Up)
+        (key(second.server.addr), HealthState::Unknown, HealthState::Up)
     );
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_for_checks() {
+async fn stop_does_not_wait_for_checks_in_progress() {
     let silent = Server::tcp(|stream| async move {
         std::future::pending::<()>().await;
         drop(stream);

@@ -1,9 +1,10 @@
-//! Servers that hang, drip, flood or talk nonsense: a precise status in bounded time, and nobody else notices.
+//! Servers that hang, drip, flood or send garbage: a precise health state in bounded time, without effect on other
+//! checks.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use lb_proxy::health::{CheckFailure, Status, Step};
+use lb_proxy::health::{CheckFailure, HealthState, Step};
 use lb_proxy::{HealthCheck, HealthKind};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::sleep;
@@ -17,14 +18,14 @@ fn quick(kind: HealthKind) -> HealthCheck {
     HealthCheck { timeout: LIMIT, ..check(kind) }
 }
 
-/// The first status of a target, which tells why.
+/// Returns the reason of a target's first health state, which must be down.
 async fn failure(server: &Server, kind: HealthKind) -> CheckFailure {
     let mut watch = Watch::new([target(server.addr, quick(kind))]);
-    let status = watch.status().await;
+    let status = watch.state().await;
     let known = watch.after_checks(3).await;
-    assert_eq!((known.failures, known.status.is_down()), (known.checks, true), "no check succeeds");
+    assert_eq!((known.failures, known.state.is_down()), (known.checks, true), "no check succeeds");
     match status {
-        Status::Down { reason } => reason,
+        HealthState::Down { reason } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -33,7 +34,7 @@ fn timed_out(step: Step) -> CheckFailure {
     CheckFailure::TimedOut { step, after: LIMIT }
 }
 
-/// Answers each connection over TLS with `bytes`, after having read something.
+/// Answers each connection over TLS with `bytes`, after a first read.
 fn says(bytes: impl Into<Bytes>) -> Server {
     let bytes = bytes.into();
     Server::tls(tls(), move |mut stream| {
@@ -42,7 +43,7 @@ fn says(bytes: impl Into<Bytes>) -> Server {
             let _ = stream.read(&mut [0; 4096]).await;
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
-            // Stays open: the client must come to its own conclusion.
+            // The connection stays open: the client has to decide by itself.
             sleep(PATIENCE).await;
         }
     })
@@ -58,7 +59,7 @@ async fn drip(mut stream: impl AsyncWrite + Unpin, text: &[u8]) {
 }
 
 #[tokio::test]
-async fn silence_is_named_by_its_step() {
+async fn a_timeout_names_its_step() {
     let mute = Server::tcp(|stream| async move {
         sleep(PATIENCE).await;
         drop(stream);
@@ -69,7 +70,7 @@ async fn silence_is_named_by_its_step() {
         sleep(PATIENCE).await;
         drop(stream);
     });
-    assert_eq!(failure(&deaf, https()).await, timed_out(Step::Answer));
+    assert_eq!(failure(&deaf, https()).await, timed_out(Step::Response));
 }
 
 #[tokio::test]
@@ -77,21 +78,21 @@ async fn a_black_hole_times_out_while_connecting() {
     let hole = BlackHole::new();
     for kind in [HealthKind::Tcp, HealthKind::Tls, https()] {
         let mut watch = Watch::new([target(hole.addr, quick(kind))]);
-        assert_eq!(watch.status().await, Status::Down { reason: timed_out(Step::Connect) });
+        assert_eq!(watch.state().await, HealthState::Down { reason: timed_out(Step::Connect) });
     }
 }
 
 #[tokio::test]
-async fn dripping_servers_get_no_more_than_the_timeout() {
+async fn slowly_dripping_servers_time_out() {
     let head = Server::tls(tls(), |stream| drip(stream, b"HTTP/1.1 200 OK\r\nX: y\r\n"));
-    assert_eq!(failure(&head, https()).await, timed_out(Step::Answer));
+    assert_eq!(failure(&head, https()).await, timed_out(Step::Response));
     let body = Server::tls(tls(), |mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         drip(stream, b"1\r\nx\r\n").await;
     });
-    assert_eq!(failure(&body, https()).await, timed_out(Step::Answer));
+    assert_eq!(failure(&body, https()).await, timed_out(Step::Response));
     let interim = Server::tls(tls(), |stream| drip(stream, b"HTTP/1.1 100 Continue\r\n\r\n"));
-    assert_eq!(failure(&interim, https()).await, timed_out(Step::Answer));
+    assert_eq!(failure(&interim, https()).await, timed_out(Step::Response));
     // A record header of a handshake message, then one byte at a time.
     let record = Server::tcp(|mut stream| async move {
         let _ = stream.write_all(&[22, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xf0]).await;
@@ -127,13 +128,13 @@ async fn garbage_instead_of_http_is_named() {
     let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n";
     let reason = failure(&says(chunks), https()).await;
     assert!(
-        matches!(reason, CheckFailure::Closed { step: Step::Answer, .. } | CheckFailure::Http(_)),
+        matches!(reason, CheckFailure::Closed { step: Step::Response, .. } | CheckFailure::Http(_)),
         "{reason:?}"
     );
 }
 
 #[tokio::test]
-async fn hanging_up_early_is_named() {
+async fn an_early_close_is_named() {
     let at_once = Server::tcp(|stream| async move { drop(stream) });
     let reason = failure(&at_once, https()).await;
     assert!(matches!(reason, CheckFailure::Closed { step: Step::Handshake, .. }), "{reason:?}");
@@ -141,14 +142,14 @@ async fn hanging_up_early_is_named() {
         let _ = stream.read(&mut [0; 4096]).await;
     });
     let reason = failure(&after_request, https()).await;
-    assert!(matches!(reason, CheckFailure::Closed { step: Step::Answer, .. }), "{reason:?}");
+    assert!(matches!(reason, CheckFailure::Closed { step: Step::Response, .. }), "{reason:?}");
     let in_body = Server::tls(tls(), |mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort").await;
         let _ = stream.shutdown().await;
     });
     let reason = failure(&in_body, https()).await;
-    assert!(matches!(reason, CheckFailure::Closed { step: Step::Answer, .. }), "{reason:?}");
+    assert!(matches!(reason, CheckFailure::Closed { step: Step::Response, .. }), "{reason:?}");
 }
 
 #[tokio::test]
@@ -156,12 +157,12 @@ async fn a_huge_body_is_not_read() {
     let api = Api::new();
     api.set(|behaviour| behaviour.body = Bytes::from(vec![b'x'; 10_000_000]));
     let mut watch = Watch::new([target(api.server.addr, quick(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let known = watch.after_checks(5).await;
     assert_eq!(known.failures, 0);
-    assert!(api.server.accepted() >= 6, "each answer costs its connection");
+    assert!(api.server.accepted() >= 6, "each response ends its connection");
     api.set(|behaviour| behaviour.status = 500);
-    assert_eq!(watch.status().await, Status::Down { reason: CheckFailure::Status(500) });
+    assert_eq!(watch.state().await, HealthState::Down { reason: CheckFailure::Status(500) });
     let endless = Server::tls(tls(), |mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         while stream.write_all(b"1000\r\n").await.is_ok()
@@ -170,11 +171,11 @@ async fn a_huge_body_is_not_read() {
         {}
     });
     let mut watch = Watch::new([target(endless.addr, quick(https()))]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
 }
 
 #[tokio::test]
-async fn unasked_answers_are_not_taken_for_the_next_one() {
+async fn unsolicited_responses_are_not_matched_to_the_next_request() {
     let server = Server::tls(tls(), |mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
         let answer =
@@ -187,12 +188,12 @@ async fn unasked_answers_are_not_taken_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_still_an_answer() {
+async fn a_slow_response_within_the_timeout_succeeds() {
     let api = Api::new();
     api.set(|behaviour| behaviour.delay = Duration::from_millis(400));
     let patient = HealthCheck { timeout: Duration::from_secs(2), fall: 1, ..check(https()) };
     let mut watch = Watch::new([target(api.server.addr, patient)]);
-    assert_eq!(watch.status().await, Status::Up);
+    assert_eq!(watch.state().await, HealthState::Up);
     let known = watch.after_checks(3).await;
     assert_eq!(known.failures, 0);
     assert!(known.last_check.unwrap().latency >= Duration::from_millis(400));
@@ -200,7 +201,7 @@ async fn a_slow_answer_is_still_an_answer() {
 }
 
 #[tokio::test]
-async fn hostile_servers_delay_nobody_else() {
+async fn hostile_servers_delay_no_other_check() {
     let good = Api::new();
     let hole = BlackHole::new();
     let mute = Server::tcp(|stream| async move {
@@ -216,7 +217,7 @@ async fn hostile_servers_delay_nobody_else() {
     targets.push(target(good.server.addr, HealthCheck { fall: 1, ..check(https()) }));
     let mut watch = Watch::new(targets);
     let change = watch.change().await;
-    assert_eq!((change.target, change.to), (key(good.server.addr), Status::Up));
+    assert_eq!((change.target, change.to), (key(good.server.addr), HealthState::Up));
     sleep(Duration::from_secs(3)).await;
     let known =
         watch.monitor.snapshot().into_iter().find(|known| known.target == key(good.server.addr)).unwrap();

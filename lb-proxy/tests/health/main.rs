@@ -10,17 +10,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_proxy::health::{Change, Monitor, MonitorOptions, Status, Target, TargetKey, TargetSnapshot};
+use lb_proxy::health::{
+    HealthChange, HealthState, Monitor, MonitorOptions, Target, TargetKey, TargetSnapshot,
+};
 use lb_proxy::{HealthCheck, HealthKind};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A monitor and the changes it told of.
+/// A monitor and the changes that it reported.
 struct Watch {
     monitor: Monitor,
-    changes: UnboundedReceiver<Change>,
+    changes: UnboundedReceiver<HealthChange>,
 }
 
 impl Watch {
@@ -32,16 +34,16 @@ impl Watch {
         Self { monitor, changes }
     }
 
-    async fn change(&mut self) -> Change {
+    async fn change(&mut self) -> HealthChange {
         timeout(PATIENCE, self.changes.recv()).await.expect("no change").unwrap()
     }
 
-    /// The status that the one target gets next.
-    async fn status(&mut self) -> Status {
+    /// Returns the next health state of the only target.
+    async fn state(&mut self) -> HealthState {
         self.change().await.to
     }
 
-    /// What is known of the one target after `count` more checks have ended.
+    /// Returns the snapshot of the only target after `count` more checks.
     async fn after_checks(&self, count: u64) -> TargetSnapshot {
         let goal = self.known().checks + count;
         let reached = async {
@@ -53,7 +55,7 @@ impl Watch {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, reached).await.expect("the checks do not go on")
+        timeout(PATIENCE, reached).await.expect("the checks do not continue")
     }
 
     fn known(&self) -> TargetSnapshot {
@@ -71,7 +73,7 @@ impl Watch {
     }
 }
 
-/// Checks every 50 ms that take at most a second: rise 1, fall 2.
+/// A check every 50 ms with a timeout of 1 s: rise 1, fall 2.
 fn check(kind: HealthKind) -> HealthCheck {
     HealthCheck { kind, interval: Duration::from_millis(50), ..HealthCheck::default() }
 }

@@ -1,4 +1,4 @@
-//! Servers to be checked, real ones and hostile ones, on loopback.
+//! Real and hostile servers to be checked, on loopback.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -77,12 +77,12 @@ impl Server {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Closes the connections it has, as a restarting proxy in front of it would.
+    /// Closes its connections, like a restarting proxy in front of it.
     pub(crate) fn hang_up(&self) {
         self.connections.lock().unwrap().drain(..).for_each(|task| task.abort());
     }
 
-    /// Ends as a killed process does: no listener, no connections.
+    /// Ends like a killed process: no listener, no connections.
     pub(crate) async fn kill(self) -> SocketAddr {
         self.hang_up();
         self.task.abort();
@@ -91,7 +91,7 @@ impl Server {
     }
 }
 
-/// What an [`Api`] answers.
+/// The response of an [`Api`].
 #[derive(Clone)]
 pub(crate) struct Behaviour {
     pub(crate) status: u16,
@@ -138,7 +138,7 @@ impl Api {
         change(&mut self.behaviour.lock().unwrap());
     }
 
-    /// Paths asked for so far.
+    /// The requested paths so far.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
@@ -167,15 +167,15 @@ async fn serve(
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Which part of TLS a server offers.
+/// The part of TLS that a server offers.
 pub(crate) fn tls_with(
     versions: &[&'static SupportedProtocolVersion],
     algorithm: &'static rcgen::SignatureAlgorithm,
     demand_certificate: bool,
 ) -> ServerConfig {
     let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["somebody.else.example".to_owned()]).unwrap();
-    // Long expired, for a name nobody asks for, signed by itself: nothing here may matter.
+    let mut params = rcgen::CertificateParams::new(vec!["other.example".to_owned()]).unwrap();
+    // Expired, for another name, self-signed: no check without trust may depend on any of that.
     params.not_before = rcgen::date_time_ymd(1999, 1, 1);
     params.not_after = rcgen::date_time_ymd(2000, 1, 1);
     let certificate = params.self_signed(&key).unwrap().der().clone();
@@ -214,7 +214,7 @@ impl BlackHole {
         listener.listen(0).unwrap();
         let addr = listener.local_addr().unwrap().as_socket().unwrap();
         let mut queued = Vec::new();
-        // One fits the queue of length 0; the loop proves where it ends.
+        // One connection fits the queue of length 0; the loop finds its end.
         for _ in 0..8 {
             let socket = new();
             let full = socket.connect_timeout(&addr.into(), Duration::from_millis(200)).is_err();

@@ -1,5 +1,5 @@
-//! Virtual addresses that IPVS balances. This kernel may have no IPVS: what is looked at is which packets it would see
-//! with its mark, and where all others go.
+//! Virtual addresses that IPVS balances. This kernel may have no IPVS: the tests observe which packets carry its mark,
+//! and the destination of all others.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -16,15 +16,30 @@ use crate::{block_on, find, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_director_marks_only_where_the_address_is", a_director_marks_only_where_the_address_is),
-    ("an_address_of_somebody_else_is_directed_wherever_it_is", an_address_of_somebody_else_is_directed),
-    ("a_node_that_only_serves_an_address_of_somebody_else_directs_nothing", an_address_that_servers_have_too),
-    ("what_another_director_sends_is_for_the_server_here", what_another_director_sends),
-    ("what_has_no_hop_left_is_for_the_server_here", what_has_no_hop_left),
-    ("who_leaves_refuses_questions_and_no_client", who_leaves_refuses_questions),
-    ("others_still_reach_the_proxy", others_still_reach_the_proxy),
+    (
+        "an_address_that_other_software_manages_is_directed",
+        an_address_that_other_software_manages_is_directed,
+    ),
+    (
+        "a_node_that_only_serves_a_foreign_address_does_not_direct",
+        a_node_that_only_serves_a_foreign_address_does_not_direct,
+    ),
+    (
+        "packets_of_another_director_go_to_the_local_server",
+        packets_of_another_director_go_to_the_local_server,
+    ),
+    ("packets_without_a_hop_left_go_to_the_local_server", packets_without_a_hop_left_go_to_the_local_server),
+    ("a_departing_node_rejects_probes", a_departing_node_rejects_probes),
+    (
+        "clients_behind_other_interfaces_still_reach_the_proxy",
+        clients_behind_other_interfaces_still_reach_the_proxy,
+    ),
     ("a_director_masquerades_what_it_forwards", a_director_masquerades_what_it_forwards),
-    ("who_asks_a_server_hears_what_the_kernel_does_not", who_asks_a_server_hears_what_the_kernel_does_not),
-    ("a_node_without_the_address_hears_from_it", a_node_without_the_address_hears_from_it),
+    ("probe_replies_reach_the_prober_but_not_the_kernel", probe_replies_reach_the_prober_but_not_the_kernel),
+    (
+        "a_node_without_the_address_receives_packets_from_it",
+        a_node_without_the_address_receives_packets_from_it,
+    ),
     ("the_rules_of_directors_are_watched", the_rules_of_directors_are_watched),
 ];
 
@@ -44,7 +59,7 @@ fn directed(reach: Reach, from: &[&str]) -> Table {
         reach,
         peers: BTreeSet::new(),
         masquerade: false,
-        leaving: false,
+        departing: false,
     });
     Table { directors: directors.collect(), ..table() }
 }
@@ -59,7 +74,7 @@ fn node(interface: &str) -> [Peer; 2] {
         peer.run(move || {
             add_address(&format!("{v4}.9/24"), "eth0");
             add_address(&format!("{v6}:9/64"), "eth0");
-            // The addresses are on the node, wherever the peer is.
+            // The addresses are on the node, for any position of the peer.
             run("ip", &["route", "replace", "10.0.0.100/32", "via", &format!("{v4}.1")]);
             run("ip", &["-6", "route", "replace", "fd00::100/128", "via", &format!("{v6}:1")]);
         });
@@ -68,7 +83,7 @@ fn node(interface: &str) -> [Peer; 2] {
     for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
         add_address(&format!("{vip}/{prefix}"), interface);
     }
-    // After our chain, before IPVS.
+    // After the table's chain, before IPVS.
     nft("add table inet seen");
     nft("add chain inet seen input { type filter hook input priority 95; }");
     for index in 0..VIPS.len() {
@@ -81,7 +96,7 @@ fn target(vip: &str) -> SocketAddr {
     SocketAddr::new(vip.parse::<IpAddr>().unwrap(), 6443)
 }
 
-/// Whether packets with the mark of `vip` were seen.
+/// Returns whether packets with the mark of `vip` were seen.
 fn seen(vip: usize) -> bool {
     let rules = nft("list chain inet seen input");
     let rule = rules.lines().filter(|line| line.contains("counter")).nth(vip).unwrap();
@@ -100,18 +115,18 @@ fn a_director_marks_only_where_the_address_is() {
     let server = listen(6443);
     block_on(find().apply(&directed(Reach::ArrivalInterface, &["lan"]))).unwrap();
     for (index, vip) in VIPS.iter().enumerate() {
-        assert!(!is_marked(&client, index, &server), "{vip} is on another link, like a dummy");
+        assert!(!is_marked(&client, index, &server), "{vip} is on another link, such as a dummy");
     }
     for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
         run("ip", &["addr", "del", &format!("{vip}/{prefix}"), "dev", "cali0"]);
         add_address(&format!("{vip}/{prefix}"), "lan");
     }
     for (index, vip) in VIPS.iter().enumerate() {
-        assert!(is_marked(&client, index, &server), "{vip} is where the packet arrives");
+        assert!(is_marked(&client, index, &server), "{vip} is on the arrival interface");
     }
 }
 
-fn an_address_of_somebody_else_is_directed() {
+fn an_address_that_other_software_manages_is_directed() {
     let [client, workload] = node("lo");
     let server = listen(6443);
     block_on(find().apply(&directed(Reach::Node, &[]))).unwrap();
@@ -120,12 +135,12 @@ fn an_address_of_somebody_else_is_directed() {
     }
 }
 
-fn an_address_that_servers_have_too() {
+fn a_node_that_only_serves_a_foreign_address_does_not_direct() {
     let [client, _workload] = node("lo");
     let server = listen(6443);
     block_on(find().apply(&directed(Reach::From, &[]))).unwrap();
     for (index, vip) in VIPS.iter().enumerate() {
-        assert!(!is_marked(&client, index, &server), "{vip} is for the server here");
+        assert!(!is_marked(&client, index, &server), "{vip} is for the local server");
     }
     block_on(find().apply(&directed(Reach::From, &["lan"]))).unwrap();
     for (index, vip) in VIPS.iter().enumerate() {
@@ -133,14 +148,14 @@ fn an_address_that_servers_have_too() {
     }
 }
 
-/// Applies what `change` makes of each director.
+/// Applies `change` to each director and the table to the kernel.
 fn apply(change: impl Fn(Director) -> Director) {
     let mut table = directed(Reach::ArrivalInterface, &["lan"]);
     table.directors = table.directors.into_iter().map(change).collect();
     block_on(find().apply(&table)).unwrap();
 }
 
-fn what_another_director_sends() {
+fn packets_of_another_director_go_to_the_local_server() {
     let [client, _workload] = node("lan");
     let server = listen(6443);
     let link = client.run(|| run("ip", &["-o", "link", "show", "dev", "eth0"]));
@@ -153,12 +168,12 @@ fn what_another_director_sends() {
     }
     apply(|director| Director { peers: [[2; 6]].into(), ..director });
     for index in 0..VIPS.len() {
-        assert!(is_marked(&client, index, &server), "from elsewhere");
+        assert!(is_marked(&client, index, &server), "from another interface");
     }
 }
 
-/// A connection that may make one hop only.
-fn ask(vip: &str) -> std::io::Result<socket2::Socket> {
+/// A connection with packets that may make one hop only.
+fn connect_by_one_hop(vip: &str) -> std::io::Result<socket2::Socket> {
     let domain = socket2::Domain::for_address(target(vip));
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     if domain == socket2::Domain::IPV4 {
@@ -170,18 +185,18 @@ fn ask(vip: &str) -> std::io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-fn what_has_no_hop_left() {
+fn packets_without_a_hop_left_go_to_the_local_server() {
     let [client, _workload] = node("lan");
     let server = listen(6443);
     apply(|director| director);
     for (index, vip) in VIPS.into_iter().enumerate() {
-        let _stream = client.run(move || ask(vip).unwrap());
+        let _stream = client.run(move || connect_by_one_hop(vip).unwrap());
         assert_eq!(accepted_at(&server), target(vip));
         assert!(!seen(index));
     }
 }
 
-fn who_leaves_refuses_questions() {
+fn a_departing_node_rejects_probes() {
     let [client, _workload] = node("lan");
     let server = listen(6443);
     apply(|director| director);
@@ -189,20 +204,20 @@ fn who_leaves_refuses_questions() {
         .iter()
         .map(|vip| (client.run(move || connect(target(vip))), server.accept().unwrap().0))
         .collect();
-    apply(|director| Director { leaving: true, ..director });
+    apply(|director| Director { departing: true, ..director });
     for (vip, (stream, accepted)) in VIPS.into_iter().zip(&mut open) {
         accepted.write_all(b"x").unwrap();
         stream.read_exact(&mut [0]).unwrap();
         stream.write_all(b"y").unwrap();
-        accepted.read_exact(&mut [0]).unwrap_or_else(|error| panic!("{vip}: what is open stays: {error}"));
-        let refused = client.run(move || ask(vip).unwrap_err().kind());
+        accepted.read_exact(&mut [0]).unwrap_or_else(|error| panic!("{vip}: open connections stay: {error}"));
+        let refused = client.run(move || connect_by_one_hop(vip).unwrap_err().kind());
         assert_eq!(refused, ErrorKind::ConnectionRefused);
         let _stream = client.run(move || connect(target(vip)));
         assert_eq!(accepted_at(&server), target(vip), "a client is not refused");
     }
 }
 
-fn others_still_reach_the_proxy() {
+fn clients_behind_other_interfaces_still_reach_the_proxy() {
     let [client, workload] = node("lan");
     let (server, proxy) = (listen(6443), listen(6444));
     block_on(find().apply(&directed(Reach::ArrivalInterface, &["lan"]))).unwrap();
@@ -217,7 +232,7 @@ fn others_still_reach_the_proxy() {
     }
 }
 
-/// IPVS forwards from within the input hook; here packets with its mark are simply sent.
+/// IPVS forwards from within the input hook; here packets with its mark are sent instead.
 fn a_director_masquerades_what_it_forwards() {
     let [client, _workload] = node("lan");
     let table = directed(Reach::ArrivalInterface, &["lan"]);
@@ -237,28 +252,28 @@ fn a_director_masquerades_what_it_forwards() {
         client.run(move || server.accept().unwrap().1.ip())
     };
     assert_eq!(source(mark(0).get()), ip("10.0.0.1"));
-    assert_eq!(source(mark(0).get() | 0x8000_0000), ip("10.0.0.1"), "bits of others do not matter");
+    assert_eq!(source(mark(0).get() | 0x8000_0000), ip("10.0.0.1"), "foreign bits do not matter");
     for other in [0, mark(1).get(), lb_proxy::MARK] {
         assert_eq!(source(other), ip("10.0.0.2"), "{other:#x}");
     }
 }
 
-/// Counts from now on what comes past our chain in the name of a server, and what this node's kernel resets.
-fn count_answers() {
-    nft("add table inet heard; delete table inet heard; add table inet heard");
-    nft("add chain inet heard answers { type filter hook prerouting priority -299; }");
-    nft("add rule inet heard answers iifname lan tcp sport 6443 counter");
-    nft("add chain inet heard resets { type filter hook output priority 0; }");
-    nft("add rule inet heard resets tcp flags & rst == rst counter");
+/// Counts replies of servers that pass the table's chain, and resets of this node's kernel.
+fn count_replies() {
+    nft("add table inet observed; delete table inet observed; add table inet observed");
+    nft("add chain inet observed replies { type filter hook prerouting priority -299; }");
+    nft("add rule inet observed replies iifname lan tcp sport 6443 counter");
+    nft("add chain inet observed resets { type filter hook output priority 0; }");
+    nft("add rule inet observed resets tcp flags & rst == rst counter");
 }
 
-/// Whether a chain of [`count_answers`] has counted nothing.
+/// Returns whether a chain of [`count_replies`] has counted nothing.
 fn is_quiet(chain: &str) -> bool {
-    nft(&format!("list chain inet heard {chain}")).contains("counter packets 0 ")
+    nft(&format!("list chain inet observed {chain}")).contains("counter packets 0 ")
 }
 
-/// The client's node is a server too: it has the addresses, and its processes answer in their name.
-fn who_asks_a_server_hears_what_the_kernel_does_not() {
+/// The client's node is a server too: it has the addresses, and its processes reply from them.
+fn probe_replies_reach_the_prober_but_not_the_kernel() {
     let [server, _workload] = node("lan");
     let _listener = server.run(|| {
         for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
@@ -273,18 +288,18 @@ fn who_asks_a_server_hears_what_the_kernel_does_not() {
         // IPv6 neighbours are looked for with a link-local address, which may take a moment.
         let mut answer = || acceptance.ask(&[question], Duration::from_secs(6)).unwrap()[&question];
         block_on(find().apply(&table)).unwrap();
-        count_answers();
+        count_replies();
         assert_eq!(answer(), Answer::Accepts, "{vip}");
-        assert!(is_quiet("answers") && is_quiet("resets"), "{vip}: the kernel sees and says nothing");
-        // Without the rule it does: it is IPv6 that resets.
+        assert!(is_quiet("replies") && is_quiet("resets"), "{vip}: the kernel neither sees nor answers them");
+        // Without the rule the kernel handles them, and resets for IPv6.
         block_on(find().remove(&table.name)).unwrap();
         assert_eq!(answer(), Answer::Accepts, "{vip}");
-        assert_eq!((is_quiet("answers"), is_quiet("resets")), (false, ip(vip).is_ipv4()), "{vip}");
+        assert_eq!((is_quiet("replies"), is_quiet("resets")), (false, ip(vip).is_ipv4()), "{vip}");
     }
 }
 
-/// The holder is another node at the moment, and this one is its client.
-fn a_node_without_the_address_hears_from_it() {
+/// Another node holds the address, and this one is its client.
+fn a_node_without_the_address_receives_packets_from_it() {
     let [holder, _workload] = node("lan");
     for (vip, prefix) in VIPS.into_iter().zip([32, 128]) {
         run("ip", &["addr", "del", &format!("{vip}/{prefix}"), "dev", "lan"]);
@@ -307,16 +322,16 @@ fn the_rules_of_directors_are_watched() {
     let mut table = directed(Reach::ArrivalInterface, &["lan", "cplbtun4"]);
     table.directors[0].masquerade = true;
     table.directors[0].peers = [[2; 6]].into();
-    table.directors[1].leaving = true;
+    table.directors[1].departing = true;
     let other = Director { vip: ip("10.0.0.101"), reach: Reach::From, ..table.directors[1].clone() };
     table.directors.push(Director { from: BTreeSet::new(), ..other });
     block_on(guard.apply(&table)).unwrap();
     assert_eq!(guard.present(&table).unwrap(), Presence::Intact);
     for change in [
-        "flush chain inet cplb direct",
-        "flush chain inet cplb forwarded",
-        "flush chain inet cplb leaving",
-        "flush chain inet cplb answers",
+        "flush chain inet cplb ipvs_mark",
+        "flush chain inet cplb ipvs_masquerade",
+        "flush chain inet cplb reject_probes",
+        "flush chain inet cplb drop_probe_replies",
         "add chain inet cplb more",
     ] {
         nft(change);

@@ -1,4 +1,4 @@
-//! nft missing, failing, hanging, without privilege: precise errors in bounded time.
+//! nft missing, failing, hanging or without privilege: precise errors in bounded time.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,12 +15,15 @@ use crate::{block_on, find, table};
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_missing_nft_names_the_package", a_missing_nft_names_the_package),
     ("nft_is_found_outside_path", nft_is_found_outside_path),
-    ("what_nft_says_is_reported", what_nft_says_is_reported),
+    ("error_text_of_nft_is_reported", error_text_of_nft_is_reported),
     ("a_hanging_nft_is_stopped", a_hanging_nft_is_stopped),
-    ("a_chatty_nft_is_cut_short", a_chatty_nft_is_cut_short),
-    ("an_nft_that_does_not_read_is_no_problem", an_nft_that_does_not_read_is_no_problem),
-    ("missing_kernel_features_are_told_apart", missing_kernel_features_are_told_apart),
-    ("an_nft_that_lies_is_found_out", an_nft_that_lies_is_found_out),
+    ("output_of_nft_is_bounded", output_of_nft_is_bounded),
+    ("an_nft_that_ignores_its_input_does_not_block", an_nft_that_ignores_its_input_does_not_block),
+    ("missing_kernel_features_are_distinguished", missing_kernel_features_are_distinguished),
+    (
+        "an_nft_that_reports_success_without_applying_is_detected",
+        an_nft_that_reports_success_without_applying_is_detected,
+    ),
     ("a_cancelled_apply_leaves_no_process", a_cancelled_apply_leaves_no_process),
     ("a_failed_apply_keeps_the_previous_table", a_failed_apply_keeps_the_previous_table),
     ("without_privilege_the_capability_is_named", without_privilege_the_capability_is_named),
@@ -45,8 +48,8 @@ pub(crate) fn probe() -> ExitCode {
 fn fake(script: &str) -> (TempDir, Nft) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nft");
-    // Not written by this process: a child that another thread forks meanwhile would hold the file open for
-    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    // Not written by this process: a child that another thread forks meanwhile would hold the file open for writing,
+    // and the kernel refuses to run such a file (ETXTBSY).
     let mut install = Command::new("install")
         .args(["-m", "755", "/dev/stdin"])
         .arg(&path)
@@ -86,7 +89,7 @@ fn nft_is_found_outside_path() {
     assert_eq!(Nft::find_from(Some(&path)).unwrap().path(), fake.path(), "PATH comes first");
 }
 
-fn what_nft_says_is_reported() {
+fn error_text_of_nft_is_reported() {
     let (_directory, mut nft) = fake("echo 'internal:0:0-0: Error: something odd' >&2; exit 1");
     let error = failure(&mut nft);
     assert!(matches!(&error, RunError::Failed { status, text }
@@ -114,14 +117,14 @@ fn a_hanging_nft_is_stopped() {
     assert!(!PathBuf::from(format!("/proc/{}", pid.trim())).exists(), "killed and reaped");
 }
 
-fn a_chatty_nft_is_cut_short() {
+fn output_of_nft_is_bounded() {
     let (_directory, mut nft) = fake("head -c 5000000 /dev/zero | tr '\\0' x >&2; exit 1");
     let error = failure(&mut nft);
     let RunError::Failed { text, .. } = &error else { panic!("{error:?}") };
     assert_eq!(text.len(), 16 * 1024);
 }
 
-fn an_nft_that_does_not_read_is_no_problem() {
+fn an_nft_that_ignores_its_input_does_not_block() {
     let (_directory, mut nft) = fake("exec <&-; echo no thanks >&2; exit 3");
     let vips = (0..20_000u32).map(|n| ip(&format!("10.{}.{}.{}", n >> 16, (n >> 8) & 255, n & 255)));
     let large = Table { vips: vips.collect(), ..table() };
@@ -132,7 +135,7 @@ fn an_nft_that_does_not_read_is_no_problem() {
     );
 }
 
-fn missing_kernel_features_are_told_apart() {
+fn missing_kernel_features_are_distinguished() {
     let says = |text: &str| failure(&mut fake(&format!("echo '{text}' >&2; exit 1")).1);
     let error = says("internal:0:0-0: Error: Could not process rule: Operation not supported");
     assert!(matches!(error, RunError::Unsupported { .. }), "{error:?}");
@@ -142,11 +145,11 @@ fn missing_kernel_features_are_told_apart() {
     assert!(matches!(error, RunError::Permission { .. }), "{error:?}");
 }
 
-fn an_nft_that_lies_is_found_out() {
+fn an_nft_that_reports_success_without_applying_is_detected() {
     let error = block_on(fake("cat >/dev/null; exit 0").1.apply(&table())).unwrap_err();
     assert!(matches!(&error, ApplyError::Contended { .. }), "{error:?}");
     assert!(error.to_string().contains("inet cplb"), "{error}");
-    // Applied, but not all of it: as if somebody had taken an address out at once.
+    // Applied, but incompletely, as if other software had removed an address at once.
     let (_directory, mut partial) = fake("sed 's/,\"elem\":\\[\"10.0.0.100\"\\]//' | nft -j -f -");
     let error = block_on(partial.apply(&table())).unwrap_err();
     assert!(matches!(&error, ApplyError::Contended { .. }), "{error:?}");
@@ -172,12 +175,12 @@ fn a_cancelled_apply_leaves_no_process() {
         }
     });
     let deadline = Instant::now() + Duration::from_secs(5);
-    // Killed; the runtime that would have reaped it is gone as well.
-    let gone = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
+    // Killed; the runtime that would have reaped it has ended as well.
+    let has_ended = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat.contains(") Z "),
         Err(_) => true,
     };
-    while !gone() {
+    while !has_ended() {
         assert!(Instant::now() < deadline, "{pid} runs on");
         std::thread::yield_now();
     }
@@ -206,6 +209,6 @@ fn without_privilege_the_capability_is_named() {
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<_> = text.lines().collect();
     assert!(lines[0].starts_with("apply: nft needs CAP_NET_ADMIN"), "{text}");
-    assert!(text.contains("it said: "), "{text}");
+    assert!(text.contains("nft reported: "), "{text}");
     assert!(text.contains("remove: nft needs CAP_NET_ADMIN"), "{text}");
 }

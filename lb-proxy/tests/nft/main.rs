@@ -1,5 +1,5 @@
-//! The nftables table, and what else takes a network, on a real kernel, in network namespaces that the test makes;
-//! no root needed.
+//! The nftables table, and other tests that need a network of their own, on a real kernel, in network namespaces that
+//! the test makes; no root needed.
 //!
 //! No default harness: it has threads, and a process with threads cannot enter a user namespace.
 
@@ -32,10 +32,10 @@ fn table() -> Table {
     }
 }
 
-/// A test that shows the same in every mode.
+/// A test that runs in every mode.
 type InMode = (&'static str, fn(Mode));
 
-/// How packets from other hosts reach the proxy.
+/// Delivery of packets from other hosts to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Transparent,

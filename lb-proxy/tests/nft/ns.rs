@@ -78,7 +78,7 @@ impl Peer {
         peer
     }
 
-    /// Does `job` in the peer's namespace.
+    /// Runs `job` in the peer's namespace.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         self.jobs.send(Box::new(move || drop(done.send(job())))).unwrap();
@@ -102,8 +102,8 @@ pub(crate) fn nft(command: &str) -> String {
     run("nft", &["-a", command])
 }
 
-/// Adds an address the way the keeper does, without duplicate address detection, and waits until it is local:
-/// on an interface that only just came up IPv6 is a moment late.
+/// Adds an address like the keeper, without duplicate address detection, and waits until it is local: IPv6 on an
+/// interface that has just come up takes a moment.
 pub(crate) fn add_address(address: &str, interface: &str) {
     let Some((ip, _)) = address.split_once('/') else { panic!("{address} has no prefix length") };
     if !ip.contains(':') {
@@ -131,7 +131,7 @@ pub(crate) fn accepted_at(listener: &TcpListener) -> SocketAddr {
     SocketAddr::new(local.ip().to_canonical(), local.port())
 }
 
-/// Whether no connection waits at `listener`.
+/// Returns whether no connection waits at `listener`.
 pub(crate) fn is_idle(listener: &TcpListener) -> bool {
     let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).unwrap() == 0
@@ -141,7 +141,7 @@ pub(crate) fn listen(port: u16) -> TcpListener {
     soon(|| TcpListener::bind(("::", port))).unwrap()
 }
 
-/// Tries again while an address is in use: a process that another test starts has a listener that was closed just now
+/// Retries while an address is in use: a process that another test starts keeps the descriptor of a closed listener
 /// until it runs its program.
 fn soon<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let deadline = Instant::now() + Duration::from_secs(2);
@@ -155,7 +155,7 @@ fn soon<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// As the proxy listens, so that `tproxy` can assign connections.
+/// Listens like the proxy, so that `tproxy` can assign connections.
 pub(crate) fn listen_transparent(port: u16) -> TcpListener {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_reuse_address(true).unwrap();

@@ -1,5 +1,5 @@
-//! What other software on a node does to packets for a virtual address: firewalls, kube-proxy, bridges, servers on the
-//! service's own port.
+//! Effects of other software on packets to a virtual address: firewalls, kube-proxy, bridges, servers on the service's
+//! own port.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_firewall_sees_the_port_that_clients_use", a_firewall_sees_the_port_that_clients_use),
     ("a_firewall_may_accept_translated_connections", a_firewall_may_accept_translated_connections),
     ("untracked_connections_reach_the_proxy", untracked_connections_reach_the_proxy),
-    ("sessions_outlive_a_change_of_delivery", sessions_outlive_a_change_of_delivery),
+    ("sessions_survive_a_change_of_delivery", sessions_survive_a_change_of_delivery),
     ("endpoints_of_ipvs_arrive_at_the_proxys_port", endpoints_of_ipvs_arrive_at_the_proxys_port),
     ("a_server_binds_the_services_port_beside_sessions", a_server_binds_the_services_port_beside_sessions),
 ];
@@ -78,7 +78,7 @@ fn holder_and_client() -> Peer {
     client
 }
 
-/// How a connect that must fail does.
+/// Returns the error of a connect that must fail.
 fn failure(from: &Peer, to: SocketAddr) -> ErrorKind {
     from.run(move || TcpStream::connect_timeout(&to, SHORT)).expect_err("no connection").kind()
 }
@@ -94,7 +94,7 @@ fn a_firewall_sees_the_port_that_clients_use() {
             assert_eq!(connected, reached, "{mode:?} {vip}");
         }
         assert_eq!(accepted_at(&proxy), vip);
-        // What the firewall does not accept, our table does not let through.
+        // The table does not admit packets that the firewall does not accept.
         nft("flush chain inet fw input");
         assert_eq!(failure(&client, vip), ErrorKind::TimedOut);
         nft("delete table inet fw");
@@ -102,7 +102,7 @@ fn a_firewall_sees_the_port_that_clients_use() {
     }
 }
 
-/// The line of the documentation for where connections are translated.
+/// The documented firewall rule for connections that are translated.
 fn a_firewall_may_accept_translated_connections() {
     let client = holder_and_client();
     let proxy = listen(6444);
@@ -155,11 +155,11 @@ fn later_dnat_takes_no_connection_away(mode: Mode) {
     nft("delete table inet cplb");
     for vip in [VIP4, VIP6] {
         let _remote = client.run(move || connect(vip));
-        assert_eq!(accepted_at(&server).port(), 8443, "those rules work");
+        assert_eq!(accepted_at(&server).port(), 8443, "control: the foreign rules apply");
     }
 }
 
-/// Client and workload on bridges of the node, whose packets visit the hooks of IP twice.
+/// Client and workload on bridges of the node: their packets visit the hooks of IP twice.
 fn bridged_packets_reach_the_proxy(mode: Mode) {
     let (client, workload) = (Peer::new("uplink"), Peer::new("veth0"));
     for (bridge, port) in [("br0", "uplink"), ("cni0", "veth0")] {
@@ -198,17 +198,17 @@ fn bridged_packets_reach_the_proxy(mode: Mode) {
     assert!(is_idle(&server));
 }
 
-/// The proxy is gone, as after SIGKILL; the node's own API server listens on all addresses.
+/// The proxy is dead, as after SIGKILL; the node's own API server listens on all addresses.
 fn a_server_on_the_services_port_gets_no_connection(mode: Mode) {
     let client = holder_and_client();
     let server = listen(6443);
-    // Connected before the table was there, and not to be disturbed.
+    // Connected before the table was applied; the table must not disturb it.
     let [mut early4, mut early6] = [VIP4, VIP6].map(|vip| client.run(move || connect(vip)));
     let accepted = [(); 2].map(|()| server.accept().unwrap().0);
     let proxy = mode.listen(6444);
     apply(&mode.table());
     let sessions = [VIP4, VIP6].map(|vip| (client.run(move || connect(vip)), proxy.accept().unwrap().0));
-    // A process that another test starts at this moment may have the descriptor, too.
+    // A process that another test starts at this moment may hold the descriptor, too.
     SockRef::from(&proxy).shutdown(Shutdown::Both).unwrap();
     for vip in [VIP4, VIP6] {
         assert_eq!(failure(&client, vip), ErrorKind::TimedOut, "{vip}");
@@ -217,7 +217,7 @@ fn a_server_on_the_services_port_gets_no_connection(mode: Mode) {
     for (mut far, mut near) in sessions {
         exchange(&mut far, &mut near);
     }
-    // Where packets are translated, the first one that is tracked makes a connection new.
+    // Where packets are translated, the first tracked packet counts as a new connection.
     for mut near in accepted.into_iter().filter(|_| mode == Mode::Transparent) {
         let is_v6 = near.local_addr().unwrap().ip().to_canonical().is_ipv6();
         exchange(if is_v6 { &mut early6 } else { &mut early4 }, &mut near);
@@ -226,7 +226,7 @@ fn a_server_on_the_services_port_gets_no_connection(mode: Mode) {
     assert_eq!(accepted_at(&server).ip(), ip("10.0.0.1"), "its own address is not touched");
 }
 
-/// One word each way.
+/// Exchanges one word each way.
 fn exchange(far: &mut TcpStream, near: &mut TcpStream) {
     pass(far, near);
     pass(near, far);
@@ -277,7 +277,7 @@ fn other_hosts_are_refused_at_the_bind_port(mode: Mode) {
     assert_eq!(open(&proxy), [false, false, true, true]);
 }
 
-fn sessions_outlive_a_change_of_delivery() {
+fn sessions_survive_a_change_of_delivery() {
     let client = holder_and_client();
     let proxy = listen_transparent(6444);
     let except = Delivery::Transparent { except: [VIP4, VIP6].into() };

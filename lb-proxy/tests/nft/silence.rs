@@ -1,4 +1,4 @@
-//! Clients that are gone without a word, as after a power failure.
+//! Clients that vanish without a FIN or RST, as after a power failure.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use lb_proxy::{LoadBalancer, Options, Service};
 use crate::ns::{Peer, add_address, connect, nft};
 
 pub(crate) const TESTS: &[(&str, fn())] =
-    &[("an_idle_client_that_is_gone_is_found", an_idle_client_that_is_gone_is_found)];
+    &[("the_session_of_a_vanished_idle_client_ends", the_session_of_a_vanished_idle_client_ends)];
 
 fn sessions(balancer: &LoadBalancer) -> usize {
     balancer.snapshot().workers.iter().map(|worker| worker.sessions).sum()
 }
 
-fn an_idle_client_that_is_gone_is_found() {
+fn the_session_of_a_vanished_idle_client_ends() {
     let client = Peer::new("lan");
     add_address("10.0.0.1/24", "lan");
     client.run(|| add_address("10.0.0.9/24", "eth0"));
@@ -33,7 +33,7 @@ fn an_idle_client_that_is_gone_is_found() {
     let mut far: TcpStream = client.run(move || connect(listen));
     let (mut near, _) = backend.accept().unwrap();
     thread::sleep(2 * limit);
-    assert_eq!(sessions(&balancer), 1, "one that is there answers probes");
+    assert_eq!(sessions(&balancer), 1, "a present client answers probes");
     far.write_all(b"still here").unwrap();
     near.read_exact(&mut [0; 10]).unwrap();
 
@@ -45,10 +45,10 @@ fn an_idle_client_that_is_gone_is_found() {
     });
     let start = Instant::now();
     while sessions(&balancer) > 0 {
-        assert!(start.elapsed() < 5 * limit, "the client is not missed");
+        assert!(start.elapsed() < 5 * limit, "the session does not end");
         thread::sleep(Duration::from_millis(20));
     }
-    println!("an idle client that is gone was missed after {:?}", start.elapsed());
+    println!("the session of a vanished idle client ended after {:?}", start.elapsed());
     let error = near.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }

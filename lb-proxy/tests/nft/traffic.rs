@@ -1,4 +1,4 @@
-//! Where connections to a VIP arrive while the table is applied.
+//! The destination of connections to a VIP while the table is applied.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -19,12 +19,15 @@ pub(crate) const TESTS: &[InMode] = &[
     ("the_node_itself_reaches_the_proxy_through_the_vip", the_node_itself_reaches_the_proxy_through_the_vip),
     ("another_host_reaches_the_proxy_through_the_vip", another_host_reaches_the_proxy_through_the_vip),
     ("a_link_local_vip_is_redirected", a_link_local_vip_is_redirected),
-    ("an_interface_without_addresses_works", an_interface_without_addresses_works),
+    (
+        "clients_behind_an_interface_without_addresses_reach_the_proxy",
+        clients_behind_an_interface_without_addresses_reach_the_proxy,
+    ),
     ("a_vip_on_another_host_is_left_alone", a_vip_on_another_host_is_left_alone),
-    ("a_vip_that_is_gone_says_nothing", a_vip_that_is_gone_says_nothing),
-    ("a_proxy_that_is_not_there_refuses_nobody", a_proxy_that_is_not_there_refuses_nobody),
+    ("no_packet_leaves_from_a_removed_vip", no_packet_leaves_from_a_removed_vip),
+    ("without_a_proxy_clients_get_no_refusal", without_a_proxy_clients_get_no_refusal),
     ("marked_connections_are_not_redirected", marked_connections_are_not_redirected),
-    ("services_have_ports_of_their_own", services_have_ports_of_their_own),
+    ("each_service_reaches_its_own_port", each_service_reaches_its_own_port),
     ("replacing_the_table_loses_no_connection", replacing_the_table_loses_no_connection),
 ];
 
@@ -79,29 +82,30 @@ fn the_node_itself_reaches_the_proxy_through_the_vip(mode: Mode) {
     assert!(TcpStream::connect(("10.0.0.1", 6443)).is_err());
 }
 
-/// A client that asks again meets the next one.
-fn a_proxy_that_is_not_there_refuses_nobody(mode: Mode) {
+/// After a dropped SYN a client connects by its next one.
+fn without_a_proxy_clients_get_no_refusal(mode: Mode) {
     const SHORT: Duration = Duration::from_millis(300);
     let client = node_and_client();
     add_address("10.0.0.100/32", "lan");
     add_address("fd00::100/128", "lan");
     apply(&mode.table());
-    let ask = |to: SocketAddr| TcpStream::connect_timeout(&to, SHORT).expect_err("nobody listens").kind();
+    let connect_error =
+        |to: SocketAddr| TcpStream::connect_timeout(&to, SHORT).expect_err("no socket listens").kind();
     for vip in [VIP4, VIP6] {
-        assert_eq!(client.run(move || ask(vip)), std::io::ErrorKind::TimedOut, "{vip}");
-        assert_eq!(ask(vip), std::io::ErrorKind::TimedOut, "{vip}, from the node itself");
+        assert_eq!(client.run(move || connect_error(vip)), std::io::ErrorKind::TimedOut, "{vip}");
+        assert_eq!(connect_error(vip), std::io::ErrorKind::TimedOut, "{vip}, from the node itself");
     }
-    // Other addresses of the node refuse as ever.
-    assert_eq!(ask(([10, 0, 0, 1], 6444).into()), std::io::ErrorKind::ConnectionRefused);
+    // Other addresses of the node still refuse.
+    assert_eq!(connect_error(([10, 0, 0, 1], 6444).into()), std::io::ErrorKind::ConnectionRefused);
     for vip in [VIP4, VIP6] {
         std::thread::scope(|scope| {
             let patient = move || TcpStream::connect_timeout(&vip, Duration::from_secs(8));
             let client = &client;
-            let asks = scope.spawn(move || client.run(patient));
+            let connecting = scope.spawn(move || client.run(patient));
             std::thread::sleep(SHORT);
             let proxy = mode.listen(6444);
-            let mut stream = asks.join().unwrap().expect("the second SYN is heard");
-            // Refusals of the proxy itself arrive.
+            let mut stream = connecting.join().unwrap().expect("the second SYN is accepted");
+            // Resets that the proxy itself sends arrive.
             let (accepted, _) = proxy.accept().unwrap();
             socket2::SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
             drop(accepted);
@@ -131,7 +135,7 @@ fn a_link_local_vip_is_redirected(mode: Mode) {
     apply(&Table { vips: [ip("fe80::100")].into(), ..mode.table() });
     let target = |scope| SocketAddr::V6(SocketAddrV6::new("fe80::100".parse().unwrap(), 6443, 0, scope));
     let scope_of = |output: String| output.split(':').next().unwrap().parse::<u32>().unwrap();
-    // The interface's number is its scope.
+    // The interface's index is the address's scope.
     let remote = client.run(move || scope_of(run("ip", &["-o", "link", "show", "eth0"])));
     let _stream = client.run(move || connect(target(remote)));
     assert_eq!(accepted_at(&proxy).ip(), ip("fe80::100"));
@@ -145,8 +149,8 @@ fn mac_of(interface: &str) -> String {
     link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// As Calico's veths: the node's end has no address at all, only a route to the workload.
-fn an_interface_without_addresses_works(mode: Mode) {
+/// A veth as Calico makes it: the node's end has no address, only a route to the workload.
+fn clients_behind_an_interface_without_addresses_reach_the_proxy(mode: Mode) {
     let _client = node_and_client();
     add_address("10.0.0.100/32", "lan");
     add_address("fd00::100/128", "lan");
@@ -208,8 +212,8 @@ fn a_vip_on_another_host_is_left_alone(mode: Mode) {
     assert_eq!(accepted_at(&proxy), mode.arrival(VIP4, 6444));
 }
 
-/// The kernel sends data and resets for sockets whose address is gone.
-fn a_vip_that_is_gone_says_nothing(mode: Mode) {
+/// The kernel sends data and resets for sockets of a removed address.
+fn no_packet_leaves_from_a_removed_vip(mode: Mode) {
     for guarded in [false, true] {
         let client = node_and_client();
         add_address("10.0.0.100/32", "lan");
@@ -225,11 +229,11 @@ fn a_vip_that_is_gone_says_nothing(mode: Mode) {
             run("ip", &["addr", "del", address, "dev", "lan"]);
             near.write_all(b"from nowhere").unwrap();
             far.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-            let heard = far.read(&mut [0; 32]).map_err(|error| error.kind());
+            let received = far.read(&mut [0; 32]).map_err(|error| error.kind());
             // A transparent socket may send from any address, in IPv4, too.
             let speaks = !guarded && (vip == VIP6 || mode == Mode::Transparent);
             let expected = if speaks { Ok(12) } else { Err(std::io::ErrorKind::WouldBlock) };
-            assert_eq!(heard, expected, "guarded: {guarded}, {vip}");
+            assert_eq!(received, expected, "guarded: {guarded}, {vip}");
         }
         run("ip", &["link", "del", "lan"]);
     }
@@ -262,7 +266,7 @@ fn marked_connections_are_not_redirected(mode: Mode) {
     assert_eq!(accepted_at(&proxy), at(6444, VIP4));
 }
 
-/// kube-proxy masquerades and drops by bits of the mark; so does the CNI plugin portmap.
+/// kube-proxy and the CNI plugin portmap masquerade and drop by bits of the mark.
 fn kube_proxys_rules_leave_marked_connections_alone() {
     let peer = node_and_client();
     add_address("10.0.0.2/24", "lan");
@@ -277,18 +281,18 @@ fn kube_proxys_rules_leave_marked_connections_alone() {
     let source_seen = |mark: u32| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
         socket.set_mark(mark).unwrap();
-        // Not the address that masquerading chooses.
+        // An address that masquerading does not choose.
         socket.bind(&SocketAddr::from(([10, 0, 0, 2], 0)).into()).unwrap();
         let target = SocketAddr::from(([10, 0, 0, 9], 6443));
         socket.connect_timeout(&target.into(), Duration::from_millis(500)).ok()?;
         Some(backend.accept().unwrap().1.ip().to_canonical())
     };
     assert_eq!(source_seen(MARK), Some(ip("10.0.0.2")));
-    assert_eq!(source_seen(MARK | 0x4000), Some(ip("10.0.0.1")), "the rules work");
-    assert_eq!(source_seen(MARK | 0x8000), None, "the rules work");
+    assert_eq!(source_seen(MARK | 0x4000), Some(ip("10.0.0.1")), "control: the foreign rules apply");
+    assert_eq!(source_seen(MARK | 0x8000), None, "control: the foreign rules apply");
 }
 
-fn services_have_ports_of_their_own(mode: Mode) {
+fn each_service_reaches_its_own_port(mode: Mode) {
     let client = node_and_client();
     add_address("10.0.0.100/32", "lan");
     add_address("fd00::100/128", "lan");

@@ -1,4 +1,4 @@
-//! What `present` notices, and what it costs.
+//! The changes that `present` detects, and its cost.
 
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
@@ -10,14 +10,17 @@ use crate::ns::{ip, nft};
 use crate::{block_on, find, redirects, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
-    ("every_change_by_somebody_else_is_noticed", every_change_by_somebody_else_is_noticed),
-    ("changes_of_other_tables_do_not_matter", changes_of_other_tables_do_not_matter),
-    ("only_what_was_applied_is_present", only_what_was_applied_is_present),
-    ("removal_leaves_nothing_and_may_be_repeated", removal_leaves_nothing_and_may_be_repeated),
+    ("every_change_by_other_software_is_noticed", every_change_by_other_software_is_noticed),
+    ("changes_of_other_tables_leave_the_table_intact", changes_of_other_tables_leave_the_table_intact),
+    ("only_the_applied_table_is_present", only_the_applied_table_is_present),
+    ("removal_deletes_the_table_and_is_idempotent", removal_deletes_the_table_and_is_idempotent),
     ("names_keep_tables_apart", names_keep_tables_apart),
     ("many_vips_and_services_are_watched", many_vips_and_services_are_watched),
-    ("looking_costs_microseconds", looking_costs_microseconds),
-    ("busy_neighbours_do_not_prevent_an_apply", busy_neighbours_do_not_prevent_an_apply),
+    ("a_presence_check_costs_microseconds", a_presence_check_costs_microseconds),
+    (
+        "concurrent_changes_of_other_tables_do_not_prevent_an_apply",
+        concurrent_changes_of_other_tables_do_not_prevent_an_apply,
+    ),
 ];
 
 fn applied(table: &Table) -> Nft {
@@ -33,7 +36,7 @@ fn rule_handle(chain: &str) -> String {
     rule.rsplit(' ').next().unwrap().to_owned()
 }
 
-fn every_change_by_somebody_else_is_noticed() {
+fn every_change_by_other_software_is_noticed() {
     let changes = [
         "delete table inet cplb".to_owned(),
         "flush ruleset".to_owned(),
@@ -64,7 +67,7 @@ fn every_change_by_somebody_else_is_noticed() {
     assert!(listing.contains("chain prerouting") && !listing.contains("chain mine"), "{listing}");
 }
 
-fn changes_of_other_tables_do_not_matter() {
+fn changes_of_other_tables_leave_the_table_intact() {
     nft("add table inet filter; add chain inet filter input { type filter hook input priority 0; }");
     nft("add rule inet filter input tcp dport 22 counter accept");
     nft("add table ip cplb; add chain ip cplb output");
@@ -85,7 +88,7 @@ fn changes_of_other_tables_do_not_matter() {
     );
 }
 
-fn only_what_was_applied_is_present() {
+fn only_the_applied_table_is_present() {
     let mut guard = find();
     assert_eq!(guard.present(&table()).unwrap(), Presence::Missing, "nothing applied");
     block_on(guard.apply(&table())).unwrap();
@@ -95,7 +98,7 @@ fn only_what_was_applied_is_present() {
     assert_eq!(guard.present(&other).unwrap(), Presence::Intact);
     assert_eq!(guard.present(&table()).unwrap(), Presence::Missing);
     assert!(!nft("list table inet cplb").contains("10.0.0.100"));
-    // A successor process takes over what it finds by applying.
+    // A successor process takes over the table by applying its own.
     let mut successor = find();
     assert_eq!(successor.present(&other).unwrap(), Presence::Missing);
     block_on(successor.apply(&other)).unwrap();
@@ -103,7 +106,7 @@ fn only_what_was_applied_is_present() {
     assert_eq!(guard.present(&other).unwrap(), Presence::Missing, "no longer the predecessor's");
 }
 
-fn removal_leaves_nothing_and_may_be_repeated() {
+fn removal_deletes_the_table_and_is_idempotent() {
     let mut guard = find();
     let name = TableName::default();
     block_on(guard.remove(&name)).unwrap();
@@ -148,7 +151,7 @@ fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
-fn looking_costs_microseconds() {
+fn a_presence_check_costs_microseconds() {
     const ROUNDS: u32 = 2000;
     let ports = [(6443, 6444), (8132, 8133), (9443, 6446)];
     let table = Table { redirects: redirects(&ports), ..table() };
@@ -167,16 +170,16 @@ fn looking_costs_microseconds() {
         changed += (processor_time() - start) / 50;
     }
     println!("present: {unchanged:?} of processor time while nothing changes, {changed:?} after a change");
-    // One look each second may take a tenth of the daemon's 0.3 %.
+    // One check each second may take a tenth of the daemon's 0.3 %.
     assert!(unchanged < Duration::from_micros(100), "{unchanged:?}");
     assert!(unchanged * 4 < changed, "the table is read only after a change: {unchanged:?}, {changed:?}");
     assert!(changed < Duration::from_millis(1), "{changed:?}");
 }
 
-fn busy_neighbours_do_not_prevent_an_apply() {
+fn concurrent_changes_of_other_tables_do_not_prevent_an_apply() {
     let (stop, stopped) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        // A failing assertion below must end the noise, too.
+        // The noise must also end after a failed assertion below.
         let stop = stop;
         // A thread inherits the namespace of the one that starts it.
         scope.spawn(move || {

@@ -191,7 +191,7 @@ impl Directed {
     }
 
     pub(super) fn standing(&self, member: &Member, results: &ProbeResults) -> Standing {
-        if matches!(member.state, BackendState::Down | BackendState::Leaving) {
+        if matches!(member.state, BackendState::Down | BackendState::Terminating) {
             return Standing::Down;
         }
         let Some(ask) = self.probe_target(member) else { return Standing::Good };
@@ -241,7 +241,7 @@ impl Directed {
             },
             peers: BTreeSet::new(),
             masquerade: self.kind == LbKind::Nat,
-            leaving: false,
+            departing: false,
         }
     }
 }
@@ -383,9 +383,9 @@ mod tests {
 
     #[test]
     fn a_server_that_shuts_down_keeps_its_connections() {
-        use BackendState::{Down, Leaving, Up};
+        use BackendState::{Down, Terminating, Up};
         let refusing = Member { spares_sessions: true, ..member(13, 1, Down) };
-        let members = [member(11, 1, Up), member(12, 1, Leaving), refusing];
+        let members = [member(11, 1, Up), member(12, 1, Terminating), refusing];
         assert_eq!(weights(&members), (vec![([10, 0, 0, 11].into(), 1)], vec![false; 3]));
         assert_eq!(weights(&members[1..]).0.len(), 2, "better than nothing");
     }

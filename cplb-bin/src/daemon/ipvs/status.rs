@@ -65,7 +65,7 @@ impl Directed {
             let reason = match (self.standing(member, results), result(member)) {
                 _ if member.addr.ip().is_loopback() => return None,
                 _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
-                _ if member.state == BackendState::Leaving => "shuts down".to_owned(),
+                _ if member.state == BackendState::Terminating => "shuts down".to_owned(),
                 (Standing::Good, _) => return None,
                 (Standing::Down, Some(also @ (ProbeResult::NotOnLink | ProbeResult::Refuses))) => {
                     format!("fails its health checks, and {also}")

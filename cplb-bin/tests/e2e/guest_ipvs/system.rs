@@ -285,7 +285,7 @@ pub(crate) fn reload(kind: &str) {
         let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));
         gone(&node.exec("ipvsadm", ["-Ln"]).expect("it works"), &["FWM"])
             && gone(&node.exec("ip", ["link"]).expect("it works"), &["dummyvip0"])
-            && gone(&node.exec("nft", ["list", "ruleset"]).expect("it works"), &["chain direct"])
+            && gone(&node.exec("nft", ["list", "ruleset"]).expect("it works"), &["chain ipvs_mark"])
             && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it is there") == "0"
     };
     for round in 0..2 {
