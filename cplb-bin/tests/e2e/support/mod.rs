@@ -340,7 +340,7 @@ impl Cluster {
             .every(Duration::from_millis(20))
             .start(self.client())
             .expect("the probe starts");
-        if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+        if let Err(error) = probe.wait_for_success(Instant::now(), patience()) {
             self.fail(&format!("the VIP does not answer: {error}"));
         }
         owner
@@ -354,9 +354,9 @@ impl Cluster {
             .sum()
     }
 
-    /// Waits up to [`PATIENCE`]; fails with all logs.
+    /// Waits up to [`patience`]; fails with all logs.
     pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) -> Duration {
-        match wait_until(what, PATIENCE, condition) {
+        match wait_until(what, patience(), condition) {
             Ok(took) => took,
             Err(error) => self.fail(&error.to_string()),
         }
@@ -373,6 +373,12 @@ impl Cluster {
             self.fail(&why());
         }
     }
+}
+
+/// Time for what takes a few seconds at most. An emulated guest computes some twenty times as slowly, and shares the
+/// machine with other tests.
+fn patience() -> Duration {
+    if testbed::guest::is_guest() { 4 * PATIENCE } else { PATIENCE }
 }
 
 /// The median of some durations.
