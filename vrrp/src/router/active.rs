@@ -38,14 +38,14 @@ struct Contention {
     since: Instant,
     /// They are gone unless they advertise before this time.
     until: Instant,
-    /// Another node has announced one of the addresses meanwhile.
-    announced: bool,
+    /// The time since which another node has announced one of the addresses.
+    announced: Option<Instant>,
 }
 
 impl Contention {
     /// Goes on, or begins anew after a silence.
     fn heard(before: Option<Self>, now: Instant, down: Duration) -> Self {
-        let fresh = Self { since: now, until: now, announced: false };
+        let fresh = Self { since: now, until: now, announced: None };
         Self { until: now + down, ..before.filter(|it| now <= it.until).unwrap_or(fresh) }
     }
 }
@@ -99,6 +99,12 @@ impl Active {
             return State::Active(self);
         }
         core.counters.rival_advertisements += 1;
+        if heard.standing == Standing::Controller
+            && let Some(others) = &mut self.others
+        {
+            // The announcement heard before may have been this controller's, after a split for instance.
+            others.announced = None;
+        }
         let Some(own) = core.own() else { return State::Active(self) };
         // RFC 9568 §6.4.3: the higher priority wins, among equals the higher address, unsigned in network order.
         if (heard.priority, heard.source) > (self.advertised, own) && !core.is_weaker_stranger(heard) {
@@ -177,7 +183,7 @@ impl Active {
             return State::Active(self);
         }
         if let Some(others) = self.others.as_mut().filter(|it| lasts(it)) {
-            others.announced = true;
+            others.announced.get_or_insert(now);
         } else if now >= core.since + core.config.interval() {
             let Announcement { mac, ip } = announcement;
             core.warn(Warning::AnnouncedElsewhere { ip, mac });
@@ -238,7 +244,9 @@ impl Active {
             if heard.standing != Standing::Stranger {
                 core.warn(Warning::Contended { source: heard.source });
             }
-            if (known || announced) && !self.is_heard(core, heard) {
+            // A controller that has announced the addresses advertises before so long a time is over.
+            let proven = announced.is_some_and(|announced| now >= announced + down);
+            if (known || proven) && !self.is_heard(core, heard) {
                 return self.unheard(core, now, heard);
             }
         }

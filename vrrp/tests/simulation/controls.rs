@@ -36,6 +36,7 @@ impl World {
         let node = &mut self.nodes[node];
         node.process = Process::Dead;
         node.inbox.clear();
+        node.jobs.clear();
         (node.claim, node.watching) = (None, false);
         node.kernel.epoch += 1;
     }
@@ -57,6 +58,7 @@ impl World {
         host.wake_at = None;
         (host.claim, host.watching) = (None, false);
         host.inbox.clear();
+        host.jobs.clear();
         let kernel =
             Kernel { lease: host.kernel.lease + 1, epoch: host.kernel.epoch + 1, ..Kernel::default() };
         host.kernel = kernel;

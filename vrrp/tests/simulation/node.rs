@@ -11,7 +11,7 @@ use vrrp::{
     RouterConfig, Version, VirtualRouter, Vrid,
 };
 
-use crate::world::Frame;
+use crate::world::{Frame, Job};
 
 /// Which addresses a virtual router has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) link_up: bool,
     /// How long the keeper thread is kept from running.
     pub(crate) keeper_delay: Duration,
+    /// The work that the keeper thread has not done yet, first in, first out.
+    pub(crate) jobs: VecDeque<Job>,
     /// What arrived while the process was paused.
     pub(crate) inbox: VecDeque<Frame>,
     pub(crate) kernel: Kernel,
@@ -131,6 +133,7 @@ impl Node {
             judged: true,
             link_up: true,
             keeper_delay: Duration::ZERO,
+            jobs: VecDeque::new(),
             inbox: VecDeque::new(),
             kernel: Kernel::default(),
             wake: 0,

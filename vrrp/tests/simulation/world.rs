@@ -42,10 +42,20 @@ pub(crate) enum Frame {
 pub(crate) enum Event {
     Deliver { from: usize, to: usize, frame: Frame },
     Wake { node: usize, wake: u64 },
-    Keeper { node: usize, epoch: u64, work: Work },
+    Keeper { node: usize },
     Expiry { node: usize, lease: u64 },
     Check { node: usize },
     Stranger,
+}
+
+/// A piece of work in the queue of a keeper thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job {
+    /// The earliest time at which the thread gets to it.
+    at: Instant,
+    /// The epoch of the kernel's state that it belongs to; a release ends the epoch.
+    epoch: u64,
+    work: Work,
 }
 
 /// What the keeper thread does a moment after it was told to.
@@ -181,7 +191,7 @@ impl World {
                     self.settle(node);
                 }
             }
-            Event::Keeper { node, epoch, work } => self.keep(node, epoch, work),
+            Event::Keeper { node } => self.keep(node),
             Event::Expiry { node, lease } => self.expire(node, lease),
             Event::Stranger => self.stranger_sends(),
             Event::Check { node } => {
@@ -226,22 +236,39 @@ impl World {
         }
     }
 
-    fn keep(&mut self, node: usize, epoch: u64, work: Work) {
-        let host = &mut self.nodes[node];
-        if host.kernel.epoch != epoch || host.process == Process::Dead {
-            return;
-        }
-        if host.process == Process::Paused {
-            return self.schedule(KEEPER, Event::Keeper { node, epoch, work });
-        }
-        match work {
-            Work::Refresh(claim) => self.refresh(node, claim),
-            Work::Remove => {
-                host.kernel.removing = false;
-                host.kernel.installed = false;
-                host.kernel.refreshed = None;
-                host.kernel.lease += 1;
+    /// Runs the keeper thread: does the work that is due, in the order in which it was given.
+    fn keep(&mut self, node: usize) {
+        loop {
+            let (now, host) = (self.now, &mut self.nodes[node]);
+            let Some(job) = host.jobs.front().copied().filter(|job| job.at <= now) else { return };
+            match host.process {
+                Process::Dead => return host.jobs.clear(),
+                Process::Paused => return self.schedule(KEEPER, Event::Keeper { node }),
+                Process::Running => host.jobs.pop_front(),
+            };
+            if host.kernel.epoch != job.epoch {
+                continue;
             }
+            match job.work {
+                Work::Refresh(claim) => self.refresh(node, claim),
+                Work::Remove => {
+                    host.kernel.removing = false;
+                    host.kernel.installed = false;
+                    host.kernel.refreshed = None;
+                    host.kernel.lease += 1;
+                }
+            }
+        }
+    }
+
+    /// Changes how long the keeper thread is kept from running. Where it is kept no longer, it does its work at once.
+    pub(crate) fn delay_keeper(&mut self, node: usize, delay: Duration) {
+        self.log(|| format!("keeper of {node} delayed by {delay:?}"));
+        let (now, host) = (self.now, &mut self.nodes[node]);
+        host.keeper_delay = delay;
+        if delay.is_zero() && !host.jobs.is_empty() {
+            host.jobs.iter_mut().for_each(|job| job.at = now);
+            self.schedule(Duration::ZERO, Event::Keeper { node });
         }
     }
 
@@ -368,8 +395,10 @@ impl World {
 
     fn keeper(&mut self, node: usize, work: Work) {
         let delay = self.rng.between(Duration::from_micros(50), KEEPER) + self.nodes[node].keeper_delay;
-        let epoch = self.nodes[node].kernel.epoch;
-        self.schedule(delay, Event::Keeper { node, epoch, work });
+        let (earliest, host) = (self.now + delay, &mut self.nodes[node]);
+        let at = host.jobs.back().map_or(earliest, |before| earliest.max(before.at));
+        host.jobs.push_back(Job { at, epoch: host.kernel.epoch, work });
+        self.schedule(at.saturating_duration_since(self.now), Event::Keeper { node });
     }
 
     fn announce(&mut self, node: usize) {

@@ -145,6 +145,20 @@ fn the_announcement_of_a_controller_is_no_evidence_about_a_stranger() {
     assert_eq!(bench.router.state(), StateName::Active, "{:?}", bench.router.reason());
 }
 
+/// A split heals: the controller of the other half announces before it is heard to advertise.
+#[test]
+fn an_announcement_is_no_evidence_about_a_stranger_if_a_controller_advertises_soon() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
+    bench.announced(VIP);
+    bench.hear(HIGHER, 99);
+    assert_eq!(bench.router.state(), StateName::Active, "a controller may yet advertise");
+    bench.advance(INTERVAL);
+    bench.hear(LOWER, 99);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
+    assert_eq!(bench.router.state(), StateName::Active, "{:?}", bench.router.reason());
+}
+
 #[test]
 fn a_long_interval_of_an_unknown_router_does_not_hide_announcements_elsewhere() {
     let mut bench = Bench::active(config());

@@ -192,11 +192,11 @@ fn an_address_removed_behind_our_back_is_back_at_once() {
 fn a_keeper_that_cannot_refresh_makes_its_router_listen() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let active = world.the_active();
-    world.nodes[active].keeper_delay = secs(4);
+    world.delay_keeper(active, secs(4));
     world.run(secs(3));
     let lost = world.changes.iter().any(|change| change.node == active && change.reason == Reason::LeaseLost);
     assert!(lost, "{:?}", world.changes);
-    world.nodes[active].keeper_delay = ms(0);
+    world.delay_keeper(active, ms(0));
     world.run(secs(20));
     assert_eq!(world.holders(), world.actives());
 }

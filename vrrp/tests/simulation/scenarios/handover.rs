@@ -74,7 +74,7 @@ fn without_a_successor_the_handover_ends_after_down() {
 fn a_successor_that_does_not_announce_ends_the_handover_after_100_ms() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let old = world.the_active();
-    (0..2).for_each(|node| world.nodes[node].keeper_delay = secs(1));
+    (0..2).for_each(|node| world.delay_keeper(node, secs(1)));
     let start = world.elapsed();
     world.command(old, Command::Resign);
     world.run(secs(1));
