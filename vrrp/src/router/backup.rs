@@ -132,7 +132,9 @@ impl Backup {
                 return State::Backup(self);
             }
         }
-        self.follow(core, now, heard);
+        if !self.shortens_interval(now, heard) {
+            self.follow(core, now, heard);
+        }
         State::Backup(self)
     }
 
@@ -248,6 +250,18 @@ impl Backup {
         let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
             && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
+    }
+
+    /// Returns whether the sender loses to the Active and has a shorter interval. A router that has just been outranked
+    /// advertises once more; this router would then expect the next advertisement before the Active sends it, and take
+    /// over from it.
+    fn shortens_interval(&self, now: Instant, heard: &Heard) -> bool {
+        self.wait == Wait::Down
+            && self.active.is_some_and(|active| {
+                let loses = (heard.priority, heard.source) < (active.priority, active.source);
+                let other = active.source != heard.source;
+                other && loses && heard.interval < active.interval && now < self.since + active.interval
+            })
     }
 
     /// Counts degraded advertisements of the Active while this router could do better.

@@ -202,6 +202,25 @@ fn a_router_that_was_outranked_once_is_followed_when_it_takes_over_later() {
     assert_eq!(bench.router.state(), StateName::Backup, "{:?}", bench.router.reason());
 }
 
+#[test]
+fn the_last_advertisement_of_an_outranked_router_does_not_shorten_the_interval_of_its_successor() {
+    let mut bench = Bench::backup(RouterConfig { preempt: Preempt::Always, ..config() });
+    let with = |bench: &Bench, priority, centiseconds| Advertisement {
+        interval: AdvertInterval::from_centiseconds(centiseconds).unwrap(),
+        ..bench.message(priority)
+    };
+    let (short, long) = (with(&bench, 150, 1), with(&bench, 200, 100));
+    bench.receive(LOWER, &short).unwrap();
+    bench.receive(HIGHER, &long).unwrap();
+    bench.receive(LOWER, &short).unwrap();
+    assert_eq!(bench.router.active_source(), Some(HIGHER.into()));
+    assert!(bench.left(TimerName::Down).unwrap() > Duration::from_secs(3));
+    // The successor is gone, and its predecessor is Active again.
+    bench.advance(Duration::from_secs(1));
+    bench.receive(LOWER, &short).unwrap();
+    assert_eq!(bench.router.active_source(), Some(LOWER.into()));
+}
+
 /// This router and 11 are known, and 13 is Active: a controller that is not listed.
 fn behind_a_stranger() -> Bench {
     let mut bench = Bench::backup(RouterConfig { peers: vec![], ..config() });
