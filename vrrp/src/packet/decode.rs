@@ -105,16 +105,13 @@ fn version_of(version_and_type: u8, family: Family) -> Result<Version, DecodeErr
 }
 
 fn check_length(message: &[u8], version: Version, family: Family) -> Result<(), DecodeError> {
-    let address_len = match family {
-        Family::V4 => size_of::<Ipv4Addr>(),
-        Family::V6 => size_of::<Ipv6Addr>(),
-    };
     let trailer = match version {
         Version::V2 => layout::AUTH_DATA_LEN,
         Version::V3 => 0,
     };
     let len = message.len();
-    let expected = layout::HEADER_LEN + usize::from(message[layout::COUNT]) * address_len + trailer;
+    let expected =
+        layout::HEADER_LEN + usize::from(message[layout::COUNT]) * layout::address_len(family) + trailer;
     match len.cmp(&expected) {
         std::cmp::Ordering::Less => Err(DecodeError::Truncated { len, expected }),
         std::cmp::Ordering::Equal => Ok(()),

@@ -225,6 +225,15 @@ proptest! {
     }
 
     #[test]
+    fn encoding_fills_a_buffer_of_the_encoded_length((message, pseudo) in any_message()) {
+        let mut fixed = vec![0; message.encoded_len()];
+        let mut rest = &mut fixed[..];
+        message.encode(&pseudo, &mut rest);
+        prop_assert!(rest.is_empty());
+        prop_assert_eq!(fixed, encoded(&message, &pseudo));
+    }
+
+    #[test]
     fn truncation_and_extension_are_always_refused((message, pseudo) in any_message(), cut in 1usize..64) {
         let mut bytes = encoded(&message, &pseudo);
         let shorter = &bytes[..bytes.len().saturating_sub(cut)];
