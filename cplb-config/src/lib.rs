@@ -28,10 +28,13 @@
 //! [`Config::check_interfaces`], which is given what was observed.
 
 mod admission;
+mod command_line;
 mod diagnostic;
 mod document;
 mod duration;
+mod effective;
 mod escape;
+mod format;
 mod interfaces;
 mod load;
 mod model;
@@ -45,13 +48,15 @@ mod walk;
 mod yaml;
 
 pub use admission::{BackendRule, Origin, Unfit};
+pub use command_line::{RefusedBackend, UnusedKubeconfig};
 pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
+pub use effective::MAX_IPVS_SERVICES;
 pub use escape::{escaped, is_unprintable};
+pub use format::Format;
 pub use interfaces::ObservedInterface;
-pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
+pub use load::{Document, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
-    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, RefusedBackend, Service, Unicast,
-    UnusedKubeconfig, VirtualServer,
+    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, Service, Unicast, VirtualServer,
 };
 pub use native::{Redact, WriteError, json_schema};
 pub use read::{BackendError, K0S_KUBECONFIG};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, Errors, Location, Report, Severity, gathered, masked, secret_lines};
 use crate::document::{read, secrets, select};
+use crate::format::Format;
 use crate::model::Config;
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{self, Span};
@@ -22,17 +23,6 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
     /// The document it came from.
     pub document: Document,
-}
-
-/// Which kind of document was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// `k0s.k0sproject.io`, `ClusterConfig`.
-    K0s,
-    /// `k0sctl.k0sproject.io`, `Cluster`.
-    K0sctl,
-    /// `cplb/v1alpha1`, `ControlPlaneLoadBalancer`.
-    Native,
 }
 
 /// A document that was read, to place further findings in. Its passwords are masked.
@@ -83,34 +73,6 @@ pub fn load_bytes(bytes: &[u8], file: &str) -> Result<Loaded, Errors> {
             Ok(Loaded { config, warnings: diagnostics, document })
         }
         _ => Err(Errors::new(Report::new(file, source, diagnostics))),
-    }
-}
-
-impl Format {
-    /// What to write into an empty document of this kind.
-    pub(crate) fn first_steps(self) -> &'static str {
-        match self {
-            Self::K0s => {
-                "add spec.network.controlPlaneLoadBalancing.keepalived.vrrpInstances with virtualIPs and an authPass"
-            }
-            Self::K0sctl => {
-                "add controllers under spec.hosts, and under spec.k0s.config \
-                 spec.network.controlPlaneLoadBalancing.keepalived.vrrpInstances with virtualIPs and an authPass"
-            }
-            Self::Native => {
-                "add `vrrpInstances:` with virtualIPs, or `backends:` with static addresses, under `spec`"
-            }
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::K0s => "k0s ClusterConfig",
-            Self::K0sctl => "k0sctl Cluster",
-            Self::Native => "cplb/v1alpha1 ControlPlaneLoadBalancer",
-        })
     }
 }
 

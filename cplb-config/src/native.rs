@@ -15,6 +15,7 @@ use vrrp::router::Preempt;
 
 use crate::duration;
 use crate::model::{Backend, Backends, Config, Instance, LbAlgorithm, LbKind, Service, VirtualServer};
+use crate::secret::REDACTED;
 
 use mirror::{
     ApiVersion, BackendSpec, BackendsSpec, BalanceSpec, Document, FullBackendSpec, HealthCheckSpec,
@@ -31,9 +32,6 @@ pub enum Redact {
     /// document is not used by mistake.
     Passwords,
 }
-
-/// What stands for a password that is not shown.
-pub(crate) const REDACTED: &str = "<redacted>";
 
 /// The JSON schema of the native document.
 ///

@@ -2,6 +2,9 @@
 
 use crate::suggest::closest;
 
+/// The text in place of a password that is not shown. It is too long for a password.
+pub(crate) const REDACTED: &str = "<redacted>";
+
 /// In lower case.
 const SECRETS: [&str; 2] = ["authpass", "password"];
 

@@ -1,10 +1,10 @@
 //! k0s's ClusterConfig, alone or inside a k0sctl Cluster.
 
 use crate::diagnostic::Severity;
-use crate::load::Format;
+use crate::format::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, PROXY_BIND_PORT, Placed, Section, read_section};
-use crate::rules::{KubeProxy, Surroundings, assemble};
+use crate::rules::{ClusterContext, KubeProxy, assemble};
 use crate::walk::{Field, Finding, Hint, Table};
 use crate::yaml::Span;
 
@@ -69,7 +69,7 @@ fn read(
     if section.instances.is_empty() && !controllers.backends.is_empty() {
         no_virtual_ip(root, at, &section);
     }
-    let around = Surroundings {
+    let around = ClusterContext {
         format,
         at,
         api_port,
@@ -149,7 +149,7 @@ fn misplaced(field: &Field<'_>, name: &str, right: &str) {
 fn read_load_balancing(section: &Field<'_>) -> Option<Section> {
     let table = section.table()?;
     let enabled = table.field("enabled");
-    say_enabled(section, enabled.as_ref());
+    warn_enabled(section, enabled.as_ref());
     if let Some(field) = table.field("type") {
         let kind = field.string();
         if let Some(kind) = kind.filter(|kind| !kind.is_empty() && kind != "Keepalived") {
@@ -172,7 +172,7 @@ fn read_load_balancing(section: &Field<'_>) -> Option<Section> {
 }
 
 /// The section is used whatever `enabled` says, and that is said.
-fn say_enabled(section: &Field<'_>, enabled: Option<&Field<'_>>) {
+fn warn_enabled(section: &Field<'_>, enabled: Option<&Field<'_>>) {
     let (severity, message, help) = match enabled.map(Field::bool) {
         Some(None) => return,
         Some(Some(true)) => (

@@ -1,9 +1,9 @@
 //! The native document.
 
-use crate::load::Format;
+use crate::format::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, finish, read_section};
-use crate::rules::{KubeProxy, Surroundings, assemble};
+use crate::rules::{ClusterContext, KubeProxy, assemble};
 use crate::walk::Field;
 
 /// The API server's port where nothing else is said.
@@ -22,7 +22,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     }
     finish(table, Dialect::Native);
     let spec = spec?;
-    let around = Surroundings {
+    let around = ClusterContext {
         api_address: None,
         format: Format::Native,
         at: spec.key,

@@ -1,6 +1,6 @@
 //! Choosing the one configuration of a file that is meant.
 
-use crate::load::Format;
+use crate::format::Format;
 use crate::suggest::closest;
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{Child, Document, Span};

@@ -9,10 +9,10 @@ use vrrp::{AdvertInterval, AuthPass, IntervalError, Priority, Version, Vrid};
 
 use crate::escape::is_unprintable;
 use crate::model::Instance;
-use crate::native::REDACTED;
+use crate::secret::REDACTED;
 use crate::walk::{Field, Finding, Table};
 
-use super::network::{interface, virtual_ip};
+use super::network::{Families, interface, virtual_ip};
 use super::unicast::{UnicastDraft, unicast};
 use super::{Dialect, Placed, Reported, finish};
 
@@ -43,13 +43,6 @@ pub(crate) struct InstanceDraft {
     pub(crate) unicast_source: Option<Placed<IpAddr>>,
     pub(crate) unicast_peers: Vec<Placed<IpAddr>>,
     pub(crate) instance: Option<Instance>,
-}
-
-/// The address families of an instance.
-#[derive(Clone, Copy)]
-pub(super) struct Families {
-    pub(super) v4: bool,
-    pub(super) v6: bool,
 }
 
 pub(crate) fn read_instances(list: &Field<'_>, dialect: Dialect) -> Vec<InstanceDraft> {

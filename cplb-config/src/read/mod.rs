@@ -21,7 +21,7 @@ pub(crate) use backend::{BackendsDraft, PlacedBackend, host};
 pub(crate) use health::{HealthDraft, INTERVAL, SHORTEST as SHORTEST_INTERVAL};
 pub(crate) use instance::InstanceDraft;
 pub(crate) use section::{PROXY_BIND_PORT, Section, read_section};
-pub(crate) use service::{API_SERVICE, Given, ServiceDraft};
+pub(crate) use service::{Given, ServiceDraft};
 
 /// Which document the fields come from: k0s knows fewer of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use crate::model::Unicast;
 use crate::walk::{Field, Finding, Table};
 
-use super::instance::Families;
-use super::network::unicast_address;
+use super::network::{Families, unicast_address};
 use super::{Dialect, Placed, Reported};
 
 /// Each is sent every advertisement.

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use crate::read::{InstanceDraft, Placed};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
+use super::common::is_vip;
+use super::context::ClusterContext;
 
 /// k0s documents that VRIDs must be unique and does not check it; keepalived then fights with itself.
 pub(super) fn unique_vrids(drafts: &[InstanceDraft], out: &Reporter<'_>) {
@@ -69,7 +70,7 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
     }
 }
 
-pub(super) fn check_addresses(around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+pub(super) fn check_addresses(around: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     // What binds the API server to one address has a rule of its own.
     let own = around.api_address.as_ref().filter(|_| around.bound_server.is_none());
     if let Some(address) = own.filter(|address| is_vip(vips, address.value)) {

@@ -3,11 +3,11 @@
 use lb_proxy::Balance;
 
 use crate::diagnostic::Severity;
-use crate::model::{LbAlgorithm, is_konnectivity};
+use crate::model::LbAlgorithm;
 use crate::read::{Section, ServiceDraft};
 use crate::walk::{Finding, Reporter, join};
 
-use super::services::{Common, server_port};
+use super::common::Common;
 
 const WHY: &str = "an agent of konnectivity opens connections until it has met every server";
 
@@ -16,8 +16,8 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
     if section.disable_load_balancer {
         return;
     }
-    let Some(service) = drafts.iter().find(|draft| is_it(draft)) else { return };
-    for draft in drafts.iter().filter(|draft| is_it(draft)) {
+    let Some(service) = drafts.iter().find(|draft| draft.is_konnectivity()) else { return };
+    for draft in drafts.iter().filter(|draft| draft.is_konnectivity()) {
         if common.balance_of(draft) == Some(Balance::SourceHash) {
             let message = format!("sourceHash leads each client to one server for ever, but {WHY}");
             let help = "write `balance: roundRobin` for this service";
@@ -45,13 +45,6 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
             out.report(Severity::Advice, &placed.path, Some(placed.at), finding);
         }
     }
-}
-
-/// Whether the service is konnectivity's.
-pub(super) fn is_it(draft: &ServiceDraft) -> bool {
-    let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
-    let own = draft.backends.iter().flat_map(|backends| &backends.fixed);
-    is_konnectivity(name, own.filter_map(|backend| backend.value.port).chain(server_port(draft)))
 }
 
 /// By the client's address, or by that of the service, which all clients share.

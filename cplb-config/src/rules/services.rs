@@ -1,31 +1,12 @@
 //! Rules between services: names, ports and what they inherit.
 
-use std::time::Duration;
-
-use lb_proxy::Balance;
-
-use crate::model::{Port, Service};
-use crate::read::{
-    API_SERVICE, BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, Section, ServiceDraft,
-};
+use crate::model::{API_SERVICE, Port, Service};
+use crate::read::{BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter, join};
 use crate::yaml::Span;
 
-use super::{backends, konnectivity, unique};
-
-/// What services inherit.
-pub(super) struct Common<'a> {
-    pub(super) balance: &'a Given<Balance>,
-    pub(super) health: &'a HealthDraft,
-    /// The longest interval between health checks that the virtual servers take.
-    pub(super) longest_interval: Option<Duration>,
-}
-
-impl Common<'_> {
-    pub(super) fn balance_of(&self, draft: &ServiceDraft) -> Option<Balance> {
-        draft.balance.or(self.balance.or(Some(Balance::default())))
-    }
-}
+use super::backends;
+use super::common::{Common, unique};
 
 /// The service that k0s balances when none is listed.
 pub(super) fn api_service(at: Span, api_port: Option<Port>) -> ServiceDraft {
@@ -88,12 +69,8 @@ pub(super) fn check(
 /// bind port will do, and the nodes of the load balancer are the controllers.
 pub(super) fn is_apart(draft: &ServiceDraft, bind_port: Port, shared: &BackendsDraft) -> bool {
     let servers = &draft.backends.as_ref().unwrap_or(shared).fixed;
-    server_port(draft) == Some(bind_port)
+    draft.server_port() == Some(bind_port)
         && servers.iter().all(|server| server.value.port.is_none_or(|port| port == bind_port))
-}
-
-pub(super) fn server_port(draft: &ServiceDraft) -> Option<Port> {
-    draft.backend_port.or(draft.port.as_ref().map(|placed| placed.value))
 }
 
 fn bind_port(
@@ -162,7 +139,7 @@ fn own_server(
     discovers: bool,
     out: &Reporter<'_>,
 ) {
-    let Some(server) = server_port(draft) else {
+    let Some(server) = draft.server_port() else {
         return;
     };
     if has_instances && server == bind_port.value {
@@ -185,7 +162,7 @@ fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     let named = |draft: &&ServiceDraft| draft.name.as_ref().is_some_and(|name| name.value == API_SERVICE);
     let api = drafts.iter().find(named).or(drafts.first().filter(|_| drafts.len() == 1));
     let Some(api) = api else {
-        if let Some(draft) = drafts.iter().find(|draft| server_port(draft) == USUAL) {
+        if let Some(draft) = drafts.iter().find(|draft| draft.server_port() == USUAL) {
             let message =
                 "this looks like the API servers' service, and is checked like any other: by a TLS handshake";
             let help = "write `name: kube-apiserver`";
@@ -221,7 +198,7 @@ pub(super) fn build(
         Some(Service {
             health: draft.health.resolve(
                 common.health,
-                name == API_SERVICE || (single && !konnectivity::is_it(draft)),
+                name == API_SERVICE || (single && !draft.is_konnectivity()),
                 common.longest_interval,
             ),
             name,

@@ -8,10 +8,11 @@ use crate::model::{Port, VirtualServer};
 use crate::read::{Given, SHORTEST_INTERVAL, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
+use super::common::is_vip;
+use super::context::ClusterContext;
 
 /// IPVS and what stands around it.
-pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+pub(super) fn check(section: &Section, around: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     let Some(first) = section.virtual_server_addresses.first() else {
         if let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value) {
             let help = "remove `ipvsSync`, or add `virtualServers`";

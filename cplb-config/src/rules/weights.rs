@@ -7,7 +7,7 @@ use crate::model::VirtualServer;
 use crate::read::{BackendsDraft, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::services::Common;
+use super::common::Common;
 
 /// Servers and the services that connect to them.
 type Shared<'a> = (&'a BackendsDraft, Vec<&'a ServiceDraft>);

@@ -14,7 +14,7 @@ mod sysctls;
 pub(crate) use asker::{Ask, AskerHandle, Heard, Opinion, ROUND, TIMEOUT};
 pub(crate) use director::{DirectorHandle, News, NodeWish, Wanted};
 pub(crate) use forwarding::forwarding;
-pub(crate) use plan::{Directed, Member, Members, desired, directed, excess, servers, sysctls};
+pub(crate) use plan::{Directed, Member, Members, desired, directed, servers, sysctls};
 pub(crate) use shown::Place;
 
 /// Files in the state directory that tell what a daemon before this one made.

@@ -7,44 +7,13 @@ use crate::model::Port;
 use crate::read::{BackendsDraft, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
-
-/// What binds the API server to one address.
-#[derive(Debug)]
-pub(crate) struct BoundServer {
-    /// The field that does, by its name.
-    pub(crate) by: Placed<&'static str>,
-    /// The address, where it is given; else it is the node's own.
-    pub(crate) address: Option<Placed<IpAddr>>,
-}
+use super::common::is_vip;
+use super::context::{ClusterContext, KubeProxy};
 
 /// Names beyond this number are counted only.
 const MOST_NAMES: usize = 5;
 
-/// How kube-proxy balances on the nodes of the load balancer.
-#[derive(Debug, Default)]
-pub(crate) enum KubeProxy {
-    /// Nothing is said about its mode, which is iptables then.
-    #[default]
-    Unsaid,
-    /// It does not run there, or in another mode than ipvs.
-    WithoutIpvs,
-    /// With IPVS.
-    Ipvs(IpvsProxy),
-}
-
-/// kube-proxy in mode ipvs.
-#[derive(Debug)]
-pub(crate) struct IpvsProxy {
-    /// Where the mode is given.
-    pub(crate) mode: Placed<()>,
-    /// Whether there are settings for the mode.
-    pub(crate) has_ipvs: bool,
-    /// What it leaves alone.
-    pub(crate) excluded: Option<Placed<Vec<String>>>,
-}
-
-pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+pub(super) fn check(section: &Section, around: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     if section.disable_load_balancer {
         return;
     }
@@ -79,7 +48,7 @@ pub(super) fn k3s(
 
 /// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of packets
 /// as it is besides, so a server has to listen on the virtual IPs, too.
-fn bound_server(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+fn bound_server(section: &Section, around: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     let Some(bound) = &around.bound_server else { return };
     let by = &bound.by;
     let balanced = |ip| section.virtual_server_addresses.iter().any(|server| server.value == ip);
@@ -110,7 +79,7 @@ fn bound_server(section: &Section, around: &Surroundings, vips: &[IpAddr], out: 
 /// Once in a while kube-proxy deletes every service that it did not make and that is not excluded by its address. It
 /// knows nothing of marks and takes a service that matches one for a service at the unspecified address (kubernetes,
 /// `pkg/proxy/ipvs`: `cleanLegacyService` and `toVirtualServer`), which the kernel then does not find.
-fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+fn kube_proxy(section: &Section, around: &ClusterContext, out: &Reporter<'_>) {
     let KubeProxy::Ipvs(proxy) = &around.kube_proxy else { return };
     let excluded = proxy.excluded.as_ref().map_or(&[][..], |list| &list.value);
     let missing: Vec<&str> =
@@ -140,7 +109,7 @@ fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
 
 /// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send. Where
 /// the mode is given there is nothing left to say, or [`kube_proxy`] says it.
-fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
+fn workers(section: &Section, around: &ClusterContext, out: &Reporter<'_>) {
     let (Some(first), KubeProxy::Unsaid) = (around.workers.first(), &around.kube_proxy) else { return };
     let names: Vec<&str> = around.workers.iter().take(MOST_NAMES).map(|name| name.value.as_str()).collect();
     let more = match around.workers.len() - names.len() {
