@@ -9,8 +9,8 @@ impl Config {
     /// Adds a server to those that all services share, as `cplb run --backend` does.
     ///
     /// # Errors
-    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, if nothing would use the server, or if
-    /// IPVS could not direct to it: what is added loads again as part of the effective document.
+    /// [`RefusedBackend`] if the proxy would connect to itself or to another node's, if no service would use the server, or
+    /// if IPVS could not direct to it: a server that is added loads again as part of the effective document.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
         if let Host::Address(address) = backend.host
             && self.backend_rule().moves(address)
@@ -42,8 +42,8 @@ impl Config {
         Ok(())
     }
 
-    /// Has the servers that all services share found with a kubeconfig, as `cplb run --kubeconfig` does; instead of another
-    /// one that the file names.
+    /// Sets the kubeconfig with which the servers that all services share are discovered, as `cplb run --kubeconfig` does;
+    /// it replaces one of the file.
     ///
     /// # Errors
     /// [`UnusedKubeconfig`].
@@ -55,7 +55,7 @@ impl Config {
         Ok(())
     }
 
-    /// The virtual server that would hand packets on to the backend without a change of their port, and the port.
+    /// The virtual server that would forward packets to the backend without a change of their port, and the port.
     fn keeps_other_port(&self, backend: &Backend) -> Option<(&VirtualServer, Port)> {
         let own = backend.port?;
         let port = self.sharing().map(|service| service.port).find(|port| *port != own)?;
@@ -66,10 +66,12 @@ impl Config {
 
 /// No service connects to the shared servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no service would use what it finds: each has backends of its own, or nothing is balanced at all")]
+#[error(
+    "no service would use the servers that it finds: each has backends of its own, or nothing is balanced at all"
+)]
 pub struct UnusedKubeconfig;
 
-/// Why a server may not be added.
+/// The reason why a server may not be added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RefusedBackend {
@@ -84,19 +86,19 @@ pub enum RefusedBackend {
     Unused(Backend),
     /// A loopback address, behind a virtual IP that IPVS balances.
     #[error(
-        "{0} is every node's own: with virtualServers, whichever node directs would direct to itself; name the \
+        "{0} is the local node, on every node: with virtualServers a node would direct connections to itself; name the \
          controllers' own addresses"
     )]
     Loopback(Backend),
-    /// Direct routing and tunnels hand packets on as they are, so its port has to be that of the service.
+    /// Direct routing and tunnels do not rewrite packets, so its port has to be that of the service.
     #[error(
-        "lbKind {kind} cannot change the port: what {vip} gets on port {port} arrives on port {port} of a server, not on \
-         that of {backend}; leave the port out, or write `lbKind: NAT`"
+        "lbKind {kind} cannot change the port: connections to {vip} on port {port} arrive on port {port} of a server, not \
+         on that of {backend}; leave the port out, or write `lbKind: NAT`"
     )]
     VirtualServerPort {
         /// The server.
         backend: Backend,
-        /// How packets are handed on.
+        /// The forwarding method.
         kind: LbKind,
         /// The virtual IP.
         vip: IpAddr,

@@ -24,7 +24,7 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character has no place on a line of printed text; see [`escaped`].
+/// Returns whether a character has no place on a line of printed text; see [`escaped`].
 #[must_use]
 pub fn is_unprintable(c: char) -> bool {
     // General category Cc is `is_control`; the rest are Cf, Zl and Zp characters that no name needs.

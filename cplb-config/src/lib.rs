@@ -2,7 +2,7 @@
 //!
 //! [`load`] reads a k0s `ClusterConfig`, a k0sctl `Cluster` or the native `ControlPlaneLoadBalancer` of
 //! `cplb/v1alpha1`, applies every rule that k0s applies and those it forgets, and gives one [`Config`] with every
-//! default filled in. All mistakes are told at once: each [`Diagnostic`] has line, column, the offending text and what
+//! default filled in. All mistakes are reported at once: each [`Diagnostic`] has line, column, the offending text and what
 //! to write instead.
 //!
 //! ```
@@ -24,8 +24,8 @@
 //! );
 //! ```
 //!
-//! The crate reads no file and no system state. Whether addresses fit the node's interfaces is answered by
-//! [`Config::check_interfaces`], which is given what was observed.
+//! The crate reads no file and no system state. [`Config::check_interfaces`] compares the addresses with the
+//! node's interfaces, which the caller has observed.
 
 mod admission;
 mod command_line;

@@ -14,12 +14,12 @@ use crate::yaml::{self, Span};
 /// The largest document that is read: 1 MiB. Callers need not read more than one byte beyond it.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// A valid configuration and what to know about it.
+/// A valid configuration and the findings about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration, with every default filled in.
     pub config: Config,
-    /// What works but may not be meant, in order of place. No [`Severity::Error`] is among them.
+    /// Settings that work but may not be meant, in order of place. No [`Severity::Error`] is among them.
     pub warnings: Vec<Diagnostic>,
     /// The document it came from.
     pub document: Document,
@@ -42,7 +42,7 @@ pub struct Document {
 /// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already stays.
 ///
 /// # Errors
-/// Everything that is wrong with the document, at once.
+/// All mistakes of the document at once.
 pub fn load(text: &str, file: &str) -> Result<Loaded, Errors> {
     load_bytes(text.as_bytes(), file)
 }
@@ -92,12 +92,12 @@ impl Document {
         Report::new(&self.file, Arc::clone(&self.source), gathered(diagnostics))
     }
 
-    /// Whether the file says something at this path.
+    /// Returns whether the file has a value at this path.
     pub(crate) fn has(&self, path: &str) -> bool {
         self.locations.contains_key(path)
     }
 
-    /// Where a path stands in the file, or the nearest thing around it.
+    /// The place of a path in the file, or of the nearest value around it.
     fn locate(&self, path: &str) -> Option<Location> {
         let mut path = path;
         loop {
@@ -125,7 +125,7 @@ fn whole_file(file: &str, rule: &'static str, message: String, help: &str) -> Er
 }
 
 fn syntax_error(text: &str, file: &str, error: yaml::SyntaxError) -> Errors {
-    // Without a tree, passwords are found by the look of their lines.
+    // Without a tree, passwords are found by the form of their lines.
     let source: Arc<str> = masked(text, &secret_lines(text)).into();
     let out = Reporter::new(&source);
     out.error("", error.span, Finding::new("syntax", error.message, error.help));

@@ -1,4 +1,4 @@
-//! The validated configuration: what all three kinds of input become.
+//! The validated configuration, the result of all three kinds of input.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 /// The name of the API servers' service, which is balanced if none is listed.
 pub(crate) const API_SERVICE: &str = "kube-apiserver";
 
-/// What the daemon is to do. Every default is filled in.
+/// A configuration of the daemon. Every default is filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Virtual routers; VRIDs and addresses are unique among them. None makes a plain load balancer.
@@ -31,11 +31,11 @@ pub struct Config {
     /// The address of the node at which other hosts reach the bind ports themselves; unspecified for all of its family,
     /// `::` for all. `None`: where there are virtual IPs none, else all.
     pub bind_address: Option<IpAddr>,
-    /// What is balanced. Names, ports and bind ports are unique.
+    /// The balanced services. Names, ports and bind ports are unique.
     pub services: Vec<Service>,
     /// The servers behind every service that has none of its own.
     pub backends: Backends,
-    /// Where the status page is served, if at all.
+    /// The address of the status page, if it is served.
     pub status_listen: Option<SocketAddr>,
 }
 
@@ -44,7 +44,7 @@ pub struct Config {
 pub struct Instance {
     /// The virtual IPs in the order they are advertised, at least one; IPv4, IPv6 or both.
     pub virtual_ips: Vec<VipAddress>,
-    /// Where they go.
+    /// The interface that gets them.
     pub interface: InterfaceSelector,
     /// VRRP virtual router identifier.
     pub vrid: Vrid,
@@ -54,7 +54,7 @@ pub struct Instance {
     pub advert_interval: AdvertInterval,
     /// 50 to 254; a fifth of it is advertised while the node cannot serve.
     pub priority: Priority,
-    /// When a backup takes the addresses from a living active router.
+    /// The conditions under which a Backup takes the addresses from an Active that still advertises.
     pub preempt: Preempt,
     /// Password of version 2 advertisements.
     pub auth_pass: Option<AuthPass>,
@@ -85,8 +85,8 @@ pub struct VirtualServer {
     pub algorithm: LbAlgorithm,
     /// Forwarding method.
     pub kind: LbKind,
-    /// How long a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection, which
-    /// only the native document can say.
+    /// The time that a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection, which
+    /// only the native document can express.
     pub persistence_timeout: Option<Duration>,
 }
 
@@ -142,8 +142,9 @@ words! {
 }
 
 impl LbAlgorithm {
-    /// Whether servers get shares by weight. To the others a weight is zero, which takes no new connections, or not zero.
-    /// Source hashing gives each server as many buckets in turn as its weight says (`ip_vs_sh_reassign`).
+    /// Returns whether servers get shares by weight. To the other schedulers a weight is zero, which takes no new
+    /// connections, or not zero. Source hashing gives each server as many buckets in turn as its weight
+    /// (`ip_vs_sh_reassign`).
     #[must_use]
     pub const fn uses_weights(self) -> bool {
         match self {
@@ -171,7 +172,7 @@ words! {
 }
 
 impl LbKind {
-    /// Whether packets reach the servers with the address and the port of the virtual IP.
+    /// Returns whether packets reach the servers with the address and the port of the virtual IP.
     #[must_use]
     pub const fn keeps_destination(self) -> bool {
         matches!(self, Self::DirectRouting | Self::Tunnel)
@@ -191,9 +192,9 @@ pub struct Service {
     pub backend_port: Port,
     /// Its own servers; `None` means [`Config::backends`].
     pub backends: Option<Backends>,
-    /// How a backend is chosen.
+    /// The choice of a backend.
     pub balance: Balance,
-    /// How backends are checked.
+    /// The health check of the backends.
     pub health: HealthCheck,
     /// Client connections of the proxy that may be open at once; `None` means as many as descriptors allow.
     pub max_connections: Option<NonZeroU32>,
@@ -202,8 +203,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether each client has to meet every server, as konnectivity's agents do: then none of what binds a client to one
-    /// may be used for it, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
+    /// Returns whether each client has to reach every server, as konnectivity's agents do: then nothing may bind a client to
+    /// one server, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
     #[must_use]
     pub fn is_konnectivity(&self) -> bool {
         let own =
@@ -213,13 +214,13 @@ impl Service {
 }
 
 pub(crate) fn is_konnectivity(name: &str, server_ports: impl IntoIterator<Item = Port>) -> bool {
-    /// Where konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
+    /// The port on which konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
     const AGENT_PORT: u16 = 8132;
     let mut ports = server_ports.into_iter();
     name.to_ascii_lowercase().contains("konnectivity") || ports.any(|port| port.number() == AGENT_PORT)
 }
 
-/// Where servers are known from.
+/// The sources of a service's servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
     /// Listed in the configuration, or the controllers of a k0sctl file. Never a virtual IP.
@@ -273,7 +274,7 @@ impl Port {
 }
 
 impl Host {
-    /// Whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761 §6.3).
+    /// Returns whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761 §6.3).
     #[must_use]
     pub fn is_this_node(&self) -> bool {
         match self {
@@ -282,7 +283,8 @@ impl Host {
         }
     }
 
-    /// Whether connections to it stay on this node, where it serves a virtual IP that IPVS balances: within one family.
+    /// Returns whether connections to it stay on this node where IPVS balances the virtual IP, which it does within one
+    /// family.
     pub(crate) fn is_loopback_for(&self, vip: IpAddr) -> bool {
         let same_family = match self {
             Self::Address(address) => address.is_ipv4() == vip.is_ipv4(),
@@ -318,7 +320,7 @@ impl fmt::Display for Backend {
 }
 
 impl Backends {
-    /// Whether there is neither a server nor a way to find one.
+    /// Returns whether there is neither a server nor a way to find one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fixed.is_empty() && self.kubeconfig.is_none()
@@ -331,7 +333,7 @@ impl Config {
         self.instances.iter().flat_map(|instance| &instance.virtual_ips).map(VipAddress::ip)
     }
 
-    /// Whether `ip` is a virtual IP, also in its IPv4-mapped form.
+    /// Returns whether `ip` is a virtual IP, also in its IPv4-mapped form.
     #[must_use]
     pub fn is_virtual_ip(&self, ip: IpAddr) -> bool {
         self.virtual_ips().any(|vip| vip == ip.to_canonical())

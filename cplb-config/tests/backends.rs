@@ -1,4 +1,4 @@
-//! Which servers a configuration comes to, and that the proxy never gets itself as one.
+//! The servers of a configuration, which never include a proxy of its own.
 
 use cplb_config::{Config, Redact, RefusedBackend, load};
 
@@ -113,7 +113,7 @@ fn a_port_that_ipvs_cannot_change_is_refused_from_the_command_line_too() {
         assert_eq!(
             refused.to_string(),
             format!(
-                "lbKind {kind} cannot change the port: what 10.0.0.100 gets on port 6443 arrives on port 6443 of a server, \
+                "lbKind {kind} cannot change the port: connections to 10.0.0.100 on port 6443 arrive on port 6443 of a server, \
                  not on that of 10.0.0.12:7443; leave the port out, or write `lbKind: NAT`"
             )
         );

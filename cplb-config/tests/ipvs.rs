@@ -1,4 +1,4 @@
-//! What virtual servers mean for the services they balance.
+//! The effect of virtual servers on the services that they balance.
 
 use std::time::Duration;
 

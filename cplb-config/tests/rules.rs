@@ -83,7 +83,7 @@ fn check(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_rule_is_told_at_its_place_with_what_to_write_instead() {
+fn every_rule_is_reported_at_its_place_with_a_correction() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules");
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -22,7 +22,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     }
     finish(table, Dialect::Native);
     let spec = spec?;
-    let around = ClusterContext {
+    let cluster = ClusterContext {
         api_address: None,
         format: Format::Native,
         at: spec.key,
@@ -34,5 +34,5 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         kube_proxy: KubeProxy::default(),
         bound_server: None,
     };
-    assemble(read_section(&spec, Dialect::Native)?, around, out)
+    assemble(read_section(&spec, Dialect::Native)?, cluster, out)
 }

@@ -25,7 +25,7 @@ const MOST_INSTANCES: usize = 255;
 const PREEMPT: &[(&str, Preempt)] =
     &[("never", Preempt::Never), ("degraded", Preempt::Degraded), ("always", Preempt::Always)];
 
-/// Whether a version 2 instance may go without a password.
+/// The need for a password in a version 2 instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Auth {
     Required,
@@ -38,7 +38,7 @@ pub(crate) enum Auth {
 pub(crate) struct InstanceDraft {
     pub(crate) vips: Vec<Placed<VipAddress>>,
     pub(crate) vrid: Option<Placed<Vrid>>,
-    /// Whether the VRID is the default, which no line of the file says.
+    /// Set if the VRID is the default, which has no line in the file.
     pub(crate) vrid_is_default: bool,
     pub(crate) unicast_source: Option<Placed<IpAddr>>,
     pub(crate) unicast_peers: Vec<Placed<IpAddr>>,
@@ -227,7 +227,7 @@ fn priority(field: &Field<'_>) -> Option<Priority> {
     }
     let message = match value {
         0 => "priority 0 means that a router resigns".to_owned(),
-        255 => "priority 255 is for the owner of an address, and nobody owns a floating one".to_owned(),
+        255 => "priority 255 is for the owner of an address, and a floating address has none".to_owned(),
         _ => format!("priorities below {LOWEST_PRIORITY} mean that a node cannot serve"),
     };
     let help = format!("write {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}; {PRIORITY} is the default");

@@ -11,7 +11,7 @@ use super::{Dialect, Placed, Reported};
 /// Each is sent every advertisement.
 const MOST_PEERS: usize = 255;
 
-/// What an instance says about unicast. The addresses are compared with others even where the rest is wrong.
+/// The unicast settings of an instance. The addresses are compared with others even where the rest is wrong.
 #[derive(Debug)]
 pub(super) struct UnicastDraft {
     pub(super) source: Option<Placed<IpAddr>>,

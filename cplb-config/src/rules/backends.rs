@@ -5,7 +5,7 @@ use crate::model::{Backends, Host, Port};
 use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-/// What servers are compared with.
+/// The rule and the ports that servers are compared with.
 pub(super) struct Context<'a> {
     pub(super) rule: BackendRule,
     pub(super) bind_ports: &'a [Option<Placed<Port>>],
@@ -13,7 +13,7 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Why connections to the host and port would come back to the load balancer, if they would.
+    /// The reason why connections to the host and port would come back to the load balancer, if they would.
     fn leads_back(&self, host: &Host, port: Port) -> Option<Unfit> {
         self.rule.leads_elsewhere(host, port).err()
     }

@@ -38,7 +38,7 @@ pub(super) fn unique<T: PartialEq + std::fmt::Display>(
     }
 }
 
-/// Whether the address is one of the virtual IPs, which are sorted, also when written as an IPv4-mapped IPv6 address.
+/// Returns whether the address is one of the sorted virtual IPs, also when written as an IPv4-mapped IPv6 address.
 pub(super) fn is_vip(vips: &[IpAddr], ip: IpAddr) -> bool {
     vips.binary_search(&ip.to_canonical()).is_ok()
 }

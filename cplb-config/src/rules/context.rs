@@ -11,7 +11,7 @@ use crate::yaml::Span;
 #[derive(Debug)]
 pub(crate) struct ClusterContext {
     pub(crate) format: Format,
-    /// Where to point at when nothing is configured.
+    /// The place to report when nothing is configured.
     pub(crate) at: Span,
     /// The API server's port; `None` if it was wrong, which was reported.
     pub(crate) api_port: Option<Port>,
@@ -19,33 +19,33 @@ pub(crate) struct ClusterContext {
     pub(crate) api_address: Option<Placed<IpAddr>>,
     /// `spec.api.externalAddress`, if not empty.
     pub(crate) external_address: Option<Placed<String>>,
-    /// Whether every controller runs without k0s's endpoint reconciler.
+    /// Set if every controller runs without k0s's endpoint reconciler.
     pub(crate) endpoint_reconciler_disabled: bool,
     /// The controllers of a k0sctl file.
     pub(crate) controllers: Vec<PlacedBackend>,
     /// Those of them that are workers too, by name.
     pub(crate) workers: Vec<Placed<String>>,
-    /// kube-proxy beside it.
+    /// The settings of kube-proxy.
     pub(crate) kube_proxy: KubeProxy,
-    /// What binds the API server to one address, if anything does.
+    /// The field that binds the API server to one address, if there is one.
     pub(crate) bound_server: Option<BoundServer>,
 }
 
-/// What binds the API server to one address.
+/// A field that binds the API server to one address.
 #[derive(Debug)]
 pub(crate) struct BoundServer {
-    /// The field that does, by its name.
+    /// The field, by its name.
     pub(crate) by: Placed<&'static str>,
     /// The address, where it is given; else it is the node's own.
     pub(crate) address: Option<Placed<IpAddr>>,
 }
 
-/// How kube-proxy balances on the nodes of the load balancer.
+/// The mode of kube-proxy on the nodes of the load balancer.
 #[derive(Debug, Default)]
 pub(crate) enum KubeProxy {
-    /// Nothing is said about its mode, which is iptables then.
+    /// No mode is configured, so it is iptables.
     #[default]
-    Unsaid,
+    Unspecified,
     /// It does not run there, or in another mode than ipvs.
     WithoutIpvs,
     /// With IPVS.
@@ -55,10 +55,10 @@ pub(crate) enum KubeProxy {
 /// kube-proxy in mode ipvs.
 #[derive(Debug)]
 pub(crate) struct IpvsProxy {
-    /// Where the mode is given.
+    /// The place of the mode.
     pub(crate) mode: Placed<()>,
-    /// Whether there are settings for the mode.
+    /// Set if there are settings for the mode.
     pub(crate) has_ipvs: bool,
-    /// What it leaves alone.
+    /// The networks that it leaves alone.
     pub(crate) excluded: Option<Placed<Vec<String>>>,
 }

@@ -1,4 +1,4 @@
-//! Konnectivity's agents: each opens connections until it has met every server, so it must not get the same one for ever.
+//! Konnectivity's agents: each opens connections until it has reached every server, so it must not always get the same one.
 
 use lb_proxy::Balance;
 
@@ -9,9 +9,9 @@ use crate::walk::{Finding, Reporter, join};
 
 use super::common::Common;
 
-const WHY: &str = "an agent of konnectivity opens connections until it has met every server";
+const WHY: &str = "an agent of konnectivity opens connections until it has reached every server";
 
-/// Refuses what always leads an agent to the same server, for that service only where that is possible.
+/// Refuses settings that always lead an agent to the same server, for that service only where that is possible.
 pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<'_>, out: &Reporter<'_>) {
     if section.disable_load_balancer {
         return;

@@ -19,33 +19,33 @@ use crate::walk::{Finding, Reporter};
 pub(crate) use context::{BoundServer, ClusterContext, IpvsProxy, KubeProxy};
 
 /// Checks everything against everything. `None` only if something was reported.
-pub(crate) fn assemble(mut section: Section, around: ClusterContext, out: &Reporter<'_>) -> Option<Config> {
+pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Reporter<'_>) -> Option<Config> {
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
-    virtual_servers::check(&section, &around, &vips, out);
-    cluster_conflicts::check(&section, &around, &vips, out);
-    instances::check_addresses(&around, &vips, out);
+    virtual_servers::check(&section, &cluster, &vips, out);
+    cluster_conflicts::check(&section, &cluster, &vips, out);
+    instances::check_addresses(&cluster, &vips, out);
 
-    section.backends.fixed.extend(around.controllers);
+    section.backends.fixed.extend(cluster.controllers);
     let listed = section.services.is_some();
     let drafts =
-        section.services.take().unwrap_or_else(|| vec![services::api_service(around.at, around.api_port)]);
+        section.services.take().unwrap_or_else(|| vec![services::api_service(cluster.at, cluster.api_port)]);
     // After another error this would only repeat that something is missing.
     if section.instances.is_empty() && !listed && section.backends.is_empty() && !out.has_errors() {
         let message = "nothing to do: neither virtual IPs nor servers are configured";
-        out.error("", around.at, Finding::new("nothing-configured", message, around.format.first_steps()));
+        out.error("", cluster.at, Finding::new("nothing-configured", message, cluster.format.first_steps()));
     }
     let has_instances = !section.instances.is_empty();
     if listed && drafts.is_empty() && !section.disable_load_balancer {
         let message = "no service is listed, so nothing is balanced, and the virtual IPs are held without a server behind them";
         let help = "list one, such as `{name: kube-apiserver, port: 6443}`; remove `services` for just that one; or write \
                     `disableLoadBalancer: true`";
-        out.warn("services", around.at, Finding::new("no-services", message, help));
+        out.warn("services", cluster.at, Finding::new("no-services", message, help));
     }
     let bind_ports = services::check(&section, &drafts, out);
     if listed && section.disable_load_balancer {
-        let at = drafts.first().map_or(around.at, |draft| draft.at);
+        let at = drafts.first().map_or(cluster.at, |draft| draft.at);
         let help = "remove `services`, or remove `disableLoadBalancer`";
         out.warn(
             "services",

@@ -63,7 +63,7 @@ pub(super) fn check(
     bind_ports
 }
 
-/// Whether the servers of the service listen on its own bind port, which tells that they run on nodes apart.
+/// Returns whether the servers of the service listen on its own bind port, which shows that they run on other nodes.
 ///
 /// A plain load balancer is reached at its bind port, so its servers' port is a natural choice. With virtual IPs any
 /// bind port will do, and the nodes of the load balancer are the controllers.
@@ -130,8 +130,8 @@ fn bind_port_clash(
     out.error(&bind_port.path, bind_port.at, Finding::new("port-clash", message, help));
 }
 
-/// A controller's own server already listens on its port, so the proxy cannot; or the server cannot, where the proxy was
-/// there first, as where servers are discovered.
+/// A controller's own server already listens on its port, so the proxy cannot; or the server cannot, where the proxy
+/// started first, as where servers are discovered.
 fn own_server(
     draft: &ServiceDraft,
     bind_port: &Placed<Port>,
@@ -156,7 +156,8 @@ fn own_server(
     }
 }
 
-/// What looks like the API's service and is taken for another one, or is found at another port than it is listed at.
+/// Reports a service that looks like the API's and is treated like any other, and one with discovered servers at other
+/// ports than listed.
 fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     const USUAL: Option<Port> = Port::new(6443);
     let named = |draft: &&ServiceDraft| draft.name.as_ref().is_some_and(|name| name.value == API_SERVICE);
@@ -173,10 +174,10 @@ fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     };
     let discovers = api.backends.as_ref().unwrap_or(&section.backends).kubeconfig.is_some();
     let Some(port) = api.port.as_ref().filter(|port| discovers && Some(port.value) != USUAL) else { return };
-    // k0s says which port its API servers have.
+    // k0s configures the port of its API servers.
     if matches!(api.backend_port, Given::Absent) && !api.path.is_empty() {
         let message = format!(
-            "servers that the API lists are used at the ports that it says, all others at port {}",
+            "servers that the API lists are used at the ports that it lists, all others at port {}",
             port.value
         );
         let help = "write `backendPort: 6443`, or the port that the API servers listen on";
@@ -211,7 +212,7 @@ pub(super) fn build(
             max_connections_per_client: draft.max_connections_per_client,
         })
     };
-    // Every service is looked at, so that every finding is told.
+    // Every service is visited, so that every finding is reported.
     let services: Vec<_> = drafts.iter().zip(context.bind_ports).map(service).collect();
     services.into_iter().collect()
 }

@@ -1,4 +1,4 @@
-//! Merging of trees: values that are there stay, missing ones are added from others.
+//! Merges trees: present values stay, missing ones are added from other trees.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -91,7 +91,7 @@ impl Child {
     }
 }
 
-/// Whether two values say the same.
+/// Returns whether two values are equal to Go.
 fn same(a: &Child, b: &Child) -> bool {
     match (&a.node.value, &b.node.value) {
         (Value::Scalar(a), Value::Scalar(b)) => resolve(a) == resolve(b),

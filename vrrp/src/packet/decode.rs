@@ -1,4 +1,4 @@
-//! Bytes to values. Every refusal has its reason; nothing panics.
+//! Bytes to values. Every refusal has its reason, and no input makes it panic.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use super::checksum::{ChecksumPolicy, PseudoHeader, Sum};
 use super::{Addresses, Advertisement, Auth, layout};
 use crate::types::{AdvertInterval, AuthPass, Family, Version, Vrid, WirePriority};
 
-/// Why bytes are not an advertisement. Always the sender's fault, never ours.
+/// The reason why bytes are not an advertisement: always a fault of the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -55,8 +55,8 @@ impl Advertisement {
     ///
     /// # Errors
     ///
-    /// The checks of RFC 9568 §7.1 that need no configuration: version, type, exact length, checksum, and fields whose
-    /// value 0 is not allowed. The hop limit and the virtual router are the caller's to check.
+    /// The checks of RFC 9568 §7.1 that need no configuration: version, type, exact length, checksum, and fields that
+    /// must not be 0. The hop limit and the virtual router are the caller's to check.
     pub fn decode(
         message: &[u8],
         pseudo: &PseudoHeader,

@@ -1,4 +1,4 @@
-//! Golden messages of keepalived 2.2.7, round trips, and whatever bytes there are.
+//! Golden messages of keepalived 2.2.7, round trips, and arbitrary bytes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -244,7 +244,7 @@ proptest! {
         prop_assert!(is_trailing);
     }
 
-    /// What is accepted is canonical but for the reserved bits, the unused authentication field and the checksum.
+    /// Accepted bytes are canonical but for the reserved bits, the unused authentication field and the checksum.
     #[test]
     fn any_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), version in 0u8..6, v6: bool) {
         if let Some(first) = bytes.first_mut() {

@@ -15,13 +15,13 @@ use super::timers::TimerName;
 use crate::announce::Announcement;
 use crate::types::WirePriority;
 
-/// The least time between an advertisement and one that a rival provokes, so that nobody can make us flood the LAN.
+/// The least time before an advertisement that a rival provokes, so that no router can make this one flood the LAN.
 const ASSERT_GAP: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Active {
     last_advert: Instant,
-    /// What the last advertisement said; others act on that, so this router is bound to it, too.
+    /// The priority of the last advertisement; other routers act on it, so it binds this router, too.
     advertised: WirePriority,
     last_claim: Instant,
     installed: bool,
@@ -151,7 +151,7 @@ impl Active {
         State::Active(self)
     }
 
-    /// Own priority changed. Recovery is said at once, before a Backup takes over for want of it; loss can wait.
+    /// Own priority changed. Recovery is advertised at once, before a Backup takes over; loss can wait.
     pub(super) fn priority_changed(mut self, core: &mut Core, now: Instant) -> State {
         if core.effective() > self.advertised {
             self.assert(core, now);
@@ -202,8 +202,8 @@ impl Active {
 
     /// RFC 9568 §6.4.3: become Backup and learn the interval.
     fn outranked(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
-        // The winner of a split may have heard nothing of it, while our announcements came last in some caches. This
-        // last advertisement, which loses, tells it to announce again.
+        // The winner of a split may not have noticed it, while this router's announcements came last in some caches.
+        // This last advertisement, which loses, makes it announce again.
         core.advertise(self.advertised);
         if self.advertised.is_degraded() && !heard.priority.is_degraded() {
             core.hold(now, Hold::Patient);
@@ -223,8 +223,8 @@ impl Active {
 
     /// RFC 9568 §6.4.3: discard, and advertise at once so that the rival yields.
     ///
-    /// A rival that goes on for Active_Down_Interval does not hear this router, or does not care. Only one that must
-    /// hold the addresses itself, because it is a controller or has announced them, makes this router yield.
+    /// A rival that goes on for Active_Down_Interval does not hear this router, or ignores it. Only one that must hold
+    /// the addresses itself, because it is a controller or has announced them, makes this router yield.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let own = core.config.interval();
         // A contention lasts as long as the rival's interval says, which only a controller may choose freely.
@@ -254,8 +254,8 @@ impl Active {
         State::Active(self)
     }
 
-    /// Whether a rival that goes on must be deaf, rather than us mute: serving proves that our packets arrive
-    /// somewhere, and the rival says itself that it serves nobody.
+    /// Returns whether the rival does not receive rather than this router not send: serving proves that this router's
+    /// packets arrive, and the rival itself reports that it does not serve.
     fn is_heard(&self, core: &Core, heard: &Heard) -> bool {
         core.serving.settled() && !self.advertised.is_degraded() && heard.priority.is_degraded()
     }

@@ -1,4 +1,4 @@
-//! What is seen on the wire, and what can be put there.
+//! Captures packets on the wire, and injects them.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;

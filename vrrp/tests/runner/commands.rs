@@ -1,4 +1,4 @@
-//! What the owner can ask for.
+//! The commands of the owner.
 
 use std::time::{Duration, Instant};
 

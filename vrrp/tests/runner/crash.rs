@@ -1,4 +1,4 @@
-//! How long nobody is Active after the Active vanished.
+//! The time without an Active after the Active vanished.
 
 use std::time::{Duration, Instant};
 

@@ -94,7 +94,7 @@ fn an_interface_that_goes_down_loses_the_addresses() {
     member.await_state(StateName::Active, 3 * SECOND);
 }
 
-/// Nobody tells the runner that the interface is down, so it can only find out by sending.
+/// The runner is not informed that the interface is down, so it can only find out by sending.
 fn failed_sends_are_told_counted_and_repeated() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));

@@ -31,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// keepalived runs at normal priority, and so does the `ip` that looks for its address.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// How the group talks.
+/// The transport of the group.
 #[derive(PartialEq)]
 enum Group {
     V2,
@@ -164,7 +164,7 @@ impl<'a> Keepalived<'a> {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Whether its node has the virtual address.
+    /// Returns whether its node has the virtual address.
     fn is_master(&self) -> bool {
         let vip = self.vip;
         !self.node.run(move || sh("ip", &format!("-o addr show dev eth0 to {vip}"))).trim().is_empty()

@@ -1,4 +1,4 @@
-//! How the thread is scheduled.
+//! The scheduling of the thread.
 
 use std::fs;
 use std::time::{Duration, Instant};

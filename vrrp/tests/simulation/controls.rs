@@ -1,4 +1,4 @@
-//! What tests do to the world, and what they ask it.
+//! The faults that tests inject into the world, and the questions that they ask it.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ impl World {
         }
         self.log(|| format!("node {node} serves: {serves}"));
         self.nodes[node].serves = serves;
-        self.judge(node);
+        self.report_serving(node);
     }
 
     pub(crate) fn link(&mut self, node: usize, up: bool) {
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// `ip addr del`: the keeper hears of it at once.
+    /// `ip addr del`: the keeper is notified at once.
     pub(crate) fn delete_address(&mut self, node: usize) {
         let now = self.now;
         let host = &mut self.nodes[node];
@@ -145,7 +145,7 @@ impl World {
         (0..self.nodes.len()).filter(|node| in_state(&self.nodes[*node])).collect()
     }
 
-    /// Who has the address on its interface, dead or alive.
+    /// The nodes that have the address on their interface, dead or alive.
     pub(crate) fn holders(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].kernel.installed).collect()
     }
@@ -157,7 +157,7 @@ impl World {
         active
     }
 
-    /// How many times somebody became Active since `from`.
+    /// The transitions to Active since `from`.
     pub(crate) fn takeovers_since(&self, from: Duration) -> Vec<Change> {
         let is_takeover = |change: &&Change| change.at >= from && change.to == StateName::Active;
         self.changes.iter().filter(is_takeover).copied().collect()

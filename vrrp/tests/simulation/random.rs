@@ -1,4 +1,4 @@
-//! Arbitrary faults, then calm, and what must hold throughout and afterwards.
+//! Arbitrary faults, then calm, and the invariants throughout and afterwards.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use crate::stranger::Stranger;
 use crate::world::{Weather, World};
 
 const STEPS: u64 = 1_000_000;
-/// How many seeds at least; `VRRP_SIM_SEEDS` asks for another number.
+/// The least number of seeds; `VRRP_SIM_SEEDS` asks for another.
 const SEEDS: u64 = 600;
 
 /// Seeds that find mistakes which few others do: equals without offsets (13), ties not broken by address (146), skew in
@@ -81,7 +81,7 @@ impl Run {
     fn all(mut self) -> u64 {
         self.storm();
         self.calm();
-        self.encore();
+        self.kill_active();
         self.world.steps
     }
 
@@ -174,9 +174,9 @@ impl Run {
         self.bounded();
     }
 
-    /// The Active dies in fair weather. Where priorities are all equal or all different, the best takes over and
-    /// nobody else even tries, as long as the interval leaves room between them.
-    fn encore(&mut self) {
+    /// The Active dies in fair weather. Where priorities are all equal or all different, the best takes
+    /// over and no other router even tries, as long as the interval leaves room between them.
+    fn kill_active(&mut self) {
         let configs = || self.world.nodes.iter().map(|node| node.router.config());
         let same_interval = configs().all(|config| config.interval() == self.interval);
         let uniform = |priorities: BTreeSet<WirePriority>| [1, configs().count()].contains(&priorities.len());
@@ -212,7 +212,7 @@ impl Run {
     #[track_caller]
     fn one_active(&self, when: &str) {
         assert_eq!(self.world.actives().len(), 1, "Active {when}: {:?}", self.world.actives());
-        assert_eq!(self.world.running_in(StateName::Listening), [], "nobody listens for long");
+        assert_eq!(self.world.running_in(StateName::Listening), [], "no router listens for long");
     }
 
     /// After convergence only degradation and configured preemption move the addresses.
@@ -268,7 +268,7 @@ impl Run {
     }
 }
 
-/// What holds after every single step.
+/// The invariants after every single step.
 fn always(world: &World) {
     for (index, node) in world.nodes.iter().enumerate().filter(|(_, node)| node.runs()) {
         let state = node.router.state();

@@ -12,13 +12,13 @@ use crate::node::{Node, Process};
 use crate::rng::Rng;
 use crate::stranger::Stranger;
 
-/// How the network treats frames.
+/// The treatment of frames by the network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weather {
     pub(crate) loss_percent: u64,
     pub(crate) duplicate_percent: u64,
     pub(crate) delay: (Duration, Duration),
-    /// How late a timer wakes its process.
+    /// The largest delay with which a timer wakes its process.
     pub(crate) wake_up: Duration,
 }
 
@@ -31,7 +31,7 @@ impl Weather {
     };
 }
 
-/// What travels.
+/// A frame on the network.
 #[derive(Debug, Clone)]
 pub(crate) enum Frame {
     Advertisement { bytes: Vec<u8>, pseudo: PseudoHeader },
@@ -58,7 +58,7 @@ pub(crate) struct Job {
     work: Work,
 }
 
-/// What the keeper thread does a moment after it was told to.
+/// The kinds of work of the keeper thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
     Refresh(Claim),
@@ -80,10 +80,10 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) rng: Rng,
     pub(crate) nodes: Vec<Node>,
-    /// Which node each client believes in.
+    /// The node that each client has in its neighbour cache.
     pub(crate) clients: Vec<Option<usize>>,
     pub(crate) weather: Weather,
-    /// Whether frames get from one endpoint to another; clients follow the nodes.
+    /// Cuts from one endpoint to another; clients follow the nodes.
     pub(crate) cut: Vec<Vec<bool>>,
     events: BinaryHeap<Reverse<(Instant, u64)>>,
     details: std::collections::BTreeMap<u64, Event>,
@@ -98,11 +98,11 @@ pub(crate) struct World {
     pub(crate) announced_elsewhere: u64,
 }
 
-/// The daemon judges its node this often, and its verdict holds for twice as long.
+/// The interval of the daemon's serving verdict, which is valid for twice as long.
 pub(crate) const CHECK: Duration = Duration::from_millis(500);
 /// The longest delay of the keeper thread.
 const KEEPER: Duration = Duration::from_millis(3);
-/// What a socket buffer holds.
+/// The number of frames that a socket buffer holds.
 const INBOX: usize = 64;
 
 impl World {
@@ -167,7 +167,7 @@ impl World {
     pub(crate) fn begin(&mut self, node: usize) {
         let now = self.now;
         self.nodes[node].introduce(now);
-        self.judge(node);
+        self.report_serving(node);
         let event = self.nodes[node].interface();
         self.nodes[node].router.handle_interface(now, event);
         self.schedule(CHECK, Event::Check { node });
@@ -196,17 +196,17 @@ impl World {
             Event::Stranger => self.stranger_sends(),
             Event::Check { node } => {
                 if self.nodes[node].runs() {
-                    self.judge(node);
+                    self.report_serving(node);
                     self.schedule(CHECK, Event::Check { node });
                 }
             }
         }
     }
 
-    pub(crate) fn judge(&mut self, node: usize) {
+    pub(crate) fn report_serving(&mut self, node: usize) {
         let now = self.now;
         let host = &mut self.nodes[node];
-        if host.runs() && host.judged {
+        if host.runs() && host.reports {
             let command =
                 if host.serves { Command::Serving { until: now + 2 * CHECK } } else { Command::NotServing };
             host.router.handle_command(now, command);
@@ -314,7 +314,7 @@ impl World {
         }
     }
 
-    /// Carries out what a router wants and schedules its next wake-up.
+    /// Carries out the outputs of a router and schedules its next wake-up.
     pub(crate) fn settle(&mut self, node: usize) {
         while let Some(output) = self.nodes[node].router.poll_output() {
             self.carry_out(node, output);

@@ -1,4 +1,4 @@
-//! An Active whose rival goes on yields only on evidence.
+//! An Active with a rival that goes on yields only on evidence.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn an_announcement_during_the_contention_is_evidence() {
     assert_eq!(bench.router.active_source(), followed, "it is believed until it falls silent");
 }
 
-/// The announcement may have come from the controller, whose advertisements were lost.
+/// The announcement may have come from the controller, with its advertisements lost.
 #[test]
 fn an_announcement_proves_nothing_beside_a_known_active() {
     let mut bench = active();
@@ -85,7 +85,7 @@ fn an_announcement_is_evidence_for_one_contention_only() {
 
 /// The contention with a controller begins with that controller.
 #[test]
-fn a_stranger_does_not_make_an_active_yield_to_the_first_word_of_a_controller() {
+fn a_stranger_does_not_make_an_active_yield_to_the_first_advertisement_of_a_controller() {
     let mut bench = active();
     contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
     bench.hear(LOWER, 99);
@@ -110,7 +110,7 @@ fn a_degraded_priority_does_not_lower_the_bar_for_strangers() {
 }
 
 #[test]
-fn an_announcement_without_a_rival_is_told() {
+fn an_announcement_without_a_rival_is_reported() {
     let mut bench = active();
     bench.announced(VIP);
     let warning = Warning::AnnouncedElsewhere { ip: VIP.into(), mac: announcement(VIP).mac };

@@ -1,4 +1,4 @@
-//! What is discarded, and that it changes nothing.
+//! Discarded advertisements, which change nothing.
 
 use super::*;
 use crate::types::AuthPass;

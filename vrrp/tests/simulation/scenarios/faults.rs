@@ -15,7 +15,7 @@ fn a_mute_active_yields_after_one_down() {
         assert_eq!(active, 2, "the highest address: by the tie-break it would never yield");
         (0..2).for_each(|node| world.cut(active, node));
         world.run(secs(4));
-        assert_eq!(world.actives().len(), 2, "nobody hears the old one");
+        assert_eq!(world.actives().len(), 2, "the old one is not heard");
         world.run(secs(4));
         let successor = world.the_active();
         assert_ne!(successor, active);
@@ -96,7 +96,7 @@ fn a_flapping_link_between_two_halves_makes_no_storm() {
 }
 
 #[test]
-fn a_stopped_active_resumes_as_nobody() {
+fn a_stopped_active_resumes_as_backup() {
     for seed in 0..200 {
         let mut world = settled(peers(seed, 3, &k0s(Stack::Dual)));
         let active = world.the_active();

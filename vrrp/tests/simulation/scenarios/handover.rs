@@ -12,7 +12,7 @@ fn intervals() -> Vec<RouterConfig> {
     vec![k0s(Stack::V4), k0s(Stack::V6), k0s(Stack::Dual), v3(ms(10)), v3(ms(100)), v3(secs(10))]
 }
 
-/// Resigns the Active and runs until it stopped; somebody has the addresses at every moment.
+/// Resigns the Active and runs until it stopped; a node has the addresses at every moment.
 fn hand_over(world: &mut World) -> usize {
     let active = world.the_active();
     world.command(active, Command::Resign);
@@ -36,7 +36,7 @@ fn the_addresses_are_held_throughout_a_handover() {
             assert_eq!(world.holders(), [successor]);
             let reasons: Vec<_> =
                 world.changes.iter().filter(|change| change.at >= start && change.node == old).collect();
-            assert_eq!(reasons[0].reason, Reason::Commanded);
+            assert_eq!(reasons[0].reason, Reason::Shutdown);
             assert_eq!(reasons[1].reason, Reason::SuccessorAnnounced);
             // Neither waits longer than Skew and the offset.
             let skew = config.interval() / 4 + ms(100);
