@@ -78,7 +78,7 @@ impl BackendRule {
         let ip = server.ip().to_canonical();
         fit_address(ip, origin)?;
         let port = Port::new(server.port()).ok_or(Unfit::NoPort)?;
-        // The servers of a service on its own bind port run on nodes without a proxy. Addresses in the file are judged
+        // The servers of a service on its own bind port run on nodes without a proxy. Addresses in the file are checked
         // without this exception, because the operator can correct them.
         let apart = origin != Origin::Written && service.backend_port == port && service.bind_port == port;
         self.leads_elsewhere(&Host::Address(ip), port).or_else(|unfit| match unfit {

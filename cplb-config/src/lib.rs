@@ -1,7 +1,7 @@
 //! k0s-compatible control plane load balancing configuration: YAML in, validated domain types or located errors out.
 //!
 //! [`load`] reads a k0s `ClusterConfig`, a k0sctl `Cluster` or the native `ControlPlaneLoadBalancer` of
-//! `cplb/v1alpha1`, applies every rule that k0s applies and those it forgets, and gives one [`Config`] with every
+//! `cplb/v1alpha1`, applies every rule that k0s applies and those that it lacks, and gives one [`Config`] with every
 //! default filled in. All mistakes are reported at once: each [`Diagnostic`] has line, column, the offending text and what
 //! to write instead.
 //!

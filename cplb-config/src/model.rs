@@ -79,7 +79,7 @@ pub struct VirtualServer {
     /// The virtual IP.
     pub address: IpAddr,
     /// Longest time between two health checks of what it balances, in whole microseconds, above zero. The intervals of
-    /// [`Config::services`] obey it already.
+    /// [`Config::services`] are limited by it already.
     pub delay_loop: Duration,
     /// Scheduling algorithm.
     pub algorithm: LbAlgorithm,

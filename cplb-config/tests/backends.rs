@@ -23,7 +23,7 @@ fn k0sctl(hosts: &str) -> Config {
 const VIP: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n";
 
 #[test]
-fn virtual_ips_are_no_servers_in_whatever_form() {
+fn virtual_ips_are_no_servers_in_any_form() {
     let listed = "[10.0.0.11, 10.0.0.100, '[::ffff:10.0.0.100]:6443', '10.0.0.100:7443', 'fd00::100', 'fd00:0::100:0:0']";
     let spec = format!("{VIP}  backends: {{static: {listed}}}\n");
     assert_eq!(shared(&native(&spec)), ["10.0.0.11", "fd00::100:0:0"]);

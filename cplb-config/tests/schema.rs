@@ -1,4 +1,4 @@
-//! The JSON schema and the reader agree, as far as a schema can say it.
+//! The JSON schema and the reader agree, as far as a schema can express it.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -3,7 +3,7 @@
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{Child, merge};
 
-/// Each may repeat all that those before it say.
+/// The most documents that are merged: each may repeat the content of all before it.
 const MOST_CONFIGS: usize = 50;
 
 /// The Cluster with ClusterConfigs merged into its `spec.k0s.config`, one after the other. As in k0sctl (`readConfig`), a

@@ -6,7 +6,7 @@ use crate::read::{Dialect, finish, read_section};
 use crate::rules::{ClusterContext, KubeProxy, assemble};
 use crate::walk::Field;
 
-/// The API server's port where nothing else is said.
+/// The default port of the API server.
 pub(super) const API_PORT: Option<Port> = Port::new(6443);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {

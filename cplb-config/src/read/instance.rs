@@ -190,7 +190,7 @@ fn advert_interval(
     };
     let version = version?;
     let interval = AdvertInterval::new(version, value);
-    // An IPv6 advertisement of the same instance is version 3 and has to say the same interval.
+    // An IPv6 advertisement of the same instance is version 3 and has to carry the same interval.
     let refused = interval
         .err()
         .or_else(|| families.v6.then(|| AdvertInterval::new(Version::V3, value).err()).flatten());

@@ -1,4 +1,4 @@
-//! The rules between fields, and the configuration that obeys them.
+//! The rules between fields, and the configuration that they admit.
 
 mod backends;
 mod cluster_conflicts;

@@ -84,7 +84,7 @@ fn bind_port(
         Given::Wrong => return None,
         Given::Absent => {}
     }
-    // Where no service is listed, the first bind port is all the file says about it.
+    // Where no service is listed, the first bind port is the only setting of it in the file.
     let (path, at) = match first {
         Given::Value(placed) if draft.path.is_empty() => (placed.path.clone(), placed.at),
         _ => (join(&draft.path, "bindPort"), draft.at),

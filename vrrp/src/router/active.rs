@@ -227,7 +227,7 @@ impl Active {
     /// the addresses itself, because it is a controller or has announced them, makes this router yield.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let own = core.config.interval();
-        // A contention lasts as long as the rival's interval says, which only a controller may choose freely.
+        // The rival's interval decides how long a contention lasts, and only a controller may choose it freely.
         let longest = if heard.standing == Standing::Controller { heard.interval } else { 4 * own };
         let interval = own.max(heard.interval.min(longest));
         let down = 3 * interval + core.skew(interval);

@@ -90,7 +90,7 @@ impl Core {
         }
     }
 
-    /// Changes the state's name and forgets its deadlines.
+    /// Changes the state's name and clears its deadlines.
     pub(super) fn transition(&mut self, now: Instant, to: StateName, reason: Reason) {
         let from = self.name;
         match (from, to) {

@@ -29,7 +29,7 @@ pub struct RouterConfig {
     pub version: Version,
     /// The priority while this router can serve.
     pub priority: Priority,
-    /// The interval of the own advertisements, rounded up to what the version can say.
+    /// The interval of the own advertisements, rounded up to a value that the version can express.
     pub advert_interval: AdvertInterval,
     /// The password of version 2; ignored in version 3.
     pub auth: Option<AuthPass>,

@@ -190,7 +190,7 @@ pub struct Counters {
     pub address_list_mismatches: u64,
     /// Advertisements of another router while this one was Active.
     pub rival_advertisements: u64,
-    /// Advertisements of routers that are no known controllers, of whatever priority.
+    /// Advertisements of routers that are no known controllers, of any priority.
     pub stranger_advertisements: u64,
     /// Times this router gave up because a rival did not hear it.
     pub unheard: u64,

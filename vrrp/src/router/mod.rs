@@ -43,7 +43,7 @@ use crate::types::WirePriority;
 /// [`handle_announcement`](Self::handle_announcement), [`handle_vip`](Self::handle_vip),
 /// [`handle_command`](Self::handle_command), and [`handle_timeout`](Self::handle_timeout) when the time of
 /// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it is
-/// empty, do what it says in that order, and poll the timeout again.
+/// empty, carry the outputs out in that order, and poll the timeout again.
 ///
 /// Hand in what has been received before an expired timeout: after a stall the queue may hold the advertisement
 /// that forbids a takeover. `now` never goes backwards; an earlier one counts as the latest seen.

@@ -14,7 +14,7 @@ pub enum Output {
     Advertise(Advertisement),
     /// This node may hold the virtual addresses for a while; install or refresh them.
     Claim(Claim),
-    /// This node gives the virtual addresses up; remove them as [`Release`] says.
+    /// This node gives the virtual addresses up; remove them in the way of [`Release`].
     Release(Release),
     /// Send one gratuitous ARP or unsolicited neighbour advertisement for each virtual address now.
     Announce,

@@ -9,8 +9,8 @@ use crate::router::{Discard, Transition, Warning};
 
 /// Something the owner of the runner may want to log or act on.
 ///
-/// Everything that a peer could cause with every packet comes once per minute and reason; `suppressed` then says how
-/// many like it came in between.
+/// Events that a peer could cause with every packet come once per minute and reason; `suppressed` is then the number of
+/// like events in between.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunnerEvent {

@@ -105,7 +105,7 @@ impl RunnerHandle {
         self.add(instance);
     }
 
-    /// Hands the addresses of a router over, stops it and forgets it.
+    /// Hands the addresses of a router over, stops it and drops it.
     pub fn remove(&self, instance: InstanceId) {
         self.send(Command::Remove(instance));
     }

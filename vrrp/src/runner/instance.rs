@@ -25,7 +25,7 @@ pub(super) struct Instance {
     pub(super) interface: Option<Interface>,
     /// The index of the link it takes part in.
     pub(super) link: Option<u32>,
-    /// The router has been told that its interface is up.
+    /// The router has been informed that its interface is up.
     pub(super) up: bool,
     /// It is to be dropped once it has stopped.
     pub(super) leaving: bool,
@@ -38,7 +38,7 @@ pub(super) struct Instance {
     heard: Option<ActivePeer>,
     /// The advertisement that is being sent was due then.
     due: Option<Instant>,
-    /// As last told to the keeper.
+    /// The end of the claim as last reported to the keeper.
     claimed_until: Option<Instant>,
 }
 

@@ -23,7 +23,7 @@ const FORCED_SLEEP: Duration = Duration::from_micros(200);
 /// Puts the calling thread under SCHED_RR.
 ///
 /// `runaway` becomes the soft RLIMIT_RTTIME of the process, unless it already has one: a real-time thread that computes
-/// that long without ever sleeping gets SIGXCPU, which ends the process, and the host lives. The thread starts no
+/// that long without ever sleeping gets SIGXCPU, which ends the process and keeps the host usable. The thread starts no
 /// other thread and no process, so nothing inherits its policy.
 pub(super) fn schedule(runaway: Duration) -> Result<(), String> {
     limit_runaway(runaway)

@@ -8,7 +8,7 @@ use vrrp::router::StateName;
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, eventually};
+use crate::fixture::{Lan, eventually};
 use crate::member::{Member, VIP4, VIP6, config};
 
 pub(crate) fn tests() -> Vec<Test> {

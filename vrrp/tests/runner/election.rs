@@ -7,7 +7,7 @@ use vrrp::router::{Reason, StateName};
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, always, eventually, fast};
+use crate::fixture::{Lan, always, eventually, fast};
 use crate::member::{Member, VIP4, VIP6, config, config_v2, config_v6, led_by_first, sole_active, unicast};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -18,7 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("one_router_holds_both_families", one_router_holds_both_families),
         ("unicast_reaches_the_peers_only", unicast_reaches_the_peers_only),
         ("version_2_with_a_password_as_k0s_configures_it", version_2_with_a_password_as_k0s_configures_it),
-        ("what_leaves_is_what_the_standard_asks_for", what_leaves_is_what_the_standard_asks_for),
+        ("sent_packets_conform_to_the_standard", sent_packets_conform_to_the_standard),
     ]
 }
 
@@ -128,7 +128,7 @@ fn version_2_with_a_password_as_k0s_configures_it() {
     assert!(members[0].is_active() && !members[1].is_active());
 }
 
-fn what_leaves_is_what_the_standard_asks_for() {
+fn sent_packets_conform_to_the_standard() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);

@@ -13,7 +13,7 @@ use vrrp::router::{Preempt, StateName};
 use vrrp::runner::InstanceConfig;
 
 use crate::Test;
-use crate::ground::{Lan, Node, always, eventually, is_real_root, sh};
+use crate::fixture::{Lan, Node, always, eventually, is_real_root, sh};
 use crate::member::{Member, VIP4, VIP6, VRID, config, config_v2, config_v6, unicast};
 
 pub(crate) fn tests() -> Vec<Test> {

@@ -11,7 +11,7 @@ use vrrp::runner::{
 };
 use vrrp::{AdvertInterval, ChecksumPolicy, Priority, Version, Vrid};
 
-use crate::ground::{Node, eventually};
+use crate::fixture::{Node, eventually};
 
 pub(crate) const ID: InstanceId = InstanceId(1);
 pub(crate) const VRID: u8 = 51;
@@ -97,7 +97,7 @@ pub(crate) struct Member<'a> {
 pub(crate) type Hook = Box<dyn Fn(&RunnerEvent) + Send>;
 
 impl<'a> Member<'a> {
-    /// Starts a runner on a node and tells it where its routers are.
+    /// Starts a runner on a node and gives it the interfaces of its routers.
     pub(crate) fn start(node: &'a Node, instances: Vec<InstanceConfig>) -> Self {
         Self::start_with(node, RunnerOptions::default(), instances, Box::new(|_| {}))
     }

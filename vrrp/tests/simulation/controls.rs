@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    /// SIGCONT: the sockets are drained before any timer is looked at.
+    /// SIGCONT: the sockets are drained before any timer is handled.
     pub(crate) fn resume(&mut self, node: usize) {
         if self.nodes[node].process != Process::Paused {
             return;

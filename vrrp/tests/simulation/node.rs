@@ -69,7 +69,7 @@ pub(crate) struct Kernel {
     pub(crate) lease: u64,
     /// The time at which the kernel acknowledged the last refresh.
     pub(crate) refreshed: Option<Instant>,
-    /// The keeper was told to remove the address after a handover and has not done so yet.
+    /// The keeper has the order to remove the address after a handover and has not done so yet.
     pub(crate) removing: bool,
     /// Invalidates keeper work that a release overtakes.
     pub(crate) epoch: u64,

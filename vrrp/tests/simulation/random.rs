@@ -39,7 +39,7 @@ fn a_million_steps_of_faults() {
     println!("{steps} steps with {} seeds", seed + REGRESSIONS.len() as u64);
 }
 
-/// Runs a seed and says how to replay it if it fails.
+/// Runs a seed; a failure prints the command that replays it.
 fn checked(seed: u64) -> u64 {
     let run = catch_unwind(AssertUnwindSafe(|| Run::new(seed, false).all()));
     run.unwrap_or_else(|_| {

@@ -65,7 +65,7 @@ impl Bench {
         bench
     }
 
-    /// An Active with its addresses installed and nothing left to say.
+    /// An Active with its addresses installed and its outputs drained.
     pub(super) fn active(config: RouterConfig) -> Self {
         let mut bench = Self::backup(config);
         let (at, _) = bench.router.poll_timeout().unwrap();

@@ -166,7 +166,7 @@ fn a_serving_active_stays_against_a_degraded_rival_that_does_not_hear_it() {
 
 #[test]
 fn equals_that_recover_together_still_differ() {
-    // At 100 ms the down timer of a degraded router is past when it turns out to serve.
+    // At 100 ms the down timer of a degraded router has passed when it is found to serve.
     let peers: Vec<IpAddr> = vec![LOWER.into(), OWN.into(), HIGHER.into()];
     let now = Instant::now();
     let [low, own, high] = [LOWER, OWN, HIGHER].map(|own| {

@@ -17,7 +17,7 @@ fn only_the_active_loses_its_backends_and_a_serving_backup_takes_over() {
                 let mut world = settled(peers(seed, 3, &config(stack, Version::V3, 200, interval)));
                 let (active, lost) = (world.the_active(), world.elapsed());
                 world.serve(active, false);
-                // Two advertisements that say so, Skew and the offset.
+                // Two degraded advertisements, Skew and the offset.
                 world.run(3 * interval + interval / 4 + ms(60));
                 let takeovers = world.takeovers_since(lost);
                 assert_eq!(takeovers.len(), 1, "{takeovers:?}");
@@ -66,7 +66,7 @@ fn readiness_dips(mut world: World, seed: u64, times: usize, lag: Duration) {
     for _ in 0..times {
         for serves in [false, true] {
             for step in 0..10 {
-                // The Active is told last, which is the worst case.
+                // The Active gets its verdict last, which is the worst case.
                 let others = (0..world.nodes.len()).filter(|node| *node != active).collect::<Vec<_>>();
                 if step == 0 {
                     others.iter().for_each(|node| world.serve(*node, serves));
