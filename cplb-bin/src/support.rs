@@ -4,8 +4,8 @@ use cplb_config::{Config, Severity};
 
 use crate::exit::{Failure, Kind};
 
-/// Logs the findings about `config` that do not keep it from running, and returns them for status. Backends of the command
-/// line have to be in it already.
+/// Logs the findings about `config` that do not keep it from running, and returns them for status. Backends of the
+/// command line have to be in it already.
 ///
 /// # Errors
 /// [`Kind::Config`] with the first finding that does.

@@ -1,7 +1,7 @@
 //! The addresses that may be backends: one rule for every source of them.
 //!
-//! A proxy that connects to itself, to a peer's proxy or to a virtual IP makes a loop that needs no client: health checks
-//! start it, and every hop connects again. So each address passes [`BackendRule`] whether it was written in the
+//! A proxy that connects to itself, to a peer's proxy or to a virtual IP makes a loop that needs no client: health
+//! checks start it, and every hop connects again. So each address passes [`BackendRule`] whether it was written in the
 //! configuration, given on the command line, resolved, discovered, read from disk or is one of the node's own.
 
 use std::collections::BTreeSet;
@@ -148,7 +148,8 @@ impl Config {
         }
     }
 
-    /// Returns whether the servers of the service listen on its own bind port, which shows that they run on other nodes.
+    /// Returns whether the servers of the service listen on its own bind port, which shows that they run on other
+    /// nodes.
     fn serves_apart(&self, service: &Service) -> bool {
         let servers = &self.backends_of(service).fixed;
         service.backend_port == service.bind_port

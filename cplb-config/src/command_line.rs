@@ -9,8 +9,8 @@ impl Config {
     /// Adds a server to those that all services share, as `cplb run --backend` does.
     ///
     /// # Errors
-    /// [`RefusedBackend`] if the proxy would connect to itself or to another node's, if no service would use the server, or
-    /// if IPVS could not direct to it: a server that is added loads again as part of the effective document.
+    /// [`RefusedBackend`] if the proxy would connect to itself or to another node's, if no service would use the
+    /// server, or if IPVS could not direct to it: a server that is added loads again as part of the effective document.
     pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
         if let Host::Address(address) = backend.host
             && self.backend_rule().moves(address)
@@ -42,8 +42,8 @@ impl Config {
         Ok(())
     }
 
-    /// Sets the kubeconfig with which the servers that all services share are discovered, as `cplb run --kubeconfig` does;
-    /// it replaces one of the file.
+    /// Sets the kubeconfig with which the servers that all services share are discovered, as `cplb run --kubeconfig`
+    /// does; it replaces one of the file.
     ///
     /// # Errors
     /// [`UnusedKubeconfig`].

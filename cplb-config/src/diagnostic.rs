@@ -43,8 +43,8 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// Stable name of the rule, such as `duplicate-vrid`.
     pub rule: &'static str,
-    /// The place in the configuration: a path such as `vrrpInstances[0].authPass`, relative to the load balancing section
-    /// for what is inside it. Empty if the whole file is meant.
+    /// The place in the configuration: a path such as `vrrpInstances[0].authPass`, relative to the load balancing
+    /// section for what is inside it. Empty if the whole file is meant.
     pub path: String,
     /// The place in the file; absent for findings about the system rather than the text.
     pub location: Option<Location>,
@@ -345,8 +345,8 @@ pub(crate) fn gathered(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     kept.into_iter().map(counted).collect()
 }
 
-/// The text after the first `authPass:` or `password:` of every line that has one, and the lines below that are indented
-/// deeper and may continue it, for text that is no YAML.
+/// The text after the first `authPass:` or `password:` of every line that has one, and the lines below that are
+/// indented deeper and may continue it, for text that is no YAML.
 ///
 /// Takes time in proportion to the text: one range a line at most.
 pub(crate) fn secret_lines(text: &str) -> Vec<Range<usize>> {
@@ -406,7 +406,8 @@ mod tests {
         assert_eq!(shown("authPass"), "authPass");
     }
 
-    /// Far above what one pass over ten megabytes takes in a debug build, far below what a pass for every password does.
+    /// Far above what one pass over ten megabytes takes in a debug build, far below what a pass for every password
+    /// does.
     const LIMIT: Duration = Duration::from_secs(20);
 
     #[test]

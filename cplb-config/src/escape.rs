@@ -40,8 +40,8 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The text of a document with the same bytes at the same places, except that unprintable characters are question marks;
-/// line breaks and tabs stay.
+/// The text of a document with the same bytes at the same places, except that unprintable characters are question
+/// marks; line breaks and tabs stay.
 pub(crate) fn blanked(text: &str) -> Cow<'_, str> {
     let breaks_line = |rest: &str| rest.starts_with(['\n', '\t']) || rest.starts_with("\r\n");
     let bad = |(at, c): (usize, char)| is_unprintable(c) && !breaks_line(&text[at..]);

@@ -2,8 +2,8 @@
 //!
 //! [`load`] reads a k0s `ClusterConfig`, a k0sctl `Cluster` or the native `ControlPlaneLoadBalancer` of
 //! `cplb/v1alpha1`, applies every rule that k0s applies and those that it lacks, and gives one [`Config`] with every
-//! default filled in. All mistakes are reported at once: each [`Diagnostic`] has line, column, the offending text and what
-//! to write instead.
+//! default filled in. All mistakes are reported at once: each [`Diagnostic`] has line, column, the offending text and
+//! what to write instead.
 //!
 //! ```
 //! let text = "

@@ -39,7 +39,8 @@ pub struct Document {
 /// Reads a k0s, k0sctl or native document from `text`; `file` is its name in messages.
 ///
 /// A file may hold several documents (`---`); the one of a known kind is read. In a file for k0sctl, `ClusterConfig`
-/// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already stays.
+/// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already
+/// stays.
 ///
 /// # Errors
 /// All mistakes of the document at once.

@@ -85,8 +85,8 @@ pub struct VirtualServer {
     pub algorithm: LbAlgorithm,
     /// Forwarding method.
     pub kind: LbKind,
-    /// The time that a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection, which
-    /// only the native document can express.
+    /// The time that a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection,
+    /// which only the native document can express.
     pub persistence_timeout: Option<Duration>,
 }
 
@@ -203,8 +203,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Returns whether each client has to reach every server, as konnectivity's agents do: then nothing may bind a client to
-    /// one server, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
+    /// Returns whether each client has to reach every server, as konnectivity's agents do: then nothing may bind a
+    /// client to one server, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its
+    /// servers.
     #[must_use]
     pub fn is_konnectivity(&self) -> bool {
         let own =
@@ -236,8 +237,8 @@ pub struct Backend {
     pub host: Host,
     /// Its port, if it is not the service's [`Service::backend_port`].
     pub port: Option<Port>,
-    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS), 0
-    /// to 256; 0 takes no new ones.
+    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS),
+    /// 0 to 256; 0 takes no new ones.
     pub weight: u32,
     /// A name for people.
     pub name: Option<String>,
@@ -274,7 +275,8 @@ impl Port {
 }
 
 impl Host {
-    /// Returns whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761 §6.3).
+    /// Returns whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761
+    /// §6.3).
     #[must_use]
     pub fn is_this_node(&self) -> bool {
         match self {
@@ -339,7 +341,8 @@ impl Config {
         self.virtual_ips().any(|vip| vip == ip.to_canonical())
     }
 
-    /// The service of the API servers: that of the name `kube-apiserver`, or the only one if that is not konnectivity's.
+    /// The service of the API servers: that of the name `kube-apiserver`, or the only one if that is not
+    /// konnectivity's.
     #[must_use]
     pub fn api_service(&self) -> Option<&Service> {
         match self.services.as_slice() {

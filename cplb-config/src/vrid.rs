@@ -8,8 +8,8 @@ use crate::load::Loaded;
 
 impl Loaded {
     /// Proposes a `virtualRouterID` for each instance that leaves it to the default, which is also that of every other
-    /// cluster on the link. All findings are advice. Pass them to [`Document::report`](crate::Document::report) to give them
-    /// their place.
+    /// cluster on the link. All findings are advice. Pass them to [`Document::report`](crate::Document::report) to give
+    /// them their place.
     #[must_use]
     pub fn propose_vrids(&self) -> Vec<Diagnostic> {
         let mut used: BTreeSet<u8> = self.config.instances.iter().map(|it| it.vrid.get()).collect();

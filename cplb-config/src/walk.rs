@@ -1,7 +1,7 @@
 //! Typed reads of the tree that report mistakes and go on.
 //!
-//! Every read returns `None` for a value that is absent or that was wrong and has been reported, so a reader never stops
-//! at the first mistake.
+//! Every read returns `None` for a value that is absent or that was wrong and has been reported, so a reader never
+//! stops at the first mistake.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

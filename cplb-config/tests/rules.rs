@@ -1,7 +1,7 @@
 //! Every rule broken once: severity, line, column, rule, offending text, message and help.
 //!
-//! The cases stand in `tests/rules/*.txt`: a title, a document, and the findings it must give. `UPDATE_RULES=1 cargo test`
-//! rewrites the findings, to be read before they are committed.
+//! The cases stand in `tests/rules/*.txt`: a title, a document, and the findings it must give. `UPDATE_RULES=1 cargo
+//! test` rewrites the findings, to be read before they are committed.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

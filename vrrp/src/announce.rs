@@ -52,7 +52,8 @@ pub fn gratuitous_arp(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
 
 /// A multicast frame to all nodes that announces `ip` at `mac`, overriding what they know.
 ///
-/// Its source is `ip` itself: it is the address that neighbours would answer to, and it needs no other address of `mac`.
+/// Its source is `ip` itself: it is the address that neighbours would answer to, and it needs no other address of
+/// `mac`.
 #[must_use]
 pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
     let mut body = [0; 16 + OPTION_UNIT_LEN];

@@ -98,8 +98,8 @@ impl Priority {
         WirePriority(self.get())
     }
 
-    /// The priority that the router advertises while it cannot serve: a fifth of its own, but never 0 (a resignation) and
-    /// never a priority that serving routers have (a fifth of 250 would be one).
+    /// The priority that the router advertises while it cannot serve: a fifth of its own, but never 0 (a resignation)
+    /// and never a priority that serving routers have (a fifth of 250 would be one).
     #[must_use]
     pub const fn degraded(self) -> WirePriority {
         match self.get() / 5 {

@@ -94,8 +94,8 @@ fn no_virtual_ip(root: &Field<'_>, at: Span, section: &Section) {
     root.out.warn("", at, Finding::new("no-virtual-ip", message, help));
 }
 
-/// Finds `spec.api` and the section, and reports sections at places that k0s does not read. These are read all the same,
-/// so that their other mistakes are reported at once.
+/// Finds `spec.api` and the section, and reports sections at places that k0s does not read. These are read all the
+/// same, so that their other mistakes are reported at once.
 fn find<'a>(config: &Table<'a>) -> Found<'a> {
     let spec_field = config.field("spec");
     let spec = spec_field.as_ref().and_then(super::super::walk::Field::table);

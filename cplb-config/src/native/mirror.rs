@@ -51,8 +51,8 @@ pub(super) struct Spec {
     /// First port the userspace proxy binds. Default 6444.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user_space_proxy_bind_port: Option<u16>,
-    /// The address of the node at which other hosts reach the bind ports themselves; 0.0.0.0 for all of IPv4, :: for all.
-    /// Default: none where there are virtual IPs, else all. Processes on the node always reach them.
+    /// The address of the node at which other hosts reach the bind ports themselves; 0.0.0.0 for all of IPv4, :: for
+    /// all. Default: none where there are virtual IPs, else all. Processes on the node always reach them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bind_address: Option<IpAddr>,
     /// The balanced services. Default: kube-apiserver on port 6443.
@@ -201,8 +201,8 @@ pub(super) struct ServiceSpec {
     pub(super) balance: Option<BalanceSpec>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) health_check: Option<HealthCheckSpec>,
-    /// Client connections of the proxy that may be open at once; further ones are reset. Default, and at most: as many as
-    /// the descriptors of the process (LimitNOFILE) allow.
+    /// Client connections of the proxy that may be open at once; further ones are reset. Default, and at most: as many
+    /// as the descriptors of the process (LimitNOFILE) allow.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub(super) max_connections: Option<u32>,

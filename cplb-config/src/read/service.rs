@@ -64,7 +64,8 @@ impl ServiceDraft {
         self.backend_port.or(self.port.as_ref().map(|placed| placed.value))
     }
 
-    /// Returns whether the service is konnectivity's; see [`Service::is_konnectivity`](crate::Service::is_konnectivity).
+    /// Returns whether the service is konnectivity's; see
+    /// [`Service::is_konnectivity`](crate::Service::is_konnectivity).
     pub(crate) fn is_konnectivity(&self) -> bool {
         let name = self.name.as_ref().map_or("", |name| name.value.as_str());
         let own = self.backends.iter().flat_map(|backends| &backends.fixed);

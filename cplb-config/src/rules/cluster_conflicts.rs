@@ -48,8 +48,8 @@ pub(super) fn k3s(
     out.warn(&taken.path, taken.at, Finding::new("port-clash", message, help));
 }
 
-/// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of packets
-/// as it is besides, so a server has to listen on the virtual IPs, too.
+/// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of
+/// packets as it is besides, so a server has to listen on the virtual IPs, too.
 fn bound_server(section: &Section, cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     let Some(bound) = &cluster.bound_server else { return };
     let by = &bound.by;
@@ -109,8 +109,8 @@ fn kube_proxy(section: &Section, cluster: &ClusterContext, out: &Reporter<'_>) {
     out.warn(&proxy.mode.path, proxy.mode.at, Finding::new("kube-proxy-ipvs", message, help));
 }
 
-/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send. Where
-/// the mode is given, there is no conflict, or [`kube_proxy`] reports it.
+/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send.
+/// Where the mode is given, there is no conflict, or [`kube_proxy`] reports it.
 fn workers(section: &Section, cluster: &ClusterContext, out: &Reporter<'_>) {
     let (Some(first), KubeProxy::Unspecified) = (cluster.workers.first(), &cluster.kube_proxy) else {
         return;

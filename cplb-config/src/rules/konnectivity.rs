@@ -1,4 +1,5 @@
-//! Konnectivity's agents: each opens connections until it has reached every server, so it must not always get the same one.
+//! Konnectivity's agents: each opens connections until it has reached every server, so it must not always get the same
+//! one.
 
 use lb_proxy::Balance;
 

@@ -14,7 +14,8 @@ impl Advertisement {
     ///
     /// # Panics
     ///
-    /// If `out` is of a fixed size and has less room than [`encoded_len`](Self::encoded_len). `Vec` and `BytesMut` grow.
+    /// If `out` is of a fixed size and has less room than [`encoded_len`](Self::encoded_len). `Vec` and `BytesMut`
+    /// grow.
     pub fn encode(&self, pseudo: &PseudoHeader, out: &mut impl BufMut) {
         let version = self.wire_version();
         let (version_bits, interval) = match version {
@@ -24,8 +25,8 @@ impl Advertisement {
         let kind = version_bits | layout::ADVERTISEMENT;
         let mut header =
             [kind, self.vrid.get(), self.priority.0, self.wire_count(), interval[0], interval[1], 0, 0];
-        // The checksum stands before most of what it covers. It is summed up first, so that the message is written once,
-        // from front to back.
+        // The checksum stands before most of what it covers. It is summed up first, so that the message is written
+        // once, from front to back.
         let checksum = self.checksum(&header, version, pseudo);
         header[layout::CHECKSUM..].copy_from_slice(&checksum.to_be_bytes());
         out.put_slice(&header);

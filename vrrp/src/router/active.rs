@@ -175,7 +175,8 @@ impl Active {
     }
 
     /// Another node announced one of the addresses. With a rival it is evidence about that; without one, two nodes hold
-    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first interval.
+    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first
+    /// interval.
     pub(super) fn announced(mut self, core: &mut Core, now: Instant, announcement: Announcement) -> State {
         let lasts = |it: &Contention| now <= it.until;
         // The announcement of a controller that contends is no evidence about the others.

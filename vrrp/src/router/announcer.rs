@@ -1,9 +1,9 @@
 //! The times of the announcements of the virtual addresses.
 //!
 //! A takeover needs a burst, then repetition while a dead predecessor's kernel may still answer for an address with a
-//! lease that has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because its
-//! own may have come last; and so does a node that announces the addresses and is not heard otherwise, but not often
-//! (RFC 5227 §2.4), because it may do the same. No packet of a peer makes more than two rounds a second.
+//! lease that has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because
+//! its own may have come last; and so does a node that announces the addresses and is not heard otherwise, but not
+//! often (RFC 5227 §2.4), because it may do the same. No packet of a peer makes more than two rounds a second.
 
 use std::time::{Duration, Instant};
 

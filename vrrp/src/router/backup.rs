@@ -28,8 +28,8 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
-    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements
-    /// do not prove that it serves when that Active is gone.
+    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its
+    /// advertisements do not prove that it serves when that Active is gone.
     beside: Option<IpAddr>,
     /// The known controller that is Active beside [`Core::believed`], and since when.
     disputed_by: Option<(IpAddr, Instant)>,
@@ -229,8 +229,8 @@ impl Backup {
     }
 
     /// Takes back what an announcement proved about a router that is not known if a known controller goes on as Active
-    /// beside it: the announcement may have been that controller's, with its advertisements lost. A controller that yields
-    /// to the other router has done so within two Active_Down_Intervals.
+    /// beside it: the announcement may have been that controller's, with its advertisements lost. A controller that
+    /// yields to the other router has done so within two Active_Down_Intervals.
     fn dispute(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         let Some(believed) = core.believed else { return };
         if heard.source == believed || heard.standing != Standing::Controller || heard.priority.is_degraded()

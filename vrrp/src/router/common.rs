@@ -136,8 +136,8 @@ impl Core {
         served && self.serving.settled() && self.hold.is_none()
     }
 
-    /// The interval that counts for an Active: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version 2,
-    /// where both should have the same, the longer one.
+    /// The interval that counts for an Active: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version
+    /// 2, where both should have the same, the longer one.
     pub(super) fn judged_interval(&self, heard: Option<Duration>) -> Duration {
         let own = self.config.interval();
         match (heard, self.config.deciding_version()) {

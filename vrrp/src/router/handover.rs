@@ -150,8 +150,8 @@ impl Resigning {
         if now >= self.until { self.timeout(core, now, TimerName::Handover) } else { State::Resigning(self) }
     }
 
-    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have advertised
-    /// all the time. If it is the successor nevertheless, its announcement ends the handover.
+    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have
+    /// advertised all the time. If it is the successor nevertheless, its announcement ends the handover.
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         if heard.standing != Standing::Controller && heard.priority < core.config.priority.full() {
             return State::Resigning(self);

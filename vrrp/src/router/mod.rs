@@ -42,8 +42,8 @@ use crate::types::WirePriority;
 /// [`handle_advertisement`](Self::handle_advertisement), [`handle_malformed`](Self::handle_malformed),
 /// [`handle_announcement`](Self::handle_announcement), [`handle_vip`](Self::handle_vip),
 /// [`handle_command`](Self::handle_command), and [`handle_timeout`](Self::handle_timeout) when the time of
-/// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it is
-/// empty, carry the outputs out in that order, and poll the timeout again.
+/// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it
+/// is empty, carry the outputs out in that order, and poll the timeout again.
 ///
 /// Hand in what has been received before an expired timeout: after a stall the queue may hold the advertisement
 /// that forbids a takeover. `now` never goes backwards; an earlier one counts as the latest seen.
@@ -108,8 +108,8 @@ impl VirtualRouter {
         });
     }
 
-    /// Notes the addresses of the interface with their prefixes, virtual ones left out: a unicast peer within one of them
-    /// is on the link. To be called before [`handle_interface`](Self::handle_interface) and whenever they change.
+    /// Notes the addresses of the interface with their prefixes, virtual ones left out: a unicast peer within one of
+    /// them is on the link. To be called before [`handle_interface`](Self::handle_interface) and whenever they change.
     pub fn handle_link_prefixes(&mut self, prefixes: Vec<LinkPrefix>) {
         self.core.prefixes = prefixes;
     }
@@ -298,8 +298,8 @@ impl VirtualRouter {
         self.core.timers.get(TimerName::HoldEnd)
     }
 
-    /// Returns whether an advertisement of a weaker stranger is to be ignored. An Active answers it, and a Backup accepts
-    /// it from the router that it follows when that one resigns or reports that it is degraded.
+    /// Returns whether an advertisement of a weaker stranger is to be ignored. An Active answers it, and a Backup
+    /// accepts it from the router that it follows when that one resigns or reports that it is degraded.
     fn is_ignored(&self, heard: &Heard) -> bool {
         let concerned = match &self.state {
             State::Active(_) => true,

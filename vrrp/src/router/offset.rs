@@ -32,7 +32,8 @@ struct Place {
 
 /// The time that this router waits in addition to Active_Down_Interval or Skew_Time.
 ///
-/// `effective` is the priority that it would advertise now, `active` the full priority of the last Active as far as known.
+/// `effective` is the priority that it would advertise now, `active` the full priority of the last Active as far as
+/// known.
 pub(super) fn offset(
     config: &RouterConfig,
     own: IpAddr,

@@ -244,8 +244,8 @@ pub enum Warning {
         /// Its priority.
         priority: WirePriority,
     },
-    /// Another node announces one of the virtual addresses (gratuitous ARP, unsolicited NA) while this router is Active and
-    /// hears no rival.
+    /// Another node announces one of the virtual addresses (gratuitous ARP, unsolicited NA) while this router is Active
+    /// and hears no rival.
     AnnouncedElsewhere {
         /// The address.
         ip: IpAddr,

@@ -71,9 +71,9 @@ impl Core {
         }
     }
 
-    /// Only a neighbour may take part. Multicast never leaves the link (RFC 9568 §5.1.1.3, §5.1.2.3), and IPv4 unicast from
-    /// a peer on the link has not been forwarded either (RFC 5082); peers behind a router are the operator's to list.
-    /// keepalived leaves the hop limit of IPv6 unicast to the kernel (64), so there it proves nothing.
+    /// Only a neighbour may take part. Multicast never leaves the link (RFC 9568 §5.1.1.3, §5.1.2.3), and IPv4 unicast
+    /// from a peer on the link has not been forwarded either (RFC 5082); peers behind a router are the operator's to
+    /// list. keepalived leaves the hop limit of IPv6 unicast to the kernel (64), so there it proves nothing.
     fn check_origin(&self, meta: &RxMeta) -> Result<(), Discard> {
         let is_unicast_neighbour = meta.source.is_ipv4() && self.is_on_link(meta.source);
         let neighbour = meta.delivery == Delivery::Multicast || is_unicast_neighbour;

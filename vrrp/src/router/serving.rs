@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 /// The longest time that evidence must last before it counts: shorter than `takeover_after`, so that an
-/// Active that recovers together with its Backups advertises it before one of them takes over; long enough that a check that flaps
-/// several times a second never looks like recovery.
+/// Active that recovers together with its Backups advertises it before one of them takes over; long enough that a check
+/// that flaps several times a second never looks like recovery.
 const SETTLE: Duration = Duration::from_millis(400);
 
 /// The time since which this node can serve, and whether the evidence counts yet.

@@ -1,12 +1,12 @@
 //! The routers that can prove to this one that it is not heard.
 //!
 //! An Active with a rival that goes on although it loses cannot tell a peer that does not receive from a program that
-//! merely sends. It yields only to a router that is known to be a controller of the cluster, or that has announced the addresses to the
-//! neighbours. Known are the configured peers and the set that [`Command::Controllers`](super::Command::Controllers)
-//! gives. That set may name controllers by addresses that their advertisements do not come from (another network, or
-//! IPv6, where the source is link-local), so an address that it lacks proves nothing by itself: a router counts as a
-//! stranger only where the set has the source of this router's own advertisements and that of another router of the
-//! same family.
+//! merely sends. It yields only to a router that is known to be a controller of the cluster, or that has announced the
+//! addresses to the neighbours. Known are the configured peers and the set that
+//! [`Command::Controllers`](super::Command::Controllers) gives. That set may name controllers by addresses that their
+//! advertisements do not come from (another network, or IPv6, where the source is link-local), so an address that it
+//! lacks proves nothing by itself: a router counts as a stranger only where the set has the source of this router's own
+//! advertisements and that of another router of the same family.
 
 use std::net::IpAddr;
 
@@ -41,8 +41,8 @@ impl Core {
     }
 
     /// Returns whether an advertisement comes from a stranger of lower priority than this router has while it serves.
-    /// Degraded priorities are an agreement among controllers, so they are not compared. Equal ones are left to the tie-break:
-    /// a controller that is not listed has the same priority as the others nearly always.
+    /// Degraded priorities are an agreement among controllers, so they are not compared. Equal ones are left to the
+    /// tie-break: a controller that is not listed has the same priority as the others nearly always.
     pub(super) fn is_weaker_stranger(&self, heard: &Heard) -> bool {
         heard.standing == Standing::Stranger && heard.priority < self.config.priority.full()
     }

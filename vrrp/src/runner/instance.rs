@@ -144,8 +144,9 @@ impl Instance {
         }
     }
 
-    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return sent
-    /// frames. A unicast packet may be for an address of another interface; its source must be a peer all the same.
+    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return
+    /// sent frames. A unicast packet may be for an address of another interface; its source must be a peer all the
+    /// same.
     fn is_addressed(&self, received: &Received<'_>) -> bool {
         let Some(interface) = &self.interface else { return false };
         let reflected = received.mac == Some(interface.mac);

@@ -70,8 +70,8 @@ impl Link {
         }
     }
 
-    /// Registers a router, or changes its needs, addresses and routes. The error concerns the announcements of other nodes
-    /// only.
+    /// Registers a router, or changes its needs, addresses and routes. The error concerns the announcements of other
+    /// nodes only.
     pub(super) fn join(
         &mut self,
         id: InstanceId,

@@ -77,7 +77,8 @@ pub struct InstanceConfig {
 pub enum Transport {
     /// To the group of the family (RFC 9568 §5.1.1.2).
     Multicast,
-    /// To each peer. Advertisements of other routers are discarded: the router's own `peers` and `only_peers` are overridden.
+    /// To each peer. Advertisements of other routers are discarded: the router's own `peers` and `only_peers` are
+    /// overridden.
     Unicast {
         /// The other routers, of either family.
         peers: Vec<IpAddr>,
@@ -131,8 +132,8 @@ pub struct RunnerOptions {
     /// Locks the memory of the process as it is touched.
     pub lock_memory: bool,
     /// The longest time that the thread may compute without a sleep before the kernel ends the process (RLIMIT_RTTIME),
-    /// so that a runaway real-time thread cannot hang the host. Only with real-time scheduling, and unless the process already
-    /// has such a limit. The runner itself sleeps at least every 100 ms.
+    /// so that a runaway real-time thread cannot hang the host. Only with real-time scheduling, and unless the process
+    /// already has such a limit. The runner itself sleeps at least every 100 ms.
     pub runaway: Duration,
 }
 

@@ -137,7 +137,8 @@ fn a_conflict_with_the_own_address_is_reported() {
     assert!(member.is_active());
 }
 
-/// The thread is held up for longer than Down while the Active goes on: once while it reads, once while it handles commands.
+/// The thread is held up for longer than Down while the Active goes on: once while it reads, once while it handles
+/// commands.
 fn a_stalled_backup_reads_before_it_takes_over() {
     let lan = Lan::new();
     let (a, b, stranger) = (lan.node(1), lan.node(2), lan.node(9));

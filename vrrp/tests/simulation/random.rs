@@ -18,8 +18,8 @@ const SEEDS: u64 = 600;
 
 /// Seeds that find mistakes which few others do: equals without offsets (13), ties not broken by address (146), skew in
 /// whole centiseconds (945), an announcement of a controller taken for a stranger's after a split (12520), a short
-/// interval learned from a router that has just been outranked (16053), and, in the simulation itself, a keeper that does
-/// its work out of order (13421).
+/// interval learned from a router that has just been outranked (16053), and, in the simulation itself, a keeper that
+/// does its work out of order (13421).
 const REGRESSIONS: &[u64] = &[13, 146, 945, 3890, 12520, 13421, 16053];
 
 #[test]
