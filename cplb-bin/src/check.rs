@@ -14,7 +14,7 @@ use netlink_vip::{FoundInterface, Inventory};
 
 use crate::cli::{BackendArgs, CheckArgs, Print};
 use crate::exit::{Failure, Kind};
-use crate::{daemon, output, source, support};
+use crate::{daemon, output, source};
 
 /// Names that are not resolved within this time are reported.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
     }
     findings.extend(unresolved(&loaded.config));
     findings.extend(loaded.propose_vrids());
-    findings.extend(support::concerns(&loaded.config).into_iter().map(Diagnostic::from));
+    findings.extend(loaded.config.check_effective());
     let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
     if !report.diagnostics.is_empty() {
         let drawn =

@@ -369,7 +369,7 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
     let own = ", backends: {static: [10.0.0.11]}";
     run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
     run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
-    run("", "127.0.0.1").says(&["WARN", "--backend 127.0.0.1 is ignored:", "direct to itself"]);
+    run("", "127.0.0.1").says(&["WARN", "--backend 127.0.0.1 is ignored:", "direct connections to itself"]);
     assert!(!run("", "10.0.0.12").err.contains("is ignored"));
     let check = |backend: &str| {
         std::fs::write(&path, format!("{NATIVE}  services: [{{name: api, port: 6443}}]\n")).unwrap();

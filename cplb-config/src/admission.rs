@@ -1,7 +1,7 @@
-//! Which addresses may be backends: one rule for every source of them.
+//! The addresses that may be backends: one rule for every source of them.
 //!
-//! A proxy that connects to itself, to a peer's proxy or to a virtual IP makes a loop that needs no client: health checks
-//! start it, and every hop connects again. So each address passes [`BackendRule`] whether it was written in the
+//! A proxy that connects to itself, to a peer's proxy or to a virtual IP makes a loop that needs no client: health
+//! checks start it, and every hop connects again. So each address passes [`BackendRule`] whether it was written in the
 //! configuration, given on the command line, resolved, discovered, read from disk or is one of the node's own.
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ pub enum Origin {
     LocalCandidate,
 }
 
-/// Why an address is no backend. Displays as the end of a sentence that begins with the address.
+/// The reason why an address is no backend. Displays as the end of a sentence that begins with the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unfit {
@@ -78,7 +78,7 @@ impl BackendRule {
         let ip = server.ip().to_canonical();
         fit_address(ip, origin)?;
         let port = Port::new(server.port()).ok_or(Unfit::NoPort)?;
-        // The servers of a service on its own bind port run on nodes without a proxy. Addresses in the file are judged
+        // The servers of a service on its own bind port run on nodes without a proxy. Addresses in the file are checked
         // without this exception, because the operator can correct them.
         let apart = origin != Origin::Written && service.backend_port == port && service.bind_port == port;
         self.leads_elsewhere(&Host::Address(ip), port).or_else(|unfit| match unfit {
@@ -88,7 +88,7 @@ impl BackendRule {
         Ok(SocketAddr::new(ip, port.number()))
     }
 
-    /// Whether the address is a virtual IP, also in its IPv4-mapped form.
+    /// Returns whether the address is a virtual IP, also in its IPv4-mapped form.
     #[must_use]
     pub fn moves(&self, ip: IpAddr) -> bool {
         self.vips.contains(&ip.to_canonical())
@@ -148,7 +148,8 @@ impl Config {
         }
     }
 
-    /// Whether the servers of the service listen on its own bind port, which tells that they run on nodes apart.
+    /// Returns whether the servers of the service listen on its own bind port, which shows that they run on other
+    /// nodes.
     fn serves_apart(&self, service: &Service) -> bool {
         let servers = &self.backends_of(service).fixed;
         service.backend_port == service.bind_port
@@ -169,7 +170,7 @@ mod tests {
     const VIPS: &str = "  vrrpInstances: [{virtualIPs: [10.0.0.100/24, 'fd00::100/64']}]\n";
     const ALL: [Origin; 4] = [Origin::Written, Origin::Resolved, Origin::Discovered, Origin::LocalCandidate];
 
-    fn judge(spec: &str, server: &str, origin: Origin) -> Result<String, Unfit> {
+    fn admit(spec: &str, server: &str, origin: Origin) -> Result<String, Unfit> {
         let (rule, service) = rule(spec);
         let rule = rule.on_node(["10.0.0.11".parse().unwrap()]);
         rule.admit(server.parse().unwrap(), &service, origin).map(|server| server.to_string())
@@ -178,25 +179,25 @@ mod tests {
     #[test]
     fn a_proxy_of_a_group_with_virtual_ips_is_no_backend_whatever_its_source() {
         for origin in ALL {
-            assert_eq!(judge(VIPS, "10.0.0.12:6444", origin), Err(Unfit::Proxy));
-            assert_eq!(judge(VIPS, "[::ffff:10.0.0.12]:6444", origin), Err(Unfit::Proxy));
-            assert_eq!(judge(VIPS, "10.0.0.11:6444", origin), Err(Unfit::OwnProxy));
-            assert_eq!(judge(VIPS, "10.0.0.12:6443", origin), Ok("10.0.0.12:6443".into()));
+            assert_eq!(admit(VIPS, "10.0.0.12:6444", origin), Err(Unfit::Proxy));
+            assert_eq!(admit(VIPS, "[::ffff:10.0.0.12]:6444", origin), Err(Unfit::Proxy));
+            assert_eq!(admit(VIPS, "10.0.0.11:6444", origin), Err(Unfit::OwnProxy));
+            assert_eq!(admit(VIPS, "10.0.0.12:6443", origin), Ok("10.0.0.12:6443".into()));
         }
         let services = format!("{VIPS}  services: [{{name: a, port: 6443}}, {{name: b, port: 8132}}]\n");
-        assert_eq!(judge(&services, "10.0.0.12:6445", Origin::Discovered), Err(Unfit::Proxy));
+        assert_eq!(admit(&services, "10.0.0.12:6445", Origin::Discovered), Err(Unfit::Proxy));
     }
 
     #[test]
     fn a_service_on_its_own_bind_port_has_its_servers_on_other_nodes() {
         let own = format!("{VIPS}  services: [{{name: a, port: 6443, bindPort: 6443}}]\n");
-        assert_eq!(judge(&own, "10.0.0.12:6443", Origin::Discovered), Ok("10.0.0.12:6443".into()));
-        assert_eq!(judge(&own, "10.0.0.11:6443", Origin::Discovered), Err(Unfit::OwnProxy));
-        assert_eq!(judge(&own, "127.0.0.1:6443", Origin::LocalCandidate), Err(Unfit::OwnProxy));
-        assert_eq!(judge(&own, "10.0.0.12:6443", Origin::Written), Err(Unfit::Proxy));
+        assert_eq!(admit(&own, "10.0.0.12:6443", Origin::Discovered), Ok("10.0.0.12:6443".into()));
+        assert_eq!(admit(&own, "10.0.0.11:6443", Origin::Discovered), Err(Unfit::OwnProxy));
+        assert_eq!(admit(&own, "127.0.0.1:6443", Origin::LocalCandidate), Err(Unfit::OwnProxy));
+        assert_eq!(admit(&own, "10.0.0.12:6443", Origin::Written), Err(Unfit::Proxy));
         let plain = "  services: [{name: a, port: 6443, bindPort: 6443}]\n";
-        assert_eq!(judge(plain, "10.0.0.12:6443", Origin::Written), Ok("10.0.0.12:6443".into()));
-        assert_eq!(judge(plain, "10.0.0.11:6443", Origin::Resolved), Err(Unfit::OwnProxy));
+        assert_eq!(admit(plain, "10.0.0.12:6443", Origin::Written), Ok("10.0.0.12:6443".into()));
+        assert_eq!(admit(plain, "10.0.0.11:6443", Origin::Resolved), Err(Unfit::OwnProxy));
     }
 
     #[test]
@@ -204,9 +205,9 @@ mod tests {
         let served = "  virtualServers: [{ipAddress: 10.0.0.200}]\n  backends: {static: [10.0.0.11]}\n";
         for origin in ALL {
             for vip in ["10.0.0.100:6443", "[::ffff:10.0.0.100]:1", "[fd00::100]:6443"] {
-                assert_eq!(judge(VIPS, vip, origin), Err(Unfit::VirtualIp), "{vip}");
+                assert_eq!(admit(VIPS, vip, origin), Err(Unfit::VirtualIp), "{vip}");
             }
-            assert_eq!(judge(served, "10.0.0.200:6443", origin), Err(Unfit::VirtualIp));
+            assert_eq!(admit(served, "10.0.0.200:6443", origin), Err(Unfit::VirtualIp));
         }
     }
 
@@ -215,26 +216,26 @@ mod tests {
         let none = ["0.0.0.0", "0.1.2.3", "224.0.0.18", "239.1.1.1", "240.0.0.1", "255.255.255.255"];
         for origin in ALL {
             for ip in none {
-                assert_eq!(judge(VIPS, &format!("{ip}:6443"), origin), Err(Unfit::NoServer), "{ip}");
-                assert_eq!(judge(VIPS, &format!("[::ffff:{ip}]:6443"), origin), Err(Unfit::NoServer), "{ip}");
+                assert_eq!(admit(VIPS, &format!("{ip}:6443"), origin), Err(Unfit::NoServer), "{ip}");
+                assert_eq!(admit(VIPS, &format!("[::ffff:{ip}]:6443"), origin), Err(Unfit::NoServer), "{ip}");
             }
-            assert_eq!(judge(VIPS, "[::]:6443", origin), Err(Unfit::NoServer));
-            assert_eq!(judge(VIPS, "[ff02::1]:6443", origin), Err(Unfit::NoServer));
-            assert_eq!(judge(VIPS, "[fe80::1%3]:6443", origin), Err(Unfit::LinkLocal));
-            assert_eq!(judge(VIPS, "10.0.0.12:0", origin), Err(Unfit::NoPort));
+            assert_eq!(admit(VIPS, "[::]:6443", origin), Err(Unfit::NoServer));
+            assert_eq!(admit(VIPS, "[ff02::1]:6443", origin), Err(Unfit::NoServer));
+            assert_eq!(admit(VIPS, "[fe80::1%3]:6443", origin), Err(Unfit::LinkLocal));
+            assert_eq!(admit(VIPS, "10.0.0.12:0", origin), Err(Unfit::NoPort));
         }
-        assert_eq!(judge(VIPS, "169.254.1.1:6443", Origin::Discovered), Err(Unfit::LinkLocal));
-        assert_eq!(judge(VIPS, "169.254.1.1:6443", Origin::Written), Ok("169.254.1.1:6443".into()));
+        assert_eq!(admit(VIPS, "169.254.1.1:6443", Origin::Discovered), Err(Unfit::LinkLocal));
+        assert_eq!(admit(VIPS, "169.254.1.1:6443", Origin::Written), Ok("169.254.1.1:6443".into()));
     }
 
     #[test]
     fn loopback_needs_the_operators_word_or_a_local_candidate() {
         for ip in ["127.0.0.1", "127.0.1.1", "[::1]", "[::ffff:127.0.0.1]"] {
             let server = format!("{ip}:6443");
-            assert!(judge(VIPS, &server, Origin::Written).is_ok(), "{ip}");
-            assert!(judge(VIPS, &server, Origin::LocalCandidate).is_ok(), "{ip}");
-            assert_eq!(judge(VIPS, &server, Origin::Resolved), Err(Unfit::Loopback), "{ip}");
-            assert_eq!(judge(VIPS, &server, Origin::Discovered), Err(Unfit::Loopback), "{ip}");
+            assert!(admit(VIPS, &server, Origin::Written).is_ok(), "{ip}");
+            assert!(admit(VIPS, &server, Origin::LocalCandidate).is_ok(), "{ip}");
+            assert_eq!(admit(VIPS, &server, Origin::Resolved), Err(Unfit::Loopback), "{ip}");
+            assert_eq!(admit(VIPS, &server, Origin::Discovered), Err(Unfit::Loopback), "{ip}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a document, where, and what to write instead.
+//! Findings about a document: the rule, the place, and the correction.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use crate::escape::{blanked, escaped};
 use crate::secret::{is_secret, names_secret};
 use crate::yaml::Span;
 
-/// How bad a [`Diagnostic`] is.
+/// The severity of a [`Diagnostic`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// Worth knowing; nothing needs doing.
@@ -39,24 +39,24 @@ pub struct Location {
 /// One finding about a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
     /// Stable name of the rule, such as `duplicate-vrid`.
     pub rule: &'static str,
-    /// Where in the configuration: a path such as `vrrpInstances[0].authPass`, relative to the load balancing section
-    /// for what is inside it. Empty if the whole file is meant.
+    /// The place in the configuration: a path such as `vrrpInstances[0].authPass`, relative to the load balancing
+    /// section for what is inside it. Empty if the whole file is meant.
     pub path: String,
-    /// Where in the file; absent for findings about the system rather than the text.
+    /// The place in the file; absent for findings about the system rather than the text.
     pub location: Option<Location>,
     /// The offending text, as written; passwords are masked.
     pub text: String,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
-    /// What to write or do instead.
+    /// The correction.
     pub help: String,
 }
 
-/// Diagnostics together with the document they speak about.
+/// Diagnostics together with the document that they are about.
 ///
 /// The text kept here has its passwords masked, so a rendered report may go to a log.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ pub struct Report {
     source: Arc<str>,
 }
 
-/// Why a document was refused: at least one [`Severity::Error`], and the warnings found besides.
+/// The reason why a document was refused: at least one [`Severity::Error`], and the warnings found besides.
 #[derive(Clone, Debug)]
 pub struct Errors(Report);
 
@@ -148,7 +148,7 @@ impl Report {
         let handler = GraphicalReportHandler::new_themed(theme).with_width(width).with_links(false);
         let mut out = String::new();
         for located in self.located() {
-            // Writing to a string cannot fail; what miette cannot draw is still told in the plain form.
+            // Writing to a string cannot fail; a finding that miette cannot draw is reported in the plain form.
             let before = out.len();
             if handler.render_report(&mut out, &located).is_err() {
                 out.truncate(before);
@@ -182,7 +182,7 @@ impl Report {
     }
 }
 
-/// How [`Report::graphical`] draws.
+/// The style of [`Report::graphical`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Theme {
     /// Unicode and ANSI colours.
@@ -345,15 +345,15 @@ pub(crate) fn gathered(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     kept.into_iter().map(counted).collect()
 }
 
-/// What follows the first `authPass:` or `password:` of every line that has one, and the lines below that are indented
-/// deeper and may continue it, for text that is no YAML.
+/// The text after the first `authPass:` or `password:` of every line that has one, and the lines below that are
+/// indented deeper and may continue it, for text that is no YAML.
 ///
 /// Takes time in proportion to the text: one range a line at most.
 pub(crate) fn secret_lines(text: &str) -> Vec<Range<usize>> {
     const INDENT: [char; 3] = [' ', '\t', '-'];
     let mut ranges = Vec::new();
     let mut start = 0;
-    // How deep the key stands whose value may go on.
+    // The indentation of the key with a value that may go on.
     let mut key = None;
     for line in text.split_inclusive('\n') {
         let content = line.trim_start_matches(INDENT);
@@ -373,7 +373,7 @@ pub(crate) fn secret_lines(text: &str) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Where the value of the line's first key that names a password begins.
+/// The offset of the value of the line's first key that names a password.
 fn secret_value(line: &str) -> Option<usize> {
     let mut start = 0;
     for (colon, _) in line.match_indices(':') {
@@ -399,14 +399,15 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_masked_to_the_end_of_what_may_be_its_value() {
+    fn a_password_is_masked_to_the_possible_end_of_its_value() {
         assert_eq!(shown("a: b\n- authPass: x y\n  c: d\n"), "a: b\n- authPass:****\n  c: d\n");
         assert_eq!(shown("authPas: >\n  x\n\n  y\nc: d"), "authPas:**\n***\n\n***\nc: d");
         assert_eq!(shown("{a: 1, \"oldPassword\" : x: y"), "{a: 1, \"oldPassword\" :*****");
         assert_eq!(shown("authPass"), "authPass");
     }
 
-    /// Far above what one pass over ten megabytes takes in a debug build, far below what a pass for every password does.
+    /// Far above what one pass over ten megabytes takes in a debug build, far below what a pass for every password
+    /// does.
     const LIMIT: Duration = Duration::from_secs(20);
 
     #[test]

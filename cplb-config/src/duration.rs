@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Why a text is no duration.
+/// The reason why a text is no duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DurationError {
     Empty,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn formatted_durations_parse_to_themselves() {
         for nanoseconds in [0, 1, 999, 1_500, 10_000_000, 40_950_000_000, 60_000_000_000, 3_723_500_000_001] {
             let duration = Duration::from_nanos(nanoseconds);
             assert_eq!(parse(&format(duration)), Ok(duration), "{}", format(duration));

@@ -24,7 +24,7 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character has no place on a line of printed text; see [`escaped`].
+/// Returns whether a character has no place on a line of printed text; see [`escaped`].
 #[must_use]
 pub fn is_unprintable(c: char) -> bool {
     // General category Cc is `is_control`; the rest are Cf, Zl and Zp characters that no name needs.
@@ -40,8 +40,8 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The text of a document with the same bytes at the same places, except that unprintable characters are question marks;
-/// line breaks and tabs stay.
+/// The text of a document with the same bytes at the same places, except that unprintable characters are question
+/// marks; line breaks and tabs stay.
 pub(crate) fn blanked(text: &str) -> Cow<'_, str> {
     let breaks_line = |rest: &str| rest.starts_with(['\n', '\t']) || rest.starts_with("\r\n");
     let bad = |(at, c): (usize, char)| is_unprintable(c) && !breaks_line(&text[at..]);

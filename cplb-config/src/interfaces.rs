@@ -1,4 +1,4 @@
-//! Comparing the configuration with the interfaces a node has.
+//! Compares the configuration with the interfaces of a node.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub struct ObservedInterface {
 }
 
 impl Config {
-    /// Findings that do not fit the interfaces of this node; `choose` names the one that an instance gets. All are
+    /// Findings about the interfaces of this node; `choose` names the interface that an instance gets. All are
     /// warnings: an interface may come later, and `run` waits for it. Pass them to
     /// [`Document::report`](crate::Document::report) to give them their place.
     #[must_use]
@@ -91,7 +91,7 @@ fn check_instance(path: &str, instance: &Instance, interface: &ObservedInterface
         let (message, help) = if known.is_empty() && interface.addresses.iter().any(whole) {
             let (full, family) = if vip.ip().is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
             let message = format!(
-                "{name} has only {family} addresses of length /{full}, so others do not look for {vip} on its link by themselves"
+                "{name} has only {family} addresses of length /{full}, so other hosts do not look for {vip} on its link"
             );
             (message, "let the network route the virtual IP to the link, or announce it otherwise".to_owned())
         } else if known.is_empty() {
@@ -155,7 +155,7 @@ fn unknown(path: &str, instance: &Instance, interfaces: &[ObservedInterface]) ->
     warning("unknown-interface", format!("{path}.interface"), message, &help)
 }
 
-/// A /32 or /128 says nothing about a subnet; a virtual IP that is installed already looks like this.
+/// A /32 or /128 shows no subnet; a virtual IP that is installed already looks like this.
 fn is_full(ip: IpAddr, length: u8) -> bool {
     length == if ip.is_ipv4() { 32 } else { 128 }
 }

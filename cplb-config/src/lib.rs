@@ -1,9 +1,9 @@
 //! k0s-compatible control plane load balancing configuration: YAML in, validated domain types or located errors out.
 //!
 //! [`load`] reads a k0s `ClusterConfig`, a k0sctl `Cluster` or the native `ControlPlaneLoadBalancer` of
-//! `cplb/v1alpha1`, applies every rule that k0s applies and those it forgets, and gives one [`Config`] with every
-//! default filled in. All mistakes are told at once: each [`Diagnostic`] has line, column, the offending text and what
-//! to write instead.
+//! `cplb/v1alpha1`, applies every rule that k0s applies and those that it lacks, and gives one [`Config`] with every
+//! default filled in. All mistakes are reported at once: each [`Diagnostic`] has line, column, the offending text and
+//! what to write instead.
 //!
 //! ```
 //! let text = "
@@ -24,14 +24,17 @@
 //! );
 //! ```
 //!
-//! The crate reads no file and no system state. Whether addresses fit the node's interfaces is answered by
-//! [`Config::check_interfaces`], which is given what was observed.
+//! The crate reads no file and no system state. [`Config::check_interfaces`] compares the addresses with the
+//! node's interfaces, which the caller has observed.
 
 mod admission;
+mod command_line;
 mod diagnostic;
 mod document;
 mod duration;
+mod effective;
 mod escape;
+mod format;
 mod interfaces;
 mod load;
 mod model;
@@ -45,13 +48,15 @@ mod walk;
 mod yaml;
 
 pub use admission::{BackendRule, Origin, Unfit};
+pub use command_line::{RefusedBackend, UnusedKubeconfig};
 pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
+pub use effective::MAX_IPVS_SERVICES;
 pub use escape::{escaped, is_unprintable};
+pub use format::Format;
 pub use interfaces::ObservedInterface;
-pub use load::{Document, Format, Loaded, MAX_BYTES, load, load_bytes};
+pub use load::{Document, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
-    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, RefusedBackend, Service, Unicast,
-    UnusedKubeconfig, VirtualServer,
+    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, Service, Unicast, VirtualServer,
 };
 pub use native::{Redact, WriteError, json_schema};
 pub use read::{BackendError, K0S_KUBECONFIG};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, Errors, Location, Report, Severity, gathered, masked, secret_lines};
 use crate::document::{read, secrets, select};
+use crate::format::Format;
 use crate::model::Config;
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{self, Span};
@@ -13,26 +14,15 @@ use crate::yaml::{self, Span};
 /// The largest document that is read: 1 MiB. Callers need not read more than one byte beyond it.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// A valid configuration and what to know about it.
+/// A valid configuration and the findings about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration, with every default filled in.
     pub config: Config,
-    /// What works but may not be meant, in order of place. No [`Severity::Error`] is among them.
+    /// Settings that work but may not be meant, in order of place. No [`Severity::Error`] is among them.
     pub warnings: Vec<Diagnostic>,
     /// The document it came from.
     pub document: Document,
-}
-
-/// Which kind of document was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// `k0s.k0sproject.io`, `ClusterConfig`.
-    K0s,
-    /// `k0sctl.k0sproject.io`, `Cluster`.
-    K0sctl,
-    /// `cplb/v1alpha1`, `ControlPlaneLoadBalancer`.
-    Native,
 }
 
 /// A document that was read, to place further findings in. Its passwords are masked.
@@ -49,10 +39,11 @@ pub struct Document {
 /// Reads a k0s, k0sctl or native document from `text`; `file` is its name in messages.
 ///
 /// A file may hold several documents (`---`); the one of a known kind is read. In a file for k0sctl, `ClusterConfig`
-/// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already stays.
+/// documents are merged into the `spec.k0s.config` of the `Cluster`, as k0sctl does: a value that is there already
+/// stays.
 ///
 /// # Errors
-/// Everything that is wrong with the document, at once.
+/// All mistakes of the document at once.
 pub fn load(text: &str, file: &str) -> Result<Loaded, Errors> {
     load_bytes(text.as_bytes(), file)
 }
@@ -86,34 +77,6 @@ pub fn load_bytes(bytes: &[u8], file: &str) -> Result<Loaded, Errors> {
     }
 }
 
-impl Format {
-    /// What to write into an empty document of this kind.
-    pub(crate) fn first_steps(self) -> &'static str {
-        match self {
-            Self::K0s => {
-                "add spec.network.controlPlaneLoadBalancing.keepalived.vrrpInstances with virtualIPs and an authPass"
-            }
-            Self::K0sctl => {
-                "add controllers under spec.hosts, and under spec.k0s.config \
-                 spec.network.controlPlaneLoadBalancing.keepalived.vrrpInstances with virtualIPs and an authPass"
-            }
-            Self::Native => {
-                "add `vrrpInstances:` with virtualIPs, or `backends:` with static addresses, under `spec`"
-            }
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::K0s => "k0s ClusterConfig",
-            Self::K0sctl => "k0sctl Cluster",
-            Self::Native => "cplb/v1alpha1 ControlPlaneLoadBalancer",
-        })
-    }
-}
-
 impl Document {
     /// A report of findings about this document; those that name only a path are given the place of that path. Equal
     /// warnings become one with their lines.
@@ -130,12 +93,12 @@ impl Document {
         Report::new(&self.file, Arc::clone(&self.source), gathered(diagnostics))
     }
 
-    /// Whether the file says something at this path.
+    /// Returns whether the file has a value at this path.
     pub(crate) fn has(&self, path: &str) -> bool {
         self.locations.contains_key(path)
     }
 
-    /// Where a path stands in the file, or the nearest thing around it.
+    /// The place of a path in the file, or of the nearest value around it.
     fn locate(&self, path: &str) -> Option<Location> {
         let mut path = path;
         loop {
@@ -163,7 +126,7 @@ fn whole_file(file: &str, rule: &'static str, message: String, help: &str) -> Er
 }
 
 fn syntax_error(text: &str, file: &str, error: yaml::SyntaxError) -> Errors {
-    // Without a tree, passwords are found by the look of their lines.
+    // Without a tree, passwords are found by the form of their lines.
     let source: Arc<str> = masked(text, &secret_lines(text)).into();
     let out = Reporter::new(&source);
     out.error("", error.span, Finding::new("syntax", error.message, error.help));

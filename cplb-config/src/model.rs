@@ -1,4 +1,4 @@
-//! The validated configuration: what all three kinds of input become.
+//! The validated configuration, the result of all three kinds of input.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +11,10 @@ use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 
-use crate::read::API_SERVICE;
+/// The name of the API servers' service, which is balanced if none is listed.
+pub(crate) const API_SERVICE: &str = "kube-apiserver";
 
-/// What the daemon is to do. Every default is filled in.
+/// A configuration of the daemon. Every default is filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Virtual routers; VRIDs and addresses are unique among them. None makes a plain load balancer.
@@ -30,11 +31,11 @@ pub struct Config {
     /// The address of the node at which other hosts reach the bind ports themselves; unspecified for all of its family,
     /// `::` for all. `None`: where there are virtual IPs none, else all.
     pub bind_address: Option<IpAddr>,
-    /// What is balanced. Names, ports and bind ports are unique.
+    /// The balanced services. Names, ports and bind ports are unique.
     pub services: Vec<Service>,
     /// The servers behind every service that has none of its own.
     pub backends: Backends,
-    /// Where the status page is served, if at all.
+    /// The address of the status page, if it is served.
     pub status_listen: Option<SocketAddr>,
 }
 
@@ -43,7 +44,7 @@ pub struct Config {
 pub struct Instance {
     /// The virtual IPs in the order they are advertised, at least one; IPv4, IPv6 or both.
     pub virtual_ips: Vec<VipAddress>,
-    /// Where they go.
+    /// The interface that gets them.
     pub interface: InterfaceSelector,
     /// VRRP virtual router identifier.
     pub vrid: Vrid,
@@ -53,7 +54,7 @@ pub struct Instance {
     pub advert_interval: AdvertInterval,
     /// 50 to 254; a fifth of it is advertised while the node cannot serve.
     pub priority: Priority,
-    /// When a backup takes the addresses from a living active router.
+    /// The conditions under which a Backup takes the addresses from an Active that still advertises.
     pub preempt: Preempt,
     /// Password of version 2 advertisements.
     pub auth_pass: Option<AuthPass>,
@@ -78,14 +79,14 @@ pub struct VirtualServer {
     /// The virtual IP.
     pub address: IpAddr,
     /// Longest time between two health checks of what it balances, in whole microseconds, above zero. The intervals of
-    /// [`Config::services`] obey it already.
+    /// [`Config::services`] are limited by it already.
     pub delay_loop: Duration,
     /// Scheduling algorithm.
     pub algorithm: LbAlgorithm,
     /// Forwarding method.
     pub kind: LbKind,
-    /// How long a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection, which
-    /// only the native document can say.
+    /// The time that a client stays with its server: 1 to 2,678,400 s (31 days). `None` chooses for each connection,
+    /// which only the native document can express.
     pub persistence_timeout: Option<Duration>,
 }
 
@@ -141,8 +142,9 @@ words! {
 }
 
 impl LbAlgorithm {
-    /// Whether servers get shares by weight. To the others a weight is zero, which takes no new connections, or not zero.
-    /// Source hashing gives each server as many buckets in turn as its weight says (`ip_vs_sh_reassign`).
+    /// Returns whether servers get shares by weight. To the other schedulers a weight is zero, which takes no new
+    /// connections, or not zero. Source hashing gives each server as many buckets in turn as its weight
+    /// (`ip_vs_sh_reassign`).
     #[must_use]
     pub const fn uses_weights(self) -> bool {
         match self {
@@ -170,7 +172,7 @@ words! {
 }
 
 impl LbKind {
-    /// Whether packets reach the servers with the address and the port of the virtual IP.
+    /// Returns whether packets reach the servers with the address and the port of the virtual IP.
     #[must_use]
     pub const fn keeps_destination(self) -> bool {
         matches!(self, Self::DirectRouting | Self::Tunnel)
@@ -190,9 +192,9 @@ pub struct Service {
     pub backend_port: Port,
     /// Its own servers; `None` means [`Config::backends`].
     pub backends: Option<Backends>,
-    /// How a backend is chosen.
+    /// The choice of a backend.
     pub balance: Balance,
-    /// How backends are checked.
+    /// The health check of the backends.
     pub health: HealthCheck,
     /// Client connections of the proxy that may be open at once; `None` means as many as descriptors allow.
     pub max_connections: Option<NonZeroU32>,
@@ -201,8 +203,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether each client has to meet every server, as konnectivity's agents do: then none of what binds a client to one
-    /// may be used for it, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its servers.
+    /// Returns whether each client has to reach every server, as konnectivity's agents do: then nothing may bind a
+    /// client to one server, such as [`VirtualServer::persistence_timeout`]. Known by its name or by the port of its
+    /// servers.
     #[must_use]
     pub fn is_konnectivity(&self) -> bool {
         let own =
@@ -212,13 +215,13 @@ impl Service {
 }
 
 pub(crate) fn is_konnectivity(name: &str, server_ports: impl IntoIterator<Item = Port>) -> bool {
-    /// Where konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
+    /// The port on which konnectivity's servers listen for agents (k0s, `spec.konnectivity.agentPort`).
     const AGENT_PORT: u16 = 8132;
     let mut ports = server_ports.into_iter();
     name.to_ascii_lowercase().contains("konnectivity") || ports.any(|port| port.number() == AGENT_PORT)
 }
 
-/// Where servers are known from.
+/// The sources of a service's servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
     /// Listed in the configuration, or the controllers of a k0sctl file. Never a virtual IP.
@@ -234,8 +237,8 @@ pub struct Backend {
     pub host: Host,
     /// Its port, if it is not the service's [`Service::backend_port`].
     pub port: Option<Port>,
-    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS), 0
-    /// to 256; 0 takes no new ones.
+    /// Share of connections where weights count (the [`Balance`] of the proxy, [`LbAlgorithm::uses_weights`] for IPVS),
+    /// 0 to 256; 0 takes no new ones.
     pub weight: u32,
     /// A name for people.
     pub name: Option<String>,
@@ -272,7 +275,8 @@ impl Port {
 }
 
 impl Host {
-    /// Whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761 §6.3).
+    /// Returns whether connections to it stay on this node: a loopback or unspecified address, or `localhost` (RFC 6761
+    /// §6.3).
     #[must_use]
     pub fn is_this_node(&self) -> bool {
         match self {
@@ -281,7 +285,8 @@ impl Host {
         }
     }
 
-    /// Whether connections to it stay on this node, where it serves a virtual IP that IPVS balances: within one family.
+    /// Returns whether connections to it stay on this node where IPVS balances the virtual IP, which it does within one
+    /// family.
     pub(crate) fn is_loopback_for(&self, vip: IpAddr) -> bool {
         let same_family = match self {
             Self::Address(address) => address.is_ipv4() == vip.is_ipv4(),
@@ -317,7 +322,7 @@ impl fmt::Display for Backend {
 }
 
 impl Backends {
-    /// Whether there is neither a server nor a way to find one.
+    /// Returns whether there is neither a server nor a way to find one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fixed.is_empty() && self.kubeconfig.is_none()
@@ -330,13 +335,14 @@ impl Config {
         self.instances.iter().flat_map(|instance| &instance.virtual_ips).map(VipAddress::ip)
     }
 
-    /// Whether `ip` is a virtual IP, also in its IPv4-mapped form.
+    /// Returns whether `ip` is a virtual IP, also in its IPv4-mapped form.
     #[must_use]
     pub fn is_virtual_ip(&self, ip: IpAddr) -> bool {
         self.virtual_ips().any(|vip| vip == ip.to_canonical())
     }
 
-    /// The service of the API servers: that of the name `kube-apiserver`, or the only one if that is not konnectivity's.
+    /// The service of the API servers: that of the name `kube-apiserver`, or the only one if that is not
+    /// konnectivity's.
     #[must_use]
     pub fn api_service(&self) -> Option<&Service> {
         match self.services.as_slice() {
@@ -351,109 +357,8 @@ impl Config {
         service.backends.as_ref().unwrap_or(&self.backends)
     }
 
-    /// Adds a server to those that all services share, as `cplb run --backend` does.
-    ///
-    /// # Errors
-    /// [`RefusedBackend`] if the proxy would talk to itself or to another node's, if nothing would use the server, or if
-    /// IPVS could not direct to it: what is added loads again as part of the effective document.
-    pub fn add_backend(&mut self, backend: Backend) -> Result<(), RefusedBackend> {
-        if let Host::Address(address) = backend.host
-            && self.backend_rule().moves(address)
-        {
-            return Err(RefusedBackend::VirtualIp(address));
-        }
-        if self.disable_load_balancer || self.sharing().next().is_none() {
-            return Err(RefusedBackend::Unused(backend));
-        }
-        let rule = self.backend_rule();
-        let port = |service: &Service| backend.port.unwrap_or(service.backend_port);
-        if self.sharing().any(|service| rule.leads_elsewhere(&backend.host, port(service)).is_err()) {
-            return Err(RefusedBackend::Proxy(backend));
-        }
-        if backend.port.is_some() && self.sharing().count() > 1 {
-            return Err(RefusedBackend::SharedPort(backend));
-        }
-        if self.virtual_servers.iter().any(|server| backend.host.is_loopback_for(server.address)) {
-            return Err(RefusedBackend::Loopback(backend));
-        }
-        if let Some((server, port)) = self.keeps_other_port(&backend) {
-            let (kind, vip) = (server.kind, server.address);
-            return Err(RefusedBackend::VirtualServerPort { backend, kind, vip, port });
-        }
-        let same = |other: &Backend| other.host == backend.host && other.port == backend.port;
-        if !self.backends.fixed.iter().any(same) {
-            self.backends.fixed.push(backend);
-        }
-        Ok(())
-    }
-
-    /// Has the servers that all services share found with a kubeconfig, as `cplb run --kubeconfig` does; instead of another
-    /// one that the file names.
-    ///
-    /// # Errors
-    /// [`UnusedKubeconfig`].
-    pub fn set_kubeconfig(&mut self, path: PathBuf) -> Result<(), UnusedKubeconfig> {
-        if self.disable_load_balancer || self.sharing().next().is_none() {
-            return Err(UnusedKubeconfig);
-        }
-        self.backends.kubeconfig = Some(path);
-        Ok(())
-    }
-
-    /// The virtual server that would hand packets on to the backend without a change of their port, and the port.
-    fn keeps_other_port(&self, backend: &Backend) -> Option<(&VirtualServer, Port)> {
-        let own = backend.port?;
-        let port = self.sharing().map(|service| service.port).find(|port| *port != own)?;
-        let server = self.virtual_servers.iter().find(|server| server.kind.keeps_destination())?;
-        Some((server, port))
-    }
-
     /// The services that connect to the shared servers.
-    fn sharing(&self) -> impl Iterator<Item = &Service> {
+    pub(crate) fn sharing(&self) -> impl Iterator<Item = &Service> {
         self.services.iter().filter(|service| service.backends.is_none())
     }
-}
-
-/// No service connects to the shared servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no service would use what it finds: each has backends of its own, or nothing is balanced at all")]
-pub struct UnusedKubeconfig;
-
-/// Why a server may not be added.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RefusedBackend {
-    /// It is a virtual IP: the node that holds it would connect to itself.
-    #[error("{0} is a virtual IP of this configuration; name the controllers' own addresses")]
-    VirtualIp(IpAddr),
-    /// It is this node's own proxy, or another node's.
-    #[error("{0} is where a proxy of this configuration listens, on every node; name the server's own port")]
-    Proxy(Backend),
-    /// No service connects to the shared servers.
-    #[error("no service would use {0}: each has backends of its own, or nothing is balanced at all")]
-    Unused(Backend),
-    /// A loopback address, behind a virtual IP that IPVS balances.
-    #[error(
-        "{0} is every node's own: with virtualServers, whichever node directs would direct to itself; name the \
-         controllers' own addresses"
-    )]
-    Loopback(Backend),
-    /// Direct routing and tunnels hand packets on as they are, so its port has to be that of the service.
-    #[error(
-        "lbKind {kind} cannot change the port: what {vip} gets on port {port} arrives on port {port} of a server, not on \
-         that of {backend}; leave the port out, or write `lbKind: NAT`"
-    )]
-    VirtualServerPort {
-        /// The server.
-        backend: Backend,
-        /// How packets are handed on.
-        kind: LbKind,
-        /// The virtual IP.
-        vip: IpAddr,
-        /// The port of the service.
-        port: Port,
-    },
-    /// Several services would connect to its one port.
-    #[error("{0} names one port, and several services share it; leave the port out")]
-    SharedPort(Backend),
 }

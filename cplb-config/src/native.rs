@@ -1,7 +1,7 @@
 //! The native document as data: what the schema describes and what the effective configuration is written as.
 //!
-//! Reading does not go through these types, because they could only say that something is wrong, not where and what to
-//! write instead; a test holds both to the same field names.
+//! Reading does not go through these types, because they could only report that a value is wrong, not its place and the
+//! right one; a test holds both to the same field names.
 
 mod mirror;
 
@@ -15,6 +15,7 @@ use vrrp::router::Preempt;
 
 use crate::duration;
 use crate::model::{Backend, Backends, Config, Instance, LbAlgorithm, LbKind, Service, VirtualServer};
+use crate::secret::REDACTED;
 
 use mirror::{
     ApiVersion, BackendSpec, BackendsSpec, BalanceSpec, Document, FullBackendSpec, HealthCheckSpec,
@@ -22,7 +23,7 @@ use mirror::{
     VrrpInstance,
 };
 
-/// Whether passwords are written or masked.
+/// The treatment of passwords in a written document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redact {
     /// Written, so that the document can be used.
@@ -31,9 +32,6 @@ pub enum Redact {
     /// document is not used by mistake.
     Passwords,
 }
-
-/// What stands for a password that is not shown.
-pub(crate) const REDACTED: &str = "<redacted>";
 
 /// The JSON schema of the native document.
 ///
@@ -49,7 +47,7 @@ impl Config {
     /// unless its passwords were redacted.
     ///
     /// # Errors
-    /// [`WriteError`] if the YAML writer refuses, which no configuration is known to cause.
+    /// [`WriteError`] if the YAML writer fails, which no configuration is known to cause.
     pub fn to_native_yaml(&self, redact: Redact) -> Result<String, WriteError> {
         let options = serde_saphyr::ser_options! { compact_list_indent: true };
         serde_saphyr::to_string_with_options(&Document::new(self, redact), options)
@@ -57,7 +55,7 @@ impl Config {
     }
 }
 
-/// The YAML writer refused.
+/// The YAML writer failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration could not be written as YAML: {0}")]
 pub struct WriteError(String);

@@ -1,16 +1,19 @@
-//! Which keys name a password.
+//! The keys that name a password.
 
 use crate::suggest::closest;
+
+/// The text in place of a password that is not shown. It is too long for a password.
+pub(crate) const REDACTED: &str = "<redacted>";
 
 /// In lower case.
 const SECRETS: [&str; 2] = ["authpass", "password"];
 
-/// Whether a key names a password, whose value is never shown, or is likely a misspelt one that does.
+/// Returns whether a key names a password, which is never shown, or is likely a misspelt one that does.
 pub(crate) fn is_secret(key: &str) -> bool {
     names_secret(key) || (resembles(key) && closest(key, &SECRETS).is_some())
 }
 
-/// Whether the text holds the name of a password, as `oldPassword` does.
+/// Returns whether the text holds the name of a password, as `oldPassword` does.
 pub(crate) fn names_secret(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
     SECRETS.iter().any(|secret| lower.contains(secret))
@@ -24,7 +27,7 @@ pub(crate) fn public_part(key: &str) -> &str {
     }
 }
 
-/// A cheap look, so that the edits are not counted for each of a hundred thousand keys: two edits, the most that
+/// A cheap test, so that the edits are not counted for each of a hundred thousand keys: two edits, the most that
 /// [`closest`] allows here, bring in two other characters at most.
 fn resembles(key: &str) -> bool {
     const EDITS: usize = 2;

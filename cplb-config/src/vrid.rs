@@ -1,4 +1,4 @@
-//! A VRID of the cluster's own.
+//! Proposes a VRID that other clusters do not use.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,9 +7,9 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::load::Loaded;
 
 impl Loaded {
-    /// Proposes a `virtualRouterID` for each instance that leaves it to the default, which is that of every other cluster
-    /// on the link, too. All findings are advice. Pass them to [`Document::report`](crate::Document::report) to give them
-    /// their place.
+    /// Proposes a `virtualRouterID` for each instance that leaves it to the default, which is also that of every other
+    /// cluster on the link. All findings are advice. Pass them to [`Document::report`](crate::Document::report) to give
+    /// them their place.
     #[must_use]
     pub fn propose_vrids(&self) -> Vec<Diagnostic> {
         let mut used: BTreeSet<u8> = self.config.instances.iter().map(|it| it.vrid.get()).collect();

@@ -1,7 +1,7 @@
-//! Walking the tree: typed reads that report what is wrong and go on.
+//! Typed reads of the tree that report mistakes and go on.
 //!
-//! Every read returns `None` for what is absent and for what was wrong and has been reported, so a reader never stops
-//! at the first mistake.
+//! Every read returns `None` for a value that is absent or that was wrong and has been reported, so a reader never
+//! stops at the first mistake.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,24 +16,24 @@ use crate::yaml::{Child, Entry, Resolved, Scalar, Span, Value, go_text, is_octal
 /// Findings of one severity beyond this number are counted only.
 const MAX_FINDINGS: usize = 100;
 
-/// Collects findings and remembers where every field stands.
+/// Collects findings and the place of every field.
 pub(crate) struct Reporter<'s> {
     /// The text with its passwords masked.
     source: &'s str,
     diagnostics: RefCell<Vec<Diagnostic>>,
-    /// How many findings of each severity there were, kept or not.
+    /// The number of findings of each severity, kept or not.
     counts: RefCell<BTreeMap<Severity, usize>>,
     locations: RefCell<BTreeMap<String, Location>>,
 }
 
-/// Whether field names are matched as Go's JSON does, which ignores case, or exactly.
+/// The comparison of field names: exact, or without regard to case as in Go's JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
     AnyCase,
     Exact,
 }
 
-/// What is wrong with a field and what to write instead.
+/// A mistake in a field, and its correction.
 pub(crate) struct Finding {
     pub(crate) rule: &'static str,
     pub(crate) message: String,
@@ -63,7 +63,7 @@ pub(crate) struct Table<'a> {
 #[derive(Clone)]
 pub(crate) struct Field<'a> {
     pub(crate) path: String,
-    /// Where the key stands, or the item of a list.
+    /// The place of the key, or of the item of a list.
     pub(crate) key: Span,
     pub(crate) child: &'a Child,
     pub(crate) out: &'a Reporter<'a>,
@@ -111,7 +111,7 @@ impl<'s> Reporter<'s> {
         self.counts.borrow().contains_key(&Severity::Error)
     }
 
-    /// Whether further errors are only counted, so that nobody needs to think about what to say.
+    /// Returns whether further errors are only counted, so that their texts need not be made.
     fn is_full(&self) -> bool {
         self.counts.borrow().get(&Severity::Error).is_some_and(|&count| count >= MAX_FINDINGS)
     }
@@ -122,7 +122,7 @@ impl<'s> Reporter<'s> {
 
     /// The findings in order of their place.
     ///
-    /// Advice is for those whose document is accepted.
+    /// Advice is given for accepted documents only.
     pub(crate) fn finish(self) -> Vec<Diagnostic> {
         let refused = self.has_errors();
         let mut diagnostics = self.diagnostics.into_inner();
@@ -192,7 +192,7 @@ impl<'a> Table<'a> {
         Some(Field { path, key: entry.key.span, child: &entry.child, out: self.out, names: self.names })
     }
 
-    /// Reports every field nobody asked for. `hint` may explain a name better than the closest known one does.
+    /// Reports every field that was not read. `hint` may explain a name better than the closest known one does.
     ///
     /// In a document of k0s only likely mistakes are errors, because a newer k0s may have more fields.
     pub(crate) fn finish(self, hint: impl Fn(&str) -> Option<Hint>) {
@@ -269,7 +269,7 @@ impl<'a> Field<'a> {
         Self { path: String::new(), key: child.at, child, out, names }
     }
 
-    /// The same value under another path, for a section whose place in the file differs.
+    /// The same value under another path, for a section at another place in the file.
     pub(crate) fn renamed(mut self, path: &str) -> Self {
         self.path = path.to_owned();
         self
@@ -346,7 +346,7 @@ impl<'a> Field<'a> {
         Some(items.iter().enumerate().map(field).collect())
     }
 
-    /// Text. What Go's YAML takes for a number or a boolean is text to k0s too, but rewritten.
+    /// Text. A number or a boolean to Go's YAML is text to k0s too, but rewritten.
     pub(crate) fn string(&self) -> Option<String> {
         let scalar = self.scalar("a single text value")?;
         let resolved = resolve(scalar);

@@ -1,4 +1,4 @@
-//! Which servers a configuration comes to, and that the proxy never gets itself as one.
+//! The servers of a configuration, which never include a proxy of its own.
 
 use cplb_config::{Config, Redact, RefusedBackend, load};
 
@@ -23,7 +23,7 @@ fn k0sctl(hosts: &str) -> Config {
 const VIP: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/64']\n";
 
 #[test]
-fn virtual_ips_are_no_servers_in_whatever_form() {
+fn virtual_ips_are_no_servers_in_any_form() {
     let listed = "[10.0.0.11, 10.0.0.100, '[::ffff:10.0.0.100]:6443', '10.0.0.100:7443', 'fd00::100', 'fd00:0::100:0:0']";
     let spec = format!("{VIP}  backends: {{static: {listed}}}\n");
     assert_eq!(shared(&native(&spec)), ["10.0.0.11", "fd00::100:0:0"]);
@@ -113,7 +113,7 @@ fn a_port_that_ipvs_cannot_change_is_refused_from_the_command_line_too() {
         assert_eq!(
             refused.to_string(),
             format!(
-                "lbKind {kind} cannot change the port: what 10.0.0.100 gets on port 6443 arrives on port 6443 of a server, \
+                "lbKind {kind} cannot change the port: connections to 10.0.0.100 on port 6443 arrive on port 6443 of a server, \
                  not on that of 10.0.0.12:7443; leave the port out, or write `lbKind: NAT`"
             )
         );

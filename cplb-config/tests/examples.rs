@@ -1,4 +1,4 @@
-//! Configurations as people have them, and what they come to.
+//! Configurations as users have them, and their effective form.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn effective(name: &str) -> String {
     let Loaded { config, warnings, document } =
         load(&read(name), name).unwrap_or_else(|errors| panic!("{}", errors.report().plain()));
     let yaml = config.to_native_yaml(Redact::Nothing).unwrap();
-    assert_eq!(reloaded(&yaml), config, "the effective document of {name} says something else:\n{yaml}");
+    assert_eq!(reloaded(&yaml), config, "the effective document of {name} is different:\n{yaml}");
     format!("{}\n{yaml}", document.report(warnings).plain())
 }
 

@@ -1,4 +1,4 @@
-//! What a configuration says against the interfaces of a node.
+//! Findings about a configuration and the interfaces of a node.
 
 use cplb_config::{Diagnostic, Instance, Loaded, ObservedInterface, Severity, load};
 use netlink_vip::InterfaceSelector;
@@ -42,7 +42,7 @@ fn check(instance: &str, interfaces: &[ObservedInterface]) -> Vec<(&'static str,
 }
 
 #[test]
-fn what_fits_is_silent() {
+fn a_fitting_configuration_has_no_findings() {
     for instance in [
         "{virtualIPs: [10.0.0.100/24]}",
         "{virtualIPs: ['fd00::100/64', 'fe80::100/64', 10.0.0.100/16], interface: eth0}",
@@ -53,7 +53,7 @@ fn what_fits_is_silent() {
 }
 
 #[test]
-fn a_virtual_ip_outside_the_subnets_of_its_interface_is_told() {
+fn a_virtual_ip_outside_the_subnets_of_its_interface_is_reported() {
     assert_eq!(
         check("{virtualIPs: [192.168.0.100/24, 10.0.1.100/16, 'fd01::1/64']}", &[eth0()]),
         [
@@ -86,7 +86,7 @@ fn an_address_of_the_node_is_no_virtual_ip_but_an_installed_one_is() {
 }
 
 #[test]
-fn an_unknown_interface_is_told_with_those_there_are() {
+fn an_unknown_interface_is_reported_with_the_known_ones() {
     let loaded = document("{virtualIPs: [10.0.0.100/24], interface: eth1}");
     let loopback = ObservedInterface { name: "lo".to_owned(), vrf: None, addresses: Vec::new() };
     let report = loaded.document.report(found(&loaded, &[loopback.clone(), eth0()]));
@@ -115,7 +115,7 @@ fn an_unknown_interface_is_told_with_those_there_are() {
 }
 
 #[test]
-fn findings_are_given_the_place_of_the_field_or_of_what_is_around_it() {
+fn findings_get_the_place_of_the_field_or_of_its_parent() {
     let loaded = document("{virtualIPs: [10.0.0.100/24, 10.9.0.100/24]}");
     let report = loaded.document.report(found(&loaded, &[eth0()]));
     let finding = &report.diagnostics[0];
@@ -129,7 +129,7 @@ fn findings_are_given_the_place_of_the_field_or_of_what_is_around_it() {
 }
 
 #[test]
-fn a_foreign_unicast_source_is_told() {
+fn a_foreign_unicast_source_is_reported() {
     let found = check(
         "{virtualIPs: [10.0.0.100/24], unicastSourceIP: 10.0.0.13, unicastPeers: [10.0.0.12]}",
         &[eth0()],
@@ -138,15 +138,15 @@ fn a_foreign_unicast_source_is_told() {
 }
 
 #[test]
-fn a_node_with_a_whole_address_is_not_told_to_add_one() {
+fn a_node_with_a_whole_address_is_not_advised_to_add_one() {
     let mut routed = eth0();
     routed.addresses = vec![("10.0.0.11".parse().unwrap(), 32)];
     let loaded = document("{virtualIPs: [10.0.0.100/24]}");
     let report = loaded.document.report(found(&loaded, &[routed.clone()]));
     assert_eq!(
         report.plain(),
-        "f.yaml:6:19: warning: eth0 has only IPv4 addresses of length /32, so others do not look for 10.0.0.100/24 on its \
-         link by themselves [vrrpInstances[0].virtualIPs[0]]\n    \
+        "f.yaml:6:19: warning: eth0 has only IPv4 addresses of length /32, so other hosts do not look for 10.0.0.100/24 on its \
+         link [vrrpInstances[0].virtualIPs[0]]\n    \
          help: let the network route the virtual IP to the link, or announce it otherwise\n"
     );
     routed.addresses = vec![("10.0.0.100".parse().unwrap(), 32)];
@@ -155,7 +155,7 @@ fn a_node_with_a_whole_address_is_not_told_to_add_one() {
 }
 
 #[test]
-fn a_vrf_that_the_proxy_does_not_listen_in_is_told() {
+fn a_vrf_that_the_proxy_does_not_listen_in_is_reported() {
     let member = ObservedInterface { vrf: Some("red".to_owned()), ..eth0() };
     let found = check("{virtualIPs: [10.0.0.100/24]}", &[member]);
     let text = "eth0 is a member of the VRF red, and the proxy listens outside of VRFs: connections through it are refused";

@@ -1,4 +1,4 @@
-//! What virtual servers mean for the services they balance.
+//! The effect of virtual servers on the services that they balance.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn checks_run_at_least_as_often_as_delay_loop_asks() {
 }
 
 #[test]
-fn what_ipvs_balances_is_shown_with_what_is_in_effect() {
+fn the_effective_document_shows_the_settings_of_ipvs() {
     let spec = "  virtualServers: [{ipAddress: 10.0.0.100, delayLoop: 500ms}]\n";
     let shown = config(spec).to_native_yaml(Redact::Passwords).unwrap();
     for line in ["    delayLoop: 500ms\n", "      interval: 500ms\n", "  ipvsSync: false\n"] {
@@ -56,7 +56,7 @@ fn six_schedulers_give_shares_by_weight() {
 }
 
 #[test]
-fn the_schema_says_which_connections_are_kept_in_step() {
+fn the_schema_describes_the_connections_that_are_synchronised() {
     let schema = serde_json::to_value(json_schema()).unwrap();
     let text = schema["$defs"]["Spec"]["properties"]["ipvsSync"]["description"].as_str().unwrap();
     assert!(text.contains("DR and TUN"), "{text}");

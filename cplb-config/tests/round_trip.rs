@@ -1,4 +1,4 @@
-//! The effective document says all that a configuration says: written and loaded again it is the same.
+//! The effective document is complete: written and loaded again, a configuration is the same.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -239,7 +239,7 @@ fn virtual_server() -> impl Strategy<Value = VirtualServer> {
         })
 }
 
-/// Drops what another rule than those of single fields would refuse.
+/// Drops values that a rule between fields would refuse.
 fn fit(config: &mut Config, used: &BTreeSet<IpAddr>) {
     let (mut names, mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     config.virtual_servers.retain(|server| addresses.insert(server.address));
@@ -248,7 +248,7 @@ fn fit(config: &mut Config, used: &BTreeSet<IpAddr>) {
             && (service.port == service.bind_port || ports.insert(service.port))
             && ports.insert(service.bind_port)
     });
-    // What listens there is a proxy.
+    // A proxy listens on a bind port.
     let bound: BTreeSet<Port> = config.services.iter().map(|service| service.bind_port).collect();
     config.services.retain(|service| !bound.contains(&service.backend_port));
     config.status_listen = config
@@ -331,7 +331,7 @@ proptest! {
     })]
 
     #[test]
-    fn what_is_written_is_loaded_again(config in config()) {
+    fn a_written_configuration_loads_to_itself(config in config()) {
         let yaml = config.to_native_yaml(Redact::Nothing).unwrap();
         match load(&yaml, "effective.yaml") {
             Ok(loaded) => prop_assert_eq!(loaded.config, config, "{}", yaml),

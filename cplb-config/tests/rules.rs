@@ -1,7 +1,7 @@
 //! Every rule broken once: severity, line, column, rule, offending text, message and help.
 //!
-//! The cases stand in `tests/rules/*.txt`: a title, a document, and the findings it must give. `UPDATE_RULES=1 cargo test`
-//! rewrites the findings, to be read before they are committed.
+//! The cases stand in `tests/rules/*.txt`: a title, a document, and the findings it must give. `UPDATE_RULES=1 cargo
+//! test` rewrites the findings, to be read before they are committed.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ fn check(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_rule_is_told_at_its_place_with_what_to_write_instead() {
+fn every_rule_is_reported_at_its_place_with_a_correction() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules");
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -1,4 +1,4 @@
-//! The JSON schema and the reader agree, as far as a schema can say it.
+//! The JSON schema and the reader agree, as far as a schema can express it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -66,7 +66,7 @@ fn validate(value: &Value, schema: &Value, root: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// What a limit is compared with; `None` if the limit is about values of another type.
+/// The number that a limit is compared with; `None` if the limit is about values of another type.
 fn size(value: &Value, keyword: &str) -> Option<f64> {
     match keyword {
         "minItems" | "maxItems" => value.as_array().map(|items| items.len() as f64),

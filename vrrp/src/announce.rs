@@ -1,4 +1,4 @@
-//! The Ethernet frames that tell neighbours where a virtual address lives now.
+//! The Ethernet frames that tell neighbours the link-layer address of a virtual address.
 //!
 //! IPv4 uses gratuitous ARP in request form (RFC 5227 §3: requests update the caches of more hosts than replies do),
 //! IPv6 unsolicited neighbour advertisements with the override flag (RFC 4861 §7.2.6), without which a neighbour keeps
@@ -26,7 +26,7 @@ const OPTION_UNIT_LEN: usize = 8;
 const ICMPV6_HEADER_LEN: usize = 8;
 const ICMPV6_CHECKSUM: std::ops::Range<usize> = 2..4;
 
-/// Somebody says that an address lives at a link-layer address.
+/// A statement that an address is reached at a link-layer address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announcement {
     /// The link-layer address neighbours shall use.
@@ -35,7 +35,7 @@ pub struct Announcement {
     pub ip: IpAddr,
 }
 
-/// A broadcast frame that announces `ip` at `mac`: an ARP request whose sender and target are both `ip`.
+/// A broadcast frame that announces `ip` at `mac`: an ARP request with `ip` as sender and target.
 #[must_use]
 pub fn gratuitous_arp(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
     let arp = ArpEthIpv4Packet {
@@ -52,7 +52,8 @@ pub fn gratuitous_arp(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
 
 /// A multicast frame to all nodes that announces `ip` at `mac`, overriding what they know.
 ///
-/// Its source is `ip` itself: it is the address that neighbours would answer to, and it needs no other address of `mac`.
+/// Its source is `ip` itself: it is the address that neighbours would answer to, and it needs no other address of
+/// `mac`.
 #[must_use]
 pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
     let mut body = [0; 16 + OPTION_UNIT_LEN];
@@ -152,7 +153,7 @@ mod tests {
     fn gratuitous_arp_is_a_broadcast_request_about_itself() {
         let frame = gratuitous_arp(MAC, Ipv4Addr::new(10, 9, 0, 100));
         let expected = [
-            &[0xff; 6][..],                        // to everybody
+            &[0xff; 6][..],                        // broadcast
             &[2, 0, 0, 0, 0, 7],                   // from us
             &[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1], // ARP, Ethernet, IPv4, lengths, request
             &[2, 0, 0, 0, 0, 7, 10, 9, 0, 100],    // sender

@@ -9,7 +9,7 @@
 //! * `runner` (feature `runner`, Linux): the sockets, the timer and the real-time thread that drive any number of
 //!   virtual routers.
 //!
-//! A lonely router becomes Active after one Active_Down_Interval:
+//! A router without peers becomes Active after one Active_Down_Interval:
 //!
 //! ```
 //! use std::time::Instant;

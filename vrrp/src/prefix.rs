@@ -12,7 +12,7 @@ pub struct LinkPrefix {
 }
 
 impl LinkPrefix {
-    /// Whether `ip` lies within the prefix, so that it is reached without a router.
+    /// Returns whether `ip` lies within the prefix, so that it is reached without a router.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.address, ip) {

@@ -92,14 +92,14 @@ impl Priority {
         self.0.get()
     }
 
-    /// What a router of this priority advertises while it can serve.
+    /// The priority that the router advertises while it can serve.
     #[must_use]
     pub const fn full(self) -> WirePriority {
         WirePriority(self.get())
     }
 
-    /// What a router of this priority advertises while it cannot serve: a fifth of it, but never 0 (a resignation) and
-    /// never a priority that serving routers have (a fifth of 250 would be one).
+    /// The priority that the router advertises while it cannot serve: a fifth of its own, but never 0 (a resignation)
+    /// and never a priority that serving routers have (a fifth of 250 would be one).
     #[must_use]
     pub const fn degraded(self) -> WirePriority {
         match self.get() / 5 {
@@ -136,7 +136,7 @@ impl WirePriority {
     /// The smallest priority that a serving router advertises; anything below means degraded.
     pub const SERVING_MIN: u8 = 50;
 
-    /// Whether the sender says that it cannot serve. A resignation is not a degraded advertisement.
+    /// Returns whether the sender reports that it cannot serve. A resignation is not a degraded advertisement.
     #[must_use]
     pub const fn is_degraded(self) -> bool {
         self.0 != 0 && self.0 < Self::SERVING_MIN
@@ -307,7 +307,7 @@ impl fmt::Display for AdvertInterval {
 /// Why a text is not a password of VRRPv2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum AuthPassError {
-    /// The field of RFC 2338 has 8 octets; an empty password would authenticate nobody.
+    /// The field of RFC 2338 has 8 octets; an empty password would authenticate no router.
     #[error("a VRRPv2 password has 1 to 8 bytes, not {0}")]
     Length(usize),
     /// NUL pads the field and cannot be part of the password.
@@ -317,7 +317,7 @@ pub enum AuthPassError {
 
 /// The plain-text password of VRRPv2 (RFC 2338 §5.3.10): 8 octets, padded with NUL and compared as a whole.
 ///
-/// It keeps misconfigured routers apart and protects against nobody. `Debug` does not show it.
+/// It keeps misconfigured routers apart and is no protection against an attacker. `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AuthPass([u8; 8]);
 

@@ -62,7 +62,6 @@ use signals::Signals;
 use table::{Delivered, TableKeeper};
 use vip::Election;
 
-pub(crate) use ipvs::excess as excess_virtual_servers;
 #[cfg(test)]
 pub(crate) use table::Mode;
 pub(crate) use vrf::accepts as accepts_vrfs;

@@ -1,5 +1,4 @@
-//! What else the cluster does that IPVS has to get along with. Read without a word about its mistakes, which are k0s's
-//! to judge.
+//! The settings of the cluster that matter to IPVS. Mistakes in them are k0s's to report and are ignored here.
 
 use std::net::IpAddr;
 
@@ -8,19 +7,19 @@ use crate::rules::{BoundServer, IpvsProxy, KubeProxy};
 use crate::walk::{Field, join};
 use crate::yaml::{Child, Resolved, resolve};
 
-/// What is said about kube-proxy. `network` is k0s's `spec.network`.
+/// The settings of kube-proxy. `network` is k0s's `spec.network`.
 pub(super) fn kube_proxy(network: &Field<'_>) -> KubeProxy {
-    let Some(proxy) = within(&root(network), "kubeProxy") else { return KubeProxy::Unsaid };
+    let Some(proxy) = within(&root(network), "kubeProxy") else { return KubeProxy::Unspecified };
     if within(&proxy, "disabled").is_some_and(|disabled| is_true(disabled.value)) {
         return KubeProxy::WithoutIpvs;
     }
     let mode = within(&proxy, "mode");
     let Some((mode, text)) = mode.and_then(|mode| Some((placed(&mode, ()), mode.value.text()?))) else {
-        return KubeProxy::Unsaid;
+        return KubeProxy::Unspecified;
     };
     match text {
         "ipvs" => {}
-        "" => return KubeProxy::Unsaid,
+        "" => return KubeProxy::Unspecified,
         _ => return KubeProxy::WithoutIpvs,
     }
     let ipvs = within(&proxy, "ipvs");
@@ -36,7 +35,7 @@ pub(super) fn kube_proxy(network: &Field<'_>) -> KubeProxy {
     })
 }
 
-/// What binds the API server to one address. `api` is k0s's `spec.api`.
+/// The field that binds the API server to one address. `api` is k0s's `spec.api`.
 pub(super) fn bound_server(api: &Field<'_>) -> Option<BoundServer> {
     let api = root(api);
     let ip = |field: &Placed<&Child>| field.value.text()?.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
@@ -58,11 +57,11 @@ fn root<'a>(field: &Field<'a>) -> Placed<&'a Child> {
 }
 
 /// A field, in any case as Go's JSON reads it; absent and null are the same.
-fn within<'a>(around: &Placed<&'a Child>, name: &str) -> Option<Placed<&'a Child>> {
-    let mapping = around.value.mapping()?;
+fn within<'a>(parent: &Placed<&'a Child>, name: &str) -> Option<Placed<&'a Child>> {
+    let mapping = parent.value.mapping()?;
     let any_case = || mapping.entries.iter().find(|entry| entry.key.text.eq_ignore_ascii_case(name));
     let entry = mapping.entry(name).or_else(any_case).filter(|entry| !entry.child.is_null())?;
-    Some(Placed { value: &entry.child, at: entry.child.at, path: join(&around.path, name) })
+    Some(Placed { value: &entry.child, at: entry.child.at, path: join(&parent.path, name) })
 }
 
 fn placed<T>(field: &Placed<&Child>, value: T) -> Placed<T> {

@@ -11,18 +11,18 @@ const FLAG: &str = "endpoint-reconciler";
 const ROLES: [&str; 4] = ["controller", "controller+worker", "single", "worker"];
 const ENVSUBST: &str =
     "k0sctl replaces `${…}` from its environment and cplb does not: pass the file through envsubst first";
-/// What makes k0s run a kubelet beside the control plane.
+/// The flags with which k0s runs a kubelet beside the control plane.
 const WORKER_FLAGS: [&str; 2] = ["--enable-worker", "--single"];
 
-/// What the hosts say.
+/// The controllers among the hosts.
 #[derive(Debug, Default)]
 pub(super) struct Controllers {
     pub(super) backends: Vec<PlacedBackend>,
-    /// Whether every controller disables the component; `false` if there is none.
+    /// Set if every controller disables the component; `false` if there is none.
     pub(super) endpoint_reconciler_disabled: bool,
-    /// Those that are workers too, by name, where that is said.
+    /// Those that are declared as workers too, by name.
     pub(super) workers: Vec<Placed<String>>,
-    /// Whether there are controllers and none of them is a worker too.
+    /// Set if there are controllers and none of them is a worker too.
     pub(super) none_is_worker: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn read_controllers(list: &Field<'_>) -> Controllers {
     controllers
 }
 
-/// Whether k0sctl runs a controller on the host. Hosts that it is to remove (`reset: true`) are none.
+/// Returns whether k0sctl runs a controller on the host, and not to remove it (`reset: true`).
 fn is_controller(host: &Table<'_>) -> bool {
     let role = host.field("role").filter(|role| role.child.text() != Some(""));
     let known = match &role {
@@ -95,7 +95,7 @@ fn unknown_role(role: &Field<'_>) {
     ));
 }
 
-/// What makes a controller a worker too.
+/// The field that makes a controller a worker too.
 fn worker<'a>(host: &Table<'a>) -> Option<Field<'a>> {
     let role = host.field("role");
     if let Some(role) = role.filter(|role| matches!(role.child.text(), Some("controller+worker" | "single")))

@@ -1,10 +1,10 @@
 //! k0s's ClusterConfig, alone or inside a k0sctl Cluster.
 
 use crate::diagnostic::Severity;
-use crate::load::Format;
+use crate::format::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, PROXY_BIND_PORT, Placed, Section, read_section};
-use crate::rules::{KubeProxy, Surroundings, assemble};
+use crate::rules::{ClusterContext, KubeProxy, assemble};
 use crate::walk::{Field, Finding, Hint, Table};
 use crate::yaml::Span;
 
@@ -28,7 +28,7 @@ pub(super) fn read_k0sctl(root: &Field<'_>) -> Option<Config> {
     read(Format::K0sctl, root, config.as_ref(), controllers.unwrap_or_default())
 }
 
-/// What the k0s configuration says about its surroundings and the load balancing section.
+/// The load balancing section of a k0s configuration, and the settings around it.
 #[derive(Default)]
 struct Found<'a> {
     api: Option<Field<'a>>,
@@ -69,7 +69,7 @@ fn read(
     if section.instances.is_empty() && !controllers.backends.is_empty() {
         no_virtual_ip(root, at, &section);
     }
-    let around = Surroundings {
+    let cluster = ClusterContext {
         format,
         at,
         api_port,
@@ -81,7 +81,7 @@ fn read(
         kube_proxy: if controllers.none_is_worker { KubeProxy::WithoutIpvs } else { found.kube_proxy },
         bound_server,
     };
-    assemble(section, around, root.out)
+    assemble(section, cluster, root.out)
 }
 
 fn no_virtual_ip(root: &Field<'_>, at: Span, section: &Section) {
@@ -94,8 +94,8 @@ fn no_virtual_ip(root: &Field<'_>, at: Span, section: &Section) {
     root.out.warn("", at, Finding::new("no-virtual-ip", message, help));
 }
 
-/// Finds `spec.api` and the section, and reports what stands where k0s does not look. What is misplaced is read all the
-/// same, so that its other mistakes are told at once.
+/// Finds `spec.api` and the section, and reports sections at places that k0s does not read. These are read all the
+/// same, so that their other mistakes are reported at once.
 fn find<'a>(config: &Table<'a>) -> Found<'a> {
     let spec_field = config.field("spec");
     let spec = spec_field.as_ref().and_then(super::super::walk::Field::table);
@@ -129,7 +129,7 @@ fn find<'a>(config: &Table<'a>) -> Found<'a> {
     found
 }
 
-/// Quietly: what else `network` holds is not ours to judge.
+/// The section in `network`. Its other fields belong to k0s and are not checked.
 fn section_of<'a>(network: &Field<'a>) -> Option<Field<'a>> {
     network.child.mapping()?;
     network.table()?.field(SECTION)
@@ -149,7 +149,7 @@ fn misplaced(field: &Field<'_>, name: &str, right: &str) {
 fn read_load_balancing(section: &Field<'_>) -> Option<Section> {
     let table = section.table()?;
     let enabled = table.field("enabled");
-    say_enabled(section, enabled.as_ref());
+    warn_enabled(section, enabled.as_ref());
     if let Some(field) = table.field("type") {
         let kind = field.string();
         if let Some(kind) = kind.filter(|kind| !kind.is_empty() && kind != "Keepalived") {
@@ -171,8 +171,8 @@ fn read_load_balancing(section: &Field<'_>) -> Option<Section> {
     read
 }
 
-/// The section is used whatever `enabled` says, and that is said.
-fn say_enabled(section: &Field<'_>, enabled: Option<&Field<'_>>) {
+/// Reports that the section is used whatever the value of `enabled` is.
+fn warn_enabled(section: &Field<'_>, enabled: Option<&Field<'_>>) {
     let (severity, message, help) = match enabled.map(Field::bool) {
         Some(None) => return,
         Some(Some(true)) => (
@@ -183,7 +183,7 @@ fn say_enabled(section: &Field<'_>, enabled: Option<&Field<'_>>) {
         Some(Some(false)) | None => (
             Severity::Advice,
             "the section is not enabled for k0s; cplb uses it all the same",
-            "nothing to do: `enabled` speaks to k0s only",
+            "nothing to do: `enabled` applies to k0s only",
         ),
     };
     let at = enabled.map_or(section.key, Field::at);

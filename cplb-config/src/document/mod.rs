@@ -8,7 +8,7 @@ mod native;
 mod secrets;
 mod select;
 
-use crate::load::Format;
+use crate::format::Format;
 use crate::model::Config;
 use crate::walk::{Field, Names, Reporter};
 use crate::yaml::Child;

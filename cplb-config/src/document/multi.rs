@@ -3,11 +3,11 @@
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{Child, merge};
 
-/// Each may repeat all that those before it say.
+/// The most documents that are merged: each may repeat the content of all before it.
 const MOST_CONFIGS: usize = 50;
 
-/// The Cluster with ClusterConfigs merged into its `spec.k0s.config`, one after the other. As in k0sctl (`readConfig`), a
-/// value that is already there stays, and each that is dropped is reported. `None` only if something was reported.
+/// The Cluster with ClusterConfigs merged into its `spec.k0s.config`, one after the other. As in k0sctl (`readConfig`),
+/// a value that is already there stays, and each that is dropped is reported. `None` only if something was reported.
 pub(super) fn with_configs(cluster: &Child, configs: &[&Child], out: &Reporter<'_>) -> Option<Child> {
     let Some(first) = configs.first() else { return Some(cluster.clone()) };
     if let Some(excess) = configs.get(MOST_CONFIGS) {

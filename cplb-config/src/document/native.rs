@@ -1,12 +1,12 @@
 //! The native document.
 
-use crate::load::Format;
+use crate::format::Format;
 use crate::model::{Config, Port};
 use crate::read::{Dialect, finish, read_section};
-use crate::rules::{KubeProxy, Surroundings, assemble};
+use crate::rules::{ClusterContext, KubeProxy, assemble};
 use crate::walk::Field;
 
-/// The API server's port where nothing else is said.
+/// The default port of the API server.
 pub(super) const API_PORT: Option<Port> = Port::new(6443);
 
 pub(super) fn read(root: &Field<'_>) -> Option<Config> {
@@ -22,7 +22,7 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
     }
     finish(table, Dialect::Native);
     let spec = spec?;
-    let around = Surroundings {
+    let cluster = ClusterContext {
         api_address: None,
         format: Format::Native,
         at: spec.key,
@@ -34,5 +34,5 @@ pub(super) fn read(root: &Field<'_>) -> Option<Config> {
         kube_proxy: KubeProxy::default(),
         bound_server: None,
     };
-    assemble(read_section(&spec, Dialect::Native)?, around, out)
+    assemble(read_section(&spec, Dialect::Native)?, cluster, out)
 }

@@ -1,4 +1,4 @@
-//! Where passwords stand.
+//! The places of passwords.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,7 +16,7 @@ pub(crate) fn secrets(documents: &[Document]) -> Vec<Range<usize>> {
 }
 
 struct Finder {
-    /// Aliased values are looked at once.
+    /// Aliased values are visited once.
     seen: HashSet<*const Node>,
     places: Vec<Range<usize>>,
 }

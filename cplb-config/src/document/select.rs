@@ -1,6 +1,6 @@
-//! Choosing the one configuration of a file that is meant.
+//! Selects the configuration among the documents of a file.
 
-use crate::load::Format;
+use crate::format::Format;
 use crate::suggest::closest;
 use crate::walk::{Finding, Reporter};
 use crate::yaml::{Child, Document, Span};
@@ -10,10 +10,10 @@ use super::multi;
 const NATIVE_API: &str = "cplb/v1alpha1";
 const KINDS: &[&str] = &["ControlPlaneLoadBalancer", "ClusterConfig", "Cluster"];
 
-/// The beginning of a document, as far as it tells its kind.
+/// The kind of a document by its beginning.
 enum Head {
     Known(Format),
-    /// Nearly one of ours.
+    /// Nearly one of the known kinds.
     Wrong {
         at: Span,
         finding: Finding,
@@ -81,7 +81,7 @@ pub(crate) fn select(documents: &[Document], out: &Reporter<'_>) -> Option<(Form
     None
 }
 
-/// Whether k0sctl merges a document into the Cluster's configuration (`readConfig` compares in any case).
+/// Returns whether k0sctl merges a document into the Cluster's configuration (`readConfig` compares in any case).
 fn is_cluster_config(root: &Child) -> bool {
     let is = |key: &str, expected: &str| {
         let value = root.mapping().and_then(|mapping| mapping.child(key)).and_then(|child| child.text());
@@ -153,7 +153,7 @@ fn head(root: &Child) -> Head {
     }
 }
 
-/// Whether both apiVersion and kind are there.
+/// Returns whether both apiVersion and kind are there.
 fn has_head(root: &Child) -> bool {
     let has = |key| {
         let child = root.mapping().and_then(|mapping| mapping.child(key));

@@ -51,20 +51,20 @@ pub(super) struct Spec {
     /// First port the userspace proxy binds. Default 6444.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user_space_proxy_bind_port: Option<u16>,
-    /// The address of the node at which other hosts reach the bind ports themselves; 0.0.0.0 for all of IPv4, :: for all.
-    /// Default: none where there are virtual IPs, else all. Processes on the node always reach them.
+    /// The address of the node at which other hosts reach the bind ports themselves; 0.0.0.0 for all of IPv4, :: for
+    /// all. Default: none where there are virtual IPs, else all. Processes on the node always reach them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bind_address: Option<IpAddr>,
-    /// What is balanced. Default: kube-apiserver on port 6443.
+    /// The balanced services. Default: kube-apiserver on port 6443.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) services: Option<Vec<ServiceSpec>>,
     /// The servers behind every service that has none of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) backends: Option<BackendsSpec>,
-    /// For services that do not say. Default roundRobin.
+    /// For services without their own. Default roundRobin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) balance: Option<BalanceSpec>,
-    /// For services that do not say. A type https holds for the API server; others get tls with this timing.
+    /// For services without their own. A type https holds for the API server; others get tls with this timing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) health_check: Option<HealthCheckSpec>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +141,7 @@ pub(super) struct VirtualServerSpec {
     /// Default DR.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lb_kind: Option<LbKind>,
-    /// How long a client stays with its server; 0 chooses for each connection. Default 360.
+    /// The time that a client stays with its server; 0 chooses for each connection. Default 360.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2_678_400))]
     pub(super) persistence_timeout_seconds: Option<u64>,
@@ -201,8 +201,8 @@ pub(super) struct ServiceSpec {
     pub(super) balance: Option<BalanceSpec>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) health_check: Option<HealthCheckSpec>,
-    /// Client connections of the proxy that may be open at once; further ones are reset. Default, and at most: as many as
-    /// the descriptors of the process (LimitNOFILE) allow.
+    /// Client connections of the proxy that may be open at once; further ones are reset. Default, and at most: as many
+    /// as the descriptors of the process (LimitNOFILE) allow.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub(super) max_connections: Option<u32>,

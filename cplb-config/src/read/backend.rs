@@ -11,7 +11,7 @@ use crate::walk::{Field, Finding};
 
 use super::{Dialect, Placed, finish};
 
-/// Where k0s keeps the administrator's kubeconfig, on every controller.
+/// The path of k0s's administrator kubeconfig, on every controller.
 pub const K0S_KUBECONFIG: &str = "/var/lib/k0s/pki/admin.conf";
 const HIGHEST_WEIGHT: u32 = 256;
 /// Each is checked every second.
@@ -20,21 +20,21 @@ const MOST_BACKENDS: usize = 1000;
 /// A server that was read, before anything was dropped.
 pub(crate) type PlacedBackend = Placed<Backend>;
 
-/// What `backends` says.
+/// The servers of `backends`, as written.
 #[derive(Debug, Default)]
 pub(crate) struct BackendsDraft {
     pub(crate) fixed: Vec<PlacedBackend>,
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 
-/// Why a text names no server.
+/// The reason why a text names no server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
     /// Neither an address nor a host name.
     #[error("`{0}` is neither an IP address nor a host name")]
     Host(String),
-    /// What follows the last colon is no port.
+    /// The text after the last colon is no port.
     #[error("`{0}` is no port from 1 to 65535")]
     Port(String),
     /// An address that no server has.
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_server_is_refused() {
+    fn invalid_servers_are_refused() {
         use BackendError::{Host, LinkLocal, NotAServer, Port};
         let host = |text: &str| Err(Host(text.to_owned()));
         for text in [

@@ -16,7 +16,7 @@ pub(crate) const BALANCE: &[(&str, Balance)] = &[
     ("sourceHash", Balance::SourceHash),
 ];
 
-/// What the API server answers while it can serve.
+/// The path that the API server answers with success while it can serve.
 pub(crate) const READYZ: &str = "/readyz";
 /// The shortest interval and timeout.
 pub(crate) const SHORTEST: Duration = Duration::from_millis(10);
@@ -54,7 +54,7 @@ pub(super) fn read_health(field: &Field<'_>, dialect: Dialect) -> HealthDraft {
     let statuses_field = table.field("statuses");
     let statuses = statuses_field.as_ref().and_then(statuses);
     let draft = HealthDraft {
-        // A path says https as clearly as the word does.
+        // A path or a status implies https.
         kind: kind.or_else(|| (path.is_some() || statuses.is_some()).then_some(Kind::Https)),
         path,
         statuses,

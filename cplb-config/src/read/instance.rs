@@ -9,10 +9,10 @@ use vrrp::{AdvertInterval, AuthPass, IntervalError, Priority, Version, Vrid};
 
 use crate::escape::is_unprintable;
 use crate::model::Instance;
-use crate::native::REDACTED;
+use crate::secret::REDACTED;
 use crate::walk::{Field, Finding, Table};
 
-use super::network::{interface, virtual_ip};
+use super::network::{Families, interface, virtual_ip};
 use super::unicast::{UnicastDraft, unicast};
 use super::{Dialect, Placed, Reported, finish};
 
@@ -25,7 +25,7 @@ const MOST_INSTANCES: usize = 255;
 const PREEMPT: &[(&str, Preempt)] =
     &[("never", Preempt::Never), ("degraded", Preempt::Degraded), ("always", Preempt::Always)];
 
-/// Whether a version 2 instance may go without a password.
+/// The need for a password in a version 2 instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Auth {
     Required,
@@ -38,18 +38,11 @@ pub(crate) enum Auth {
 pub(crate) struct InstanceDraft {
     pub(crate) vips: Vec<Placed<VipAddress>>,
     pub(crate) vrid: Option<Placed<Vrid>>,
-    /// Whether the VRID is the default, which no line of the file says.
+    /// Set if the VRID is the default, which has no line in the file.
     pub(crate) vrid_is_default: bool,
     pub(crate) unicast_source: Option<Placed<IpAddr>>,
     pub(crate) unicast_peers: Vec<Placed<IpAddr>>,
     pub(crate) instance: Option<Instance>,
-}
-
-/// The address families of an instance.
-#[derive(Clone, Copy)]
-pub(super) struct Families {
-    pub(super) v4: bool,
-    pub(super) v6: bool,
 }
 
 pub(crate) fn read_instances(list: &Field<'_>, dialect: Dialect) -> Vec<InstanceDraft> {
@@ -197,7 +190,7 @@ fn advert_interval(
     };
     let version = version?;
     let interval = AdvertInterval::new(version, value);
-    // An IPv6 advertisement of the same instance is version 3 and has to say the same interval.
+    // An IPv6 advertisement of the same instance is version 3 and has to carry the same interval.
     let refused = interval
         .err()
         .or_else(|| families.v6.then(|| AdvertInterval::new(Version::V3, value).err()).flatten());
@@ -234,7 +227,7 @@ fn priority(field: &Field<'_>) -> Option<Priority> {
     }
     let message = match value {
         0 => "priority 0 means that a router resigns".to_owned(),
-        255 => "priority 255 is for the owner of an address, and nobody owns a floating one".to_owned(),
+        255 => "priority 255 is for the owner of an address, and a floating address has none".to_owned(),
         _ => format!("priorities below {LOWEST_PRIORITY} mean that a node cannot serve"),
     };
     let help = format!("write {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}; {PRIORITY} is the default");

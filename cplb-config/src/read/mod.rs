@@ -21,9 +21,9 @@ pub(crate) use backend::{BackendsDraft, PlacedBackend, host};
 pub(crate) use health::{HealthDraft, INTERVAL, SHORTEST as SHORTEST_INTERVAL};
 pub(crate) use instance::InstanceDraft;
 pub(crate) use section::{PROXY_BIND_PORT, Section, read_section};
-pub(crate) use service::{API_SERVICE, Given, ServiceDraft};
+pub(crate) use service::{Given, ServiceDraft};
 
-/// Which document the fields come from: k0s knows fewer of them.
+/// The document that the fields come from: k0s knows fewer of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     K0s,
@@ -34,7 +34,7 @@ pub(crate) enum Dialect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reported;
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Placed<T> {
     pub(crate) value: T,
@@ -49,7 +49,7 @@ impl<T> Placed<T> {
 }
 
 impl Dialect {
-    /// What to say about fields that belong to the other document.
+    /// The hint about a field that belongs to the other document.
     pub(crate) fn hint(self, name: &str) -> Option<Hint> {
         const NATIVE_ONLY: &[&str] = &[
             "ipvsSync",

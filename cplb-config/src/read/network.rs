@@ -9,6 +9,13 @@ use crate::walk::{Field, Finding};
 
 use super::Placed;
 
+/// The address families of an instance.
+#[derive(Clone, Copy)]
+pub(super) struct Families {
+    pub(super) v4: bool,
+    pub(super) v6: bool,
+}
+
 /// `address/prefix-length`, as `net.ParseCIDR` takes it, and usable as a virtual IP.
 pub(super) fn virtual_ip(field: &Field<'_>) -> Option<Placed<VipAddress>> {
     let text = field.string()?;

@@ -17,7 +17,7 @@ use super::{Dialect, Placed, finish};
 /// The port k0s's userspace proxy binds.
 pub(crate) const PROXY_BIND_PORT: Option<Port> = Port::new(6444);
 
-/// Everything the section says, not yet compared with each other.
+/// All settings of the section, not yet compared with each other.
 #[derive(Debug)]
 pub(crate) struct Section {
     pub(crate) instances: Vec<InstanceDraft>,
@@ -124,7 +124,7 @@ fn templates(table: &Table<'_>) {
         if let Some(field) = table.field(name).filter(|field| field.child.text() != Some("")) {
             let message = format!("`{name}` is a template for keepalived and is not used");
             let help =
-                "what the template changed may exist as a field of the native document; else remove it";
+                "the setting of the template may exist as a field of the native document; else remove it";
             field.warn(Finding::new("config-template", message, help));
         }
     }

@@ -4,16 +4,13 @@ use std::num::NonZeroU32;
 
 use lb_proxy::Balance;
 
-use crate::model::Port;
+use crate::model::{Port, is_konnectivity};
 use crate::walk::{Field, Finding, Table};
 use crate::yaml::Span;
 
 use super::backend::{BackendsDraft, port, read_backends};
 use super::health::{BALANCE, HealthDraft, read_health};
 use super::{Dialect, Placed, finish};
-
-/// The service that is balanced if none is listed.
-pub(crate) const API_SERVICE: &str = "kube-apiserver";
 
 /// Each has listeners and checks of its own.
 const MOST_SERVICES: usize = 100;
@@ -58,6 +55,21 @@ impl<T: Clone> Given<T> {
             Self::Wrong => None,
             Self::Value(placed) => Some(placed.value.clone()),
         }
+    }
+}
+
+impl ServiceDraft {
+    /// The port of servers that name none.
+    pub(crate) fn server_port(&self) -> Option<Port> {
+        self.backend_port.or(self.port.as_ref().map(|placed| placed.value))
+    }
+
+    /// Returns whether the service is konnectivity's; see
+    /// [`Service::is_konnectivity`](crate::Service::is_konnectivity).
+    pub(crate) fn is_konnectivity(&self) -> bool {
+        let name = self.name.as_ref().map_or("", |name| name.value.as_str());
+        let own = self.backends.iter().flat_map(|backends| &backends.fixed);
+        is_konnectivity(name, own.filter_map(|backend| backend.value.port).chain(self.server_port()))
     }
 }
 

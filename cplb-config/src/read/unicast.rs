@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use crate::model::Unicast;
 use crate::walk::{Field, Finding, Table};
 
-use super::instance::Families;
-use super::network::unicast_address;
+use super::network::{Families, unicast_address};
 use super::{Dialect, Placed, Reported};
 
 /// Each is sent every advertisement.
 const MOST_PEERS: usize = 255;
 
-/// What an instance says about unicast. The addresses are compared with others even where the rest is wrong.
+/// The unicast settings of an instance. The addresses are compared with others even where the rest is wrong.
 #[derive(Debug)]
 pub(super) struct UnicastDraft {
     pub(super) source: Option<Placed<IpAddr>>,

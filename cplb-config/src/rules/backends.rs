@@ -5,9 +5,7 @@ use crate::model::{Backends, Host, Port};
 use crate::read::{BackendsDraft, Placed, PlacedBackend, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::services::server_port;
-
-/// What servers are compared with.
+/// The rule and the ports that servers are compared with.
 pub(super) struct Context<'a> {
     pub(super) rule: BackendRule,
     pub(super) bind_ports: &'a [Option<Placed<Port>>],
@@ -15,7 +13,7 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Why connections to the host and port would come back to the load balancer, if they would.
+    /// The reason why connections to the host and port would come back to the load balancer, if they would.
     fn leads_back(&self, host: &Host, port: Port) -> Option<Unfit> {
         self.rule.leads_elsewhere(host, port).err()
     }
@@ -56,7 +54,7 @@ fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Contex
         context.out.warn(&backend.path, backend.at, Finding::new("backend-vip", message, help));
         return true;
     }
-    let port_for = |user: &&ServiceDraft| backend.value.port.or_else(|| server_port(user));
+    let port_for = |user: &&ServiceDraft| backend.value.port.or_else(|| user.server_port());
     let back = |port: Port| Some((port, context.leads_back(host, port)?));
     if let Some((port, unfit)) = users.iter().filter_map(port_for).find_map(back) {
         let message = if unfit == Unfit::OwnProxy {
@@ -66,7 +64,7 @@ fn leads_back(backend: &PlacedBackend, users: &[&ServiceDraft], context: &Contex
                 "{port} is the proxy's bind port on every node, so on {host} a proxy would connect to a proxy"
             )
         };
-        let own = users.iter().filter_map(|user| server_port(user)).find(|&port| back(port).is_none());
+        let own = users.iter().filter_map(|user| user.server_port()).find(|&port| back(port).is_none());
         let help = match own {
             Some(own) => format!("write the server's own port, such as {own}"),
             None => "choose a bind port that differs from the servers' port".to_owned(),

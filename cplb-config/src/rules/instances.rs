@@ -1,4 +1,4 @@
-//! Rules between virtual routers, and between them and what k0s does beside them.
+//! Rules between virtual routers, and between them and k0s.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use crate::read::{InstanceDraft, Placed};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
+use super::common::is_vip;
+use super::context::ClusterContext;
 
-/// k0s documents that VRIDs must be unique and does not check it; keepalived then fights with itself.
+/// k0s documents that VRIDs must be unique and does not check it; keepalived then contends with itself.
 pub(super) fn unique_vrids(drafts: &[InstanceDraft], out: &Reporter<'_>) {
     let mut seen: BTreeMap<u8, &Placed<_>> = BTreeMap::new();
     for draft in drafts {
@@ -69,9 +70,9 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
     }
 }
 
-pub(super) fn check_addresses(around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
-    // What binds the API server to one address has a rule of its own.
-    let own = around.api_address.as_ref().filter(|_| around.bound_server.is_none());
+pub(super) fn check_addresses(cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
+    // A field that binds the API server to one address has a rule of its own.
+    let own = cluster.api_address.as_ref().filter(|_| cluster.bound_server.is_none());
     if let Some(address) = own.filter(|address| is_vip(vips, address.value)) {
         let message = format!(
             "spec.api.address is the virtual IP {}: k0s takes it for this node's own, on every node that has this file",
@@ -80,10 +81,10 @@ pub(super) fn check_addresses(around: &Surroundings, vips: &[IpAddr], out: &Repo
         let help = "write this controller's own address, and the virtual IP under spec.api.sans";
         out.warn(&address.path, address.at, Finding::new("api-address-vip", message, help));
     }
-    let Some(external) = &around.external_address else {
+    let Some(external) = &cluster.external_address else {
         return;
     };
-    if around.endpoint_reconciler_disabled {
+    if cluster.endpoint_reconciler_disabled {
         return;
     }
     let what = match external.value.parse::<IpAddr>() {

@@ -1,23 +1,24 @@
-//! Konnectivity's agents: each opens connections until it has met every server, so it must not get the same one for ever.
+//! Konnectivity's agents: each opens connections until it has reached every server, so it must not always get the same
+//! one.
 
 use lb_proxy::Balance;
 
 use crate::diagnostic::Severity;
-use crate::model::{LbAlgorithm, is_konnectivity};
+use crate::model::LbAlgorithm;
 use crate::read::{Section, ServiceDraft};
 use crate::walk::{Finding, Reporter, join};
 
-use super::services::{Common, server_port};
+use super::common::Common;
 
-const WHY: &str = "an agent of konnectivity opens connections until it has met every server";
+const WHY: &str = "an agent of konnectivity opens connections until it has reached every server";
 
-/// Refuses what always leads an agent to the same server, for that service only where that is possible.
+/// Refuses settings that always lead an agent to the same server, for that service only where that is possible.
 pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<'_>, out: &Reporter<'_>) {
     if section.disable_load_balancer {
         return;
     }
-    let Some(service) = drafts.iter().find(|draft| is_it(draft)) else { return };
-    for draft in drafts.iter().filter(|draft| is_it(draft)) {
+    let Some(service) = drafts.iter().find(|draft| draft.is_konnectivity()) else { return };
+    for draft in drafts.iter().filter(|draft| draft.is_konnectivity()) {
         if common.balance_of(draft) == Some(Balance::SourceHash) {
             let message = format!("sourceHash leads each client to one server for ever, but {WHY}");
             let help = "write `balance: roundRobin` for this service";
@@ -45,13 +46,6 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
             out.report(Severity::Advice, &placed.path, Some(placed.at), finding);
         }
     }
-}
-
-/// Whether the service is konnectivity's.
-pub(super) fn is_it(draft: &ServiceDraft) -> bool {
-    let name = draft.name.as_ref().map_or("", |name| name.value.as_str());
-    let own = draft.backends.iter().flat_map(|backends| &backends.fixed);
-    is_konnectivity(name, own.filter_map(|backend| backend.value.port).chain(server_port(draft)))
 }
 
 /// By the client's address, or by that of the service, which all clients share.

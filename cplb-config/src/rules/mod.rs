@@ -1,77 +1,51 @@
-//! The rules between fields, and the configuration that obeys them.
+//! The rules between fields, and the configuration that they admit.
 
 mod backends;
+mod cluster_conflicts;
+mod common;
+mod context;
 mod instances;
 mod konnectivity;
-mod neighbours;
 mod services;
 mod timing;
 mod virtual_servers;
 mod weights;
 
-use std::net::IpAddr;
-
 use crate::admission::BackendRule;
-use crate::load::Format;
 use crate::model::{Config, Port};
-use crate::read::{PROXY_BIND_PORT, Placed, PlacedBackend, Section, ServiceDraft};
+use crate::read::{PROXY_BIND_PORT, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
-use crate::yaml::Span;
 
-pub(crate) use neighbours::{BoundServer, IpvsProxy, KubeProxy};
-
-/// What stands around the section and matters to it.
-#[derive(Debug)]
-pub(crate) struct Surroundings {
-    pub(crate) format: Format,
-    /// Where to point at when nothing is configured.
-    pub(crate) at: Span,
-    /// The API server's port; `None` if it was wrong, which was reported.
-    pub(crate) api_port: Option<Port>,
-    /// `spec.api.address`, the node's own address to k0s.
-    pub(crate) api_address: Option<Placed<IpAddr>>,
-    /// `spec.api.externalAddress`, if not empty.
-    pub(crate) external_address: Option<Placed<String>>,
-    /// Whether every controller runs without k0s's endpoint reconciler.
-    pub(crate) endpoint_reconciler_disabled: bool,
-    /// The controllers of a k0sctl file.
-    pub(crate) controllers: Vec<PlacedBackend>,
-    /// Those of them that are workers too, by name.
-    pub(crate) workers: Vec<Placed<String>>,
-    /// kube-proxy beside it.
-    pub(crate) kube_proxy: KubeProxy,
-    /// What binds the API server to one address, if anything does.
-    pub(crate) bound_server: Option<BoundServer>,
-}
+pub(crate) use context::{BoundServer, ClusterContext, IpvsProxy, KubeProxy};
 
 /// Checks everything against everything. `None` only if something was reported.
-pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporter<'_>) -> Option<Config> {
+pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Reporter<'_>) -> Option<Config> {
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
-    virtual_servers::check(&section, &around, &vips, out);
-    neighbours::check(&section, &around, &vips, out);
-    instances::check_addresses(&around, &vips, out);
+    virtual_servers::check(&section, &cluster, &vips, out);
+    cluster_conflicts::check(&section, &cluster, &vips, out);
+    instances::check_addresses(&cluster, &vips, out);
 
-    section.backends.fixed.extend(around.controllers);
+    section.backends.fixed.extend(cluster.controllers);
     let listed = section.services.is_some();
     let drafts =
-        section.services.take().unwrap_or_else(|| vec![services::api_service(around.at, around.api_port)]);
+        section.services.take().unwrap_or_else(|| vec![services::api_service(cluster.at, cluster.api_port)]);
     // After another error this would only repeat that something is missing.
     if section.instances.is_empty() && !listed && section.backends.is_empty() && !out.has_errors() {
         let message = "nothing to do: neither virtual IPs nor servers are configured";
-        out.error("", around.at, Finding::new("nothing-configured", message, around.format.first_steps()));
+        out.error("", cluster.at, Finding::new("nothing-configured", message, cluster.format.first_steps()));
     }
     let has_instances = !section.instances.is_empty();
     if listed && drafts.is_empty() && !section.disable_load_balancer {
         let message = "no service is listed, so nothing is balanced, and the virtual IPs are held without a server behind them";
         let help = "list one, such as `{name: kube-apiserver, port: 6443}`; remove `services` for just that one; or write \
                     `disableLoadBalancer: true`";
-        out.warn("services", around.at, Finding::new("no-services", message, help));
+        out.warn("services", cluster.at, Finding::new("no-services", message, help));
     }
     let bind_ports = services::check(&section, &drafts, out);
     if listed && section.disable_load_balancer {
-        let at = drafts.first().map_or(around.at, |draft| draft.at);
+        let at = drafts.first().map_or(cluster.at, |draft| draft.at);
         let help = "remove `services`, or remove `disableLoadBalancer`";
         out.warn(
             "services",
@@ -79,8 +53,8 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
             Finding::new("unused", "services have no effect with disableLoadBalancer", help),
         );
     }
-    neighbours::k3s(&section, &drafts, &bind_ports, out);
-    let common = services::Common {
+    cluster_conflicts::k3s(&section, &drafts, &bind_ports, out);
+    let common = common::Common {
         balance: &section.balance,
         health: &section.health,
         longest_interval: virtual_servers::longest_interval(&section),
@@ -122,25 +96,4 @@ pub(crate) fn assemble(mut section: Section, around: Surroundings, out: &Reporte
         backends,
         status_listen: section.status_listen.map(|placed| placed.value),
     })
-}
-
-/// Reports every value that an earlier item of the list has too.
-fn unique<T: PartialEq + std::fmt::Display>(
-    rule: &'static str,
-    what: &str,
-    values: &[Option<&Placed<T>>],
-    out: &Reporter<'_>,
-) {
-    for (index, placed) in values.iter().enumerate() {
-        let Some(placed) = placed else { continue };
-        if let Some(first) = values[..index].iter().flatten().find(|other| other.value == placed.value) {
-            let message = format!("{what} {} was already given on line {}", placed.value, first.at.line);
-            out.error(&placed.path, placed.at, Finding::new(rule, message, "give each service its own"));
-        }
-    }
-}
-
-/// Whether the address is one of the virtual IPs, which are sorted, also when written as an IPv4-mapped IPv6 address.
-fn is_vip(vips: &[IpAddr], ip: IpAddr) -> bool {
-    vips.binary_search(&ip.to_canonical()).is_ok()
 }

@@ -1,31 +1,12 @@
 //! Rules between services: names, ports and what they inherit.
 
-use std::time::Duration;
-
-use lb_proxy::Balance;
-
-use crate::model::{Port, Service};
-use crate::read::{
-    API_SERVICE, BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, Section, ServiceDraft,
-};
+use crate::model::{API_SERVICE, Port, Service};
+use crate::read::{BackendsDraft, Given, HealthDraft, PROXY_BIND_PORT, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter, join};
 use crate::yaml::Span;
 
-use super::{backends, konnectivity, unique};
-
-/// What services inherit.
-pub(super) struct Common<'a> {
-    pub(super) balance: &'a Given<Balance>,
-    pub(super) health: &'a HealthDraft,
-    /// The longest interval between health checks that the virtual servers take.
-    pub(super) longest_interval: Option<Duration>,
-}
-
-impl Common<'_> {
-    pub(super) fn balance_of(&self, draft: &ServiceDraft) -> Option<Balance> {
-        draft.balance.or(self.balance.or(Some(Balance::default())))
-    }
-}
+use super::backends;
+use super::common::{Common, unique};
 
 /// The service that k0s balances when none is listed.
 pub(super) fn api_service(at: Span, api_port: Option<Port>) -> ServiceDraft {
@@ -82,18 +63,14 @@ pub(super) fn check(
     bind_ports
 }
 
-/// Whether the servers of the service listen on its own bind port, which tells that they run on nodes apart.
+/// Returns whether the servers of the service listen on its own bind port, which shows that they run on other nodes.
 ///
 /// A plain load balancer is reached at its bind port, so its servers' port is a natural choice. With virtual IPs any
 /// bind port will do, and the nodes of the load balancer are the controllers.
 pub(super) fn is_apart(draft: &ServiceDraft, bind_port: Port, shared: &BackendsDraft) -> bool {
     let servers = &draft.backends.as_ref().unwrap_or(shared).fixed;
-    server_port(draft) == Some(bind_port)
+    draft.server_port() == Some(bind_port)
         && servers.iter().all(|server| server.value.port.is_none_or(|port| port == bind_port))
-}
-
-pub(super) fn server_port(draft: &ServiceDraft) -> Option<Port> {
-    draft.backend_port.or(draft.port.as_ref().map(|placed| placed.value))
 }
 
 fn bind_port(
@@ -107,7 +84,7 @@ fn bind_port(
         Given::Wrong => return None,
         Given::Absent => {}
     }
-    // Where no service is listed, the first bind port is all the file says about it.
+    // Where no service is listed, the first bind port is the only setting of it in the file.
     let (path, at) = match first {
         Given::Value(placed) if draft.path.is_empty() => (placed.path.clone(), placed.at),
         _ => (join(&draft.path, "bindPort"), draft.at),
@@ -153,8 +130,8 @@ fn bind_port_clash(
     out.error(&bind_port.path, bind_port.at, Finding::new("port-clash", message, help));
 }
 
-/// A controller's own server already listens on its port, so the proxy cannot; or the server cannot, where the proxy was
-/// there first, as where servers are discovered.
+/// A controller's own server already listens on its port, so the proxy cannot; or the server cannot, where the proxy
+/// started first, as where servers are discovered.
 fn own_server(
     draft: &ServiceDraft,
     bind_port: &Placed<Port>,
@@ -162,7 +139,7 @@ fn own_server(
     discovers: bool,
     out: &Reporter<'_>,
 ) {
-    let Some(server) = server_port(draft) else {
+    let Some(server) = draft.server_port() else {
         return;
     };
     if has_instances && server == bind_port.value {
@@ -179,13 +156,14 @@ fn own_server(
     }
 }
 
-/// What looks like the API's service and is taken for another one, or is found at another port than it is listed at.
+/// Reports a service that looks like the API's and is treated like any other, and one with discovered servers at other
+/// ports than listed.
 fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     const USUAL: Option<Port> = Port::new(6443);
     let named = |draft: &&ServiceDraft| draft.name.as_ref().is_some_and(|name| name.value == API_SERVICE);
     let api = drafts.iter().find(named).or(drafts.first().filter(|_| drafts.len() == 1));
     let Some(api) = api else {
-        if let Some(draft) = drafts.iter().find(|draft| server_port(draft) == USUAL) {
+        if let Some(draft) = drafts.iter().find(|draft| draft.server_port() == USUAL) {
             let message =
                 "this looks like the API servers' service, and is checked like any other: by a TLS handshake";
             let help = "write `name: kube-apiserver`";
@@ -196,10 +174,10 @@ fn check_api(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     };
     let discovers = api.backends.as_ref().unwrap_or(&section.backends).kubeconfig.is_some();
     let Some(port) = api.port.as_ref().filter(|port| discovers && Some(port.value) != USUAL) else { return };
-    // k0s says which port its API servers have.
+    // k0s configures the port of its API servers.
     if matches!(api.backend_port, Given::Absent) && !api.path.is_empty() {
         let message = format!(
-            "servers that the API lists are used at the ports that it says, all others at port {}",
+            "servers that the API lists are used at the ports that it lists, all others at port {}",
             port.value
         );
         let help = "write `backendPort: 6443`, or the port that the API servers listen on";
@@ -221,7 +199,7 @@ pub(super) fn build(
         Some(Service {
             health: draft.health.resolve(
                 common.health,
-                name == API_SERVICE || (single && !konnectivity::is_it(draft)),
+                name == API_SERVICE || (single && !draft.is_konnectivity()),
                 common.longest_interval,
             ),
             name,
@@ -234,7 +212,7 @@ pub(super) fn build(
             max_connections_per_client: draft.max_connections_per_client,
         })
     };
-    // Every service is looked at, so that every finding is told.
+    // Every service is visited, so that every finding is reported.
     let services: Vec<_> = drafts.iter().zip(context.bind_ports).map(service).collect();
     services.into_iter().collect()
 }

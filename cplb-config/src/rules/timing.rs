@@ -4,7 +4,7 @@ use crate::duration;
 use crate::read::{INTERVAL, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::services::Common;
+use super::common::Common;
 
 /// A check that waits for an answer delays the next one, so a long timeout stretches the interval.
 pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<'_>, out: &Reporter<'_>) {

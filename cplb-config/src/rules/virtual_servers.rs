@@ -1,4 +1,4 @@
-//! Rules about what IPVS balances.
+//! Rules about the virtual IPs that IPVS balances.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use crate::model::{Port, VirtualServer};
 use crate::read::{Given, SHORTEST_INTERVAL, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
+use super::common::is_vip;
+use super::context::ClusterContext;
 
-/// IPVS and what stands around it.
-pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+/// Checks the virtual servers against the rest of the configuration.
+pub(super) fn check(section: &Section, cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     let Some(first) = section.virtual_server_addresses.first() else {
         if let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value) {
             let help = "remove `ipvsSync`, or add `virtualServers`";
@@ -20,7 +21,7 @@ pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], o
         }
         return;
     };
-    if let Some(external) = &around.external_address {
+    if let Some(external) = &cluster.external_address {
         let message = "externalAddress and virtualServers cannot be used together: k0s finds the API servers for IPVS \
                        through endpoints that externalAddress replaces";
         let help = format!(
@@ -51,13 +52,13 @@ pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], o
     check_sync(section, vips, out);
 }
 
-/// The kernel's sync daemons know multicast only, and connections that are translated end with who translates them.
+/// The kernel's sync daemons support multicast only, and translated connections end with the node that translates them.
 fn check_sync(section: &Section, vips: &[IpAddr], out: &Reporter<'_>) {
     let Some(sync) = section.ipvs_sync.as_ref().filter(|sync| sync.value && !section.disable_load_balancer)
     else {
         return;
     };
-    // Of those that are wrong it is not known what they are meant to be.
+    // The intended values of wrong ones are not known.
     let all_read = section.virtual_servers.len() == section.virtual_server_addresses.len();
     let outlives = |server: &VirtualServer| server.kind.keeps_destination() && is_vip(vips, server.address);
     if all_read && !section.virtual_servers.iter().any(outlives) {
@@ -78,7 +79,7 @@ fn check_sync(section: &Section, vips: &[IpAddr], out: &Reporter<'_>) {
     }
 }
 
-/// Direct routing and tunnels hand packets on as they are, so servers listen on the port of the virtual IP.
+/// Direct routing and tunnels do not rewrite packets, so servers listen on the port of the virtual IP.
 pub(super) fn check_ports(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     let Some(server) = section.virtual_servers.iter().find(|server| server.kind.keeps_destination()) else {
         return;
@@ -88,8 +89,8 @@ pub(super) fn check_ports(section: &Section, drafts: &[ServiceDraft], out: &Repo
     }
     let report = |path: &str, at, port: Port, wanted: Port| {
         let message = format!(
-            "lbKind {} cannot change the port: what {} gets on port {wanted} arrives on port {wanted} of a server, not on \
-             {port}",
+            "lbKind {} cannot change the port: connections to {} on port {wanted} arrive on port {wanted} of a server, not \
+             on {port}",
             server.kind, server.address
         );
         let help = "write `lbKind: NAT`, or let the servers listen on the port of the service";
@@ -124,7 +125,7 @@ pub(super) fn check_loopback(section: &Section, drafts: &[ServiceDraft], out: &R
             continue;
         };
         let message = format!(
-            "{} is every node's own: whichever node directs what {} gets would direct to itself",
+            "{} is the local node, on every node: a node that directs connections to {} would direct them to itself",
             backend.value.host, server.value
         );
         let help = "list the controllers' own addresses";
@@ -142,13 +143,13 @@ pub(super) fn longest_interval(section: &Section) -> Option<Duration> {
 pub(super) fn check_intervals(section: &Section, drafts: &[ServiceDraft], out: &Reporter<'_>) {
     let (Some(server), Some(longest)) = (soonest(section), longest_interval(section)) else { return };
     let given = drafts.iter().filter_map(|draft| draft.health.interval_given(&section.health));
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for interval in given.filter(|interval| interval.value > longest) {
-        // Services that share it are told once.
-        if told.contains(&&interval.path) {
+        // Services that share it are reported once.
+        if reported.contains(&&interval.path) {
             continue;
         }
-        told.push(&interval.path);
+        reported.push(&interval.path);
         let (longest, written) = (duration::format(longest), duration::format(interval.value));
         let message = format!(
             "checks run every {longest}, not every {written}: the delayLoop of {} allows no longer interval",
@@ -159,7 +160,7 @@ pub(super) fn check_intervals(section: &Section, drafts: &[ServiceDraft], out: &
     }
 }
 
-/// The virtual server whose checks have to run most often.
+/// The virtual server with the shortest interval between checks.
 fn soonest(section: &Section) -> Option<&VirtualServer> {
     let servers = section.virtual_servers.iter().filter(|_| !section.disable_load_balancer);
     servers.min_by_key(|server| server.delay_loop)

@@ -1,4 +1,4 @@
-//! Weights that nobody looks at: the proxy's `balance` and IPVS's `lbAlgo` each use them or not.
+//! Weights without effect: the proxy's `balance` and IPVS's `lbAlgo` each use them or not.
 
 use lb_proxy::Balance;
 
@@ -7,7 +7,7 @@ use crate::model::VirtualServer;
 use crate::read::{BackendsDraft, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::services::Common;
+use super::common::Common;
 
 /// Servers and the services that connect to them.
 type Shared<'a> = (&'a BackendsDraft, Vec<&'a ServiceDraft>);
@@ -44,12 +44,12 @@ pub(super) fn check(section: &Section, drafts: &[ServiceDraft], common: &Common<
     }
 }
 
-/// Whether the proxy uses weights for the service. A balance that is wrong may be meant so.
+/// Returns whether the proxy uses weights for the service. A balance that is wrong may be meant so.
 fn balances_by_weight(user: &ServiceDraft, common: &Common<'_>) -> bool {
     !matches!(common.balance_of(user), Some(Balance::RoundRobin | Balance::LeastConnections))
 }
 
-/// Whether some servers are to get more than others; 0 is no share, and counts everywhere.
+/// Returns whether some servers are to get more than others; 0 is no share, and counts everywhere.
 fn have_shares(list: &BackendsDraft) -> bool {
     let mut shares = list.fixed.iter().map(|backend| backend.value.weight).filter(|weight| *weight > 0);
     shares.next().is_some_and(|first| shares.any(|other| other != first))

@@ -35,7 +35,7 @@ struct Builder<'t> {
     values: usize,
 }
 
-/// A list or mapping whose end has not been seen.
+/// A list or mapping without its end.
 struct Frame {
     start: Span,
     anchor: usize,

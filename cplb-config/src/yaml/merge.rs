@@ -1,4 +1,4 @@
-//! Merging of trees: values that are there stay, missing ones are added from others.
+//! Merges trees: present values stay, missing ones are added from other trees.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -14,8 +14,8 @@ pub(crate) struct Conflict<'a> {
 }
 
 /// Merges mappings, of which there is at least one, the first before all others: mappings are merged key by key; of
-/// anything else, also of lists, the first stays. A null of the first stays as well, and one of the others adds nothing.
-/// This is how `dig.Mapping.Merge` works without options.
+/// anything else, also of lists, the first stays. A null of the first stays as well, and one of the others adds
+/// nothing. This is how `dig.Mapping.Merge` works without options.
 pub(crate) fn merge<'a>(parts: &[&'a Child], path: &str, tell: &mut dyn FnMut(Conflict<'a>)) -> Child {
     let [first, rest @ ..] = parts else { return Child::empty() };
     if rest.is_empty() {
@@ -91,7 +91,7 @@ impl Child {
     }
 }
 
-/// Whether two values say the same.
+/// Returns whether two values are equal to Go.
 fn same(a: &Child, b: &Child) -> bool {
     match (&a.node.value, &b.node.value) {
         (Value::Scalar(a), Value::Scalar(b)) => resolve(a) == resolve(b),

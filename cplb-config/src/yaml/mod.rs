@@ -1,7 +1,7 @@
-//! YAML as a tree that remembers where everything stands and how it was written.
+//! YAML as a tree that keeps the place and the form of every value.
 //!
 //! Reading straight into typed structures would stop at the first wrong type, hide whether a scalar was quoted (which
-//! decides what Go's YAML makes of it) and report one duplicate key at a time. So the text becomes a tree first, and
+//! decides its value in Go's YAML) and report one duplicate key at a time. So the text becomes a tree first, and
 //! the readers walk that.
 
 mod build;
@@ -107,7 +107,7 @@ pub(crate) struct Document {
     pub(crate) root: Child,
 }
 
-/// Why a text is no YAML this crate reads.
+/// The reason why a text is no YAML that this crate reads.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) span: Span,

@@ -1,4 +1,4 @@
-//! What Go's YAML (the one behind k0s and k0sctl, `sigs.k8s.io/yaml`) makes of a scalar.
+//! The value of a scalar in Go's YAML (the one behind k0s and k0sctl, `sigs.k8s.io/yaml`).
 //!
 //! It follows YAML 1.1: `yes`, `on` and `off` are booleans and a leading zero means octal. Where k0s wants text and the
 //! scalar is a number or a boolean, it writes that number or boolean out again, so an unquoted password `0123` is
@@ -50,7 +50,7 @@ pub(crate) fn resolve(scalar: &Scalar) -> Resolved<'_> {
     Resolved::Text(text)
 }
 
-/// The text Go's YAML hands to a field that wants text, if that can be said.
+/// The text that Go's YAML gives to a text field, if there is one.
 pub(crate) fn go_text(value: Resolved<'_>) -> Option<String> {
     match value {
         Resolved::Text(text) => Some(text.to_owned()),
@@ -61,7 +61,7 @@ pub(crate) fn go_text(value: Resolved<'_>) -> Option<String> {
     }
 }
 
-/// Whether a plain integer has a leading zero, which makes it octal.
+/// Returns whether a plain integer has a leading zero, which makes it octal.
 pub(crate) fn is_octal(scalar: &Scalar) -> bool {
     let digits = scalar.text.trim_start_matches(['+', '-']);
     scalar.plain

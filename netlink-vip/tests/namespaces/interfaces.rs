@@ -186,6 +186,18 @@ fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
         Some("eth0"),
         "its subnet covers the VIP"
     );
+    ground.veth("eth1", "peer1");
+    ground.ip("addr add 10.0.1.1/24 dev eth1");
+    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    ground.ip("route add default via 10.0.1.254 dev eth1 metric 200");
+    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
+    for (chosen, next_route) in [("eth0", "metric 50"), ("eth1", "metric 60")] {
+        named(&keeper, chosen);
+        let there = Inventory::read().expect("the kernel answers");
+        assert_eq!(there.select(&InterfaceSelector::DefaultRoute, &vips), Some(chosen), "the best metric");
+        ground.ip(&format!("route add default via 10.0.1.254 dev eth1 {next_route}"));
+    }
+    keeper.end();
     let eth0 = here.interfaces().find(|interface| interface.name == "eth0").unwrap();
     assert_eq!(eth0.alternative_names, ["enx02000000000001uplink"]);
     assert!(eth0.addresses.contains(&([10, 0, 0, 1].into(), 24)) && eth0.vrf.is_none());

@@ -60,7 +60,7 @@ impl PseudoHeader {
     }
 }
 
-/// Which checksums of a version 3 message over IPv4 are good.
+/// The checksums of a version 3 message over IPv4 that are accepted.
 ///
 /// RFC 9568 §5.2.8 covers the message only; keepalived and FRR cover a pseudo-header, too, as RFC 5798 could be read,
 /// and refuse the other form. This crate sends what they accept.

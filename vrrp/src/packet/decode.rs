@@ -1,4 +1,4 @@
-//! Bytes to values. Every refusal has its reason; nothing panics.
+//! Bytes to values. Every refusal has its reason, and no input makes it panic.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use super::checksum::{ChecksumPolicy, PseudoHeader, Sum};
 use super::{Addresses, Advertisement, Auth, layout};
 use crate::types::{AdvertInterval, AuthPass, Family, Version, Vrid, WirePriority};
 
-/// Why bytes are not an advertisement. Always the sender's fault, never ours.
+/// The reason why bytes are not an advertisement: always a fault of the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -55,8 +55,8 @@ impl Advertisement {
     ///
     /// # Errors
     ///
-    /// The checks of RFC 9568 §7.1 that need no configuration: version, type, exact length, checksum, and fields whose
-    /// value 0 is not allowed. The hop limit and the virtual router are the caller's to check.
+    /// The checks of RFC 9568 §7.1 that need no configuration: version, type, exact length, checksum, and fields that
+    /// must not be 0. The hop limit and the virtual router are the caller's to check.
     pub fn decode(
         message: &[u8],
         pseudo: &PseudoHeader,
@@ -105,16 +105,13 @@ fn version_of(version_and_type: u8, family: Family) -> Result<Version, DecodeErr
 }
 
 fn check_length(message: &[u8], version: Version, family: Family) -> Result<(), DecodeError> {
-    let address_len = match family {
-        Family::V4 => size_of::<Ipv4Addr>(),
-        Family::V6 => size_of::<Ipv6Addr>(),
-    };
     let trailer = match version {
         Version::V2 => layout::AUTH_DATA_LEN,
         Version::V3 => 0,
     };
     let len = message.len();
-    let expected = layout::HEADER_LEN + usize::from(message[layout::COUNT]) * address_len + trailer;
+    let expected =
+        layout::HEADER_LEN + usize::from(message[layout::COUNT]) * layout::address_len(family) + trailer;
     match len.cmp(&expected) {
         std::cmp::Ordering::Less => Err(DecodeError::Truncated { len, expected }),
         std::cmp::Ordering::Equal => Ok(()),

@@ -1,5 +1,7 @@
 //! Values to bytes.
 
+use bytes::BufMut;
+
 use super::checksum::{PseudoHeader, Sum};
 use super::{Addresses, Advertisement, Auth, layout};
 use crate::types::{Family, Version};
@@ -9,32 +11,72 @@ impl Advertisement {
     ///
     /// The checksum of version 3 covers the pseudo-header for IPv4, too: peers that follow RFC 9568 §5.2.8 to the
     /// letter accept both forms, keepalived and FRR only this one.
-    pub fn encode(&self, pseudo: &PseudoHeader, out: &mut Vec<u8>) {
-        let start = out.len();
+    ///
+    /// # Panics
+    ///
+    /// If `out` is of a fixed size and has less room than [`encoded_len`](Self::encoded_len). `Vec` and `BytesMut`
+    /// grow.
+    pub fn encode(&self, pseudo: &PseudoHeader, out: &mut impl BufMut) {
         let version = self.wire_version();
-        let count = u8::try_from(self.addresses.len()).unwrap_or(u8::MAX);
         let (version_bits, interval) = match version {
             Version::V2 => (0x20, [self.auth_kind(), self.interval.seconds()]),
             Version::V3 => (0x30, self.interval.centiseconds().to_be_bytes()),
         };
         let kind = version_bits | layout::ADVERTISEMENT;
-        out.extend([kind, self.vrid.get(), self.priority.0, count, interval[0], interval[1], 0, 0]);
-        match &self.addresses {
-            Addresses::V4(addresses) => {
-                addresses.iter().take(count.into()).for_each(|address| out.extend(address.octets()));
-            }
-            Addresses::V6(addresses) => {
-                addresses.iter().take(count.into()).for_each(|address| out.extend(address.octets()));
-            }
-        }
+        let mut header =
+            [kind, self.vrid.get(), self.priority.0, self.wire_count(), interval[0], interval[1], 0, 0];
+        // The checksum stands before most of what it covers. It is summed up first, so that the message is written
+        // once, from front to back.
+        let checksum = self.checksum(&header, version, pseudo);
+        header[layout::CHECKSUM..].copy_from_slice(&checksum.to_be_bytes());
+        out.put_slice(&header);
+        self.each_address(|octets| out.put_slice(octets));
         if version == Version::V2 {
-            out.extend(self.auth_data());
+            out.put_slice(&self.auth_data());
         }
-        let checksum = checksum_of(&out[start..], version, pseudo);
-        out[start + layout::CHECKSUM..start + layout::HEADER_LEN].copy_from_slice(&checksum.to_be_bytes());
     }
 
-    /// Version 2 has no IPv6.
+    /// The length of the encoded message in bytes, at most 4088.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        let trailer = match self.wire_version() {
+            Version::V2 => layout::AUTH_DATA_LEN,
+            Version::V3 => 0,
+        };
+        layout::HEADER_LEN + usize::from(self.wire_count()) * layout::address_len(self.family()) + trailer
+    }
+
+    #[inline]
+    fn checksum(&self, header: &[u8; layout::HEADER_LEN], version: Version, pseudo: &PseudoHeader) -> u16 {
+        let mut sum = Sum::of(header);
+        self.each_address(|octets| sum.add(octets));
+        match version {
+            Version::V2 => sum.add(&self.auth_data()),
+            Version::V3 => pseudo.add_to(&mut sum, self.encoded_len()),
+        }
+        !sum.fold()
+    }
+
+    /// Calls `visit` with the octets of every address that is encoded.
+    #[inline]
+    fn each_address(&self, mut visit: impl FnMut(&[u8])) {
+        let count = self.wire_count().into();
+        match &self.addresses {
+            Addresses::V4(addresses) => {
+                addresses.iter().take(count).for_each(|address| visit(&address.octets()));
+            }
+            Addresses::V6(addresses) => {
+                addresses.iter().take(count).for_each(|address| visit(&address.octets()));
+            }
+        }
+    }
+
+    /// The number of addresses that are encoded: the field is one byte long (RFC 9568 §5.2.5).
+    fn wire_count(&self) -> u8 {
+        u8::try_from(self.addresses.len()).unwrap_or(u8::MAX)
+    }
+
+    /// The version of the message: IPv6 exists in version 3 only.
     const fn wire_version(&self) -> Version {
         match self.addresses.family() {
             Family::V4 => self.version,
@@ -57,12 +99,4 @@ impl Advertisement {
             Auth::Other { data, .. } => data,
         }
     }
-}
-
-fn checksum_of(message: &[u8], version: Version, pseudo: &PseudoHeader) -> u16 {
-    let mut sum = Sum::of(message);
-    if version == Version::V3 {
-        pseudo.add_to(&mut sum, message.len());
-    }
-    !sum.fold()
 }

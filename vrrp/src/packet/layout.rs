@@ -1,4 +1,8 @@
-//! Where the fields of a message are (RFC 9568 §5.2, RFC 3768 §5.1).
+//! The places of the fields of a message (RFC 9568 §5.2, RFC 3768 §5.1).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::types::Family;
 
 pub(super) const VERSION_AND_TYPE: usize = 0;
 pub(super) const VRID: usize = 1;
@@ -21,3 +25,11 @@ pub(super) const AUTH_NONE: u8 = 0;
 pub(super) const AUTH_PASS: u8 = 1;
 /// The reserved bits of version 3 are sent as 0 and ignored (RFC 9568 §5.2.6).
 pub(super) const CENTISECONDS_MASK: u16 = 0x0fff;
+
+/// The length of one virtual address.
+pub(super) const fn address_len(family: Family) -> usize {
+    match family {
+        Family::V4 => size_of::<Ipv4Addr>(),
+        Family::V6 => size_of::<Ipv6Addr>(),
+    }
+}

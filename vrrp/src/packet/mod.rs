@@ -61,7 +61,7 @@ impl Addresses {
         }
     }
 
-    /// How many there are.
+    /// The number of addresses.
     #[must_use]
     pub const fn len(&self) -> usize {
         match self {
@@ -70,7 +70,7 @@ impl Addresses {
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
@@ -85,7 +85,7 @@ impl Addresses {
         v4.iter().map(|address| IpAddr::V4(*address)).chain(v6.iter().map(|address| IpAddr::V6(*address)))
     }
 
-    /// Whether `address` is one of them.
+    /// Returns whether `address` is one of them.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self, address) {
@@ -96,7 +96,7 @@ impl Addresses {
     }
 }
 
-/// How an advertisement authenticates itself.
+/// The authentication of an advertisement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auth {
     /// Not at all: version 3, or authentication type 0 of version 2.

@@ -1,4 +1,4 @@
-//! Golden messages of keepalived 2.2.7, round trips, and whatever bytes there are.
+//! Golden messages of keepalived 2.2.7, round trips, and arbitrary bytes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -225,6 +225,15 @@ proptest! {
     }
 
     #[test]
+    fn encoding_fills_a_buffer_of_the_encoded_length((message, pseudo) in any_message()) {
+        let mut fixed = vec![0; message.encoded_len()];
+        let mut rest = &mut fixed[..];
+        message.encode(&pseudo, &mut rest);
+        prop_assert!(rest.is_empty());
+        prop_assert_eq!(fixed, encoded(&message, &pseudo));
+    }
+
+    #[test]
     fn truncation_and_extension_are_always_refused((message, pseudo) in any_message(), cut in 1usize..64) {
         let mut bytes = encoded(&message, &pseudo);
         let shorter = &bytes[..bytes.len().saturating_sub(cut)];
@@ -235,7 +244,7 @@ proptest! {
         prop_assert!(is_trailing);
     }
 
-    /// What is accepted is canonical but for the reserved bits, the unused authentication field and the checksum.
+    /// Accepted bytes are canonical but for the reserved bits, the unused authentication field and the checksum.
     #[test]
     fn any_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), version in 0u8..6, v6: bool) {
         if let Some(first) = bytes.first_mut() {

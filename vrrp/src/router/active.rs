@@ -15,13 +15,13 @@ use super::timers::TimerName;
 use crate::announce::Announcement;
 use crate::types::WirePriority;
 
-/// The least time between an advertisement and one that a rival provokes, so that nobody can make us flood the LAN.
+/// The least time before an advertisement that a rival provokes, so that no router can make this one flood the LAN.
 const ASSERT_GAP: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Active {
     last_advert: Instant,
-    /// What the last advertisement said; others act on that, so this router is bound to it, too.
+    /// The priority of the last advertisement; other routers act on it, so it binds this router, too.
     advertised: WirePriority,
     last_claim: Instant,
     installed: bool,
@@ -38,14 +38,14 @@ struct Contention {
     since: Instant,
     /// They are gone unless they advertise before this time.
     until: Instant,
-    /// Another node has announced one of the addresses meanwhile.
-    announced: bool,
+    /// The time since which another node has announced one of the addresses.
+    announced: Option<Instant>,
 }
 
 impl Contention {
     /// Goes on, or begins anew after a silence.
     fn heard(before: Option<Self>, now: Instant, down: Duration) -> Self {
-        let fresh = Self { since: now, until: now, announced: false };
+        let fresh = Self { since: now, until: now, announced: None };
         Self { until: now + down, ..before.filter(|it| now <= it.until).unwrap_or(fresh) }
     }
 }
@@ -99,6 +99,12 @@ impl Active {
             return State::Active(self);
         }
         core.counters.rival_advertisements += 1;
+        if heard.standing == Standing::Controller
+            && let Some(others) = &mut self.others
+        {
+            // The announcement heard before may have been this controller's, after a split for instance.
+            others.announced = None;
+        }
         let Some(own) = core.own() else { return State::Active(self) };
         // RFC 9568 §6.4.3: the higher priority wins, among equals the higher address, unsigned in network order.
         if (heard.priority, heard.source) > (self.advertised, own) && !core.is_weaker_stranger(heard) {
@@ -145,7 +151,7 @@ impl Active {
         State::Active(self)
     }
 
-    /// Own priority changed. Recovery is said at once, before a Backup takes over for want of it; loss can wait.
+    /// Own priority changed. Recovery is advertised at once, before a Backup takes over; loss can wait.
     pub(super) fn priority_changed(mut self, core: &mut Core, now: Instant) -> State {
         if core.effective() > self.advertised {
             self.assert(core, now);
@@ -169,7 +175,8 @@ impl Active {
     }
 
     /// Another node announced one of the addresses. With a rival it is evidence about that; without one, two nodes hold
-    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first interval.
+    /// the address and the other is not heard. A predecessor's last announcement may still be on its way in the first
+    /// interval.
     pub(super) fn announced(mut self, core: &mut Core, now: Instant, announcement: Announcement) -> State {
         let lasts = |it: &Contention| now <= it.until;
         // The announcement of a controller that contends is no evidence about the others.
@@ -177,7 +184,7 @@ impl Active {
             return State::Active(self);
         }
         if let Some(others) = self.others.as_mut().filter(|it| lasts(it)) {
-            others.announced = true;
+            others.announced.get_or_insert(now);
         } else if now >= core.since + core.config.interval() {
             let Announcement { mac, ip } = announcement;
             core.warn(Warning::AnnouncedElsewhere { ip, mac });
@@ -196,8 +203,8 @@ impl Active {
 
     /// RFC 9568 §6.4.3: become Backup and learn the interval.
     fn outranked(self, core: &mut Core, now: Instant, heard: &Heard) -> State {
-        // The winner of a split may have heard nothing of it, while our announcements came last in some caches. This
-        // last advertisement, which loses, tells it to announce again.
+        // The winner of a split may not have noticed it, while this router's announcements came last in some caches.
+        // This last advertisement, which loses, makes it announce again.
         core.advertise(self.advertised);
         if self.advertised.is_degraded() && !heard.priority.is_degraded() {
             core.hold(now, Hold::Patient);
@@ -217,11 +224,11 @@ impl Active {
 
     /// RFC 9568 §6.4.3: discard, and advertise at once so that the rival yields.
     ///
-    /// A rival that goes on for Active_Down_Interval does not hear this router, or does not care. Only one that must
-    /// hold the addresses itself, because it is a controller or has announced them, makes this router yield.
+    /// A rival that goes on for Active_Down_Interval does not hear this router, or ignores it. Only one that must hold
+    /// the addresses itself, because it is a controller or has announced them, makes this router yield.
     fn contend(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         let own = core.config.interval();
-        // A contention lasts as long as the rival's interval says, which only a controller may choose freely.
+        // The rival's interval decides how long a contention lasts, and only a controller may choose it freely.
         let longest = if heard.standing == Standing::Controller { heard.interval } else { 4 * own };
         let interval = own.max(heard.interval.min(longest));
         let down = 3 * interval + core.skew(interval);
@@ -238,7 +245,9 @@ impl Active {
             if heard.standing != Standing::Stranger {
                 core.warn(Warning::Contended { source: heard.source });
             }
-            if (known || announced) && !self.is_heard(core, heard) {
+            // A controller that has announced the addresses advertises before so long a time is over.
+            let proven = announced.is_some_and(|announced| now >= announced + down);
+            if (known || proven) && !self.is_heard(core, heard) {
                 return self.unheard(core, now, heard);
             }
         }
@@ -246,8 +255,8 @@ impl Active {
         State::Active(self)
     }
 
-    /// Whether a rival that goes on must be deaf, rather than us mute: serving proves that our packets arrive
-    /// somewhere, and the rival says itself that it serves nobody.
+    /// Returns whether the rival does not receive rather than this router not send: serving proves that this router's
+    /// packets arrive, and the rival itself reports that it does not serve.
     fn is_heard(&self, core: &Core, heard: &Heard) -> bool {
         core.serving.settled() && !self.advertised.is_degraded() && heard.priority.is_degraded()
     }

@@ -1,9 +1,9 @@
-//! When to announce the virtual addresses.
+//! The times of the announcements of the virtual addresses.
 //!
-//! A takeover needs a burst, then repetition while a dead predecessor's kernel may still answer for an address whose
-//! lease has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because its
-//! own may have come last; and so does a node that announces the addresses and is not heard otherwise, but not often
-//! (RFC 5227 §2.4), because it may do the same. Nothing a peer sends makes more than two rounds a second.
+//! A takeover needs a burst, then repetition while a dead predecessor's kernel may still answer for an address with a
+//! lease that has not expired, then a rare refresh. A rival needs one more announcement when it falls silent, because
+//! its own may have come last; and so does a node that announces the addresses and is not heard otherwise, but not
+//! often (RFC 5227 §2.4), because it may do the same. No packet of a peer makes more than two rounds a second.
 
 use std::time::{Duration, Instant};
 
@@ -27,12 +27,12 @@ pub(super) struct Announcer {
     refresh_gap: Duration,
 }
 
-/// Whether a round may be skipped.
+/// The importance of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Round {
-    /// Somebody may need it.
+    /// A neighbour's cache may be wrong without it.
     Needed,
-    /// Only time has passed.
+    /// A periodic round, which may be skipped.
     Refresh,
 }
 
@@ -80,7 +80,7 @@ impl Announcer {
         self.defend_at = Some(now.max(last + REPEAT_GAP).max(earliest));
     }
 
-    /// When the next round is due.
+    /// The time at which the next round is due.
     pub(super) fn next(&self) -> Option<Instant> {
         let Some(last) = self.last else { return self.once_at };
         if self.burst_left > 0 {
@@ -91,7 +91,7 @@ impl Announcer {
         [self.once_at, repeat, self.defend_at].into_iter().flatten().min().or(Some(refresh))
     }
 
-    /// Notes that the round that was due is made now, and tells whether it may be skipped.
+    /// Records that the round that was due is made now, and returns its importance.
     pub(super) fn round(&mut self, now: Instant) -> Round {
         let refresh = self.last.is_some_and(|last| now >= last + self.refresh_gap);
         let needed = self.burst_left > 0 || self.once_at.is_some() || self.defend_at.is_some() || !refresh;

@@ -12,42 +12,42 @@ use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
-/// How often in a row a late timer is not believed. A machine that is always late would otherwise never be Active.
+/// The number of late timers in a row that do not count. A machine that is always late could otherwise never be Active.
 const MAX_OVERSLEPT: u8 = 5;
 
-/// How many advertisements in a row must say degraded before this router takes over.
+/// The number of degraded advertisements in a row that make this router take over.
 const DEGRADED_PROOF: u8 = 2;
 
 #[derive(Debug)]
 pub(super) struct Backup {
     wait: Wait,
-    /// When the wait began.
+    /// The time at which the wait began.
     since: Instant,
-    /// How often this process has slept through the end of its wait since it last heard an Active.
+    /// The number of times that this process slept through the end of its wait since it last heard an Active.
     overslept: u8,
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
-    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements
-    /// do not prove that it serves when that Active is gone.
+    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its
+    /// advertisements do not prove that it serves when that Active is gone.
     beside: Option<IpAddr>,
     /// The known controller that is Active beside [`Core::believed`], and since when.
     disputed_by: Option<(IpAddr, Instant)>,
-    /// A lower priority got ahead of this router's offset, and this router is about to correct that.
+    /// A router of lower priority took over during this router's offset, and this router is about to correct that.
     overtakes: bool,
     /// The priority that the down timer was set for.
     armed_for: WirePriority,
     proof: Proof,
 }
 
-/// What the down timer waits for.
+/// The event that the down timer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// The Active to be silent for Active_Down_Interval.
+    /// Silence of the Active for Active_Down_Interval.
     Down,
-    /// Somebody of higher priority to follow an Active that resigned.
+    /// A router of higher priority that follows an Active which resigned.
     Resigned,
-    /// Proof that nobody became Active while this process slept.
+    /// Proof that no router became Active while this process slept.
     Overslept,
 }
 
@@ -62,7 +62,7 @@ struct Followed {
     priority: WirePriority,
 }
 
-/// How often in a row the Active said that it is degraded, while this router could serve.
+/// The degraded advertisements of the Active in a row, while this router could serve.
 #[derive(Debug, Clone, Copy, Default)]
 struct Proof {
     count: u8,
@@ -97,14 +97,14 @@ impl Backup {
         self.active.map(|active| active.source)
     }
 
-    /// Whether the Active that this router follows for its priority resigns or says that it is degraded.
+    /// Returns whether the Active that this router follows for its priority resigns or reports that it is degraded.
     pub(super) fn is_declined_by(&self, core: &Core, heard: &Heard) -> bool {
         let declines = heard.priority == WirePriority::RESIGN || heard.priority.is_degraded();
         let full = core.config.priority.full();
         declines && self.active.is_some_and(|active| active.source == heard.source && active.full >= full)
     }
 
-    /// The interval that the Active is judged by.
+    /// The interval that counts for the Active.
     pub(super) fn interval(&self, core: &Core) -> Duration {
         core.judged_interval(self.active.map(|active| active.interval))
     }
@@ -116,8 +116,8 @@ impl Backup {
         }
         self.weigh(core, now, heard);
         if heard.priority < core.effective() {
-            if self.overtakes || self.outranks_upstart(core, now, heard) {
-                // Not before the rest of the queue has been heard, which may hold somebody better.
+            if self.overtakes || self.was_overtaken_in_offset(core, now, heard) {
+                // The rest of the queue comes first, which may hold an advertisement of a better router.
                 core.timers.set(TimerName::Down, now);
                 (self.ignored_lower, self.overtakes) = (true, true);
                 return State::Backup(self);
@@ -132,15 +132,17 @@ impl Backup {
                 return State::Backup(self);
             }
         }
-        self.follow(core, now, heard);
+        if !self.shortens_interval(now, heard) {
+            self.follow(core, now, heard);
+        }
         State::Backup(self)
     }
 
     pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName, late: Duration) -> State {
         let interval = self.interval(core);
         if late >= interval && self.overslept < MAX_OVERSLEPT {
-            // Whoever became Active meanwhile advertises within one interval. What it said while this process slept
-            // may not have been queued (a paused virtual machine), so a drained socket proves nothing.
+            // A router that became Active meanwhile advertises within one interval. Its earlier advertisements may not
+            // have been queued (a paused virtual machine), so a drained socket proves nothing.
             self.overslept += 1;
             core.counters.overslept += 1;
             core.warn(Warning::Overslept { by: late });
@@ -191,8 +193,8 @@ impl Backup {
         match self.wait {
             Wait::Resigned => Reason::ActiveResigned,
             Wait::Down if self.ignored_lower => Reason::LowerPriority,
-            Wait::Down => Reason::ActiveSilent,
-            Wait::Overslept => Reason::NobodyElse,
+            Wait::Down => Reason::ActiveSilent { source: self.followed() },
+            Wait::Overslept => Reason::NoOtherActive,
         }
     }
 
@@ -227,7 +229,7 @@ impl Backup {
     }
 
     /// Takes back what an announcement proved about a router that is not known if a known controller goes on as Active
-    /// beside it: the announcement may have been that controller's, whose advertisements were lost then. A controller that
+    /// beside it: the announcement may have been that controller's, with its advertisements lost. A controller that
     /// yields to the other router has done so within two Active_Down_Intervals.
     fn dispute(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         let Some(believed) = core.believed else { return };
@@ -243,14 +245,26 @@ impl Backup {
         }
     }
 
-    /// Whether a router that is not known to be a controller advertises although it loses against the Active.
+    /// Returns whether a router that is not known to be a controller advertises although it loses against the Active.
     fn is_beside_active(&self, heard: &Heard) -> bool {
         let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
             && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
     }
 
-    /// Counts degraded advertisements of the Active while this router could do better.
+    /// Returns whether the sender loses to the Active and has a shorter interval. A router that has just been outranked
+    /// advertises once more; this router would then expect the next advertisement before the Active sends it, and take
+    /// over from it.
+    fn shortens_interval(&self, now: Instant, heard: &Heard) -> bool {
+        self.wait == Wait::Down
+            && self.active.is_some_and(|active| {
+                let loses = (heard.priority, heard.source) < (active.priority, active.source);
+                let other = active.source != heard.source;
+                other && loses && heard.interval < active.interval && now < self.since + active.interval
+            })
+    }
+
+    /// Counts degraded advertisements of the Active while this router has the higher priority.
     fn weigh(&mut self, core: &mut Core, now: Instant, heard: &Heard) {
         let better = heard.priority.is_degraded() && core.effective() > heard.priority;
         let same = self.active.is_some_and(|active| active.source == heard.source);
@@ -274,15 +288,15 @@ impl Backup {
         }
     }
 
-    /// Whether a new Active of lower priority got ahead only because this router waited for its equals: without the
-    /// offset it would have been Active by now, and the other one would have yielded (RFC 9568 §6.4.3).
-    fn outranks_upstart(&self, core: &Core, now: Instant, heard: &Heard) -> bool {
+    /// Returns whether a new Active of lower priority took over only because this router waited for its equals: without
+    /// the offset it would have been Active by now, and the other one would have yielded (RFC 9568 §6.4.3).
+    fn was_overtaken_in_offset(&self, core: &Core, now: Instant, heard: &Heard) -> bool {
         let new = self.active.is_none_or(|active| active.source != heard.source);
         let in_time = core.timers.get(TimerName::Down).is_some_and(|deadline| now <= deadline);
         new && in_time && now >= self.rfc_deadline(core)
     }
 
-    /// When the down timer expires by the letter of RFC 9568 §6.1.
+    /// The expiry of the down timer by RFC 9568 §6.1, without an offset.
     fn rfc_deadline(&self, core: &Core) -> Instant {
         let interval = self.interval(core);
         let skew = core.skew(interval);

@@ -1,4 +1,4 @@
-//! What all states of a router share.
+//! The data that all states of a router share.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ use crate::packet::{Advertisement, Auth};
 use crate::prefix::LinkPrefix;
 use crate::types::{Family, Version, WirePriority};
 
-/// The addresses of the interface that we advertise from.
+/// The addresses of the interface that advertisements are sent from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sources {
     pub(super) v4: Option<Ipv4Addr>,
@@ -40,12 +40,12 @@ pub(super) struct Heard {
     pub(super) standing: Standing,
 }
 
-/// Why this router does not ask for the addresses back for a while.
+/// The reason why this router does not ask for the addresses back for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hold {
     /// It gave them to a router that can serve.
     Patient,
-    /// Nobody heard it, so it counts as degraded, too.
+    /// It was not heard, so it counts as degraded, too.
     Unheard,
 }
 
@@ -90,7 +90,7 @@ impl Core {
         }
     }
 
-    /// Changes the state's name and forgets its deadlines.
+    /// Changes the state's name and clears its deadlines.
     pub(super) fn transition(&mut self, now: Instant, to: StateName, reason: Reason) {
         let from = self.name;
         match (from, to) {
@@ -116,12 +116,12 @@ impl Core {
         }
     }
 
-    /// The source of our deciding advertisements, if the interface has one.
+    /// The source of this router's deciding advertisements, if the interface has one.
     pub(super) fn own(&self) -> Option<IpAddr> {
         self.sources.of(self.config.deciding_family())
     }
 
-    /// What this router advertises now.
+    /// The priority that this router advertises now.
     pub(super) fn effective(&self) -> WirePriority {
         if self.serving.settled() && self.hold != Some(Hold::Unheard) {
             self.config.priority.full()
@@ -130,14 +130,14 @@ impl Core {
         }
     }
 
-    /// Whether this router may take over from a degraded Active, after this much proof that it can serve itself.
+    /// Returns whether this router has served for long enough to take over from a degraded Active.
     pub(super) fn may_take_over(&self, now: Instant) -> bool {
         let served = self.serving.duration(now).is_some_and(|served| served >= self.config.takeover_after);
         served && self.serving.settled() && self.hold.is_none()
     }
 
-    /// The interval to judge an Active by: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version 2,
-    /// where both should have the same, the longer one.
+    /// The interval that counts for an Active: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version
+    /// 2, where both should have the same, the longer one.
     pub(super) fn judged_interval(&self, heard: Option<Duration>) -> Duration {
         let own = self.config.interval();
         match (heard, self.config.deciding_version()) {
@@ -152,7 +152,7 @@ impl Core {
         skew_time(self.config.deciding_version(), self.effective(), interval)
     }
 
-    /// What equal priorities add to a wait.
+    /// The time that the order among equal priorities adds to a wait.
     pub(super) fn offset(&self, interval: Duration, active: Option<WirePriority>) -> Duration {
         let Some(own) = self.own() else { return Duration::ZERO };
         offset(&self.config, own, interval, self.effective(), active)

@@ -1,4 +1,4 @@
-//! What a virtual router is configured with, and the intervals that follow from it.
+//! The configuration of a virtual router, and the intervals that follow from it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::packet::Addresses;
 use crate::types::{AdvertInterval, AuthPass, Family, Priority, Version, Vrid, WirePriority};
 
-/// When a Backup takes over from an Active that still advertises.
+/// The conditions under which a Backup takes over from an Active that still advertises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Preempt {
     /// Never: only silence and resignation move the addresses (RFC 9568 §6.1, Preempt_Mode False).
     Never,
-    /// From an Active that says it cannot serve, if this router can. Nobody fails back.
+    /// From an Active that reports that it cannot serve, if this router can. No router fails back.
     #[default]
     Degraded,
     /// From any Active of lower priority, too (RFC 9568 §6.1, Preempt_Mode True).
@@ -29,29 +29,29 @@ pub struct RouterConfig {
     pub version: Version,
     /// The priority while this router can serve.
     pub priority: Priority,
-    /// The interval of our own advertisements, rounded up to what the version can say.
+    /// The interval of the own advertisements, rounded up to a value that the version can express.
     pub advert_interval: AdvertInterval,
     /// The password of version 2; ignored in version 3.
     pub auth: Option<AuthPass>,
     /// The virtual IPv4 addresses in the order of the message, at most 255.
     ///
-    /// Peers compare lists, and keepalived before 2.3.3 drops an advertisement whose list differs.
+    /// Peers compare lists, and keepalived before 2.3.3 drops an advertisement with another list.
     pub addresses_v4: Vec<Ipv4Addr>,
     /// The virtual IPv6 addresses in the order of the message, at most 255.
     pub addresses_v6: Vec<Ipv6Addr>,
-    /// Whether to take over from an Active that still advertises.
+    /// The conditions for a takeover from an Active that still advertises.
     pub preempt: Preempt,
-    /// How long a router that gave the addresses away for being degraded or unheard does not ask for them back.
+    /// The time that a router which gave the addresses away as degraded or unheard does not ask for them back.
     pub hold_time: Duration,
-    /// How long this router must have served before it takes over from a degraded Active.
+    /// The time that this router must have served before it takes over from a degraded Active.
     pub takeover_after: Duration,
     /// The addresses of the other routers, where they are known. They rank routers of equal priority.
     pub peers: Vec<IpAddr>,
-    /// Whether advertisements from anybody but `peers` are discarded.
+    /// Discards advertisements from routers that are not in `peers`.
     pub only_peers: bool,
-    /// Whether to obey priority 255. Nobody owns a floating address, so the default refuses it.
+    /// Accepts priority 255. A floating address has no owner, so the default refuses it.
     pub accept_owner_priority: bool,
-    /// How long the kernel keeps an address that is not refreshed, at least 1 s; see [`RouterConfig::lease_for`].
+    /// The time that the kernel keeps an address that is not refreshed, at least 1 s; see [`RouterConfig::lease_for`].
     pub lease: Duration,
     /// Spreads periodic work of many routers; the election does not depend on it.
     pub seed: u64,
@@ -97,7 +97,7 @@ impl RouterConfig {
         Duration::from_secs(whole.max(2))
     }
 
-    /// The family whose advertisements decide.
+    /// The family of the advertisements that decide.
     #[must_use]
     pub const fn deciding_family(&self) -> Family {
         if self.addresses_v4.is_empty() && !self.addresses_v6.is_empty() { Family::V6 } else { Family::V4 }
@@ -131,7 +131,7 @@ impl RouterConfig {
         3 * interval + skew_time(self.deciding_version(), self.priority.full(), interval)
     }
 
-    /// How long after an advertisement a claim is valid: until 0.9 of the lease or Active_Down_Interval is over.
+    /// The validity of a claim after an advertisement: until 0.9 of the lease or Active_Down_Interval is over.
     ///
     /// It never ends before the next advertisement is due, however short the configured lease is.
     #[must_use]
@@ -150,7 +150,7 @@ impl RouterConfig {
         self
     }
 
-    /// How long a predecessor can still hold an address after its last refresh: its lease and the kernel's delay.
+    /// The time that a predecessor can still hold an address after its last refresh: its lease and the kernel's delay.
     pub(super) fn predecessor_span(&self) -> Duration {
         self.lease.max(Duration::from_secs(2)) + KERNEL_EXPIRY_DELAY
     }
@@ -164,7 +164,7 @@ impl RouterConfig {
         }
     }
 
-    /// Whether `received` names the same addresses, in whatever order.
+    /// Returns whether `received` names the same addresses, in any order.
     ///
     /// RFC 9568 §5.2.9 puts a link-local address first in an IPv6 list, and some routers add one of their own. Where
     /// this router has none, theirs make no difference.
@@ -181,7 +181,7 @@ impl RouterConfig {
         }
     }
 
-    /// Whether `received` has at least one of this router's addresses.
+    /// Returns whether `received` has at least one of this router's addresses.
     pub(super) fn shares_addresses(&self, received: &Addresses) -> bool {
         match received {
             Addresses::V4(received) => received.iter().any(|address| self.addresses_v4.contains(address)),
@@ -190,13 +190,13 @@ impl RouterConfig {
     }
 }
 
-/// How late the kernel may remove an expired address.
+/// The largest delay with which the kernel removes an expired address.
 const KERNEL_EXPIRY_DELAY: Duration = Duration::from_millis(1020);
 
 /// The kernel counts leases in whole seconds.
 const MIN_LEASE: Duration = Duration::from_secs(1);
 
-/// Longer than anybody waits for an election.
+/// The longest configurable time, far above every useful one.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
 fn same_set<T: PartialEq>(ours: &[T], theirs: &[T]) -> bool {

@@ -1,4 +1,4 @@
-//! What a virtual router counts.
+//! The counters of a virtual router.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::packet::DecodeError;
 
-/// Why an advertisement was not obeyed.
+/// The reason for which an advertisement was discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Error)]
 #[non_exhaustive]
 pub enum Discard {
@@ -44,7 +44,7 @@ pub enum Discard {
     /// For addresses of a family that this router has none of.
     #[error("no virtual address of this family here")]
     Family,
-    /// Under our identifier, but for a list of addresses that has none in common with ours.
+    /// Under the same identifier, but for a list of addresses that has none in common with this router's.
     #[error("another group of addresses under the same identifier")]
     OtherGroup,
     /// Another way to authenticate than configured (RFC 2338 §7.1).
@@ -56,10 +56,10 @@ pub enum Discard {
     /// From a router that is not configured as a peer.
     #[error("unknown peer")]
     UnknownPeer,
-    /// From our own address, though we did not send it.
+    /// From this router's own address, sent by another host.
     #[error("sent from our own address")]
     OwnSource,
-    /// Priority 255, which nobody may have for a floating address.
+    /// Priority 255, which no router may have for a floating address.
     #[error("priority 255")]
     OwnerPriority,
     /// This router does not take part at the moment.
@@ -131,7 +131,7 @@ impl From<DecodeError> for Discard {
     }
 }
 
-/// How many messages were discarded for each reason.
+/// The number of discarded messages for each reason.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Discards([u64; Discard::ALL.len()]);
 
@@ -164,7 +164,7 @@ impl fmt::Debug for Discards {
     }
 }
 
-/// What happened since the router was made. Nothing is ever reset.
+/// The counters since the router was made. None is ever reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Counters {
@@ -174,7 +174,7 @@ pub struct Counters {
     pub became_backup: u64,
     /// Advertisements sent, of all families, resignations included.
     pub advertisements_sent: u64,
-    /// Advertisements that were obeyed or at least compared, of all families.
+    /// Advertisements that passed all checks, of all families.
     pub advertisements_received: u64,
     /// Advertisements of the family that does not decide, which are only watched.
     pub follower_received: u64,
@@ -190,13 +190,13 @@ pub struct Counters {
     pub address_list_mismatches: u64,
     /// Advertisements of another router while this one was Active.
     pub rival_advertisements: u64,
-    /// Advertisements of routers that are no known controllers, of whatever priority.
+    /// Advertisements of routers that are no known controllers, of any priority.
     pub stranger_advertisements: u64,
     /// Times this router gave up because a rival did not hear it.
     pub unheard: u64,
-    /// Times a deadline was handled too late to be trusted.
+    /// Times a deadline was handled so late that it did not count.
     pub overslept: u64,
-    /// Times a virtual address was removed by somebody else.
+    /// Times a virtual address was removed by another program.
     pub missing: u64,
     /// Messages discarded, by reason.
     pub discarded: Discards,

@@ -1,4 +1,4 @@
-//! What goes into a [`VirtualRouter`](super::VirtualRouter).
+//! The inputs of a [`VirtualRouter`](super::VirtualRouter).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,27 +6,27 @@ use std::time::Instant;
 
 use super::config::RouterConfig;
 
-/// How an advertisement was addressed.
+/// The kind of destination of an advertisement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Delivery {
     /// To the group of its family.
     Multicast,
-    /// To an address of ours.
+    /// To an address of this host.
     Unicast,
 }
 
-/// What the IP header said about an advertisement.
+/// The fields of the IP header of an advertisement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RxMeta {
     /// The source address, which breaks ties.
     pub source: IpAddr,
     /// The TTL or hop limit; only 255 proves that a message was not forwarded.
     pub hop_limit: u8,
-    /// How it was addressed.
+    /// The kind of destination.
     pub delivery: Delivery,
 }
 
-/// What happened to the interface.
+/// An event of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InterfaceEvent {
     /// It is up (with carrier) and has these source addresses. Also sent when the addresses change.
@@ -40,23 +40,23 @@ pub enum InterfaceEvent {
     Down,
 }
 
-/// What happened to the virtual addresses on the interface.
+/// An event of the virtual addresses on the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VipEvent {
     /// All of them are there.
     Installed,
-    /// Somebody else removed one. Drain the sockets before reporting it: a rival may be Active already.
+    /// Another program removed one. Drain the sockets before reporting it: a rival may be Active already.
     Missing,
     /// They could not be refreshed in time or at all.
     LeaseLost,
 }
 
-/// What the operator or the daemon wants.
+/// A command of the operator or the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// This node can serve, which holds until the given time unless it is said again.
+    /// This node can serve, which is valid until the given time unless it is repeated.
     Serving {
-        /// When the evidence is too old.
+        /// The time from which the evidence is too old.
         until: Instant,
     },
     /// This node cannot serve.

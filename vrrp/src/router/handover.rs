@@ -1,5 +1,4 @@
-//! The states on the way out of Active: listening after a long sleep, yielding to another Active, and the planned
-//! handover.
+//! The states that follow Active: listening after a long sleep, yielding to another Active, and the planned handover.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,13 +13,13 @@ use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
 
-/// How long after the successor's first advertisement the addresses are kept: enough to install and announce them.
+/// The time that the addresses are kept after the successor's first advertisement: enough to install and announce them.
 const SUCCESSOR_TIME: Duration = Duration::from_millis(100);
 
-/// How many times the resignation is repeated if nobody answers it.
+/// The number of times that an unanswered resignation is repeated.
 const REPEATS: u8 = 2;
 
-/// Was Active and slept longer than its claim was valid. One interval of silence proves that nobody took over.
+/// Was Active and slept longer than its claim was valid. One interval of silence proves that no router took over.
 #[derive(Debug)]
 pub(super) struct Listening;
 
@@ -49,11 +48,11 @@ impl Listening {
             Self::arm(core, now);
             return State::Listening(Self);
         }
-        Active::enter(core, now, Reason::NobodyElse)
+        Active::enter(core, now, Reason::NoOtherActive)
     }
 
-    /// A little more than an interval, as the rival's clock and ours are not the same; less than Backups that slept
-    /// along with us, so that nothing moves.
+    /// Waits a little more than an interval, as the rival's clock differs, and less than Backups that slept at the same
+    /// time, so that nothing moves.
     fn arm(core: &mut Core, now: Instant) {
         let interval = core.config.interval();
         core.timers.set(TimerName::Listen, now + interval + interval / 16);
@@ -61,7 +60,7 @@ impl Listening {
 }
 
 /// Another router is Active. This one answers for the addresses until neighbours know the other, at most
-/// [`SUCCESSOR_TIME`], so that clients whose sessions are reset then connect to that router and not to this one again.
+/// [`SUCCESSOR_TIME`], so that clients with reset sessions then connect to that router and not to this one again.
 #[derive(Debug)]
 pub(super) struct Yielding {
     until: Instant,
@@ -131,7 +130,7 @@ pub(super) struct Resigning {
 impl Resigning {
     /// RFC 9568 §6.4.3: an advertisement with priority 0.
     pub(super) fn enter(core: &mut Core, now: Instant) -> State {
-        core.transition(now, StateName::Resigning, Reason::Commanded);
+        core.transition(now, StateName::Resigning, Reason::Shutdown);
         let interval = core.config.interval();
         let until = now + core.config.down_interval();
         core.advertise(WirePriority::RESIGN);
@@ -146,13 +145,13 @@ impl Resigning {
         self.until.min(now + core.config.claim_span())
     }
 
-    /// Ends a handover whose time is over before anything else refreshes it.
+    /// Ends a handover that is over before another event refreshes it.
     pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
         if now >= self.until { self.timeout(core, now, TimerName::Handover) } else { State::Resigning(self) }
     }
 
-    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have advertised
-    /// all the time. If it is the successor nevertheless, its announcement ends the handover.
+    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have
+    /// advertised all the time. If it is the successor nevertheless, its announcement ends the handover.
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
         if heard.standing != Standing::Controller && heard.priority < core.config.priority.full() {
             return State::Resigning(self);
@@ -221,7 +220,7 @@ impl Resigning {
         State::Stopped
     }
 
-    /// Nothing is advertised any more that could carry the claim along.
+    /// Renews the claim, which no advertisement does in this state.
     fn refresh(&self, core: &mut Core, now: Instant) {
         core.claim(self.claim_until(core, now));
         let next = now + core.config.lease / 4;

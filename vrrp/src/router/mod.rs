@@ -42,11 +42,11 @@ use crate::types::WirePriority;
 /// [`handle_advertisement`](Self::handle_advertisement), [`handle_malformed`](Self::handle_malformed),
 /// [`handle_announcement`](Self::handle_announcement), [`handle_vip`](Self::handle_vip),
 /// [`handle_command`](Self::handle_command), and [`handle_timeout`](Self::handle_timeout) when the time of
-/// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it is
-/// empty, do what it says in that order, and poll the timeout again.
+/// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it
+/// is empty, carry the outputs out in that order, and poll the timeout again.
 ///
-/// Hand in what has been received before an expired timeout: after a stall the queue may hold the advertisement that
-/// makes a takeover wrong. `now` never goes backwards; an earlier one counts as the latest seen.
+/// Hand in what has been received before an expired timeout: after a stall the queue may hold the advertisement
+/// that forbids a takeover. `now` never goes backwards; an earlier one counts as the latest seen.
 #[derive(Debug)]
 pub struct VirtualRouter {
     core: Core,
@@ -66,7 +66,7 @@ enum State {
     Stopped,
 }
 
-/// How many deadlines one call handles at most; any others stay due.
+/// The most deadlines that one call handles; any others stay due.
 const MAX_TIMEOUTS: usize = 32;
 
 impl VirtualRouter {
@@ -76,7 +76,7 @@ impl VirtualRouter {
         Self { core: Core::new(config.bounded(), now), state: State::Init, clock: now }
     }
 
-    /// The interface changed, or its addresses did.
+    /// Handles a change of the interface or of its addresses.
     pub fn handle_interface(&mut self, now: Instant, event: InterfaceEvent) {
         let now = self.wake(now);
         let (sources, down) = match event {
@@ -94,13 +94,13 @@ impl VirtualRouter {
             }
             State::Resigning(_) if !up => Resigning::abort(core, now, down),
             state if !up => {
-                // Without a source address the link still carries what says goodbye.
+                // Without a source address the link still carries the packets that reset sessions.
                 let release = if down == Reason::InterfaceDown { Release::Lost } else { Release::Planned };
                 Self::give_up(&state, core, release);
                 core.transition(now, StateName::Init, down);
                 State::Init
             }
-            // RFC 9568 §6.4.1: nobody owns the address, so everybody starts as Backup.
+            // RFC 9568 §6.4.1: a floating address has no owner, so every router starts as Backup.
             State::Init => Backup::enter(core, now, Reason::InterfaceUp, None),
             State::Backup(backup) if changed => backup.changed(core, now),
             State::Active(active) if changed => active.changed(core, now),
@@ -108,17 +108,17 @@ impl VirtualRouter {
         });
     }
 
-    /// Notes the addresses of the interface with their prefixes, virtual ones left out: a unicast peer within one of them
-    /// is on the link. To be called before [`handle_interface`](Self::handle_interface) and whenever they change.
+    /// Notes the addresses of the interface with their prefixes, virtual ones left out: a unicast peer within one of
+    /// them is on the link. To be called before [`handle_interface`](Self::handle_interface) and whenever they change.
     pub fn handle_link_prefixes(&mut self, prefixes: Vec<LinkPrefix>) {
         self.core.prefixes = prefixes;
     }
 
-    /// A message was received and decoded.
+    /// Handles a message that was received and decoded.
     ///
     /// # Errors
     ///
-    /// Why the message does not count; it is counted under that reason.
+    /// The reason for which the message is discarded, and under which it is counted.
     pub fn handle_advertisement(
         &mut self,
         now: Instant,
@@ -153,14 +153,14 @@ impl VirtualRouter {
         Ok(())
     }
 
-    /// A message was received and could not be decoded. Counts it and names the reason.
+    /// Counts a message that could not be decoded, and returns the reason.
     pub fn handle_malformed(&mut self, error: DecodeError) -> Discard {
         let reason = Discard::from(error);
         self.core.counters.discarded.count(reason);
         reason
     }
 
-    /// Another node announced an address (see [`Output::Watch`]).
+    /// Handles an announcement of an address by another node (see [`Output::Watch`]).
     pub fn handle_announcement(&mut self, now: Instant, announcement: Announcement) {
         let now = self.wake(now);
         let ours = match announcement.ip {
@@ -175,7 +175,7 @@ impl VirtualRouter {
         });
     }
 
-    /// Something happened to the virtual addresses.
+    /// Handles an event of the virtual addresses.
     pub fn handle_vip(&mut self, now: Instant, event: VipEvent) {
         let now = self.wake(now);
         self.step(|state, core| match state {
@@ -186,7 +186,7 @@ impl VirtualRouter {
         });
     }
 
-    /// The operator or the daemon wants something.
+    /// Handles a command of the operator or the daemon.
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         let now = self.wake(now);
         match command {
@@ -198,7 +198,7 @@ impl VirtualRouter {
         }
     }
 
-    /// The time of a deadline may have come.
+    /// Handles the deadlines that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.wake(now);
         for _ in 0..MAX_TIMEOUTS {
@@ -208,12 +208,12 @@ impl VirtualRouter {
         }
     }
 
-    /// The next thing to do.
+    /// The next action to carry out.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.core.outputs.pop_front()
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout), never earlier than the latest time seen.
+    /// The time at which to call [`handle_timeout`](Self::handle_timeout), never earlier than the latest time seen.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, TimerName)> {
         self.core.timers.next().map(|(at, name)| (at.max(self.clock), name))
@@ -225,19 +225,19 @@ impl VirtualRouter {
         self.core.name
     }
 
-    /// When the state was entered.
+    /// The time at which the state was entered.
     #[must_use]
     pub const fn since(&self) -> Instant {
         self.core.since
     }
 
-    /// Why the state was entered.
+    /// The cause of the last transition.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         self.core.reason
     }
 
-    /// What happened so far.
+    /// The counters since the router was made.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.core.counters
@@ -249,19 +249,19 @@ impl VirtualRouter {
         &self.core.config
     }
 
-    /// What this router would advertise now.
+    /// The priority that this router would advertise now.
     #[must_use]
     pub fn priority(&self) -> WirePriority {
         self.core.effective()
     }
 
-    /// Whether this node is believed to serve.
+    /// Returns whether this node counts as able to serve.
     #[must_use]
     pub const fn is_serving(&self) -> bool {
         self.core.serving.settled()
     }
 
-    /// The source of the Active's advertisements, as far as known; our own while this router is Active.
+    /// The source of the Active's advertisements, as far as it is known; this router's own while it is Active.
     #[must_use]
     pub fn active_source(&self) -> Option<IpAddr> {
         match &self.state {
@@ -281,7 +281,7 @@ impl VirtualRouter {
         3 * interval + self.core.skew(interval)
     }
 
-    /// Until when this node may hold the addresses, if it may.
+    /// The time until which this node may hold the addresses; `None` if it may not.
     #[must_use]
     pub fn claim_until(&self) -> Option<Instant> {
         match &self.state {
@@ -292,14 +292,14 @@ impl VirtualRouter {
         }
     }
 
-    /// Until when this router does not ask for the addresses back, if it gave them away.
+    /// The end of the hold time, during which this router does not ask for addresses that it gave away.
     #[must_use]
     pub const fn hold_until(&self) -> Option<Instant> {
         self.core.timers.get(TimerName::HoldEnd)
     }
 
-    /// Whether an advertisement of a weaker stranger changes nothing. An Active answers it, and a Backup believes the
-    /// router that it follows when that one says that it is degraded or resigns.
+    /// Returns whether an advertisement of a weaker stranger is to be ignored. An Active answers it, and a Backup
+    /// accepts it from the router that it follows when that one resigns or reports that it is degraded.
     fn is_ignored(&self, heard: &Heard) -> bool {
         let concerned = match &self.state {
             State::Active(_) => true,
@@ -383,7 +383,7 @@ impl VirtualRouter {
             state @ (State::Resigning(_) | State::Stopped) => state,
             state @ (State::Init | State::Backup(_) | State::Listening(_) | State::Yielding(_)) => {
                 Self::give_up(&state, core, Release::Planned);
-                core.transition(now, StateName::Stopped, Reason::Commanded);
+                core.transition(now, StateName::Stopped, Reason::Shutdown);
                 State::Stopped
             }
         });

@@ -1,10 +1,10 @@
-//! Who goes first among routers of equal priority.
+//! The order among routers of equal priority.
 //!
 //! RFC 9568 leaves equal priorities to collide: Backups with the same Skew_Time expire together, two become Active and
 //! one of them yields, so that the addresses move twice. Here every router waits a little longer than Skew_Time, by a
 //! place in a *spread* that no two routers share. Only routers that know of no other priority use the whole spread:
 //!
-//! * equal to the last Active, or nobody heard yet: a place within the spread,
+//! * equal to the last Active, or none heard yet: a place within the spread,
 //! * below the last Active, or degraded: the whole spread, so that its equals go first, and a place in half a step,
 //! * above the last Active: a place in half a step.
 //!
@@ -30,9 +30,10 @@ struct Place {
     at: Duration,
 }
 
-/// How much longer than Active_Down_Interval or Skew_Time this router waits.
+/// The time that this router waits in addition to Active_Down_Interval or Skew_Time.
 ///
-/// `effective` is what it would advertise now, `active` the full priority of the last Active as far as known.
+/// `effective` is the priority that it would advertise now, `active` the full priority of the last Active as far as
+/// known.
 pub(super) fn offset(
     config: &RouterConfig,
     own: IpAddr,

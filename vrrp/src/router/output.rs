@@ -1,4 +1,4 @@
-//! What comes out of a [`VirtualRouter`](super::VirtualRouter).
+//! The outputs of a [`VirtualRouter`](super::VirtualRouter).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 use crate::packet::{Addresses, Advertisement};
 use crate::types::{MacAddr, WirePriority};
 
-/// Something to do, in the order given.
+/// An action for the caller; actions are to be carried out in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Send this, to the group or the peers of the family of its addresses.
     Advertise(Advertisement),
     /// This node may hold the virtual addresses for a while; install or refresh them.
     Claim(Claim),
-    /// This node gives the virtual addresses up; remove them as [`Release`] says.
+    /// This node gives the virtual addresses up; remove them in the way of [`Release`].
     Release(Release),
     /// Send one gratuitous ARP or unsolicited neighbour advertisement for each virtual address now.
     Announce,
-    /// Whether to listen for announcements of our virtual addresses by others, from now on.
+    /// Start or stop to listen for announcements of the virtual addresses by other nodes.
     Watch(Watch),
     /// The state changed.
     Transition(Transition),
-    /// Somebody should know. May repeat with every packet, so limit what is logged.
+    /// A problem to report. It may repeat with every packet, so its log lines need a rate limit.
     Warning(Warning),
 }
 
 /// The right to hold the virtual addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim {
-    /// When the right ends unless it is renewed.
+    /// The time at which the right ends unless it is renewed.
     pub valid_until: Instant,
 }
 
@@ -43,12 +43,12 @@ pub enum Release {
     Lost,
 }
 
-/// Whether foreign announcements matter.
+/// The need for announcements by other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Watch {
     /// Report them through `handle_announcement`.
     Start,
-    /// No longer.
+    /// Ignore them.
     Stop,
 }
 
@@ -61,13 +61,13 @@ pub enum StateName {
     Backup,
     /// Holding the virtual addresses (RFC 9568 §6.4.3).
     Active,
-    /// Was Active, but slept too long to know whether it still is.
+    /// Was Active, but slept so long that another router may be Active now.
     Listening,
-    /// Was Active, and answers until neighbours know the router that is now.
+    /// Was Active, and answers until neighbours know the new Active.
     Yielding,
     /// Hands the virtual addresses over.
     Resigning,
-    /// Takes part no more.
+    /// Has left the election for good.
     Stopped,
 }
 
@@ -100,13 +100,13 @@ pub struct Transition {
     pub from: StateName,
     /// The state entered.
     pub to: StateName,
-    /// Why.
+    /// The cause.
     pub reason: Reason,
-    /// How long the state left had lasted.
+    /// The time that the state left had lasted.
     pub after: Duration,
 }
 
-/// Why a state was entered.
+/// The cause of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -118,8 +118,11 @@ pub enum Reason {
     InterfaceDown,
     /// The interface has no address of the deciding family.
     NoSourceAddress,
-    /// Nobody advertised for Active_Down_Interval.
-    ActiveSilent,
+    /// The Active was not heard for Active_Down_Interval.
+    ActiveSilent {
+        /// The router that fell silent; `None` if none was heard before.
+        source: Option<IpAddr>,
+    },
     /// The Active resigned and Skew_Time is over.
     ActiveResigned,
     /// The Active cannot serve and this router can.
@@ -133,29 +136,29 @@ pub enum Reason {
         /// Its priority.
         priority: WirePriority,
     },
-    /// A rival went on for Active_Down_Interval after we asserted ourselves, so nobody hears us.
+    /// A rival advertised for Active_Down_Interval against this router, which therefore is not heard.
     Unheard {
         /// The source of its advertisements.
         source: IpAddr,
     },
-    /// The last advertisement was too long ago to be sure that nobody took over.
+    /// The last advertisement was so long ago that another router may have taken over.
     Overslept,
     /// The addresses could not be refreshed in time.
     LeaseLost,
-    /// Nobody else advertised while we listened.
-    NobodyElse,
-    /// Somebody else advertised while we listened.
+    /// No other router advertised while this one listened.
+    NoOtherActive,
+    /// Another router advertised while this one listened.
     RivalHeard {
         /// The source of its advertisement.
         source: IpAddr,
     },
-    /// It was commanded.
-    Commanded,
+    /// The operator or the daemon shuts the router down.
+    Shutdown,
     /// The successor announced the addresses.
     SuccessorAnnounced,
     /// The successor advertised a while ago.
     SuccessorAdvertised,
-    /// Nobody took over in time.
+    /// No router took over in time.
     NoSuccessor,
     /// The router has another identity now.
     Reconfigured,
@@ -170,7 +173,7 @@ impl Reason {
             Self::InterfaceUp => "interface_up",
             Self::InterfaceDown => "interface_down",
             Self::NoSourceAddress => "no_source_address",
-            Self::ActiveSilent => "active_silent",
+            Self::ActiveSilent { .. } => "active_silent",
             Self::ActiveResigned => "active_resigned",
             Self::ActiveDegraded => "active_degraded",
             Self::LowerPriority => "lower_priority",
@@ -178,9 +181,9 @@ impl Reason {
             Self::Unheard { .. } => "unheard",
             Self::Overslept => "overslept",
             Self::LeaseLost => "lease_lost",
-            Self::NobodyElse => "nobody_else",
+            Self::NoOtherActive => "no_other_active",
             Self::RivalHeard { .. } => "rival_heard",
-            Self::Commanded => "commanded",
+            Self::Shutdown => "shutdown",
             Self::SuccessorAnnounced => "successor_announced",
             Self::SuccessorAdvertised => "successor_advertised",
             Self::NoSuccessor => "no_successor",
@@ -196,50 +199,53 @@ impl fmt::Display for Reason {
             Self::InterfaceUp => f.write_str("the interface is up"),
             Self::InterfaceDown => f.write_str("the interface is down"),
             Self::NoSourceAddress => f.write_str("the interface has no address to advertise from"),
-            Self::ActiveSilent => f.write_str("nobody advertised"),
+            Self::ActiveSilent { source: Some(source) } => write!(f, "{source} fell silent"),
+            Self::ActiveSilent { source: None } => f.write_str("no active router was heard"),
             Self::ActiveResigned => f.write_str("the active router resigned"),
             Self::ActiveDegraded => f.write_str("the active router cannot serve"),
             Self::LowerPriority => f.write_str("only routers of lower priority advertised"),
             Self::Outranked { source, priority } => write!(f, "{source} is active with priority {priority}"),
-            Self::Unheard { source } => write!(f, "{source} stays active and does not seem to hear us"),
-            Self::Overslept => f.write_str("this node slept through its own advertisements"),
+            Self::Unheard { source } => {
+                write!(f, "{source} stays active and apparently does not hear this router")
+            }
+            Self::Overslept => f.write_str("the process was suspended for longer than its claim was valid"),
             Self::LeaseLost => f.write_str("the addresses could not be refreshed in time"),
-            Self::NobodyElse => f.write_str("nobody else is active"),
+            Self::NoOtherActive => f.write_str("no other router is active"),
             Self::RivalHeard { source } => write!(f, "{source} became active meanwhile"),
-            Self::Commanded => f.write_str("as commanded"),
+            Self::Shutdown => f.write_str("administrative shutdown"),
             Self::SuccessorAnnounced => f.write_str("the successor announced the addresses"),
             Self::SuccessorAdvertised => f.write_str("the successor advertised"),
-            Self::NoSuccessor => f.write_str("nobody took over in time"),
+            Self::NoSuccessor => f.write_str("no successor took over in time"),
             Self::Reconfigured => f.write_str("the configuration changed"),
         }
     }
 }
 
-/// Something an operator should know about.
+/// A problem that an operator should know about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// Somebody else advertises from our own address.
+    /// Another host advertises from this router's own address.
     Conflict {
         /// The shared address.
         source: IpAddr,
     },
-    /// Another group uses our identifier on this link, for addresses of its own.
+    /// Another group uses the same identifier on this link, for addresses of its own.
     OtherGroup {
         /// The source of its advertisement.
         source: IpAddr,
         /// Its virtual addresses, at least one.
         addresses: Addresses,
     },
-    /// A router that is no known controller advertises our identifier and addresses of ours.
+    /// A router that is no known controller advertises the identifier and the addresses of this group.
     Stranger {
         /// The source of its advertisement.
         source: IpAddr,
         /// Its priority.
         priority: WirePriority,
     },
-    /// Another node announces one of our addresses (gratuitous ARP, unsolicited NA) while this router is Active and
-    /// hears no rival.
+    /// Another node announces one of the virtual addresses (gratuitous ARP, unsolicited NA) while this router is Active
+    /// and hears no rival.
     AnnouncedElsewhere {
         /// The address.
         ip: IpAddr,
@@ -263,19 +269,19 @@ pub enum Warning {
         /// The other one.
         source: IpAddr,
     },
-    /// A rival goes on although we asserted ourselves, so we give up for the hold time.
+    /// A rival goes on to advertise against this router, which gives the addresses up for the hold time.
     Unheard {
         /// The rival.
         source: IpAddr,
     },
-    /// Another router is Active for IPv6 while we are for IPv4; only routers that tie the families prevent it.
+    /// Another router is Active for IPv6 while this one is for IPv4; only routers that tie the families prevent it.
     FamilySplit {
         /// The other router.
         source: IpAddr,
     },
     /// The process was stopped or starved.
     Overslept {
-        /// How long ago the last advertisement was sent, or how late a deadline was handled.
+        /// The time since the last advertisement was sent, or the delay of a deadline.
         by: Duration,
     },
 }
@@ -283,7 +289,9 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Conflict { source } => write!(f, "another host advertises from our own address {source}"),
+            Self::Conflict { source } => {
+                write!(f, "another host advertises from this router's own address {source}")
+            }
             Self::OtherGroup { source, addresses } => {
                 write!(f, "{source} uses the same identifier for other virtual addresses: ")?;
                 write_some(f, addresses)
@@ -301,7 +309,7 @@ impl fmt::Display for Warning {
                 write!(f, "{source} advertises another list of virtual addresses under the same identifier")
             }
             Self::IntervalMismatch { source, theirs } => {
-                write!(f, "{source} advertises every {theirs:?}, we do not")
+                write!(f, "{source} advertises every {theirs:?}, which is not the interval of this router")
             }
             Self::Contended { source } => write!(f, "{source} is active, too, and does not yield"),
             Self::Unheard { source } => {
@@ -318,10 +326,10 @@ impl fmt::Display for Warning {
     }
 }
 
-/// How many addresses of a list are named.
+/// The number of addresses of a list that are named.
 const NAMED: usize = 4;
 
-/// The first addresses of a list, and how many more there are.
+/// The first addresses of a list, and the number of the others.
 fn write_some(f: &mut fmt::Formatter<'_>, addresses: &Addresses) -> fmt::Result {
     for (index, address) in addresses.iter().take(NAMED).enumerate() {
         let separator = if index == 0 { "" } else { ", " };

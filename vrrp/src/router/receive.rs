@@ -1,4 +1,4 @@
-//! Which advertisements count (RFC 9568 §7.1, RFC 2338 §7.1).
+//! The checks that advertisements pass before they count (RFC 9568 §7.1, RFC 2338 §7.1).
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::standing::Standing;
 use crate::packet::{Advertisement, Auth};
 use crate::types::{Family, HOP_LIMIT, Version, WirePriority};
 
-/// What an advertisement that passed the checks is good for.
+/// The use of an advertisement that passed the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepted {
     /// It decides.
@@ -21,7 +21,7 @@ pub(super) enum Accepted {
 }
 
 impl Core {
-    /// Checks an advertisement and counts what is odd about it. Discards are counted by the caller.
+    /// Checks an advertisement and counts its mismatches. Discards are counted by the caller.
     pub(super) fn accept(&mut self, meta: &RxMeta, received: &Advertisement) -> Result<Accepted, Discard> {
         self.check_origin(meta)?;
         let config = &self.config;
@@ -32,8 +32,8 @@ impl Core {
         if Family::of(meta.source) != family || !has_addresses(config, family) {
             return Err(Discard::Family);
         }
-        // Before anything that tells whether it could be a peer: a group of other addresses is named whatever its
-        // version and password are.
+        // This comes before the checks that a peer must pass: another group is reported whatever its version and
+        // password are.
         if !config.shares_addresses(&received.addresses) {
             let (source, addresses) = (meta.source, received.addresses.clone());
             self.warn(Warning::OtherGroup { source, addresses });
@@ -71,9 +71,9 @@ impl Core {
         }
     }
 
-    /// Only a neighbour may take part. Multicast never leaves the link (RFC 9568 §5.1.1.3, §5.1.2.3), and IPv4 unicast from
-    /// a peer on the link has not been forwarded either (RFC 5082); peers behind a router are the operator's to list.
-    /// keepalived leaves the hop limit of IPv6 unicast to the kernel (64), so there it proves nothing.
+    /// Only a neighbour may take part. Multicast never leaves the link (RFC 9568 §5.1.1.3, §5.1.2.3), and IPv4 unicast
+    /// from a peer on the link has not been forwarded either (RFC 5082); peers behind a router are the operator's to
+    /// list. keepalived leaves the hop limit of IPv6 unicast to the kernel (64), so there it proves nothing.
     fn check_origin(&self, meta: &RxMeta) -> Result<(), Discard> {
         let is_unicast_neighbour = meta.source.is_ipv4() && self.is_on_link(meta.source);
         let neighbour = meta.delivery == Delivery::Multicast || is_unicast_neighbour;

@@ -1,13 +1,13 @@
-//! Whether this node can serve.
+//! The evidence that this node can serve.
 
 use std::time::{Duration, Instant};
 
-/// How long evidence must last before it is believed, at most: shorter than `takeover_after`, so that an Active that
-/// recovers together with its Backups says so before one of them takes over; long enough that a check that flaps
-/// several times a second never looks like recovery.
+/// The longest time that evidence must last before it counts: shorter than `takeover_after`, so that an
+/// Active that recovers together with its Backups advertises it before one of them takes over; long enough that a check
+/// that flaps several times a second never looks like recovery.
 const SETTLE: Duration = Duration::from_millis(400);
 
-/// Since when this node can serve, and whether that is believed yet.
+/// The time since which this node can serve, and whether the evidence counts yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Serving {
     since: Option<Instant>,
@@ -17,7 +17,7 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Notes evidence; if it is the first, tells when it will be believed: at once unless there was a failure before.
+    /// Records evidence. Returns the time from which it counts if it is the first: now, or later after a failure.
     pub(super) fn begin(&mut self, now: Instant, takeover_after: Duration) -> Option<Instant> {
         if self.since.is_some() {
             return None;
@@ -38,7 +38,7 @@ impl Serving {
         self.settled
     }
 
-    /// For how long the evidence has been there.
+    /// The time that the evidence has lasted.
     pub(super) fn duration(&self, now: Instant) -> Option<Duration> {
         self.since.map(|since| now.saturating_duration_since(since))
     }

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-/// What a deadline is for.
+/// The purpose of a deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TimerName {
-    /// Backup: nobody advertised for Active_Down_Interval (RFC 9568 §6.2), or Skew_Time after a resignation.
+    /// Backup: the Active was silent for Active_Down_Interval (RFC 9568 §6.2), or Skew_Time after a resignation.
     Down,
     /// Backup: Skew_Time after the Active proved degraded.
     Takeover,
@@ -17,13 +17,13 @@ pub enum TimerName {
     RivalSilent,
     /// Resigning: the next refresh of the addresses.
     Refresh,
-    /// Listening: nobody else advertised.
+    /// Listening: no other router advertised.
     Listen,
     /// Resigning, Yielding: the end of the handover.
     Handover,
     /// The evidence that this node can serve expires.
     ServingExpiry,
-    /// This node has served long enough to say so.
+    /// This node has served long enough to advertise it.
     ServingSettled,
     /// The hold time is over.
     HoldEnd,
@@ -46,7 +46,7 @@ impl TimerName {
         Self::HoldEnd,
     ];
 
-    /// Whether the deadline belongs to the present state and dies with it.
+    /// Returns whether the deadline belongs to the present state and ends with it.
     const fn of_state(self) -> bool {
         !matches!(self, Self::ServingExpiry | Self::ServingSettled | Self::HoldEnd)
     }
@@ -87,7 +87,7 @@ impl Timers {
         self.0[name as usize]
     }
 
-    /// Clears what belongs to the state that is left.
+    /// Clears the deadlines of the state that is left.
     pub(super) fn leave_state(&mut self) {
         for name in TimerName::ALL.into_iter().filter(|name| name.of_state()) {
             self.clear(name);

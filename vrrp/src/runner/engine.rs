@@ -1,4 +1,4 @@
-//! The loop: read everything, obey, expire, publish, sleep.
+//! The event loop: read the sockets, handle commands, handle deadlines, publish, sleep.
 
 mod interfaces;
 
@@ -16,19 +16,19 @@ use super::handle::Command;
 use super::instance::Instance;
 use super::opener::{Opened, Opener};
 use super::outside::Outside;
-use super::realtime::{self, Breather};
+use super::realtime::{self, ForcedSleep};
 use super::status::{Punctuality, RunnerStatus};
 use super::timer::DeadlineTimer;
 use super::{InstanceConfig, InstanceId, RunnerEvent, RunnerOptions, SpawnError, VipKeeper, socket};
 use crate::router::{self, Release, StateName};
 
-/// How long a change may stay unpublished.
+/// The longest time that a change stays unpublished.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 
-/// How long the routers have to resign when all handles are gone.
+/// The time that the routers have to resign when all handles are gone.
 const ABANDONED: Duration = Duration::from_secs(5);
 
-/// How many commands are taken per turn.
+/// The most commands that one iteration handles.
 const BATCH: usize = 1024;
 
 /// The owner's end of the runner.
@@ -51,8 +51,8 @@ pub(super) struct Engine {
     commands: UnboundedReceiver<Command>,
     inbox: Vec<Command>,
     timer: DeadlineTimer,
-    breather: Option<Breather>,
-    /// What new routers have to be told.
+    sleeper: Option<ForcedSleep>,
+    /// The serving verdict for new routers.
     serving: Option<(Instant, BTreeSet<InstanceId>)>,
     controllers: BTreeSet<IpAddr>,
     shutdown_at: Option<Instant>,
@@ -109,7 +109,7 @@ impl Engine {
             commands: owner.commands,
             inbox: Vec::new(),
             timer: DeadlineTimer::new().map_err(SpawnError::Reactor)?,
-            breather: options.realtime.then(|| Breather::new(now)),
+            sleeper: options.realtime.then(|| ForcedSleep::new(now)),
             serving: None,
             controllers: BTreeSet::new(),
             shutdown_at: None,
@@ -144,30 +144,30 @@ impl Engine {
         }
     }
 
-    /// Runs until told to end.
+    /// Runs until it is shut down.
     pub(super) async fn run(mut self) {
         while !self.is_done(Instant::now()) {
             poll_fn(|cx| self.poll_wake(cx)).await;
-            self.turn();
+            self.run_once();
         }
         self.finish();
     }
 
-    fn turn(&mut self) {
-        // Deadlines are judged by the time before the sockets are read: whatever passes while they are being read
-        // waits for the next turn, so no advertisement that is already there can be overlooked.
+    fn run_once(&mut self) {
+        // Deadlines are compared with the time before the sockets are read: those that pass during the reading wait for
+        // the next iteration, so no advertisement that has already arrived can be overlooked.
         let now = Instant::now();
         self.receive_all(now);
         self.take_opened(now);
-        self.obey(now);
+        self.handle_commands(now);
         self.expire(now);
         let now = Instant::now();
         self.reopen(now);
         if self.unpublished == Some(Urgency::Now) || self.publish_at().is_some_and(|at| at <= now) {
             self.publish(now);
         }
-        if let Some(breather) = &mut self.breather {
-            breather.breathe(now);
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.sleep_if_busy(now);
         }
     }
 
@@ -183,7 +183,7 @@ impl Engine {
         while self.inbox.len() < BATCH {
             match self.commands.poll_recv(cx) {
                 Poll::Ready(Some(command)) => self.inbox.push(command),
-                // Nobody can ever tell us to stop any more.
+                // All handles are gone, so no command to stop can come.
                 Poll::Ready(None) if self.phase == Phase::Running => {
                     self.inbox.push(Command::Shutdown(ABANDONED));
                 }
@@ -196,7 +196,7 @@ impl Engine {
         }
         let now = Instant::now();
         if let Err(error) = self.timer.arm(self.next_deadline(), now) {
-            // Without a timer only packets would wake us; spin rather than miss every deadline.
+            // Without a timer only packets would wake the thread; it polls rather than miss every deadline.
             tracing::debug!(%error, "cannot arm the timer");
             cx.waker().wake_by_ref();
         }
@@ -213,7 +213,7 @@ impl Engine {
         self.unpublished.map(|_| self.published + PUBLISH_EVERY)
     }
 
-    /// Lets a router act and does what it wants done.
+    /// Gives an event to a router and carries out its outputs.
     fn with(&mut self, id: InstanceId, now: Instant, act: impl FnOnce(&mut Instance, &mut Outside)) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let before = instance.router.state();
@@ -242,7 +242,7 @@ impl Engine {
         }
     }
 
-    fn obey(&mut self, now: Instant) {
+    fn handle_commands(&mut self, now: Instant) {
         for command in std::mem::take(&mut self.inbox) {
             self.unpublished = self.unpublished.max(Some(Urgency::Soon));
             match command {
@@ -356,7 +356,7 @@ impl Engine {
     }
 }
 
-/// What a router is told by a node that can serve.
+/// The command for a router on a node that can serve.
 fn serving(id: InstanceId, until: Instant, unfit: &BTreeSet<InstanceId>) -> router::Command {
     if unfit.contains(&id) { router::Command::NotServing } else { router::Command::Serving { until } }
 }

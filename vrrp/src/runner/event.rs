@@ -1,4 +1,4 @@
-//! What the runner tells its owner.
+//! The events that the runner reports to its owner.
 
 use std::fmt;
 use std::io;
@@ -9,8 +9,8 @@ use crate::router::{Discard, Transition, Warning};
 
 /// Something the owner of the runner may want to log or act on.
 ///
-/// Everything that a peer could cause with every packet comes once per minute and reason; `suppressed` then says how
-/// many like it came in between.
+/// Events that a peer could cause with every packet come once per minute and reason; `suppressed` is then the number of
+/// like events in between.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunnerEvent {
@@ -21,45 +21,45 @@ pub enum RunnerEvent {
         /// The change.
         transition: Transition,
     },
-    /// A router found something an operator should know.
+    /// A router reports a problem to the operator.
     Warning {
         /// The router.
         id: InstanceId,
-        /// What it found.
+        /// The problem.
         warning: Warning,
-        /// How many like it were held back since the last one.
+        /// The number of like events that were suppressed since the last one.
         suppressed: u64,
     },
-    /// A router did not obey an advertisement.
+    /// A router discarded an advertisement.
     Discarded {
         /// The router.
         id: InstanceId,
-        /// Why not.
+        /// The reason.
         reason: Discard,
-        /// Where it came from.
+        /// The source of the advertisement.
         source: IpAddr,
-        /// How many like it were held back since the last one.
+        /// The number of like events that were suppressed since the last one.
         suppressed: u64,
     },
     /// The thread runs, but a loaded machine may delay it.
     RealtimeUnavailable {
-        /// What was refused, and what would allow it.
+        /// The refused call, and the privilege that it needs.
         why: String,
     },
     /// Sockets of an interface could not be opened, or a packet could not be sent or read. It is tried again.
     SocketError {
         /// The interface.
         interface: String,
-        /// What failed.
+        /// The operation that failed.
         operation: SocketOperation,
-        /// How.
+        /// The error of the operating system.
         error: io::Error,
-        /// How many like it were held back since the last one.
+        /// The number of like events that were suppressed since the last one.
         suppressed: u64,
     },
 }
 
-/// What the runner does with sockets.
+/// An operation of the runner on its sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum SocketOperation {

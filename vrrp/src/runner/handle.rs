@@ -1,4 +1,4 @@
-//! The owner's end: starting the thread and talking to it.
+//! The owner's side: starts the thread and sends it commands.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ use super::status::RunnerStatus;
 use super::{InstanceConfig, InstanceId, Interface, RunnerEvent, RunnerOptions, SpawnError, VipKeeper};
 use crate::router::VipEvent;
 
-/// What the owner can ask of the runner.
+/// The commands of the owner.
 pub(super) enum Command {
     Interface(InstanceId, Option<Interface>),
     Vip(InstanceId, VipEvent),
-    /// Until when the node can serve, and the instances that it still should not hold.
+    /// The end of the evidence that the node can serve, and the instances that it should not hold all the same.
     Serving(Instant, BTreeSet<InstanceId>),
     NotServing,
     Controllers(BTreeSet<IpAddr>),
@@ -36,9 +36,9 @@ pub(super) enum Command {
 #[error("the VRRP thread panicked")]
 pub struct JoinError;
 
-/// Talks to a runner. No method waits for it, except [`RunnerHandle::join`] and [`RunnerHandle::ended`].
+/// A handle of a runner. No method waits for it, except [`RunnerHandle::join`] and [`RunnerHandle::ended`].
 ///
-/// When the last handle is dropped the runner shuts down as if told to, within 5 s.
+/// When the last handle is dropped, the runner shuts down within 5 s as by [`RunnerHandle::shutdown`].
 #[derive(Clone)]
 pub struct RunnerHandle(Arc<Shared>);
 
@@ -49,7 +49,7 @@ struct Shared {
 }
 
 impl RunnerHandle {
-    /// Tells where a router is. `None`: its interface does not exist.
+    /// Gives a router its interface; `None` if the interface does not exist.
     ///
     /// To be called at the start and at each change. A router takes part while its interface is up, has a source
     /// address and its sockets could be opened.
@@ -57,12 +57,12 @@ impl RunnerHandle {
         self.send(Command::Interface(instance, interface));
     }
 
-    /// Tells what became of a router's virtual addresses.
+    /// Reports what happened to a router's virtual addresses.
     pub fn vip(&self, instance: InstanceId, event: VipEvent) {
         self.send(Command::Vip(instance, event));
     }
 
-    /// This node can serve, which holds until `until` unless it is said again.
+    /// Reports that this node can serve, which is valid until `until` unless it is reported again.
     pub fn serving(&self, until: Instant) {
         self.serving_except(until, BTreeSet::new());
     }
@@ -73,12 +73,12 @@ impl RunnerHandle {
         self.send(Command::Serving(until, unfit));
     }
 
-    /// This node cannot serve.
+    /// Reports that this node cannot serve.
     pub fn not_serving(&self) {
         self.send(Command::NotServing);
     }
 
-    /// Tells all routers which addresses the cluster's controllers have, as far as known; see
+    /// Gives all routers the addresses of the cluster's controllers, as far as they are known; see
     /// [`Command::Controllers`](crate::router::Command::Controllers).
     pub fn controllers(&self, addresses: BTreeSet<IpAddr>) {
         self.send(Command::Controllers(addresses));
@@ -105,7 +105,7 @@ impl RunnerHandle {
         self.add(instance);
     }
 
-    /// Hands the addresses of a router over, stops it and forgets it.
+    /// Hands the addresses of a router over, stops it and drops it.
     pub fn remove(&self, instance: InstanceId) {
         self.send(Command::Remove(instance));
     }
@@ -122,18 +122,18 @@ impl RunnerHandle {
         self.send(Command::Shutdown(bound));
     }
 
-    /// Ends the thread as a crash would: nobody resigns and nothing is released.
+    /// Ends the thread as a crash would: no router resigns and no address is released.
     pub fn abort(&self) {
         self.send(Command::Abort);
     }
 
-    /// Whether the thread has ended.
+    /// Returns whether the thread has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.0.commands.is_closed()
     }
 
-    /// Waits for the end of the thread, for whatever reason.
+    /// Waits for the end of the thread.
     pub async fn ended(&self) {
         self.0.commands.closed().await;
     }
@@ -142,14 +142,14 @@ impl RunnerHandle {
     ///
     /// # Errors
     ///
-    /// It panicked. Only the first caller learns that.
+    /// The thread panicked. Only the first caller gets the error.
     pub fn join(&self) -> Result<(), JoinError> {
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         thread.map_or(Ok(()), |thread| thread.join().map_err(|_| JoinError))
     }
 
     fn send(&self, command: Command) {
-        // After the thread has ended nothing needs to be told to it.
+        // After the thread has ended, commands have no effect.
         let _ended = self.0.commands.send(command);
     }
 }
@@ -202,7 +202,7 @@ fn run(
     let answer = match engine {
         Ok(engine) => {
             let _gone = started.send(Ok(()));
-            // Cooperative budgets would hide sockets from a turn once there are more than a hundred.
+            // Cooperative budgets would hide sockets from an iteration once there are more than a hundred.
             runtime.block_on(tokio::task::coop::unconstrained(engine.run()));
             return;
         }

@@ -25,9 +25,9 @@ pub(super) struct Instance {
     pub(super) interface: Option<Interface>,
     /// The index of the link it takes part in.
     pub(super) link: Option<u32>,
-    /// The router has been told that its interface is up.
+    /// The router has been informed that its interface is up.
     pub(super) up: bool,
-    /// It is to be forgotten once it has stopped.
+    /// It is to be dropped once it has stopped.
     pub(super) leaving: bool,
     /// The deadline under which the engine has it filed.
     pub(super) filed: Option<Instant>,
@@ -38,7 +38,7 @@ pub(super) struct Instance {
     heard: Option<ActivePeer>,
     /// The advertisement that is being sent was due then.
     due: Option<Instant>,
-    /// As last told to the keeper.
+    /// The end of the claim as last reported to the keeper.
     claimed_until: Option<Instant>,
 }
 
@@ -66,7 +66,7 @@ impl Instance {
         self.config.id
     }
 
-    /// What it needs of its interface.
+    /// The sockets that it needs of its interface.
     pub(super) fn needs(&self) -> Needs {
         let wanted = match self.config.transport {
             Transport::Multicast => FamilyNeeds::Multicast,
@@ -82,7 +82,7 @@ impl Instance {
         User { needs: self.needs(), addresses: self.addresses().collect() }
     }
 
-    /// What it listens to.
+    /// The families and identifiers of the messages that it receives.
     pub(super) fn routes(&self) -> impl Iterator<Item = (Family, u8)> + use<> {
         let needs = self.needs();
         let vrid = self.config.router.vrid.get();
@@ -110,7 +110,7 @@ impl Instance {
         self.router.handle_vip(now, event);
     }
 
-    /// Tells the router that its interface is usable, or has other addresses.
+    /// Informs the router that its interface is usable, or has other addresses.
     pub(super) fn interface_up(&mut self, now: Instant) {
         let Some(interface) = &self.interface else { return };
         self.up = true;
@@ -144,8 +144,9 @@ impl Instance {
         }
     }
 
-    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return sent
-    /// frames. A unicast packet may be for an address of another interface; its source must be a peer all the same.
+    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return
+    /// sent frames. A unicast packet may be for an address of another interface; its source must be a peer all the
+    /// same.
     fn is_addressed(&self, received: &Received<'_>) -> bool {
         let Some(interface) = &self.interface else { return false };
         let reflected = received.mac == Some(interface.mac);
@@ -163,7 +164,7 @@ impl Instance {
             if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
         let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
         self.router.handle_advertisement(now, &meta, &advertisement)?;
-        // A Backup follows one router; advertisements of others are no sign of life of that one.
+        // A Backup follows one router; advertisements of others do not show that it is alive.
         let beside =
             self.router.state() == StateName::Backup && self.router.active_source() != Some(received.source);
         if advertisement.family() == self.config.router.deciding_family() && !beside {
@@ -173,7 +174,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Tells the router of an announcement, if it is by another node and for one of its addresses.
+    /// Gives an announcement to the router, if it is by another node and for one of its addresses.
     pub(super) fn announced(&mut self, announcement: &crate::Announcement, now: Instant) {
         let foreign = self.interface.as_ref().is_some_and(|interface| interface.mac != announcement.mac);
         if foreign && self.addresses().any(|address| address == announcement.ip) {
@@ -181,7 +182,7 @@ impl Instance {
         }
     }
 
-    /// Does what the router wants done.
+    /// Carries out the outputs of the router.
     pub(super) fn perform(&mut self, outside: &mut Outside, now: Instant) {
         while let Some(output) = self.router.poll_output() {
             match output {

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_event_a_minute_and_kind_passes_and_tells_how_many_did_not() {
+    fn one_event_a_minute_and_kind_passes_with_the_number_of_suppressed_ones() {
         let mut limiter = Limiter::new();
         let start = Instant::now();
         assert_eq!(limiter.pass("checksum", start), Some(0));

@@ -1,4 +1,4 @@
-//! An interface as the runner sees it: its sockets and who shares them.
+//! An interface as the runner sees it: its sockets and the routers that share them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +15,7 @@ use super::status::InterfaceStatus;
 use crate::router::Watch;
 use crate::types::Family;
 
-/// How long to wait after sockets could not be opened.
+/// The wait after sockets could not be opened.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// An interface that at least one router uses.
@@ -70,8 +70,8 @@ impl Link {
         }
     }
 
-    /// Registers a router, or changes its needs, addresses and routes. The error concerns the announcements of other nodes
-    /// only.
+    /// Registers a router, or changes its needs, addresses and routes. The error concerns the announcements of other
+    /// nodes only.
     pub(super) fn join(
         &mut self,
         id: InstanceId,
@@ -88,7 +88,7 @@ impl Link {
         if same || !self.watching.contains(&id) { Ok(()) } else { self.apply_watching() }
     }
 
-    /// Takes a router out. True if nobody is left.
+    /// Takes a router out. Returns whether none is left.
     pub(super) fn leave(&mut self, id: InstanceId) -> bool {
         self.users.remove(&id);
         self.unroute(id);
@@ -113,12 +113,12 @@ impl Link {
         self.routes.get(&(family, vrid)).cloned()
     }
 
-    /// What all routers together need.
+    /// The needs of all routers together.
     fn needs(&self) -> Needs {
         self.users.values().fold(Needs::default(), |all, user| all.union(user.needs))
     }
 
-    /// Whether the sockets that this router needs are open.
+    /// Returns whether the sockets that this router needs are open.
     pub(super) fn serves(&self, id: InstanceId) -> bool {
         match (&self.sockets, self.users.get(&id)) {
             (Some(sockets), Some(user)) => sockets.needs.covers(user.needs),
@@ -126,7 +126,7 @@ impl Link {
         }
     }
 
-    /// What to open now, if anything is missing, nothing is under way, and no failure is too recent.
+    /// The sockets to open now, if any is missing, no request is pending, and no failure is too recent.
     pub(super) fn wanted(&mut self, ticket: u64, now: Instant) -> Option<Needs> {
         let needs = self.needs();
         let satisfied = self.sockets.as_ref().is_some_and(|sockets| sockets.needs.covers(needs));
@@ -139,12 +139,12 @@ impl Link {
         Some(needs)
     }
 
-    /// When to ask [`Link::wanted`] again.
+    /// The time at which to ask [`Link::wanted`] again.
     pub(super) const fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Whether `ticket` is the request under way; if so, none is any more.
+    /// Ends the pending request and returns true if `ticket` is its number.
     pub(super) fn settle(&mut self, ticket: u64) -> bool {
         let expected = self.pending == Some(ticket);
         if expected {

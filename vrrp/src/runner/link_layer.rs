@@ -48,7 +48,7 @@ pub(super) fn open_watcher(index: u32, family: Family) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Sets which announcements a watcher hears.
+/// Sets the announcements that a watcher receives.
 pub(super) fn watch(fd: BorrowedFd<'_>, family: Family, watching: Watching<'_>) -> io::Result<()> {
     match (watching, family) {
         (Watching::Off, _) => reject_all(fd),
@@ -61,7 +61,7 @@ pub(super) fn watch(fd: BorrowedFd<'_>, family: Family, watching: Watching<'_>) 
     }
 }
 
-/// Lets a socket receive nothing.
+/// Makes a socket receive nothing.
 pub(super) fn reject_all(fd: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&fd).attach_filter(&[filter::reject()])
 }
@@ -79,7 +79,7 @@ pub(super) fn open_receiver(index: u32) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Between its creation and the filter a socket heard every interface.
+/// Discards queued packets: before its filter was attached, the socket received from every interface.
 fn drain(socket: &Socket) {
     while recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).is_ok() {}
 }
@@ -122,7 +122,7 @@ fn link_address(index: u32) -> io::Result<LinkAddr> {
 mod filter {
     use super::{ETHERTYPE_ARP, ETHERTYPE_IPV6, IP_PROTOCOL, IpAddr, SockFilter, libc};
 
-    /// Where the kernel shows the kind of a packet instead of its bytes.
+    /// The offset at which the kernel shows the kind of a packet instead of its bytes.
     const PACKET_KIND: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
     const ETHER_TYPE: u32 = 12;
     const ARP_SENDER_IP: u32 = 28;
@@ -186,7 +186,7 @@ mod filter {
         program
     }
 
-    /// A neighbour advertisement without extension headers whose target ends as one of `addresses` does.
+    /// A neighbour advertisement without extension headers with a target that ends as one of `addresses` does.
     pub(super) fn neighbour_advertisement(addresses: &[IpAddr]) -> Vec<SockFilter> {
         let mut program = vec![
             load(libc::BPF_H, ETHER_TYPE),

@@ -8,12 +8,12 @@
 //!   interface one AF_PACKET socket that announces;
 //! * one timerfd for the deadlines of all routers.
 //!
-//! On every turn it first reads all sockets that matter, then obeys commands, then handles the deadlines that had
-//! passed *before* it began to read. A thread that was stopped or starved therefore never believes an Active dead
-//! whose advertisements are already waiting.
+//! Each iteration first reads all sockets that matter, then handles commands, then the deadlines that had passed
+//! *before* it began to read. A thread that was stopped or starved therefore never takes over from an Active that has
+//! advertisements waiting in the queue.
 //!
-//! It makes no netlink request and takes no lock. What an interface looks like is told to it by
-//! [`RunnerHandle::interface`], virtual addresses are claimed and released through a [`VipKeeper`]; neither waits for
+//! It makes no netlink request and takes no lock. It learns the state of an interface by
+//! [`RunnerHandle::interface`], and claims and releases virtual addresses through a [`VipKeeper`]; neither waits for
 //! the other. Sockets are opened and closed by a helper thread, since the kernel can block both for milliseconds.
 
 mod engine;
@@ -66,18 +66,19 @@ pub struct InstanceConfig {
     pub id: InstanceId,
     /// The election.
     pub router: RouterConfig,
-    /// How advertisements travel.
+    /// The transport of the advertisements.
     pub transport: Transport,
-    /// Which checksums of version 3 over IPv4 are accepted.
+    /// The checksums of version 3 over IPv4 that are accepted.
     pub checksum: ChecksumPolicy,
 }
 
-/// How advertisements travel.
+/// The transport of the advertisements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     /// To the group of the family (RFC 9568 §5.1.1.2).
     Multicast,
-    /// To each peer. Nobody else is listened to: the router's own `peers` and `only_peers` are overridden.
+    /// To each peer. Advertisements of other routers are discarded: the router's own `peers` and `only_peers` are
+    /// overridden.
     Unicast {
         /// The other routers, of either family.
         peers: Vec<IpAddr>,
@@ -93,7 +94,7 @@ pub struct Interface {
     pub index: u32,
     /// Its address, the sender of announcements.
     pub mac: MacAddr,
-    /// Whether it is up and has carrier.
+    /// Set if it is up and has carrier.
     pub up: bool,
     /// The source of IPv4 advertisements; never a virtual address.
     pub v4: Option<Ipv4Addr>,
@@ -104,15 +105,15 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Whether `ip` is an address of the interface, and no virtual one.
+    /// Returns whether `ip` is an address of the interface, and no virtual one.
     fn is_own(&self, ip: IpAddr) -> bool {
         let source = self.v4.map(IpAddr::V4) == Some(ip) || self.v6.map(IpAddr::V6) == Some(ip);
         source || self.prefixes.iter().any(|prefix| prefix.address == ip)
     }
 }
 
-/// Whoever puts virtual addresses on interfaces. It is called on the runner's thread and must not block, nor start
-/// threads or processes.
+/// The owner of the virtual addresses on the interfaces. It is called on the runner's thread and must not block, nor
+/// start threads or processes.
 pub trait VipKeeper: Send {
     /// The router may hold its addresses until the claim ends: add or refresh them.
     fn claim(&self, instance: InstanceId, claim: Claim);
@@ -123,16 +124,16 @@ pub trait VipKeeper: Send {
     fn release(&self, instance: InstanceId, release: Release);
 }
 
-/// How the thread runs.
+/// The scheduling of the thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunnerOptions {
-    /// Whether to ask for SCHED_RR.
+    /// Asks for SCHED_RR.
     pub realtime: bool,
-    /// Whether to lock the memory of the process as it is touched.
+    /// Locks the memory of the process as it is touched.
     pub lock_memory: bool,
-    /// How long the thread may compute without sleeping before the kernel ends the process (RLIMIT_RTTIME), so that a
-    /// runaway real-time thread cannot hang the host. Only with real-time scheduling, and unless the process already
-    /// has such a limit. The runner itself sleeps at least every 100 ms.
+    /// The longest time that the thread may compute without a sleep before the kernel ends the process (RLIMIT_RTTIME),
+    /// so that a runaway real-time thread cannot hang the host. Only with real-time scheduling, and unless the process
+    /// already has such a limit. The runner itself sleeps at least every 100 ms.
     pub runaway: Duration,
 }
 
@@ -142,7 +143,7 @@ impl Default for RunnerOptions {
     }
 }
 
-/// Why the runner could not be started.
+/// The reason why the runner could not be started.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SpawnError {
@@ -161,7 +162,7 @@ pub struct Runner;
 impl Runner {
     /// Starts a thread that runs `instances`, in the network namespace of the caller.
     ///
-    /// Each router waits until [`RunnerHandle::interface`] tells where it is. `events` is called on the runner's
+    /// Each router waits until [`RunnerHandle::interface`] gives it an interface. `events` is called on the runner's
     /// thread: it must not block, nor start threads or processes, which would inherit real-time scheduling.
     ///
     /// # Errors

@@ -15,14 +15,14 @@ use super::link_layer;
 use super::socket::{self, Binding, Messages};
 use crate::types::Family;
 
-/// What the routers of an interface need of it.
+/// The sockets that the routers of an interface need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Needs {
     pub(super) v4: FamilyNeeds,
     pub(super) v6: FamilyNeeds,
 }
 
-/// What the routers of an interface need of one family.
+/// The sockets of one family that the routers of an interface need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum FamilyNeeds {
     /// No socket.
@@ -30,7 +30,7 @@ pub(super) enum FamilyNeeds {
     Nothing,
     /// A socket for messages to our own addresses.
     Unicast,
-    /// That, and the group.
+    /// The same, and membership of the group.
     Multicast,
 }
 
@@ -42,7 +42,7 @@ impl Needs {
         }
     }
 
-    /// What covers both.
+    /// The needs that cover both.
     pub(super) fn union(self, other: Self) -> Self {
         Self { v4: self.v4.max(other.v4), v6: self.v6.max(other.v6) }
     }
@@ -55,7 +55,7 @@ impl Needs {
 /// The sockets of one interface.
 #[derive(Debug)]
 pub(super) struct OpenSockets {
-    /// What they were opened for.
+    /// The needs that they were opened for.
     pub(super) needs: Needs,
     pub(super) v4: Option<FamilySockets>,
     pub(super) v6: Option<FamilySockets>,
@@ -81,7 +81,7 @@ pub(super) struct OpenError {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) index: u32,
-    /// Which request this answers.
+    /// The request that this answers.
     pub(super) ticket: u64,
     pub(super) result: Result<OpenSockets, OpenError>,
 }

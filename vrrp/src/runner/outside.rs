@@ -1,4 +1,4 @@
-//! Everything that the outputs of a router act on.
+//! The parts that carry out the outputs of a router.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +14,7 @@ use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{Claim, Discard, Release, Transition, Warning, Watch};
 use crate::types::{Family, MacAddr};
 
-/// The interfaces, the keeper and the owner's ear.
+/// The interfaces, the keeper and the owner's event callback.
 pub(super) struct Outside {
     pub(super) links: BTreeMap<u32, Link>,
     keeper: Box<dyn VipKeeper>,
@@ -23,7 +23,7 @@ pub(super) struct Outside {
     message: Vec<u8>,
 }
 
-/// What comes at most once a minute.
+/// The kinds of events that are reported at most once a minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Warning(InstanceId, &'static str),
@@ -146,12 +146,12 @@ impl Outside {
         }
     }
 
-    /// Forgets what was held back for an interface that is gone; its index may never come again.
+    /// Drops the rate limits of an interface that is gone; its index may never be used again.
     pub(super) fn forget_link(&mut self, link: u32) {
         self.limiter.retain(|kind| !matches!(kind, Kind::Socket(of, _) if *of == link));
     }
 
-    /// Forgets what was held back for a router that is gone.
+    /// Drops the rate limits of a router that is gone.
     pub(super) fn forget(&mut self, id: InstanceId) {
         self.limiter.retain(|kind| match kind {
             Kind::Warning(of, _) | Kind::Discarded(of, _) => *of != id,

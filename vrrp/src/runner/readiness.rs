@@ -28,7 +28,7 @@ impl Watched {
                 guard.retain_ready();
                 Poll::Ready(())
             }
-            // The runtime is going away: nothing would ever wake us again, so do not sleep either.
+            // The runtime is shutting down and would never wake the thread again, so it must not sleep.
             Poll::Ready(Err(_)) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
         }
@@ -36,8 +36,8 @@ impl Watched {
 
     /// To be called when a read would have blocked: sleep until the kernel reports something new.
     ///
-    /// Whatever arrives between that read and this call is reported by a new edge, which only a later turn of the
-    /// single-threaded runtime can deliver, so it is not lost.
+    /// A packet that arrives between that read and this call is reported by a new edge, which only a later iteration of
+    /// the single-threaded runtime can deliver, so it is not lost.
     pub(super) fn exhausted(&self) {
         let _would_block =
             self.0.try_io(Interest::READABLE, |_| Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock)));

@@ -1,4 +1,4 @@
-//! What makes the thread punctual: real-time scheduling, locked memory, and a guard against running away.
+//! Means to keep the thread punctual: real-time scheduling, locked memory, and a guard against endless computation.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,16 @@ use thread_priority::{ThreadPriority, ThreadPriorityValue};
 /// Above every ordinary process, below the kernel's interrupt threads (50).
 const PRIORITY: u8 = 20;
 
-/// How long the thread may run without the kernel noticing it sleep before it is made to.
+/// The longest time that the thread runs without a sleep before it is made to sleep.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// The forced sleep: enough for others to run, and short beside the smallest advertisement interval.
-const BREATHER: Duration = Duration::from_micros(200);
+/// The forced sleep: long enough for other threads to run, and short beside the smallest advertisement interval.
+const FORCED_SLEEP: Duration = Duration::from_micros(200);
 
 /// Puts the calling thread under SCHED_RR.
 ///
 /// `runaway` becomes the soft RLIMIT_RTTIME of the process, unless it already has one: a real-time thread that computes
-/// that long without ever sleeping gets SIGXCPU, which ends the process, and the host lives. The thread starts no
+/// that long without ever sleeping gets SIGXCPU, which ends the process and keeps the host usable. The thread starts no
 /// other thread and no process, so nothing inherits its policy.
 pub(super) fn schedule(runaway: Duration) -> Result<(), String> {
     limit_runaway(runaway)
@@ -56,7 +56,7 @@ pub(super) fn lock_memory() -> Result<(), String> {
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
         return lock_all().map_err(refused);
     }
-    // Under a limit of 0 the kernel lets nobody lock but those whom no limit binds.
+    // Under a limit of 0 the kernel refuses the lock unless the process has CAP_IPC_LOCK.
     setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard).map_err(refused)?;
     let locked = lock_all().map_err(refused);
     setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard).map_err(refused)?;
@@ -74,24 +74,24 @@ fn refused(errno: Errno) -> String {
 
 /// Keeps a thread that is always busy, for instance in a flood of packets, from starving its core and from being
 /// taken for a runaway: the kernel resets RLIMIT_RTTIME's count only when the thread sleeps.
-pub(super) struct Breather {
+pub(super) struct ForcedSleep {
     checked: Instant,
     sleeps: libc::c_long,
 }
 
-impl Breather {
+impl ForcedSleep {
     pub(super) fn new(now: Instant) -> Self {
         Self { checked: now, sleeps: voluntary_sleeps() }
     }
 
-    /// To be called on every turn; sleeps for 200 µs if the thread has not slept for 50 ms.
-    pub(super) fn breathe(&mut self, now: Instant) {
+    /// Sleeps for 200 µs if the thread has not slept for 50 ms. To be called in every iteration of the event loop.
+    pub(super) fn sleep_if_busy(&mut self, now: Instant) {
         if now.saturating_duration_since(self.checked) < BUSY {
             return;
         }
         self.checked = now;
         if voluntary_sleeps() == self.sleeps {
-            std::thread::sleep(BREATHER);
+            std::thread::sleep(FORCED_SLEEP);
         }
         self.sleeps = voluntary_sleeps();
     }
@@ -107,11 +107,11 @@ mod tests {
 
     #[test]
     fn a_busy_thread_is_made_to_sleep() {
-        let mut breather = Breather::new(Instant::now());
+        let mut sleeper = ForcedSleep::new(Instant::now());
         let before = voluntary_sleeps();
         let end = Instant::now() + 4 * BUSY;
         while Instant::now() < end {
-            breather.breathe(Instant::now());
+            sleeper.sleep_if_busy(Instant::now());
         }
         assert!(voluntary_sleeps() > before);
     }

@@ -5,8 +5,8 @@
 //! that filter by identifier, and 113 µs and 255 wake-ups with 255 sockets that do not.
 //!
 //! IPv4 messages are sent through a raw socket and received by AF_PACKET. With strict reverse path filtering and two
-//! interfaces in one subnet the kernel hands no message to a raw socket whose sender it would answer by the other
-//! interface, and a host firewall may drop protocol 112 before it: either makes a deaf router, and so a
+//! interfaces in one subnet, a raw socket receives no message from a sender that the kernel would answer by the other
+//! interface, and a host firewall may drop protocol 112 before it: either makes a router that hears nothing, and so a
 //! second Active. A packet socket comes before both, as that of a DHCP client does. IPv6 has no reverse path filter of
 //! its own, and its messages may be fragmented, which only the kernel reassembles.
 
@@ -45,10 +45,10 @@ pub(super) struct Binding {
     pub(super) join: bool,
 }
 
-/// A received message and what the IP layer says of it.
+/// A received message with the fields of its IP header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Received<'a> {
-    /// The link-layer source, where the socket tells it.
+    /// The link-layer source, where the socket reports it.
     pub(super) mac: Option<MacAddr>,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,

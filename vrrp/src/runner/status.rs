@@ -8,16 +8,16 @@ use super::InstanceId;
 use crate::router::{Counters, Reason, StateName, Transition};
 use crate::types::{Version, Vrid, WirePriority};
 
-/// How many transitions are remembered per router.
+/// The number of transitions that are kept per router.
 const HISTORY: usize = 16;
 
 /// The state of the runner at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RunnerStatus {
-    /// When it was taken; at most 200 ms after the last change, unless the thread is held up.
+    /// The time at which it was taken; at most 200 ms after the last change, unless the thread is held up.
     pub taken: Instant,
-    /// Whether the thread has real-time priority and locked memory, or why not.
+    /// Real-time priority and locked memory of the thread, or the reason why they are missing.
     pub realtime: Punctuality,
     /// The routers, by identifier.
     pub instances: Vec<InstanceStatus>,
@@ -31,7 +31,7 @@ impl RunnerStatus {
     }
 }
 
-/// What was done for the punctuality of the thread.
+/// The measures that keep the thread punctual.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Punctuality {
@@ -39,7 +39,7 @@ pub struct Punctuality {
     pub realtime: bool,
     /// The memory of the process is locked as it is touched.
     pub memory_locked: bool,
-    /// Why not, where it was asked for and refused.
+    /// The reason for what was asked for and refused.
     pub refused: Option<String>,
 }
 
@@ -47,7 +47,7 @@ pub struct Punctuality {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct InstanceStatus {
-    /// Which.
+    /// The identifier chosen by the owner.
     pub id: InstanceId,
     /// Its identifier on the wire.
     pub vrid: Vrid,
@@ -55,23 +55,23 @@ pub struct InstanceStatus {
     pub version: Version,
     /// The state.
     pub state: StateName,
-    /// Since when.
+    /// The time at which the state was entered.
     pub since: Instant,
-    /// Why.
+    /// The reason for the state.
     pub reason: Reason,
-    /// What it advertises as its priority, or would.
+    /// The priority that it advertises, or would advertise as Active.
     pub priority: WirePriority,
-    /// Whether this node is believed to serve.
+    /// Set while this node counts as able to serve.
     pub serving: bool,
     /// Active_Down_Interval as it is now: with the Active's interval, where one was learned.
     pub down_interval: Duration,
     /// The interface it is on, if it is up and its sockets are open.
     pub interface: Option<String>,
-    /// The Active router it follows; none while this router is Active itself or knows of nobody.
+    /// The Active router it follows; `None` while this router is Active itself or has heard no other.
     pub active: Option<ActivePeer>,
-    /// What the election counted.
+    /// The counters of the election.
     pub counters: Counters,
-    /// What its sockets and timers did.
+    /// The counters and maxima of its sockets and timers.
     pub traffic: Traffic,
     /// The last transitions, the newest last.
     pub transitions: Vec<PastTransition>,
@@ -85,17 +85,17 @@ pub struct ActivePeer {
     pub source: IpAddr,
     /// The priority it advertises.
     pub priority: WirePriority,
-    /// When it was heard last.
+    /// The time of its last advertisement.
     pub heard: Instant,
 }
 
-/// What happened between the wire and one router. Nothing is ever reset, except as noted.
+/// Counters between the wire and one router. None is ever reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Traffic {
     /// Advertisements handed to the kernel; one per peer in unicast mode.
     pub sent: u64,
-    /// Advertisements that decoded and were given to the router, obeyed or not.
+    /// Advertisements that were decoded and given to the router, accepted or discarded.
     pub received: u64,
     /// Advertisements that the kernel did not take.
     pub send_errors: u64,
@@ -117,10 +117,10 @@ pub struct Traffic {
 pub struct PastTransition {
     /// The wall-clock time.
     pub at: SystemTime,
-    /// What happened; `after` is how long the state left had lasted.
+    /// The transition; `after` is the time that the state left had lasted.
     pub transition: Transition,
-    /// How long before that the last advertisement of another router was received. For a takeover after a crash this
-    /// is the time that nobody was known to be Active.
+    /// The time from the last advertisement of another router to the transition. For a takeover after a crash this is
+    /// the time without a known Active.
     pub since_last_heard: Option<Duration>,
 }
 
@@ -132,9 +132,9 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// Its name when it was first seen.
     pub name: String,
-    /// Whether the sockets are open.
+    /// Set while the sockets are open.
     pub open: bool,
-    /// VRRP packets received, whoever they were for.
+    /// VRRP packets received, for any virtual router.
     pub received: u64,
     /// Packets that are not even the start of an advertisement.
     pub malformed: u64,

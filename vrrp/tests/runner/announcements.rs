@@ -8,7 +8,7 @@ use vrrp::router::StateName;
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, eventually};
+use crate::fixture::{Lan, eventually};
 use crate::member::{Member, VIP4, VIP6, config};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -51,7 +51,7 @@ fn independent_decoders_agree(capture: &Capture) {
     capture.save(&file);
     let read = |command: &str| {
         let (program, arguments) = command.split_once(' ').expect("arguments");
-        // Whoever runs the test may have preferences, or a home that is not readable in a user namespace.
+        // The user of the test may have preferences, or a home that is not readable in a user namespace.
         let mut command = Command::new(program);
         let output = command.args(arguments.split(' ')).arg(&file).env("HOME", "/nonexistent").output();
         let output = output.expect(program);
@@ -59,7 +59,7 @@ fn independent_decoders_agree(capture: &Capture) {
         assert!(output.status.success(), "{complaint}; install with: apt-get install tcpdump tshark");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    // As root it would want to become another user, whom a user namespace does not have.
+    // As root it would try to become another user, which does not exist in a user namespace.
     let tcpdump = read("unshare --user --map-user=1000 --map-group=1000 tcpdump -n -v -r");
     let fields = "-Y vrrp -T fields -e vrrp.checksum.status -e _ws.malformed";
     let tshark = read(&format!("tshark -o vrrp.v3_checksum_as_in_v2:FALSE {fields} -r"));

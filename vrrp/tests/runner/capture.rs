@@ -1,4 +1,4 @@
-//! What is seen on the wire, and what can be put there.
+//! Captures packets on the wire, and injects them.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, Socket, Type};
 use vrrp::{Advertisement, Announcement, ChecksumPolicy, PseudoHeader, parse_announcement};
 
-use crate::ground::Node;
+use crate::fixture::Node;
 
 const ETH_P_ALL: u16 = 3;
 

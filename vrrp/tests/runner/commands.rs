@@ -1,4 +1,4 @@
-//! What the owner can ask for.
+//! The commands of the owner.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use vrrp::runner::InstanceId;
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, eventually, fast};
+use crate::fixture::{Lan, eventually, fast};
 use crate::member::{ID, Member, Note, VIP6, VRID, config, led_by_first};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -17,7 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("a_new_priority_is_advertised_without_a_move", a_new_priority_is_advertised_without_a_move),
         ("a_second_family_is_added_without_a_move", a_second_family_is_added_without_a_move),
         ("a_shutdown_ends_within_its_bound", a_shutdown_ends_within_its_bound),
-        ("a_shutdown_with_nobody_active_ends_at_once", a_shutdown_with_nobody_active_ends_at_once),
+        ("a_shutdown_without_an_active_ends_at_once", a_shutdown_without_an_active_ends_at_once),
         ("dropping_the_last_handle_resigns", dropping_the_last_handle_resigns),
         ("a_degraded_active_is_relieved", a_degraded_active_is_relieved),
         ("claims_come_with_advertisements", claims_come_with_advertisements),
@@ -138,7 +138,7 @@ fn a_shutdown_ends_within_its_bound() {
     assert!(member.handle.has_ended());
 }
 
-fn a_shutdown_with_nobody_active_ends_at_once() {
+fn a_shutdown_without_an_active_ends_at_once() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
     let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);

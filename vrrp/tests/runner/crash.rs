@@ -1,11 +1,11 @@
-//! How long nobody is Active after the Active vanished.
+//! The time without an Active after the Active vanished.
 
 use std::time::{Duration, Instant};
 
 use vrrp::router::{Release, StateName};
 
 use crate::Test;
-use crate::ground::{Lan, Node, eventually, is_real_root};
+use crate::fixture::{Lan, Node, eventually, is_real_root};
 use crate::member::{Member, Note, config, config_v2, config_v6, sole_active};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -100,7 +100,7 @@ fn crash_of_one_of_three_equals_moves_once() {
     println!("1 s, version 2, three equals: takeover after {time:?}");
     // Down is 3.22 s; the offset that keeps equals apart is at most 100 ms.
     assert!(time < Duration::from_millis(3219 + 100 + 150), "{time:?}");
-    crate::ground::always("no bounce", 2 * SECOND, || second.is_active());
+    crate::fixture::always("no bounce", 2 * SECOND, || second.is_active());
     let moves: u64 =
         members.iter().filter(|m| !m.handle.has_ended()).map(|m| m.status().counters.became_active).sum();
     assert_eq!(moves, 1);

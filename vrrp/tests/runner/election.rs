@@ -7,7 +7,7 @@ use vrrp::router::{Reason, StateName};
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, always, eventually, fast};
+use crate::fixture::{Lan, always, eventually, fast};
 use crate::member::{Member, VIP4, VIP6, config, config_v2, config_v6, led_by_first, sole_active, unicast};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -16,9 +16,9 @@ pub(crate) fn tests() -> Vec<Test> {
         ("three_equal_runners_elect_one", three_equal_runners_elect_one),
         ("ipv6_elects_by_link_local_multicast", ipv6_elects_by_link_local_multicast),
         ("one_router_holds_both_families", one_router_holds_both_families),
-        ("unicast_reaches_the_peers_and_nobody_else", unicast_reaches_the_peers_and_nobody_else),
+        ("unicast_reaches_the_peers_only", unicast_reaches_the_peers_only),
         ("version_2_with_a_password_as_k0s_configures_it", version_2_with_a_password_as_k0s_configures_it),
-        ("what_leaves_is_what_the_standard_asks_for", what_leaves_is_what_the_standard_asks_for),
+        ("sent_packets_conform_to_the_standard", sent_packets_conform_to_the_standard),
     ]
 }
 
@@ -39,7 +39,11 @@ fn two_runners_elect_the_higher_priority() {
     assert!(peer.heard.elapsed() < 5 * fast());
     assert!(backup.counters.discarded.total() == 0, "{:?}", backup.counters);
     assert!(
-        members[0].status().transitions.iter().any(|past| past.transition.reason == Reason::ActiveSilent)
+        members[0]
+            .status()
+            .transitions
+            .iter()
+            .any(|past| past.transition.reason == Reason::ActiveSilent { source: None })
     );
 }
 
@@ -89,7 +93,7 @@ fn one_router_holds_both_families() {
     assert!(members[1].status().counters.follower_received > 0, "the IPv6 advertisements arrive, too");
 }
 
-fn unicast_reaches_the_peers_and_nobody_else() {
+fn unicast_reaches_the_peers_only() {
     let lan = Lan::new();
     let (a, b, stranger, observer) = (lan.node(1), lan.node(2), lan.node(3), lan.node(9));
     let capture = Capture::on(&observer);
@@ -124,7 +128,7 @@ fn version_2_with_a_password_as_k0s_configures_it() {
     assert!(members[0].is_active() && !members[1].is_active());
 }
 
-fn what_leaves_is_what_the_standard_asks_for() {
+fn sent_packets_conform_to_the_standard() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);

@@ -12,13 +12,13 @@ use vrrp::{Addresses, AdvertInterval, Advertisement, Auth, Version, Vrid, WirePr
 
 use crate::Test;
 use crate::capture::{Capture, encoded, inject};
-use crate::ground::{Lan, always, eventually, fast, is_real_root, sh};
+use crate::fixture::{Lan, always, eventually, fast, is_real_root, sh};
 use crate::member::{ID, Member, Note, VIP4, VRID, config};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         ("bad_packets_are_counted_and_change_nothing", bad_packets_are_counted_and_change_nothing),
-        ("a_conflict_with_our_own_address_is_told", a_conflict_with_our_own_address_is_told),
+        ("a_conflict_with_the_own_address_is_reported", a_conflict_with_the_own_address_is_reported),
         ("a_stalled_backup_reads_before_it_takes_over", a_stalled_backup_reads_before_it_takes_over),
         ("a_stalled_active_listens_before_it_speaks", a_stalled_active_listens_before_it_speaks),
         ("a_flood_neither_stops_nor_kills_the_active", a_flood_neither_stops_nor_kills_the_active),
@@ -112,7 +112,7 @@ fn bad_packets_are_counted_and_change_nothing() {
     assert!(member.notes.count(|note| matches!(note, Note::Event(RunnerEvent::SocketError { .. }))) == 0);
 }
 
-fn a_conflict_with_our_own_address_is_told() {
+fn a_conflict_with_the_own_address_is_reported() {
     let lan = Lan::new();
     let (a, double) = (lan.node(1), lan.node(9));
     let member = Member::start(&a, vec![config(100, fast())]);
@@ -137,7 +137,8 @@ fn a_conflict_with_our_own_address_is_told() {
     assert!(member.is_active());
 }
 
-/// The thread is held up for longer than Down while the Active goes on: once while it reads, once while it obeys.
+/// The thread is held up for longer than Down while the Active goes on: once while it reads, once while it handles
+/// commands.
 fn a_stalled_backup_reads_before_it_takes_over() {
     let lan = Lan::new();
     let (a, b, stranger) = (lan.node(1), lan.node(2), lan.node(9));

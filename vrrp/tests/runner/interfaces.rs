@@ -7,7 +7,7 @@ use vrrp::runner::{RunnerEvent, SocketOperation};
 
 use crate::Test;
 use crate::capture::Capture;
-use crate::ground::{Lan, always, eventually, fast, sh};
+use crate::fixture::{Lan, always, eventually, fast, sh};
 use crate::member::{ID, Member, Note, config, led_by_first};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -15,7 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
         ("a_router_waits_for_its_interface", a_router_waits_for_its_interface),
         ("a_recreated_interface_gets_new_sockets", a_recreated_interface_gets_new_sockets),
         ("an_interface_that_goes_down_loses_the_addresses", an_interface_that_goes_down_loses_the_addresses),
-        ("failed_sends_are_told_counted_and_repeated", failed_sends_are_told_counted_and_repeated),
+        ("failed_sends_are_reported_counted_and_repeated", failed_sends_are_reported_counted_and_repeated),
         ("sockets_that_cannot_be_opened_are_tried_again", sockets_that_cannot_be_opened_are_tried_again),
         ("a_new_source_address_is_used_at_once", a_new_source_address_is_used_at_once),
         ("a_new_link_layer_address_is_announced", a_new_link_layer_address_is_announced),
@@ -94,8 +94,8 @@ fn an_interface_that_goes_down_loses_the_addresses() {
     member.await_state(StateName::Active, 3 * SECOND);
 }
 
-/// Nobody tells the runner that the interface is down, so it can only find out by sending.
-fn failed_sends_are_told_counted_and_repeated() {
+/// The runner is not informed that the interface is down, so it can only find out by sending.
+fn failed_sends_are_reported_counted_and_repeated() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));
     let capture = Capture::on(&observer);

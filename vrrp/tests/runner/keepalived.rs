@@ -13,7 +13,7 @@ use vrrp::router::{Preempt, StateName};
 use vrrp::runner::InstanceConfig;
 
 use crate::Test;
-use crate::ground::{Lan, Node, always, eventually, is_real_root, sh};
+use crate::fixture::{Lan, Node, always, eventually, is_real_root, sh};
 use crate::member::{Member, VIP4, VIP6, VRID, config, config_v2, config_v6, unicast};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -31,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// keepalived runs at normal priority, and so does the `ip` that looks for its address.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// How the group talks.
+/// The transport of the group.
 #[derive(PartialEq)]
 enum Group {
     V2,
@@ -164,7 +164,7 @@ impl<'a> Keepalived<'a> {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    /// Whether its node has the virtual address.
+    /// Returns whether its node has the virtual address.
     fn is_master(&self) -> bool {
         let vip = self.vip;
         !self.node.run(move || sh("ip", &format!("-o addr show dev eth0 to {vip}"))).trim().is_empty()

@@ -8,7 +8,7 @@ mod capture;
 mod commands;
 mod crash;
 mod election;
-mod ground;
+mod fixture;
 mod injected;
 mod interfaces;
 mod keepalived;
@@ -23,7 +23,7 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    ground::enter();
+    fixture::enter();
     // Nearly all the time is spent waiting for timers, in a LAN of each test's own.
     arguments.test_threads.get_or_insert(4);
     let tests = [
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         keepalived::tests(),
         scale::tests(),
     ];
-    // Those that look at the scheduling of this process run alone, after the others.
+    // Tests of this process's scheduling run alone, after the others.
     let machine: Arc<RwLock<()>> = Arc::default();
     let alone = Arc::clone(&machine);
     let side_by_side = tests.into_iter().flatten().map(|(name, test)| {

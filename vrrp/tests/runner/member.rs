@@ -11,14 +11,14 @@ use vrrp::runner::{
 };
 use vrrp::{AdvertInterval, ChecksumPolicy, Priority, Version, Vrid};
 
-use crate::ground::{Node, eventually};
+use crate::fixture::{Node, eventually};
 
 pub(crate) const ID: InstanceId = InstanceId(1);
 pub(crate) const VRID: u8 = 51;
 pub(crate) const VIP4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
 pub(crate) const VIP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x100);
 
-/// What a keeper was told, or an event, with its time.
+/// A call of the keeper, or an event, with its time.
 #[derive(Debug)]
 pub(crate) enum Note {
     Claim(InstanceId, Claim),
@@ -50,7 +50,7 @@ impl Notes {
         self.0.lock().expect("notes").iter().filter(|(_, note)| select(note)).count()
     }
 
-    /// When this state was entered, at or after `since`.
+    /// The time at which this state was entered, at or after `since`.
     pub(crate) fn entered(&self, state: StateName, since: Instant) -> Option<Instant> {
         let entered = self.find(since, |note| match note {
             Note::Event(RunnerEvent::Transition { transition, .. }) if transition.to == state => Some(()),
@@ -97,7 +97,7 @@ pub(crate) struct Member<'a> {
 pub(crate) type Hook = Box<dyn Fn(&RunnerEvent) + Send>;
 
 impl<'a> Member<'a> {
-    /// Starts a runner on a node and tells it where its routers are.
+    /// Starts a runner on a node and gives it the interfaces of its routers.
     pub(crate) fn start(node: &'a Node, instances: Vec<InstanceConfig>) -> Self {
         Self::start_with(node, RunnerOptions::default(), instances, Box::new(|_| {}))
     }
@@ -121,7 +121,7 @@ impl<'a> Member<'a> {
             Runner::spawn(options, instances, Box::new(keeper), Box::new(report)).expect("a runner")
         });
         assert!(runner.set(handle.clone()).is_ok());
-        // As a daemon whose backends are healthy says all the time.
+        // As a daemon with healthy backends reports all the time.
         handle.serving(Instant::now() + Duration::from_secs(3600));
         let member = Self { node, handle, notes };
         for id in ids {
@@ -157,7 +157,7 @@ impl<'a> Member<'a> {
         });
     }
 
-    /// Ends the thread without a word to anybody.
+    /// Ends the thread without a resignation.
     pub(crate) fn crash(&self) -> Instant {
         let at = Instant::now();
         self.handle.abort();

@@ -1,4 +1,4 @@
-//! How the thread is scheduled.
+//! The scheduling of the thread.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,12 +8,14 @@ use vrrp::router::StateName;
 use vrrp::runner::RunnerEvent;
 
 use crate::Test;
-use crate::ground::{Lan, is_real_root};
+use crate::fixture::{Lan, is_real_root};
 use crate::member::{Member, Note, config};
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut tests: Vec<Test> =
-        vec![("the_thread_is_real_time_or_says_why_not", the_thread_is_real_time_or_says_why_not)];
+    let mut tests: Vec<Test> = vec![(
+        "the_thread_is_real_time_or_reports_the_reason",
+        the_thread_is_real_time_or_reports_the_reason,
+    )];
     if is_real_root() {
         tests.push(("no_false_takeover_beside_busy_loops", no_false_takeover_beside_busy_loops));
     }
@@ -28,7 +30,7 @@ fn policies(name: &str) -> Vec<String> {
     ours.filter_map(|stat| Some(stat.rsplit_once(") ")?.1.split(' ').nth(38)?.to_owned())).collect()
 }
 
-fn the_thread_is_real_time_or_says_why_not() {
+fn the_thread_is_real_time_or_reports_the_reason() {
     let lan = Lan::new();
     let a = lan.node(1);
     let member = Member::start(&a, vec![config(100, Duration::from_millis(100))]);

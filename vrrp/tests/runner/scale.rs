@@ -9,7 +9,7 @@ use vrrp::router::StateName;
 use vrrp::runner::InstanceId;
 
 use crate::Test;
-use crate::ground::{Lan, eventually, is_real_root};
+use crate::fixture::{Lan, eventually, is_real_root};
 use crate::member::{Member, config};
 
 pub(crate) fn tests() -> Vec<Test> {

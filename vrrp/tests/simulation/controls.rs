@@ -1,4 +1,4 @@
-//! What tests do to the world, and what they ask it.
+//! The faults that tests inject into the world, and the questions that they ask it.
 
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ impl World {
         let node = &mut self.nodes[node];
         node.process = Process::Dead;
         node.inbox.clear();
+        node.jobs.clear();
         (node.claim, node.watching) = (None, false);
         node.kernel.epoch += 1;
     }
@@ -57,6 +58,7 @@ impl World {
         host.wake_at = None;
         (host.claim, host.watching) = (None, false);
         host.inbox.clear();
+        host.jobs.clear();
         let kernel =
             Kernel { lease: host.kernel.lease + 1, epoch: host.kernel.epoch + 1, ..Kernel::default() };
         host.kernel = kernel;
@@ -70,7 +72,7 @@ impl World {
         }
     }
 
-    /// SIGCONT: the sockets are drained before any timer is looked at.
+    /// SIGCONT: the sockets are drained before any timer is handled.
     pub(crate) fn resume(&mut self, node: usize) {
         if self.nodes[node].process != Process::Paused {
             return;
@@ -97,7 +99,7 @@ impl World {
         }
         self.log(|| format!("node {node} serves: {serves}"));
         self.nodes[node].serves = serves;
-        self.judge(node);
+        self.report_serving(node);
     }
 
     pub(crate) fn link(&mut self, node: usize, up: bool) {
@@ -119,7 +121,7 @@ impl World {
         }
     }
 
-    /// `ip addr del`: the keeper hears of it at once.
+    /// `ip addr del`: the keeper is notified at once.
     pub(crate) fn delete_address(&mut self, node: usize) {
         let now = self.now;
         let host = &mut self.nodes[node];
@@ -143,7 +145,7 @@ impl World {
         (0..self.nodes.len()).filter(|node| in_state(&self.nodes[*node])).collect()
     }
 
-    /// Who has the address on its interface, dead or alive.
+    /// The nodes that have the address on their interface, dead or alive.
     pub(crate) fn holders(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].kernel.installed).collect()
     }
@@ -155,7 +157,7 @@ impl World {
         active
     }
 
-    /// How many times somebody became Active since `from`.
+    /// The transitions to Active since `from`.
     pub(crate) fn takeovers_since(&self, from: Duration) -> Vec<Change> {
         let is_takeover = |change: &&Change| change.at >= from && change.to == StateName::Active;
         self.changes.iter().filter(is_takeover).copied().collect()

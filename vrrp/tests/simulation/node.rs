@@ -1,4 +1,4 @@
-//! A controller: its router, the process around it, and the kernel's part of the bargain.
+//! A controller: its router, the process around it, and its kernel.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,9 +11,9 @@ use vrrp::{
     RouterConfig, Version, VirtualRouter, Vrid,
 };
 
-use crate::world::Frame;
+use crate::world::{Frame, Job};
 
-/// Which addresses a virtual router has.
+/// The address families of a virtual router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stack {
     V4,
@@ -21,7 +21,7 @@ pub(crate) enum Stack {
     Dual,
 }
 
-/// How the process is.
+/// The state of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Process {
     Running,
@@ -37,16 +37,18 @@ pub(crate) struct Node {
     pub(crate) v6: Ipv6Addr,
     pub(crate) router: VirtualRouter,
     pub(crate) process: Process,
-    /// Whether the daemon finds that this node can serve.
+    /// Set while the daemon finds that this node can serve.
     pub(crate) serves: bool,
     /// The controllers that the daemon knows.
     pub(crate) controllers: BTreeSet<IpAddr>,
-    /// Whether the daemon says so again and again, or hangs.
-    pub(crate) judged: bool,
+    /// Set unless the daemon hangs and reports nothing.
+    pub(crate) reports: bool,
     pub(crate) link_up: bool,
-    /// How long the keeper thread is kept from running.
+    /// The time that the keeper thread is kept from running.
     pub(crate) keeper_delay: Duration,
-    /// What arrived while the process was paused.
+    /// The work that the keeper thread has not done yet, first in, first out.
+    pub(crate) jobs: VecDeque<Job>,
+    /// The frames that arrived while the process was paused.
     pub(crate) inbox: VecDeque<Frame>,
     pub(crate) kernel: Kernel,
     /// Invalidates wake-ups that were scheduled before the last event.
@@ -59,15 +61,15 @@ pub(crate) struct Node {
     pub(crate) sent: Sent,
 }
 
-/// The virtual address in the kernel, and what the keeper thread knows about it.
+/// The virtual address in the kernel, and the state of the keeper thread.
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     pub(crate) installed: bool,
     /// Invalidates an expiry that was scheduled before the last refresh or removal.
     pub(crate) lease: u64,
-    /// When the kernel acknowledged the last refresh.
+    /// The time at which the kernel acknowledged the last refresh.
     pub(crate) refreshed: Option<Instant>,
-    /// The keeper was told to remove the address after a handover and has not done so yet.
+    /// The keeper has the order to remove the address after a handover and has not done so yet.
     pub(crate) removing: bool,
     /// Invalidates keeper work that a release overtakes.
     pub(crate) epoch: u64,
@@ -128,9 +130,10 @@ impl Node {
             process: Process::Running,
             serves: true,
             controllers: BTreeSet::new(),
-            judged: true,
+            reports: true,
             link_up: true,
             keeper_delay: Duration::ZERO,
+            jobs: VecDeque::new(),
             inbox: VecDeque::new(),
             kernel: Kernel::default(),
             wake: 0,

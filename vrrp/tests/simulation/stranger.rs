@@ -1,4 +1,4 @@
-//! A host that is no controller and sends advertisements for the group's addresses, whatever it hears.
+//! A host that is no controller and sends advertisements for the group's addresses regardless of those of others.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -12,13 +12,13 @@ use crate::node::{Node, Process};
 use crate::rng::Rng;
 use crate::stranger::Stranger;
 
-/// How the network treats frames.
+/// The treatment of frames by the network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weather {
     pub(crate) loss_percent: u64,
     pub(crate) duplicate_percent: u64,
     pub(crate) delay: (Duration, Duration),
-    /// How late a timer wakes its process.
+    /// The largest delay with which a timer wakes its process.
     pub(crate) wake_up: Duration,
 }
 
@@ -31,7 +31,7 @@ impl Weather {
     };
 }
 
-/// What travels.
+/// A frame on the network.
 #[derive(Debug, Clone)]
 pub(crate) enum Frame {
     Advertisement { bytes: Vec<u8>, pseudo: PseudoHeader },
@@ -42,13 +42,23 @@ pub(crate) enum Frame {
 pub(crate) enum Event {
     Deliver { from: usize, to: usize, frame: Frame },
     Wake { node: usize, wake: u64 },
-    Keeper { node: usize, epoch: u64, work: Work },
+    Keeper { node: usize },
     Expiry { node: usize, lease: u64 },
     Check { node: usize },
     Stranger,
 }
 
-/// What the keeper thread does a moment after it was told to.
+/// A piece of work in the queue of a keeper thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job {
+    /// The earliest time at which the thread gets to it.
+    at: Instant,
+    /// The epoch of the kernel's state that it belongs to; a release ends the epoch.
+    epoch: u64,
+    work: Work,
+}
+
+/// The kinds of work of the keeper thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
     Refresh(Claim),
@@ -70,10 +80,10 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) rng: Rng,
     pub(crate) nodes: Vec<Node>,
-    /// Which node each client believes in.
+    /// The node that each client has in its neighbour cache.
     pub(crate) clients: Vec<Option<usize>>,
     pub(crate) weather: Weather,
-    /// Whether frames get from one endpoint to another; clients follow the nodes.
+    /// Cuts from one endpoint to another; clients follow the nodes.
     pub(crate) cut: Vec<Vec<bool>>,
     events: BinaryHeap<Reverse<(Instant, u64)>>,
     details: std::collections::BTreeMap<u64, Event>,
@@ -88,11 +98,11 @@ pub(crate) struct World {
     pub(crate) announced_elsewhere: u64,
 }
 
-/// The daemon judges its node this often, and its verdict holds for twice as long.
+/// The interval of the daemon's serving verdict, which is valid for twice as long.
 pub(crate) const CHECK: Duration = Duration::from_millis(500);
 /// The longest delay of the keeper thread.
 const KEEPER: Duration = Duration::from_millis(3);
-/// What a socket buffer holds.
+/// The number of frames that a socket buffer holds.
 const INBOX: usize = 64;
 
 impl World {
@@ -157,7 +167,7 @@ impl World {
     pub(crate) fn begin(&mut self, node: usize) {
         let now = self.now;
         self.nodes[node].introduce(now);
-        self.judge(node);
+        self.report_serving(node);
         let event = self.nodes[node].interface();
         self.nodes[node].router.handle_interface(now, event);
         self.schedule(CHECK, Event::Check { node });
@@ -181,22 +191,22 @@ impl World {
                     self.settle(node);
                 }
             }
-            Event::Keeper { node, epoch, work } => self.keep(node, epoch, work),
+            Event::Keeper { node } => self.keep(node),
             Event::Expiry { node, lease } => self.expire(node, lease),
             Event::Stranger => self.stranger_sends(),
             Event::Check { node } => {
                 if self.nodes[node].runs() {
-                    self.judge(node);
+                    self.report_serving(node);
                     self.schedule(CHECK, Event::Check { node });
                 }
             }
         }
     }
 
-    pub(crate) fn judge(&mut self, node: usize) {
+    pub(crate) fn report_serving(&mut self, node: usize) {
         let now = self.now;
         let host = &mut self.nodes[node];
-        if host.runs() && host.judged {
+        if host.runs() && host.reports {
             let command =
                 if host.serves { Command::Serving { until: now + 2 * CHECK } } else { Command::NotServing };
             host.router.handle_command(now, command);
@@ -226,22 +236,39 @@ impl World {
         }
     }
 
-    fn keep(&mut self, node: usize, epoch: u64, work: Work) {
-        let host = &mut self.nodes[node];
-        if host.kernel.epoch != epoch || host.process == Process::Dead {
-            return;
-        }
-        if host.process == Process::Paused {
-            return self.schedule(KEEPER, Event::Keeper { node, epoch, work });
-        }
-        match work {
-            Work::Refresh(claim) => self.refresh(node, claim),
-            Work::Remove => {
-                host.kernel.removing = false;
-                host.kernel.installed = false;
-                host.kernel.refreshed = None;
-                host.kernel.lease += 1;
+    /// Runs the keeper thread: does the work that is due, in the order in which it was given.
+    fn keep(&mut self, node: usize) {
+        loop {
+            let (now, host) = (self.now, &mut self.nodes[node]);
+            let Some(job) = host.jobs.front().copied().filter(|job| job.at <= now) else { return };
+            match host.process {
+                Process::Dead => return host.jobs.clear(),
+                Process::Paused => return self.schedule(KEEPER, Event::Keeper { node }),
+                Process::Running => host.jobs.pop_front(),
+            };
+            if host.kernel.epoch != job.epoch {
+                continue;
             }
+            match job.work {
+                Work::Refresh(claim) => self.refresh(node, claim),
+                Work::Remove => {
+                    host.kernel.removing = false;
+                    host.kernel.installed = false;
+                    host.kernel.refreshed = None;
+                    host.kernel.lease += 1;
+                }
+            }
+        }
+    }
+
+    /// Changes how long the keeper thread is kept from running. Where it is kept no longer, it does its work at once.
+    pub(crate) fn delay_keeper(&mut self, node: usize, delay: Duration) {
+        self.log(|| format!("keeper of {node} delayed by {delay:?}"));
+        let (now, host) = (self.now, &mut self.nodes[node]);
+        host.keeper_delay = delay;
+        if delay.is_zero() && !host.jobs.is_empty() {
+            host.jobs.iter_mut().for_each(|job| job.at = now);
+            self.schedule(Duration::ZERO, Event::Keeper { node });
         }
     }
 
@@ -287,7 +314,7 @@ impl World {
         }
     }
 
-    /// Carries out what a router wants and schedules its next wake-up.
+    /// Carries out the outputs of a router and schedules its next wake-up.
     pub(crate) fn settle(&mut self, node: usize) {
         while let Some(output) = self.nodes[node].router.poll_output() {
             self.carry_out(node, output);
@@ -368,8 +395,10 @@ impl World {
 
     fn keeper(&mut self, node: usize, work: Work) {
         let delay = self.rng.between(Duration::from_micros(50), KEEPER) + self.nodes[node].keeper_delay;
-        let epoch = self.nodes[node].kernel.epoch;
-        self.schedule(delay, Event::Keeper { node, epoch, work });
+        let (earliest, host) = (self.now + delay, &mut self.nodes[node]);
+        let at = host.jobs.back().map_or(earliest, |before| earliest.max(before.at));
+        host.jobs.push_back(Job { at, epoch: host.kernel.epoch, work });
+        self.schedule(at.saturating_duration_since(self.now), Event::Keeper { node });
     }
 
     fn announce(&mut self, node: usize) {

@@ -288,8 +288,8 @@ impl Controller {
         let stay = stay.map(|it| (it, self.departure.is_some()));
         let depart = self.departing.iter().flat_map(|(dropped, _)| dropped);
         let depart = depart.filter(|it| !self.holds(it)).map(|it| (it, true));
-        let rule = |(it, leaving): (&Directed, bool)| Director {
-            leaving,
+        let rule = |(it, departing): (&Directed, bool)| Director {
+            departing,
             peers: self.peers(it),
             ..it.director(self.interfaces(it))
         };

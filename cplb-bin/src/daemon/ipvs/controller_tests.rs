@@ -194,12 +194,12 @@ fn a_service_stays_until_the_table_has_dropped_its_rule() {
 fn a_departing_node_refuses_probes_before_it_stops_being_a_server() {
     let plan = plan("DR", &["10.0.0.100"], true);
     let mut world = directing(&plan);
-    assert!(!world.rule([10, 0, 0, 100]).unwrap().leaving);
+    assert!(!world.rule([10, 0, 0, 100]).unwrap().departing);
     world.tell(Input::Depart);
     let until = world.controller.departure().unwrap();
     assert_eq!(until, world.now + DEPARTURE);
     world.rest();
-    assert!(world.table.iter().all(|rule| rule.leaving));
+    assert!(world.table.iter().all(|rule| rule.departing));
     assert!(matches!(world.last.wanted.as_ref().unwrap().node, NodeWish::Server(_)));
     world.now += DEPARTURE / 2;
     world.tell(Input::Depart);
@@ -226,8 +226,8 @@ fn a_dropped_virtual_server_is_accepted_and_refuses_probes_until_directors_know(
         _ => 0,
     };
     assert_eq!(vips(&world), 2);
-    assert!(world.rule([10, 0, 0, 101]).unwrap().leaving);
-    assert!(!world.rule([10, 0, 0, 100]).unwrap().leaving);
+    assert!(world.rule([10, 0, 0, 101]).unwrap().departing);
+    assert!(!world.rule([10, 0, 0, 100]).unwrap().departing);
     world.now += DEPARTURE;
     world.tell(Input::Tick);
     world.rest();
@@ -379,7 +379,7 @@ fn check(world: &World, former: &Former) -> Result<(), TestCaseError> {
     }
     // Departure before release: a node that departs refuses probes, and stays a server until directors know.
     if world.controller.departure().is_some() {
-        prop_assert!(world.controller.rules().iter().all(|rule| rule.leaving));
+        prop_assert!(world.controller.rules().iter().all(|rule| rule.departing));
     }
     let known = world.controller.departing().chain(&world.controller.plan.virtual_servers);
     let accepted: BTreeSet<IpAddr> = known.filter(|it| it.instance.is_some()).map(|it| it.vip).collect();

@@ -16,7 +16,7 @@ mod sysctls;
 
 pub(crate) use controller::{Input, Interfaces, IpvsPlan, Sessions};
 pub(crate) use handle::Ipvs;
-pub(crate) use plan::{Members, directed, excess, members};
+pub(crate) use plan::{Members, directed, members};
 pub(crate) use prober::ProbeReport;
 use prober::ProbeTarget;
 pub(crate) use reconciler::{News, ReconcilerHandle};

@@ -82,7 +82,7 @@ pub(super) enum Standing {
 }
 
 /// Every virtual server of the configuration with every service, in a fixed order. Those beyond the number of marks are
-/// left out; [`excess`] counts them.
+/// left out, and refused with the configuration.
 pub(crate) fn directed(config: &Config) -> Vec<Directed> {
     let mut free: Vec<u32> = lb_proxy::director_marks().collect();
     let mut all = Vec::new();
@@ -108,11 +108,6 @@ pub(crate) fn directed(config: &Config) -> Vec<Directed> {
         });
     }
     all
-}
-
-/// How many virtual servers have no mark.
-pub(crate) fn excess(config: &Config) -> usize {
-    pairs(config).len().saturating_sub(lb_proxy::director_marks().count())
 }
 
 fn pairs(config: &Config) -> Vec<(&VirtualServer, &cplb_config::Service)> {
@@ -338,7 +333,7 @@ mod tests {
         );
         let config = config(&spec);
         let all = directed(&config);
-        assert_eq!((all.len(), excess(&config)), (127, 3));
+        assert_eq!((all.len(), lb_proxy::director_marks().count()), (127, cplb_config::MAX_IPVS_SERVICES));
         assert_eq!(all.iter().map(|directed| directed.mark).collect::<BTreeSet<_>>().len(), 127);
     }
 

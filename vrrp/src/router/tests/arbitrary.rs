@@ -1,4 +1,4 @@
-//! Whatever happens in whatever order, a router neither panics nor looks back.
+//! Arbitrary events in arbitrary order: a router neither panics nor goes back in time.
 
 use proptest::prelude::*;
 
@@ -74,7 +74,7 @@ fn happen(bench: &mut Bench, event: &Event) {
             bench.now = router.poll_timeout().map_or(bench.now, |(at, _)| at);
             router.handle_timeout(bench.now);
         }
-        // A caller whose clock is wrong.
+        // A caller with a wrong clock.
         Event::Back => router.handle_timeout(bench.now - ms(500)),
         Event::Hear { source, priority, interval, v6, meta, addresses } => {
             let source = source + 10;

@@ -1,4 +1,4 @@
-//! An Active whose rival goes on yields only on evidence.
+//! An Active with a rival that goes on yields only on evidence.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn an_announcement_during_the_contention_is_evidence() {
     assert_eq!(bench.router.active_source(), followed, "it is believed until it falls silent");
 }
 
-/// The announcement may have come from the controller, whose advertisements were lost.
+/// The announcement may have come from the controller, with its advertisements lost.
 #[test]
 fn an_announcement_proves_nothing_beside_a_known_active() {
     let mut bench = active();
@@ -85,7 +85,7 @@ fn an_announcement_is_evidence_for_one_contention_only() {
 
 /// The contention with a controller begins with that controller.
 #[test]
-fn a_stranger_does_not_make_an_active_yield_to_the_first_word_of_a_controller() {
+fn a_stranger_does_not_make_an_active_yield_to_the_first_advertisement_of_a_controller() {
     let mut bench = active();
     contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
     bench.hear(LOWER, 99);
@@ -110,7 +110,7 @@ fn a_degraded_priority_does_not_lower_the_bar_for_strangers() {
 }
 
 #[test]
-fn an_announcement_without_a_rival_is_told() {
+fn an_announcement_without_a_rival_is_reported() {
     let mut bench = active();
     bench.announced(VIP);
     let warning = Warning::AnnouncedElsewhere { ip: VIP.into(), mac: announcement(VIP).mac };
@@ -142,6 +142,20 @@ fn the_announcement_of_a_controller_is_no_evidence_about_a_stranger() {
     bench.announced(VIP);
     bench.advance(ms(90));
     bench.hear(HIGHER, 99);
+    assert_eq!(bench.router.state(), StateName::Active, "{:?}", bench.router.reason());
+}
+
+/// A split heals: the controller of the other half announces before it is heard to advertise.
+#[test]
+fn an_announcement_is_no_evidence_about_a_stranger_if_a_controller_advertises_soon() {
+    let mut bench = active();
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
+    bench.announced(VIP);
+    bench.hear(HIGHER, 99);
+    assert_eq!(bench.router.state(), StateName::Active, "a controller may yet advertise");
+    bench.advance(INTERVAL);
+    bench.hear(LOWER, 99);
+    contend(&mut bench, HIGHER, 99, Duration::from_secs(10));
     assert_eq!(bench.router.state(), StateName::Active, "{:?}", bench.router.reason());
 }
 
@@ -186,6 +200,25 @@ fn a_router_that_was_outranked_once_is_followed_when_it_takes_over_later() {
     bench.hear(LOWER, 60);
     bench.advance(ms(300));
     assert_eq!(bench.router.state(), StateName::Backup, "{:?}", bench.router.reason());
+}
+
+#[test]
+fn the_last_advertisement_of_an_outranked_router_does_not_shorten_the_interval_of_its_successor() {
+    let mut bench = Bench::backup(RouterConfig { preempt: Preempt::Always, ..config() });
+    let with = |bench: &Bench, priority, centiseconds| Advertisement {
+        interval: AdvertInterval::from_centiseconds(centiseconds).unwrap(),
+        ..bench.message(priority)
+    };
+    let (short, long) = (with(&bench, 150, 1), with(&bench, 200, 100));
+    bench.receive(LOWER, &short).unwrap();
+    bench.receive(HIGHER, &long).unwrap();
+    bench.receive(LOWER, &short).unwrap();
+    assert_eq!(bench.router.active_source(), Some(HIGHER.into()));
+    assert!(bench.left(TimerName::Down).unwrap() > Duration::from_secs(3));
+    // The successor is gone, and its predecessor is Active again.
+    bench.advance(Duration::from_secs(1));
+    bench.receive(LOWER, &short).unwrap();
+    assert_eq!(bench.router.active_source(), Some(LOWER.into()));
 }
 
 /// This router and 11 are known, and 13 is Active: a controller that is not listed.

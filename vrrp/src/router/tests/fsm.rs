@@ -1,4 +1,4 @@
-//! RFC 9568 §6.4, row by row, and what DESIGN adds to it.
+//! RFC 9568 §6.4, row by row, and the additions of this crate.
 
 use super::*;
 use crate::router::output::Reason;
@@ -29,7 +29,7 @@ fn backup_advertises_before_it_claims_when_the_down_timer_fires() {
     assert_eq!(bench.router.state(), StateName::Backup);
     bench.advance(Duration::from_nanos(1));
     assert_eq!(bench.said(), ["backup -> active", "advertise 100 IPv4", "claim 360.9375ms", "watch Start"]);
-    assert_eq!(bench.router.reason(), Reason::ActiveSilent);
+    assert_eq!(bench.router.reason(), Reason::ActiveSilent { source: None });
     assert_eq!(bench.left(TimerName::Advertise), Some(INTERVAL));
 }
 
@@ -103,7 +103,7 @@ fn second_of_two() -> RouterConfig {
 }
 
 #[test]
-fn an_offset_costs_nobody_its_rank() {
+fn an_offset_does_not_cost_a_router_its_rank() {
     for heard in [vec![(LOWER, 99)], vec![(LOWER, 99), (HIGHER, 98)]] {
         let mut bench = Bench::backup(second_of_two());
         bench.advance(DOWN + ms(1));
@@ -118,12 +118,12 @@ fn an_offset_costs_nobody_its_rank() {
 }
 
 #[test]
-fn an_upstart_is_left_alone_by_its_equals_and_by_who_sleeps() {
+fn overtake_correction_needs_lower_priority_and_a_timely_advert() {
     let cases = [
         (DOWN + ms(1), LOWER, vec![100], "an equal, which went first for good reason"),
-        (DOWN - ms(1), LOWER, vec![99], "before Down nobody else may take over"),
+        (DOWN - ms(1), LOWER, vec![99], "before Down no other router may take over"),
         (DOWN + ms(20), LOWER, vec![99], "late: the advertisement was in the queue"),
-        (DOWN + ms(1), LOWER, vec![99, 100], "somebody better was in the queue, too"),
+        (DOWN + ms(1), LOWER, vec![99, 100], "an advertisement of a better router was in the queue, too"),
     ];
     for (time, source, priorities, why) in cases {
         let mut bench = Bench::backup(second_of_two());
@@ -137,11 +137,15 @@ fn an_upstart_is_left_alone_by_its_equals_and_by_who_sleeps() {
     bench.advance(DOWN + ms(1));
     bench.hear(LOWER, 99);
     bench.router.handle_timeout(bench.now);
-    assert_eq!(bench.router.state(), StateName::Backup, "the Active lost some packets, but is no upstart");
+    assert_eq!(
+        bench.router.state(),
+        StateName::Backup,
+        "the Active lost some packets, but did not take over just now"
+    );
 }
 
 #[test]
-fn a_backup_that_overslept_listens_whatever_wakes_it() {
+fn a_backup_that_overslept_listens_whatever_event_wakes_it() {
     type Event = fn(&mut Bench);
     let events: [Event; 3] = [
         |_| {},
@@ -157,7 +161,7 @@ fn a_backup_that_overslept_listens_whatever_wakes_it() {
         assert!(bench.left(TimerName::Down).unwrap() >= INTERVAL);
         assert_eq!(bench.router.counters().overslept, 1);
         bench.advance(INTERVAL * 3);
-        assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NobodyElse));
+        assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NoOtherActive));
     }
 }
 
@@ -174,7 +178,7 @@ fn each_oversleep_is_waited_out_but_not_for_ever() {
     assert_eq!(bench.router.state(), StateName::Backup);
     bench.sleep(INTERVAL * 4);
     bench.router.handle_timeout(bench.now);
-    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NobodyElse));
+    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NoOtherActive));
 }
 
 #[test]
@@ -235,7 +239,7 @@ fn active_answers_a_resignation_at_once_and_rearms() {
 }
 
 #[test]
-fn active_yields_to_the_higher_priority_or_address_and_says_a_last_word() {
+fn active_yields_to_the_higher_priority_or_address_and_advertises_once_more() {
     for (source, priority) in [(LOWER, 101), (HIGHER, 101), (HIGHER, 100)] {
         let mut bench = Bench::active(config());
         bench.hear(source, priority);
@@ -253,7 +257,7 @@ fn active_yields_to_the_higher_priority_or_address_and_says_a_last_word() {
 }
 
 #[test]
-fn yielding_ends_after_100_ms_without_an_announcement_and_says_nothing() {
+fn yielding_ends_after_100_ms_without_an_announcement_and_sends_nothing() {
     let mut bench = Bench::active(config());
     bench.hear(HIGHER, 200);
     bench.drain();
@@ -415,7 +419,7 @@ fn an_address_removed_by_others_is_claimed_again_at_once() {
 }
 
 #[test]
-fn whatever_wakes_an_active_that_overslept_it_listens_first() {
+fn an_active_that_overslept_listens_first_whatever_event_wakes_it() {
     type Event = fn(&mut Bench);
     let events: [Event; 5] = [
         |bench| bench.router.handle_timeout(bench.now),
@@ -436,7 +440,7 @@ fn whatever_wakes_an_active_that_overslept_it_listens_first() {
         );
         assert_eq!(bench.router.state(), StateName::Listening);
         bench.advance(INTERVAL * 17 / 16);
-        assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NobodyElse));
+        assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::NoOtherActive));
     }
 }
 

@@ -46,13 +46,13 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// A router whose interface is up and which serves.
+    /// A router that serves, with its interface up.
     pub(super) fn new(config: RouterConfig) -> Self {
         let now = Instant::now();
         let mut router = VirtualRouter::new(config, now);
         router.handle_command(now, Command::Serving { until: now + Duration::from_secs(86_400) });
         let mut bench = Self { router, now };
-        // Serve before anybody counts, so that every test starts with the full priority.
+        // It serves before the test begins, so that every test starts with the full priority.
         bench.advance(Duration::from_secs(10));
         bench.up();
         bench
@@ -65,7 +65,7 @@ impl Bench {
         bench
     }
 
-    /// An Active with its addresses installed and nothing left to say.
+    /// An Active with its addresses installed and its outputs drained.
     pub(super) fn active(config: RouterConfig) -> Self {
         let mut bench = Self::backup(config);
         let (at, _) = bench.router.poll_timeout().unwrap();
@@ -105,7 +105,7 @@ impl Bench {
         self.router.handle_advertisement(self.now, &multicast(source.into()), message)
     }
 
-    /// What a peer with our configuration would send.
+    /// The advertisement of a peer with the same configuration.
     pub(super) fn message(&self, priority: u8) -> Advertisement {
         let config = self.router.config();
         Advertisement {

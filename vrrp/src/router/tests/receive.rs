@@ -1,4 +1,4 @@
-//! What is discarded, and that it changes nothing.
+//! Discarded advertisements, which change nothing.
 
 use super::*;
 use crate::types::AuthPass;
@@ -184,7 +184,7 @@ fn ipv4_unicast_from_a_peer_on_the_link_needs_hop_limit_255() {
 }
 
 #[test]
-fn a_list_without_a_common_address_is_another_group_whatever_else_it_says() {
+fn a_list_without_a_common_address_is_another_group_regardless_of_other_fields() {
     let foreign = Ipv4Addr::new(10, 9, 0, 200);
     for bench in [&mut Bench::active(config()), &mut Bench::active(v2())] {
         let good = Advertisement { addresses: Addresses::V4(vec![foreign]), ..bench.message(254) };

@@ -42,7 +42,7 @@ fn evidence_expires_and_is_renewed() {
 }
 
 #[test]
-fn recovery_is_believed_after_a_while_and_said_at_once() {
+fn recovery_counts_after_a_while_and_is_advertised_at_once() {
     let mut bench = Bench::active(config());
     fail(&mut bench);
     bench.advance(ms(1010));
@@ -58,7 +58,7 @@ fn recovery_is_believed_after_a_while_and_said_at_once() {
 }
 
 #[test]
-fn the_first_evidence_is_believed_at_once() {
+fn the_first_evidence_counts_at_once() {
     let now = Instant::now();
     let mut router = VirtualRouter::new(config(), now);
     assert_eq!(router.priority(), WirePriority(20));
@@ -113,7 +113,7 @@ fn recovery_of_the_active_or_loss_of_the_backup_stops_a_takeover() {
     assert_eq!(bench.left(TimerName::Takeover), None);
     let mut bench = proven();
     bench.hear(HIGHER, 100);
-    assert_eq!(bench.left(TimerName::Takeover), None, "somebody else was faster");
+    assert_eq!(bench.left(TimerName::Takeover), None, "another router was faster");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn only_a_backup_that_served_for_a_while_takes_over() {
 }
 
 #[test]
-fn who_yielded_as_degraded_holds_back() {
+fn a_router_that_yielded_as_degraded_waits_for_the_hold_time() {
     let mut bench = Bench::active(config());
     fail(&mut bench);
     bench.advance(INTERVAL);
@@ -166,7 +166,7 @@ fn a_serving_active_stays_against_a_degraded_rival_that_does_not_hear_it() {
 
 #[test]
 fn equals_that_recover_together_still_differ() {
-    // At 100 ms the down timer of a degraded router is past when it turns out to serve.
+    // At 100 ms the down timer of a degraded router has passed when it is found to serve.
     let peers: Vec<IpAddr> = vec![LOWER.into(), OWN.into(), HIGHER.into()];
     let now = Instant::now();
     let [low, own, high] = [LOWER, OWN, HIGHER].map(|own| {

@@ -1,4 +1,4 @@
-//! Where routers are, and what arrives there.
+//! The interfaces of the routers, and the packets that arrive there.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,11 +16,11 @@ use crate::runner::opener::{OpenSockets, Opened};
 use crate::runner::{InstanceId, Interface, SocketOperation, socket};
 use crate::types::Family;
 
-/// How many packets of one socket are read per turn. A flood may then delay deadlines by a millisecond, not stop them.
+/// The most packets of one socket that an iteration reads. A flood then delays deadlines by a millisecond at most.
 const DRAIN: usize = 512;
 
-/// Where a message names its virtual router, in every version (RFC 9568 §5.2.3): it must be known before decoding,
-/// since which checksums are good is each router's own policy.
+/// The offset of the virtual router identifier, the same in every version (RFC 9568 §5.2.3). It is needed before
+/// decoding, since the accepted checksums are each router's own policy.
 const VRID: usize = 1;
 
 impl Engine {
@@ -51,7 +51,7 @@ impl Engine {
         }
     }
 
-    /// Takes part anew, since the router's needs may have changed.
+    /// Registers the router again, since its needs may have changed.
     pub(super) fn rejoin(&mut self, id: InstanceId, now: Instant) {
         let Some(instance) = self.instances.get(&id) else { return };
         let Some(link) = instance.link else { return };
@@ -92,7 +92,7 @@ impl Engine {
         }
     }
 
-    /// Lets go of the interface of a router that has stopped.
+    /// Detaches a router that has stopped from its interface.
     pub(super) fn retire(&mut self, id: InstanceId) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         instance.up = false;
@@ -122,7 +122,7 @@ impl Engine {
         self.unpublished = Some(Urgency::Now);
     }
 
-    /// Asks for sockets wherever some are missing.
+    /// Requests the sockets that are missing.
     pub(super) fn reopen(&mut self, now: Instant) {
         for link in self.outside.links.values_mut() {
             let ticket = self.tickets + 1;
@@ -138,7 +138,7 @@ impl Engine {
         for Opened { index, ticket, result } in std::mem::take(&mut self.answers) {
             let link = self.outside.links.get_mut(&index);
             let Some(link) = link.and_then(|link| link.settle(ticket).then_some(link)) else {
-                // Nobody waits for them any more.
+                // No request waits for them any more.
                 if let Ok(sockets) = result {
                     self.opener.close(sockets.into_fds());
                 }
@@ -205,7 +205,7 @@ impl Engine {
             match socket::receive(watched.as_fd(), family, buffer) {
                 Ok(received) => {
                     link.status.received += 1;
-                    // If reading takes long, what arrived meanwhile is not as old as the turn.
+                    // If reading takes long, later packets are newer than the start of the iteration.
                     self.dispatch(index, family, &received, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -213,7 +213,7 @@ impl Engine {
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => link.status.malformed += 1,
-                // Told once by an interface that goes down, which is known without it.
+                // Reported once when the interface goes down, which is known otherwise.
                 Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => {}
                 Err(error) => self.outside.socket_error(index, SocketOperation::Receive, error, now),
             }

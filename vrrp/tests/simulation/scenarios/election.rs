@@ -40,7 +40,7 @@ fn twenty_crashes(mut world: World, offset: Duration) {
         world.run(down * 2 + secs(3));
         let takeovers = world.takeovers_since(killed);
         assert_eq!(takeovers.len(), 1, "crash {crash}: {takeovers:?}");
-        assert_eq!(world.the_active(), successor, "crash {crash}: nobody fails back");
+        assert_eq!(world.the_active(), successor, "crash {crash}: no router fails back");
         assert_eq!(world.clients, [Some(successor); 2]);
     }
 }
@@ -110,7 +110,7 @@ fn offsets_never_change_the_order_of_priorities() {
                 world.kill(world.the_active());
                 world.run(secs(10));
                 assert_eq!(world.the_active(), expected);
-                assert_eq!(world.takeovers_since(killed).len(), 1, "and nobody else tries");
+                assert_eq!(world.takeovers_since(killed).len(), 1, "and no other router tries");
             }
         }
     }
@@ -237,11 +237,14 @@ fn a_version_3_interval_is_learned() {
 }
 
 #[test]
-fn whoever_becomes_active_alone_says_why() {
+fn the_reason_of_a_takeover_names_the_silent_active() {
     let mut world = settled(equals(1, 2, &k0s(Stack::V4)));
     let active = world.the_active();
     world.kill(active);
     world.run(secs(4));
     let last = world.changes.last().unwrap();
-    assert_eq!((last.to, last.reason), (StateName::Active, Reason::ActiveSilent));
+    assert_eq!(
+        (last.to, last.reason),
+        (StateName::Active, Reason::ActiveSilent { source: Some(world.nodes[active].v4.into()) })
+    );
 }

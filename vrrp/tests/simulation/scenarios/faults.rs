@@ -15,7 +15,7 @@ fn a_mute_active_yields_after_one_down() {
         assert_eq!(active, 2, "the highest address: by the tie-break it would never yield");
         (0..2).for_each(|node| world.cut(active, node));
         world.run(secs(4));
-        assert_eq!(world.actives().len(), 2, "nobody hears the old one");
+        assert_eq!(world.actives().len(), 2, "the old one is not heard");
         world.run(secs(4));
         let successor = world.the_active();
         assert_ne!(successor, active);
@@ -96,7 +96,7 @@ fn a_flapping_link_between_two_halves_makes_no_storm() {
 }
 
 #[test]
-fn a_stopped_active_resumes_as_nobody() {
+fn a_stopped_active_resumes_as_backup() {
     for seed in 0..200 {
         let mut world = settled(peers(seed, 3, &k0s(Stack::Dual)));
         let active = world.the_active();
@@ -192,11 +192,11 @@ fn an_address_removed_behind_our_back_is_back_at_once() {
 fn a_keeper_that_cannot_refresh_makes_its_router_listen() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let active = world.the_active();
-    world.nodes[active].keeper_delay = secs(4);
+    world.delay_keeper(active, secs(4));
     world.run(secs(3));
     let lost = world.changes.iter().any(|change| change.node == active && change.reason == Reason::LeaseLost);
     assert!(lost, "{:?}", world.changes);
-    world.nodes[active].keeper_delay = ms(0);
+    world.delay_keeper(active, ms(0));
     world.run(secs(20));
     assert_eq!(world.holders(), world.actives());
 }

@@ -12,7 +12,7 @@ fn intervals() -> Vec<RouterConfig> {
     vec![k0s(Stack::V4), k0s(Stack::V6), k0s(Stack::Dual), v3(ms(10)), v3(ms(100)), v3(secs(10))]
 }
 
-/// Resigns the Active and runs until it stopped; somebody has the addresses at every moment.
+/// Resigns the Active and runs until it stopped; a node has the addresses at every moment.
 fn hand_over(world: &mut World) -> usize {
     let active = world.the_active();
     world.command(active, Command::Resign);
@@ -36,7 +36,7 @@ fn the_addresses_are_held_throughout_a_handover() {
             assert_eq!(world.holders(), [successor]);
             let reasons: Vec<_> =
                 world.changes.iter().filter(|change| change.at >= start && change.node == old).collect();
-            assert_eq!(reasons[0].reason, Reason::Commanded);
+            assert_eq!(reasons[0].reason, Reason::Shutdown);
             assert_eq!(reasons[1].reason, Reason::SuccessorAnnounced);
             // Neither waits longer than Skew and the offset.
             let skew = config.interval() / 4 + ms(100);
@@ -74,7 +74,7 @@ fn without_a_successor_the_handover_ends_after_down() {
 fn a_successor_that_does_not_announce_ends_the_handover_after_100_ms() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let old = world.the_active();
-    (0..2).for_each(|node| world.nodes[node].keeper_delay = secs(1));
+    (0..2).for_each(|node| world.delay_keeper(node, secs(1)));
     let start = world.elapsed();
     world.command(old, Command::Resign);
     world.run(secs(1));

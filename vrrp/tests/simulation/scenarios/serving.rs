@@ -17,7 +17,7 @@ fn only_the_active_loses_its_backends_and_a_serving_backup_takes_over() {
                 let mut world = settled(peers(seed, 3, &config(stack, Version::V3, 200, interval)));
                 let (active, lost) = (world.the_active(), world.elapsed());
                 world.serve(active, false);
-                // Two advertisements that say so, Skew and the offset.
+                // Two degraded advertisements, Skew and the offset.
                 world.run(3 * interval + interval / 4 + ms(60));
                 let takeovers = world.takeovers_since(lost);
                 assert_eq!(takeovers.len(), 1, "{takeovers:?}");
@@ -46,7 +46,7 @@ fn preempt_never_stays_with_a_degraded_active() {
 fn a_frozen_daemon_stops_serving_when_its_evidence_expires() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let active = world.the_active();
-    world.nodes[active].judged = false;
+    world.nodes[active].reports = false;
     world.run(secs(1) + secs(3) + ms(600));
     assert_ne!(world.the_active(), active);
 }
@@ -60,13 +60,13 @@ fn nodes_that_never_serve_still_elect_one_and_keep_it() {
     world.run_while(secs(120), |world| assert_eq!(world.actives(), [active]));
 }
 
-/// Everybody loses all backends and recovers at slightly different times, `times` over.
+/// All nodes lose all backends and recover at slightly different times, `times` over.
 fn readiness_dips(mut world: World, seed: u64, times: usize, lag: Duration) {
     let (active, start) = (world.the_active(), world.elapsed());
     for _ in 0..times {
         for serves in [false, true] {
             for step in 0..10 {
-                // The Active is told last, which is the worst case.
+                // The Active gets its verdict last, which is the worst case.
                 let others = (0..world.nodes.len()).filter(|node| *node != active).collect::<Vec<_>>();
                 if step == 0 {
                     others.iter().for_each(|node| world.serve(*node, serves));
@@ -102,7 +102,7 @@ fn moves_while_flapping(seed: u64, flappers: &[usize], period: Duration, interva
         for node in flappers {
             world.serve(*node, flap % 2 == 1);
         }
-        world.run_while(period, |world| assert_ne!(world.actives(), [], "somebody is Active"));
+        world.run_while(period, |world| assert_ne!(world.actives(), [], "a router is Active"));
     }
     world.takeovers_since(start).len()
 }
@@ -112,7 +112,7 @@ fn a_flapping_check_moves_the_vip_at_most_once_per_hold_time() {
     for seed in 0..SEEDS {
         for interval in [ms(100), secs(1)] {
             assert_eq!(moves_while_flapping(seed, &[2], ms(200), interval), 1, "to a steady node, for good");
-            assert_eq!(moves_while_flapping(seed, &[0, 1, 2], ms(200), interval), 0, "nobody is better");
+            assert_eq!(moves_while_flapping(seed, &[0, 1, 2], ms(200), interval), 0, "no node is better");
             // Slow enough to look like recovery each time.
             let moves = moves_while_flapping(seed, &[2], secs(3), interval);
             assert!(moves <= 1, "{moves} moves to a node that never flaps");
@@ -143,7 +143,7 @@ fn the_hold_time_of_a_node_that_gave_the_addresses_away_is_kept() {
 
 #[test]
 fn a_takeover_from_a_degraded_active_has_two_holders_for_100_ms_at_most() {
-    /// What the wait for the successor's announcement and the keeper's removal may take.
+    /// The longest wait for the successor's announcement and the keeper's removal.
     const OVERLAP: Duration = Duration::from_millis(104);
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::Dual)));

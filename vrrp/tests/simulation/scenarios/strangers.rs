@@ -187,7 +187,7 @@ fn preempt_always_takes_over_from_any_lower_router() {
     world.the_active();
 }
 
-/// Without advertisements every node is Active, and only announcements tell them of each other.
+/// Without advertisements every node is Active, and they notice each other by announcements only.
 #[test]
 fn nodes_that_hear_no_advertisements_learn_of_each_other_by_announcements() {
     for seed in 0..SEEDS {

@@ -1,4 +1,4 @@
-//! Rules about what else runs on the nodes.
+//! Conflicts with other programs of the cluster on the same nodes.
 
 use std::net::IpAddr;
 
@@ -7,53 +7,22 @@ use crate::model::Port;
 use crate::read::{BackendsDraft, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
-use super::{Surroundings, is_vip};
-
-/// What binds the API server to one address.
-#[derive(Debug)]
-pub(crate) struct BoundServer {
-    /// The field that does, by its name.
-    pub(crate) by: Placed<&'static str>,
-    /// The address, where it is given; else it is the node's own.
-    pub(crate) address: Option<Placed<IpAddr>>,
-}
+use super::common::is_vip;
+use super::context::{ClusterContext, KubeProxy};
 
 /// Names beyond this number are counted only.
 const MOST_NAMES: usize = 5;
 
-/// How kube-proxy balances on the nodes of the load balancer.
-#[derive(Debug, Default)]
-pub(crate) enum KubeProxy {
-    /// Nothing is said about its mode, which is iptables then.
-    #[default]
-    Unsaid,
-    /// It does not run there, or in another mode than ipvs.
-    WithoutIpvs,
-    /// With IPVS.
-    Ipvs(IpvsProxy),
-}
-
-/// kube-proxy in mode ipvs.
-#[derive(Debug)]
-pub(crate) struct IpvsProxy {
-    /// Where the mode is given.
-    pub(crate) mode: Placed<()>,
-    /// Whether there are settings for the mode.
-    pub(crate) has_ipvs: bool,
-    /// What it leaves alone.
-    pub(crate) excluded: Option<Placed<Vec<String>>>,
-}
-
-pub(super) fn check(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
+pub(super) fn check(section: &Section, cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     if section.disable_load_balancer {
         return;
     }
-    bound_server(section, around, vips, out);
+    bound_server(section, cluster, vips, out);
     if section.virtual_server_addresses.is_empty() {
         return;
     }
-    kube_proxy(section, around, out);
-    workers(section, around, out);
+    kube_proxy(section, cluster, out);
+    workers(section, cluster, out);
 }
 
 /// k3s's API server listens on the loopback beside its port, where the proxy would listen by default.
@@ -63,7 +32,7 @@ pub(super) fn k3s(
     bind_ports: &[Option<Placed<Port>>],
     out: &Reporter<'_>,
 ) {
-    const ITS: Option<Port> = Port::new(6444);
+    const K3S_PORT: Option<Port> = Port::new(6444);
     let lists = drafts.iter().filter_map(|draft| draft.backends.as_ref()).chain([&section.backends]);
     let is_k3s = |list: &BackendsDraft| {
         list.kubeconfig.as_ref().is_some_and(|path| path.starts_with("/etc/rancher/k3s"))
@@ -71,16 +40,18 @@ pub(super) fn k3s(
     if section.disable_load_balancer || !lists.into_iter().any(is_k3s) {
         return;
     }
-    let Some(taken) = bind_ports.iter().flatten().find(|placed| Some(placed.value) == ITS) else { return };
+    let Some(taken) = bind_ports.iter().flatten().find(|placed| Some(placed.value) == K3S_PORT) else {
+        return;
+    };
     let message = "the proxy and k3s's own API server both want port 6444 on every server of k3s";
     let help = "write `userSpaceProxyBindPort: 16443`";
     out.warn(&taken.path, taken.at, Finding::new("port-clash", message, help));
 }
 
-/// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of packets
-/// as it is besides, so a server has to listen on the virtual IPs, too.
-fn bound_server(section: &Section, around: &Surroundings, vips: &[IpAddr], out: &Reporter<'_>) {
-    let Some(bound) = &around.bound_server else { return };
+/// Servers are known and checked by the nodes' own addresses. Direct routing and tunnels leave the destination of
+/// packets as it is besides, so a server has to listen on the virtual IPs, too.
+fn bound_server(section: &Section, cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
+    let Some(bound) = &cluster.bound_server else { return };
     let by = &bound.by;
     let balanced = |ip| section.virtual_server_addresses.iter().any(|server| server.value == ip);
     let moves = |ip: IpAddr| is_vip(vips, ip) || balanced(ip);
@@ -110,8 +81,8 @@ fn bound_server(section: &Section, around: &Surroundings, vips: &[IpAddr], out: 
 /// Once in a while kube-proxy deletes every service that it did not make and that is not excluded by its address. It
 /// knows nothing of marks and takes a service that matches one for a service at the unspecified address (kubernetes,
 /// `pkg/proxy/ipvs`: `cleanLegacyService` and `toVirtualServer`), which the kernel then does not find.
-fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    let KubeProxy::Ipvs(proxy) = &around.kube_proxy else { return };
+fn kube_proxy(section: &Section, cluster: &ClusterContext, out: &Reporter<'_>) {
+    let KubeProxy::Ipvs(proxy) = &cluster.kube_proxy else { return };
     let excluded = proxy.excluded.as_ref().map_or(&[][..], |list| &list.value);
     let missing: Vec<&str> =
         seen_as(section).filter(|seen| !excluded.iter().any(|cidr| covers(cidr, *seen))).map(cidr).collect();
@@ -138,12 +109,14 @@ fn kube_proxy(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
     out.warn(&proxy.mode.path, proxy.mode.at, Finding::new("kube-proxy-ipvs", message, help));
 }
 
-/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send. Where
-/// the mode is given there is nothing left to say, or [`kube_proxy`] says it.
-fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
-    let (Some(first), KubeProxy::Unsaid) = (around.workers.first(), &around.kube_proxy) else { return };
-    let names: Vec<&str> = around.workers.iter().take(MOST_NAMES).map(|name| name.value.as_str()).collect();
-    let more = match around.workers.len() - names.len() {
+/// k0s refuses to support this, because keepalived's services are on every node and catch what local clients send.
+/// Where the mode is given, there is no conflict, or [`kube_proxy`] reports it.
+fn workers(section: &Section, cluster: &ClusterContext, out: &Reporter<'_>) {
+    let (Some(first), KubeProxy::Unspecified) = (cluster.workers.first(), &cluster.kube_proxy) else {
+        return;
+    };
+    let names: Vec<&str> = cluster.workers.iter().take(MOST_NAMES).map(|name| name.value.as_str()).collect();
+    let more = match cluster.workers.len() - names.len() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
@@ -163,7 +136,7 @@ fn workers(section: &Section, around: &Surroundings, out: &Reporter<'_>) {
     out.report(Severity::Advice, &first.path, Some(first.at), finding);
 }
 
-/// The addresses at which kube-proxy sees our services.
+/// The addresses at which kube-proxy sees cplb's services.
 fn seen_as(section: &Section) -> impl Iterator<Item = IpAddr> {
     let has = |v4: bool| section.virtual_server_addresses.iter().any(|server| server.value.is_ipv4() == v4);
     let v4 = has(true).then_some(IpAddr::from([0_u8; 4]));
@@ -175,7 +148,7 @@ fn cidr(unspecified: IpAddr) -> &'static str {
     if unspecified.is_ipv4() { "0.0.0.0/32" } else { "::/128" }
 }
 
-/// Whether an unspecified address is in the network.
+/// Returns whether an unspecified address is in the network.
 fn covers(cidr: &str, unspecified: IpAddr) -> bool {
     let Some((ip, length)) = cidr.split_once('/') else { return false };
     let (Ok(ip), Ok(length)) = (ip.parse::<IpAddr>(), length.parse::<u32>()) else { return false };

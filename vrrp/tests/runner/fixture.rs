@@ -28,7 +28,7 @@ pub(crate) fn enter() {
     }
 }
 
-/// Whether real-time scheduling and locked memory are to be had: root of the initial user namespace.
+/// Returns whether real-time scheduling and locked memory are permitted: to root of the initial user namespace.
 pub(crate) fn is_real_root() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").expect("/proc");
     geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
