@@ -11,16 +11,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use nix::errno::Errno;
+use nix::libc;
 
-use crate::kernel::{Kernel, KernelError, is_our_permanent};
+use crate::link_name::is_link_name;
 use crate::netlink::NetlinkKernel;
-use crate::plan::Step as AddressStep;
+use crate::ownership::is_our_permanent;
 use crate::repair::Repair;
 use crate::select::link_flag;
 use crate::sessions::SessionsError;
-use crate::types::{full_prefix, is_link_name};
+use crate::socket::KernelError;
+use crate::types::full_prefix;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedRoute};
-use crate::wire::{PROTOCOL, PROTOCOL_KERNEL, address_flag};
+use crate::wire::{PROTOCOL, address_flag};
 
 /// A dummy link of ours.
 ///
@@ -248,7 +250,7 @@ impl DummyLink {
             Step::Add(ip) => self.kernel.put_permanent(self.index, ip),
             Step::Delete(ip) => {
                 let prefix_len = full_prefix(ip);
-                self.kernel.apply(&AddressStep::DeleteAddress { index: self.index, ip, prefix_len })
+                self.kernel.delete_address(self.index, ip, prefix_len)
             }
             Step::Catch(ip) => self.kernel.put_local_route(self.index, ip),
             Step::Yield(ip) => self.kernel.delete_kernel_route(self.index, ip),
@@ -337,7 +339,7 @@ fn plan(
         if remade || !our_routes(routes).any(|ours| ours == v4) {
             steps.push(Step::Catch(v4));
         }
-        let kernels = |route: &ObservedRoute| route.protocol == PROTOCOL_KERNEL && leads_to(route, v4);
+        let kernels = |route: &ObservedRoute| route.protocol == libc::RTPROT_KERNEL && leads_to(route, v4);
         if remade || routes.iter().any(kernels) {
             steps.push(Step::Yield(v4));
         }

@@ -79,7 +79,7 @@ fn an_own_link_is_brought_to_what_is_wanted_and_then_left() {
 #[test]
 fn the_order_of_routes_is_mended_with_ours_first() {
     let there = [address("10.0.0.100/32", Some(PERMANENT_PROTOCOL))];
-    let (ours, kernels) = (route("10.0.0.100", PROTOCOL), route("10.0.0.100", PROTOCOL_KERNEL));
+    let (ours, kernels) = (route("10.0.0.100", PROTOCOL), route("10.0.0.100", libc::RTPROT_KERNEL));
     let with = |routes: &[ObservedRoute]| {
         plan(&[V4.into()], Some(&seen(link(Some("dummy"), 0x83), &there, routes))).unwrap()
     };

@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::kernel::KernelError;
 use crate::sessions::SessionsError;
+use crate::socket::KernelError;
 use crate::status::AddressCopy;
 use crate::types::{GroupError, GroupId, Prefix, Release};
 use crate::wire::{address_flag, scope};

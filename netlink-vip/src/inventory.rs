@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use crate::kernel::{Kernel as _, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::select::{Link, View, merge, select};
+use crate::socket::KernelError;
 use crate::types::{InterfaceSelector, VipAddress};
 use crate::wire::decode::{ObservedAddress, ObservedRoute};
 

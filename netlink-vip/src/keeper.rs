@@ -7,11 +7,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::event::{KeeperEvent, Warning};
-use crate::kernel::KernelError;
 use crate::mailbox::{Mailbox, Order};
 use crate::manager::{Manager, SessionPolicy};
 use crate::netlink::NetlinkKernel;
 use crate::record::{RegisterError, Registrar};
+use crate::socket::KernelError;
 use crate::status::Status;
 use crate::turns;
 use crate::types::{GroupError, GroupId, Release, VipGroupConfig};

@@ -66,51 +66,99 @@
 //! # Ok::<(), netlink_vip::RealServerError>(())
 //! ```
 
+#[cfg(feature = "real-server")]
 pub mod acceptance;
+#[cfg(feature = "real-server")]
 mod dummy;
+#[cfg(feature = "keeper")]
 mod event;
+#[cfg(feature = "netlink")]
 pub mod files;
+#[cfg(all(feature = "keeper", feature = "real-server"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "keeper")]
 mod group;
+#[cfg(feature = "netlink")]
 mod inventory;
+#[cfg(feature = "keeper")]
 mod keeper;
+#[cfg(feature = "keeper")]
 mod kernel;
+#[cfg(feature = "keeper")]
 mod lease;
+#[cfg(feature = "real-server")]
+mod link_name;
+#[cfg(feature = "keeper")]
 mod listener;
+#[cfg(feature = "keeper")]
 mod mailbox;
+#[cfg(feature = "keeper")]
 mod manager;
+// Modules that both features share: each alone leaves parts of them unused.
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 mod netlink;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
+mod ownership;
+#[cfg(feature = "keeper")]
 pub mod plan;
+#[cfg(feature = "real-server")]
 mod real_server;
+#[cfg(feature = "keeper")]
 mod realtime;
+#[cfg(feature = "keeper")]
 mod record;
+#[cfg(feature = "real-server")]
 mod repair;
+#[cfg(feature = "real-server")]
 mod rp_filter;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 mod select;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 pub mod sessions;
+#[cfg(feature = "netlink")]
 mod socket;
+#[cfg(feature = "keeper")]
 mod status;
+#[cfg(feature = "real-server")]
 mod sysctl;
+#[cfg(feature = "real-server")]
 mod tunnel;
+#[cfg(feature = "keeper")]
 mod turns;
 mod types;
+#[cfg(feature = "keeper")]
 mod validity;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 pub mod wire;
 
-pub use dummy::{DummyError, DummyLink};
-pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning};
-pub use inventory::{FoundInterface, Inventory};
-pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
-pub use kernel::KernelError;
-pub use manager::SessionPolicy;
-pub use real_server::{Look, RealServer, RealServerConfig, RealServerError};
-pub use record::RegisterError;
-pub use repair::Repair;
-pub use status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
-pub use sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
-pub use tunnel::{TunnelConfig, TunnelError, TunnelLink};
 pub use types::{
     AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
     Release, VipAddress, VipGroupConfig,
+};
+#[cfg(feature = "real-server")]
+pub use {
+    dummy::{DummyError, DummyLink},
+    real_server::{Look, RealServer, RealServerConfig, RealServerError},
+    repair::Repair,
+    sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey},
+    tunnel::{TunnelConfig, TunnelError, TunnelLink},
+};
+#[cfg(feature = "keeper")]
+pub use {
+    event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning},
+    keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError},
+    manager::SessionPolicy,
+    record::RegisterError,
+    status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status},
+};
+#[cfg(feature = "netlink")]
+pub use {
+    inventory::{FoundInterface, Inventory},
+    socket::KernelError,
 };

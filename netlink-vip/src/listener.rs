@@ -8,20 +8,12 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+use rtnetlink::MulticastGroup;
 
 use crate::wire::decode::{DecodeError, NetEvent, decode_events};
 
 /// Events come in reads of up to a page, links with many attributes in more.
 const READ_SIZE: usize = 32 * 1024;
-
-/// Multicast groups of `rtnetlink.h`.
-mod group {
-    pub(super) const LINK: u32 = 1;
-    pub(super) const IPV4_ADDRESS: u32 = 5;
-    pub(super) const IPV4_ROUTE: u32 = 7;
-    pub(super) const IPV6_ADDRESS: u32 = 9;
-    pub(super) const IPV6_ROUTE: u32 = 11;
-}
 
 /// What one read brought.
 pub(crate) enum Heard {
@@ -51,8 +43,8 @@ impl Listener {
             setsockopt(inner, RcvBuf, &buffer)?;
         }
         inner.bind(&SocketAddr::new(0, 0))?;
-        for group in [group::LINK, group::IPV4_ADDRESS, group::IPV6_ADDRESS] {
-            inner.add_membership(group)?;
+        for group in [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr] {
+            inner.add_membership(group as u32)?;
         }
         Ok(Self { socket, buffer: vec![0; READ_SIZE], routes: false })
     }
@@ -63,11 +55,11 @@ impl Listener {
             return Ok(false);
         }
         let socket = self.socket.socket_mut();
-        for group in [group::IPV4_ROUTE, group::IPV6_ROUTE] {
+        for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
             if wanted {
-                socket.add_membership(group)?;
+                socket.add_membership(group as u32)?;
             } else {
-                socket.drop_membership(group)?;
+                socket.drop_membership(group as u32)?;
             }
         }
         self.routes = wanted;

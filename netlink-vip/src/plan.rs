@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::kernel::is_ours;
+use crate::ownership::is_ours;
 use crate::types::{LeaseTime, Prefix, VipAddress, full_prefix};
+pub use crate::wire::VipScope;
 use crate::wire::decode::{ObservedAddress, ObservedLabel, ObservedRoute};
 use crate::wire::{self, PROTOCOL};
 
@@ -98,18 +99,6 @@ impl Step {
             other => other,
         }
     }
-}
-
-/// The scope of an IPv4 VIP; IPv6 has none to choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum VipScope {
-    /// Valid everywhere, where the interface has an address of the node of any subnet: the kernel then lists the
-    /// VIP after it, so that the kernel chooses the node's as a source, and programs that take an interface's first
-    /// address do so, too.
-    Universe,
-    /// Valid on this host, where the VIP is the only address: the kernel lists it first, but never chooses it as a
-    /// source towards others.
-    Host,
 }
 
 /// What should be on one interface.

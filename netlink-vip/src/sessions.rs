@@ -4,13 +4,14 @@
 //! planned removal; after an unplanned loss they are destroyed so that nothing lingers.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
-use crate::kernel::KernelError;
+use crate::socket::KernelError;
 use crate::socket::RequestSocket;
+pub use crate::wire::diag::Listener;
 use crate::wire::diag::{self, SocketId};
 
 /// Resets every TCP session (not a listener) whose local address is one of `ips`, with a RST to the peer, whichever
@@ -21,15 +22,6 @@ use crate::wire::diag::{self, SocketId};
 /// `CONFIG_INET_DIAG_DESTROY`, or if it cannot list sessions at all; the other variants if it could not be asked.
 pub fn destroy(ips: &[IpAddr]) -> Result<usize, SessionsError> {
     Sessions::open()?.destroy(ips)
-}
-
-/// A TCP socket that takes connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Listener {
-    /// Its address and port, without a scope. An IPv4 address may come as one of IPv6 that stands for it.
-    pub local: SocketAddr,
-    /// Whether a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
-    pub is_v6_only: bool,
 }
 
 /// Every TCP socket that listens in the calling thread's network namespace, whichever process it belongs to. The
@@ -81,7 +73,7 @@ impl Sessions {
         for family in diag::FAMILIES {
             let listed = self.0.dump(
                 |sequence| diag::dump_listeners(sequence, family),
-                |message| diag::listener(message.body),
+                |message| diag::listener(message.payload()),
             );
             found.extend(listed.map_err(|error| match classify_listing(error) {
                 SessionsError::Kernel(error) => SessionsError::Listing(error),
@@ -103,7 +95,7 @@ impl Sessions {
             for &family in diag::families(ip) {
                 let listed = self.0.dump(
                     |sequence| diag::dump_sessions(sequence, family, ip),
-                    |message| SocketId::decode(message.body),
+                    |message| SocketId::decode(message.payload()),
                 );
                 let sessions = listed.map_err(classify_listing)?.into_iter();
                 found.extend(sessions.filter(|session| session.local() == Some(ip)));

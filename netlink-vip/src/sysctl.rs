@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
+use crate::link_name::is_link_name;
 use crate::rp_filter;
 use crate::sessions::SessionsError;
-use crate::types::is_link_name;
 
 /// Where the kernel shows sysctls.
 const ROOT: &str = "/proc/sys";

@@ -19,13 +19,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use nix::errno::Errno;
 
 use crate::dummy::kind_text;
-use crate::kernel::{Kernel, KernelError};
+use crate::link_name::is_link_name;
 use crate::netlink::NetlinkKernel;
 use crate::repair::Repair;
 use crate::rp_filter;
 use crate::select::link_flag;
+use crate::socket::KernelError;
 use crate::sysctl::SysctlError;
-use crate::types::is_link_name;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, TunnelEnds};
 
 /// Says whose link it is.

@@ -167,15 +167,6 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The kernel's limit for interface names (`IFNAMSIZ` without the final zero).
-const LINK_NAME_MAX: usize = 15;
-
-/// Whether the kernel takes this for the name of a link.
-pub(crate) fn is_link_name(name: &str) -> bool {
-    let good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
-    !name.is_empty() && name.len() <= LINK_NAME_MAX && !matches!(name, "." | "..") && name.chars().all(good)
-}
-
 /// 32 or 128: the length with which a VIP is installed.
 pub(crate) fn full_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
@@ -269,11 +260,13 @@ pub struct VipGroupConfig {
 }
 
 impl VipGroupConfig {
-    pub(crate) fn ips(&self) -> BTreeSet<IpAddr> {
+    /// The addresses, without their prefix lengths.
+    pub fn ips(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().map(VipAddress::ip).collect()
     }
 
-    pub(crate) fn subnets(&self) -> BTreeSet<Prefix> {
+    /// The subnets of the addresses.
+    pub fn subnets(&self) -> BTreeSet<Prefix> {
         self.addresses.iter().map(VipAddress::subnet).collect()
     }
 }
@@ -301,31 +294,6 @@ pub enum GroupError {
         /// The group that repeats it.
         second: GroupId,
     },
-}
-
-/// Checks one more group against those that exist.
-pub(crate) fn check_group<'a>(
-    existing: impl Iterator<Item = &'a VipGroupConfig>,
-    group: &VipGroupConfig,
-) -> Result<(), GroupError> {
-    if group.addresses.is_empty() {
-        return Err(GroupError::Empty(group.id));
-    }
-    let mut seen = BTreeSet::new();
-    for vip in &group.addresses {
-        if !seen.insert(vip.ip) {
-            return Err(GroupError::DuplicateAddress { ip: vip.ip, first: group.id, second: group.id });
-        }
-    }
-    for other in existing {
-        if other.id == group.id {
-            return Err(GroupError::DuplicateId(group.id));
-        }
-        if let Some(vip) = other.addresses.iter().find(|vip| seen.contains(&vip.ip)) {
-            return Err(GroupError::DuplicateAddress { ip: vip.ip, first: other.id, second: group.id });
-        }
-    }
-    Ok(())
 }
 
 /// Why a VIP goes.
@@ -385,27 +353,5 @@ mod tests {
         }
         assert!(LeaseTime::new(Duration::MAX).is_err());
         assert_eq!(LeaseTime::MIN.nearly_over(), Duration::from_millis(1_800));
-    }
-
-    #[test]
-    fn groups_share_no_address() {
-        let group = |id, addresses: &[&str]| VipGroupConfig {
-            id: GroupId(id),
-            interface: InterfaceSelector::DefaultRoute,
-            addresses: addresses.iter().map(|text| VipAddress::new(ip(text), 24).unwrap()).collect(),
-            address_label: None,
-            lease: LeaseTime::MIN,
-            lasting: BTreeSet::new(),
-        };
-        let first = group(1, &["10.0.0.1", "10.0.0.2"]);
-        let check = |new: VipGroupConfig| check_group([&first].into_iter(), &new);
-        assert_eq!(check(group(2, &["10.0.0.3"])), Ok(()));
-        assert_eq!(check(group(2, &[])), Err(GroupError::Empty(GroupId(2))));
-        assert_eq!(check(group(1, &["10.0.0.3"])), Err(GroupError::DuplicateId(GroupId(1))));
-        assert!(matches!(check(group(2, &["10.0.0.2"])), Err(GroupError::DuplicateAddress { .. })));
-        assert!(matches!(
-            check(group(2, &["10.0.0.3", "10.0.0.3"])),
-            Err(GroupError::DuplicateAddress { .. })
-        ));
     }
 }

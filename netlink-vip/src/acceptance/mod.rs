@@ -43,9 +43,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::kernel::{Kernel as _, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::select::link_flag;
+use crate::socket::KernelError;
 
 use round::Round;
 use socket::{Port, Receiver, Sender};
@@ -178,7 +178,7 @@ impl Acceptance {
     /// # Errors
     /// [`AcceptanceError::Kernel`].
     pub fn neighbours(&mut self) -> Result<HashMap<IpAddr, [u8; 6]>, AcceptanceError> {
-        let known = self.kernel.neighbours(self.index, self.source.is_ipv4());
+        let known = self.kernel.neighbours(self.index, self.source);
         let known = known.map_err(AcceptanceError::Kernel)?;
         Ok(known.into_iter().filter_map(|it| Some((it.ip, it.mac?))).collect())
     }

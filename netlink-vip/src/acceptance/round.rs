@@ -136,14 +136,14 @@ impl<'a> Round<'a> {
             return Ok(());
         }
         let Acceptance { kernel, index, source, .. } = &mut *self.acceptance;
-        let found = kernel.neighbours(*index, source.is_ipv4()).map_err(Acceptance::refused)?;
+        let found = kernel.neighbours(*index, *source).map_err(Acceptance::refused)?;
         for server in servers {
             let neighbour = found.iter().find(|neighbour| neighbour.ip == server);
             if let Some(mac) = neighbour.and_then(|neighbour| neighbour.mac) {
                 self.neighbours.insert(server, mac);
             }
             let is_certain =
-                neighbour.is_some_and(|neighbour| neighbour.mac.is_some() && !neighbour.is_stale());
+                neighbour.is_some_and(|neighbour| neighbour.mac.is_some() && !neighbour.is_stale);
             if wish == NeighbourWish::Probe && !is_certain {
                 kernel.probe_neighbour(*index, server).map_err(Acceptance::refused)?;
             }

@@ -10,10 +10,11 @@ use super::departure::Departure;
 use super::{Manager, Urgency};
 use crate::event::{KeeperEvent, Refusal, Removal, Warning};
 use crate::group::{Arriving, Group};
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::Kernel;
 use crate::lease::{Claim, Verdict};
 use crate::plan::{Desired, Managed, Observed, Step, plan, routes_needed};
 use crate::select::Link;
+use crate::socket::KernelError;
 use crate::types::{GroupId, Release, VipAddress};
 use crate::wire::decode::ObservedAddress;
 

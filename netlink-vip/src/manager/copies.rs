@@ -7,9 +7,10 @@ use std::net::IpAddr;
 
 use super::{Manager, Urgency};
 use crate::event::KeeperEvent;
-use crate::kernel::{Kernel, KernelError, is_our_permanent, is_ours};
-use crate::real_server::RealServerConfig;
+use crate::kernel::Kernel;
+use crate::ownership::{DUMMY_LINK, is_our_permanent, is_ours};
 use crate::select::Link;
+use crate::socket::KernelError;
 use crate::status::AddressCopy;
 use crate::types::GroupId;
 use crate::wire::decode::ObservedAddress;
@@ -23,7 +24,7 @@ fn copies(
 ) -> Vec<AddressCopy> {
     let name = |index: u32| links.get(&index).map_or_else(|| index.to_string(), |link| link.name.clone());
     let dummy = |seen: &ObservedAddress| {
-        links.get(&seen.index).is_some_and(|link| link.name == RealServerConfig::DUMMY)
+        links.get(&seen.index).is_some_and(|link| link.name == DUMMY_LINK)
             && is_our_permanent(seen, kernel_marks)
     };
     let foreign = addresses.iter().filter(|seen| !is_ours(seen, kernel_marks) && !dummy(seen));

@@ -12,12 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::dummy::{DummyError, DummyLink};
 use crate::files::{self, Loaded};
+use crate::link_name::is_link_name;
+use crate::ownership::DUMMY_LINK;
 use crate::repair::Repair;
 use crate::rp_filter;
 use crate::sessions::SessionsError;
 use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
-use crate::types::{VipAddress, full_prefix, is_link_name};
+use crate::types::{VipAddress, full_prefix};
 
 /// What a real server has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +40,7 @@ pub struct RealServerConfig {
 
 impl RealServerConfig {
     /// The default name of the dummy link.
-    pub const DUMMY: &'static str = "dummyvip0";
+    pub const DUMMY: &'static str = DUMMY_LINK;
 
     /// These VIPs on the dummy link of the default name; no interfaces and no tunnels.
     pub fn new(vips: Vec<IpAddr>) -> Self {
