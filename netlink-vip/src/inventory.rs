@@ -1,4 +1,4 @@
-//! A single look at the interfaces of this network namespace, without privileges and without a keeper.
+//! A snapshot of the interfaces of this network namespace, without privileges and without a keeper.
 
 use std::collections::BTreeMap;
 use std::io;

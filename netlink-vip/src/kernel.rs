@@ -1,4 +1,4 @@
-//! What the keeper asks of the kernel, as a trait: the real one speaks netlink, the tests have a model.
+//! The requests of the keeper to the kernel, as a trait: the real one speaks netlink, the tests have a fake.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -29,6 +29,6 @@ pub(crate) trait Kernel {
     fn sessions(&mut self, ips: &[IpAddr]) -> Result<Vec<SocketId>, SessionsError>;
     /// Ends sessions, with a RST to their peers as long as their address is there. Returns how many there still were.
     fn end_sessions(&mut self, sessions: &[SocketId]) -> Result<usize, SessionsError>;
-    /// Whether the kernel keeps `IFA_PROTO`.
+    /// Returns whether the kernel keeps `IFA_PROTO`.
     fn marks_addresses(&self) -> bool;
 }

@@ -3,7 +3,7 @@
 /// The kernel's limit for interface names (`IFNAMSIZ` without the final zero).
 const LINK_NAME_MAX: usize = 15;
 
-/// Whether the kernel takes this for the name of a link.
+/// Returns whether the kernel takes this for the name of a link.
 pub(crate) fn is_link_name(name: &str) -> bool {
     let good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
     !name.is_empty() && name.len() <= LINK_NAME_MAX && !matches!(name, "." | "..") && name.chars().all(good)

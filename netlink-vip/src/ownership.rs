@@ -4,11 +4,11 @@ use crate::types::full_prefix;
 use crate::wire::decode::ObservedAddress;
 use crate::wire::{PERMANENT_PROTOCOL, PROTOCOL, address_flag};
 
-/// The dummy link of a [`crate::RealServer`], unless it is told another name.
+/// The dummy link of a [`crate::RealServer`], unless its configuration has another name.
 pub(crate) const DUMMY_LINK: &str = "dummyvip0";
 
-/// Whether an observed address can be one that we put there: installed whole, and marked. A kernel without marks
-/// shows what others hardly give: a lease together with our flags.
+/// Returns whether an observed address can be one that we put there: installed whole, and marked. A kernel without
+/// marks shows what others hardly give: a lease together with our flags.
 pub(crate) fn is_ours(address: &ObservedAddress, kernel_marks: bool) -> bool {
     if address.prefix_len != full_prefix(address.ip) {
         return false;
@@ -20,8 +20,8 @@ pub(crate) fn is_ours(address: &ObservedAddress, kernel_marks: bool) -> bool {
     }
 }
 
-/// Whether an observed address can be one without end that we gave to a link of ours. A kernel without marks shows
-/// flags that others hardly give.
+/// Returns whether an observed address can be one without end that we gave to a link of ours. A kernel without marks
+/// shows flags that others hardly give.
 pub(crate) fn is_our_permanent(address: &ObservedAddress, kernel_marks: bool) -> bool {
     if address.prefix_len != full_prefix(address.ip) || address.valid.is_some() {
         return false;

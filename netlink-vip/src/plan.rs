@@ -1,4 +1,4 @@
-//! From what should be and what is to the steps in between. Pure.
+//! Plans the steps from the observed to the desired state. Pure.
 //!
 //! Order: labels before addresses, so that no address is ever without its label; additions before routes that serve
 //! them; deletions of addresses before anything else, because they are what other nodes wait for.
@@ -52,7 +52,7 @@ pub enum Step {
         index: u32,
         /// The address.
         ip: IpAddr,
-        /// How long the kernel keeps it.
+        /// Its lifetime in the kernel.
         lease: LeaseTime,
         /// Its scope.
         scope: VipScope,
@@ -64,7 +64,7 @@ pub enum Step {
         index: u32,
         /// The address.
         ip: IpAddr,
-        /// How long the kernel keeps it.
+        /// Its lifetime in the kernel.
         lease: LeaseTime,
         /// Its scope.
         scope: VipScope,
@@ -79,7 +79,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether the step adds an address, which only a valid claim permits.
+    /// Returns whether the step adds an address, which only a valid claim permits.
     pub fn needs_claim(&self) -> bool {
         matches!(self, Self::PutAddress { .. } | Self::MoveAddress { .. } | Self::PutLabel { .. })
     }
@@ -101,7 +101,7 @@ impl Step {
     }
 }
 
-/// What should be on one interface.
+/// The desired state of one interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// The leased addresses.
@@ -113,7 +113,7 @@ pub struct Desired {
     pub reachable: BTreeSet<VipAddress>,
 }
 
-/// What the plan may delete; anything else is somebody else's.
+/// The objects that the plan may delete; all others are foreign.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Managed {
     /// Addresses that are ours where they carry our mark.
@@ -124,7 +124,7 @@ pub struct Managed {
     pub subnets: BTreeSet<Prefix>,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     /// Addresses, of any interface, in the kernel's order.
@@ -133,7 +133,7 @@ pub struct Observed {
     pub labels: Vec<ObservedLabel>,
     /// Routes; those without our mark are ignored.
     pub routes: Vec<ObservedRoute>,
-    /// Whether the kernel keeps marks on addresses (Linux 5.18).
+    /// `true` if the kernel keeps marks on addresses (Linux 5.18).
     pub kernel_marks: bool,
 }
 
@@ -144,7 +144,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Writes those desired addresses again that are there already: a refresh.
     pub refresh: Vec<Step>,
-    /// Desired addresses that are there already as somebody else's, with their prefix length. They are left alone.
+    /// Desired addresses that are there already as foreign ones, with their prefix length. They are left alone.
     pub foreign: Vec<(IpAddr, u8)>,
 }
 
@@ -253,10 +253,11 @@ pub(crate) fn routes_needed(index: u32, desired: &Desired, observed: &Observed) 
     uncovered.map(VipAddress::subnet).collect()
 }
 
-/// Whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although it could
-/// come after (the kernel puts an address of scope universe behind the last primary one of the interface). Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
-/// first address of an interface, and routes without a preferred source, would then use the VIP. The kernel always
-/// lists the node's second address of a subnet after a VIP, which is the only one of its own.
+/// Returns whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although
+/// it could come after (the kernel puts an address of scope universe behind the last primary one of the interface).
+/// Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the first
+/// address of an interface, and routes without a preferred source, would then use the VIP. The kernel always lists
+/// the node's second address of a subnet after a VIP, which is the only one of its own.
 fn is_misplaced(
     vip: &ObservedAddress,
     scope: VipScope,
@@ -302,7 +303,8 @@ fn node_addresses<'a>(
     own().filter(move |seen| if whole { seen.protocol != Some(PROTOCOL) } else { has_subnet(seen) })
 }
 
-/// Whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no subnet.
+/// Returns whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no
+/// subnet.
 fn is_covered(index: u32, ip: IpAddr, observed: &Observed) -> bool {
     observed.addresses.iter().any(|seen| {
         seen.index == index

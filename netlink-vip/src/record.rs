@@ -1,4 +1,4 @@
-//! What may be ours on this host, written down before the first of it is made.
+//! Record of the addresses, labels and routes that may be ours on this host, written before the first of them is made.
 //!
 //! Addresses and routes carry a mark, labels cannot. The mark alone is not enough either: a second daemon on the host
 //! uses the same one. So each keeper has a state directory of its own, locked while it runs, with a list of what it
@@ -84,7 +84,7 @@ impl From<Record> for RawRecord {
 /// Warnings about groups, and those about the record without a group.
 type Concerns = Vec<(Option<GroupId>, Warning)>;
 
-/// What makes the groups those that are wanted.
+/// The changes that lead to the wanted groups.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) removed: Vec<GroupId>,
@@ -92,7 +92,7 @@ pub(crate) struct Change {
     pub(crate) added: Vec<Registered>,
 }
 
-/// Why groups could not be registered.
+/// Failure to register groups.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -104,7 +104,7 @@ pub enum RegisterError {
     StateDir {
         /// The directory or file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
     /// Another process uses the state directory.
@@ -130,8 +130,8 @@ pub(crate) struct Registrar<K> {
 }
 
 impl<K: Kernel> Registrar<K> {
-    /// Takes the state directory, removes what an earlier run left behind, and forgets it. A full or read-only file system
-    /// costs the record, not the keeper.
+    /// Takes the state directory, removes what an earlier run left behind, and forgets it. A full or read-only file
+    /// system costs the record, not the keeper.
     pub(crate) fn open(state_dir: &Path, mut kernel: K) -> Result<(Self, Vec<Warning>), RegisterError> {
         let fault = |path: &Path| {
             let path = path.to_owned();
@@ -160,7 +160,7 @@ impl<K: Kernel> Registrar<K> {
         Ok((Self { kernel, path, groups: BTreeMap::new(), unsaved: None, _lock: lock }, warnings))
     }
 
-    /// Adds groups to the list. A label that exists already for one of their addresses is somebody else's.
+    /// Adds groups to the list. A label that exists already for one of their addresses is foreign.
     pub(crate) fn add(
         &mut self,
         configs: Vec<VipGroupConfig>,

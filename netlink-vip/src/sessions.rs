@@ -1,4 +1,4 @@
-//! The TCP sockets of this node: resets sessions that came through a VIP, and tells where somebody listens.
+//! The TCP sockets of this node: resets sessions that came through a VIP, and lists listening sockets.
 //!
 //! Once an address is gone not even a RST leaves in its name and the client hangs. So sessions are reset *before* a
 //! planned removal; after an unplanned loss they are destroyed so that nothing lingers.
@@ -25,7 +25,7 @@ pub fn destroy(ips: &[IpAddr]) -> Result<usize, SessionsError> {
 }
 
 /// Every TCP socket that listens in the calling thread's network namespace, whichever process it belongs to. The
-/// kernel looks at these only, however many connections there are. It needs no capability.
+/// kernel reads these only, however many connections there are. It needs no capability.
 ///
 /// # Errors
 /// [`SessionsError::Unsupported`] if the kernel was built without `CONFIG_INET_DIAG`; [`SessionsError::Listing`] and
@@ -34,7 +34,7 @@ pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
     Sessions::open()?.listeners()
 }
 
-/// Why sessions were not reset, or sockets not listed.
+/// Failure to reset sessions or to list sockets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionsError {

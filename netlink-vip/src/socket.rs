@@ -26,7 +26,7 @@ const MESSAGE_HEADER: usize = 16;
 /// `NLMSGERR_ATTR_MSG` of `netlink.h`.
 const ERROR_TEXT: u16 = 1;
 
-/// What the kernel answered instead of doing what it was asked.
+/// Failure of a request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {

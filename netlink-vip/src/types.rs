@@ -21,18 +21,18 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// How the interface of a group is found. It is evaluated again whenever links or default routes change.
+/// Selects the interface of a group. It is evaluated again whenever links or default routes change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InterfaceSelector {
     /// The interface with this name (or alternative name). A renamed interface no longer matches.
     Name(String),
-    /// The interface with this hardware address. Of several, one that is nobody's port or child is preferred
+    /// The interface with this hardware address. Of several, one that is neither a port nor a child is preferred
     /// (a bond before its ports, a device before its VLANs), then the one with the lowest index.
     Mac([u8; 6]),
     /// The interface of the default route with the lowest metric, in the family of the group's first
     /// IPv4 address if it has one (metrics of the two families do not compare), else in the other family.
-    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over. Where there is no default route at
-    /// all, the one interface whose subnet covers an address of the group, if it is the only one.
+    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over. Where there is no default route
+    /// at all, the one interface whose subnet covers an address of the group, if it is the only one.
     DefaultRoute,
 }
 
@@ -150,12 +150,12 @@ impl Prefix {
         self.len
     }
 
-    /// Whether the prefix length is 0, so that every address of the family is inside.
+    /// Returns whether the prefix length is 0, so that every address of the family is inside.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether `ip` lies inside.
+    /// Returns whether `ip` lies inside.
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.network.is_ipv4() && Self::new(ip, self.len).network == self.network
     }
@@ -172,7 +172,7 @@ pub(crate) fn full_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-/// How long the kernel keeps a VIP after its last refresh: whole seconds, 2 to 86 400.
+/// Lifetime of a VIP in the kernel after its last refresh: whole seconds, 2 to 86 400.
 ///
 /// Below 2 s an ordinary scheduling stall would drop the address; the kernel removes an address between 0.02 s
 /// before and 1.02 s after its time (measured on Linux 6.18).
@@ -252,10 +252,10 @@ pub struct VipGroupConfig {
     pub addresses: Vec<VipAddress>,
     /// RFC 6724 label for the group's IPv6 addresses; `None` sets none.
     pub address_label: Option<AddressLabel>,
-    /// How long the kernel keeps the addresses after the last refresh.
+    /// Lifetime of the addresses in the kernel after the last refresh.
     pub lease: LeaseTime,
-    /// Addresses whose TCP sessions are not reset when this group gives them up, because they stay on this host by other
-    /// means, such as the dummy link of a real server.
+    /// Addresses whose TCP sessions are not reset when this group gives them up, because they stay on this host by
+    /// other means, such as the dummy link of a real server.
     pub lasting: BTreeSet<IpAddr>,
 }
 
@@ -271,7 +271,7 @@ impl VipGroupConfig {
     }
 }
 
-/// Why a group is refused.
+/// Refusal of a group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
@@ -296,7 +296,7 @@ pub enum GroupError {
     },
 }
 
-/// Why a VIP goes.
+/// Kind of a release of VIPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// Sessions through the VIP are reset while it is still there to say so: it goes after them, in 0.1 s to 1 s
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_contain_what_they_should() {
+    fn prefixes_contain_exactly_their_addresses() {
         let net = Prefix::new(ip("10.1.2.3"), 23);
         assert_eq!(net.to_string(), "10.1.2.0/23");
         assert!(net.contains(ip("10.1.3.255")) && !net.contains(ip("10.1.4.0")) && !net.contains(ip("::1")));

@@ -158,9 +158,9 @@ impl Round {
             Some(Look::Failed(why)) => Some(why.clone()),
             _ => None,
         };
-        let silence = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
-        let keeper = (silence > KEEPER_PATIENCE)
-            .then(|| format!("their keeper has not answered for {:.1} s", silence.as_secs_f64()));
+        let unresponsive_for = self.keeper.as_ref().map(KeeperHandle::unresponsive_for).unwrap_or_default();
+        let keeper = (unresponsive_for > KEEPER_PATIENCE)
+            .then(|| format!("their keeper has not answered for {:.1} s", unresponsive_for.as_secs_f64()));
         let ipvs = self.ipvs.as_ref().and_then(|director| director.observed().unavailable);
         let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {

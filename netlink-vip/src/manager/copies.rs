@@ -44,7 +44,7 @@ fn copies(
 
 impl<K: Kernel> Manager<K> {
     /// An address came or went that is not one of our leases.
-    pub(super) fn suspect_copy(&mut self, ip: IpAddr) {
+    pub(super) fn mark_copies_dirty(&mut self, ip: IpAddr) {
         if self.groups.values().any(|group| group.has(ip)) {
             self.dirty.copies = true;
             self.dirty.mark(self.kernel.now(), Urgency::Soon);
@@ -52,7 +52,7 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// Looks for copies of all groups' addresses on all interfaces.
-    pub(super) fn look_for_copies(&mut self) -> Result<(), KernelError> {
+    pub(super) fn read_copies(&mut self) -> Result<(), KernelError> {
         if !std::mem::take(&mut self.dirty.copies) || self.groups.is_empty() {
             return Ok(());
         }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_leased_is_a_copy_on_any_interface() {
+    fn an_address_without_a_lease_is_a_copy_on_any_interface() {
         let all = [
             seen(2, 24, None, None),
             seen(2, 32, None, Some(86_400)),

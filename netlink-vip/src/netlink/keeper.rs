@@ -17,7 +17,7 @@ use crate::wire::diag::SocketId;
 use crate::wire::encode::{self, Lifetime};
 
 impl NetlinkKernel {
-    /// Whether the process may change addresses, found by asking for a change that cannot be made.
+    /// Returns whether the process may change addresses, found by asking for a change that cannot be made.
     pub(crate) fn check_privilege(&mut self) -> Result<(), KernelError> {
         let nowhere = encode::delete_address(u32::MAX >> 1, IpAddr::from([192, 0, 2, 1]), 32);
         match self.write(nowhere) {

@@ -53,7 +53,7 @@ impl NetlinkKernel {
         self.socket.dump(|sequence| request().encode(sequence), read)
     }
 
-    /// Routes of the main table. An IPv4 main table that nobody has used yet does not exist.
+    /// Routes of the main table. An IPv4 main table that was never used does not exist.
     fn routes(
         &mut self,
         protocol: Option<u8>,
@@ -76,7 +76,7 @@ impl NetlinkKernel {
         Ok(found)
     }
 
-    /// Whether the kernel keeps `IFA_PROTO`.
+    /// Returns whether the kernel keeps `IFA_PROTO`.
     pub(crate) fn marks_addresses(&self) -> bool {
         self.marks_addresses
     }

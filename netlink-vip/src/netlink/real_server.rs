@@ -65,7 +65,7 @@ impl NetlinkKernel {
         self.write(encode::use_neighbour(index, ip))
     }
 
-    /// Whether packets of this node to an address leave by the interface and need no router.
+    /// Returns whether packets of this node to an address leave by the interface and need no router.
     pub(crate) fn is_on_link(&mut self, ip: IpAddr, index: u32) -> Result<bool, KernelError> {
         let route = self.route_to(ip)?;
         Ok(matches!(route, Some(FoundRoute::Out { index: out, is_direct: true, .. }) if out == index))
@@ -76,7 +76,7 @@ impl NetlinkKernel {
         let request = |sequence| encode::get_route(ip).encode(sequence);
         match self.socket.dump(request, FoundRoute::decode) {
             Ok(routes) => Ok(routes.into_iter().next()),
-            // There is no route, or one that says so.
+            // There is no route, or one of type "unreachable" or the like.
             Err(error) if error.refused().is_some() => Ok(None),
             Err(error) => Err(error),
         }

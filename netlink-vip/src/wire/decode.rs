@@ -1,7 +1,7 @@
 //! Tolerant decoding of rtnetlink messages: headers and attributes are read by `netlink-packet-route`, one by one.
 //!
 //! Its decoder of whole messages refuses a message in which one attribute cannot be read, and the event is lost, and
-//! with it the news that an address is gone. Here only the fixed header of a message has to be complete. An attribute
+//! with it the notification that an address is gone. Here only the fixed header of a message has to be complete. An attribute
 //! that cannot be read is skipped; a broken attribute list ends where it breaks. Only the attributes that the crate
 //! needs are read at all: an event of a link has about fifty others, and reading these too takes twenty times as long
 //! (2.3 µs instead of 0.1 µs) and would expose the real-time thread to all their decoders.
@@ -26,7 +26,7 @@ const IFA_PROTO: u16 = 11;
 /// One netlink message.
 pub type Message<'a> = NetlinkBuffer<&'a [u8]>;
 
-/// What one message says. Message kinds that the keeper has no use for are [`NetEvent::Other`].
+/// Content of one message. Message kinds that the keeper has no use for are [`NetEvent::Other`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NetEvent {
@@ -73,7 +73,7 @@ pub struct LinkUpdate {
     pub parent: Option<u32>,
     /// `IFLA_INFO_KIND`: "dummy", "vlan", …; physical devices have none.
     pub kind: Option<String>,
-    /// What somebody wrote about it (`ip link set … alias`).
+    /// Alias, a free text (`ip link set … alias`).
     pub alias: Option<String>,
     /// Largest packet, in bytes.
     pub mtu: Option<u32>,
@@ -105,7 +105,7 @@ pub struct ObservedAddress {
     pub scope: u8,
     /// Its flags, see [`super::address_flag`].
     pub flags: u32,
-    /// Who added it (`IFA_PROTO`); `None` if nobody said or the kernel is older than 5.18.
+    /// Origin (`IFA_PROTO`); `None` without one and on kernels older than 5.18.
     pub protocol: Option<u8>,
     /// Remaining seconds of validity; `None` without end.
     pub valid: Option<u32>,
@@ -118,7 +118,7 @@ pub struct ObservedRoute {
     pub destination: Prefix,
     /// Routing table; the main table is 254.
     pub table: u32,
-    /// Who added it (`rtm_protocol`).
+    /// Origin (`rtm_protocol`).
     pub protocol: u8,
     /// `rtm_type`; 1 is unicast.
     pub kind: u8,
@@ -139,7 +139,7 @@ pub struct ObservedLabel {
     pub label: u32,
 }
 
-/// Why a message could not be read. The keeper answers each with a resync.
+/// Failure to read a message. The keeper answers each with a resync.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {

@@ -17,7 +17,7 @@ const REQ_BYTECODE: u16 = 1;
 /// `INET_DIAG_BC_S_COND`: compares the local address.
 const BC_SOURCE: u8 = 7;
 /// TCP states as bits: all but TIME_WAIT (6) and CLOSE (7), which hold no session, and LISTEN (10), which is
-/// somebody's service and stays.
+/// a service and stays.
 const SESSION_STATES: u32 = 0xfff & !(1 << 6) & !(1 << 7) & !LISTEN;
 const LISTEN: u32 = 1 << 10;
 /// `INET_DIAG_SKV6ONLY`, which every listener of IPv6 comes with unasked.
@@ -88,7 +88,7 @@ impl SocketId {
 pub struct Listener {
     /// Its address and port, without a scope. An IPv4 address may come as one of IPv6 that stands for it.
     pub local: SocketAddr,
-    /// Whether a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
+    /// `true` if a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
     pub is_v6_only: bool,
 }
 

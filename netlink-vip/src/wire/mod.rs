@@ -22,8 +22,8 @@ pub enum VipScope {
     Host,
 }
 
-/// Marks addresses (`IFA_PROTO`, Linux 5.18) and routes (`rtm_protocol`) as ours. The value is registered with
-/// nobody; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
+/// Marks addresses (`IFA_PROTO`, Linux 5.18) and routes (`rtm_protocol`) as ours. The value is not registered
+/// anywhere; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
 pub const PROTOCOL: u8 = 203;
 
 /// Marks the addresses without end of [`crate::DummyLink`] and [`crate::TunnelLink`]. Another mark than that of the

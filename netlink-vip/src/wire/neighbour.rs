@@ -20,7 +20,7 @@ pub(crate) struct ObservedNeighbour {
     pub(crate) ip: IpAddr,
     /// Its link-layer address, if that is known.
     pub(crate) mac: Option<[u8; 6]>,
-    /// Whether its link-layer address has not been confirmed lately.
+    /// `true` if its link-layer address has not been confirmed lately.
     pub(crate) is_stale: bool,
 }
 
@@ -58,7 +58,7 @@ pub(crate) enum FoundRoute {
         index: u32,
         /// The address that they come from, where this node has one.
         source: Option<IpAddr>,
-        /// Whether they go to the destination itself, rather than to a router.
+        /// `true` if they go to the destination itself, rather than to a router.
         is_direct: bool,
     },
 }

@@ -43,7 +43,7 @@ impl Request {
     }
 }
 
-/// How long an address lives.
+/// Lifetime of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifetime {
     /// A lease.
