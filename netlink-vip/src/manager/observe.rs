@@ -45,7 +45,7 @@ impl<K: Kernel> Manager<K> {
             Notification::Event(NetEvent::Address(address)) => self.handle_address(&address),
             Notification::Event(NetEvent::AddressRemoved(address)) => self.handle_address_removal(&address),
             Notification::Event(NetEvent::Route(route) | NetEvent::RouteRemoved(route)) => {
-                self.handle_route_change(&route)
+                self.handle_route_change(&route);
             }
             Notification::Event(NetEvent::Label(_) | NetEvent::Other { .. }) => {}
             Notification::Unreadable(error) => {
