@@ -33,7 +33,7 @@
 //! # }
 //! ```
 //!
-//! Who wants a table to be in a certain way, whatever it is now, describes it as [`reconcile::Desired`] and calls
+//! A desired table, whatever the kernel has now, is described as [`reconcile::Desired`] and established by
 //! `Client::reconcile`.
 //!
 //! # Privileges

@@ -1,7 +1,7 @@
 //! A dummy link that carries VIPs on every node, so that each accepts what a director sends it.
 //!
 //! A node may also hold the same VIP as a lease on a real interface, and then everything that asks where the VIP is
-//! (`fib daddr . iif` in nftables) must be told the real interface: the kernel takes the first route of the local
+//! (`fib daddr . iif` in nftables) must find the real interface: the kernel takes the first route of the local
 //! table, and among equal ones that is the older one, the dummy's. So each IPv4 address has a local route of ours
 //! with a worse metric instead of the kernel's: the lease's wins while it lives, the dummy's catches when it ends,
 //! by no process's doing. For IPv6 the kernel asks the interface itself.
@@ -11,16 +11,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use nix::errno::Errno;
+use nix::libc;
 
-use crate::kernel::{Kernel, KernelError, is_our_permanent};
+use crate::link_name::is_link_name;
 use crate::netlink::NetlinkKernel;
-use crate::plan::Step as AddressStep;
+use crate::ownership::is_our_permanent;
 use crate::repair::Repair;
 use crate::select::link_flag;
 use crate::sessions::SessionsError;
-use crate::types::{full_prefix, is_link_name};
+use crate::socket::KernelError;
+use crate::types::full_prefix;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, ObservedRoute};
-use crate::wire::{PROTOCOL, PROTOCOL_KERNEL, address_flag};
+use crate::wire::{PROTOCOL, address_flag};
 
 /// A dummy link of ours.
 ///
@@ -35,7 +37,7 @@ pub struct DummyLink {
     known: BTreeSet<IpAddr>,
 }
 
-/// Why there is no dummy link.
+/// Failure to make a dummy link.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DummyError {
@@ -47,11 +49,11 @@ pub enum DummyError {
     OtherKind {
         /// The name.
         name: String,
-        /// What it is; `None` for a physical device.
+        /// Its kind; `None` for a physical device.
         kind: Option<String>,
     },
     /// There is a dummy link of that name with addresses that are not ours.
-    #[error("link {name} exists already with addresses of somebody else ({}): it is left alone", list(.addresses))]
+    #[error("link {name} exists already with foreign addresses ({}): it is left alone", list(.addresses))]
     ForeignAddresses {
         /// The name.
         name: String,
@@ -94,23 +96,23 @@ enum Step {
     SetUp,
     Add(IpAddr),
     /// Makes the worse local route.
-    Catch(Ipv4Addr),
+    AddLocalRoute(Ipv4Addr),
     /// Deletes the kernel's local route, which would go before that of a lease.
-    Yield(Ipv4Addr),
+    DeleteKernelRoute(Ipv4Addr),
     /// Deletes the worse local route.
-    Forget(Ipv4Addr),
+    DeleteLocalRoute(Ipv4Addr),
 }
 
-/// What a change of the addresses has done.
+/// Report of a change of the addresses.
 #[derive(Debug)]
-pub(crate) struct Settled {
+pub(crate) struct DummyReport {
     pub(crate) repairs: Vec<Repair>,
     /// Why sessions on addresses that have gone were not reset.
     pub(crate) unreset: Option<SessionsError>,
 }
 
-/// What the kernel shows of the link.
-struct Seen {
+/// The link as the kernel shows it.
+struct Observed {
     link: LinkUpdate,
     addresses: Vec<ObservedAddress>,
     routes: Vec<ObservedRoute>,
@@ -138,7 +140,7 @@ impl DummyLink {
         Ok(Self { kernel, name: name.to_owned(), index: 0, known: known.into_iter().collect() })
     }
 
-    /// Changes the addresses, and puts right whatever else is not as it should be: call it again now and then, and
+    /// Changes the addresses, and repairs whatever else is not as it should be: call it again now and then, and
     /// when the link changed, because the kernel makes its own local routes anew when a link comes up. A call that
     /// finds nothing changes nothing. The addresses stay local throughout.
     ///
@@ -148,11 +150,11 @@ impl DummyLink {
     /// # Errors
     /// As [`DummyLink::ensure`].
     pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<Vec<Repair>, DummyError> {
-        self.settle(addresses).map(|settled| settled.repairs)
+        self.reconcile(addresses).map(|report| report.repairs)
     }
 
     /// As [`DummyLink::set_addresses`].
-    pub(crate) fn settle(&mut self, addresses: &[IpAddr]) -> Result<Settled, DummyError> {
+    pub(crate) fn reconcile(&mut self, addresses: &[IpAddr]) -> Result<DummyReport, DummyError> {
         let seen = self.observe()?;
         let marks = self.kernel.marks_addresses();
         let steps = plan(&self.name, addresses, seen.as_ref(), &self.known, marks)?;
@@ -160,15 +162,15 @@ impl DummyLink {
         let new = steps.first() == Some(&Step::Create);
         let unreset = self.reset_sessions(&steps);
         for &step in &steps {
-            if let Err(error) = self.take(step) {
+            if let Err(error) = self.apply(step) {
                 if new && self.index != 0 {
-                    // Half a link is of no use to anybody; the error that matters is the first one.
+                    // Half a link is of no use; the error that matters is the first one.
                     let _ = self.kernel.delete_link(self.index);
                 }
                 return Err(self.classify(step, error));
             }
         }
-        Ok(Settled { repairs: self.repairs(&steps), unreset })
+        Ok(DummyReport { repairs: self.repairs(&steps), unreset })
     }
 
     /// The link's name.
@@ -176,7 +178,7 @@ impl DummyLink {
         &self.name
     }
 
-    /// Deletes the link. One that has come to carry addresses of somebody else stays, without ours; one that has only
+    /// Deletes the link. One that has come to carry foreign addresses stays, without ours; one that has only
     /// theirs is left alone. Sessions are reset as by [`DummyLink::set_addresses`].
     ///
     /// # Errors
@@ -202,20 +204,20 @@ impl DummyLink {
         if ours.is_empty() {
             return Ok(());
         }
-        let routes = our_routes(&seen.routes).map(Step::Forget);
+        let routes = our_routes(&seen.routes).map(Step::DeleteLocalRoute);
         for step in deletions.into_iter().chain(routes) {
-            self.take(step).map_err(|error| self.classify(step, error))?;
+            self.apply(step).map_err(|error| self.classify(step, error))?;
         }
         Err(DummyError::ForeignAddresses { name: self.name, addresses: foreign })
     }
 
-    fn observe(&mut self) -> Result<Option<Seen>, DummyError> {
+    fn observe(&mut self) -> Result<Option<Observed>, DummyError> {
         let link = self.kernel.link_named(&self.name).map_err(|error| self.fault(error))?;
         self.index = link.as_ref().map_or(0, |link| link.index);
         let Some(link) = link else { return Ok(None) };
         let addresses = self.kernel.addresses(link.index).map_err(|error| self.fault(error))?;
         let routes = self.kernel.local_routes(link.index).map_err(|error| self.fault(error))?;
-        Ok(Some(Seen { link, addresses, routes }))
+        Ok(Some(Observed { link, addresses, routes }))
     }
 
     /// Resets the sessions on addresses that are about to go, but for those that another link has: these go on.
@@ -236,7 +238,7 @@ impl DummyLink {
         if going.is_empty() { None } else { self.kernel.reset_sessions(&going).err() }
     }
 
-    fn take(&mut self, step: Step) -> Result<(), KernelError> {
+    fn apply(&mut self, step: Step) -> Result<(), KernelError> {
         match step {
             Step::Create => {
                 self.kernel.create_dummy(&self.name)?;
@@ -248,15 +250,15 @@ impl DummyLink {
             Step::Add(ip) => self.kernel.put_permanent(self.index, ip),
             Step::Delete(ip) => {
                 let prefix_len = full_prefix(ip);
-                self.kernel.apply(&AddressStep::DeleteAddress { index: self.index, ip, prefix_len })
+                self.kernel.delete_address(self.index, ip, prefix_len)
             }
-            Step::Catch(ip) => self.kernel.put_local_route(self.index, ip),
-            Step::Yield(ip) => self.kernel.delete_kernel_route(self.index, ip),
-            Step::Forget(ip) => self.kernel.delete_local_route(self.index, ip),
+            Step::AddLocalRoute(ip) => self.kernel.put_local_route(self.index, ip),
+            Step::DeleteKernelRoute(ip) => self.kernel.delete_kernel_route(self.index, ip),
+            Step::DeleteLocalRoute(ip) => self.kernel.delete_local_route(self.index, ip),
         }
     }
 
-    /// The routes of a new address are no news.
+    /// The routes of a new address are not reported.
     fn repairs(&self, steps: &[Step]) -> Vec<Repair> {
         let link = self.name.clone();
         let new = |ip: Ipv4Addr| {
@@ -271,8 +273,14 @@ impl DummyLink {
                 Step::SetUp => Repair::SetUp { link },
                 Step::Add(ip) => Repair::Added { link, ip },
                 Step::Delete(ip) => Repair::Removed { link, ip },
-                Step::Catch(ip) | Step::Yield(ip) | Step::Forget(ip) if new(ip) => continue,
-                Step::Catch(ip) | Step::Yield(ip) | Step::Forget(ip) => Repair::Route { link, ip: ip.into() },
+                Step::AddLocalRoute(ip) | Step::DeleteKernelRoute(ip) | Step::DeleteLocalRoute(ip)
+                    if new(ip) =>
+                {
+                    continue;
+                }
+                Step::AddLocalRoute(ip) | Step::DeleteKernelRoute(ip) | Step::DeleteLocalRoute(ip) => {
+                    Repair::Route { link, ip: ip.into() }
+                }
             };
             if !repairs.contains(&repair) {
                 repairs.push(repair);
@@ -299,20 +307,24 @@ impl DummyLink {
     }
 }
 
-/// From what is to what should be, or why not. Pure.
+/// Plans the steps from the observed to the desired state, or the reason why there are none. Pure.
 ///
 /// A route of ours comes before the kernel's goes, so that an address is local at every moment.
 fn plan(
     name: &str,
     wanted: &[IpAddr],
-    seen: Option<&Seen>,
+    seen: Option<&Observed>,
     known: &BTreeSet<IpAddr>,
     kernel_marks: bool,
 ) -> Result<Vec<Step>, DummyError> {
     let wanted: BTreeSet<IpAddr> = wanted.iter().copied().collect();
-    let Some(Seen { link, addresses, routes }) = seen else {
+    let Some(Observed { link, addresses, routes }) = seen else {
         let add = wanted.iter().copied().map(Step::Add);
-        let routes = wanted.iter().copied().filter_map(v4).flat_map(|ip| [Step::Catch(ip), Step::Yield(ip)]);
+        let routes = wanted
+            .iter()
+            .copied()
+            .filter_map(v4)
+            .flat_map(|ip| [Step::AddLocalRoute(ip), Step::DeleteKernelRoute(ip)]);
         return Ok([Step::Create, Step::SetUp].into_iter().chain(add).chain(routes).collect());
     };
     check_kind(name, link)?;
@@ -321,7 +333,9 @@ fn plan(
         return Err(DummyError::ForeignAddresses { name: name.to_owned(), addresses: foreign });
     }
     let mut steps: Vec<Step> = obsolete.into_iter().map(Step::Delete).collect();
-    steps.extend(our_routes(routes).filter(|ip| !wanted.contains(&IpAddr::V4(*ip))).map(Step::Forget));
+    steps.extend(
+        our_routes(routes).filter(|ip| !wanted.contains(&IpAddr::V4(*ip))).map(Step::DeleteLocalRoute),
+    );
     let was_down = link.flags & link_flag::UP == 0;
     if was_down {
         steps.push(Step::SetUp);
@@ -335,17 +349,17 @@ fn plan(
         // The kernel makes its route when the address comes and when the link does.
         let remade = was_down || there().next().is_none();
         if remade || !our_routes(routes).any(|ours| ours == v4) {
-            steps.push(Step::Catch(v4));
+            steps.push(Step::AddLocalRoute(v4));
         }
-        let kernels = |route: &ObservedRoute| route.protocol == PROTOCOL_KERNEL && leads_to(route, v4);
+        let kernels = |route: &ObservedRoute| route.protocol == libc::RTPROT_KERNEL && leads_to(route, v4);
         if remade || routes.iter().any(kernels) {
-            steps.push(Step::Yield(v4));
+            steps.push(Step::DeleteKernelRoute(v4));
         }
     }
     Ok(steps)
 }
 
-/// What a link is, for messages.
+/// The kind of a link, for messages.
 pub(crate) fn kind_text(kind: Option<&str>) -> String {
     kind.map_or_else(|| "a device of its own kind".to_owned(), |kind| format!("of kind {kind}"))
 }
@@ -357,7 +371,7 @@ fn check_kind(name: &str, link: &LinkUpdate) -> Result<(), DummyError> {
     Err(DummyError::OtherKind { name: name.to_owned(), kind: link.kind.clone() })
 }
 
-/// The addresses of ours that are not wanted, and those of somebody else.
+/// The addresses of ours that are not wanted, and the foreign ones.
 fn split(
     addresses: &[ObservedAddress],
     wanted: &BTreeSet<IpAddr>,
@@ -374,8 +388,8 @@ fn split(
     (ips(ours), ips(foreign))
 }
 
-/// Whether an address is as good as one of ours: without end, and for IPv6 never a default source and marked. The
-/// mark of an IPv4 address cannot be changed without deleting it.
+/// Returns whether an address is as good as one of ours: without end, and for IPv6 never a default source and marked.
+/// The mark of an IPv4 address cannot be changed without deleting it.
 fn is_complete(seen: &ObservedAddress, kernel_marks: bool) -> bool {
     let whole = seen.prefix_len == full_prefix(seen.ip) && seen.valid.is_none();
     let marked = !kernel_marks || is_our_permanent(seen, kernel_marks);

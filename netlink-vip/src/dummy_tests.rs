@@ -23,14 +23,14 @@ fn route(text: &str, protocol: u8) -> ObservedRoute {
     ObservedRoute { destination, table: 255, protocol, kind: 2, metric: 0, interfaces: vec![9] }
 }
 
-fn seen(link: LinkUpdate, addresses: &[ObservedAddress], routes: &[ObservedRoute]) -> Seen {
-    Seen { link, addresses: addresses.to_vec(), routes: routes.to_vec() }
+fn seen(link: LinkUpdate, addresses: &[ObservedAddress], routes: &[ObservedRoute]) -> Observed {
+    Observed { link, addresses: addresses.to_vec(), routes: routes.to_vec() }
 }
 
 const V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 101);
 
-fn plan(wanted: &[IpAddr], seen: Option<&Seen>) -> Result<Vec<Step>, DummyError> {
+fn plan(wanted: &[IpAddr], seen: Option<&Observed>) -> Result<Vec<Step>, DummyError> {
     super::plan("dummyvip0", wanted, seen, &BTreeSet::new(), true)
 }
 
@@ -42,8 +42,8 @@ fn a_new_link_is_up_before_it_has_addresses_and_they_before_routes() {
         Step::SetUp,
         Step::Add(V4.into()),
         Step::Add(ip("fd00::100")),
-        Step::Catch(V4),
-        Step::Yield(V4),
+        Step::AddLocalRoute(V4),
+        Step::DeleteKernelRoute(V4),
     ];
     assert_eq!(steps, expected);
 }
@@ -60,13 +60,13 @@ fn an_own_link_is_brought_to_what_is_wanted_and_then_left() {
     let steps = plan(&wanted, Some(&seen(link(Some("dummy"), 0x82), &there, &[old])));
     let expected = [
         Step::Delete(ip("10.0.0.7")),
-        Step::Forget(Ipv4Addr::new(10, 0, 0, 7)),
+        Step::DeleteLocalRoute(Ipv4Addr::new(10, 0, 0, 7)),
         Step::SetUp,
-        Step::Catch(V4),
-        Step::Yield(V4),
+        Step::AddLocalRoute(V4),
+        Step::DeleteKernelRoute(V4),
         Step::Add(OTHER.into()),
-        Step::Catch(OTHER),
-        Step::Yield(OTHER),
+        Step::AddLocalRoute(OTHER),
+        Step::DeleteKernelRoute(OTHER),
     ];
     assert_eq!(steps.unwrap(), expected);
 
@@ -79,13 +79,13 @@ fn an_own_link_is_brought_to_what_is_wanted_and_then_left() {
 #[test]
 fn the_order_of_routes_is_mended_with_ours_first() {
     let there = [address("10.0.0.100/32", Some(PERMANENT_PROTOCOL))];
-    let (ours, kernels) = (route("10.0.0.100", PROTOCOL), route("10.0.0.100", PROTOCOL_KERNEL));
+    let (ours, kernels) = (route("10.0.0.100", PROTOCOL), route("10.0.0.100", libc::RTPROT_KERNEL));
     let with = |routes: &[ObservedRoute]| {
         plan(&[V4.into()], Some(&seen(link(Some("dummy"), 0x83), &there, routes))).unwrap()
     };
-    assert_eq!(with(std::slice::from_ref(&kernels)), [Step::Catch(V4), Step::Yield(V4)]);
-    assert_eq!(with(&[]), [Step::Catch(V4)]);
-    assert_eq!(with(&[kernels, ours]), [Step::Yield(V4)]);
+    assert_eq!(with(std::slice::from_ref(&kernels)), [Step::AddLocalRoute(V4), Step::DeleteKernelRoute(V4)]);
+    assert_eq!(with(&[]), [Step::AddLocalRoute(V4)]);
+    assert_eq!(with(&[kernels, ours]), [Step::DeleteKernelRoute(V4)]);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn an_ipv6_address_is_never_a_default_source() {
 }
 
 #[test]
-fn what_was_there_before_us_is_known() {
+fn known_addresses_are_ours_without_a_mark() {
     let there = [address("10.0.0.100/32", None)];
     let seen = seen(link(Some("dummy"), 0x83), &there, &[]);
     assert!(plan(&[], Some(&seen)).is_err());
@@ -119,14 +119,14 @@ fn without_marks_our_flags_tell() {
         let seen = seen(link(Some("dummy"), 0x83), std::slice::from_ref(there), &[]);
         super::plan("dummyvip0", wanted, Some(&seen), &BTreeSet::new(), false)
     };
-    assert!(with(&there, &[]).is_err(), "somebody else's");
+    assert!(with(&there, &[]).is_err(), "foreign");
     there.flags |= address_flag::NOPREFIXROUTE;
     assert_eq!(with(&there, &[]).unwrap(), [Step::Delete(there.ip)]);
-    assert_eq!(with(&there, &[there.ip]).unwrap(), [Step::Catch(Ipv4Addr::new(10, 0, 0, 7))]);
+    assert_eq!(with(&there, &[there.ip]).unwrap(), [Step::AddLocalRoute(Ipv4Addr::new(10, 0, 0, 7))]);
 }
 
 #[test]
-fn a_link_of_somebody_else_is_refused() {
+fn a_foreign_link_is_refused() {
     let refused = |link: LinkUpdate| plan(&[], Some(&seen(link, &[], &[]))).unwrap_err();
     let error = refused(link(Some("bridge"), 0x83));
     assert!(matches!(error, DummyError::OtherKind { kind: Some(kind), .. } if kind == "bridge"));

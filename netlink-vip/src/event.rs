@@ -1,11 +1,11 @@
-//! What the keeper tells.
+//! Events of the keeper.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::kernel::KernelError;
 use crate::sessions::SessionsError;
+use crate::socket::KernelError;
 use crate::status::AddressCopy;
 use crate::types::{GroupError, GroupId, Prefix, Release};
 use crate::wire::{address_flag, scope};
@@ -33,10 +33,10 @@ pub enum KeeperEvent {
     Removed {
         /// The group.
         id: GroupId,
-        /// Why.
+        /// The reason.
         reason: Removal,
     },
-    /// Somebody removed an address while this node held it. The next claim restores it.
+    /// An address was removed by another program while this node held it. The next claim restores it.
     Missing {
         /// The group.
         id: GroupId,
@@ -55,7 +55,7 @@ pub enum KeeperEvent {
         id: GroupId,
         /// The address.
         ip: IpAddr,
-        /// Why.
+        /// The reason.
         reason: Refusal,
     },
     /// Addresses of the group are on this node without being leased by the keeper: placed by another program or by
@@ -72,10 +72,10 @@ pub enum KeeperEvent {
         id: GroupId,
         /// The addresses that went.
         ips: Vec<IpAddr>,
-        /// How many were reset: their peers were sent a RST.
+        /// Number of sessions that were reset: their peers were sent a RST.
         reset: usize,
-        /// How many were closed without a RST, because the address was gone or no time was left: their peers learn of
-        /// it when they send.
+        /// Number of sessions closed without a RST, because the address was gone or no time was left: their peers
+        /// learn of it when they send.
         silent: usize,
         /// From the beginning to the end of it.
         took: Duration,
@@ -92,12 +92,12 @@ pub enum KeeperEvent {
     Warning {
         /// The group concerned, if it is one.
         id: Option<GroupId>,
-        /// What.
+        /// The warning.
         warning: Warning,
     },
     /// Everything was read anew from the kernel.
     Resynced {
-        /// Why.
+        /// The reason.
         cause: ResyncCause,
     },
 }
@@ -136,7 +136,7 @@ impl InterfaceState {
         best.or_else(|| self.addresses.iter().find_map(v4))
     }
 
-    /// Whether `ip` is an address of the interface that packets can be sent from now. Never true of a VIP.
+    /// Returns whether `ip` is an address of the interface that packets can be sent from now. Never true of a VIP.
     pub fn has(&self, ip: IpAddr) -> bool {
         let unusable = address_flag::TENTATIVE | address_flag::DADFAILED;
         self.addresses
@@ -168,11 +168,11 @@ pub struct InterfaceAddress {
     pub flags: u32,
 }
 
-/// Why a group's addresses went.
+/// Reason for which a group's addresses went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Removal {
-    /// As told.
+    /// Released by its caller.
     Released(Release),
     /// Nine tenths of the lease passed without a refresh, so the keeper removed them.
     Lapsed,
@@ -194,25 +194,25 @@ impl fmt::Display for Removal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Released(Release::Planned) => "handed over",
-            Self::Released(Release::Lost) => "no longer this node's",
-            Self::Lapsed => "not refreshed in time",
-            Self::Expired => "the lease was over",
-            Self::LeaseLost => "a claim came too late",
-            Self::InterfaceDown => "the interface is down",
-            Self::InterfaceGone => "the interface is gone",
+            Self::Released(Release::Lost) => "claim lost",
+            Self::Lapsed => "lease not refreshed in time",
+            Self::Expired => "lease expired in the kernel",
+            Self::LeaseLost => "claim came too late",
+            Self::InterfaceDown => "interface down",
+            Self::InterfaceGone => "interface gone",
             Self::Reconfigured => "no longer configured",
-            Self::Shutdown => "the keeper ends",
+            Self::Shutdown => "keeper shut down",
         })
     }
 }
 
-/// Why an address is not installed.
+/// Reason for which an address is not installed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
     /// It is on the interface already, not placed by us, and so is left alone.
     #[error(
-        "it is on the interface already, with prefix length {prefix_len}, placed by somebody else: \
+        "it is on the interface already, with prefix length {prefix_len}, placed by another program: \
          remove it there, then it is managed"
     )]
     Foreign {
@@ -228,8 +228,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the next term would meet it again, so that it is remembered until the interface changes. Others show
-    /// by themselves whether they are over, or pass.
+    /// Returns whether the next term would meet it again, so that it is remembered until the interface changes.
+    /// Others show by themselves whether they are over, or pass.
     pub(crate) fn outlasts_a_release(&self) -> bool {
         use nix::errno::Errno;
         match self {
@@ -241,7 +241,7 @@ impl Refusal {
     }
 }
 
-/// What an operator should know.
+/// Warning for an operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Warning {
@@ -256,7 +256,7 @@ pub enum Warning {
     RecordUnreadable {
         /// Where it was.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the record.
         why: String,
     },
     /// The record cannot be written. Addresses are leases and end by themselves.
@@ -276,7 +276,7 @@ pub enum Warning {
         routes: Vec<Prefix>,
     },
     /// The address has a label already, which is left alone.
-    #[error("{ip} has the address label {found} already, set by somebody else; it stays")]
+    #[error("{ip} has the address label {found} already, set by another program; it stays")]
     ForeignLabel {
         /// The address.
         ip: IpAddr,
@@ -286,7 +286,7 @@ pub enum Warning {
     /// A label or route could not be changed.
     #[error("{what}: {error}")]
     Incomplete {
-        /// What was to be done.
+        /// The change that was to be made.
         what: String,
         /// Why it was not.
         error: KernelError,

@@ -31,7 +31,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// In a directory with this bit all users may create files, as in /tmp.
 const STICKY: u32 = 0o1000;
 
-/// How often an unused name for a temporary file is tried.
+/// Number of attempts to find an unused name for a temporary file.
 const ATTEMPTS: u8 = 8;
 
 /// The end of the names of temporary files.
@@ -86,8 +86,8 @@ impl From<Untrusted> for io::Error {
 /// empty one of this process's user, such as a fresh volume, is given that mode.
 ///
 /// # Errors
-/// [`io::ErrorKind::PermissionDenied`] with a text that names the remedy for one that others can write to; otherwise the
-/// system's error.
+/// [`io::ErrorKind::PermissionDenied`] with a text that names the remedy for one that others can write to; otherwise
+/// the system's error.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let directory = Directory::open_unchecked(path)?;
@@ -100,8 +100,8 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     check(&directory.0.metadata()?, path)
 }
 
-/// Whether an error tells of the state of a file system (full, over quota, read-only, failing) and not of a wrong path: it
-/// may end without another configuration.
+/// Returns whether an error comes from the state of a file system (full, over quota, read-only, failing) and not of a
+/// wrong path: it may end without another configuration.
 pub fn is_storage_fault(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let is_failing = error.raw_os_error() == Some(Errno::EIO as i32);
@@ -157,7 +157,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// How long the content of a file stays true.
+/// Validity of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlives {
     /// Until the machine is booted again: it describes what the kernel has.
@@ -175,8 +175,8 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
 }
 
 /// Reads the file. One that cannot be used is put aside under the extension `bad`, so that the next one can be written
-/// and this one can be looked at. Each file has one user, which reads it before writing: what a crash left of a temporary
-/// file is removed here.
+/// and this one can be inspected. Each file has one user, which reads it before writing: what a crash left of a
+/// temporary file is removed here.
 ///
 /// # Errors
 /// As [`create_directory`] for a directory that exists, or the system's error.
@@ -318,7 +318,7 @@ fn temporary_prefix(name: &OsStr) -> String {
     format!(".{}.", name.to_string_lossy())
 }
 
-/// Whether files of this user are as good as our own.
+/// Returns whether files of this user are as good as our own.
 fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == own()
 }

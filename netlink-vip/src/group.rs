@@ -1,11 +1,11 @@
-//! What the keeper remembers of a group.
+//! The state of a group in the keeper.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::event::{InterfaceState, Refusal, Removal};
-use crate::lease::{Lease, Tenure};
+use crate::lease::{Lease, LeaseState};
 use crate::plan::{Desired, Managed, Step};
 use crate::status::{AddressCopy, AddressState, AddressStatus, GroupState, GroupStatus};
 use crate::types::{InterfaceSelector, VipAddress, VipGroupConfig};
@@ -28,7 +28,7 @@ pub(crate) struct Group {
     pub(crate) interface: Option<u32>,
     /// When a default route that leads elsewhere is followed.
     pub(crate) switch_at: Option<Instant>,
-    /// What was last reported of the interface; the outer `None` before the first report.
+    /// The interface as last reported; the outer `None` before the first report.
     pub(crate) reported: Option<Option<InterfaceState>>,
     /// The steps that wrote the addresses last; a refresh takes them again.
     pub(crate) written: Vec<Step>,
@@ -43,7 +43,7 @@ pub(crate) struct Group {
 }
 
 /// New IPv6 addresses. The kernel acknowledges them, then a worker thread adds the route that makes it accept packets
-/// for them, and says so with an event. Whoever announces such an address before that sends clients to a node that
+/// for them, and sends an event. An announcement before that event sends clients to a node that
 /// answers "no route".
 #[derive(Debug)]
 pub(crate) struct Arriving {
@@ -73,7 +73,7 @@ impl Group {
         }
     }
 
-    /// Whether an address on some interface may give the group one.
+    /// Returns whether an address on some interface may give the group one.
     pub(crate) fn waits_for_a_subnet(&self) -> bool {
         self.interface.is_none() && self.config.interface == InterfaceSelector::DefaultRoute
     }
@@ -92,7 +92,7 @@ impl Group {
         self.ips().filter(|ip| !held.missing.contains(ip) && !self.refused.contains_key(ip)).collect()
     }
 
-    /// What should be on the interface while the group is held there.
+    /// The desired state of the interface while the group is held there.
     pub(crate) fn desired(&self) -> Desired {
         Desired {
             addresses: self.ips().map(|ip| (ip, self.config.lease)).collect(),
@@ -101,21 +101,21 @@ impl Group {
         }
     }
 
-    /// What may be deleted in its name.
+    /// The objects that may be deleted in the group's name.
     pub(crate) fn managed(&self) -> Managed {
         Managed { addresses: self.config.ips(), labels: self.labels.clone(), subnets: self.config.subnets() }
     }
 
     pub(crate) fn status(&self) -> GroupStatus {
         let interface = self.reported.clone().flatten();
-        let state = match (&self.lease.tenure, &interface) {
+        let state = match (&self.lease.state, &interface) {
             (_, None) => GroupState::WaitingForInterface,
-            (Tenure::Held(held), _) => {
+            (LeaseState::Held(held), _) => {
                 GroupState::Held { refreshed: held.since, claimed_until: held.valid_until }
             }
             (_, Some(state)) if !state.up => GroupState::InterfaceDown,
-            (Tenure::Vacant, _) => GroupState::Vacant,
-            (Tenure::Lapsed, _) => GroupState::Lapsed,
+            (LeaseState::Vacant, _) => GroupState::Vacant,
+            (LeaseState::Lapsed, _) => GroupState::Lapsed,
         };
         GroupStatus {
             id: self.config.id,

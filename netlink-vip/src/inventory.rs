@@ -1,12 +1,12 @@
-//! A single look at the interfaces of this network namespace, without privileges and without a keeper.
+//! A snapshot of the interfaces of this network namespace, without privileges and without a keeper.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use crate::kernel::{Kernel as _, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::select::{Link, View, merge, select};
+use crate::socket::KernelError;
 use crate::types::{InterfaceSelector, VipAddress};
 use crate::wire::decode::{ObservedAddress, ObservedRoute};
 

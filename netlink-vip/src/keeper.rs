@@ -7,19 +7,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::event::{KeeperEvent, Warning};
-use crate::kernel::KernelError;
-use crate::mailbox::{Mailbox, Order};
+use crate::event_loop;
+use crate::mailbox::{Command, Mailbox};
 use crate::manager::{Manager, SessionPolicy};
 use crate::netlink::NetlinkKernel;
 use crate::record::{RegisterError, Registrar};
+use crate::socket::KernelError;
 use crate::status::Status;
-use crate::turns;
 use crate::types::{GroupError, GroupId, Release, VipGroupConfig};
 
 /// Where the keeper delivers its events, on its own thread. It must not block: refreshes wait for it.
 pub type EventSink = Box<dyn Fn(KeeperEvent) + Send>;
 
-/// How a keeper runs.
+/// Options of a keeper.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct KeeperOptions {
@@ -27,9 +27,9 @@ pub struct KeeperOptions {
     pub state_dir: PathBuf,
     /// Ask for real-time priority; without it a [`Warning::RealtimeUnavailable`] is sent and work goes on.
     pub realtime: bool,
-    /// Receive buffer for the kernel's events in bytes. Too small only means more looks at everything.
+    /// Receive buffer for the kernel's events in bytes. Too small only means more resyncs.
     pub event_buffer: usize,
-    /// What happens to TCP sessions through an address that goes.
+    /// Treatment of TCP sessions through an address that goes.
     pub sessions: SessionPolicy,
 }
 
@@ -41,7 +41,7 @@ impl KeeperOptions {
     }
 }
 
-/// Why a keeper could not start. Nothing of it is left then.
+/// Failure to start a keeper. Nothing of it is left then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {
@@ -90,7 +90,7 @@ impl Keeper {
 
         let (started, start) = mpsc::sync_channel(1);
         let shared = Arc::clone(&mailbox);
-        let body = move || turns::run(manager, event_buffer, shared, events, realtime, &started);
+        let body = move || event_loop::run(manager, event_buffer, shared, events, realtime, &started);
         let thread =
             std::thread::Builder::new().name("vip-keeper".into()).spawn(body).map_err(SpawnError::Thread)?;
         let ended = || Err(io::Error::other("the thread ended early"));
@@ -116,7 +116,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.mailbox.order(Order::Shutdown);
+        self.mailbox.command(Command::Shutdown);
     }
 }
 
@@ -127,7 +127,7 @@ impl KeeperHandle {
         self.inner.mailbox.claim(id, valid_until);
     }
 
-    /// The last claim is valid until then, longer than was said with it. Say so with each advertisement: a write that
+    /// The last claim is valid until then, longer than the claim itself. Call it with each advertisement: a write that
     /// the kernel takes long for is judged by it, and one that ends later than the election's last word is undone,
     /// with [`KeeperEvent::LeaseLost`]. Never blocks, and does not wake the keeper.
     pub fn extend(&self, id: GroupId, valid_until: Instant) {
@@ -152,7 +152,7 @@ impl KeeperHandle {
         self.inner.mailbox.finish_release(id);
     }
 
-    /// Whether a release waits for [`KeeperHandle::finish_release`]. Never blocks.
+    /// Returns whether a release waits for [`KeeperHandle::finish_release`]. Never blocks.
     pub fn defers_release(&self, id: GroupId) -> bool {
         self.inner.mailbox.defers_release(id)
     }
@@ -164,7 +164,7 @@ impl KeeperHandle {
     pub fn add_group(&self, config: VipGroupConfig) -> Result<(), RegisterError> {
         let (groups, warnings) = self.registrar(|registrar| registrar.add(vec![config]))?;
         for group in groups {
-            self.inner.mailbox.order(Order::Add(Box::new(group)));
+            self.inner.mailbox.command(Command::Add(Box::new(group)));
         }
         self.announce(warnings);
         Ok(())
@@ -177,7 +177,7 @@ impl KeeperHandle {
     /// [`RegisterError`]; the keeper then goes on as before.
     pub fn update_group(&self, config: VipGroupConfig) -> Result<(), RegisterError> {
         let (group, warnings) = self.registrar(|registrar| registrar.update(config))?;
-        self.inner.mailbox.order(Order::Update(Box::new(group)));
+        self.inner.mailbox.command(Command::Update(Box::new(group)));
         self.announce(warnings);
         Ok(())
     }
@@ -190,10 +190,10 @@ impl KeeperHandle {
     /// [`RegisterError`]; the keeper then goes on as before, with all groups.
     pub fn set_groups(&self, groups: Vec<VipGroupConfig>) -> Result<(), RegisterError> {
         let (change, warnings) = self.registrar(|registrar| registrar.set(groups))?;
-        let removed = change.removed.into_iter().map(Order::Remove);
-        let updated = change.updated.into_iter().map(|group| Order::Update(Box::new(group)));
-        let added = change.added.into_iter().map(|group| Order::Add(Box::new(group)));
-        self.inner.mailbox.order_all(removed.chain(updated).chain(added));
+        let removed = change.removed.into_iter().map(Command::Remove);
+        let updated = change.updated.into_iter().map(|group| Command::Update(Box::new(group)));
+        let added = change.added.into_iter().map(|group| Command::Add(Box::new(group)));
+        self.inner.mailbox.command_all(removed.chain(updated).chain(added));
         self.announce(warnings);
         Ok(())
     }
@@ -204,7 +204,7 @@ impl KeeperHandle {
     /// [`GroupError::Unknown`].
     pub fn remove_group(&self, id: GroupId) -> Result<(), GroupError> {
         self.registrar(|registrar| registrar.remove(id))?;
-        self.inner.mailbox.order(Order::Remove(id));
+        self.inner.mailbox.command(Command::Remove(id));
         Ok(())
     }
 
@@ -222,14 +222,14 @@ impl KeeperHandle {
         self.inner.mailbox.status()
     }
 
-    /// Asks the keeper for a sign of life, and says for how long it has owed one: zero, if it answered the last
-    /// question. A keeper that is silent for seconds holds no address, because leases end without it. Never blocks.
-    pub fn silence(&self) -> Duration {
-        self.inner.mailbox.ask()
+    /// Pings the keeper, and returns for how long the last ping is unanswered: zero, if it answered the last
+    /// one. A keeper that is unresponsive for seconds holds no address, because leases end without it. Never blocks.
+    pub fn unresponsive_for(&self) -> Duration {
+        self.inner.mailbox.ping()
     }
 
-    /// Whether the keeper's thread is at work. If it is not although nobody ended it, it panicked: the kernel then
-    /// ends the leases, and only a new keeper holds an address again.
+    /// Returns whether the keeper's thread is at work. A keeper that stopped without [`KeeperHandle::shutdown`]
+    /// panicked: the kernel then ends the leases, and only a new keeper holds an address again.
     pub fn is_running(&self) -> bool {
         let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner);
         thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -237,7 +237,7 @@ impl KeeperHandle {
 
     /// Removes everything of ours and ends the thread. Returns at once; see [`KeeperHandle::join`].
     pub fn shutdown(&self) {
-        self.inner.mailbox.order(Order::Shutdown);
+        self.inner.mailbox.command(Command::Shutdown);
     }
 
     /// Waits for the thread to end and then forgets the record. The first call does; others return at once.
@@ -257,7 +257,7 @@ impl KeeperHandle {
 
     fn announce(&self, warnings: Vec<(Option<GroupId>, Warning)>) {
         for (id, warning) in warnings {
-            self.inner.mailbox.order(Order::Warn(id, warning));
+            self.inner.mailbox.command(Command::Warn(id, warning));
         }
     }
 }

@@ -19,14 +19,14 @@ pub(crate) struct Claim {
     pub(crate) valid_until: Instant,
 }
 
-/// Whether this node has the addresses.
+/// State of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Tenure {
+pub(crate) enum LeaseState {
     /// It does not.
     Vacant,
     /// It does.
     Held(Held),
-    /// It did until the lease ran out without a claim. The next claim comes from somebody who does not know that.
+    /// It did until the lease ran out without a claim. The claimant of the next claim does not know that.
     Lapsed,
 }
 
@@ -39,22 +39,22 @@ pub(crate) struct Held {
     pub(crate) time: LeaseTime,
     /// Until when the last claim holds.
     pub(crate) valid_until: Instant,
-    /// Addresses that somebody removed; only a claim made after that was reported restores them.
+    /// Addresses that another program removed; only a claim made after that was reported restores them.
     pub(crate) missing: BTreeSet<IpAddr>,
-    /// Whether the next claim is to look and write everything, not just to refresh.
+    /// `true` if the next claim is to read and write everything, not just to refresh.
     pub(crate) rewrite: bool,
 }
 
-/// What to do with a claim.
+/// Decision on a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum ClaimOutcome {
     /// Add the addresses (or restore the missing ones).
     Install,
     /// Refresh them.
     Refresh,
     /// The last refresh is recent enough.
     Fresh,
-    /// The claim is over, or older than an event that the claimant had not heard of.
+    /// The claim is over, or older than an event that the claimant did not know.
     Stale,
     /// The addresses may be gone already: give them up and say so.
     Lost,
@@ -66,44 +66,44 @@ pub(crate) struct Lease {
     /// The length that the next refresh asks for.
     pub(crate) time: LeaseTime,
     /// Where it stands.
-    pub(crate) tenure: Tenure,
+    pub(crate) state: LeaseState,
     /// Claims made before this do not count.
     not_before: Option<Instant>,
 }
 
 impl Lease {
     pub(crate) fn new(time: LeaseTime) -> Self {
-        Self { time, tenure: Tenure::Vacant, not_before: None }
+        Self { time, state: LeaseState::Vacant, not_before: None }
     }
 
     /// Judges a claim that arrived at `now`.
-    pub(crate) fn judge(&self, now: Instant, claim: &Claim) -> Verdict {
+    pub(crate) fn decide(&self, now: Instant, claim: &Claim) -> ClaimOutcome {
         if now >= claim.valid_until {
-            return Verdict::Stale;
+            return ClaimOutcome::Stale;
         }
         let outdated = self.not_before.is_some_and(|barrier| claim.issued < barrier);
-        match &self.tenure {
-            Tenure::Lapsed => Verdict::Lost,
-            _ if outdated => Verdict::Stale,
-            Tenure::Vacant => Verdict::Install,
-            Tenure::Held(held) => {
+        match &self.state {
+            LeaseState::Lapsed => ClaimOutcome::Lost,
+            _ if outdated => ClaimOutcome::Stale,
+            LeaseState::Vacant => ClaimOutcome::Install,
+            LeaseState::Held(held) => {
                 let age = now.saturating_duration_since(held.since);
                 if age >= held.time.nearly_over() {
-                    Verdict::Lost
+                    ClaimOutcome::Lost
                 } else if held.rewrite || !held.missing.is_empty() {
-                    Verdict::Install
+                    ClaimOutcome::Install
                 } else if age >= held.time.refresh_spacing() {
-                    Verdict::Refresh
+                    ClaimOutcome::Refresh
                 } else {
-                    Verdict::Fresh
+                    ClaimOutcome::Fresh
                 }
             }
         }
     }
 
-    /// Whether writing took so long, read from the clock after an acknowledgement, that what was written may have
-    /// been re-created without permission.
-    pub(crate) fn overslept(&self, acked: Instant, claim: &Claim) -> bool {
+    /// Returns whether writing took so long, read from the clock after an acknowledgement, that what was written may
+    /// have been re-created without permission.
+    pub(crate) fn wrote_too_late(&self, acked: Instant, claim: &Claim) -> bool {
         let expired = |held: &Held| acked.saturating_duration_since(held.since) >= held.time.nearly_over();
         acked >= claim.valid_until || self.held().is_some_and(expired)
     }
@@ -111,48 +111,48 @@ impl Lease {
     /// The addresses were written, the first not before `since`.
     pub(crate) fn refreshed(&mut self, since: Instant, claim: &Claim) {
         let (time, valid_until) = (self.time, claim.valid_until);
-        self.tenure =
-            Tenure::Held(Held { since, time, valid_until, missing: BTreeSet::new(), rewrite: false });
+        self.state =
+            LeaseState::Held(Held { since, time, valid_until, missing: BTreeSet::new(), rewrite: false });
     }
 
     /// A claim was not followed by a refresh because the last one is recent; it still counts for the status.
     pub(crate) fn extended(&mut self, claim: &Claim) {
-        if let Tenure::Held(held) = &mut self.tenure {
+        if let LeaseState::Held(held) = &mut self.state {
             held.valid_until = claim.valid_until;
         }
     }
 
     /// The addresses were given up. Claims made before `now` do not bring them back.
     pub(crate) fn vacate(&mut self, now: Instant) {
-        self.tenure = Tenure::Vacant;
+        self.state = LeaseState::Vacant;
         self.not_before = Some(now);
     }
 
-    /// The lease ran out without a claim. The next claim, even one made before that, is told so.
+    /// The lease ran out without a claim. The next claim, even one made before that, is answered by it.
     pub(crate) fn lapse(&mut self) {
-        self.tenure = Tenure::Lapsed;
+        self.state = LeaseState::Lapsed;
     }
 
-    /// Somebody removed `ip`. Returns whether that is news.
-    pub(crate) fn lose(&mut self, now: Instant, ip: IpAddr) -> bool {
-        let Tenure::Held(held) = &mut self.tenure else { return false };
-        let news = held.missing.insert(ip);
-        if news {
+    /// Records that `ip` was removed by another program. Returns whether that is new.
+    pub(crate) fn mark_missing(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let LeaseState::Held(held) = &mut self.state else { return false };
+        let is_new = held.missing.insert(ip);
+        if is_new {
             self.not_before = Some(now);
         }
-        news
+        is_new
     }
 
     /// Addresses that were never there are due with the next claim.
-    pub(crate) fn owe(&mut self, ips: impl Iterator<Item = IpAddr>) {
-        if let Tenure::Held(held) = &mut self.tenure {
+    pub(crate) fn add_missing(&mut self, ips: impl Iterator<Item = IpAddr>) {
+        if let LeaseState::Held(held) = &mut self.state {
             held.missing.extend(ips);
         }
     }
 
-    /// The next claim looks and writes everything.
+    /// The next claim reads and writes everything.
     pub(crate) fn rewrite(&mut self) {
-        if let Tenure::Held(held) = &mut self.tenure {
+        if let LeaseState::Held(held) = &mut self.state {
             held.rewrite = true;
         }
     }
@@ -169,14 +169,14 @@ impl Lease {
         self.held().map(|held| held.since + (held.time.duration() - MARGIN))
     }
 
-    /// Whether the kernel itself may have removed the address by `now`.
+    /// Returns whether the kernel itself may have removed the address by `now`.
     pub(crate) fn may_have_expired(&self, now: Instant) -> bool {
         self.expiry().is_some_and(|expiry| now >= expiry)
     }
 
     pub(crate) fn held(&self) -> Option<&Held> {
-        match &self.tenure {
-            Tenure::Held(held) => Some(held),
+        match &self.state {
+            LeaseState::Held(held) => Some(held),
             _ => None,
         }
     }
@@ -204,31 +204,34 @@ mod tests {
     fn a_held_lease_is_refreshed_between_a_sixth_and_nine_tenths_of_it() {
         let start = Instant::now();
         let lease = held(start);
-        for (after, verdict) in
-            [(0, Verdict::Fresh), (333, Verdict::Fresh), (334, Verdict::Refresh), (1_799, Verdict::Refresh)]
-        {
+        for (after, verdict) in [
+            (0, ClaimOutcome::Fresh),
+            (333, ClaimOutcome::Fresh),
+            (334, ClaimOutcome::Refresh),
+            (1_799, ClaimOutcome::Refresh),
+        ] {
             let now = start + MS * after;
-            assert_eq!(lease.judge(now, &claim(now, 1_800)), verdict, "{after}");
+            assert_eq!(lease.decide(now, &claim(now, 1_800)), verdict, "{after}");
         }
         let now = start + MS * 1_800;
-        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        assert_eq!(lease.decide(now, &claim(now, 1_800)), ClaimOutcome::Lost);
         assert_eq!(lease.deadline(), Some(now));
     }
 
     #[test]
-    fn a_claim_that_is_over_or_older_than_the_news_does_nothing() {
+    fn expired_and_outdated_claims_do_nothing() {
         let start = Instant::now();
         let mut lease = held(start);
         let old = claim(start + MS * 500, 1_800);
-        assert_eq!(lease.judge(start + MS * 2_300, &old), Verdict::Stale);
-        assert!(lease.lose(start + MS * 600, [10, 0, 0, 1].into()));
-        assert!(!lease.lose(start + MS * 601, [10, 0, 0, 1].into()), "reported once");
-        assert_eq!(lease.judge(start + MS * 602, &old), Verdict::Stale);
+        assert_eq!(lease.decide(start + MS * 2_300, &old), ClaimOutcome::Stale);
+        assert!(lease.mark_missing(start + MS * 600, [10, 0, 0, 1].into()));
+        assert!(!lease.mark_missing(start + MS * 601, [10, 0, 0, 1].into()), "reported once");
+        assert_eq!(lease.decide(start + MS * 602, &old), ClaimOutcome::Stale);
         let new = claim(start + MS * 610, 1_800);
-        assert_eq!(lease.judge(start + MS * 610, &new), Verdict::Install);
+        assert_eq!(lease.decide(start + MS * 610, &new), ClaimOutcome::Install);
         lease.vacate(start + MS * 700);
-        assert_eq!(lease.judge(start + MS * 701, &new), Verdict::Stale);
-        assert_eq!(lease.judge(start + MS * 701, &claim(start + MS * 700, 1_800)), Verdict::Install);
+        assert_eq!(lease.decide(start + MS * 701, &new), ClaimOutcome::Stale);
+        assert_eq!(lease.decide(start + MS * 701, &claim(start + MS * 700, 1_800)), ClaimOutcome::Install);
     }
 
     #[test]
@@ -237,10 +240,10 @@ mod tests {
         let mut lease = held(start);
         lease.lapse();
         let now = start + MS * 5_000;
-        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        assert_eq!(lease.decide(now, &claim(now, 1_800)), ClaimOutcome::Lost);
         lease.vacate(now);
-        assert_eq!(lease.judge(now + MS, &claim(now - MS, 1_800)), Verdict::Stale);
-        assert_eq!(lease.judge(now + MS, &claim(now + MS, 1_800)), Verdict::Install);
+        assert_eq!(lease.decide(now + MS, &claim(now - MS, 1_800)), ClaimOutcome::Stale);
+        assert_eq!(lease.decide(now + MS, &claim(now + MS, 1_800)), ClaimOutcome::Install);
     }
 
     #[test]
@@ -248,15 +251,15 @@ mod tests {
         let start = Instant::now();
         let lease = held(start);
         let permission = claim(start + MS * 1_000, 1_800);
-        assert!(!lease.overslept(start + MS * 1_001, &permission));
+        assert!(!lease.wrote_too_late(start + MS * 1_001, &permission));
         assert!(
-            lease.overslept(start + MS * 1_800, &permission),
+            lease.wrote_too_late(start + MS * 1_800, &permission),
             "the address may have been gone in between"
         );
-        assert!(lease.overslept(start + MS * 2_800, &permission));
+        assert!(lease.wrote_too_late(start + MS * 2_800, &permission));
         let vacant = Lease::new(LeaseTime::MIN);
-        assert!(!vacant.overslept(start + MS * 2_799, &permission));
-        assert!(vacant.overslept(start + MS * 2_800, &permission), "the claim was over");
+        assert!(!vacant.wrote_too_late(start + MS * 2_799, &permission));
+        assert!(vacant.wrote_too_late(start + MS * 2_800, &permission), "the claim was over");
     }
 
     #[test]
@@ -266,13 +269,13 @@ mod tests {
         lease.time = LeaseTime::new(Duration::from_secs(60)).unwrap();
         assert_eq!(lease.deadline(), Some(start + MS * 1_800));
         let now = start + MS * 1_800;
-        assert_eq!(lease.judge(now, &claim(now, 1_800)), Verdict::Lost);
+        assert_eq!(lease.decide(now, &claim(now, 1_800)), ClaimOutcome::Lost);
         lease.refreshed(now, &claim(now, 1_800));
         assert_eq!(lease.deadline(), Some(now + MS * 54_000));
     }
 
     #[test]
-    fn expiry_by_the_kernel_is_told_from_removal_by_somebody() {
+    fn expiry_by_the_kernel_is_told_from_foreign_removal() {
         let start = Instant::now();
         let lease = held(start);
         assert!(!lease.may_have_expired(start + MS * 1_899));
@@ -292,14 +295,14 @@ mod tests {
             let mut now = start;
             while now < start + time.duration() * 4 {
                 now += MS * cadence_ms;
-                match lease.judge(now, &claim(now, 1_800)) {
-                    Verdict::Refresh => {
+                match lease.decide(now, &claim(now, 1_800)) {
+                    ClaimOutcome::Refresh => {
                         prop_assert!(now - last <= (MS * cadence_ms).max(time.duration() / 3));
                         last = now;
                         count += 1;
                         lease.refreshed(now, &claim(now, 1_800));
                     }
-                    verdict => prop_assert_eq!(verdict, Verdict::Fresh),
+                    verdict => prop_assert_eq!(verdict, ClaimOutcome::Fresh),
                 }
             }
             prop_assert!(count <= 24, "{count}");

@@ -1,6 +1,6 @@
 //! Virtual IP addresses as kernel leases.
 //!
-//! A [`Keeper`] holds groups of virtual addresses (VIPs) on interfaces for as long as somebody, usually a VRRP
+//! A [`Keeper`] holds groups of virtual addresses (VIPs) on interfaces for as long as the caller, usually a VRRP
 //! election, keeps claiming them:
 //!
 //! - **A VIP is a lease.** It is added with a finite lifetime and refreshed under each [`KeeperHandle::claim`]. If
@@ -9,12 +9,12 @@
 //!   in a state directory; only what is both is ever changed or deleted. A restart reclaims its own leftovers.
 //! - **The node's own addresses are safe.** VIPs are installed as /32 and /128 whatever their subnet, without prefix
 //!   routes, and are never a default source.
-//! - **It looks rather than believes.** Events of the kernel are hints to look at its tables; lost or unreadable
-//!   events lead to a look at everything.
+//! - **Tables, not events, decide.** Events of the kernel are hints to read its tables; lost or unreadable
+//!   events lead to a resync.
 //!
 //! A [`RealServer`] is the other side of IPVS: it makes a node accept what a director, which holds the VIP, sends it.
 //! [`acceptance`] finds out whether other nodes do. Beside them stand helpers that do one thing each: [`sessions`]
-//! resets TCP sessions through a VIP and lists who listens, [`DummyLink`] keeps addresses on a dummy link,
+//! resets TCP sessions through a VIP and lists listening sockets, [`DummyLink`] keeps addresses on a dummy link,
 //! [`TunnelLink`] unpacks what comes through tunnels, [`SysctlGuard`] changes sysctls and restores them.
 //!
 //! The crate is Linux only, needs CAP_NET_ADMIN in its network namespace, and works in the namespace of the thread
@@ -56,61 +56,109 @@
 //! let mut config = RealServerConfig::new(vec![[10, 0, 0, 100].into()]);
 //! config.interfaces.push("eth0".to_owned());
 //! config.tunnels.push(TunnelConfig::new([10, 0, 0, 1].into()));
-//! let mut look = server.change(config)?;
+//! let mut report = server.change(config)?;
 //! for _ in 0..10 {
-//!     look.repairs.iter().for_each(|repair| println!("{repair}"));
+//!     report.repairs.iter().for_each(|repair| println!("{repair}"));
 //!     std::thread::sleep(Duration::from_secs(1));
-//!     look = server.look()?;
+//!     report = server.reconcile()?;
 //! }
 //! server.remove()?;
 //! # Ok::<(), netlink_vip::RealServerError>(())
 //! ```
 
+#[cfg(feature = "real-server")]
 pub mod acceptance;
+#[cfg(feature = "real-server")]
 mod dummy;
+#[cfg(feature = "keeper")]
 mod event;
+#[cfg(feature = "netlink")]
 pub mod files;
+#[cfg(all(feature = "keeper", feature = "real-server"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "keeper")]
 mod group;
+#[cfg(feature = "netlink")]
 mod inventory;
+#[cfg(feature = "keeper")]
 mod keeper;
+#[cfg(feature = "keeper")]
 mod kernel;
+#[cfg(feature = "keeper")]
 mod lease;
+#[cfg(feature = "real-server")]
+mod link_name;
+#[cfg(feature = "keeper")]
 mod listener;
+#[cfg(feature = "keeper")]
 mod mailbox;
+#[cfg(feature = "keeper")]
 mod manager;
+// Modules that both features share: each alone leaves parts of them unused.
+#[cfg(feature = "keeper")]
+mod event_loop;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 mod netlink;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
+mod ownership;
+#[cfg(feature = "keeper")]
 pub mod plan;
+#[cfg(feature = "real-server")]
 mod real_server;
+#[cfg(feature = "keeper")]
 mod realtime;
+#[cfg(feature = "keeper")]
 mod record;
+#[cfg(feature = "real-server")]
 mod repair;
+#[cfg(feature = "real-server")]
 mod rp_filter;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 mod select;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 pub mod sessions;
+#[cfg(feature = "netlink")]
 mod socket;
+#[cfg(feature = "keeper")]
 mod status;
+#[cfg(feature = "real-server")]
 mod sysctl;
+#[cfg(feature = "real-server")]
 mod tunnel;
-mod turns;
 mod types;
+#[cfg(feature = "keeper")]
 mod validity;
+#[cfg(feature = "netlink")]
+#[cfg_attr(not(all(feature = "keeper", feature = "real-server")), allow(dead_code))]
 pub mod wire;
 
-pub use dummy::{DummyError, DummyLink};
-pub use event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning};
-pub use inventory::{FoundInterface, Inventory};
-pub use keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError};
-pub use kernel::KernelError;
-pub use manager::SessionPolicy;
-pub use real_server::{Look, RealServer, RealServerConfig, RealServerError};
-pub use record::RegisterError;
-pub use repair::Repair;
-pub use status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status};
-pub use sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
-pub use tunnel::{TunnelConfig, TunnelError, TunnelLink};
 pub use types::{
     AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
     Release, VipAddress, VipGroupConfig,
+};
+#[cfg(feature = "real-server")]
+pub use {
+    dummy::{DummyError, DummyLink},
+    real_server::{RealServer, RealServerConfig, RealServerError, ReconcileReport},
+    repair::Repair,
+    sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey},
+    tunnel::{TunnelConfig, TunnelError, TunnelLink},
+};
+#[cfg(feature = "keeper")]
+pub use {
+    event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning},
+    keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError},
+    manager::SessionPolicy,
+    record::RegisterError,
+    status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status},
+};
+#[cfg(feature = "netlink")]
+pub use {
+    inventory::{FoundInterface, Inventory},
+    socket::KernelError,
 };

@@ -8,23 +8,15 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, Socket, SocketAddr, TokioSocket};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+use rtnetlink::MulticastGroup;
 
 use crate::wire::decode::{DecodeError, NetEvent, decode_events};
 
 /// Events come in reads of up to a page, links with many attributes in more.
 const READ_SIZE: usize = 32 * 1024;
 
-/// Multicast groups of `rtnetlink.h`.
-mod group {
-    pub(super) const LINK: u32 = 1;
-    pub(super) const IPV4_ADDRESS: u32 = 5;
-    pub(super) const IPV4_ROUTE: u32 = 7;
-    pub(super) const IPV6_ADDRESS: u32 = 9;
-    pub(super) const IPV6_ROUTE: u32 = 11;
-}
-
-/// What one read brought.
-pub(crate) enum Heard {
+/// Result of one read.
+pub(crate) enum Notification {
     /// Something was decoded.
     Event(NetEvent),
     /// Something happened that cannot be read.
@@ -51,8 +43,8 @@ impl Listener {
             setsockopt(inner, RcvBuf, &buffer)?;
         }
         inner.bind(&SocketAddr::new(0, 0))?;
-        for group in [group::LINK, group::IPV4_ADDRESS, group::IPV6_ADDRESS] {
-            inner.add_membership(group)?;
+        for group in [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr] {
+            inner.add_membership(group as u32)?;
         }
         Ok(Self { socket, buffer: vec![0; READ_SIZE], routes: false })
     }
@@ -63,11 +55,11 @@ impl Listener {
             return Ok(false);
         }
         let socket = self.socket.socket_mut();
-        for group in [group::IPV4_ROUTE, group::IPV6_ROUTE] {
+        for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
             if wanted {
-                socket.add_membership(group)?;
+                socket.add_membership(group as u32)?;
             } else {
-                socket.drop_membership(group)?;
+                socket.drop_membership(group as u32)?;
             }
         }
         self.routes = wanted;
@@ -75,7 +67,7 @@ impl Listener {
     }
 
     /// Waits for something to read, and reads it. Nothing is lost if the future is dropped before it is ready.
-    pub(crate) async fn wait(&mut self, take: impl FnMut(Heard)) {
+    pub(crate) async fn wait(&mut self, take: impl FnMut(Notification)) {
         let Self { socket, buffer, .. } = self;
         let read = poll_fn(|cx| {
             let mut free = &mut buffer[..];
@@ -87,7 +79,7 @@ impl Listener {
     }
 
     /// One read without waiting. Returns whether there was something.
-    pub(crate) fn read(&mut self, take: impl FnMut(Heard)) -> bool {
+    pub(crate) fn read(&mut self, take: impl FnMut(Notification)) -> bool {
         let result = self.socket.socket_ref().recv(&mut &mut self.buffer[..], 0);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
             return false;
@@ -97,16 +89,16 @@ impl Listener {
     }
 }
 
-fn interpret(buffer: &[u8], result: io::Result<usize>, mut take: impl FnMut(Heard)) {
+fn interpret(buffer: &[u8], result: io::Result<usize>, mut take: impl FnMut(Notification)) {
     match result {
         Ok(length) => {
             for event in decode_events(&buffer[..length.min(buffer.len())]) {
-                take(event.map_or_else(Heard::Unreadable, Heard::Event));
+                take(event.map_or_else(Notification::Unreadable, Notification::Event));
             }
         }
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
         // ENOBUFS is how the kernel says that it dropped events. Other errors are not documented for this socket;
-        // whatever they mean, a look at everything is the answer.
-        Err(_) => take(Heard::Overrun),
+        // whatever they mean, a resync is the answer.
+        Err(_) => take(Notification::Overrun),
     }
 }

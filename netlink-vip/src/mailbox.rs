@@ -1,4 +1,5 @@
-//! How other threads reach the keeper: a slot per group for what the election last said, a queue for the rest.
+//! Mailbox through which other threads reach the keeper: a slot per group for the election's last word, a queue for
+//! the rest.
 //!
 //! A slot, because only the last word counts, and because a stopped keeper must not find a pile of old claims.
 
@@ -19,13 +20,13 @@ use crate::validity::Validity;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intent {
     Claim(Claim),
-    /// A release, and the claim that followed it, if one did before the keeper looked: the release still counts.
+    /// A release, and the claim that followed it, if one did before the keeper read it: the release still counts.
     Release(Release, Option<Claim>),
 }
 
 /// Rare changes.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(crate) enum Command {
     Add(Box<Registered>),
     Update(Box<Registered>),
     Remove(GroupId),
@@ -33,10 +34,10 @@ pub(crate) enum Order {
     Shutdown,
 }
 
-/// Everything that arrived since the last look.
+/// Everything that arrived since the last iteration.
 #[derive(Debug, Default)]
-pub(crate) struct Letters {
-    pub(crate) orders: VecDeque<Order>,
+pub(crate) struct Pending {
+    pub(crate) commands: VecDeque<Command>,
     pub(crate) intents: BTreeMap<GroupId, Intent>,
     /// Planned releases that wait to be finished, and when they are due without it. They stay in the box until then.
     deferred: BTreeMap<GroupId, Instant>,
@@ -45,11 +46,11 @@ pub(crate) struct Letters {
 /// Shared by the keeper and its handles.
 #[derive(Default)]
 pub(crate) struct Mailbox {
-    letters: Mutex<Letters>,
+    pending: Mutex<Pending>,
     validity: Arc<Validity>,
     status: Mutex<Arc<Status>>,
-    /// Since when somebody waits for a sign of life.
-    asked: Mutex<Option<Instant>>,
+    /// Since when a ping is unanswered.
+    pinged_at: Mutex<Option<Instant>>,
     notify: Notify,
 }
 
@@ -66,96 +67,96 @@ impl Mailbox {
     pub(crate) fn claim(&self, id: GroupId, valid_until: Instant) {
         let claim = Claim { issued: Instant::now(), valid_until };
         self.validity.extend(id, valid_until);
-        let mut letters = lock(&self.letters);
-        let deferred = letters.deferred.remove(&id).map(|_| Release::Planned);
-        let intent = match letters.intents.get(&id) {
+        let mut pending = lock(&self.pending);
+        let deferred = pending.deferred.remove(&id).map(|_| Release::Planned);
+        let intent = match pending.intents.get(&id) {
             Some(Intent::Release(release, _)) => Intent::Release(*release, Some(claim)),
             _ => deferred.map_or(Intent::Claim(claim), |release| Intent::Release(release, Some(claim))),
         };
-        letters.intents.insert(id, intent);
-        drop(letters);
+        pending.intents.insert(id, intent);
+        drop(pending);
         self.notify.notify_one();
     }
 
     pub(crate) fn release(&self, id: GroupId, release: Release) {
         self.validity.withdraw(id);
-        let mut letters = lock(&self.letters);
-        letters.deferred.remove(&id);
-        letters.intents.insert(id, Intent::Release(release, None));
-        drop(letters);
+        let mut pending = lock(&self.pending);
+        pending.deferred.remove(&id);
+        pending.intents.insert(id, Intent::Release(release, None));
+        drop(pending);
         self.notify.notify_one();
     }
 
     /// A planned release at `deadline`, unless it is finished before, or a claim comes.
     pub(crate) fn release_by(&self, id: GroupId, deadline: Instant) {
         self.validity.withdraw(id);
-        let mut letters = lock(&self.letters);
-        if let Some(Intent::Release(release, _)) = letters.intents.remove(&id) {
-            letters.intents.insert(id, Intent::Release(release, None));
+        let mut pending = lock(&self.pending);
+        if let Some(Intent::Release(release, _)) = pending.intents.remove(&id) {
+            pending.intents.insert(id, Intent::Release(release, None));
         } else {
-            let due = letters.deferred.entry(id).or_insert(deadline);
+            let due = pending.deferred.entry(id).or_insert(deadline);
             *due = deadline.min(*due);
         }
-        drop(letters);
+        drop(pending);
         self.notify.notify_one();
     }
 
     /// Makes a release that is deferred due now; without one, nothing happens.
     pub(crate) fn finish_release(&self, id: GroupId) {
-        let mut letters = lock(&self.letters);
-        if letters.deferred.remove(&id).is_some() {
-            letters.intents.insert(id, Intent::Release(Release::Planned, None));
+        let mut pending = lock(&self.pending);
+        if pending.deferred.remove(&id).is_some() {
+            pending.intents.insert(id, Intent::Release(Release::Planned, None));
         }
-        drop(letters);
+        drop(pending);
         self.notify.notify_one();
     }
 
     pub(crate) fn defers_release(&self, id: GroupId) -> bool {
-        lock(&self.letters).deferred.contains_key(&id)
+        lock(&self.pending).deferred.contains_key(&id)
     }
 
     /// When the next deferred release is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        lock(&self.letters).deferred.values().min().copied()
+        lock(&self.pending).deferred.values().min().copied()
     }
 
-    pub(crate) fn order(&self, order: Order) {
-        lock(&self.letters).orders.push_back(order);
+    pub(crate) fn command(&self, command: Command) {
+        lock(&self.pending).commands.push_back(command);
         self.notify.notify_one();
     }
 
-    /// Asks for a sign of life, and says for how long the question before is unanswered.
-    pub(crate) fn ask(&self) -> Duration {
+    /// Pings the keeper, and returns for how long the ping before is unanswered.
+    pub(crate) fn ping(&self) -> Duration {
         let now = Instant::now();
-        let since = *lock(&self.asked).get_or_insert(now);
+        let since = *lock(&self.pinged_at).get_or_insert(now);
         self.notify.notify_one();
         now.saturating_duration_since(since)
     }
 
-    /// The keeper is at work.
-    pub(crate) fn answer(&self) {
-        *lock(&self.asked) = None;
+    /// Answers a ping.
+    pub(crate) fn pong(&self) {
+        *lock(&self.pinged_at) = None;
     }
 
-    /// Orders that are carried out together, without a claim in between: an address that changes its group is
+    /// Commands that are carried out together, without a claim in between: an address that changes its group is
     /// deleted in the name of the former one, which must not meet it under the next one's lease.
-    pub(crate) fn order_all(&self, orders: impl Iterator<Item = Order>) {
-        lock(&self.letters).orders.extend(orders);
+    pub(crate) fn command_all(&self, commands: impl Iterator<Item = Command>) {
+        lock(&self.pending).commands.extend(commands);
         self.notify.notify_one();
     }
 
     /// Empties the box, but for deferred releases that are not yet due.
-    pub(crate) fn take(&self, now: Instant) -> Letters {
-        let mut letters = lock(&self.letters);
-        let Letters { orders, mut intents, deferred } = std::mem::take(&mut *letters);
+    pub(crate) fn take(&self, now: Instant) -> Pending {
+        let mut pending = lock(&self.pending);
+        let Pending { commands, mut intents, deferred } = std::mem::take(&mut *pending);
         let (due, later) = deferred.into_iter().partition::<BTreeMap<_, _>, _>(|(_, at)| *at <= now);
-        letters.deferred = later;
+        pending.deferred = later;
         intents.extend(due.into_keys().map(|id| (id, Intent::Release(Release::Planned, None))));
-        Letters { orders, intents, ..Letters::default() }
+        Pending { commands, intents, ..Pending::default() }
     }
 
     /// Waits for something to arrive.
-    pub(crate) async fn arrival(&self) {
+    pub(crate) async fn changed(&self) {
         self.notify.notified().await;
     }
 
@@ -178,25 +179,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_lasts_from_the_first_unanswered_question() {
+    fn unresponsive_for_counts_from_the_first_unanswered_ping() {
         let mailbox = Mailbox::default();
-        assert_eq!(mailbox.ask(), Duration::ZERO);
+        assert_eq!(mailbox.ping(), Duration::ZERO);
         std::thread::sleep(Duration::from_millis(2));
-        let first = mailbox.ask();
-        assert!(first >= Duration::from_millis(2) && mailbox.ask() >= first);
-        mailbox.answer();
-        assert_eq!(mailbox.ask(), Duration::ZERO);
+        let first = mailbox.ping();
+        assert!(first >= Duration::from_millis(2) && mailbox.ping() >= first);
+        mailbox.pong();
+        assert_eq!(mailbox.ping(), Duration::ZERO);
     }
 
     #[test]
-    fn only_the_last_word_counts_but_a_release_is_never_lost() {
+    fn only_the_last_intent_counts_but_a_release_is_never_lost() {
         let mailbox = Mailbox::default();
         let (id, now) = (GroupId(1), Instant::now());
         let until = now + Duration::from_secs(1);
         mailbox.claim(id, until);
         mailbox.claim(id, until + Duration::from_secs(1));
-        let letters = mailbox.take(now);
-        let Intent::Claim(claim) = letters.intents[&id] else { panic!() };
+        let pending = mailbox.take(now);
+        let Intent::Claim(claim) = pending.intents[&id] else { panic!() };
         assert_eq!(claim.valid_until, until + Duration::from_secs(1));
         assert!(mailbox.take(now).intents.is_empty());
 

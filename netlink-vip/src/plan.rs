@@ -1,4 +1,4 @@
-//! From what should be and what is to the steps in between. Pure.
+//! Plans the steps from the observed to the desired state. Pure.
 //!
 //! Order: labels before addresses, so that no address is ever without its label; additions before routes that serve
 //! them; deletions of addresses before anything else, because they are what other nodes wait for.
@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::kernel::is_ours;
+use crate::ownership::is_ours;
 use crate::types::{LeaseTime, Prefix, VipAddress, full_prefix};
+pub use crate::wire::VipScope;
 use crate::wire::decode::{ObservedAddress, ObservedLabel, ObservedRoute};
 use crate::wire::{self, PROTOCOL};
 
@@ -51,7 +52,7 @@ pub enum Step {
         index: u32,
         /// The address.
         ip: IpAddr,
-        /// How long the kernel keeps it.
+        /// Its lifetime in the kernel.
         lease: LeaseTime,
         /// Its scope.
         scope: VipScope,
@@ -63,7 +64,7 @@ pub enum Step {
         index: u32,
         /// The address.
         ip: IpAddr,
-        /// How long the kernel keeps it.
+        /// Its lifetime in the kernel.
         lease: LeaseTime,
         /// Its scope.
         scope: VipScope,
@@ -78,7 +79,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether the step adds an address, which only a valid claim permits.
+    /// Returns whether the step adds an address, which only a valid claim permits.
     pub fn needs_claim(&self) -> bool {
         matches!(self, Self::PutAddress { .. } | Self::MoveAddress { .. } | Self::PutLabel { .. })
     }
@@ -100,19 +101,7 @@ impl Step {
     }
 }
 
-/// The scope of an IPv4 VIP; IPv6 has none to choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum VipScope {
-    /// Valid everywhere, where the interface has an address of the node of any subnet: the kernel then lists the
-    /// VIP after it, so that the kernel chooses the node's as a source, and programs that take an interface's first
-    /// address do so, too.
-    Universe,
-    /// Valid on this host, where the VIP is the only address: the kernel lists it first, but never chooses it as a
-    /// source towards others.
-    Host,
-}
-
-/// What should be on one interface.
+/// The desired state of one interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// The leased addresses.
@@ -124,7 +113,7 @@ pub struct Desired {
     pub reachable: BTreeSet<VipAddress>,
 }
 
-/// What the plan may delete; anything else is somebody else's.
+/// The objects that the plan may delete; all others are foreign.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Managed {
     /// Addresses that are ours where they carry our mark.
@@ -135,7 +124,7 @@ pub struct Managed {
     pub subnets: BTreeSet<Prefix>,
 }
 
-/// What is.
+/// The observed state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     /// Addresses, of any interface, in the kernel's order.
@@ -144,7 +133,7 @@ pub struct Observed {
     pub labels: Vec<ObservedLabel>,
     /// Routes; those without our mark are ignored.
     pub routes: Vec<ObservedRoute>,
-    /// Whether the kernel keeps marks on addresses (Linux 5.18).
+    /// `true` if the kernel keeps marks on addresses (Linux 5.18).
     pub kernel_marks: bool,
 }
 
@@ -155,7 +144,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Writes those desired addresses again that are there already: a refresh.
     pub refresh: Vec<Step>,
-    /// Desired addresses that are there already as somebody else's, with their prefix length. They are left alone.
+    /// Desired addresses that are there already as foreign ones, with their prefix length. They are left alone.
     pub foreign: Vec<(IpAddr, u8)>,
 }
 
@@ -264,10 +253,11 @@ pub(crate) fn routes_needed(index: u32, desired: &Desired, observed: &Observed) 
     uncovered.map(VipAddress::subnet).collect()
 }
 
-/// Whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although it could
-/// come after (the kernel puts an address of scope universe behind the last primary one of the interface). Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the
-/// first address of an interface, and routes without a preferred source, would then use the VIP. The kernel always
-/// lists the node's second address of a subnet after a VIP, which is the only one of its own.
+/// Returns whether an IPv4 VIP has another scope than it should, or is listed before an address of the node although
+/// it could come after (the kernel puts an address of scope universe behind the last primary one of the interface).
+/// Both happen when the node's addresses went and came back while the VIP stayed. Programs that take the first
+/// address of an interface, and routes without a preferred source, would then use the VIP. The kernel always lists
+/// the node's second address of a subnet after a VIP, which is the only one of its own.
 fn is_misplaced(
     vip: &ObservedAddress,
     scope: VipScope,
@@ -313,7 +303,8 @@ fn node_addresses<'a>(
     own().filter(move |seen| if whole { seen.protocol != Some(PROTOCOL) } else { has_subnet(seen) })
 }
 
-/// Whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no subnet.
+/// Returns whether the subnet of an address on the interface contains `ip`. Whole addresses, as VIPs are, have no
+/// subnet.
 fn is_covered(index: u32, ip: IpAddr, observed: &Observed) -> bool {
     observed.addresses.iter().any(|seen| {
         seen.index == index

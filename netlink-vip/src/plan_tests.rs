@@ -213,7 +213,7 @@ fn a_route_that_is_no_longer_needed_goes_and_a_shared_one_stays() {
 }
 
 #[test]
-fn an_address_of_somebody_else_is_neither_refreshed_nor_deleted() {
+fn a_foreign_address_is_neither_refreshed_nor_deleted() {
     let (desired, managed) = wanted("10.0.0.100/24");
     for foreign in [node(2, "10.0.0.100/24"), node(2, "10.0.0.100/32")] {
         let now = observed(vec![foreign.clone(), node(2, "10.0.0.1/24")]);
@@ -360,7 +360,7 @@ proptest! {
     }
 }
 
-/// The same VIP is on the dummy link of a real server, whoever holds the lease.
+/// The same VIP is on the dummy link of a real server, whether or not this node holds the lease.
 #[test]
 fn addresses_of_a_dummy_link_are_not_leases() {
     let ip: IpAddr = [10, 0, 0, 100].into();

@@ -1,4 +1,4 @@
-//! What may be ours on this host, written down before the first of it is made.
+//! Record of the addresses, labels and routes that may be ours on this host, written before the first of them is made.
 //!
 //! Addresses and routes carry a mark, labels cannot. The mark alone is not enough either: a second daemon on the host
 //! uses the same one. So each keeper has a state directory of its own, locked while it runs, with a list of what it
@@ -18,11 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::event::Warning;
 use crate::files::{self, Loaded};
 use crate::group::Registered;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::Kernel;
 use crate::plan::{Desired, Managed, Observed, Step, plan};
-use crate::types::{
-    AddressLabel, GroupError, GroupId, Prefix, VipAddress, VipGroupConfig, check_group, full_prefix,
-};
+use crate::socket::KernelError;
+use crate::types::{AddressLabel, GroupError, GroupId, Prefix, VipAddress, VipGroupConfig, full_prefix};
 
 /// No interface has this index: everything listed is obsolete wherever it is.
 const NOWHERE: u32 = 0;
@@ -85,7 +84,7 @@ impl From<Record> for RawRecord {
 /// Warnings about groups, and those about the record without a group.
 type Concerns = Vec<(Option<GroupId>, Warning)>;
 
-/// What makes the groups those that are wanted.
+/// The changes that lead to the wanted groups.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) removed: Vec<GroupId>,
@@ -93,7 +92,7 @@ pub(crate) struct Change {
     pub(crate) added: Vec<Registered>,
 }
 
-/// Why groups could not be registered.
+/// Failure to register groups.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -105,7 +104,7 @@ pub enum RegisterError {
     StateDir {
         /// The directory or file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
     /// Another process uses the state directory.
@@ -131,8 +130,8 @@ pub(crate) struct Registrar<K> {
 }
 
 impl<K: Kernel> Registrar<K> {
-    /// Takes the state directory, removes what an earlier run left behind, and forgets it. A full or read-only file system
-    /// costs the record, not the keeper.
+    /// Takes the state directory, removes what an earlier run left behind, and forgets it. A full or read-only file
+    /// system costs the record, not the keeper.
     pub(crate) fn open(state_dir: &Path, mut kernel: K) -> Result<(Self, Vec<Warning>), RegisterError> {
         let fault = |path: &Path| {
             let path = path.to_owned();
@@ -161,7 +160,7 @@ impl<K: Kernel> Registrar<K> {
         Ok((Self { kernel, path, groups: BTreeMap::new(), unsaved: None, _lock: lock }, warnings))
     }
 
-    /// Adds groups to the list. A label that exists already for one of their addresses is somebody else's.
+    /// Adds groups to the list. A label that exists already for one of their addresses is foreign.
     pub(crate) fn add(
         &mut self,
         configs: Vec<VipGroupConfig>,
@@ -342,9 +341,35 @@ fn reclaim<K: Kernel>(kernel: &mut K, record: &Record) -> Result<Option<Warning>
     Ok((!nothing).then_some(Warning::Reclaimed { addresses, routes }))
 }
 
+/// Checks one more group against those that exist.
+fn check_group<'a>(
+    existing: impl Iterator<Item = &'a VipGroupConfig>,
+    group: &VipGroupConfig,
+) -> Result<(), GroupError> {
+    if group.addresses.is_empty() {
+        return Err(GroupError::Empty(group.id));
+    }
+    let mut seen = BTreeSet::new();
+    for vip in &group.addresses {
+        if !seen.insert(vip.ip()) {
+            return Err(GroupError::DuplicateAddress { ip: vip.ip(), first: group.id, second: group.id });
+        }
+    }
+    for other in existing {
+        if other.id == group.id {
+            return Err(GroupError::DuplicateId(group.id));
+        }
+        if let Some(vip) = other.addresses.iter().find(|vip| seen.contains(&vip.ip())) {
+            return Err(GroupError::DuplicateAddress { ip: vip.ip(), first: other.id, second: group.id });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{InterfaceSelector, LeaseTime};
 
     fn decode(content: &serde_json::Value) -> Result<Record, serde_json::Error> {
         serde_json::from_value(content.clone())
@@ -372,5 +397,30 @@ mod tests {
         ] {
             assert!(decode(&forged).is_err(), "{forged}");
         }
+    }
+
+    #[test]
+    fn groups_share_no_address() {
+        let group = |id, addresses: &[&str]| VipGroupConfig {
+            id: GroupId(id),
+            interface: InterfaceSelector::DefaultRoute,
+            addresses: addresses
+                .iter()
+                .map(|text| VipAddress::new(text.parse().unwrap(), 24).unwrap())
+                .collect(),
+            address_label: None,
+            lease: LeaseTime::MIN,
+            lasting: BTreeSet::new(),
+        };
+        let first = group(1, &["10.0.0.1", "10.0.0.2"]);
+        let check = |new: VipGroupConfig| check_group([&first].into_iter(), &new);
+        assert_eq!(check(group(2, &["10.0.0.3"])), Ok(()));
+        assert_eq!(check(group(2, &[])), Err(GroupError::Empty(GroupId(2))));
+        assert_eq!(check(group(1, &["10.0.0.3"])), Err(GroupError::DuplicateId(GroupId(1))));
+        assert!(matches!(check(group(2, &["10.0.0.2"])), Err(GroupError::DuplicateAddress { .. })));
+        assert!(matches!(
+            check(group(2, &["10.0.0.3", "10.0.0.3"])),
+            Err(GroupError::DuplicateAddress { .. })
+        ));
     }
 }

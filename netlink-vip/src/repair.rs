@@ -1,4 +1,4 @@
-//! What was put right on a node's links.
+//! Repairs of a node's links.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use crate::sysctl::SysctlKey;
 pub enum Repair {
     /// A sysctl was set.
     Sysctl {
-        /// Which.
+        /// The one concerned.
         key: SysctlKey,
-        /// What it was.
+        /// The value that was found.
         found: String,
-        /// What it is.
+        /// Its value.
         value: String,
     },
     /// A link was created.

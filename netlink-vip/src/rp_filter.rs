@@ -22,8 +22,8 @@ pub(crate) fn read(interface: &str) -> Result<u8, SysctlError> {
     }
 }
 
-/// Whether an interface lets nothing in that did not take the best way, given the value of all interfaces and its own:
-/// the larger one counts.
+/// Returns whether an interface lets nothing in that did not take the best way, given the value of all interfaces and
+/// its own: the larger one counts.
 pub(crate) fn is_strict(all: u8, own: u8) -> bool {
     all.max(own) == 1
 }

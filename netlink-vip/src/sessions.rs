@@ -1,16 +1,17 @@
-//! The TCP sockets of this node: resets sessions that came through a VIP, and tells where somebody listens.
+//! The TCP sockets of this node: resets sessions that came through a VIP, and lists listening sockets.
 //!
 //! Once an address is gone not even a RST leaves in its name and the client hangs. So sessions are reset *before* a
 //! planned removal; after an unplanned loss they are destroyed so that nothing lingers.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
-use crate::kernel::KernelError;
+use crate::socket::KernelError;
 use crate::socket::RequestSocket;
+pub use crate::wire::diag::Listener;
 use crate::wire::diag::{self, SocketId};
 
 /// Resets every TCP session (not a listener) whose local address is one of `ips`, with a RST to the peer, whichever
@@ -23,17 +24,8 @@ pub fn destroy(ips: &[IpAddr]) -> Result<usize, SessionsError> {
     Sessions::open()?.destroy(ips)
 }
 
-/// A TCP socket that takes connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Listener {
-    /// Its address and port, without a scope. An IPv4 address may come as one of IPv6 that stands for it.
-    pub local: SocketAddr,
-    /// Whether a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
-    pub is_v6_only: bool,
-}
-
 /// Every TCP socket that listens in the calling thread's network namespace, whichever process it belongs to. The
-/// kernel looks at these only, however many connections there are. It needs no capability.
+/// kernel reads these only, however many connections there are. It needs no capability.
 ///
 /// # Errors
 /// [`SessionsError::Unsupported`] if the kernel was built without `CONFIG_INET_DIAG`; [`SessionsError::Listing`] and
@@ -42,7 +34,7 @@ pub fn listeners() -> Result<Vec<Listener>, SessionsError> {
     Sessions::open()?.listeners()
 }
 
-/// Why sessions were not reset, or sockets not listed.
+/// Failure to reset sessions or to list sockets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionsError {
@@ -81,7 +73,7 @@ impl Sessions {
         for family in diag::FAMILIES {
             let listed = self.0.dump(
                 |sequence| diag::dump_listeners(sequence, family),
-                |message| diag::listener(message.body),
+                |message| diag::listener(message.payload()),
             );
             found.extend(listed.map_err(|error| match classify_listing(error) {
                 SessionsError::Kernel(error) => SessionsError::Listing(error),
@@ -103,7 +95,7 @@ impl Sessions {
             for &family in diag::families(ip) {
                 let listed = self.0.dump(
                     |sequence| diag::dump_sessions(sequence, family, ip),
-                    |message| SocketId::decode(message.body),
+                    |message| SocketId::decode(message.payload()),
                 );
                 let sessions = listed.map_err(classify_listing)?.into_iter();
                 found.extend(sessions.filter(|session| session.local() == Some(ip)));

@@ -4,16 +4,16 @@
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::NLM_F_ACK_TLVS;
+use netlink_packet_core::{
+    DoneBuffer, ErrorBuffer, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, parse_string,
+};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::kernel::KernelError;
 use crate::wire::decode::{self, Message};
-use crate::wire::kind;
 
 /// The kernel fills at most 32 KiB of a dump into one read.
 const READ_SIZE: usize = 32 * 1024;
@@ -21,10 +21,40 @@ const READ_SIZE: usize = 32 * 1024;
 const DUMP_ATTEMPTS: usize = 4;
 /// Answers are immediate; this bounds the wait should one ever be lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// `NLM_F_DUMP_INTR` of `netlink.h`: the table changed during the dump.
-const DUMP_INTERRUPTED: u16 = 0x10;
+/// Length of `struct nlmsghdr`.
+const MESSAGE_HEADER: usize = 16;
 /// `NLMSGERR_ATTR_MSG` of `netlink.h`.
 const ERROR_TEXT: u16 = 1;
+
+/// Failure of a request to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// It refused, perhaps with a sentence.
+    #[error("the kernel refused: {errno}{}", .message.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Refused {
+        /// The error number.
+        errno: Errno,
+        /// The kernel's own words, if it sent any.
+        message: Option<String>,
+    },
+    /// The socket failed.
+    #[error("netlink socket: {0}")]
+    Socket(Errno),
+    /// No complete answer came.
+    #[error("no usable answer from the kernel")]
+    NoAnswer,
+}
+
+impl KernelError {
+    /// The error number, if the kernel refused.
+    pub fn refused(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
 
 /// One netlink socket, used by one caller at a time.
 pub(crate) struct RequestSocket {
@@ -52,8 +82,8 @@ impl RequestSocket {
     pub(crate) fn transact(&mut self, encode: impl FnOnce(u32) -> Vec<u8>) -> Result<(), KernelError> {
         let sequence = self.send(encode)?;
         let mut result = Err(KernelError::NoAnswer);
-        self.receive(sequence, |message| match message.kind {
-            kind::NLMSG_ERROR => {
+        self.receive(sequence, |message| match message.message_type() {
+            NLMSG_ERROR => {
                 result = acknowledgement(message);
                 true
             }
@@ -77,10 +107,10 @@ impl RequestSocket {
             let mut interrupted = false;
             let mut result = Ok(());
             self.receive(sequence, |message| {
-                interrupted |= message.flags & DUMP_INTERRUPTED != 0;
-                match message.kind {
-                    kind::NLMSG_DONE => result = done(message),
-                    kind::NLMSG_ERROR => result = acknowledgement(message),
+                interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
+                match message.message_type() {
+                    NLMSG_DONE => result = done(message),
+                    NLMSG_ERROR => result = acknowledgement(message),
                     _ => {
                         items.extend(read(message));
                         return false;
@@ -124,7 +154,7 @@ impl RequestSocket {
             for message in decode::messages(&self.buffer[..length.min(READ_SIZE)]) {
                 let Ok(message) = message else { return Err(KernelError::NoAnswer) };
                 // Late answers to a request that was given up are passed over.
-                if message.sequence == sequence && take(&message) {
+                if message.sequence_number() == sequence && take(&message) {
                     return Ok(());
                 }
             }
@@ -137,28 +167,22 @@ fn errno_of(error: &io::Error) -> Errno {
 }
 
 fn acknowledgement(message: &Message<'_>) -> Result<(), KernelError> {
-    let code = code_of(message).ok_or(KernelError::NoAnswer)?;
-    if code == 0 {
-        return Ok(());
-    }
+    let error = ErrorBuffer::new_checked(message.payload()).map_err(|_| KernelError::NoAnswer)?;
+    let Some(code) = error.code() else { return Ok(()) };
     // With short acknowledgements the attributes follow the error number and the header of the request.
-    let texts = if message.flags & NLM_F_ACK_TLVS != 0 { 4 + 16 } else { usize::MAX };
-    let text = decode::attributes(message.body, texts).find(|(number, _)| *number == ERROR_TEXT);
-    Err(KernelError::Refused {
-        errno: Errno::from_raw(code.saturating_neg()),
-        message: text.and_then(|(_, value)| decode::text(value)),
-    })
+    let has_texts = message.flags() & NLM_F_ACK_TLVS != 0;
+    let mut texts = decode::nlas(error.payload(), MESSAGE_HEADER).filter(|_| has_texts);
+    let text = texts.find(|nla| nla.kind() == ERROR_TEXT).and_then(|nla| parse_string(nla.value()).ok());
+    Err(refused(code.get(), text.filter(|text| !text.is_empty())))
 }
 
 fn done(message: &Message<'_>) -> Result<(), KernelError> {
-    match code_of(message) {
-        Some(code) if code < 0 => {
-            Err(KernelError::Refused { errno: Errno::from_raw(code.saturating_neg()), message: None })
-        }
+    match DoneBuffer::new_checked(message.payload()).map_or(0, |done| done.code()) {
+        code if code < 0 => Err(refused(code, None)),
         _ => Ok(()),
     }
 }
 
-fn code_of(message: &Message<'_>) -> Option<i32> {
-    message.body.get(..4)?.try_into().ok().map(i32::from_ne_bytes)
+fn refused(code: i32, message: Option<String>) -> KernelError {
+    KernelError::Refused { errno: Errno::from_raw(code.saturating_neg()), message }
 }

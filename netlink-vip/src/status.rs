@@ -6,29 +6,29 @@ use std::time::{Duration, Instant};
 use crate::event::{InterfaceState, Refusal, Removal};
 use crate::types::{GroupId, LeaseTime};
 
-/// What the keeper is doing.
+/// State of the keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Status {
     /// Its groups, by id.
     pub groups: Vec<GroupStatus>,
-    /// Whether its thread has real-time priority.
+    /// `true` if its thread has real-time priority.
     pub realtime: bool,
     /// Totals since its start.
     pub counters: Counters,
 }
 
-/// What one group is doing.
+/// State of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStatus {
     /// The group.
     pub id: GroupId,
-    /// How its interface is found, in words.
+    /// The selector of its interface, in words.
     pub selector: String,
     /// Its interface; `None` while it waits for one.
     pub interface: Option<InterfaceState>,
-    /// Whether this node has its addresses.
+    /// Presence of its addresses on this node.
     pub state: GroupState,
     /// Its addresses.
     pub addresses: Vec<AddressStatus>,
@@ -40,7 +40,7 @@ pub struct GroupStatus {
     pub last_removal: Option<Removal>,
 }
 
-/// Whether a group's addresses are on this node.
+/// Presence of a group's addresses on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupState {
@@ -63,7 +63,7 @@ pub enum GroupState {
     Lapsed,
 }
 
-/// Whether one address is here.
+/// State of one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressStatus {
     /// The address.
@@ -93,7 +93,7 @@ pub enum AddressState {
     Absent,
     /// Here.
     Present,
-    /// It was here; somebody removed it.
+    /// It was here, and was removed by another program.
     Missing,
     /// It cannot be installed.
     Refused(Refusal),
@@ -109,11 +109,11 @@ pub struct Counters {
     pub refreshes: u64,
     /// Claims that came soon enough after a refresh not to need another.
     pub claims_fresh: u64,
-    /// Claims that were over or overtaken when they were looked at.
+    /// Claims that were over or overtaken when they were handled.
     pub claims_stale: u64,
     /// Claims for a group whose interface is absent or down.
     pub claims_without_interface: u64,
-    /// Addresses removed by somebody else while held.
+    /// Addresses removed by another program while held.
     pub missing: u64,
     /// Leases lost.
     pub leases_lost: u64,

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
+use crate::link_name::is_link_name;
 use crate::rp_filter;
 use crate::sessions::SessionsError;
-use crate::types::is_link_name;
 
 /// Where the kernel shows sysctls.
 const ROOT: &str = "/proc/sys";
@@ -32,7 +32,7 @@ impl SysctlKey {
         is_link_name(interface).then(|| Self { interface: interface.to_owned(), name, max })
     }
 
-    /// Whether the kernel documents this value.
+    /// Returns whether the kernel documents this value.
     fn takes(&self, value: &str) -> bool {
         let is_canonical = |number: u8| value == number.to_string();
         value.parse().is_ok_and(|number: u8| number <= self.max && is_canonical(number))
@@ -82,16 +82,16 @@ impl std::fmt::Display for SysctlKey {
     }
 }
 
-/// Why a sysctl could not be changed or restored.
+/// Failure to change or restore a sysctl.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SysctlError {
     /// It could not be read or written; an interface that vanished shows as "not found".
     #[error("{key}: {source}")]
     Access {
-        /// Which.
+        /// The one concerned.
         key: SysctlKey,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
     /// Its original could not be saved, so it was not changed.
@@ -99,7 +99,7 @@ pub enum SysctlError {
     StateDir {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
     /// The interface's name cannot be part of a path.
@@ -117,13 +117,13 @@ pub enum SysctlError {
     },
 }
 
-/// What became of the sysctls that a crashed predecessor had changed.
+/// Outcome for the sysctls that a crashed predecessor had changed.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Recovery {
     /// Restored to their originals.
     pub restored: Vec<SysctlKey>,
-    /// Left alone, because they no longer have the value that was written: somebody else changed them.
+    /// Left alone, because they no longer have the value that was written: another program changed them.
     pub changed_since: Vec<SysctlKey>,
     /// Could not be restored.
     pub failed: Vec<SysctlError>,
@@ -135,7 +135,7 @@ pub struct Recovery {
 }
 
 impl SysctlError {
-    /// Whether the interface, or the kernel's support for the sysctl, is not there.
+    /// Returns whether the interface, or the kernel's support for the sysctl, is not there.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Access { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -204,7 +204,7 @@ pub struct SysctlGuard {
     on_drop: OnDrop,
 }
 
-/// What becomes of the changes when the guard is dropped.
+/// Fate of the changes when the guard is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnDrop {
     Restore,
@@ -263,7 +263,7 @@ impl SysctlGuard {
         let known = self.changes.iter().position(|change| change.key == *key);
         let before = self.changes.clone();
         match known.and_then(|at| self.changes.get_mut(at)) {
-            // Somebody else has written it since: the list says so already.
+            // Another program has written it since: the list says so already.
             Some(change) if change.written == value => return key.write_below(&self.root, value),
             Some(change) => {
                 *change = Change::new(key.clone(), change.original.clone(), value.to_owned())?;
@@ -294,7 +294,7 @@ impl SysctlGuard {
         Ok(())
     }
 
-    /// Restores everything, last change first. A value that somebody else has changed since stays theirs, and one
+    /// Restores everything, last change first. A value that another program has changed since stays, and one
     /// whose interface is gone has nothing to restore.
     pub fn restore(&mut self) -> Recovery {
         self.restore_all_but(|_| false)

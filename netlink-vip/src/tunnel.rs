@@ -6,12 +6,12 @@
 //! - `rp_filter`, of which the kernel takes the larger one of `all` and the link's: where that is 1 (strict), the
 //!   link gets 2 (loose);
 //! - for IPv4, that the link has an address: under any `rp_filter`, the kernel drops every packet from elsewhere that
-//!   comes in through a link without one. Ours is of 127.0.0.0/8, which is local anyway and which nobody routes;
+//!   comes in through a link without one. Ours is of 127.0.0.0/8, which is local anyway and is never routed;
 //! - for IPv6, that its MTU is not below 1280: there the kernel takes IPv6 off a link.
 //!
 //! Links carry no mark that is set as they are made. So a link is ours if it is of one of our kinds and has our alias,
 //! or, since a crash can come in between, if it is in every detail what we make and was never set up. An alias is
-//! kept by the kernel and shows in `ip link`, where it tells an administrator whose link that is.
+//! kept by the kernel and shows in `ip link`, where it shows an administrator the owner of the link.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,18 +19,18 @@ use std::net::{IpAddr, Ipv4Addr};
 use nix::errno::Errno;
 
 use crate::dummy::kind_text;
-use crate::kernel::{Kernel, KernelError};
+use crate::link_name::is_link_name;
 use crate::netlink::NetlinkKernel;
 use crate::repair::Repair;
 use crate::rp_filter;
 use crate::select::link_flag;
+use crate::socket::KernelError;
 use crate::sysctl::SysctlError;
-use crate::types::is_link_name;
 use crate::wire::decode::{LinkUpdate, ObservedAddress, TunnelEnds};
 
 /// Says whose link it is.
 const ALIAS: &str = "cplb";
-/// What makes the kernel look at the sources of unpacked packets at all.
+/// Address of the tunnel link, without which the kernel drops every unpacked packet.
 const ANCHOR: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 203);
 /// `IPPROTO_IPIP`: IPv4 inside.
 const IPV4_INSIDE: u8 = 4;
@@ -39,10 +39,10 @@ const HEADER_V4: u32 = 20;
 const HEADER_V6: u32 = 40;
 /// Below this there is no IPv6 on a link (RFC 8200 §5).
 const MTU_MIN_V6: u32 = 1280;
-/// Creating a link is followed by a second look, and deleting it first by a third; the fourth finds nothing to do.
-const LOOKS: usize = 4;
+/// Creating a link is followed by a second pass, and deleting it first by a third; the fourth finds nothing to do.
+const MAX_PASSES: usize = 4;
 
-/// What a tunnel is.
+/// Configuration of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TunnelConfig {
     /// The name of the link.
@@ -68,7 +68,7 @@ pub struct TunnelLink {
     config: TunnelConfig,
 }
 
-/// Why there is no tunnel link.
+/// Failure to make a tunnel link.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TunnelError {
@@ -83,14 +83,14 @@ pub enum TunnelError {
     OtherKind {
         /// The name.
         name: String,
-        /// What it is; `None` for a physical device.
+        /// Its kind; `None` for a physical device.
         kind: Option<String>,
-        /// What it should be.
+        /// The expected kind.
         wanted: &'static str,
     },
-    /// There is a tunnel of that name which somebody else made.
+    /// There is a tunnel of that name which is not ours.
     #[error(
-        "tunnel {name} exists already, made by somebody else: it is left alone. Rename or remove it, or make it \
+        "tunnel {name} exists already, made by another program: it is left alone. Rename or remove it, or make it \
          over with: ip link set {name} alias {ALIAS}"
     )]
     Foreign {
@@ -143,8 +143,8 @@ enum Step {
     SetUp,
 }
 
-/// What the kernel shows of the link.
-struct Seen {
+/// The link as the kernel shows it.
+struct Observed {
     link: LinkUpdate,
     /// Its own addresses.
     addresses: Vec<ObservedAddress>,
@@ -162,7 +162,7 @@ impl TunnelLink {
     /// [`TunnelError`]; a link that is not ours is not changed.
     pub fn ensure(config: TunnelConfig) -> Result<Self, TunnelError> {
         let mut link = Self::open(config)?;
-        link.look()?;
+        link.reconcile()?;
         Ok(link)
     }
 
@@ -175,13 +175,13 @@ impl TunnelLink {
         Ok(Self { kernel, config })
     }
 
-    /// Puts right whatever is not as it should be; a call that finds nothing changes nothing.
+    /// Repairs whatever is not as it should be; a call that finds nothing changes nothing.
     ///
     /// # Errors
     /// As [`TunnelLink::ensure`].
-    pub fn look(&mut self) -> Result<Vec<Repair>, TunnelError> {
+    pub fn reconcile(&mut self) -> Result<Vec<Repair>, TunnelError> {
         let mut repairs = Vec::new();
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_PASSES {
             let seen = self.observe()?;
             let index = seen.as_ref().map_or(0, |seen| seen.link.index);
             let steps = plan(&self.config, seen.as_ref())?;
@@ -189,19 +189,19 @@ impl TunnelLink {
                 break;
             }
             for step in steps {
-                self.take(index, step)?;
+                self.apply(index, step)?;
                 repairs.extend(self.repair(step));
             }
         }
         Ok(repairs)
     }
 
-    /// What the tunnel is.
+    /// The configuration of the tunnel.
     pub fn config(&self) -> &TunnelConfig {
         &self.config
     }
 
-    /// Deletes the link if it is ours; one of somebody else that has taken its name is left alone.
+    /// Deletes the link if it is ours; a foreign one that has taken its name is left alone.
     ///
     /// # Errors
     /// [`TunnelError::Kernel`] if the kernel refuses.
@@ -213,7 +213,7 @@ impl TunnelLink {
         self.kernel.delete_link(seen.link.index).map_err(|error| self.fault(error))
     }
 
-    fn observe(&mut self) -> Result<Option<Seen>, TunnelError> {
+    fn observe(&mut self) -> Result<Option<Observed>, TunnelError> {
         let link = self.kernel.link_named(&self.config.name).map_err(|error| self.fault(error))?;
         let Some(link) = link else { return Ok(None) };
         let mut addresses = self.kernel.addresses(0).map_err(|error| self.fault(error))?;
@@ -227,10 +227,10 @@ impl TunnelLink {
         };
         addresses.retain(|seen| seen.index == link.index);
         let rp_filter = (rp_filter::read("all")?, rp_filter::read(&self.config.name)?);
-        Ok(Some(Seen { link, addresses, outer_mtu, rp_filter }))
+        Ok(Some(Observed { link, addresses, outer_mtu, rp_filter }))
     }
 
-    fn take(&mut self, index: u32, step: Step) -> Result<(), TunnelError> {
+    fn apply(&mut self, index: u32, step: Step) -> Result<(), TunnelError> {
         let TunnelConfig { name, local } = &self.config;
         let done = match step {
             Step::Create => self.kernel.create_tunnel(name, *local),
@@ -274,8 +274,9 @@ impl TunnelLink {
     }
 }
 
-/// From what is to what should be, or why not. Pure. A link that has just been made is looked at again.
-fn plan(config: &TunnelConfig, seen: Option<&Seen>) -> Result<Vec<Step>, TunnelError> {
+/// Plans the steps from the observed to the desired state, or the reason why there are none. Pure. A link that has
+/// just been made is observed again.
+fn plan(config: &TunnelConfig, seen: Option<&Observed>) -> Result<Vec<Step>, TunnelError> {
     let Some(seen) = seen else { return Ok(vec![Step::Create]) };
     let link = &seen.link;
     if !is_ours(config, seen) {
@@ -311,8 +312,8 @@ fn plan(config: &TunnelConfig, seen: Option<&Seen>) -> Result<Vec<Step>, TunnelE
     Ok(steps)
 }
 
-/// Whether the link may be changed and deleted.
-fn is_ours(config: &TunnelConfig, seen: &Seen) -> bool {
+/// Returns whether the link may be changed and deleted.
+fn is_ours(config: &TunnelConfig, seen: &Observed) -> bool {
     let link = &seen.link;
     match link.alias.as_deref() {
         Some(ALIAS) => matches!(link.kind.as_deref(), Some("ipip" | "ip6tnl")),
@@ -327,7 +328,7 @@ fn is_as_made(config: &TunnelConfig, link: &LinkUpdate) -> bool {
     link.kind.as_deref() == Some(kind_of(config.local)) && link.tunnel == Some(ends)
 }
 
-/// What fits into a packet of the link outside.
+/// The largest inner packet that fits into a packet of the outer link, in bytes.
 fn inner_mtu(local: IpAddr, outer: u32) -> u32 {
     match local {
         IpAddr::V4(_) => outer.saturating_sub(HEADER_V4),

@@ -4,7 +4,7 @@ use super::*;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-fn made(alias: Option<&str>, flags: u32) -> Seen {
+fn made(alias: Option<&str>, flags: u32) -> Observed {
     let ends = TunnelEnds { local: Some(LOCAL), remote: None, protocol: IPV4_INSIDE };
     let link = LinkUpdate {
         index: 9,
@@ -15,10 +15,10 @@ fn made(alias: Option<&str>, flags: u32) -> Seen {
         tunnel: Some(ends),
         ..LinkUpdate::default()
     };
-    Seen { link, addresses: Vec::new(), outer_mtu: Some(1500), rp_filter: (0, 0) }
+    Observed { link, addresses: Vec::new(), outer_mtu: Some(1500), rp_filter: (0, 0) }
 }
 
-fn anchored(mut seen: Seen) -> Seen {
+fn anchored(mut seen: Observed) -> Observed {
     seen.addresses.push(ObservedAddress {
         index: 9,
         ip: ANCHOR.into(),
@@ -69,8 +69,8 @@ fn another_end_makes_another_link() {
 }
 
 #[test]
-fn what_somebody_else_made_is_refused() {
-    let refused = |seen: &Seen| plan(&config(), Some(seen)).unwrap_err();
+fn foreign_tunnels_are_refused() {
+    let refused = |seen: &Observed| plan(&config(), Some(seen)).unwrap_err();
     assert!(matches!(refused(&made(None, 0x81)), TunnelError::Foreign { .. }), "up, without our alias");
     assert!(matches!(refused(&anchored(made(None, 0x80))), TunnelError::Foreign { .. }), "with an address");
     assert!(matches!(refused(&made(Some("theirs"), 0x80)), TunnelError::Foreign { .. }));

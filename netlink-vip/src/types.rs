@@ -21,18 +21,18 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// How the interface of a group is found. It is evaluated again whenever links or default routes change.
+/// Selects the interface of a group. It is evaluated again whenever links or default routes change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InterfaceSelector {
     /// The interface with this name (or alternative name). A renamed interface no longer matches.
     Name(String),
-    /// The interface with this hardware address. Of several, one that is nobody's port or child is preferred
+    /// The interface with this hardware address. Of several, one that is neither a port nor a child is preferred
     /// (a bond before its ports, a device before its VLANs), then the one with the lowest index.
     Mac([u8; 6]),
     /// The interface of the default route with the lowest metric, in the family of the group's first
     /// IPv4 address if it has one (metrics of the two families do not compare), else in the other family.
-    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over. Where there is no default route at
-    /// all, the one interface whose subnet covers an address of the group, if it is the only one.
+    /// Interfaces that cannot do ARP (tunnels, point-to-point links) are passed over. Where there is no default route
+    /// at all, the one interface whose subnet covers an address of the group, if it is the only one.
     DefaultRoute,
 }
 
@@ -150,12 +150,12 @@ impl Prefix {
         self.len
     }
 
-    /// Whether the prefix length is 0, so that every address of the family is inside.
+    /// Returns whether the prefix length is 0, so that every address of the family is inside.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether `ip` lies inside.
+    /// Returns whether `ip` lies inside.
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.network.is_ipv4() && Self::new(ip, self.len).network == self.network
     }
@@ -167,21 +167,12 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The kernel's limit for interface names (`IFNAMSIZ` without the final zero).
-const LINK_NAME_MAX: usize = 15;
-
-/// Whether the kernel takes this for the name of a link.
-pub(crate) fn is_link_name(name: &str) -> bool {
-    let good = |c: char| !c.is_whitespace() && !matches!(c, '/' | ':' | '\0');
-    !name.is_empty() && name.len() <= LINK_NAME_MAX && !matches!(name, "." | "..") && name.chars().all(good)
-}
-
 /// 32 or 128: the length with which a VIP is installed.
 pub(crate) fn full_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
 }
 
-/// How long the kernel keeps a VIP after its last refresh: whole seconds, 2 to 86 400.
+/// Lifetime of a VIP in the kernel after its last refresh: whole seconds, 2 to 86 400.
 ///
 /// Below 2 s an ordinary scheduling stall would drop the address; the kernel removes an address between 0.02 s
 /// before and 1.02 s after its time (measured on Linux 6.18).
@@ -261,24 +252,26 @@ pub struct VipGroupConfig {
     pub addresses: Vec<VipAddress>,
     /// RFC 6724 label for the group's IPv6 addresses; `None` sets none.
     pub address_label: Option<AddressLabel>,
-    /// How long the kernel keeps the addresses after the last refresh.
+    /// Lifetime of the addresses in the kernel after the last refresh.
     pub lease: LeaseTime,
-    /// Addresses whose TCP sessions are not reset when this group gives them up, because they stay on this host by other
-    /// means, such as the dummy link of a real server.
+    /// Addresses whose TCP sessions are not reset when this group gives them up, because they stay on this host by
+    /// other means, such as the dummy link of a real server.
     pub lasting: BTreeSet<IpAddr>,
 }
 
 impl VipGroupConfig {
-    pub(crate) fn ips(&self) -> BTreeSet<IpAddr> {
+    /// The addresses, without their prefix lengths.
+    pub fn ips(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().map(VipAddress::ip).collect()
     }
 
-    pub(crate) fn subnets(&self) -> BTreeSet<Prefix> {
+    /// The subnets of the addresses.
+    pub fn subnets(&self) -> BTreeSet<Prefix> {
         self.addresses.iter().map(VipAddress::subnet).collect()
     }
 }
 
-/// Why a group is refused.
+/// Refusal of a group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
@@ -303,32 +296,7 @@ pub enum GroupError {
     },
 }
 
-/// Checks one more group against those that exist.
-pub(crate) fn check_group<'a>(
-    existing: impl Iterator<Item = &'a VipGroupConfig>,
-    group: &VipGroupConfig,
-) -> Result<(), GroupError> {
-    if group.addresses.is_empty() {
-        return Err(GroupError::Empty(group.id));
-    }
-    let mut seen = BTreeSet::new();
-    for vip in &group.addresses {
-        if !seen.insert(vip.ip) {
-            return Err(GroupError::DuplicateAddress { ip: vip.ip, first: group.id, second: group.id });
-        }
-    }
-    for other in existing {
-        if other.id == group.id {
-            return Err(GroupError::DuplicateId(group.id));
-        }
-        if let Some(vip) = other.addresses.iter().find(|vip| seen.contains(&vip.ip)) {
-            return Err(GroupError::DuplicateAddress { ip: vip.ip, first: other.id, second: group.id });
-        }
-    }
-    Ok(())
-}
-
-/// Why a VIP goes.
+/// Kind of a release of VIPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// Sessions through the VIP are reset while it is still there to say so: it goes after them, in 0.1 s to 1 s
@@ -367,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_contain_what_they_should() {
+    fn prefixes_contain_exactly_their_addresses() {
         let net = Prefix::new(ip("10.1.2.3"), 23);
         assert_eq!(net.to_string(), "10.1.2.0/23");
         assert!(net.contains(ip("10.1.3.255")) && !net.contains(ip("10.1.4.0")) && !net.contains(ip("::1")));
@@ -385,27 +353,5 @@ mod tests {
         }
         assert!(LeaseTime::new(Duration::MAX).is_err());
         assert_eq!(LeaseTime::MIN.nearly_over(), Duration::from_millis(1_800));
-    }
-
-    #[test]
-    fn groups_share_no_address() {
-        let group = |id, addresses: &[&str]| VipGroupConfig {
-            id: GroupId(id),
-            interface: InterfaceSelector::DefaultRoute,
-            addresses: addresses.iter().map(|text| VipAddress::new(ip(text), 24).unwrap()).collect(),
-            address_label: None,
-            lease: LeaseTime::MIN,
-            lasting: BTreeSet::new(),
-        };
-        let first = group(1, &["10.0.0.1", "10.0.0.2"]);
-        let check = |new: VipGroupConfig| check_group([&first].into_iter(), &new);
-        assert_eq!(check(group(2, &["10.0.0.3"])), Ok(()));
-        assert_eq!(check(group(2, &[])), Err(GroupError::Empty(GroupId(2))));
-        assert_eq!(check(group(1, &["10.0.0.3"])), Err(GroupError::DuplicateId(GroupId(1))));
-        assert!(matches!(check(group(2, &["10.0.0.2"])), Err(GroupError::DuplicateAddress { .. })));
-        assert!(matches!(
-            check(group(2, &["10.0.0.3", "10.0.0.3"])),
-            Err(GroupError::DuplicateAddress { .. })
-        ));
     }
 }

@@ -1,4 +1,4 @@
-//! Until when the election's word on each group holds, for a look in the middle of a write.
+//! Validity of the last claim on each group, shared so that it can be read in the middle of a write.
 //!
 //! A claim is carried out by writes that wait for the kernel's lock, which other namespaces may hold for longer than
 //! a claim of a fast election is valid. Meanwhile the election goes on and keeps its word valid; only if it did not,
@@ -25,7 +25,7 @@ impl Validity {
         self.ends().remove(&id);
     }
 
-    /// Until when the group may be held, as far as was said.
+    /// Until when the group may be held, by the last claim or extension.
     pub(crate) fn end(&self, id: GroupId) -> Option<Instant> {
         self.ends().get(&id).copied()
     }

@@ -8,7 +8,7 @@ use crate::model::ServiceKey;
 use crate::reconcile::{Desired, Plan, Planner, Step, Table};
 use crate::wire::Request;
 
-/// What became of a step.
+/// Outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It is so: the kernel did it, or there was nothing left to delete.
@@ -19,19 +19,19 @@ pub enum Outcome {
     Skipped,
 }
 
-/// What became of a plan.
+/// Outcome of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub struct Report {
-    /// What became of each step, in the order of the plan.
+    /// Outcome of each step, in the order of the plan.
     pub outcomes: Vec<Outcome>,
     /// Why the rest was not sent, if it was not.
     pub stopped: Option<RequestError>,
 }
 
 impl Report {
-    /// Whether every step was done.
+    /// Returns whether every step was done.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.outcomes.iter().all(|outcome| *outcome == Outcome::Done)
@@ -45,9 +45,9 @@ impl Report {
         })
     }
 
-    /// Takes out of `owned` what is not there after the plan, and what was claimed for it but added by somebody else. A
-    /// service of which that is unknown stays, and so does one that was owned before: the kernel's list may have left
-    /// it out.
+    /// Takes out of `owned` what is not there after the plan, and what was claimed for it but added by another
+    /// program. A service of which that is unknown stays, and so does one that was owned before: the kernel's list
+    /// may have left it out.
     pub fn release(&self, plan: &Plan, owned: &mut BTreeSet<ServiceKey>) {
         owned.retain(|key| !plan.gone.contains(key));
         for (step, outcome) in plan.steps.iter().zip(&self.outcomes) {
@@ -104,7 +104,7 @@ impl Client {
             }
             if dependent && run.missing.contains(&service) {
                 run.send(self).await;
-                run.settle(Outcome::Skipped);
+                run.record(Outcome::Skipped);
                 continue;
             }
             if matches!(step, Step::AddService(_)) {
@@ -114,13 +114,13 @@ impl Client {
         }
         run.send(self).await;
         while run.report.outcomes.len() < plan.steps.len() {
-            run.settle(Outcome::Skipped);
+            run.record(Outcome::Skipped);
         }
         run.report
     }
 
     /// Looks at the table, plans, and carries the plan out. `owned` is brought up to date: what is about to be added
-    /// is in it before, what is gone is taken out after. Who keeps that on disk calls [`Client::table`],
+    /// is in it before, what is gone is taken out after. To keep that on disk, call [`Client::table`],
     /// [`Planner::plan`] and [`Client::apply`] instead, and writes in between.
     ///
     /// # Errors
@@ -145,7 +145,7 @@ struct Run<'a, F> {
     plan: &'a Plan,
     progress: F,
     report: Report,
-    /// What comes next after the steps whose outcomes are known.
+    /// The requests after the steps whose outcomes are known.
     batch: Vec<Request>,
     /// Services that are being added.
     unconfirmed: BTreeSet<ServiceKey>,
@@ -164,12 +164,12 @@ impl<F: FnMut(&Step, &Outcome)> Run<'_, F> {
             Ok(answers) => {
                 for (request, answer) in batch.iter().zip(answers) {
                     let result = answer.result.map_err(|errno| CommandError::of(request, errno));
-                    self.settle(outcome(request, result));
+                    self.record(outcome(request, result));
                 }
             }
             Err(error) => {
                 for _ in &batch {
-                    self.settle(Outcome::Failed(error.into()));
+                    self.record(Outcome::Failed(error.into()));
                 }
                 self.report.stopped = Some(error);
             }
@@ -178,7 +178,7 @@ impl<F: FnMut(&Step, &Outcome)> Run<'_, F> {
     }
 
     /// Notes the outcome of the next step.
-    fn settle(&mut self, outcome: Outcome) {
+    fn record(&mut self, outcome: Outcome) {
         let Some(step) = self.plan.steps.get(self.report.outcomes.len()) else { return };
         if let Outcome::Failed(error) = &outcome {
             if matches!(step, Step::AddService(_)) {

@@ -33,11 +33,11 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// What a client holds of its connection. The order of the fields is that in which they are dropped: the end of the
-/// requests makes the connection look, and it must then find that nobody is interested in overruns any more.
+/// A client's part of its connection. The order of the fields is that in which they are dropped: the end of the
+/// requests makes the connection look, and it must then find that no receiver of overruns is left.
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
-    /// How often answers were lost so far.
+    /// Number of losses of answers so far.
     pub(super) overruns: watch::Receiver<u64>,
     pub(super) requests: ConnectionHandle<Raw>,
     /// Size of the socket's receive buffer, in bytes.

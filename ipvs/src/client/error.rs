@@ -1,4 +1,4 @@
-//! Why a request failed.
+//! Failures of requests.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::model::{AddressFamily, EngineName, SchedulerName, ServiceKey, SyncState};
 use crate::wire::{DecodeError, Request};
 
-/// Why a request has no result, whatever it was about.
+/// Failure of a request, whatever its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
@@ -42,7 +42,7 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// Whether other requests would fail in the same way.
+    /// Returns whether other requests would fail in the same way.
     pub(super) const fn is_fatal(&self) -> bool {
         !matches!(self, Self::Refused(_) | Self::Malformed(_) | Self::NoAnswer)
     }
@@ -55,7 +55,7 @@ impl RequestError {
     }
 }
 
-/// Why a service could not be added, changed, found, deleted or zeroed.
+/// Failure of a service to be added, changed, found, deleted or zeroed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServiceError {
@@ -87,7 +87,7 @@ pub enum ServiceError {
     Request(#[from] RequestError),
 }
 
-/// Why a destination could not be added, changed or deleted.
+/// Failure of a destination to be added, changed or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DestinationError {
@@ -115,7 +115,7 @@ pub enum DestinationError {
     Request(#[from] RequestError),
 }
 
-/// Why a sync daemon could not be started or stopped.
+/// Failure of a sync daemon to be started or stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DaemonError {
@@ -137,7 +137,7 @@ pub enum DaemonError {
     Request(#[from] RequestError),
 }
 
-/// Why one of several commands failed, see [`Client::run`](super::Client::run).
+/// Failure of one of several commands, see [`Client::run`](super::Client::run).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
@@ -156,7 +156,7 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// What a refusal means.
+    /// Classifies a refusal.
     pub(super) fn of(request: &Request, errno: Errno) -> Self {
         match request {
             Request::NewService(service) | Request::SetService(service) => {
@@ -192,7 +192,7 @@ impl CommandError {
         }
     }
 
-    /// Whether a deletion found nothing to delete.
+    /// Returns whether a deletion found nothing to delete.
     pub(super) const fn is_absence(&self) -> bool {
         matches!(
             self,

@@ -22,13 +22,13 @@ use super::raw::Raw;
 
 /// Messages that may be under way at a time, where the receive buffer has its usual size, 208 KiB. More would make
 /// nothing faster.
-const MOST_IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 /// Fewer would not do: some messages travel in pairs.
-const LEAST_IN_FLIGHT: usize = 2;
-/// What an acknowledgement takes of the receive buffer, at most: its memory, not its length.
+const MIN_IN_FLIGHT: usize = 2;
+/// Most memory of the receive buffer that an acknowledgement takes, which is more than its length.
 const ACKNOWLEDGEMENT: usize = 1280;
 
-/// What the kernel answered to one message.
+/// Answer of the kernel to one message.
 pub(super) struct Answer {
     pub(super) result: Result<(), Errno>,
     pub(super) replies: Vec<Raw>,
@@ -40,7 +40,7 @@ type Replies = Pin<Box<dyn Stream<Item = NetlinkMessage<Raw>> + Send>>;
 #[derive(Debug, Clone)]
 pub(super) struct Exchange {
     handle: Handle,
-    /// How many messages may be under way at a time.
+    /// Most messages that may be under way at a time.
     pub(super) in_flight: usize,
     room: Arc<Semaphore>,
     dumping: Arc<Mutex<()>>,
@@ -51,7 +51,7 @@ impl Exchange {
     /// Half of the receive buffer is for acknowledgements, the rest is left to a dump.
     pub(super) fn new(handle: Handle, timeout: Duration) -> Self {
         let fitting = handle.receive_buffer / 2 / ACKNOWLEDGEMENT;
-        let in_flight = fitting.clamp(LEAST_IN_FLIGHT, MOST_IN_FLIGHT);
+        let in_flight = fitting.clamp(MIN_IN_FLIGHT, MAX_IN_FLIGHT);
         let (room, dumping) = (Arc::new(Semaphore::new(in_flight)), Arc::new(Mutex::new(())));
         Self { handle, in_flight, room, dumping, timeout }
     }
@@ -125,7 +125,7 @@ impl Exchange {
     }
 }
 
-/// Waits until answers are lost; nobody can tell whose they were.
+/// Waits until answers are lost; it is unknown to which requests they belong.
 async fn lost(overruns: &mut watch::Receiver<u64>) -> RequestError {
     match overruns.changed().await {
         Ok(()) => RequestError::Overrun,

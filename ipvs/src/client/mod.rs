@@ -29,7 +29,7 @@ use crate::wire::{DecodeError, Reply, ReplyContent, Request};
 
 /// For how long an answer is waited for unless set otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a question is asked if answers are lost or the table changes.
+/// Number of attempts if answers are lost or the table changes.
 const ATTEMPTS: usize = 5;
 
 /// Speaks with the kernel's IPVS in the network namespace in which it was opened. Clones share the socket; all methods
@@ -222,7 +222,7 @@ impl Client {
         Ok(self.command(Request::SetConfig(*change)).await?)
     }
 
-    /// What the kernel says about its IPVS.
+    /// Version and size of the kernel's IPVS.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -242,7 +242,7 @@ impl Client {
         Ok(self.command(Request::Zero(service.copied())).await?)
     }
 
-    /// Deletes all services, whoever added them.
+    /// Deletes all services, foreign ones included.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -402,13 +402,13 @@ impl Client {
     }
 }
 
-/// Whether the kernel may forget to answer. A sync daemon whose thread has not run yet when it is stopped says so with
-/// a number (`EINTR`) that netlink takes for "no answer"; it is stopped then.
+/// Returns whether the kernel may forget to answer. A sync daemon whose thread has not run yet when it is stopped
+/// says so with a number (`EINTR`) that netlink takes for "no answer"; it is stopped then.
 const fn is_unsure(request: &Request) -> bool {
     matches!(request, Request::DeleteDaemon(_))
 }
 
-/// Whether a request does the same twice as once.
+/// Returns whether a request does the same twice as once.
 const fn can_be_repeated(request: &Request) -> bool {
     request.is_query()
         || matches!(
@@ -435,7 +435,7 @@ fn destination_of(reply: ReplyContent) -> Option<DestinationEntry> {
     }
 }
 
-/// What replies are about, in the kernel's order. The kernel may report something twice if the table changes while it
+/// The contents of replies, in the kernel's order. The kernel may report something twice if the table changes while it
 /// is read; the later report counts, in the place of the first.
 fn unique<T, K: Ord>(
     replies: Vec<Reply>,

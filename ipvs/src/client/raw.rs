@@ -1,4 +1,4 @@
-//! A generic-netlink message whose attributes nobody has looked at: what cannot be read must fail the request that it
+//! A generic-netlink message with undecoded attributes: what cannot be read must fail the request that it
 //! answers, not vanish in the connection.
 
 use std::convert::Infallible;

@@ -9,7 +9,7 @@ use super::*;
 use crate::InterfaceName;
 use crate::model::{AddressFamily, ForwardMethod, SchedulerName, Seconds, Version, Weight};
 use crate::reconcile::{Desired, DesiredService, Options, Outcome, Planner, Step, Table};
-use crate::testing::socket::{FarEnd, ModelSocket};
+use crate::testing::socket::{FakeSocket, FarEnd};
 
 struct Ground {
     client: Client,
@@ -24,7 +24,7 @@ impl Ground {
 
 /// A client of a kernel whose family has number 30.
 fn ground() -> Ground {
-    let (socket, far) = ModelSocket::with_family(Some(30));
+    let (socket, far) = FakeSocket::with_family(Some(30));
     let (handle, connection) = serve(socket);
     tokio::spawn(connection);
     Ground { client: Client::on(handle).with_timeout(Duration::from_secs(1)), far }
@@ -44,7 +44,7 @@ fn route(number: u8) -> Destination {
 }
 
 #[tokio::test]
-async fn every_command_does_what_it_says() {
+async fn every_command_reaches_the_kernel() {
     let Ground { client, .. } = &ground();
     assert_eq!(client.info().await.unwrap().version, Version(0x01_02_01));
     client.add_service(&service(1)).await.unwrap();
@@ -76,7 +76,7 @@ async fn every_command_does_what_it_says() {
 }
 
 #[tokio::test]
-async fn refusals_say_what_they_mean() {
+async fn refusals_are_classified() {
     let Ground { client, .. } = &ground();
     let missing = SchedulerName::new("missing").unwrap();
     let unknown = client.add_service(&Service::new(key(1), missing)).await;
@@ -93,7 +93,7 @@ async fn refusals_say_what_they_mean() {
 }
 
 #[tokio::test]
-async fn refusals_that_concern_every_request_say_so() {
+async fn refusals_that_concern_every_request_are_told_apart() {
     let ground = ground();
     ground.client.info().await.unwrap();
     ground.far().refuse = Some(97);
@@ -129,7 +129,7 @@ async fn the_family_may_come_go_and_come_again() {
     assert_eq!(client.info().await.unwrap().connection_table_size, 4096);
 }
 
-/// Whatever this machine's kernel has and whoever runs this.
+/// Holds with every kernel and for every user.
 #[tokio::test]
 async fn a_real_kernel_answers() {
     let answer = Client::spawn().unwrap().info().await;
@@ -179,7 +179,7 @@ async fn a_daemon_that_is_stopped_without_an_answer_is_stopped() {
 
 #[tokio::test]
 async fn a_connection_ends_with_its_last_client() {
-    let (handle, connection) = serve(ModelSocket::with_family(Some(30)).0);
+    let (handle, connection) = serve(FakeSocket::with_family(Some(30)).0);
     let served = tokio::spawn(connection);
     let client = Client::on(handle);
     let another = client.clone();
@@ -191,7 +191,7 @@ async fn a_connection_ends_with_its_last_client() {
 }
 
 #[test]
-fn what_clients_return_can_be_spawned() {
+fn client_futures_can_be_spawned() {
     fn spawnable<T: Send>(_: impl FnOnce() -> T) {}
     let (client, planner) = (|| -> &Client { unreachable!() }, || -> &mut Planner { unreachable!() });
     let (desired, owned) = (Desired::default(), BTreeSet::new());
@@ -200,7 +200,7 @@ fn what_clients_return_can_be_spawned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_and_a_dead_connection_are_errors() {
+async fn missing_answers_and_a_dead_connection_are_errors() {
     let ground = ground();
     let client = &ground.client;
     client.info().await.unwrap();
@@ -215,7 +215,7 @@ async fn silence_and_a_dead_connection_are_errors() {
     assert_eq!(under_way.await.unwrap(), Err(RequestError::Closed));
     assert_eq!(client.info().await, Err(RequestError::Closed));
 
-    let (handle, connection) = serve(ModelSocket::with_family(None).0);
+    let (handle, connection) = serve(FakeSocket::with_family(None).0);
     drop(connection);
     assert_eq!(Client::on(handle).info().await, Err(RequestError::Closed));
 }
@@ -233,7 +233,7 @@ async fn unreadable_answers_are_errors_of_their_request() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_is_bounded_however_many_ask() {
+async fn requests_in_flight_are_bounded() {
     let ground = ground();
     ground.client.info().await.unwrap();
     let add = |number: u8, port| {
@@ -255,7 +255,7 @@ async fn what_is_under_way_is_bounded_however_many_ask() {
 
 #[tokio::test]
 async fn a_small_receive_buffer_gets_small_batches() {
-    let (socket, far) = ModelSocket::with_family(Some(30));
+    let (socket, far) = FakeSocket::with_family(Some(30));
     let (mut handle, connection) = serve(socket);
     tokio::spawn(connection);
     handle.receive_buffer = 8192;
@@ -290,7 +290,7 @@ async fn several_commands_share_datagrams_and_keep_their_order() {
 }
 
 #[tokio::test]
-async fn reconcile_makes_it_so_and_then_has_nothing_to_do() {
+async fn reconcile_converges_and_then_has_no_steps() {
     let ground = ground();
     let client = &ground.client;
     let destinations = |service| (0..20).fold(service, |service: DesiredService, n| service.with(route(n)));
@@ -311,7 +311,7 @@ async fn reconcile_makes_it_so_and_then_has_nothing_to_do() {
 }
 
 #[tokio::test]
-async fn no_destination_is_added_to_a_service_that_somebody_else_added_in_the_meantime() {
+async fn no_destination_is_added_to_a_foreign_service() {
     let ground = ground();
     let client = &ground.client;
     let desired: Desired =
@@ -341,7 +341,7 @@ async fn no_destination_is_added_to_a_service_that_somebody_else_added_in_the_me
 }
 
 #[tokio::test]
-async fn what_is_gone_already_counts_as_deleted_and_a_dead_connection_stops() {
+async fn an_absent_entry_counts_as_deleted_and_a_dead_connection_stops() {
     let ground = ground();
     let client = &ground.client;
     let (mut planner, mut owned) = (Planner::new(Options::default()), BTreeSet::new());
@@ -362,5 +362,5 @@ async fn what_is_gone_already_counts_as_deleted_and_a_dead_connection_stops() {
     let report = client.apply(&plan, |_, _| {}).await;
     assert_eq!(report.stopped, Some(RequestError::NotPermitted));
     report.release(&plan, &mut owned);
-    assert_eq!(owned.len(), 3, "nobody knows what became of them");
+    assert_eq!(owned.len(), 3, "their outcome is unknown");
 }

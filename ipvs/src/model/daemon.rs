@@ -11,11 +11,11 @@ use crate::wire::Attributes;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncDaemon {
-    /// Whether it sends or receives. There can be one of each.
+    /// Sending or receiving. There can be one of each.
     pub state: SyncState,
     /// The interface of the multicast.
     pub interface: InterfaceName,
-    /// What tells several groups of directors on a network apart, 0 to 255. A backup with 0 accepts all.
+    /// Number that tells several groups of directors on a network apart, 0 to 255. A backup with 0 accepts all.
     pub sync_id: u32,
     /// The longest message in bytes, without IP and UDP headers; by default as the interface allows, at most 1472.
     pub max_length: Option<u16>,
@@ -102,7 +102,7 @@ impl From<Timeouts> for TimeoutChange {
     }
 }
 
-/// What the kernel says about its IPVS.
+/// Version and size of the kernel's IPVS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Info {
@@ -113,7 +113,7 @@ pub struct Info {
 }
 
 impl Info {
-    /// What a kernel of a version says.
+    /// The information of a kernel of a version.
     #[must_use]
     pub const fn new(version: Version, connection_table_size: u32) -> Self {
         Self { version, connection_table_size }

@@ -9,11 +9,11 @@ use crate::wire::Attributes;
 /// A destination as it is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Destination {
-    /// What identifies it.
+    /// Its key.
     pub key: DestinationKey,
-    /// How packets reach it.
+    /// Forwarding method.
     pub method: ForwardMethod,
-    /// How packets are wrapped; of no effect unless the method is [`ForwardMethod::TUNNEL`].
+    /// Encapsulation; of no effect unless the method is [`ForwardMethod::TUNNEL`].
     pub tunnel: Tunnel,
     /// Its share.
     pub weight: Weight,
@@ -61,7 +61,7 @@ impl Destination {
     }
 }
 
-/// How packets reach a destination. The kernel keeps three bits of it.
+/// Forwarding method of a destination. The kernel keeps three bits of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ForwardMethod(pub u32);
 
@@ -101,7 +101,7 @@ impl fmt::Debug for ForwardMethod {
     }
 }
 
-/// How packets to a tunnelled destination are wrapped.
+/// Encapsulation of packets to a tunnelled destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tunnel {
     /// Encapsulation.
@@ -142,7 +142,7 @@ impl TunnelType {
     pub const GRE: Self = Self(2);
 }
 
-/// How checksums of an encapsulation are made, `IP_VS_TUNNEL_ENCAP_FLAG_*`.
+/// Checksum options of an encapsulation, `IP_VS_TUNNEL_ENCAP_FLAG_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TunnelFlags(pub u16);
 
@@ -177,7 +177,7 @@ impl fmt::Display for Weight {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DestinationEntry {
-    /// How it is configured.
+    /// Its configuration.
     pub destination: Destination,
     /// Established connections. For UDP the kernel counts every connection as inactive.
     pub active_connections: u32,

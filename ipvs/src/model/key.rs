@@ -1,4 +1,4 @@
-//! What identifies a service or a destination.
+//! Keys of services and destinations.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -60,7 +60,7 @@ impl fmt::Debug for Protocol {
     }
 }
 
-/// What a packet must be to belong to a service: addressed to an address, protocol and port, or carrying a firewall
+/// Key of a service, by which packets belong to it: addressed to an address, protocol and port, or carrying a firewall
 /// mark. This is the whole identity of a service; everything else about it can be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceKey {
@@ -129,7 +129,7 @@ impl fmt::Display for ServiceKey {
     }
 }
 
-/// What identifies a destination within its service.
+/// Key of a destination within its service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DestinationKey {
     /// Address of the real server. Its family may differ from that of the service, but only with

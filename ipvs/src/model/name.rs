@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// Bytes of the longest name, without the NUL.
 const LONGEST: usize = 15;
 
-/// Why a text is no name.
+/// Refusal of a text as a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {

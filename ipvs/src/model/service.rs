@@ -26,7 +26,7 @@ use crate::wire::Attributes;
 pub struct Service {
     key: ServiceKey,
     netmask: Netmask,
-    /// How a destination is chosen.
+    /// Scheduler that chooses a destination.
     pub scheduler: SchedulerName,
     /// Flags.
     pub flags: ServiceFlags,
@@ -35,7 +35,7 @@ pub struct Service {
     /// For how long a client keeps its destination after its last connection ended; of no effect without
     /// [`ServiceFlags::PERSISTENT`].
     pub timeout: Seconds,
-    /// What recognises a client beside its address; of use together with persistence.
+    /// Persistence engine that recognises a client beside its address; of use together with persistence.
     pub engine: Option<EngineName>,
 }
 
@@ -54,7 +54,7 @@ impl Service {
         }
     }
 
-    /// What identifies it.
+    /// Its key.
     #[must_use]
     pub const fn key(&self) -> ServiceKey {
         self.key
@@ -66,7 +66,7 @@ impl Service {
         self.netmask
     }
 
-    /// Whether clients keep their destination.
+    /// Returns whether clients keep their destination.
     #[must_use]
     pub const fn is_persistent(&self) -> bool {
         self.flags.contains(ServiceFlags::PERSISTENT)
@@ -166,7 +166,7 @@ impl ServiceFlags {
     /// `mh`: the source port is hashed, too.
     pub const MH_PORT: Self = Self::SCHEDULER_2;
 
-    /// Whether all of `flags` are set.
+    /// Returns whether all of `flags` are set.
     #[must_use]
     pub const fn contains(self, flags: Self) -> bool {
         self.0 & flags.0 == flags.0
@@ -275,7 +275,7 @@ impl fmt::Display for Netmask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServiceEntry {
-    /// How it is configured.
+    /// Its configuration.
     pub service: Service,
     /// Statistics in the form of old kernels.
     pub stats32: Option<Stats32>,

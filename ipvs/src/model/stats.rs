@@ -2,7 +2,7 @@
 
 use crate::wire::Attributes;
 
-/// What passed through a service or to a destination since it was added or last zeroed, and the current rates. The
+/// Traffic through a service or to a destination since it was added or last zeroed, and the current rates. The
 /// kernel sums up and estimates every two seconds; all values are as old as that.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]

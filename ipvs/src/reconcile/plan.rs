@@ -10,20 +10,20 @@ use super::table::{
 use crate::model::{DestinationKey, ServiceKey, Weight};
 
 /// New services that are added before the first of them gets its destinations. A destination is added only after the
-/// kernel confirmed its service, so that one which somebody else added in the meantime is not touched; a group shares
+/// kernel confirmed its service, so that one which another program added in the meantime is not touched; a group shares
 /// the time of waiting for that.
 const GROUP: usize = 32;
 /// Longer times are cut to this, so that they can be added to a point in time.
-const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 86_400);
+const MAX_DRAIN: Duration = Duration::from_secs(365 * 86_400);
 
-/// How things go.
+/// Options of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// For how long a destination that goes may keep its active connections; 0 deletes it at once. 30 s by default.
     /// The kernel counts no connection of UDP as active. Clients that persistence binds to the destination keep coming
     /// while it is quiesced, unless the sysctl `net.ipv4.vs.expire_quiescent_template` is 1.
     pub drain: Duration,
-    /// How a service that is no longer desired goes.
+    /// Removal of a service that is no longer desired.
     pub service_removal: ServiceRemoval,
 }
 
@@ -33,7 +33,7 @@ impl Default for Options {
     }
 }
 
-/// How a service that is no longer desired goes.
+/// Removal of a service that is no longer desired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServiceRemoval {
     /// At once, and with it the connections through it. This is for a director that is no longer in charge of the
@@ -43,7 +43,7 @@ pub enum ServiceRemoval {
     Drained,
 }
 
-/// What is to be done.
+/// The steps of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Plan {
@@ -61,7 +61,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether everything is as desired, except for what is being drained.
+    /// Returns whether everything is as desired, except for what is being drained.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
@@ -80,7 +80,7 @@ impl Plan {
 pub struct Draining {
     /// Its service.
     pub service: ServiceKey,
-    /// What identifies it.
+    /// Its key.
     pub destination: DestinationKey,
     /// Its active connections.
     pub active_connections: u32,
@@ -104,7 +104,7 @@ impl Planner {
         Self { options, deadlines: BTreeMap::new() }
     }
 
-    /// What is to be done at the time `now`. `observed` needs the destinations of the services that are both owned and
+    /// Plans the steps at the time `now`. `observed` needs the destinations of the services that are both owned and
     /// there; `owned` may name services that are not there.
     pub fn plan(
         &mut self,
@@ -227,7 +227,7 @@ impl Draft {
         let key = there.destination.key;
         let active_connections = there.active_connections;
         let known = self.before.get(&(service, key)).copied();
-        let latest = || self.now.checked_add(self.options.drain.min(LONGEST_DRAIN));
+        let latest = || self.now.checked_add(self.options.drain.min(MAX_DRAIN));
         let deadline = known.or_else(latest).unwrap_or(self.now);
         if deadline <= self.now {
             let idle = active_connections == 0;

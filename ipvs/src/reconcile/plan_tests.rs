@@ -7,9 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::*;
-use crate::testing::kernel::KernelModel;
+use crate::testing::kernel::FakeKernel;
 
-fn look(kernel: &KernelModel) -> Table {
+fn observe(kernel: &FakeKernel) -> Table {
     let mut table = Table::default();
     for entry in kernel.services.values() {
         table.insert(entry.service.clone(), entry.destinations.values());
@@ -17,15 +17,15 @@ fn look(kernel: &KernelModel) -> Table {
     table
 }
 
-fn carry_out(kernel: &mut KernelModel, plan: &Plan) {
+fn carry_out(kernel: &mut FakeKernel, plan: &Plan) {
     for step in &plan.steps {
         assert_eq!(kernel.handle(&step.request()), Ok(Vec::new()), "{step}");
     }
 }
 
 /// Plans and carries out until nothing is left to do, letting the time for draining pass.
-fn settle(
-    kernel: &mut KernelModel,
+fn reconcile_fully(
+    kernel: &mut FakeKernel,
     planner: &mut Planner,
     start: Instant,
     desired: &Desired,
@@ -33,7 +33,7 @@ fn settle(
 ) -> usize {
     let mut now = start;
     for round in 0..4 {
-        let plan = planner.plan(now, desired, &look(kernel), owned);
+        let plan = planner.plan(now, desired, &observe(kernel), owned);
         owned.extend(&plan.claims);
         owned.retain(|key| !plan.gone.contains(key));
         if plan.is_empty() && plan.draining.is_empty() {
@@ -66,16 +66,16 @@ fn steps(plan: &Plan) -> Vec<String> {
 }
 
 /// A kernel with one service, owned, with two destinations.
-fn one_service() -> (KernelModel, BTreeSet<ServiceKey>) {
-    let mut kernel = KernelModel::default();
+fn one_service() -> (FakeKernel, BTreeSet<ServiceKey>) {
+    let mut kernel = FakeKernel::default();
     let desired: Desired = [service(1).with(route(1)).with(route(2))].into_iter().collect();
     let mut owned = BTreeSet::new();
     let mut planner = Planner::new(Options::default());
-    settle(&mut kernel, &mut planner, Instant::now(), &desired, &mut owned);
+    reconcile_fully(&mut kernel, &mut planner, Instant::now(), &desired, &mut owned);
     (kernel, owned)
 }
 
-fn active(kernel: &mut KernelModel, number: u8, connections: u32) {
+fn active(kernel: &mut FakeKernel, number: u8, connections: u32) {
     let service = kernel.services.get_mut(&key(1)).unwrap();
     service.destinations.get_mut(&real(number)).unwrap().active_connections = connections;
 }
@@ -88,7 +88,7 @@ fn a_replaced_destination_is_added_quiesced_drained_and_deleted() {
     let start = Instant::now();
     let mut planner = Planner::new(Options::default());
 
-    let plan = planner.plan(start, &desired, &look(&kernel), &owned);
+    let plan = planner.plan(start, &desired, &observe(&kernel), &owned);
     let expected = [
         "add destination 10.0.1.3:80 (Route, weight 1) to TCP 10.0.0.1:80",
         "quiesce destination 10.0.1.1:80 of TCP 10.0.0.1:80",
@@ -97,20 +97,20 @@ fn a_replaced_destination_is_added_quiesced_drained_and_deleted() {
     assert_eq!(plan.next_deadline(), Some(start + Duration::from_secs(30)));
     carry_out(&mut kernel, &plan);
 
-    let plan = planner.plan(start + Duration::from_secs(1), &desired, &look(&kernel), &owned);
+    let plan = planner.plan(start + Duration::from_secs(1), &desired, &observe(&kernel), &owned);
     assert_eq!((steps(&plan).len(), plan.draining[0].active_connections), (0, 3));
     assert_eq!(plan.next_deadline(), Some(start + Duration::from_secs(30)), "the deadline stays");
 
     let mut idle = kernel.clone();
     active(&mut idle, 1, 0);
-    let plan = planner.clone().plan(start + Duration::from_secs(2), &desired, &look(&idle), &owned);
+    let plan = planner.clone().plan(start + Duration::from_secs(2), &desired, &observe(&idle), &owned);
     assert_eq!(steps(&plan), ["delete destination 10.0.1.1:80 of TCP 10.0.0.1:80 (drained)"]);
 
-    let plan = planner.plan(start + Duration::from_secs(30), &desired, &look(&kernel), &owned);
+    let plan = planner.plan(start + Duration::from_secs(30), &desired, &observe(&kernel), &owned);
     let overdue = ["delete destination 10.0.1.1:80 of TCP 10.0.0.1:80 (overdue, 3 active connections)"];
     assert_eq!(steps(&plan), overdue);
     carry_out(&mut kernel, &plan);
-    assert!(planner.plan(start, &desired, &look(&kernel), &owned).is_empty());
+    assert!(planner.plan(start, &desired, &observe(&kernel), &owned).is_empty());
 }
 
 #[test]
@@ -121,14 +121,14 @@ fn a_destination_that_comes_back_while_it_drains_gets_its_weight_back() {
     let without: Desired = [service(1).with(route(2))].into_iter().collect();
     let with: Desired = [service(1).with(route(1)).with(route(2))].into_iter().collect();
     let start = Instant::now();
-    let plan = planner.plan(start, &without, &look(&kernel), &owned);
+    let plan = planner.plan(start, &without, &observe(&kernel), &owned);
     carry_out(&mut kernel, &plan);
-    let plan = planner.plan(start, &with, &look(&kernel), &owned);
+    let plan = planner.plan(start, &with, &observe(&kernel), &owned);
     assert_eq!(steps(&plan), ["set destination 10.0.1.1:80 (Route, weight 1) of TCP 10.0.0.1:80"]);
     carry_out(&mut kernel, &plan);
     // Its time starts anew when it goes again.
     let later = start + Duration::from_secs(60);
-    let plan = planner.plan(later, &without, &look(&kernel), &owned);
+    let plan = planner.plan(later, &without, &observe(&kernel), &owned);
     assert_eq!(plan.next_deadline(), Some(later + Duration::from_secs(30)));
 }
 
@@ -138,10 +138,10 @@ fn a_dead_destination_is_deleted_at_once() {
     active(&mut kernel, 1, 9);
     let desired: Desired = [service(1).with_dead(real(1)).with(route(2))].into_iter().collect();
     let mut planner = Planner::new(Options::default());
-    let plan = planner.plan(Instant::now(), &desired, &look(&kernel), &owned);
+    let plan = planner.plan(Instant::now(), &desired, &observe(&kernel), &owned);
     assert_eq!(steps(&plan), ["delete destination 10.0.1.1:80 of TCP 10.0.0.1:80 (dead)"]);
     carry_out(&mut kernel, &plan);
-    assert!(planner.plan(Instant::now(), &desired, &look(&kernel), &owned).is_empty());
+    assert!(planner.plan(Instant::now(), &desired, &observe(&kernel), &owned).is_empty());
 }
 
 #[test]
@@ -150,39 +150,39 @@ fn a_service_that_goes_does_so_at_once_or_drained() {
     active(&mut kernel, 2, 1);
     let start = Instant::now();
     let mut planner = Planner::new(Options::default());
-    let plan = planner.plan(start, &Desired::default(), &look(&kernel), &owned);
+    let plan = planner.plan(start, &Desired::default(), &observe(&kernel), &owned);
     assert_eq!(steps(&plan), ["delete service TCP 10.0.0.1:80"]);
 
     let options = Options { service_removal: ServiceRemoval::Drained, ..Options::default() };
     let mut planner = Planner::new(options);
-    let plan = planner.plan(start, &Desired::default(), &look(&kernel), &owned);
+    let plan = planner.plan(start, &Desired::default(), &observe(&kernel), &owned);
     let quiesced = [
         "quiesce destination 10.0.1.1:80 of TCP 10.0.0.1:80",
         "quiesce destination 10.0.1.2:80 of TCP 10.0.0.1:80",
     ];
     assert_eq!(steps(&plan), quiesced);
     carry_out(&mut kernel, &plan);
-    assert!(planner.plan(start, &Desired::default(), &look(&kernel), &owned).is_empty());
+    assert!(planner.plan(start, &Desired::default(), &observe(&kernel), &owned).is_empty());
     active(&mut kernel, 2, 0);
-    let plan = planner.plan(start, &Desired::default(), &look(&kernel), &owned);
+    let plan = planner.plan(start, &Desired::default(), &observe(&kernel), &owned);
     assert_eq!(steps(&plan), ["delete service TCP 10.0.0.1:80"]);
     carry_out(&mut kernel, &plan);
-    let plan = planner.plan(start, &Desired::default(), &look(&kernel), &owned);
+    let plan = planner.plan(start, &Desired::default(), &observe(&kernel), &owned);
     assert!(plan.is_empty() && plan.gone == owned);
 }
 
 #[test]
-fn what_somebody_else_added_is_a_conflict() {
+fn foreign_entries_are_conflicts() {
     let (kernel, _) = one_service();
     let desired: Desired = [service(1).with(route(9))].into_iter().collect();
     let mut planner = Planner::new(Options::default());
-    let plan = planner.plan(Instant::now(), &desired, &look(&kernel), &BTreeSet::new());
+    let plan = planner.plan(Instant::now(), &desired, &observe(&kernel), &BTreeSet::new());
     assert!(plan.is_empty() && plan.claims.is_empty());
     assert_eq!(plan.conflicts, BTreeSet::from([key(1)]));
 }
 
 #[test]
-fn what_makes_no_difference_is_not_set() {
+fn ineffective_differences_are_not_set() {
     let (kernel, owned) = one_service();
     let mut wanted = Service::new(key(1), SchedulerName::RR)
         .with_netmask(Netmask::v4_prefix(24).unwrap())
@@ -195,7 +195,7 @@ fn what_makes_no_difference_is_not_set() {
         Planner::new(Options::default()).plan(
             Instant::now(),
             &desired.into_iter().collect(),
-            &look(&kernel),
+            &observe(&kernel),
             &owned,
         )
     };
@@ -264,7 +264,7 @@ fn phase(step: &Step) -> u8 {
 
 proptest! {
     #[test]
-    fn what_is_desired_comes_to_be(
+    fn plans_reach_the_desired_table(
         was in worlds(),
         is in worlds(),
         foreign in worlds(),
@@ -274,27 +274,27 @@ proptest! {
         let start = Instant::now();
         let service_removal = if drained { ServiceRemoval::Drained } else { ServiceRemoval::AtOnce };
         let mut planner = Planner::new(Options { service_removal, ..Options::default() });
-        let mut kernel = KernelModel::default();
+        let mut kernel = FakeKernel::default();
 
-        // What somebody else added, some of it where our services should be.
+        // Foreign entries, some of them where our services should be.
         let mut others = BTreeSet::new();
-        settle(&mut kernel, &mut Planner::new(Options::default()), start, &desired_of(&foreign), &mut others);
-        let before: BTreeMap<_, _> = look(&kernel).services().map(|s| (s.service.key(), s.clone())).collect();
+        reconcile_fully(&mut kernel, &mut Planner::new(Options::default()), start, &desired_of(&foreign), &mut others);
+        let before: BTreeMap<_, _> = observe(&kernel).services().map(|s| (s.service.key(), s.clone())).collect();
 
         let mut owned = BTreeSet::new();
-        settle(&mut kernel, &mut planner, start, &desired_of(&was), &mut owned);
+        reconcile_fully(&mut kernel, &mut planner, start, &desired_of(&was), &mut owned);
         for service in kernel.services.values_mut() {
             for destination in service.destinations.values_mut() {
                 destination.active_connections = connections;
             }
         }
         let desired = desired_of(&is);
-        let first = planner.clone().plan(start, &desired, &look(&kernel), &owned);
+        let first = planner.clone().plan(start, &desired, &observe(&kernel), &owned);
         prop_assert!(first.steps.is_sorted_by_key(phase), "{:?}", steps(&first));
-        let rounds = settle(&mut kernel, &mut planner, start, &desired, &mut owned);
+        let rounds = reconcile_fully(&mut kernel, &mut planner, start, &desired, &mut owned);
         prop_assert!(rounds <= 3);
 
-        let table = look(&kernel);
+        let table = observe(&kernel);
         for service in desired.services().filter(|service| !others.contains(&service.service.key())) {
             let there = table.service(&service.service.key()).expect("it is there");
             prop_assert!(table::service_is_as(&service.service, &there.service));

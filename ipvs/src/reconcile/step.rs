@@ -25,7 +25,7 @@ pub enum Step {
     DeleteService(ServiceKey),
 }
 
-/// Why a destination is deleted.
+/// Reason for the deletion of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletion {
     /// It has no active connections any more.

@@ -78,7 +78,7 @@ impl DesiredService {
         self.destinations.values().flatten()
     }
 
-    /// Whether a destination is known to be dead.
+    /// Returns whether a destination is known to be dead.
     #[must_use]
     pub fn is_dead(&self, destination: &DestinationKey) -> bool {
         matches!(self.destinations.get(destination), Some(None))
@@ -147,7 +147,7 @@ impl Table {
     }
 }
 
-/// Whether a service is set as desired, as far as it makes a difference.
+/// Returns whether a service is set as desired, as far as it makes a difference.
 pub(super) fn service_is_as(desired: &Service, observed: &Service) -> bool {
     let mask = desired.flags_mask & !ServiceFlags::HASHED;
     let persistence = |service: &Service| (service.timeout, service.netmask());
@@ -158,7 +158,7 @@ pub(super) fn service_is_as(desired: &Service, observed: &Service) -> bool {
             || persistence(desired) == persistence(observed))
 }
 
-/// Whether a destination is set as desired, as far as it makes a difference.
+/// Returns whether a destination is set as desired, as far as it makes a difference.
 pub(super) fn destination_is_as(desired: &Destination, observed: &Destination) -> bool {
     let tunnelled = desired.method == ForwardMethod::TUNNEL;
     let tunnel = if tunnelled { desired.tunnel } else { observed.tunnel };

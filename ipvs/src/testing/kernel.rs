@@ -13,19 +13,19 @@ pub(crate) const EINVAL: i32 = 22;
 pub(crate) const ERANGE: i32 = 34;
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct KernelModel {
-    pub(crate) services: BTreeMap<ServiceKey, ModelService>,
+pub(crate) struct FakeKernel {
+    pub(crate) services: BTreeMap<ServiceKey, FakeService>,
     daemons: Vec<SyncDaemon>,
     timeouts: Timeouts,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct ModelService {
+pub(crate) struct FakeService {
     pub(crate) service: Service,
     pub(crate) destinations: BTreeMap<DestinationKey, DestinationEntry>,
 }
 
-impl KernelModel {
+impl FakeKernel {
     /// Carries a request out and answers, with an error number if it refuses.
     pub(crate) fn handle(&mut self, request: &Request) -> Result<Vec<ReplyContent>, i32> {
         match request {
@@ -42,7 +42,7 @@ impl KernelModel {
                 let found = self.services.get(key).ok_or(ESRCH)?;
                 Ok(vec![found.reply()])
             }
-            Request::DumpServices => Ok(self.services.values().map(ModelService::reply).collect()),
+            Request::DumpServices => Ok(self.services.values().map(FakeService::reply).collect()),
             Request::DumpDestinations(key) => {
                 let destinations = self.services.get(key).into_iter().flat_map(|s| s.destinations.values());
                 Ok(destinations.cloned().map(ReplyContent::Destination).collect())
@@ -91,7 +91,7 @@ impl KernelModel {
                     return Err(ENOENT);
                 }
                 let service = kept(service, ServiceFlags::NONE);
-                let entry = ModelService { service, destinations: BTreeMap::new() };
+                let entry = FakeService { service, destinations: BTreeMap::new() };
                 self.services.insert(entry.service.key(), entry);
             }
             Request::SetService(service) => {
@@ -110,7 +110,7 @@ impl KernelModel {
     }
 }
 
-impl ModelService {
+impl FakeService {
     fn reply(&self) -> ReplyContent {
         ReplyContent::Service(ServiceEntry::new(self.service.clone()))
     }
@@ -147,7 +147,7 @@ impl ModelService {
     }
 }
 
-/// What the kernel makes of a service.
+/// A service as the kernel keeps it.
 fn kept(service: &Service, before: ServiceFlags) -> Service {
     let mut kept = service.clone();
     kept.flags = (before & !service.flags_mask) | (service.flags & service.flags_mask) | ServiceFlags::HASHED;
@@ -155,7 +155,7 @@ fn kept(service: &Service, before: ServiceFlags) -> Service {
     kept
 }
 
-/// What the kernel makes of a destination.
+/// A destination as the kernel keeps it.
 const fn kept_destination(destination: &Destination) -> Destination {
     let mut kept = *destination;
     kept.method = ForwardMethod(kept.method.0 & 7);

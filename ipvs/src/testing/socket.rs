@@ -10,7 +10,7 @@ use netlink_proto::sys::{AsyncSocket, SocketAddr};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use super::kernel::{ENOENT, KernelModel};
+use super::kernel::{ENOENT, FakeKernel};
 use crate::wire::{Command, Reply, Request};
 
 const CONTROLLER: u16 = 16;
@@ -24,18 +24,18 @@ const ENOBUFS: i32 = 105;
 /// The far end of the socket, for the test to look at and to tamper with.
 #[derive(Default)]
 pub(crate) struct FarEnd {
-    pub(crate) kernel: KernelModel,
+    pub(crate) kernel: FakeKernel,
     /// The number of the family, if the module is loaded.
     pub(crate) family: Option<u16>,
     /// Datagrams whose answers get lost.
     pub(crate) lose: usize,
     /// Dumps that are interrupted.
     pub(crate) interrupt: usize,
-    /// Whether it forgets to acknowledge that a daemon is stopped.
+    /// `true` if it forgets to acknowledge that a daemon is stopped.
     pub(crate) forgetful: bool,
-    /// Whether it answers at all.
+    /// `true` if it answers at all.
     pub(crate) silent: bool,
-    /// Whether the socket fails when it is read.
+    /// `true` if the socket fails when it is read.
     pub(crate) broken: bool,
     /// Refuses everything with this number.
     pub(crate) refuse: Option<i32>,
@@ -49,12 +49,12 @@ pub(crate) struct FarEnd {
     waker: Option<Waker>,
 }
 
-pub(crate) struct ModelSocket {
+pub(crate) struct FakeSocket {
     socket: Socket,
     far: Arc<Mutex<FarEnd>>,
 }
 
-impl ModelSocket {
+impl FakeSocket {
     pub(crate) fn with_family(family: Option<u16>) -> (Self, Arc<Mutex<FarEnd>>) {
         let far = Arc::new(Mutex::new(FarEnd { family, ..FarEnd::default() }));
         let socket = Socket::new(NETLINK_GENERIC).expect("a socket");
@@ -66,7 +66,7 @@ impl ModelSocket {
     }
 }
 
-impl AsyncSocket for ModelSocket {
+impl AsyncSocket for FakeSocket {
     fn socket_ref(&self) -> &Socket {
         &self.socket
     }

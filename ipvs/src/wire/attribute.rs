@@ -46,7 +46,7 @@ impl Attributes {
         Self(Vec::new())
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

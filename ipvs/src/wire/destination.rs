@@ -54,7 +54,7 @@ pub(super) fn put_entry(writer: &mut Writer<'_>, entry: &DestinationEntry) {
     writer.others(&entry.other);
 }
 
-/// What a list of attributes says about a destination. Kernels before 5.3 know of no tunnel types; what they leave out
+/// Attributes of a destination. Kernels before 5.3 know of no tunnel types; what they leave out
 /// is 0.
 #[derive(Default)]
 struct Fields<'a> {

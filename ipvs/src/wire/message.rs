@@ -49,7 +49,7 @@ impl Command {
     pub const FLUSH: Self = Self(17);
 }
 
-/// What can be asked of the kernel.
+/// A request to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Request {
@@ -113,13 +113,13 @@ impl Request {
         }
     }
 
-    /// Whether it is to be sent with `NLM_F_DUMP`.
+    /// Returns whether it is to be sent with `NLM_F_DUMP`.
     #[must_use]
     pub const fn is_dump(&self) -> bool {
         matches!(self, Self::DumpServices | Self::DumpDestinations(_) | Self::DumpDaemons)
     }
 
-    /// Whether it changes nothing.
+    /// Returns whether it changes nothing.
     #[must_use]
     pub const fn is_query(&self) -> bool {
         self.is_dump() || matches!(self, Self::GetService(_) | Self::GetConfig | Self::GetInfo)
@@ -219,13 +219,13 @@ impl Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reply {
-    /// What it is about.
+    /// Its content.
     pub content: ReplyContent,
     /// Attributes beside it that this crate does not know.
     pub other: Attributes,
 }
 
-/// What a message of the kernel is about.
+/// Content of a message of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplyContent {

@@ -33,14 +33,14 @@ pub(crate) fn control_family_id(body: &[u8]) -> Option<u16> {
     value::u16_of("family", id.value).ok()
 }
 
-/// Why bytes are no message of the family.
+/// Failure to decode a message of the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// Fewer bytes are left than an attribute's header has.
     #[error("{length} bytes behind the attributes")]
     Trailing {
-        /// How many.
+        /// Number of bytes.
         length: usize,
     },
     /// An attribute that is shorter than its own header, or longer than what is left.
@@ -48,13 +48,13 @@ pub enum DecodeError {
     AttributeLength {
         /// Its length with its header.
         length: usize,
-        /// What is left.
+        /// Number of bytes that are left.
         left: usize,
     },
     /// A value is shorter than its type.
     #[error("{what}: {length} bytes instead of {need}")]
     ShortValue {
-        /// What it is.
+        /// The part in question.
         what: &'static str,
         /// Bytes that it has.
         length: usize,
@@ -64,13 +64,13 @@ pub enum DecodeError {
     /// A name is empty, too long, or no UTF-8.
     #[error("{what}: not a name")]
     Text {
-        /// What it is.
+        /// The part in question.
         what: &'static str,
     },
     /// An attribute without which the message says nothing.
     #[error("{what}: missing")]
     Missing {
-        /// What it is.
+        /// The part in question.
         what: &'static str,
     },
     /// An address family that IPVS does not have.

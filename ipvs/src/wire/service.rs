@@ -52,7 +52,7 @@ pub(super) fn put_entry(writer: &mut Writer<'_>, entry: &ServiceEntry) {
     writer.others(&entry.other);
 }
 
-/// What a list of attributes says about a service.
+/// Attributes of a service.
 #[derive(Default)]
 struct Fields<'a> {
     family: Option<AddressFamily>,

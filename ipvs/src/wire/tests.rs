@@ -34,13 +34,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode_or_are_refused(command in 0_u8..20, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_terminates_on_arbitrary_input(command in 0_u8..20, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Request::decode(Command(command), &bytes);
         let _ = Reply::decode(Command(command), &bytes);
     }
 
     #[test]
-    fn a_changed_byte_does_no_harm(reply in replies(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn decode_survives_changed_bytes(reply in replies(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut bytes = encoded(|buffer| reply.encode(buffer));
         let at = at.index(bytes.len());
         bytes[at] = byte;
@@ -51,7 +51,7 @@ proptest! {
     }
 
     #[test]
-    fn what_follows_a_message_is_refused(reply in replies(), garbage in prop::collection::vec(any::<u8>(), 1..4)) {
+    fn trailing_bytes_are_refused(reply in replies(), garbage in prop::collection::vec(any::<u8>(), 1..4)) {
         let mut bytes = encoded(|buffer| reply.encode(buffer));
         let length = garbage.len();
         bytes.extend(garbage);
@@ -147,7 +147,7 @@ fn our_requests_are_those_of_ipvsadm() {
 /// `ipvsadm` describes the whole service wherever it only has to be found; ours are shorter and say the same.
 #[test]
 #[cfg(target_endian = "little")]
-fn requests_of_ipvsadm_that_say_more_than_needed_are_read() {
+fn redundant_attributes_of_ipvsadm_are_accepted() {
     let tcp = ServiceKey::tcp([10, 0, 0, 100].into(), 6443);
     let dns = ServiceKey::udp("fd00::100".parse().unwrap(), 53);
     let mark = ServiceKey::fwmark(AddressFamily::V6, NonZeroU32::new(7).unwrap());
@@ -214,7 +214,7 @@ fn replies_of_the_kernel_survive_byte_for_byte() {
 
 #[test]
 #[cfg(target_endian = "little")]
-fn replies_of_the_kernel_say_what_was_configured() {
+fn kernel_replies_decode_to_the_configuration() {
     let replies = golden("-L -n", "< ");
     let mut listed: Vec<String> = replies
         .iter()
@@ -246,7 +246,7 @@ fn replies_of_the_kernel_say_what_was_configured() {
 }
 
 #[test]
-fn what_old_kernels_leave_out_may_be_missing() {
+fn attributes_that_old_kernels_omit_are_optional() {
     // A service by firewall mark with a scheduler, nothing else.
     let list = [
         attribute(1, &2_u16.to_ne_bytes()),

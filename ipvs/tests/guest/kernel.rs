@@ -1,4 +1,4 @@
-//! What the kernel makes of settings and of those who ask.
+//! Settings, refusals and permissions of the kernel.
 
 use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
@@ -13,7 +13,7 @@ use ipvs::{
 use testbed::Tool;
 use testbed::guest::{load_module, unload_module};
 
-use crate::ground::{block_on, destination, tcp, with_client};
+use crate::fixture::{block_on, destination, tcp, with_client};
 use crate::tables;
 
 /// Whatever is desired, a second look finds nothing to do.
@@ -48,7 +48,7 @@ pub(crate) fn settings() {
             .collect();
         desired.insert(with_all(DesiredService::new(odd)));
         desired.extend([idle, long, masked].map(DesiredService::new));
-        settle(client, &desired).await;
+        reconcile(client, &desired).await;
         // And each of its values is what the kernel keeps.
         let kept = client.destinations(&tcp("10.0.0.100", 1)).await.expect("a list");
         let kept: BTreeSet<_> = kept.iter().map(|entry| format!("{:?}", entry.destination)).collect();
@@ -60,7 +60,7 @@ pub(crate) fn settings() {
 }
 
 /// Makes it so, and finds nothing to do then.
-async fn settle(client: &Client, desired: &Desired) {
+async fn reconcile(client: &Client, desired: &Desired) {
     let (mut planner, mut owned) = (Planner::new(Options::default()), BTreeSet::new());
     let (plan, report) = client.reconcile(&mut planner, desired, &mut owned).await.expect("a table");
     let failures: Vec<_> = report.failures(&plan).map(|(step, error)| format!("{step}: {error}")).collect();
@@ -68,7 +68,7 @@ async fn settle(client: &Client, desired: &Desired) {
     let (plan, _) = client.reconcile(&mut planner, desired, &mut owned).await.expect("a table");
     assert!(plan.is_empty(), "{:?}", plan.steps);
 
-    // What somebody changed is put back, with no more than that.
+    // A foreign change is put back, with no more than that.
     let key = tcp("10.0.0.100", 1);
     let mut changed = client.service(&key).await.expect("it is there").service;
     changed.scheduler = SchedulerName::LC;
@@ -219,7 +219,7 @@ pub(crate) fn privilege() {
     assert!(status.success());
 }
 
-/// What an ordinary user hears, also as root of a user namespace of his own.
+/// The answers to an ordinary user, also as root of a user namespace.
 pub(crate) fn unprivileged() -> ExitCode {
     let not_permitted = || {
         block_on(async {

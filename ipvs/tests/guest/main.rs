@@ -1,6 +1,6 @@
 //! The client against a real kernel, and against `ipvsadm` as the witness of what is in it. A guest brings the kernel.
 
-mod ground;
+mod fixture;
 mod kernel;
 mod speed;
 mod tables;
@@ -18,14 +18,14 @@ fn main() -> ExitCode {
     testbed::main(vec![
         test("ipvsadm_prints_what_the_client_configured", tables::ipvsadm_prints),
         test("the_client_lists_what_ipvsadm_configured", tables::client_lists),
-        test("ipvsadm_says_the_same_bytes", tables::same_bytes).needs([Tool::Strace]),
-        test("settings_stay_as_the_planner_thinks", kernel::settings),
-        test("refusals_mean_what_the_errors_say", kernel::refusals),
-        test("the_module_may_go_and_come", kernel::module),
+        test("ipvsadm_sends_the_same_bytes", tables::same_bytes).needs([Tool::Strace]),
+        test("settings_behave_as_the_planner_assumes", kernel::settings),
+        test("refusals_match_their_errors", kernel::refusals),
+        test("the_module_may_be_unloaded_and_loaded_again", kernel::module),
         test("each_network_namespace_has_its_own_table", kernel::namespaces),
         test("an_ordinary_user_is_not_permitted", kernel::privilege).needs([Tool::Setpriv]),
-        test("what_passes_is_counted", traffic::counted),
-        test("a_destination_drains_and_goes", traffic::drained),
+        test("traffic_is_counted", traffic::counted),
+        test("a_destination_drains_and_is_deleted", traffic::drained),
         test("reconcile_is_as_fast_as_ipvsadm", speed::reconcile),
     ])
 }

@@ -1,4 +1,4 @@
-//! How long it takes, beside `ipvsadm`.
+//! Duration of a reconciliation, beside `ipvsadm`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use ipvs::reconcile::{Desired, DesiredService, Options, Planner};
 use ipvs::{ForwardMethod, SchedulerName, Service};
 use testbed::Tool;
 
-use crate::ground::{destination, ipvsadm, run, tcp, with_client};
+use crate::fixture::{destination, ipvsadm, run, tcp, with_client};
 
 const SERVICES: u16 = 1000;
 const DESTINATIONS: u16 = 16;

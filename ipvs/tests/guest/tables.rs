@@ -10,7 +10,7 @@ use ipvs::{
 };
 use testbed::Tool;
 
-use crate::ground::{address, destination, ipvsadm, run, tcp, with_client};
+use crate::fixture::{address, destination, ipvsadm, run, tcp, with_client};
 
 const MASQUERADE: ForwardMethod = ForwardMethod::MASQUERADE;
 const ROUTE: ForwardMethod = ForwardMethod::DIRECT_ROUTE;
@@ -86,7 +86,7 @@ pub(crate) fn table() -> Vec<(Service, Vec<Destination>)> {
     table
 }
 
-/// What `ipvsadm --save` prints of it: all but thresholds, and local destinations as routed ones.
+/// Output of `ipvsadm --save`: all but thresholds, and local destinations as routed ones.
 const SAVED: &str = include_str!("saved.txt");
 const GOLDEN: &str = include_str!("../../src/wire/golden.txt");
 const LISTED: &str = include_str!("listed.txt");
@@ -197,8 +197,8 @@ pub(crate) fn client_lists() {
     });
 }
 
-/// The bytes of `ipvsadm` and of the kernel are kept with the crate; this tells when they change. The order of a list is
-/// chance.
+/// The bytes of `ipvsadm` and of the kernel are kept with the crate; this tells when they change. The order of a list
+/// is chance.
 pub(crate) fn same_bytes() {
     with_client(async |_| {
         for part in GOLDEN.split("$ ipvsadm ").skip(1) {
@@ -212,8 +212,8 @@ pub(crate) fn same_bytes() {
     });
 }
 
-/// What is sent (`>`) and received (`<`) behind the netlink headers, in hexadecimal; without what `ipvsadm` asks every
-/// time: the number of the family and the version.
+/// The bytes sent (`>`) and received (`<`) behind the netlink headers, in hexadecimal; without what `ipvsadm` asks
+/// every time: the number of the family and the version.
 fn messages_of(command: &str) -> Vec<String> {
     let output = Command::new(Tool::Strace.path().expect("it is installed"))
         .args(["-xx", "-s", "65536", "-e", "trace=sendmsg,recvmsg"])

@@ -9,7 +9,7 @@ use ipvs::reconcile::{Deletion, Desired, DesiredService, Options, Planner, Step}
 use ipvs::{Client, DestinationEntry, ForwardMethod, SchedulerName, Service, ServiceKey, Stats};
 use testbed::eventually;
 
-use crate::ground::{destination, ip, ipvsadm, tcp, with_client};
+use crate::fixture::{destination, ip, ipvsadm, tcp, with_client};
 
 /// A service on an address of this machine, whose only destination is the machine.
 fn service() -> (ServiceKey, Desired, TcpListener) {

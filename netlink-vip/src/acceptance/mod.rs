@@ -1,10 +1,10 @@
-//! Whether servers accept what a director would send them for a virtual address.
+//! Finds out whether servers accept the packets that a director would send them for a virtual address.
 //!
-//! An ordinary connection cannot tell: on a node that holds the address, or has it on its dummy link, the kernel keeps
+//! An ordinary connection is no proof: on a node that holds the address, or has it on its dummy link, the kernel keeps
 //! such a connection to itself. So a question is a TCP SYN for the virtual address that goes to one server on purpose,
 //! by its link-layer address (direct routing) or in a tunnel, from an address of this node. The answer comes back to
 //! that address, with the virtual one as its source. Packet sockets see it before anything else does; this node's
-//! kernel takes an IPv4 one for a forgery, and tells so if `log_martians` is set, and finds no connection for an IPv6
+//! kernel takes an IPv4 one for a forgery, and logs it if `log_martians` is set, and finds no connection for an IPv6
 //! one. A rule that drops these packets before routing keeps both quiet. A connection that is accepted is reset at
 //! once, and what is not answered in time is taken back as well.
 //!
@@ -13,8 +13,8 @@
 //!
 //! This node itself cannot be asked. Nor can, by [`Path::Direct`], the node that directs at the moment, if it takes the
 //! question for a client's: where it would forward it to another server it drops it, because a question makes one hop
-//! only, so that nobody answers for somebody else. A director that leaves what has no hop left to its own server can be
-//! asked like all others.
+//! only, so that no server answers for another one. A director that leaves what has no hop left to its own server can
+//! be asked like all others.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -31,10 +31,10 @@
 //! # Ok::<(), netlink_vip::acceptance::AcceptanceError>(())
 //! ```
 
+mod egress;
 mod packet;
 mod round;
 mod socket;
-mod way;
 
 use std::collections::HashMap;
 use std::io;
@@ -43,17 +43,17 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::kernel::{Kernel as _, KernelError};
 use crate::netlink::NetlinkKernel;
 use crate::select::link_flag;
+use crate::socket::KernelError;
 
 use round::Round;
 use socket::{Port, Receiver, Sender};
 
-pub use way::{Way, Ways};
+pub use egress::{Egress, EgressLookup};
 
-/// How long a round takes at most.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Longest round.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One server to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,11 +62,11 @@ pub struct Question {
     pub virtual_address: SocketAddr,
     /// The server's own address, of the same family.
     pub server: IpAddr,
-    /// How a director forwards to it.
+    /// Forwarding of a director to it.
     pub path: Path,
 }
 
-/// How a director forwards.
+/// Forwarding of a director.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Path {
     /// As it is, to the server's link-layer address.
@@ -75,7 +75,7 @@ pub enum Path {
     Tunnel,
 }
 
-/// What a server says.
+/// Answer of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Answer {
     /// It accepts connections to the virtual address.
@@ -84,15 +84,15 @@ pub enum Answer {
     Refuses,
     /// Nothing in time: it does not have the virtual address, or no tunnel, or drops such packets, or is dead.
     Silent,
-    /// Only by [`Path::Direct`]: it has not been asked, because nobody told its link-layer address in time. It is dead,
-    /// or not on the link although its address is. A director has nowhere to forward to either.
+    /// Only by [`Path::Direct`]: it has not been asked, because its link-layer address was not found in time. It is
+    /// dead, or not on the link although its address is. A director has nowhere to forward to either.
     Unresolved,
     /// Only by [`Path::Direct`]: it has not been asked, because the way there leads by a router, by another interface,
     /// to this node itself, or nowhere. Nothing is wrong with the server, but no director can forward to it directly.
     NotOnLink,
 }
 
-/// Why nobody could be asked. It says nothing about any server.
+/// Failure to ask any server. It says nothing about the servers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptanceError {
@@ -130,12 +130,12 @@ pub enum AcceptanceError {
     /// A socket failed.
     #[error("{operation}: {source}")]
     Socket {
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel did not tell about its links, addresses or neighbours.
+    /// The kernel did not list its links, addresses or neighbours.
     #[error("looking for the servers' link-layer addresses: {0}")]
     Kernel(KernelError),
 }
@@ -169,7 +169,7 @@ impl Acceptance {
         let receiver = Receiver::open(&address, source)?;
         let interface = interface.to_owned();
         let mut opened = Self { interface, index, source, kernel, sender, receiver, sequence: seed() };
-        opened.look()?;
+        opened.check_interface()?;
         Ok(opened)
     }
 
@@ -178,25 +178,25 @@ impl Acceptance {
     /// # Errors
     /// [`AcceptanceError::Kernel`].
     pub fn neighbours(&mut self) -> Result<HashMap<IpAddr, [u8; 6]>, AcceptanceError> {
-        let known = self.kernel.neighbours(self.index, self.source.is_ipv4());
+        let known = self.kernel.neighbours(self.index, self.source);
         let known = known.map_err(AcceptanceError::Kernel)?;
         Ok(known.into_iter().filter_map(|it| Some((it.ip, it.mac?))).collect())
     }
 
-    /// Asks all at once, and waits until everybody has answered or `timeout` is over, which is at most a minute; a
+    /// Asks all at once, and waits until every server has answered or `timeout` is over, which is at most a minute; a
     /// second suits a LAN. Each question is repeated twice in that time if no answer comes. Every question has its
     /// answer in the result. One server that is asked for the same virtual address by both paths at once may confuse
     /// the two.
     ///
     /// The kernel is told to find out the link-layer addresses that it does not know. This takes a round trip; it
     /// repeats itself once a second. It is also told to confirm those that it has not confirmed lately, but these
-    /// are used meanwhile, by a director as well: with a server's new network card both reach nobody for some
+    /// are used meanwhile, by a director as well: with a server's new network card both fail to reach it for some
     /// seconds.
     ///
     /// It blocks the thread.
     ///
     /// # Errors
-    /// [`AcceptanceError`] if nobody could be asked. The next call may succeed, but for
+    /// [`AcceptanceError`] if no server could be asked. The next call may succeed, but for
     /// [`AcceptanceError::NoInterface`] and [`AcceptanceError::NoSource`], which ask for another
     /// [`Acceptance::open`] unless the address comes back.
     pub fn ask(
@@ -210,15 +210,15 @@ impl Acceptance {
         if let Some(&question) = questions.iter().find(other) {
             return Err(AcceptanceError::Family { question, from: self.source });
         }
-        let mac = self.look()?;
+        let mac = self.check_interface()?;
         // Another one each time: a server that still has half a connection from the port answers for that one.
         let port = Port::reserve(self.source, self.index)?;
         self.receiver.listen_to(port.local())?;
-        Round::new(self, mac, port.local(), questions).run(timeout.min(LONGEST))
+        Round::new(self, mac, port.local(), questions).run(timeout.min(MAX_TIMEOUT))
     }
 
-    /// Whether the interface is as it was; returns its link-layer address.
-    fn look(&mut self) -> Result<[u8; 6], AcceptanceError> {
+    /// Returns whether the interface is as it was; returns its link-layer address.
+    fn check_interface(&mut self) -> Result<[u8; 6], AcceptanceError> {
         let link = self.kernel.link(self.index).map_err(AcceptanceError::Kernel)?;
         let no_interface = || AcceptanceError::NoInterface(self.interface.clone());
         let link = link.ok_or_else(no_interface)?;
@@ -237,7 +237,7 @@ impl Acceptance {
         Ok(mac)
     }
 
-    /// What the kernel's refusal means.
+    /// Classifies a refusal of the kernel.
     fn refused(error: KernelError) -> AcceptanceError {
         match error.refused() {
             Some(Errno::EPERM | Errno::EACCES) => AcceptanceError::Permission("CAP_NET_ADMIN"),
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_can_be_made_by_one_thread_after_another() {
+    fn a_prober_can_move_between_threads() {
         fn assert_send<T: Send + 'static>() {}
         assert_send::<Acceptance>();
         assert_send::<AcceptanceError>();

@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, PacketBuilder, TransportSlice};
 
-/// A server that does not have the virtual address and forwards packets must not pass a question on: whoever answered
-/// would be somebody else.
+/// A server that does not have the virtual address and forwards packets must not pass a question on: the answer
+/// would be another server's.
 const HOPS: u8 = 1;
-/// What a client that has just started would offer, in bytes.
+/// The receive window that a client offers at first, in bytes.
 const WINDOW: u16 = 64_240;
 
 /// One side of the conversation, and where it stands.
@@ -27,7 +27,7 @@ pub(super) enum Kind {
     Rst,
 }
 
-/// What a server says to a SYN.
+/// Answer of a server to a SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) from: SocketAddr,
@@ -95,7 +95,7 @@ mod tests {
         prop_oneof![v4, v6].prop_map(|[from, to]| (from, to))
     }
 
-    /// What a server sends, with these flags.
+    /// A segment of a server, with these flags.
     fn answer(from: SocketAddr, to: SocketAddr, acknowledged: u32, flags: &str) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2(MACS[1], MACS[0]);
         let builder = match (from.ip(), to.ip()) {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_yes_nor_no_is_no_answer() {
+    fn only_syn_ack_and_rst_are_replies() {
         let (vip, own) = some_pair();
         let said = |flags| reply(&answer(vip, own, 8, flags)).map(|reply| reply.accepts);
         assert_eq!((said("SA"), said("RA")), (Some(true), Some(false)));
@@ -141,7 +141,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_say_what_they_should((from, to) in pairs(), sequence: u32, reset: bool) {
+        fn packets_have_the_expected_fields((from, to) in pairs(), sequence: u32, reset: bool) {
             let kind = if reset { Kind::Rst } else { Kind::Syn };
             let bytes = packet(&Segment { from, to, sequence, kind }).unwrap();
             let frame = frame(MACS[0], MACS[1], &bytes);
@@ -178,19 +178,19 @@ mod tests {
         }
 
         #[test]
-        fn an_answer_that_is_cut_is_none((from, to) in pairs(), length in 0_usize..74) {
+        fn a_truncated_answer_is_no_answer((from, to) in pairs(), length in 0_usize..74) {
             let frame = answer(from, to, 8, "SA");
             let cut = &frame[..length.min(frame.len() - 1)];
             prop_assert_eq!(reply(cut), None);
         }
 
         #[test]
-        fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..192)) {
+        fn reply_parsing_terminates_on_arbitrary_input(bytes in prop::collection::vec(any::<u8>(), 0..192)) {
             let _ = reply(&bytes);
         }
 
         #[test]
-        fn answers_that_were_tampered_with_are_read_without_harm(
+        fn reply_parsing_survives_changed_bytes(
             (from, to) in pairs(),
             changes in prop::collection::vec((0_usize..74, any::<u8>()), 1..8),
         ) {

@@ -10,14 +10,14 @@ use super::packet::{Kind, Reply, Segment};
 use super::socket::Route;
 use super::{Acceptance, AcceptanceError, Answer, Path, Question};
 
-/// How far apart the sequence numbers of two questions are.
+/// Distance of the sequence numbers of two questions.
 const SEQUENCE_STEP: u32 = 1 << 12;
-/// How often each question is asked while nobody answers.
+/// Number of times each question is asked while no answer comes.
 const TRIES: u32 = 3;
-/// How often the kernel is asked whether it has found out a link-layer address.
+/// Interval of questions to the kernel for link-layer addresses.
 const NEIGHBOUR_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Who has been asked, and what they have said.
+/// The servers that have been asked, and their answers.
 pub(super) struct Round<'a> {
     acceptance: &'a mut Acceptance,
     mac: [u8; 6],
@@ -35,7 +35,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// What a server has answered, if that has been asked.
+    /// The question that a reply answers, with its number.
     fn answered(&self, reply: &Reply) -> Option<(u32, Question)> {
         let number = reply.acknowledged.wrapping_sub(1);
         let question = self.by_number.get(&number)?;
@@ -44,10 +44,10 @@ impl Asked {
     }
 }
 
-/// Whether the kernel is only asked for link-layer addresses, or also to find out what it does not know for sure.
+/// Reading the kernel's link-layer addresses, or also making it find out those that it does not know for sure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NeighbourWish {
-    Look,
+enum NeighbourLookup {
+    Read,
     Probe,
 }
 
@@ -73,8 +73,8 @@ impl<'a> Round<'a> {
         let end = start + timeout;
         let try_at = |number: u32| start + timeout * number / TRIES;
         self.refuse_routed()?;
-        self.find_neighbours(NeighbourWish::Probe)?;
-        let mut look_at = start + NEIGHBOUR_INTERVAL;
+        self.find_neighbours(NeighbourLookup::Probe)?;
+        let mut read_at = start + NEIGHBOUR_INTERVAL;
         let mut unsent = HashSet::new();
         let mut tries = 0;
         while self.open().next().is_some() {
@@ -86,17 +86,17 @@ impl<'a> Round<'a> {
                 unsent.extend(self.open());
                 tries += 1;
             }
-            if !unsent.is_empty() && now >= look_at {
-                self.find_neighbours(NeighbourWish::Look)?;
-                look_at = now + NEIGHBOUR_INTERVAL;
+            if !unsent.is_empty() && now >= read_at {
+                self.find_neighbours(NeighbourLookup::Read)?;
+                read_at = now + NEIGHBOUR_INTERVAL;
             }
             self.send_questions(&mut unsent)?;
             let mut wake_at = if tries < TRIES { try_at(tries) } else { end };
             if !unsent.is_empty() {
-                wake_at = wake_at.min(look_at);
+                wake_at = wake_at.min(read_at);
             }
             match self.acceptance.receiver.receive(wake_at) {
-                Ok(reply) => reply.into_iter().for_each(|reply| self.take(&reply)),
+                Ok(reply) => reply.into_iter().for_each(|reply| self.handle_reply(&reply)),
                 Err(error) => return Err(self.failure("receiving answers", error)),
             }
         }
@@ -130,21 +130,21 @@ impl<'a> Round<'a> {
     }
 
     /// Learns link-layer addresses.
-    fn find_neighbours(&mut self, wish: NeighbourWish) -> Result<(), AcceptanceError> {
+    fn find_neighbours(&mut self, wish: NeighbourLookup) -> Result<(), AcceptanceError> {
         let servers = self.direct_servers();
         if servers.is_empty() {
             return Ok(());
         }
         let Acceptance { kernel, index, source, .. } = &mut *self.acceptance;
-        let found = kernel.neighbours(*index, source.is_ipv4()).map_err(Acceptance::refused)?;
+        let found = kernel.neighbours(*index, *source).map_err(Acceptance::refused)?;
         for server in servers {
             let neighbour = found.iter().find(|neighbour| neighbour.ip == server);
             if let Some(mac) = neighbour.and_then(|neighbour| neighbour.mac) {
                 self.neighbours.insert(server, mac);
             }
             let is_certain =
-                neighbour.is_some_and(|neighbour| neighbour.mac.is_some() && !neighbour.is_stale());
-            if wish == NeighbourWish::Probe && !is_certain {
+                neighbour.is_some_and(|neighbour| neighbour.mac.is_some() && !neighbour.is_stale);
+            if wish == NeighbourLookup::Probe && !is_certain {
                 kernel.probe_neighbour(*index, server).map_err(Acceptance::refused)?;
             }
         }
@@ -160,7 +160,7 @@ impl<'a> Round<'a> {
         unsent.retain(|number| open.contains(number));
         let mut result = Ok(());
         unsent.retain(|&number| {
-            let Some((question, route)) = self.way(number) else { return true };
+            let Some((question, route)) = self.route_of(number) else { return true };
             let sent = self.send(&question, route, number, Kind::Syn);
             // Where a single packet could not leave, the next try may succeed.
             if let (Err(error), Route::Link(_)) = (sent, route)
@@ -173,7 +173,7 @@ impl<'a> Round<'a> {
         result
     }
 
-    fn way(&self, number: u32) -> Option<(Question, Route)> {
+    fn route_of(&self, number: u32) -> Option<(Question, Route)> {
         let question = *self.asked.by_number.get(&number)?;
         let route = match question.path {
             Path::Direct => Route::Link(*self.neighbours.get(&question.server)?),
@@ -182,19 +182,19 @@ impl<'a> Round<'a> {
         Some((question, route))
     }
 
-    fn take(&mut self, reply: &Reply) {
+    fn handle_reply(&mut self, reply: &Reply) {
         let Some((number, question)) = self.asked.answered(reply) else { return };
         let answer = if reply.accepts { Answer::Accepts } else { Answer::Refuses };
         self.answers.entry(question).or_insert(answer);
         // Every time, as a question that was repeated can be accepted twice.
         if reply.accepts {
-            self.take_back(number);
+            self.reset_probe(number);
         }
     }
 
     /// Resets what a question may have opened. If that is lost, the server gives up by itself, after about a minute.
-    fn take_back(&self, number: u32) {
-        if let Some((question, route)) = self.way(number) {
+    fn reset_probe(&self, number: u32) {
+        if let Some((question, route)) = self.route_of(number) {
             let _ = self.send(&question, route, number.wrapping_add(1), Kind::Rst);
         }
     }
@@ -202,8 +202,8 @@ impl<'a> Round<'a> {
     fn finish(&mut self) {
         for number in self.open().collect::<Vec<_>>() {
             // The answer may be on its way.
-            self.take_back(number);
-            let answer = if self.way(number).is_some() { Answer::Silent } else { Answer::Unresolved };
+            self.reset_probe(number);
+            let answer = if self.route_of(number).is_some() { Answer::Silent } else { Answer::Unresolved };
             if let Some(&question) = self.asked.by_number.get(&number) {
                 self.answers.insert(question, answer);
             }

@@ -23,9 +23,9 @@ const IPV6_IN_IP: i32 = 41;
 /// Length of an Ethernet address, in bytes.
 const MAC: usize = 6;
 /// Less than a microsecond would become zero on the way to the kernel, which means for ever.
-const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const MIN_WAIT: Duration = Duration::from_millis(1);
 
-/// How a segment gets to a server.
+/// Route of a segment to a server.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Route {
     /// In a frame to this link-layer address.
@@ -69,7 +69,7 @@ impl Sender {
     }
 }
 
-/// A TCP port of this node that nobody else gets. Nothing is accepted there.
+/// A TCP port of this node, reserved. Nothing is accepted there.
 pub(super) struct Port {
     _socket: Socket,
     local: SocketAddr,
@@ -119,7 +119,7 @@ impl Receiver {
         self.0.attach_filter(&filter).map_err(failed("filtering a packet socket"))?;
         loop {
             match recv(self.0.as_raw_fd(), &mut [0; FRAME], MsgFlags::MSG_DONTWAIT) {
-                // That the interface was down meanwhile is told once.
+                // That the interface was down meanwhile is reported once.
                 Ok(_) | Err(Errno::EINTR | Errno::ENETDOWN) => {}
                 // Nothing is left, or what is wrong shows when answers are waited for.
                 Err(_) => return Ok(()),
@@ -134,7 +134,7 @@ impl Receiver {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.0.set_read_timeout(Some(left.max(SHORTEST_WAIT)))?;
+            self.0.set_read_timeout(Some(left.max(MIN_WAIT)))?;
             let mut frame = [0; FRAME];
             match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()) {
                 Ok(length) => {

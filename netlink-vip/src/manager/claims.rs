@@ -10,20 +10,21 @@ use super::departure::Departure;
 use super::{Manager, Urgency};
 use crate::event::{KeeperEvent, Refusal, Removal, Warning};
 use crate::group::{Arriving, Group};
-use crate::kernel::{Kernel, KernelError};
-use crate::lease::{Claim, Verdict};
+use crate::kernel::Kernel;
+use crate::lease::{Claim, ClaimOutcome};
 use crate::plan::{Desired, Managed, Observed, Step, plan, routes_needed};
 use crate::select::Link;
+use crate::socket::KernelError;
 use crate::types::{GroupId, Release, VipAddress};
 use crate::wire::decode::ObservedAddress;
 
 /// A group of which every address was refused is tried again after this.
 const REFUSED_RETRY: Duration = Duration::from_millis(500);
 
-/// New IPv6 addresses are reported as installed after this, even if the kernel has not said that they work.
+/// New IPv6 addresses are reported as installed after this, even without an event of the kernel that they work.
 const ARRIVAL_LIMIT: Duration = Duration::from_millis(100);
 
-/// What became of writing addresses.
+/// Outcome of writing addresses.
 enum Written {
     /// These are in place; the first was sent at this time.
     Done { since: Instant, steps: Vec<Step> },
@@ -42,19 +43,19 @@ impl<K: Kernel> Manager<K> {
             self.counters.claims_without_interface += 1;
             return;
         };
-        match group.lease.judge(now, claim) {
-            Verdict::Stale => self.counters.claims_stale += 1,
-            Verdict::Fresh => {
+        match group.lease.decide(now, claim) {
+            ClaimOutcome::Stale => self.counters.claims_stale += 1,
+            ClaimOutcome::Fresh => {
                 self.counters.claims_fresh += 1;
                 group.lease.extended(claim);
             }
-            Verdict::Refresh if group.refused.is_empty() => self.refresh(id, claim),
-            Verdict::Install | Verdict::Refresh => {
+            ClaimOutcome::Refresh if group.refused.is_empty() => self.refresh(id, claim),
+            ClaimOutcome::Install | ClaimOutcome::Refresh => {
                 if group.retry_at.is_none_or(|at| at <= now) {
                     self.install(id, index, claim);
                 }
             }
-            Verdict::Lost => self.lose(id, Release::Planned),
+            ClaimOutcome::Lost => self.give_up(id, Release::Planned),
         }
     }
 
@@ -69,7 +70,7 @@ impl<K: Kernel> Manager<K> {
         self.take_down(id, Removal::Released(release), release);
     }
 
-    /// Adds what is absent and refreshes what is there, after a look at the interface.
+    /// Adds absent addresses and refreshes present ones, after reading those of the interface.
     fn install(&mut self, id: GroupId, index: u32, claim: &Claim) {
         let Some(ips) = self.groups.get(&id).map(|group| group.ips().collect::<Vec<_>>()) else { return };
         self.cut_departures_short(&ips);
@@ -77,13 +78,13 @@ impl<K: Kernel> Manager<K> {
         let (desired, managed) = (self.desired_with_others(group, index), group.managed());
         let observed = match self.observe_for(&managed, index, &desired) {
             Ok(observed) => observed,
-            Err(error) => return self.unobserved(error),
+            Err(error) => return self.read_failed(error),
         };
         let Some(group) = self.groups.get_mut(&id) else { return };
         let plan = plan(index, &desired, &managed, &observed);
         let absent = plan.steps.iter().filter_map(Step::leases);
         let missing = group.lease.held().into_iter().flat_map(|held| held.missing.iter().copied());
-        let news: BTreeSet<IpAddr> = absent.chain(missing).collect();
+        let added: BTreeSet<IpAddr> = absent.chain(missing).collect();
         let first = group.lease.held().is_none();
 
         // Labels first, then all addresses (those that are there start a new lease together with the others), then
@@ -97,24 +98,24 @@ impl<K: Kernel> Manager<K> {
         }
         self.carry_out(id, &before);
         match self.write(id, &addresses, claim) {
-            Written::Overslept => self.lose(id, Release::Lost),
+            Written::Overslept => self.give_up(id, Release::Lost),
             Written::Done { since, steps } => {
                 self.carry_out(id, &routes);
                 let written = steps.iter().filter_map(Step::leases);
-                let news = written.filter(|ip| first || news.contains(ip)).collect();
-                self.written(id, since, steps, claim, news);
+                let added = written.filter(|ip| first || added.contains(ip)).collect();
+                self.written(id, since, steps, claim, added);
             }
         }
     }
 
-    /// Takes note of what was written, and says so if there is something new.
+    /// Records what was written, and reports new addresses.
     fn written(
         &mut self,
         id: GroupId,
         since: Instant,
         steps: Vec<Step>,
         claim: &Claim,
-        news: BTreeSet<IpAddr>,
+        added: BTreeSet<IpAddr>,
     ) {
         let now = self.kernel.now();
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -126,21 +127,21 @@ impl<K: Kernel> Manager<K> {
         group.retry_at = None;
         group.written = steps;
         group.lease.refreshed(since, claim);
-        if news.is_empty() {
+        if added.is_empty() {
             self.counters.refreshes += 1;
             return;
         }
         self.counters.installs += 1;
-        let new_v6 = news
+        let new_v6 = added
             .into_iter()
             .filter(|ip| ip.is_ipv6() && group.written.iter().any(|s| s.leases() == Some(*ip)));
         let ips: BTreeSet<IpAddr> = new_v6.collect();
         group.arriving = Some(Arriving { ips, issued: claim.issued, deadline: now + ARRIVAL_LIMIT });
-        self.tell_arrivals(now);
+        self.report_arrivals(now);
     }
 
     /// Reports the groups of which nothing is on the way any more.
-    pub(super) fn tell_arrivals(&mut self, now: Instant) {
+    pub(super) fn report_arrivals(&mut self, now: Instant) {
         for (&id, group) in &mut self.groups {
             let done = |arriving: &mut Arriving| arriving.ips.is_empty() || arriving.deadline <= now;
             if let Some(Arriving { issued, .. }) = group.arriving.take_if(done) {
@@ -150,12 +151,12 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    /// Refreshes without looking first: nothing was heard that would make it necessary.
+    /// Refreshes without reading the tables first: no event made that necessary.
     fn refresh(&mut self, id: GroupId, claim: &Claim) {
         let Some(group) = self.groups.get(&id) else { return };
         let steps = group.written.clone();
         match self.write(id, &steps, claim) {
-            Written::Overslept => self.lose(id, Release::Lost),
+            Written::Overslept => self.give_up(id, Release::Lost),
             Written::Done { steps, .. } if steps.is_empty() => {}
             Written::Done { since, .. } => {
                 self.counters.refreshes += 1;
@@ -178,7 +179,7 @@ impl<K: Kernel> Manager<K> {
             let took = acked.saturating_duration_since(sent);
             self.counters.longest_write = self.counters.longest_write.max(took);
             let claim = &self.extended(id, claim);
-            if self.groups.get(&id).is_some_and(|group| group.lease.overslept(acked, claim)) {
+            if self.groups.get(&id).is_some_and(|group| group.lease.wrote_too_late(acked, claim)) {
                 return Written::Overslept;
             }
             match result {
@@ -204,14 +205,14 @@ impl<K: Kernel> Manager<K> {
         self.dirty.mark(now, Urgency::Soon);
     }
 
-    fn lose(&mut self, id: GroupId, release: Release) {
+    fn give_up(&mut self, id: GroupId, release: Release) {
         self.counters.leases_lost += 1;
         if self.groups.get(&id).is_some_and(|group| group.lease.held().is_some()) {
             self.take_down(id, Removal::LeaseLost, release);
         } else if !self.has_departing(id)
             && let Some((departure, _)) = self.departure_of(id)
         {
-            // They went when the lease lapsed, or were written just now without anybody having been told.
+            // They went when the lease lapsed, or were written just now and not yet reported.
             self.depart(departure, None);
         }
         let now = self.kernel.now();
@@ -222,12 +223,12 @@ impl<K: Kernel> Manager<K> {
         self.events.push_back(KeeperEvent::LeaseLost { id });
     }
 
-    /// Removes what there is of a group and says so. A planned release resets its sessions first, as long as the lease
-    /// lasts.
+    /// Removes what there is of a group and reports it. A planned release resets its sessions first, as long as the
+    /// lease lasts.
     pub(super) fn take_down(&mut self, id: GroupId, reason: Removal, release: Release) {
         if self.has_departing(id) {
             if release == Release::Lost {
-                self.hasten(id);
+                self.end_departures_now(id);
             }
             let now = self.kernel.now();
             if let Some(group) = self.groups.get_mut(&id) {
@@ -274,7 +275,7 @@ impl<K: Kernel> Manager<K> {
         self.depart(Departure::new(id, index, managed, gone, now), lease_end);
     }
 
-    /// What should be on the interface: the group's own, and the subnets that other groups need there.
+    /// The desired state of the interface: the group's own, and the subnets that other groups need there.
     pub(super) fn desired_with_others(&self, group: &Group, index: u32) -> Desired {
         let mut desired = group.desired();
         desired.reachable.extend(self.reachable_for_others(group.config.id, index));
@@ -305,7 +306,7 @@ impl<K: Kernel> Manager<K> {
         Ok(observed)
     }
 
-    /// Adds our routes to a look at addresses, if there can be any.
+    /// Adds our routes to observed addresses, if there can be any.
     pub(super) fn observe_routes(
         &mut self,
         index: u32,

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 
 use super::{Manager, Urgency};
 use crate::event::KeeperEvent;
-use crate::kernel::{Kernel, KernelError, is_our_permanent, is_ours};
-use crate::real_server::RealServerConfig;
+use crate::kernel::Kernel;
+use crate::ownership::{DUMMY_LINK, is_our_permanent, is_ours};
 use crate::select::Link;
+use crate::socket::KernelError;
 use crate::status::AddressCopy;
 use crate::types::GroupId;
 use crate::wire::decode::ObservedAddress;
@@ -23,7 +24,7 @@ fn copies(
 ) -> Vec<AddressCopy> {
     let name = |index: u32| links.get(&index).map_or_else(|| index.to_string(), |link| link.name.clone());
     let dummy = |seen: &ObservedAddress| {
-        links.get(&seen.index).is_some_and(|link| link.name == RealServerConfig::DUMMY)
+        links.get(&seen.index).is_some_and(|link| link.name == DUMMY_LINK)
             && is_our_permanent(seen, kernel_marks)
     };
     let foreign = addresses.iter().filter(|seen| !is_ours(seen, kernel_marks) && !dummy(seen));
@@ -43,7 +44,7 @@ fn copies(
 
 impl<K: Kernel> Manager<K> {
     /// An address came or went that is not one of our leases.
-    pub(super) fn suspect_copy(&mut self, ip: IpAddr) {
+    pub(super) fn mark_copies_dirty(&mut self, ip: IpAddr) {
         if self.groups.values().any(|group| group.has(ip)) {
             self.dirty.copies = true;
             self.dirty.mark(self.kernel.now(), Urgency::Soon);
@@ -51,7 +52,7 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// Looks for copies of all groups' addresses on all interfaces.
-    pub(super) fn look_for_copies(&mut self) -> Result<(), KernelError> {
+    pub(super) fn read_copies(&mut self) -> Result<(), KernelError> {
         if !std::mem::take(&mut self.dirty.copies) || self.groups.is_empty() {
             return Ok(());
         }
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_leased_is_a_copy_on_any_interface() {
+    fn an_address_without_a_lease_is_a_copy_on_any_interface() {
         let all = [
             seen(2, 24, None, None),
             seen(2, 32, None, Some(86_400)),

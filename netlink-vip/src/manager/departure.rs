@@ -2,8 +2,8 @@
 //!
 //! Once an address is gone not even a RST leaves in its name, and a client that waits for an answer hangs. So its
 //! sessions are reset while it is still there, unless the link is down or the lease may be over. That takes about 10 µs
-//! for each, so it is done in slices between which the leases of other groups are refreshed. Clients that were reset may
-//! connect again as long as the address is there, so the last sessions are reset in one go with its removal.
+//! for each, so it is done in slices between which the leases of other groups are refreshed. Clients that were reset
+//! may connect again as long as the address is there, so the last sessions are reset in one go with its removal.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -29,14 +29,14 @@ const PER_SESSION: Duration = Duration::from_micros(50);
 /// But not longer than this.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// How long resetting this many sessions may delay the removal of their addresses, 0.1 s to 1 s: meanwhile another
+/// The longest delay by resetting this many sessions of the removal of their addresses, 0.1 s to 1 s: meanwhile another
 /// router may have them, too.
 fn reset_bound(sessions: usize) -> Duration {
     let each = PER_SESSION * u32::try_from(sessions).unwrap_or(u32::MAX / 2).min(1 << 20);
     (BASE + each).min(LIMIT)
 }
 
-/// Whether clients connect again about as fast as their sessions are reset.
+/// Returns whether clients connect again about as fast as their sessions are reset.
 fn is_coming_back(before: usize, found: usize) -> bool {
     found > before / 2
 }
@@ -47,7 +47,7 @@ pub(super) struct Departure {
     pub(super) id: GroupId,
     /// The interface that they are on.
     pub(super) index: u32,
-    /// What may be deleted with them.
+    /// The objects that may be deleted with them.
     pub(super) managed: Managed,
     /// Why, if they are all of their group's.
     pub(super) reason: Option<Removal>,
@@ -64,7 +64,7 @@ pub(super) struct Departure {
     silent: usize,
 }
 
-/// How far a departure is.
+/// Phase of a departure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Sessions are being reset; so many were found when they were last listed, if they were.
@@ -78,10 +78,10 @@ enum Phase {
 /// Which sessions are left when addresses have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
-    /// Those that are known. There is no look for more where a look found none just before: the address may be on this
+    /// Those that are known. They are not listed again where a list was empty just before: the address may be on this
     /// node by other means (the dummy link of a real server), and new sessions through it are no concern of this.
     Known,
-    /// All that a look finds.
+    /// All that are listed now.
     Unknown,
 }
 
@@ -105,7 +105,7 @@ impl Departure {
         }
     }
 
-    /// Whether its addresses are still there.
+    /// Returns whether its addresses are still there.
     pub(super) fn is_present(&self) -> bool {
         !matches!(self.phase, Phase::Closing(_))
     }
@@ -133,12 +133,12 @@ impl<K: Kernel> Manager<K> {
         self.departures.push(departure);
     }
 
-    /// Whether [`Manager::advance`] has something to do now.
+    /// Returns whether [`Manager::advance`] has something to do now.
     pub(crate) fn is_busy(&self) -> bool {
         self.departures.iter().any(|departure| departure.phase != Phase::Waiting)
     }
 
-    /// Whether there are departures that have not ended.
+    /// Returns whether there are departures that have not ended.
     pub(crate) fn is_departing(&self) -> bool {
         !self.departures.is_empty()
     }
@@ -187,14 +187,14 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    /// Whether a group has been taken down, and its addresses are still there.
+    /// Returns whether a group has been taken down, and its addresses are still there.
     pub(super) fn has_departing(&self, id: GroupId) -> bool {
         let held = self.groups.get(&id).is_some_and(|group| group.lease.held().is_some());
         !held && self.departures.iter().any(|it| it.id == id && it.reason.is_some() && it.is_present())
     }
 
     /// No time is left for the addresses of a group that are going.
-    pub(super) fn hasten(&mut self, id: GroupId) {
+    pub(super) fn end_departures_now(&mut self, id: GroupId) {
         let now = self.kernel.now();
         let mut going: Vec<Departure> =
             self.departures.extract_if(.., |it| it.id == id && it.is_present()).collect();
@@ -340,11 +340,11 @@ impl<K: Kernel> Manager<K> {
                 self.carry_out(id, &steps);
             }
             Err(error) => {
-                // Without a look: exactly the addresses that go.
+                // Without reading the tables: exactly the addresses that go.
                 let delete = |&ip| Step::DeleteAddress { index, ip, prefix_len: full_prefix(ip) };
                 let steps: Vec<Step> = departure.ips.iter().map(delete).collect();
                 self.carry_out(id, &steps);
-                self.unobserved(error);
+                self.read_failed(error);
             }
         }
         if let Some(reason) = departure.reason {
@@ -352,7 +352,7 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    /// What stays on an interface when addresses of a group go.
+    /// The desired state of an interface when addresses of a group go.
     fn desired_beside(&self, id: GroupId, index: u32) -> Desired {
         let group = self.groups.get(&id).filter(|group| group.interface == Some(index));
         match group.filter(|group| group.lease.held().is_some()) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::model::{Bench, Deed, ETH0, ONE, UP, config};
+use super::fake_kernel::{Bench, ETH0, KernelCall, ONE, UP, config};
 use crate::event::{KeeperEvent, Removal, Warning};
 use crate::group::Registered;
 use crate::plan::Step;
@@ -30,12 +30,12 @@ type Cause = (&'static str, fn(&mut Bench));
 fn held(vips: &[&str], sessions: usize) -> Bench {
     let mut bench = Bench::new(vips);
     bench.claim();
-    bench.turn();
+    bench.run_once();
     bench.take_events();
     for ip in config(vips).ips() {
         bench.world.borrow_mut().connect(ip, sessions);
     }
-    bench.take_deeds();
+    bench.take_calls();
     bench
 }
 
@@ -43,16 +43,16 @@ fn ended(reset: usize, silent: usize) -> impl Fn(&KeeperEvent) -> bool {
     move |event| matches!(event, KeeperEvent::SessionsEnded { reset: r, silent: s, .. } if (*r, *s) == (reset, silent))
 }
 
-fn delete() -> Deed {
-    Deed::Step(Step::DeleteAddress { index: ETH0, ip: v4(), prefix_len: 32 })
+fn delete() -> KernelCall {
+    KernelCall::Step(Step::DeleteAddress { index: ETH0, ip: v4(), prefix_len: 32 })
 }
 
 #[test]
 fn sessions_are_reset_before_a_planned_release() {
     let mut bench = held(&VIPS[..1], 2);
     bench.manager.release(ONE, Release::Planned);
-    bench.turn();
-    assert_eq!(bench.take_deeds(), [Deed::Reset(v4()), Deed::Reset(v4()), delete()]);
+    bench.run_once();
+    assert_eq!(bench.take_calls(), [KernelCall::Reset(v4()), KernelCall::Reset(v4()), delete()]);
     let events = bench.take_events();
     assert_eq!(events[0], KeeperEvent::Removed { id: ONE, reason: Removal::Released(Release::Planned) });
     assert!(ended(2, 0)(&events[1]), "{events:?}");
@@ -64,8 +64,8 @@ fn a_lost_address_goes_at_once_and_its_sessions_after_it() {
     let mut bench = held(&VIPS[..1], 2);
     bench.manager.release(ONE, Release::Lost);
     assert!(!bench.world.borrow().has(v4()), "before anything else is done");
-    bench.turn();
-    assert_eq!(bench.take_deeds(), [delete(), Deed::Close(v4()), Deed::Close(v4())]);
+    bench.run_once();
+    assert_eq!(bench.take_calls(), [delete(), KernelCall::Close(v4()), KernelCall::Close(v4())]);
     assert!(bench.take_events().iter().any(ended(0, 2)));
 }
 
@@ -84,9 +84,9 @@ fn every_cause_that_leaves_time_resets_the_sessions_of_both_families() {
     for (cause, lose) in causes {
         let mut bench = held(&VIPS, 300);
         lose(&mut bench);
-        bench.turn();
-        let deeds = bench.take_deeds();
-        let resets = |ip| deeds.iter().filter(|deed| **deed == Deed::Reset(ip)).count();
+        bench.run_once();
+        let calls = bench.take_calls();
+        let resets = |ip| calls.iter().filter(|deed| **deed == KernelCall::Reset(ip)).count();
         assert_eq!((resets(v4()), resets(v6())), (300, 300), "{cause}");
         assert!(!bench.world.borrow().has(v4()) && !bench.world.borrow().has(v6()), "{cause}");
         assert!(bench.take_events().iter().any(ended(600, 0)), "{cause}");
@@ -98,7 +98,7 @@ fn nothing_is_reset_over_a_link_that_is_down_or_a_lease_that_is_over() {
     let causes: [Cause; 3] = [
         ("down", |bench| bench.world.borrow_mut().set_link(0x1002)),
         ("expired", |bench| bench.world.borrow_mut().advance(2_100 * MS)),
-        ("overslept", |bench| {
+        ("wrote_too_late", |bench| {
             bench.world.borrow_mut().stop_before_write = Some(5_000 * MS);
             bench.pass(1_000 * MS);
             bench.claim();
@@ -107,8 +107,8 @@ fn nothing_is_reset_over_a_link_that_is_down_or_a_lease_that_is_over() {
     for (cause, lose) in causes {
         let mut bench = held(&VIPS[..1], 3);
         lose(&mut bench);
-        bench.turn();
-        let resets = bench.take_deeds().into_iter().filter(|deed| matches!(deed, Deed::Reset(_)));
+        bench.run_once();
+        let resets = bench.take_calls().into_iter().filter(|deed| matches!(deed, KernelCall::Reset(_)));
         assert_eq!(resets.count(), 0, "{cause}");
         assert!(bench.take_events().iter().any(ended(0, 3)), "{cause}");
     }
@@ -125,7 +125,7 @@ fn a_slow_reset_ends_at_its_bound_and_counts_what_it_did() {
     }
     let took = bench.world.borrow().now - start;
     assert!((500 * MS..530 * MS).contains(&took), "100 ms and 50 µs for each: {took:?}");
-    bench.turn();
+    bench.run_once();
     let events = bench.take_events();
     let Some(KeeperEvent::SessionsEnded { reset, silent, .. }) = events.last() else { panic!("{events:?}") };
     assert_eq!(reset + silent, 8_000);
@@ -138,7 +138,7 @@ fn clients_that_connect_during_the_reset_are_reset_as_well() {
     bench.manager.release(ONE, Release::Planned);
     bench.manager.advance();
     bench.world.borrow_mut().connect(v4(), 5);
-    bench.turn();
+    bench.run_once();
     assert!(bench.take_events().iter().any(ended(205, 0)));
 }
 
@@ -155,7 +155,7 @@ fn clients_that_connect_again_after_each_slice_are_reset_when_the_address_goes()
                 world.connect(v4(), ended);
             }
         }
-        bench.turn();
+        bench.run_once();
         let events = bench.take_events();
         let Some(KeeperEvent::SessionsEnded { reset, silent, .. }) = events.last() else {
             panic!("{events:?}")
@@ -174,7 +174,7 @@ fn only_sessions_that_came_before_the_address_was_gone_are_closed() {
         bench.manager.advance();
     }
     bench.world.borrow_mut().connect(v4(), 2);
-    bench.turn();
+    bench.run_once();
     assert_eq!(bench.world.borrow().sessions.len(), 2, "these came by another link");
     let events = bench.take_events();
     let Some(KeeperEvent::SessionsEnded { silent, .. }) = events.last() else { panic!("{events:?}") };
@@ -189,7 +189,7 @@ fn other_groups_are_refreshed_while_sessions_are_reset() {
     bench.manager.add(Registered { config: other, labels: [].into() });
     let issued = bench.world.borrow().now;
     let claim = crate::lease::Claim { issued, valid_until: issued + 1_800 * MS };
-    bench.turn();
+    bench.run_once();
     bench.manager.release(ONE, Release::Planned);
     bench.manager.advance();
     bench.manager.claim(two, &claim);
@@ -204,7 +204,7 @@ fn a_claim_during_the_reset_brings_the_address_back_and_keeps_the_rest() {
     bench.manager.advance();
     bench.world.borrow_mut().advance(MS);
     bench.claim();
-    bench.turn();
+    bench.run_once();
     assert!(bench.world.borrow().has(v4()));
     assert_eq!(bench.world.borrow().sessions.len(), 500 - 128);
     let events = bench.take_events();
@@ -221,7 +221,7 @@ fn a_claim_after_a_lapse_does_not_hasten_the_reset() {
     let issued = bench.world.borrow().now;
     bench.manager.claim(ONE, &crate::lease::Claim { issued, valid_until: issued + 1_800 * MS });
     assert!(bench.world.borrow().has(v4()), "its sessions are being reset");
-    bench.turn();
+    bench.run_once();
     assert!(!bench.world.borrow().has(v4()));
     let events = bench.take_events();
     assert!(
@@ -237,11 +237,11 @@ fn a_release_during_the_reset_after_a_lapse_leaves_nothing_to_be_lost() {
     bench.manager.handle_timeout();
     bench.manager.advance();
     bench.manager.release(ONE, Release::Planned);
-    bench.turn();
+    bench.run_once();
     bench.take_events();
     bench.world.borrow_mut().advance(60_000 * MS);
     bench.claim();
-    bench.turn();
+    bench.run_once();
     assert!(bench.world.borrow().has(v4()), "{:?}", bench.take_events());
 }
 
@@ -251,13 +251,13 @@ fn a_group_with_other_addresses_is_released_while_its_former_ones_still_go() {
     bench.manager.release(ONE, Release::Planned);
     bench.manager.advance();
     bench.manager.update(Registered { config: config(&["10.0.0.99/24"]), labels: [].into() });
-    bench.manager.settle();
+    bench.manager.reconcile();
     bench.world.borrow_mut().advance(MS);
     let issued = bench.world.borrow().now;
     bench.manager.claim(ONE, &crate::lease::Claim { issued, valid_until: issued + 1_800 * MS });
     assert!(bench.world.borrow().has([10, 0, 0, 99].into()) && bench.world.borrow().has(v4()));
     bench.manager.release(ONE, Release::Planned);
-    bench.turn();
+    bench.run_once();
     assert!(!bench.world.borrow().has([10, 0, 0, 99].into()) && !bench.world.borrow().has(v4()));
 }
 
@@ -269,7 +269,7 @@ fn sessions_that_come_by_another_link_after_a_complete_reset_are_left_alone() {
         bench.manager.advance();
     }
     bench.world.borrow_mut().connect(v4(), 2);
-    bench.turn();
+    bench.run_once();
     assert_eq!(bench.world.borrow().sessions.len(), 2);
 }
 
@@ -279,10 +279,10 @@ fn a_link_that_goes_down_during_the_reset_ends_it() {
     bench.manager.release(ONE, Release::Planned);
     bench.manager.advance();
     bench.world.borrow_mut().set_link(0x1002);
-    bench.turn();
+    bench.run_once();
     assert!(bench.take_events().iter().any(ended(128, 372)));
     bench.world.borrow_mut().set_link(UP);
-    bench.turn();
+    bench.run_once();
     bench.claim();
     assert!(bench.world.borrow().has(v4()));
 }
@@ -295,7 +295,7 @@ fn a_second_release_neither_waits_nor_answers_twice() {
     bench.manager.remove(ONE);
     bench.manager.shutdown();
     assert!(bench.world.borrow().has(v4()), "its sessions are being reset");
-    bench.turn();
+    bench.run_once();
     let events = bench.take_events();
     let removed = events.iter().filter(|event| matches!(event, KeeperEvent::Removed { .. })).count();
     assert!(removed == 1 && events.iter().any(ended(500, 0)), "{events:?}");
@@ -312,7 +312,7 @@ fn without_sock_destroy_the_owner_of_the_sessions_has_100_ms() {
     let mut bench = held(&VIPS[..1], 4);
     bench.world.borrow_mut().cannot_reset = true;
     bench.manager.release(ONE, Release::Planned);
-    bench.turn();
+    bench.run_once();
     bench.pass(99 * MS);
     let events = bench.take_events();
     assert!(
@@ -330,7 +330,7 @@ fn without_sock_destroy_the_owner_of_the_sessions_has_100_ms() {
     bench.claim();
     bench.take_events();
     bench.manager.release(ONE, Release::Lost);
-    bench.turn();
+    bench.run_once();
     let events = bench.take_events();
     assert!(events.iter().any(|event| matches!(event, KeeperEvent::SessionsLeft { .. })), "{events:?}");
 }
@@ -341,7 +341,7 @@ fn a_dropped_address_goes_after_its_sessions_while_the_others_stay() {
     bench.manager.update(Registered { config: config(&VIPS[1..]), labels: [].into() });
     assert!(bench.world.borrow().has(v4()));
     bench.claim();
-    bench.turn();
+    bench.run_once();
     assert!(!bench.world.borrow().has(v4()) && bench.world.borrow().has(v6()));
     assert_eq!(bench.world.borrow().sessions.len(), 10, "those through the address that stays");
     assert!(bench.take_events().iter().any(ended(10, 0)));
@@ -354,10 +354,10 @@ fn an_address_that_changes_its_group_is_deleted_before_the_other_one_holds_it() 
     bench.manager.update(Registered { config: config(&VIPS[1..]), labels: [].into() });
     let other = crate::VipGroupConfig { id: two, ..config(&VIPS[..1]) };
     bench.manager.add(Registered { config: other, labels: [].into() });
-    bench.manager.settle();
+    bench.manager.reconcile();
     let issued = bench.world.borrow().now;
     bench.manager.claim(two, &crate::lease::Claim { issued, valid_until: issued + 1_800 * MS });
-    bench.turn();
+    bench.run_once();
     bench.pass(500 * MS);
     assert!(bench.world.borrow().has(v4()), "the departure of the first group does not take it away");
 }
@@ -377,7 +377,7 @@ proptest! {
         }
         let slice = Duration::from_micros(u64::from(micros) * 128);
         prop_assert!(bench.world.borrow().now - start <= 1_000 * MS + slice);
-        bench.turn();
+        bench.run_once();
         prop_assert!(bench.world.borrow().sessions.is_empty() && !bench.manager.is_departing());
     }
 }

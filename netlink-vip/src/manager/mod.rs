@@ -1,11 +1,11 @@
 //! Keeps the groups' addresses as the claims and the kernel's events ask.
 //!
 //! Inputs: [`Manager::add`], [`Manager::update`], [`Manager::remove`], [`Manager::claim`], [`Manager::release`],
-//! [`Manager::hear`], [`Manager::handle_timeout`]; after each batch of them [`Manager::settle`], and
-//! [`Manager::advance`] as long as [`Manager::is_busy`]. Outputs: [`Manager::poll_event`] and [`Manager::poll_timeout`]. Everything runs on one thread, so refreshes and removals
-//! are in order by construction.
+//! [`Manager::handle_notification`], [`Manager::handle_timeout`]; after each batch of them [`Manager::reconcile`], and
+//! [`Manager::advance`] as long as [`Manager::is_busy`]. Outputs: [`Manager::poll_event`] and
+//! [`Manager::poll_timeout`]. Everything runs on one thread, so refreshes and removals are in order by construction.
 //!
-//! Events of the kernel are only hints to look: what counts is what a look at the tables shows. Own changes thus
+//! Events of the kernel are only hints: the tables are read again, and only what they show counts. Own changes thus
 //! need no exact filter, and the order in which an event and an answer arrive does not matter.
 
 mod claims;
@@ -14,7 +14,7 @@ mod departure;
 #[cfg(test)]
 mod departure_tests;
 #[cfg(test)]
-mod model;
+mod fake_kernel;
 mod observe;
 #[cfg(test)]
 mod tests;
@@ -34,7 +34,7 @@ use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::validity::Validity;
 use crate::wire::decode::{ObservedAddress, ObservedRoute};
 
-/// Whether sessions are reset when an address goes.
+/// Treatment of TCP sessions when an address goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionPolicy {
     /// Before the address goes, if there is time (their peers get a RST); what is left of them is closed after it.
@@ -56,16 +56,16 @@ pub(crate) struct Manager<K> {
     /// Those of all interfaces, where there is no default route to choose one by.
     addresses: Vec<ObservedAddress>,
     dirty: Dirty,
-    /// Whether a route of ours may exist, so that routes need watching.
+    /// `true` if a route of ours may exist, so that routes need watching.
     routes_in_use: bool,
     /// Warnings of which once is enough until things change.
     warned_sessions: bool,
-    warned_unobserved: bool,
+    warned_read_failed: bool,
     events: VecDeque<KeeperEvent>,
     counters: Counters,
 }
 
-/// What has to be looked at again.
+/// Tables that have to be read again.
 #[derive(Debug, Default)]
 struct Dirty {
     everything: Option<ResyncCause>,
@@ -74,32 +74,32 @@ struct Dirty {
     /// Addresses of groups may be elsewhere, or no longer.
     copies: bool,
     interfaces: BTreeSet<u32>,
-    /// When to look.
+    /// When to read them.
     due: Option<Instant>,
     /// Not before this is everything read again.
     next_resync: Option<Instant>,
 }
 
-/// How soon to look.
+/// Urgency of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Urgency {
     Now,
-    /// Changes that come in bursts are looked at together.
+    /// Changes that come in bursts are handled together.
     Soon,
 }
 
-/// How long changes that are not urgent may gather.
-const GATHER: Duration = Duration::from_millis(20);
+/// Delay in which changes that are not urgent are collected.
+const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Two readings of everything lie at least so far apart, however often events are dropped.
-const RESYNC_SPACING: Duration = Duration::from_millis(100);
-/// After a failed look.
+const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
+/// Delay after a failed read.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Dirty {
     fn mark(&mut self, now: Instant, urgency: Urgency) {
         let due = match urgency {
             Urgency::Now => now,
-            Urgency::Soon => now + GATHER,
+            Urgency::Soon => now + DEBOUNCE,
         };
         self.due = Some(self.due.map_or(due, |before| before.min(due)));
     }
@@ -127,7 +127,7 @@ impl<K: Kernel> Manager<K> {
             dirty,
             routes_in_use: false,
             warned_sessions: false,
-            warned_unobserved: false,
+            warned_read_failed: false,
             events: VecDeque::new(),
             counters: Counters::default(),
         }
@@ -140,7 +140,7 @@ impl<K: Kernel> Manager<K> {
             return;
         }
         self.groups.insert(registered.config.id, Group::new(registered));
-        self.look_for_interfaces();
+        self.mark_selection_dirty();
     }
 
     /// Changes a group. Addresses that it keeps stay, those that it loses go now, new ones come with the next claim.
@@ -155,7 +155,7 @@ impl<K: Kernel> Manager<K> {
         let added: Vec<IpAddr> = config.ips().difference(&before.addresses).copied().collect();
         group.lease.time = config.lease;
         group.lease.rewrite();
-        group.lease.owe(added.into_iter());
+        group.lease.add_missing(added.into_iter());
         group.refused.retain(|ip, _| config.addresses.iter().any(|vip| vip.ip() == *ip));
         let moved = group.config.interface != config.interface;
         (group.config, group.labels) = (config, labels);
@@ -164,7 +164,7 @@ impl<K: Kernel> Manager<K> {
             self.take_down(id, Removal::Reconfigured, Release::Planned);
             self.groups.entry(id).and_modify(|group| group.interface = None);
         }
-        self.look_for_interfaces();
+        self.mark_selection_dirty();
     }
 
     /// Removes a group and what is there of it.
@@ -181,7 +181,7 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    /// Lets time pass: leases that nobody refreshed are given up before the kernel does it.
+    /// Lets time pass: leases that were not refreshed are given up before the kernel does it.
     pub(crate) fn handle_timeout(&mut self) {
         let now = self.kernel.now();
         let over = |group: &Group| group.lease.deadline().is_some_and(|deadline| deadline <= now);
@@ -197,14 +197,14 @@ impl<K: Kernel> Manager<K> {
                 group.lease.lapse();
             }
         }
-        self.tell_arrivals(now);
+        self.report_arrivals(now);
         if self.groups.values().any(|group| group.switch_at.is_some_and(|at| at <= now)) {
             self.dirty.selection = true;
             self.dirty.mark(now, Urgency::Now);
         }
     }
 
-    /// When [`Manager::handle_timeout`] and [`Manager::settle`] have something to do.
+    /// When [`Manager::handle_timeout`] and [`Manager::reconcile`] have something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let groups = self.groups.values().flat_map(|group| {
             let arrival = group.arriving.as_ref().map(|arriving| arriving.deadline);
@@ -218,7 +218,7 @@ impl<K: Kernel> Manager<K> {
         self.events.pop_front()
     }
 
-    /// Whether changes of routes matter.
+    /// Returns whether changes of routes matter.
     pub(crate) fn needs_routes(&self) -> bool {
         self.routes_in_use
             || self.groups.values().any(|group| group.config.interface == InterfaceSelector::DefaultRoute)
@@ -229,7 +229,7 @@ impl<K: Kernel> Manager<K> {
         self.kernel.now()
     }
 
-    /// Adds an event of somebody else to the queue.
+    /// Adds a warning from outside the manager to the queue.
     pub(crate) fn warn(&mut self, id: Option<GroupId>, warning: Warning) {
         self.events.push_back(KeeperEvent::Warning { id, warning });
     }
@@ -255,12 +255,12 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// Routes may have changed unheard.
-    pub(crate) fn look_at_routes(&mut self) {
+    pub(crate) fn mark_routes_dirty(&mut self) {
         self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
-        self.look_for_interfaces();
+        self.mark_selection_dirty();
     }
 
-    fn look_for_interfaces(&mut self) {
+    fn mark_selection_dirty(&mut self) {
         self.dirty.selection = true;
         self.dirty.defaults = true;
         self.dirty.copies = true;

@@ -1,17 +1,19 @@
-//! Looking: the kernel's events, and what a look at its tables leads to.
+//! Observation: the kernel's events, and the consequences of its tables.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Manager, RESYNC_SPACING, RETRY, Urgency};
+use super::{MIN_RESYNC_INTERVAL, Manager, RETRY, Urgency};
 use crate::event::{InterfaceAddress, InterfaceState, KeeperEvent, Removal, ResyncCause, Warning};
 use crate::group::Group;
-use crate::kernel::{Kernel, KernelError, is_ours};
-use crate::lease::Tenure;
-use crate::listener::Heard;
+use crate::kernel::Kernel;
+use crate::lease::LeaseState;
+use crate::listener::Notification;
+use crate::ownership::is_ours;
 use crate::plan::{Step, plan};
 use crate::select::{Link, View, merge, select};
+use crate::socket::KernelError;
 use crate::types::{GroupId, InterfaceSelector, Release};
 use crate::wire::PROTOCOL;
 use crate::wire::decode::{NetEvent, ObservedAddress, ObservedRoute};
@@ -21,11 +23,11 @@ use crate::wire::decode::{NetEvent, ObservedAddress, ObservedRoute};
 const SWITCH_AFTER: Duration = Duration::from_secs(1);
 
 impl<K: Kernel> Manager<K> {
-    /// Takes in what the listener heard. Nothing is done before [`Manager::settle`].
-    pub(crate) fn hear(&mut self, heard: Heard) {
+    /// Handles a notification of the listener. Nothing is done before [`Manager::reconcile`].
+    pub(crate) fn handle_notification(&mut self, notification: Notification) {
         let now = self.kernel.now();
-        match heard {
-            Heard::Event(NetEvent::Link(update)) => {
+        match notification {
+            Notification::Event(NetEvent::Link(update)) => {
                 let index = update.index;
                 merge(&mut self.links, update);
                 self.dirty.selection = true;
@@ -35,21 +37,23 @@ impl<K: Kernel> Manager<K> {
                 }
                 self.dirty.mark(now, Urgency::Now);
             }
-            Heard::Event(NetEvent::LinkRemoved { index }) => {
+            Notification::Event(NetEvent::LinkRemoved { index }) => {
                 self.links.remove(&index);
                 self.dirty.selection = true;
                 self.dirty.mark(now, Urgency::Now);
             }
-            Heard::Event(NetEvent::Address(address)) => self.hear_address(&address),
-            Heard::Event(NetEvent::AddressRemoved(address)) => self.hear_removal(&address),
-            Heard::Event(NetEvent::Route(route) | NetEvent::RouteRemoved(route)) => self.hear_route(&route),
-            Heard::Event(NetEvent::Label(_) | NetEvent::Other { .. }) => {}
-            Heard::Unreadable(error) => {
-                tracing::debug!(%error, "netlink event");
+            Notification::Event(NetEvent::Address(address)) => self.handle_address(&address),
+            Notification::Event(NetEvent::AddressRemoved(address)) => self.handle_address_removal(&address),
+            Notification::Event(NetEvent::Route(route) | NetEvent::RouteRemoved(route)) => {
+                self.handle_route_change(&route);
+            }
+            Notification::Event(NetEvent::Label(_) | NetEvent::Other { .. }) => {}
+            Notification::Unreadable(error) => {
+                tracing::debug!(%error, "unreadable netlink event");
                 self.counters.unreadable += 1;
                 self.dirty.everything(now, ResyncCause::Unreadable);
             }
-            Heard::Overrun => {
+            Notification::Overrun => {
                 self.counters.overruns += 1;
                 self.dirty.everything(now, ResyncCause::Overrun);
             }
@@ -57,14 +61,14 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// An address came or changed. Our own refreshes, which are most of these, change nothing.
-    fn hear_address(&mut self, address: &ObservedAddress) {
+    fn handle_address(&mut self, address: &ObservedAddress) {
         let now = self.kernel.now();
         if self.groups.values().any(Group::waits_for_a_subnet) {
             self.dirty.defaults = true;
             self.dirty.mark(now, Urgency::Soon);
         }
         if !is_ours(address, self.kernel.marks_addresses()) {
-            self.suspect_copy(address.ip);
+            self.mark_copies_dirty(address.ip);
         }
         if !self.is_relevant(address.index) {
             return;
@@ -74,7 +78,7 @@ impl<K: Kernel> Manager<K> {
         match owner.filter(|_| is_ours(address, self.kernel.marks_addresses())) {
             Some(group) => {
                 if group.arriving.as_mut().is_some_and(|arriving| arriving.ips.remove(&address.ip)) {
-                    self.tell_arrivals(now);
+                    self.report_arrivals(now);
                 }
             }
             None => {
@@ -85,17 +89,17 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    /// What the kernel refused in an earlier term, it may take now that the interface has changed.
+    /// Forgets refusals of an earlier term: the kernel may accept the address now that the interface has changed.
     fn forget_refusals(&mut self, index: u32) {
         let vacant = |group: &&mut Group| group.interface == Some(index) && group.lease.held().is_none();
         self.groups.values_mut().filter(vacant).for_each(|group| group.refused.clear());
     }
 
-    /// An address went. That of a VIP which should be here is looked into at once; that of one which should not is
+    /// An address went. A VIP that should be here is checked at once; the removal of one that should not be here is
     /// our own doing.
-    fn hear_removal(&mut self, address: &ObservedAddress) {
+    fn handle_address_removal(&mut self, address: &ObservedAddress) {
         if !is_ours(address, self.kernel.marks_addresses()) {
-            self.suspect_copy(address.ip);
+            self.mark_copies_dirty(address.ip);
         }
         if !self.is_relevant(address.index) {
             return;
@@ -113,7 +117,7 @@ impl<K: Kernel> Manager<K> {
         self.dirty.mark(self.kernel.now(), urgency);
     }
 
-    fn hear_route(&mut self, route: &ObservedRoute) {
+    fn handle_route_change(&mut self, route: &ObservedRoute) {
         if route.destination.is_empty() {
             self.dirty.defaults = true;
         } else if route.protocol == PROTOCOL && self.routes_in_use {
@@ -129,33 +133,33 @@ impl<K: Kernel> Manager<K> {
     }
 
     /// Looks at what was marked, when it is due.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn reconcile(&mut self) {
         let now = self.kernel.now();
         if self.dirty.due.is_none_or(|due| due > now) {
             return;
         }
         self.dirty.due = None;
-        match self.look() {
-            Ok(()) => self.warned_unobserved = false,
-            Err(error) => self.unobserved(error),
+        match self.read_tables() {
+            Ok(()) => self.warned_read_failed = false,
+            Err(error) => self.read_failed(error),
         }
     }
 
-    fn look(&mut self) -> Result<(), KernelError> {
+    fn read_tables(&mut self) -> Result<(), KernelError> {
         let now = self.kernel.now();
         if self.dirty.everything != Some(ResyncCause::Start) {
             // What is known already is acted on first, whether or not the kernel lets us see more.
-            self.look_at_selection()?;
+            self.update_selection()?;
         }
         let Some(cause) = self.dirty.everything else {
-            self.look_at_interfaces()?;
-            return self.look_for_copies();
+            self.read_interfaces()?;
+            return self.read_copies();
         };
         if let Some(next) = self.dirty.next_resync.filter(|next| *next > now) {
             self.dirty.due = Some(next);
-            return self.look_at_interfaces();
+            return self.read_interfaces();
         }
-        self.dirty.next_resync = Some(now + RESYNC_SPACING);
+        self.dirty.next_resync = Some(now + MIN_RESYNC_INTERVAL);
         // Should it fail on the way, it is still to be done.
         self.dirty.everything = Some(ResyncCause::Retry);
         let links = self.kernel.links()?;
@@ -166,16 +170,16 @@ impl<K: Kernel> Manager<K> {
         self.dirty.defaults = true;
         self.dirty.copies = true;
         self.dirty.interfaces.extend(self.groups.values().filter_map(|group| group.interface));
-        self.look_at_selection()?;
-        self.look_at_interfaces()?;
-        self.look_for_copies()?;
+        self.update_selection()?;
+        self.read_interfaces()?;
+        self.read_copies()?;
         self.dirty.everything = None;
         self.counters.resyncs += 1;
         self.events.push_back(KeeperEvent::Resynced { cause });
         Ok(())
     }
 
-    fn look_at_selection(&mut self) -> Result<(), KernelError> {
+    fn update_selection(&mut self) -> Result<(), KernelError> {
         let mut result = Ok(());
         if self.dirty.defaults {
             self.dirty.selection = true;
@@ -225,7 +229,7 @@ impl<K: Kernel> Manager<K> {
             }
         }
         group.switch_at = None;
-        let vacant = group.lease.tenure == Tenure::Vacant;
+        let vacant = group.lease.state == LeaseState::Vacant;
         let up = chosen.and_then(|index| self.links.get(&index)).is_some_and(Link::is_up);
         if !vacant && chosen != current {
             // Another one may have been chosen while this one still works.
@@ -246,7 +250,7 @@ impl<K: Kernel> Manager<K> {
         }
     }
 
-    fn look_at_interfaces(&mut self) -> Result<(), KernelError> {
+    fn read_interfaces(&mut self) -> Result<(), KernelError> {
         while let Some(index) = self.dirty.interfaces.pop_first() {
             let ids: Vec<GroupId> =
                 self.groups.iter().filter(|(_, g)| g.interface == Some(index)).map(|(id, _)| *id).collect();
@@ -319,7 +323,7 @@ impl<K: Kernel> Manager<K> {
             return;
         }
         for ip in gone {
-            if self.groups.get_mut(&id).is_some_and(|group| group.lease.lose(now, ip)) {
+            if self.groups.get_mut(&id).is_some_and(|group| group.lease.mark_missing(now, ip)) {
                 self.counters.missing += 1;
                 self.events.push_back(KeeperEvent::Missing { id, ip });
             }
@@ -341,17 +345,17 @@ impl<K: Kernel> Manager<K> {
                 steps.retain(|step| !step.needs_claim());
                 self.carry_out(id, &steps);
             }
-            Err(error) => self.unobserved(error),
+            Err(error) => self.read_failed(error),
         }
     }
 
-    /// A look failed: everything is looked at again, soon.
-    pub(super) fn unobserved(&mut self, error: KernelError) {
+    /// A read failed: a resync follows soon.
+    pub(super) fn read_failed(&mut self, error: KernelError) {
         let now = self.kernel.now();
         self.counters.kernel_errors += 1;
         self.dirty.everything = Some(ResyncCause::Retry);
         self.dirty.due = Some(now + RETRY);
-        if !std::mem::replace(&mut self.warned_unobserved, true) {
+        if !std::mem::replace(&mut self.warned_read_failed, true) {
             self.warn(None, Warning::Unobserved(error));
         }
     }

@@ -1,4 +1,4 @@
-//! The manager against a model of the kernel: what happens between two instructions, and a random life.
+//! The manager against a fake kernel: what happens between two instructions, and a random life.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use proptest::prelude::*;
 
-use super::model::{Bench, Deed, ETH0, ONE, UP, config};
+use super::fake_kernel::{Bench, ETH0, KernelCall, ONE, UP, config};
 use crate::event::{KeeperEvent, Refusal, Removal, ResyncCause, Warning};
 use crate::group::Registered;
-use crate::lease::{Claim, Tenure};
-use crate::listener::Heard;
+use crate::lease::{Claim, LeaseState};
+use crate::listener::Notification;
 use crate::plan::Step;
 use crate::types::{InterfaceSelector, Release};
 use crate::wire::decode::{DecodeError, NetEvent, ObservedRoute};
@@ -29,9 +29,9 @@ fn v6() -> IpAddr {
 fn installed(vips: &[&str]) -> Bench {
     let mut bench = Bench::new(vips);
     bench.claim();
-    bench.turn();
+    bench.run_once();
     assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { id: ONE, .. }]));
-    bench.take_deeds();
+    bench.take_calls();
     bench
 }
 
@@ -43,8 +43,12 @@ fn a_stop_just_before_a_refresh_is_noticed_just_after_it() {
     bench.claim();
     let world = bench.world.borrow();
     assert!(!world.has(v4()) && !world.has(v6()), "the refresh re-created an address; it did not stay");
-    let Deed::Step(Step::PutAddress { .. }) = world.deeds[0] else { panic!("{:?}", world.deeds) };
-    assert!(matches!(world.deeds[1], Deed::Step(Step::DeleteAddress { .. })), "at once: {:?}", world.deeds);
+    let KernelCall::Step(Step::PutAddress { .. }) = world.calls[0] else { panic!("{:?}", world.calls) };
+    assert!(
+        matches!(world.calls[1], KernelCall::Step(Step::DeleteAddress { .. })),
+        "at once: {:?}",
+        world.calls
+    );
     drop(world);
     let lost = KeeperEvent::Removed { id: ONE, reason: Removal::LeaseLost };
     assert_eq!(bench.take_events(), [lost, KeeperEvent::LeaseLost { id: ONE }]);
@@ -62,7 +66,7 @@ fn a_stop_during_the_first_install_is_noticed_too() {
 }
 
 #[test]
-fn a_slow_kernel_does_not_end_the_term_of_an_active_that_goes_on() {
+fn a_slow_kernel_does_not_end_the_lease_of_an_active_that_keeps_claiming() {
     let mut bench = Bench::new(&VIPS[..1]);
     let start = bench.world.borrow().now;
     bench.validity.extend(ONE, start + 5_000 * MS);
@@ -114,15 +118,15 @@ fn sessions_of_addresses_that_stay_on_the_host_are_left_alone() {
     let mut bench = installed(&VIPS);
     let lasting = crate::VipGroupConfig { lasting: [v4()].into(), ..config(&VIPS) };
     bench.manager.update(Registered { config: lasting, labels: [].into() });
-    bench.turn();
-    bench.take_deeds();
+    bench.run_once();
+    bench.take_calls();
     for ip in [v4(), v6()] {
         bench.world.borrow_mut().connect(ip, 1);
     }
     bench.manager.release(ONE, Release::Planned);
-    bench.turn();
-    let ended = bench.take_deeds().into_iter().filter(|deed| !matches!(deed, Deed::Step(_)));
-    assert_eq!(ended.collect::<Vec<_>>(), [Deed::Reset(v6())]);
+    bench.run_once();
+    let ended = bench.take_calls().into_iter().filter(|deed| !matches!(deed, KernelCall::Step(_)));
+    assert_eq!(ended.collect::<Vec<_>>(), [KernelCall::Reset(v6())]);
 }
 
 #[test]
@@ -131,23 +135,24 @@ fn a_route_that_two_groups_need_goes_with_the_second() {
     let two = crate::GroupId(2);
     let other = crate::VipGroupConfig { id: two, ..config(&["192.0.2.101/24"]) };
     bench.manager.add(Registered { config: other, labels: [].into() });
-    bench.turn();
+    bench.run_once();
     bench.claim();
     let issued = bench.world.borrow().now;
     bench.manager.claim(two, &Claim { issued, valid_until: issued + 1_800 * MS });
-    bench.turn();
+    bench.run_once();
     let changes = |bench: &Bench| {
-        let deeds = bench.take_deeds();
-        let route =
-            |deed: &Deed| matches!(deed, Deed::Step(Step::PutRoute { .. } | Step::DeleteRoute { .. }));
-        deeds.into_iter().filter(route).count()
+        let calls = bench.take_calls();
+        let route = |deed: &KernelCall| {
+            matches!(deed, KernelCall::Step(Step::PutRoute { .. } | Step::DeleteRoute { .. }))
+        };
+        calls.into_iter().filter(route).count()
     };
     assert_eq!(changes(&bench), 1, "one route for both");
     bench.manager.release(ONE, Release::Lost);
-    bench.turn();
+    bench.run_once();
     assert_eq!((changes(&bench), bench.world.borrow().routes.len()), (0, 1));
     bench.manager.release(two, Release::Lost);
-    bench.turn();
+    bench.run_once();
     assert_eq!((changes(&bench), bench.world.borrow().routes.len()), (1, 0));
 }
 
@@ -164,13 +169,13 @@ fn a_claim_older_than_a_release_does_not_undo_it() {
 }
 
 #[test]
-fn a_claim_older_than_the_news_of_a_missing_address_does_not_restore_it() {
+fn a_claim_older_than_the_missing_report_does_not_restore_the_address() {
     let mut bench = installed(&VIPS);
     bench.pass(500 * MS);
     let issued = bench.world.borrow().now;
     bench.pass(10 * MS);
     bench.world.borrow_mut().remove(v4());
-    bench.turn();
+    bench.run_once();
     assert_eq!(bench.take_events(), [KeeperEvent::Missing { id: ONE, ip: v4() }]);
     bench.claim_of(Claim { issued, valid_until: issued + 1_800 * MS });
     assert!(!bench.world.borrow().has(v4()));
@@ -183,7 +188,7 @@ fn a_claim_older_than_the_news_of_a_missing_address_does_not_restore_it() {
 fn an_expiry_while_the_keeper_slept_is_not_missing() {
     let mut bench = installed(&VIPS);
     bench.world.borrow_mut().advance(10_000 * MS);
-    bench.turn();
+    bench.run_once();
     assert_eq!(bench.take_events(), [KeeperEvent::Removed { id: ONE, reason: Removal::Expired }]);
     bench.claim();
     assert_eq!(bench.take_events(), [KeeperEvent::LeaseLost { id: ONE }]);
@@ -196,16 +201,16 @@ fn an_ipv6_address_is_reported_when_it_works_or_after_a_limit() {
     let issued = bench.world.borrow().now;
     bench.manager.claim(ONE, &Claim { issued, valid_until: issued + 1_800 * MS });
     let late = bench.world.borrow_mut().events.pop_back().unwrap();
-    assert!(matches!(&late, Heard::Event(NetEvent::Address(address)) if address.ip == v6()));
-    bench.turn();
+    assert!(matches!(&late, Notification::Event(NetEvent::Address(address)) if address.ip == v6()));
+    bench.run_once();
     assert_eq!(bench.take_events(), [], "acknowledged, not working yet");
     bench.pass(30 * MS);
-    bench.manager.hear(late);
-    bench.turn();
+    bench.manager.handle_notification(late);
+    bench.run_once();
     assert_eq!(bench.take_events(), [KeeperEvent::Installed { id: ONE, took: 30 * MS }]);
 
     bench.manager.release(ONE, Release::Lost);
-    bench.turn();
+    bench.run_once();
     bench.take_events();
     let issued = bench.world.borrow().now;
     bench.manager.claim(ONE, &Claim { issued, valid_until: issued + 1_800 * MS });
@@ -215,13 +220,13 @@ fn an_ipv6_address_is_reported_when_it_works_or_after_a_limit() {
 }
 
 #[test]
-fn a_refusal_is_said_once_and_tried_again() {
+fn a_refusal_is_reported_once_and_retried() {
     let mut bench = Bench::new(&VIPS[..1]);
     let mut puts = 0;
     for _ in 0..40 {
         bench.world.borrow_mut().refusals.extend([Errno::ENOBUFS]);
         bench.claim();
-        puts += bench.take_deeds().len();
+        puts += bench.take_calls().len();
         bench.world.borrow_mut().refusals.clear();
         bench.pass(50 * MS);
     }
@@ -233,16 +238,16 @@ fn a_refusal_is_said_once_and_tried_again() {
     assert!((3..=5).contains(&puts), "every half second: {puts}");
     bench.pass(500 * MS);
     bench.claim();
-    bench.turn();
+    bench.run_once();
     assert!(matches!(bench.take_events()[..], [KeeperEvent::Installed { .. }]));
     assert!(bench.manager.status(false).groups[0].addresses[0].state == crate::AddressState::Present);
 }
 
 #[test]
-fn a_look_that_fails_is_said_once_and_tried_again() {
+fn a_failed_read_is_reported_once_and_retried() {
     let mut bench = installed(&VIPS);
     bench.world.borrow_mut().blind = 3;
-    bench.manager.hear(Heard::Overrun);
+    bench.manager.handle_notification(Notification::Overrun);
     bench.pass(1_000 * MS);
     let events = bench.take_events();
     assert!(
@@ -258,7 +263,7 @@ fn a_look_that_fails_is_said_once_and_tried_again() {
 }
 
 #[test]
-fn a_release_works_even_when_nothing_can_be_seen() {
+fn a_release_works_when_every_read_fails() {
     let mut bench = installed(&VIPS);
     bench.world.borrow_mut().blind = 1;
     bench.manager.release(ONE, Release::Lost);
@@ -267,11 +272,11 @@ fn a_release_works_even_when_nothing_can_be_seen() {
 }
 
 #[test]
-fn floods_of_unreadable_events_do_not_become_floods_of_looks() {
+fn floods_of_unreadable_events_do_not_become_floods_of_resyncs() {
     let mut bench = installed(&VIPS);
     for _ in 0..300 {
-        bench.manager.hear(Heard::Unreadable(DecodeError::NoAddress { kind: 20 }));
-        bench.manager.hear(Heard::Overrun);
+        bench.manager.handle_notification(Notification::Unreadable(DecodeError::NoAddress { kind: 20 }));
+        bench.manager.handle_notification(Notification::Overrun);
         bench.pass(MS);
     }
     let resyncs = bench.manager.status(false).counters.resyncs;
@@ -279,15 +284,15 @@ fn floods_of_unreadable_events_do_not_become_floods_of_looks() {
 }
 
 #[test]
-fn a_lost_event_is_found_by_the_look_that_follows() {
+fn a_lost_event_is_found_by_the_resync() {
     let mut bench = installed(&VIPS);
     bench.pass(200 * MS);
     bench.world.borrow_mut().remove(v4());
     bench.world.borrow_mut().events.clear();
     bench.pass(200 * MS);
     assert_eq!(bench.take_events(), []);
-    bench.manager.hear(Heard::Overrun);
-    bench.turn();
+    bench.manager.handle_notification(Notification::Overrun);
+    bench.run_once();
     let cause = ResyncCause::Overrun;
     assert_eq!(
         bench.take_events(),
@@ -309,7 +314,7 @@ fn a_default_route_that_leads_elsewhere_is_followed_after_a_second() {
     let mut other = bench.world.borrow().links[0].clone();
     (other.index, other.name) = (9, Some("eth1".into()));
     bench.world.borrow_mut().routes = vec![route(ETH0, 100)];
-    bench.manager.hear(Heard::Event(NetEvent::Link(other)));
+    bench.manager.handle_notification(Notification::Event(NetEvent::Link(other)));
     let by_route = crate::VipGroupConfig { interface: InterfaceSelector::DefaultRoute, ..config(&VIPS[..1]) };
     bench.manager.update(Registered { config: by_route, labels: [].into() });
     bench.pass(100 * MS);
@@ -317,7 +322,7 @@ fn a_default_route_that_leads_elsewhere_is_followed_after_a_second() {
     bench.take_events();
 
     bench.world.borrow_mut().routes = vec![route(9, 50), route(ETH0, 100)];
-    bench.manager.hear(Heard::Event(NetEvent::Route(route(9, 50))));
+    bench.manager.handle_notification(Notification::Event(NetEvent::Route(route(9, 50))));
     bench.pass(900 * MS);
     assert!(bench.world.borrow().has(v4()));
     bench.pass(200 * MS);
@@ -334,7 +339,7 @@ fn a_default_route_that_leads_elsewhere_is_followed_after_a_second() {
 
 /// Something that happens.
 #[derive(Debug, Clone)]
-enum Happening {
+enum Disturbance {
     Claim { valid_ms: u64, stopped_ms: Option<u64> },
     OldClaim { age_ms: u64 },
     Release(bool),
@@ -347,59 +352,59 @@ enum Happening {
     Blind,
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
+fn disturbance() -> impl Strategy<Value = Disturbance> {
     let stopped = prop::option::weighted(0.2, 1_u64..4_000);
     prop_oneof![
-        8 => (1_u64..2_500, stopped).prop_map(|(valid_ms, stopped_ms)| Happening::Claim { valid_ms, stopped_ms }),
-        2 => (1_u64..2_500).prop_map(|age_ms| Happening::OldClaim { age_ms }),
-        1 => any::<bool>().prop_map(Happening::Release),
-        8 => (1_u64..1_200).prop_map(Happening::Pass),
-        1 => (1_u64..4_000).prop_map(Happening::Sleep),
-        2 => any::<bool>().prop_map(Happening::Remove),
-        1 => any::<bool>().prop_map(Happening::Foreign),
-        1 => any::<bool>().prop_map(Happening::Link),
-        1 => Just(Happening::Overrun),
-        1 => Just(Happening::Blind),
+        8 => (1_u64..2_500, stopped).prop_map(|(valid_ms, stopped_ms)| Disturbance::Claim { valid_ms, stopped_ms }),
+        2 => (1_u64..2_500).prop_map(|age_ms| Disturbance::OldClaim { age_ms }),
+        1 => any::<bool>().prop_map(Disturbance::Release),
+        8 => (1_u64..1_200).prop_map(Disturbance::Pass),
+        1 => (1_u64..4_000).prop_map(Disturbance::Sleep),
+        2 => any::<bool>().prop_map(Disturbance::Remove),
+        1 => any::<bool>().prop_map(Disturbance::Foreign),
+        1 => any::<bool>().prop_map(Disturbance::Link),
+        1 => Just(Disturbance::Overrun),
+        1 => Just(Disturbance::Blind),
     ]
 }
 
-fn happen(bench: &mut Bench, what: &Happening) {
+fn happen(bench: &mut Bench, what: &Disturbance) {
     let vip = |first: bool| if first { v4() } else { v6() };
     let now = bench.world.borrow().now;
     match *what {
-        Happening::Claim { valid_ms, stopped_ms } => {
+        Disturbance::Claim { valid_ms, stopped_ms } => {
             bench.world.borrow_mut().stop_before_write = stopped_ms.map(Duration::from_millis);
             bench.claim_of(Claim { issued: now, valid_until: now + Duration::from_millis(valid_ms) });
             bench.world.borrow_mut().stop_before_write = None;
         }
-        Happening::OldClaim { age_ms } => {
+        Disturbance::OldClaim { age_ms } => {
             let issued = now - Duration::from_millis(age_ms);
             bench.claim_of(Claim { issued, valid_until: issued + 1_800 * MS });
         }
-        Happening::Release(planned) => {
+        Disturbance::Release(planned) => {
             bench.manager.release(ONE, if planned { Release::Planned } else { Release::Lost });
         }
-        Happening::Pass(ms) => bench.pass(Duration::from_millis(ms)),
-        Happening::Sleep(ms) => bench.world.borrow_mut().advance(Duration::from_millis(ms)),
-        Happening::Remove(first) => {
+        Disturbance::Pass(ms) => bench.pass(Duration::from_millis(ms)),
+        Disturbance::Sleep(ms) => bench.world.borrow_mut().advance(Duration::from_millis(ms)),
+        Disturbance::Remove(first) => {
             bench.world.borrow_mut().remove(vip(first));
         }
-        Happening::Foreign(first) => bench.world.borrow_mut().add(vip(first), 24),
-        Happening::Link(up) => bench.world.borrow_mut().set_link(if up { UP } else { 0x1002 }),
-        Happening::Overrun => {
+        Disturbance::Foreign(first) => bench.world.borrow_mut().add(vip(first), 24),
+        Disturbance::Link(up) => bench.world.borrow_mut().set_link(if up { UP } else { 0x1002 }),
+        Disturbance::Overrun => {
             bench.world.borrow_mut().events.clear();
-            bench.manager.hear(Heard::Overrun);
+            bench.manager.handle_notification(Notification::Overrun);
         }
-        Happening::Blind => bench.world.borrow_mut().blind = 1,
+        Disturbance::Blind => bench.world.borrow_mut().blind = 1,
     }
-    bench.turn();
+    bench.run_once();
 }
 
-/// What must hold whenever the keeper has had its turn, if it could look.
-fn check(bench: &Bench, what: &Happening) {
+/// Invariants after each iteration of the keeper in which its reads succeeded.
+fn check(bench: &Bench, what: &Disturbance) {
     let world = bench.world.borrow();
     let group = &bench.manager.groups[&ONE];
-    let held = matches!(group.lease.tenure, Tenure::Held(_));
+    let held = matches!(group.lease.state, LeaseState::Held(_));
     for (address, expires) in &world.addresses {
         let ours = address.protocol == Some(crate::wire::PROTOCOL);
         assert_eq!(
@@ -407,17 +412,17 @@ fn check(bench: &Bench, what: &Happening) {
             expires.is_some(),
             "whatever we write is a lease, whatever is not ours has none: {address:?}"
         );
-        assert!(!ours || held || world.blind > 0, "{address:?} is here although nobody holds it");
+        assert!(!ours || held || world.blind > 0, "{address:?} is here although no group holds it");
         assert!(!ours || world.links[0].flags == UP || world.blind > 0, "{address:?} on a link that is down");
     }
     assert!(world.has([10, 0, 0, 1].into()), "the node's own address");
-    let wrote = world.deeds.iter().any(|deed| matches!(deed, Deed::Step(step) if step.needs_claim()));
+    let wrote = world.calls.iter().any(|deed| matches!(deed, KernelCall::Step(step) if step.needs_claim()));
     let claimed = match what {
-        Happening::Claim { .. } => true,
-        Happening::OldClaim { age_ms } => *age_ms < 1_800,
+        Disturbance::Claim { .. } => true,
+        Disturbance::OldClaim { age_ms } => *age_ms < 1_800,
         _ => false,
     };
-    assert!(claimed || !wrote, "written without a valid claim: {:?}", world.deeds);
+    assert!(claimed || !wrote, "written without a valid claim: {:?}", world.calls);
     if let Some(held) = group.lease.held() {
         assert!(world.now < held.since + group.config.lease.nearly_over(), "held beyond its time");
     }
@@ -427,8 +432,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_500))]
 
     #[test]
-    fn whatever_happens_no_address_stays_without_a_lease_and_nothing_foreign_changes(
-        happenings in prop::collection::vec(happening(), 1..40),
+    fn no_address_outlives_its_lease_and_nothing_foreign_changes(
+        happenings in prop::collection::vec(disturbance(), 1..40),
     ) {
         let mut bench = Bench::new(&VIPS);
         for what in &happenings {
@@ -436,15 +441,15 @@ proptest! {
             happen(&mut bench, what);
             check(&bench, what);
             let removed_by_us = foreign_before.into_iter().any(|address| {
-                let deleted = |deed: &Deed| matches!(deed, Deed::Step(Step::DeleteAddress { ip, prefix_len, .. })
+                let deleted = |deed: &KernelCall| matches!(deed, KernelCall::Step(Step::DeleteAddress { ip, prefix_len, .. })
                     if (*ip, *prefix_len) == address);
-                bench.world.borrow().deeds.iter().any(deleted)
+                bench.world.borrow().calls.iter().any(deleted)
             });
             prop_assert!(!removed_by_us);
-            bench.take_deeds();
+            bench.take_calls();
         }
 
-        // Once the disturbances are over, claims bring everything back that nobody else has.
+        // Once the disturbances are over, claims bring everything back that is not foreign.
         bench.world.borrow_mut().blind = 0;
         for vip in [v4(), v6()] {
             while foreign(&bench).iter().any(|(ip, _)| *ip == vip) {
@@ -463,7 +468,7 @@ proptest! {
     }
 }
 
-/// The VIPs that somebody else has placed.
+/// The VIPs that another program has placed.
 fn foreign(bench: &Bench) -> Vec<(IpAddr, u8)> {
     let world = bench.world.borrow();
     let foreign = world.addresses.iter().filter(|(address, _)| address.protocol.is_none());

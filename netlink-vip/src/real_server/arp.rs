@@ -6,7 +6,7 @@ use crate::sysctl::{SysctlError, SysctlGuard, SysctlKey};
 
 /// Makes an interface answer ARP only for its own addresses, and ask only with them. What the administrator set
 /// stays where it is as strict.
-pub(super) fn silence(guard: &mut SysctlGuard, interface: &str) -> Result<Vec<Repair>, RealServerError> {
+pub(super) fn suppress(guard: &mut SysctlGuard, interface: &str) -> Result<Vec<Repair>, RealServerError> {
     let mut repairs = Vec::new();
     let plans: [(&str, Planner); 2] = [("arp_ignore", ignore), ("arp_announce", announce)];
     for (name, plan) in plans {
@@ -29,10 +29,10 @@ pub(super) fn silence(guard: &mut SysctlGuard, interface: &str) -> Result<Vec<Re
     Ok(repairs)
 }
 
-/// What to do, given the value of all interfaces and the interface's own.
+/// Decides on one sysctl by the value of all interfaces and the interface's own.
 type Planner = fn(u32, u32) -> Plan;
 
-/// What to do about one sysctl.
+/// The decision on one sysctl.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
     Fine,
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_quiet_stays_as_it_is() {
+    fn quieter_arp_settings_stay() {
         for (all, own) in [(0, 1), (1, 0), (0, 2), (2, 1), (0, 3), (0, 8), (8, 0), (3, 8)] {
             assert_eq!(ignore(all, own), Plan::Fine, "{all} {own}");
         }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_is_silenced_where_that_helps() {
+    fn arp_is_suppressed_where_it_would_be_answered() {
         for (all, own) in [(0, 0), (0, 4), (0, 9), (1, 5)] {
             assert_eq!(ignore(all, own), Plan::Set("1"), "{all} {own}");
         }

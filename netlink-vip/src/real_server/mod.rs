@@ -1,4 +1,4 @@
-//! What makes a node accept what directors send it: the VIPs on a dummy link, silence about them on the network, and
+//! A node that accepts the packets of directors: the VIPs on a dummy link, no ARP answers for them on the network, and
 //! tunnels.
 
 mod arp;
@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::dummy::{DummyError, DummyLink};
 use crate::files::{self, Loaded};
+use crate::link_name::is_link_name;
+use crate::ownership::DUMMY_LINK;
 use crate::repair::Repair;
 use crate::rp_filter;
 use crate::sessions::SessionsError;
 use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
-use crate::types::{VipAddress, full_prefix, is_link_name};
+use crate::types::{VipAddress, full_prefix};
 
-/// What a real server has.
+/// Configuration of a real server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RealServerConfig {
     /// The name of the dummy link that carries the VIPs.
@@ -38,7 +40,7 @@ pub struct RealServerConfig {
 
 impl RealServerConfig {
     /// The default name of the dummy link.
-    pub const DUMMY: &'static str = "dummyvip0";
+    pub const DUMMY: &'static str = DUMMY_LINK;
 
     /// These VIPs on the dummy link of the default name; no interfaces and no tunnels.
     pub fn new(vips: Vec<IpAddr>) -> Self {
@@ -47,13 +49,13 @@ impl RealServerConfig {
     }
 }
 
-/// What a look found.
+/// Findings of one reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Look {
-    /// What was not as it should be, and now is, since the last successful look.
+pub struct ReconcileReport {
+    /// Repairs since the last successful reconciliation.
     pub repairs: Vec<Repair>,
-    /// Interfaces that do not exist. A look soon after one appears makes it silent.
+    /// Interfaces that do not exist. A reconciliation soon after one appears suppresses ARP on it.
     pub waiting: Vec<String>,
     /// Files of an earlier run that could not be read and were put aside, and why: what that run made is found again
     /// only under the same names, and sysctls that it changed keep their values.
@@ -62,7 +64,7 @@ pub struct Look {
     pub unreset: Option<SessionsError>,
 }
 
-/// Why a node is not a real server, or is still one.
+/// Failure to make a node a real server, or to end that.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RealServerError {
@@ -74,7 +76,7 @@ pub enum RealServerError {
     StateDir {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
     /// The kernel answers ARP for every address whatever an interface says.
@@ -83,7 +85,7 @@ pub enum RealServerError {
          for all addresses: set it to 0 or 1"
     )]
     ArpAnswered {
-        /// What it is.
+        /// Its value.
         value: u32,
     },
     /// A sysctl could not be changed.
@@ -141,12 +143,13 @@ impl Record {
 
 /// A node that accepts what directors send it.
 ///
-/// Call [`RealServer::open`], then [`RealServer::change`] with what there should be, then [`RealServer::look`] about
-/// once a second and when links change, and [`RealServer::remove`] at the end. What has been made stays when this is
-/// dropped: sessions through directors survive a restart of the process, and so does the silence about the VIPs. The
-/// next one with the same state directory takes it over, or removes it if it is no longer wanted.
+/// Call [`RealServer::open`], then [`RealServer::change`] with what there should be, then [`RealServer::reconcile`]
+/// about once a second and when links change, and [`RealServer::remove`] at the end. What has been made stays when
+/// this is dropped: sessions through directors survive a restart of the process, and so does the silence about the
+/// VIPs. The next one with the same state directory takes it over, or removes it if it is no longer wanted.
 ///
-/// The order is always such that nobody is told of a VIP on the dummy link: sysctls come before it and go after it.
+/// The order is always such that no neighbour learns of a VIP on the dummy link: sysctls come before it and go after
+/// it.
 ///
 /// It works in the network namespace of the thread that calls it, which must always be the same one, and expects to
 /// be the only user of `real-server.json` and `sysctls.json` in its state directory.
@@ -158,8 +161,8 @@ pub struct RealServer {
     dummy: Option<DummyLink>,
     tunnels: Vec<TunnelLink>,
     record: Record,
-    /// What the next successful look has to tell.
-    news: Look,
+    /// The report of the next successful reconciliation.
+    report: ReconcileReport,
 }
 
 impl RealServer {
@@ -174,68 +177,68 @@ impl RealServer {
         };
         files::create_directory(state_dir).map_err(fault(state_dir))?;
         let path = state_dir.join("real-server.json");
-        let mut news = Look::default();
+        let mut report = ReconcileReport::default();
         let record = match files::load(&path).map_err(fault(&path))? {
             Loaded::Nothing => Record::default(),
             Loaded::Content(record) => record,
             Loaded::Unreadable(why) => {
-                news.unreadable.push(format!("{}: {why}", path.display()));
+                report.unreadable.push(format!("{}: {why}", path.display()));
                 Record::default()
             }
         };
         let (sysctls, unreadable) = SysctlGuard::take_over(state_dir)?;
         let list = state_dir.join("sysctls.json");
-        news.unreadable.extend(unreadable.map(|why| format!("{}: {why}", list.display())));
-        Ok(Self { path, config: None, sysctls, dummy: None, tunnels: Vec::new(), record, news })
+        report.unreadable.extend(unreadable.map(|why| format!("{}: {why}", list.display())));
+        Ok(Self { path, config: None, sysctls, dummy: None, tunnels: Vec::new(), record, report })
     }
 
     /// Makes the node what `config` says, from whatever it is.
     ///
     /// # Errors
-    /// [`RealServerError`]. What could be done has been done; the next [`RealServer::look`] tries the rest again.
-    pub fn change(&mut self, config: RealServerConfig) -> Result<Look, RealServerError> {
+    /// [`RealServerError`]. What could be done has been done; the next [`RealServer::reconcile`] tries the rest again.
+    pub fn change(&mut self, config: RealServerConfig) -> Result<ReconcileReport, RealServerError> {
         check(&config)?;
         let mut record = Record::of(&config);
         record.dummies.extend(self.record.dummies.iter().cloned());
         // Only once the link is ours can addresses on it be.
         record.vips.clone_from(&self.record.vips);
         record.tunnels.extend(self.record.tunnels.iter().cloned());
-        self.keep(record)?;
+        self.save_record(record)?;
         self.dummy = self.dummy.take().filter(|dummy| dummy.name() == config.dummy);
         self.tunnels.retain(|tunnel| config.tunnels.contains(tunnel.config()));
         self.config = Some(config);
-        self.look()
+        self.reconcile()
     }
 
-    /// Puts right whatever is not as it should be. A look that finds nothing changes nothing and costs a handful of
+    /// Repairs whatever is not as it should be. A call that finds nothing changes nothing and costs a handful of
     /// short requests.
     ///
     /// # Errors
     /// [`RealServerError`]: of the first thing that could not be put right. The others were tried nevertheless, but
     /// for the VIPs where ARP cannot be silenced.
-    pub fn look(&mut self) -> Result<Look, RealServerError> {
-        let Some(config) = self.config.clone() else { return Ok(std::mem::take(&mut self.news)) };
-        self.news.waiting = self.silence(&config)?;
+    pub fn reconcile(&mut self) -> Result<ReconcileReport, RealServerError> {
+        let Some(config) = self.config.clone() else { return Ok(std::mem::take(&mut self.report)) };
+        self.report.waiting = self.suppress_arp(&config)?;
         let loosened = self.loosen(&config);
         let wanted = Record::of(&config);
-        let dummy = self.settle_dummy(&config);
+        let dummy = self.reconcile_dummy(&config);
         // Two tunnels cannot have the same end, so those that are no longer wanted go before others come.
         let surplus_tunnels = self.remove_tunnels(&wanted);
-        let tunnels = self.settle_tunnels(&config).map_err(RealServerError::from);
+        let tunnels = self.reconcile_tunnels(&config).map_err(RealServerError::from);
         let surplus_dummies = self.remove_dummies(&wanted);
         // VIPs that may still be where they were must not be answered for.
         let sysctls =
             if dummy.is_ok() && surplus_dummies.is_ok() { self.restore_others(&config) } else { Ok(()) };
         dummy.and(surplus_tunnels).and(tunnels).and(surplus_dummies).and(sysctls).and(loosened)?;
-        Ok(std::mem::take(&mut self.news))
+        Ok(std::mem::take(&mut self.report))
     }
 
     /// Takes everything back, last first: tunnels, dummy link, sysctls. Also what an earlier run left behind, without
-    /// a configuration. Afterwards there is nothing to look at until the next [`RealServer::change`].
+    /// a configuration. Afterwards there is nothing to reconcile until the next [`RealServer::change`].
     ///
     /// TCP sessions on the VIPs are reset just before, whichever process they belong to, so that clients connect anew
     /// at once: later nothing leaves in the VIPs' names. They go on where another link of the node has the VIP. So
-    /// do [`RealServer::change`] and [`RealServer::look`] with VIPs that are no longer wanted.
+    /// do [`RealServer::change`] and [`RealServer::reconcile`] with VIPs that are no longer wanted.
     ///
     /// # Errors
     /// [`RealServerError`]: of the first thing that could not be taken back; the others have been. It can be called
@@ -252,22 +255,22 @@ impl RealServer {
             Ok(()) | Err(RealServerError::Dummy(DummyError::ForeignAddresses { .. })) => {
                 self.sysctls.restore()
             }
-            // As for a look: VIPs may still be there.
+            // As for a reconciliation: VIPs may still be there.
             Err(_) => Recovery::default(),
         };
         tunnels.and(dummies)?;
-        Ok(Recovery { unreset: self.news.unreset.take(), ..recovery })
+        Ok(Recovery { unreset: self.report.unreset.take(), ..recovery })
     }
 
     /// Silences the interfaces; returns those that do not exist.
-    fn silence(&mut self, config: &RealServerConfig) -> Result<Vec<String>, RealServerError> {
+    fn suppress_arp(&mut self, config: &RealServerConfig) -> Result<Vec<String>, RealServerError> {
         let mut waiting = Vec::new();
         if !config.vips.iter().any(IpAddr::is_ipv4) {
             return Ok(waiting);
         }
         for interface in &config.interfaces {
-            match arp::silence(&mut self.sysctls, interface) {
-                Ok(repairs) => self.news.repairs.extend(repairs),
+            match arp::suppress(&mut self.sysctls, interface) {
+                Ok(repairs) => self.report.repairs.extend(repairs),
                 Err(RealServerError::Sysctl(error)) if error.is_absent() => waiting.push(interface.clone()),
                 Err(error) => return Err(error),
             }
@@ -275,8 +278,8 @@ impl RealServer {
         Ok(waiting)
     }
 
-    /// Lets in what directors send in the name of clients that are behind another interface. What is not strict stays as
-    /// it is.
+    /// Lets in what directors send in the name of clients that are behind another interface. What is not strict stays
+    /// as it is.
     fn loosen(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         if !config.vips.iter().any(IpAddr::is_ipv4) {
             return Ok(());
@@ -289,7 +292,7 @@ impl RealServer {
             let (key, found, value) =
                 (rp_filter::key(interface)?, own.to_string(), rp_filter::LOOSE.to_owned());
             match self.sysctls.set(&key, &value) {
-                Ok(()) => self.news.repairs.push(Repair::Sysctl { key, found, value }),
+                Ok(()) => self.report.repairs.push(Repair::Sysctl { key, found, value }),
                 Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -297,21 +300,21 @@ impl RealServer {
         Ok(())
     }
 
-    fn settle_dummy(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
+    fn reconcile_dummy(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         if self.dummy.is_none() {
             self.dummy = Some(DummyLink::open(&config.dummy, self.record.vips.iter().copied())?);
         }
         if let Some(dummy) = &mut self.dummy {
-            let settled = dummy.settle(&config.vips)?;
-            self.news.repairs.extend(settled.repairs);
-            self.news.unreset = settled.unreset.or(self.news.unreset.take());
+            let report = dummy.reconcile(&config.vips)?;
+            self.report.repairs.extend(report.repairs);
+            self.report.unreset = report.unreset.or(self.report.unreset.take());
         }
         let mut record = self.record.clone();
         record.vips.extend(&config.vips);
-        self.keep(record)
+        self.save_record(record)
     }
 
-    fn settle_tunnels(&mut self, config: &RealServerConfig) -> Result<(), TunnelError> {
+    fn reconcile_tunnels(&mut self, config: &RealServerConfig) -> Result<(), TunnelError> {
         for wanted in &config.tunnels {
             if !self.tunnels.iter().any(|tunnel| tunnel.config() == wanted) {
                 self.tunnels.push(TunnelLink::open(wanted.clone())?);
@@ -319,8 +322,8 @@ impl RealServer {
         }
         let mut result = Ok(());
         for tunnel in &mut self.tunnels {
-            match tunnel.look() {
-                Ok(repairs) => self.news.repairs.extend(repairs),
+            match tunnel.reconcile() {
+                Ok(repairs) => self.report.repairs.extend(repairs),
                 Err(error) => result = result.and(Err(error)),
             }
         }
@@ -339,7 +342,7 @@ impl RealServer {
                 Err(error) => result = result.and(Err(error.into())),
             }
         }
-        let kept = self.keep(left);
+        let kept = self.save_record(left);
         result.and(kept)
     }
 
@@ -349,7 +352,7 @@ impl RealServer {
         let mut result = Ok(());
         let known = &self.record.vips;
         for name in self.record.dummies.difference(&wanted.dummies) {
-            let unreset = &mut self.news.unreset;
+            let unreset = &mut self.report.unreset;
             let removed =
                 DummyLink::open(name, known.iter().copied()).and_then(|dummy| dummy.take_down(unreset));
             match removed {
@@ -367,7 +370,7 @@ impl RealServer {
         if left.dummies == wanted.dummies {
             left.vips.retain(|vip| wanted.vips.contains(vip));
         }
-        let kept = self.keep(left);
+        let kept = self.save_record(left);
         result.and(kept)
     }
 
@@ -382,7 +385,7 @@ impl RealServer {
         if recovery.failed.is_empty() { Ok(()) } else { Err(recovery.failed.remove(0).into()) }
     }
 
-    fn keep(&mut self, record: Record) -> Result<(), RealServerError> {
+    fn save_record(&mut self, record: Record) -> Result<(), RealServerError> {
         if record == self.record {
             return Ok(());
         }
@@ -423,12 +426,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_changed_before_it_is_told_what() {
+    fn nothing_changes_before_a_configuration_is_given() {
         let state = tempfile::tempdir().unwrap();
         let mut server = RealServer::open(&state.path().join("deep/state")).unwrap();
-        assert_eq!(server.look().unwrap(), Look::default());
+        assert_eq!(server.reconcile().unwrap(), ReconcileReport::default());
         assert!(server.remove().unwrap().restored.is_empty());
-        assert_eq!(server.look().unwrap(), Look::default());
+        assert_eq!(server.reconcile().unwrap(), ReconcileReport::default());
     }
 
     #[test]
@@ -451,13 +454,13 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_is_told_once() {
+    fn an_unreadable_record_is_reported_once() {
         let state = tempfile::tempdir().unwrap();
         for name in ["real-server.json", "sysctls.json"] {
             std::fs::write(state.path().join(name), "?").unwrap();
         }
         let mut server = RealServer::open(state.path()).unwrap();
-        assert_eq!(server.look().unwrap().unreadable.len(), 2);
-        assert_eq!(server.look().unwrap(), Look::default());
+        assert_eq!(server.reconcile().unwrap().unreadable.len(), 2);
+        assert_eq!(server.reconcile().unwrap(), ReconcileReport::default());
     }
 }

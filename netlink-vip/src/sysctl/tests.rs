@@ -31,7 +31,7 @@ fn key(name: &str) -> SysctlKey {
 }
 
 #[test]
-fn originals_come_back_last_first() {
+fn originals_are_restored_in_reverse_order() {
     let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1")]);
     let (mut guard, recovery) = tree.open();
     assert!(recovery.restored.is_empty());
@@ -54,7 +54,7 @@ fn dropping_restores() {
 }
 
 #[test]
-fn a_crash_is_made_good_at_the_next_start() {
+fn a_restart_restores_what_a_crash_left_changed() {
     let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1"), ("rp_filter", "1")]);
     let (mut guard, _) = tree.open();
     for name in ["arp_ignore", "arp_announce", "rp_filter"] {
@@ -65,13 +65,13 @@ fn a_crash_is_made_good_at_the_next_start() {
     std::fs::write(tree.conf().join("arp_announce"), "0\n").unwrap();
     let (guard, recovery) = tree.open();
     assert_eq!(recovery.restored, [key("arp_ignore")]);
-    assert_eq!(recovery.changed_since, [key("arp_announce")], "somebody else's value stays");
+    assert_eq!(recovery.changed_since, [key("arp_announce")], "the foreign value stays");
     assert!(recovery.failed.is_empty() && guard.changes.is_empty());
     assert_eq!((tree.value("arp_ignore").as_str(), tree.value("arp_announce").as_str()), ("0", "0"));
 }
 
 #[test]
-fn what_is_taken_over_stays_until_it_is_restored() {
+fn taken_over_changes_stay_until_they_are_restored() {
     let tree = Tree::new(&[("arp_ignore", "0"), ("arp_announce", "1")]);
     let (mut guard, _) = tree.open();
     guard.hide_other_addresses("eth0").unwrap();

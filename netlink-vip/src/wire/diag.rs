@@ -3,17 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::decode::attributes;
-use super::family;
-use crate::sessions::Listener;
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};
+
+use super::decode::nlas;
 
 /// Message types.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 
 const IPPROTO_TCP: u8 = 6;
 /// `INET_DIAG_REQ_BYTECODE`.
@@ -21,13 +17,18 @@ const REQ_BYTECODE: u16 = 1;
 /// `INET_DIAG_BC_S_COND`: compares the local address.
 const BC_SOURCE: u8 = 7;
 /// TCP states as bits: all but TIME_WAIT (6) and CLOSE (7), which hold no session, and LISTEN (10), which is
-/// somebody's service and stays.
+/// a service and stays.
 const SESSION_STATES: u32 = 0xfff & !(1 << 6) & !(1 << 7) & !LISTEN;
 const LISTEN: u32 = 1 << 10;
 /// `INET_DIAG_SKV6ONLY`, which every listener of IPv6 comes with unasked.
 const V6_ONLY: u16 = 11;
 
-const MESSAGE_HEADER: usize = 16;
+/// Address families as the kernel numbers them.
+mod family {
+    pub(super) const INET: u8 = 2;
+    pub(super) const INET6: u8 = 10;
+}
+
 /// `struct inet_diag_sockid`.
 const SOCKET_ID: usize = 48;
 /// Where the id begins in `struct inet_diag_msg`, after family, state, timer and retransmissions.
@@ -82,11 +83,20 @@ impl SocketId {
     }
 }
 
+/// A TCP socket that takes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener {
+    /// Its address and port, without a scope. An IPv4 address may come as one of IPv6 that stands for it.
+    pub local: SocketAddr,
+    /// `true` if a socket of IPv6 takes no connections of IPv4 (`IPV6_V6ONLY`).
+    pub is_v6_only: bool,
+}
+
 /// Reads one reply of a dump of listeners.
 pub(crate) fn listener(body: &[u8]) -> Option<Listener> {
     let id = SocketId::decode(body)?;
-    let v6_only = attributes(body, REPLY).find(|(number, _)| *number == V6_ONLY);
-    let is_v6_only = v6_only.is_some_and(|(_, value)| value.first().is_some_and(|&byte| byte != 0));
+    let v6_only = nlas(body, REPLY).find(|nla| nla.kind() == V6_ONLY);
+    let is_v6_only = v6_only.is_some_and(|nla| nla.value().first().is_some_and(|&byte| byte != 0));
     Some(Listener { local: SocketAddr::new(id.bound()?, id.port()), is_v6_only })
 }
 
@@ -147,13 +157,11 @@ fn source_filter(local: IpAddr) -> Vec<u8> {
 }
 
 fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(MESSAGE_HEADER + body.len()).unwrap_or(u32::MAX);
-    let mut bytes = Vec::with_capacity(MESSAGE_HEADER + body.len());
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0_u32.to_ne_bytes());
+    let mut header = NetlinkHeader::default();
+    let mut bytes = vec![0; header.buffer_len()];
+    header.length = u32::try_from(bytes.len() + body.len()).unwrap_or(u32::MAX);
+    (header.message_type, header.flags, header.sequence_number) = (kind, flags, sequence);
+    header.emit(&mut bytes);
     bytes.extend(body);
     bytes
 }

@@ -1,15 +1,29 @@
-//! Messages to and from the kernel: what we send is built from `netlink-packet-route`'s types, what we receive is
-//! decoded here, attribute by attribute, so that one that cannot be read never costs the message it came in.
+//! Messages to and from the kernel, in the types of `netlink-packet-route` and, where nothing in real time waits for
+//! them, of `rtnetlink`'s builders. Received messages are decoded attribute by attribute, so that an attribute that
+//! cannot be read never costs the message that it came in.
 
 pub mod decode;
 pub(crate) mod diag;
 pub(crate) mod encode;
+#[cfg(feature = "real-server")]
 pub(crate) mod neighbour;
 
 pub use decode::{DecodeError, Message, NetEvent, decode_event, decode_events, messages};
 
-/// Marks addresses (`IFA_PROTO`, Linux 5.18) and routes (`rtm_protocol`) as ours. The value is registered with
-/// nobody; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
+/// The scope of an IPv4 VIP; IPv6 has none to choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VipScope {
+    /// Valid everywhere, where the interface has an address of the node of any subnet: the kernel then lists the
+    /// VIP after it, so that the kernel chooses the node's as a source, and programs that take an interface's first
+    /// address do so, too.
+    Universe,
+    /// Valid on this host, where the VIP is the only address: the kernel lists it first, but never chooses it as a
+    /// source towards others.
+    Host,
+}
+
+/// Marks addresses (`IFA_PROTO`, Linux 5.18) and routes (`rtm_protocol`) as ours. The value is not registered
+/// anywhere; it lies in the range left to users by the kernel's `rtnetlink.h` and `if_addr.h`.
 pub const PROTOCOL: u8 = 203;
 
 /// Marks the addresses without end of [`crate::DummyLink`] and [`crate::TunnelLink`]. Another mark than that of the
@@ -22,30 +36,6 @@ pub(crate) const ROUTE_METRIC: u32 = 1024;
 
 /// Metric of the local routes of a dummy link's addresses: worse than that of the kernel's own, which is 0.
 pub(crate) const LOCAL_METRIC: u32 = 203;
-
-/// `RTPROT_KERNEL` of `rtnetlink.h`: a route that came with an address.
-pub(crate) const PROTOCOL_KERNEL: u8 = 2;
-
-/// Message types of `rtnetlink.h`.
-pub(crate) mod kind {
-    pub(crate) const NLMSG_ERROR: u16 = 2;
-    pub(crate) const NLMSG_DONE: u16 = 3;
-    pub(crate) const NEWLINK: u16 = 16;
-    pub(crate) const DELLINK: u16 = 17;
-    pub(crate) const NEWADDR: u16 = 20;
-    pub(crate) const DELADDR: u16 = 21;
-    pub(crate) const NEWROUTE: u16 = 24;
-    pub(crate) const DELROUTE: u16 = 25;
-    pub(crate) const NEWNEIGH: u16 = 28;
-    pub(crate) const NEWADDRLABEL: u16 = 72;
-}
-
-/// Address families as the kernel numbers them.
-pub(crate) mod family {
-    pub(crate) const UNSPEC: u8 = 0;
-    pub(crate) const INET: u8 = 2;
-    pub(crate) const INET6: u8 = 10;
-}
 
 /// Address flags of `if_addr.h`.
 pub mod address_flag {
@@ -73,4 +63,15 @@ pub mod scope {
     pub const LINK: u8 = 253;
     /// Valid on this host.
     pub const HOST: u8 = 254;
+}
+
+/// A netlink message of a kind, with its body.
+#[cfg(test)]
+pub(crate) fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 16 + body.len()];
+    let mut message = netlink_packet_core::NetlinkBuffer::new(&mut bytes);
+    message.set_length(16 + u32::try_from(body.len()).unwrap());
+    message.set_message_type(kind);
+    message.payload_mut().copy_from_slice(body);
+    bytes
 }

@@ -2,39 +2,14 @@
 
 use std::net::IpAddr;
 
-use super::decode::{Message, attributes, ip_of, u16_at, u32_at, u32_of};
-use super::kind;
+use netlink_packet_core::{Emitable, NlaBuffer, ParseableParametrized};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteType};
+use nix::libc;
 
-/// `NUD_STALE` of `neighbour.h`.
-const STALE: u16 = 0x04;
-/// `RTN_UNICAST` of `rtnetlink.h`.
-const UNICAST: u8 = 1;
-/// `RTN_LOCAL`.
-const LOCAL: u8 = 2;
-
-/// Offsets in the fixed headers (`neighbour.h`, `rtnetlink.h`).
-mod offset {
-    use std::ops::Range;
-
-    pub(super) const NEIGHBOUR_INDEX: Range<usize> = 4..8;
-    pub(super) const NEIGHBOUR_STATE: Range<usize> = 8..10;
-    pub(super) const NEIGHBOUR_HEADER: usize = 12;
-
-    pub(super) const ROUTE_KIND: usize = 7;
-    pub(super) const ROUTE_HEADER: usize = 12;
-}
-
-/// Attribute numbers (same headers).
-mod attribute {
-    pub(super) const NDA_DST: u16 = 1;
-    pub(super) const NDA_LLADDR: u16 = 2;
-
-    pub(super) const RTA_OIF: u16 = 4;
-    pub(super) const RTA_GATEWAY: u16 = 5;
-    pub(super) const RTA_PREFSRC: u16 = 7;
-    pub(super) const RTA_MULTIPATH: u16 = 9;
-    pub(super) const RTA_VIA: u16 = 18;
-}
+use super::decode::{Message, attributes, ip_of, route_attributes};
 
 /// A neighbour on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,32 +20,30 @@ pub(crate) struct ObservedNeighbour {
     pub(crate) ip: IpAddr,
     /// Its link-layer address, if that is known.
     pub(crate) mac: Option<[u8; 6]>,
-    /// `NUD_*`.
-    state: u16,
+    /// `true` if its link-layer address has not been confirmed lately.
+    pub(crate) is_stale: bool,
 }
 
 impl ObservedNeighbour {
-    /// `None` for what is no neighbour, and for one without an address.
+    /// `None` for a message that is no neighbour, and for a neighbour without an address.
     pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
-        let body = message.body;
-        if message.kind != kind::NEWNEIGH {
+        const KINDS: &[u16] = &[libc::NDA_DST, libc::NDA_LLADDR];
+        if message.message_type() != libc::RTM_NEWNEIGH {
             return None;
         }
+        let header = NeighbourHeader::parse(message.payload()).ok()?;
+        let parse = |nla: &NlaBuffer<&[u8]>| NeighbourAttribute::parse_with_param(nla, header.family);
         let (mut ip, mut mac) = (None, None);
-        for (number, value) in attributes(body, offset::NEIGHBOUR_HEADER) {
-            match number {
-                attribute::NDA_DST => ip = ip_of(value),
-                attribute::NDA_LLADDR => mac = value.try_into().ok(),
+        for attribute in attributes(message.payload(), header.buffer_len(), KINDS, parse) {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(v4.into()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(v6.into()),
+                NeighbourAttribute::LinkLayerAddress(address) => mac = address.try_into().ok(),
                 _ => {}
             }
         }
-        let index = u32_at(body, offset::NEIGHBOUR_INDEX)?;
-        Some(Self { index, ip: ip?, mac, state: u16_at(body, offset::NEIGHBOUR_STATE)? })
-    }
-
-    /// Whether its link-layer address has not been confirmed lately.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.state & STALE != 0
+        let is_stale = header.state == NeighbourState::Stale;
+        Some(Self { index: header.ifindex, ip: ip?, mac, is_stale })
     }
 }
 
@@ -85,7 +58,7 @@ pub(crate) enum FoundRoute {
         index: u32,
         /// The address that they come from, where this node has one.
         source: Option<IpAddr>,
-        /// Whether they go to the destination itself, rather than to a router.
+        /// `true` if they go to the destination itself, rather than to a router.
         is_direct: bool,
     },
 }
@@ -93,21 +66,23 @@ pub(crate) enum FoundRoute {
 impl FoundRoute {
     /// `None` if the message is no route, or one that leads nowhere.
     pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
-        if message.kind != kind::NEWROUTE {
+        const KINDS: &[u16] =
+            &[libc::RTA_OIF, libc::RTA_PREFSRC, libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH];
+        if message.message_type() != libc::RTM_NEWROUTE {
             return None;
         }
-        match *message.body.get(offset::ROUTE_KIND)? {
-            LOCAL => return Some(Self::Here),
-            UNICAST => {}
+        let header = RouteHeader::parse(message.payload()).ok()?;
+        match header.kind {
+            RouteType::Local => return Some(Self::Here),
+            RouteType::Unicast => {}
             _ => return None,
         }
         let (mut interface, mut source, mut is_direct) = (None, None, true);
-        for (number, value) in attributes(message.body, offset::ROUTE_HEADER) {
-            match number {
-                attribute::RTA_OIF => interface = u32_of(value),
-                attribute::RTA_PREFSRC => source = ip_of(value),
-                attribute::RTA_GATEWAY | attribute::RTA_VIA | attribute::RTA_MULTIPATH => is_direct = false,
-                _ => {}
+        for attribute in route_attributes(message.payload(), &header, KINDS) {
+            match attribute {
+                RouteAttribute::Oif(index) => interface = Some(index),
+                RouteAttribute::PrefSource(address) => source = ip_of(&address),
+                _ => is_direct = false,
             }
         }
         Some(Self::Out { index: interface?, source, is_direct })
@@ -118,8 +93,8 @@ impl FoundRoute {
 mod tests {
     use super::*;
 
-    fn message(kind: u16, body: &[u8]) -> Message<'_> {
-        Message { kind, flags: 0, sequence: 0, body }
+    fn decode<T>(kind: u16, body: &[u8], decode: impl Fn(&Message<'_>) -> Option<T>) -> Option<T> {
+        decode(&Message::new(&crate::wire::message(kind, body)[..]))
     }
 
     fn attribute(number: u16, value: &[u8]) -> Vec<u8> {
@@ -142,16 +117,17 @@ mod tests {
     #[test]
     fn neighbours_are_known_stale_or_unknown() {
         let (ip, mac) = (attribute(1, &[10, 0, 0, 2]), attribute(2, &[2, 0, 0, 0, 0, 9]));
-        let decode = |body: &[u8]| ObservedNeighbour::decode(&message(kind::NEWNEIGH, body));
+        let decode = |body: &[u8]| decode(libc::RTM_NEWNEIGH, body, ObservedNeighbour::decode);
         let reachable = decode(&neighbour(2, &[&ip, &mac])).unwrap();
         assert_eq!((reachable.index, reachable.ip), (7, [10, 0, 0, 2].into()));
-        assert_eq!((reachable.mac, reachable.is_stale()), (Some([2, 0, 0, 0, 0, 9]), false));
-        assert!(decode(&neighbour(4, &[&ip, &mac])).unwrap().is_stale());
+        assert_eq!((reachable.mac, reachable.is_stale), (Some([2, 0, 0, 0, 0, 9]), false));
+        assert!(decode(&neighbour(4, &[&ip, &mac])).unwrap().is_stale);
         assert_eq!(decode(&neighbour(0x20, &[&ip])).unwrap().mac, None);
         assert_eq!(decode(&neighbour(2, &[&ip, &attribute(2, &[1; 8])])).unwrap().mac, None, "not Ethernet");
         assert_eq!(decode(&neighbour(2, &[&mac])), None);
         assert_eq!(decode(&[2, 0, 0, 0, 7, 0]), None);
-        assert_eq!(ObservedNeighbour::decode(&message(kind::NEWLINK, &neighbour(2, &[]))), None);
+        let link = crate::wire::message(libc::RTM_NEWLINK, &neighbour(2, &[&ip]));
+        assert_eq!(ObservedNeighbour::decode(&Message::new(&link[..])), None);
     }
 
     #[test]
@@ -159,7 +135,7 @@ mod tests {
         let route = |kind: u8, attributes: &[&[u8]]| {
             let mut body = vec![2, 32, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0];
             body.extend(attributes.concat());
-            FoundRoute::decode(&message(kind::NEWROUTE, &body))
+            decode(libc::RTM_NEWROUTE, &body, FoundRoute::decode)
         };
         let out = attribute(4, &7_u32.to_ne_bytes());
         let source = attribute(7, &[10, 0, 0, 1]);
@@ -171,10 +147,12 @@ mod tests {
         assert_eq!(route(1, &[&source]), None, "by no interface");
         assert_eq!(route(2, &[&out, &source]), Some(FoundRoute::Here));
         assert_eq!(route(7, &[]), None, "unreachable");
-        for router in [5, 9, 18] {
-            assert_eq!(route(1, &[&out, &attribute(router, &[10, 0, 0, 1])]), found(None, false));
+        let hop = [8, 0, 0, 0, 7, 0, 0, 0];
+        for (number, router) in [(5, &[10, 0, 0, 1][..]), (9, &hop), (18, &[2, 0, 10, 0, 0, 1])] {
+            assert_eq!(route(1, &[&out, &attribute(number, router)]), found(None, false));
         }
-        assert_eq!(FoundRoute::decode(&message(kind::NEWROUTE, &[2, 32])), None);
-        assert_eq!(FoundRoute::decode(&message(kind::NEWADDR, &[2, 32, 0, 0, 254, 0, 0, 1])), None);
+        assert_eq!(decode(libc::RTM_NEWROUTE, &[2, 32], FoundRoute::decode), None);
+        let body = [2, 32, 0, 0, 254, 0, 0, 2, 0, 0, 0, 0];
+        assert_eq!(decode(libc::RTM_NEWADDR, &body, FoundRoute::decode), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What servers say when they are asked whether they accept what a director would send them.
+//! Answers of servers to the question whether they accept the packets of a director.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -8,11 +8,11 @@ use netlink_vip::acceptance::{Acceptance, AcceptanceError, Answer, Path, Questio
 use nix::unistd::{Uid, seteuid};
 use testbed::{Capture, Frame, Lan, Node};
 
-use crate::ground::{Server, config, ip, lan, nft, until, vips};
+use crate::fixture::{Server, config, ip, lan, nft, until, vips};
 
 const PORT: u16 = 6443;
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// For those who will not answer.
+/// Timeout for servers that will not answer.
 const SHORT: Duration = Duration::from_millis(600);
 
 /// The node's own address of the VIP's family.
@@ -70,7 +70,7 @@ fn hold(node: &Node, vips: &[IpAddr]) {
     }
 }
 
-/// What the tests of every path and family are about.
+/// Every path and family.
 fn ways(lan: &Lan) -> Vec<(IpAddr, Path)> {
     let paths = [Path::Direct, Path::Tunnel];
     vips(lan).into_iter().flat_map(|vip| paths.map(|path| (vip, path))).collect()
@@ -79,7 +79,7 @@ fn ways(lan: &Lan) -> Vec<(IpAddr, Path)> {
 pub(crate) fn answers() {
     let lan = lan(2);
     let (asker, node) = (lan.controller(0), lan.controller(1));
-    // As every node of a cluster; and whoever holds the VIP would accept.
+    // As every node of a cluster; and the holder of the VIP would accept.
     node.set_sysctl("net.ipv4.ip_forward", "1").expect("a sysctl");
     node.set_sysctl("net.ipv6.conf.all.forwarding", "1").expect("a sysctl");
     hold(lan.client(0), &vips(&lan));
@@ -117,7 +117,7 @@ pub(crate) fn answers() {
         };
         ip(node, &format!("link del {gone}"));
         assert_eq!(says(SHORT), Answer::Silent, "without {gone}: {question:?}");
-        assert!(!server.mended().is_empty());
+        assert!(!server.repairs().is_empty());
         assert_eq!(says(TIMEOUT), Answer::Accepts, "mended: {question:?}");
         server.remove().expect("everything can be taken back");
         assert_eq!(connections(node), [""; 0]);
@@ -133,7 +133,7 @@ fn drop_answers(node: &Node) {
     nft(node, "add rule inet t out tcp flags & rst == rst counter");
 }
 
-/// What has passed of a conversation with the port, as SYN, ACK and RST flags.
+/// The SYN, ACK and RST flags of the segments that have passed to and from the port.
 fn flags(capture: &Capture) -> Vec<[bool; 3]> {
     let frames = capture.frames();
     let segments = frames.iter().filter_map(Frame::tcp);
@@ -167,7 +167,7 @@ pub(crate) fn any_node() {
     let _listener = listen(server, everywhere());
     let askers = [lan.controller(0), lan.controller(1)];
     let _servers = askers.map(|node| Server::with(node, config(&lan, node)));
-    // The first one directs. Processes of theirs listen too, and nobody asks about these.
+    // The first one directs. Processes of theirs listen too, and are not asked about.
     hold(askers[0], &vips(&lan));
     let _own = askers.map(|node| listen(node, everywhere()));
     for asker in askers {
@@ -179,7 +179,7 @@ pub(crate) fn any_node() {
         assert!(counted.contains("rst counter packets 0 "), "the kernel says nothing: {counted}");
         assert_eq!(connections(asker), [""; 0]);
     }
-    // Whoever directs is no server to ask: it does not let another one answer in its place.
+    // A director is no server to ask: it does not let another one answer in its place.
     for (vip, path) in ways(&lan).into_iter().filter(|(_, path)| *path == Path::Direct) {
         let service = SocketAddr::new(vip, PORT);
         let destination = SocketAddr::new(own(server, vip), PORT);
@@ -215,7 +215,7 @@ pub(crate) fn many() {
         let start = Instant::now();
         let answers = ask(asker, &twice, 3 * TIMEOUT);
         println!("{:?} for {} answers", start.elapsed(), answers.len());
-        assert!(start.elapsed() < TIMEOUT, "nobody is waited for or asked again");
+        assert!(start.elapsed() < TIMEOUT, "no server is waited for or asked again");
         assert_eq!(answers.len(), questions.len());
         for question in questions {
             let is_served = question.virtual_address.port() < PORT + SERVED;
@@ -372,7 +372,7 @@ pub(crate) fn errors() {
         let error = asker.run(|| acceptance.ask(&[question], SHORT)).expect_err("two families");
         assert!(matches!(error, AcceptanceError::Family { .. }), "{error}");
     }
-    assert!(asker.run(|| acceptance.ask(&[], TIMEOUT)).expect("nobody to ask").is_empty());
+    assert!(asker.run(|| acceptance.ask(&[], TIMEOUT)).expect("no server to ask").is_empty());
 
     // The interface disappears between two rounds, in several ways.
     ip(asker, "link add eth1 type veth peer name eth2");
@@ -389,7 +389,7 @@ pub(crate) fn errors() {
     assert!(matches!(down, AcceptanceError::Down(_)), "{down}");
     ip(asker, "link set eth1 up");
     ip(asker, "link set eth2 down");
-    let cut = says(SHORT).expect_err("nobody is at the other end");
+    let cut = says(SHORT).expect_err("no server is at the other end");
     assert!(matches!(cut, AcceptanceError::Down(_)), "{cut}");
     ip(asker, "link set eth2 up");
     assert_eq!(says(SHORT).expect("a round"), Answer::Unresolved);

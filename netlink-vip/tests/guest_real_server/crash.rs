@@ -1,4 +1,4 @@
-//! What outlives a process, and what does not.
+//! State that outlives a process, and state that does not.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use netlink_vip::{
     VipGroupConfig,
 };
 
-use crate::ground::{
+use crate::fixture::{
     Server, arp_sysctls, assert_same, config, ip, lan, route_to, state, tables, until, vips,
 };
 
@@ -19,13 +19,13 @@ pub(crate) fn takeover() {
     let [v4, v6] = vips(&lan)[..] else { unreachable!() };
 
     drop(Server::with(node, config(&lan, node)));
-    assert_eq!(arp_sysctls(node), ["1", "2"], "the VIPs are still there, and nobody is told");
+    assert_eq!(arp_sysctls(node), ["1", "2"], "the VIPs are still there, and no neighbour learns of them");
     assert!(route_to(node, v4).contains("metric 203"));
 
     // The next process wants the same: nothing is touched.
     let mut server = Server::open(node);
-    let look = server.change(config(&lan, node)).expect("a real server");
-    assert!(look.repairs.is_empty(), "{:?}", look.repairs);
+    let report = server.change(config(&lan, node)).expect("a real server");
+    assert!(report.repairs.is_empty(), "{:?}", report.repairs);
     drop(server);
 
     // The next one wants something else. What it does not want goes.
@@ -34,8 +34,8 @@ pub(crate) fn takeover() {
     other.dummy = "dummyvip1".into();
     other.vips = vec![v6, lan.v4(101).into()];
     other.tunnels = vec![TunnelConfig { name: "cplbtun9".into(), local: node.v4().into() }];
-    let look = server.change(other).expect("a real server");
-    println!("{:?}", look.repairs);
+    let report = server.change(other).expect("a real server");
+    println!("{:?}", report.repairs);
     let shown = ip(node, "link show");
     for gone in ["dummyvip0", "cplbtun4", "cplbtun6"] {
         assert!(!shown.contains(gone), "{gone}: {shown}");
@@ -74,17 +74,17 @@ pub(crate) fn keeper() {
     for end in ["a crash", "a release"] {
         let options = KeeperOptions::new(&keeper_state);
         let keeper = node.run(|| Keeper::spawn(options, vec![group()], Box::new(|_| {}))).expect("a keeper");
-        assert!(server.mended().is_empty(), "after the start before {end}");
+        assert!(server.repairs().is_empty(), "after the start before {end}");
         until("the lease", || {
             keeper.claim(GroupId(1), Instant::now() + Duration::from_millis(1_800));
             leased()
         });
         assert!(route_to(node, v4).contains("dev eth0"));
-        assert!(server.mended().is_empty(), "during the lease before {end}");
+        assert!(server.repairs().is_empty(), "during the lease before {end}");
         if end == "a release" {
             keeper.release(GroupId(1), Release::Planned);
             until("the release", || !leased());
-            assert!(server.mended().is_empty(), "after {end}");
+            assert!(server.repairs().is_empty(), "after {end}");
         }
         keeper.shutdown();
         keeper.join().expect("an orderly end");
@@ -119,7 +119,7 @@ pub(crate) fn stricter() {
     node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "0").expect("a sysctl");
     let mut server = Server::with(node, config(&lan, node));
     node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "8").expect("a sysctl");
-    assert!(server.mended().is_empty());
+    assert!(server.repairs().is_empty());
     let recovery = server.remove().expect("everything can be taken back");
     assert_eq!(recovery.changed_since.len(), 1);
     assert_eq!(arp_sysctls(node)[0], "8");

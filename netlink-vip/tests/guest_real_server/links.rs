@@ -8,7 +8,7 @@ use netlink_vip::{DummyError, DummyLink, RealServerConfig, RealServerError, Tunn
 use testbed::guest::{load_module, unload_module};
 use testbed::{Node, Thread};
 
-use crate::ground::{Server, arp_sysctls, assert_same, config, ip, lan, route_to, tables, until, vips};
+use crate::fixture::{Server, arp_sysctls, assert_same, config, ip, lan, route_to, tables, until, vips};
 
 /// Counts the moments at which an address is not local.
 struct LocalWatch {
@@ -56,19 +56,19 @@ pub(crate) fn leases() {
     for prefix in ["scope host", ""] {
         ip(node, &format!("addr add {vip}/32 dev eth0 {prefix} valid_lft 2 preferred_lft 2"));
         assert!(route_to(node, vip).contains("dev eth0"), "{}", route_to(node, vip));
-        assert!(server.mended().is_empty(), "both are as they should be");
+        assert!(server.repairs().is_empty(), "both are as they should be");
         until("the lease ends", || !ip(node, "addr show dev eth0").contains(&format!("{vip}/32")));
-        assert_eq!(route_to(node, vip).trim_end(), catching, "by nobody's doing");
-        assert!(server.mended().is_empty());
+        assert_eq!(route_to(node, vip).trim_end(), catching, "without any process's doing");
+        assert!(server.repairs().is_empty());
     }
-    // Also where somebody has given the dummy its route back in the meantime.
+    // Also where another program has given the dummy its route back in the meantime.
     ip(node, &format!("addr add {vip}/32 dev eth0"));
     ip(
         node,
         &format!("route append local {vip}/32 dev dummyvip0 table local proto kernel scope host src {vip}"),
     );
     ip(node, &format!("route del local {vip}/32 dev dummyvip0 table local proto 203 metric 203"));
-    assert_eq!(server.mended(), [format!("put the local route of {vip} on dummyvip0 right")]);
+    assert_eq!(server.repairs(), [format!("put the local route of {vip} on dummyvip0 right")]);
     assert!(route_to(node, vip).contains("dev eth0"));
     ip(node, &format!("addr del {vip}/32 dev eth0"));
     watch.assert_always_local();
@@ -80,43 +80,43 @@ pub(crate) fn disturbances() {
     let node = lan.controller(0);
     let [v4, v6] = vips(&lan)[..] else { unreachable!() };
     let mut server = Server::with(node, config(&lan, node));
-    assert!(server.mended().is_empty());
+    assert!(server.repairs().is_empty());
 
     ip(node, "link set dummyvip0 down");
     ip(node, "link set dummyvip0 up");
     // The kernel gives its own route back, drops ours, and forgets IPv6 addresses.
-    let mended = server.mended();
+    let mended = server.repairs();
     assert!(mended.contains(&format!("put the local route of {v4} on dummyvip0 right")), "{mended:?}");
     assert!(mended.contains(&format!("put {v6} on dummyvip0")), "{mended:?}");
     assert!(route_to(node, v4).contains("metric 203"));
 
     ip(node, "link set dummyvip0 down");
-    assert!(server.mended().contains(&"set link dummyvip0 up".to_owned()));
+    assert!(server.repairs().contains(&"set link dummyvip0 up".to_owned()));
     ip(node, "addr flush dev dummyvip0");
-    assert_eq!(server.mended(), [format!("put {v4} on dummyvip0"), format!("put {v6} on dummyvip0")]);
+    assert_eq!(server.repairs(), [format!("put {v4} on dummyvip0"), format!("put {v6} on dummyvip0")]);
     ip(node, &format!("addr del {v4}/32 dev dummyvip0"));
     ip(node, &format!("addr add {v4}/32 dev dummyvip0"));
-    let mended = server.mended();
+    let mended = server.repairs();
     assert_eq!(mended, [format!("put the local route of {v4} on dummyvip0 right")]);
     assert!(route_to(node, v4).contains("metric 203"));
 
     ip(node, "link del dummyvip0");
-    assert_eq!(server.mended()[..2], ["created link dummyvip0", "set link dummyvip0 up"]);
+    assert_eq!(server.repairs()[..2], ["created link dummyvip0", "set link dummyvip0 up"]);
     node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "0").expect("a sysctl");
-    assert_eq!(server.mended(), ["set net.ipv4.conf.eth0.arp_ignore from 0 to 1"]);
+    assert_eq!(server.repairs(), ["set net.ipv4.conf.eth0.arp_ignore from 0 to 1"]);
 
     ip(node, "link set cplbtun6 down");
     ip(node, "link del cplbtun4");
-    let mended = server.mended();
+    let mended = server.repairs();
     assert!(mended.contains(&"created link cplbtun4".to_owned()), "{mended:?}");
     assert!(mended.contains(&"set link cplbtun6 up".to_owned()), "{mended:?}");
     node.set_sysctl("net.ipv4.conf.all.rp_filter", "1").expect("a sysctl");
     node.set_sysctl("net.ipv4.conf.cplbtun4.rp_filter", "0").expect("a sysctl");
-    assert!(server.mended().contains(&"set net.ipv4.conf.cplbtun4.rp_filter from 0 to 2".to_owned()));
+    assert!(server.repairs().contains(&"set net.ipv4.conf.cplbtun4.rp_filter from 0 to 2".to_owned()));
 
     let mtu = |name: &str| ip(node, &format!("link show {name}")).contains("mtu 1380");
     ip(node, "link set eth0 mtu 1400");
-    let mended = server.mended();
+    let mended = server.repairs();
     assert!(mtu("cplbtun4") && mended.contains(&"set the MTU of cplbtun6 to 1360".to_owned()), "{mended:?}");
     server.remove().expect("everything can be taken back");
     assert!(!ip(node, "link show").contains("cplbtun") && !ip(node, "link show").contains("dummyvip0"));
@@ -211,7 +211,7 @@ pub(crate) fn mixed_dummies() {
     ip(node, &format!("addr add {v4}/32 dev dummyvip0"));
     ip(node, &format!("addr add {v6}/128 dev dummyvip0 nodad"));
     let mut server = Server::with(node, config(&lan, node));
-    assert!(server.mended().is_empty());
+    assert!(server.repairs().is_empty());
     assert!(ip(node, "-6 addr show dev dummyvip0").contains("deprecated"), "never a source");
     assert!(route_to(node, v4).contains("metric 203"));
     let mut fewer = config(&lan, node);
@@ -222,7 +222,7 @@ pub(crate) fn mixed_dummies() {
     assert_eq!(arp_sysctls(node), ["0", "0"], "without IPv4 there is no ARP to silence");
 
     ip(node, "addr add 192.0.2.1/32 dev dummyvip0");
-    let error = server.remove().expect_err("somebody else's address");
+    let error = server.remove().expect_err("a foreign address");
     let foreign: IpAddr = [192, 0, 2, 1].into();
     assert!(
         matches!(&error, RealServerError::Dummy(DummyError::ForeignAddresses { addresses, .. }) if addresses == &[foreign]),
@@ -263,9 +263,9 @@ pub(crate) fn late_interfaces() {
     let mut server = Server::open(node);
     assert_eq!(server.change(wanted.clone()).expect("a real server").waiting, ["eth7"]);
     ip(node, "link add eth7 type dummy");
-    let look = server.look();
-    assert!(look.waiting.is_empty());
-    let repairs: Vec<_> = look.repairs.iter().map(ToString::to_string).collect();
+    let report = server.reconcile();
+    assert!(report.waiting.is_empty());
+    let repairs: Vec<_> = report.repairs.iter().map(ToString::to_string).collect();
     let expected = ["arp_ignore from 0 to 1", "arp_announce from 0 to 2"];
     assert_eq!(repairs, expected.map(|what| format!("set net.ipv4.conf.eth7.{what}")));
     let filter = || node.sysctl("net.ipv4.conf.eth7.rp_filter").expect("a sysctl");

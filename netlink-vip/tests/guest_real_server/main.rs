@@ -2,7 +2,7 @@
 
 mod acceptance;
 mod crash;
-mod ground;
+mod fixture;
 mod links;
 mod network;
 mod sessions;
@@ -14,10 +14,10 @@ use testbed::{Test, Tool};
 fn main() -> ExitCode {
     let tests: [(&str, fn()); 22] = [
         ("a_lease_goes_before_the_dummy_and_comes_back_to_it", links::leases),
-        ("a_look_mends_what_was_disturbed", links::disturbances),
-        ("links_of_somebody_else_stay", links::foreign_dummies),
-        ("tunnels_of_somebody_else_stay", links::foreign_tunnels),
-        ("what_comes_and_goes_on_our_dummy_is_told_apart", links::mixed_dummies),
+        ("reconcile_repairs_disturbances", links::disturbances),
+        ("foreign_links_stay", links::foreign_dummies),
+        ("foreign_tunnels_stay", links::foreign_tunnels),
+        ("foreign_addresses_on_our_dummy_are_told_apart", links::mixed_dummies),
         ("missing_modules_are_named", links::modules),
         ("interfaces_may_come_later", links::late_interfaces),
         ("arp_and_ndp_are_answered_by_the_holder_only", network::silence),
@@ -25,13 +25,13 @@ fn main() -> ExitCode {
         ("a_crash_is_taken_over_and_removal_restores", crash::takeover),
         ("a_keeper_of_the_same_vip_leaves_the_dummy_alone", crash::keeper),
         ("a_stricter_administrator_stays_strict", crash::stricter),
-        ("servers_say_whether_they_accept", acceptance::answers),
-        ("a_holder_and_a_backup_may_ask", acceptance::any_node),
-        ("many_are_asked_at_once", acceptance::many),
-        ("what_is_asked_is_taken_back", acceptance::taken_back),
-        ("who_is_not_on_the_link_is_told_apart", acceptance::neighbours),
-        ("tagged_interfaces_may_ask", acceptance::vlan),
-        ("nobody_is_asked_without_means", acceptance::errors),
+        ("acceptance_is_reported_for_each_server", acceptance::answers),
+        ("the_holder_and_a_backup_may_probe", acceptance::any_node),
+        ("many_servers_are_probed_at_once", acceptance::many),
+        ("accepted_probes_are_reset", acceptance::taken_back),
+        ("servers_off_the_link_are_told_apart", acceptance::neighbours),
+        ("vlan_interfaces_may_probe", acceptance::vlan),
+        ("probing_without_its_means_fails", acceptance::errors),
         ("sessions_on_vips_that_go_are_reset", sessions::reset),
         ("sessions_on_vips_that_stay_go_on", sessions::kept),
         ("sessions_that_cannot_be_reset_keep_no_vip", sessions::unsupported),

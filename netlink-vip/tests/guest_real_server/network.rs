@@ -1,4 +1,4 @@
-//! What others on the network see.
+//! The view of other hosts on the network.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use testbed::{Node, Thread};
 
-use crate::ground::{SOON, Server, config, ip, lan, until, vips};
+use crate::fixture::{SOON, Server, config, ip, lan, until, vips};
 
 /// Resolves addresses over and over.
 struct Asker {
@@ -27,7 +27,7 @@ impl Asker {
                 for &vip in &vips {
                     let any: IpAddr = if vip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
                     let socket = UdpSocket::bind((any, 0)).expect("a socket");
-                    // A VIP that nobody has cannot be sent to.
+                    // A VIP that no node has cannot be sent to.
                     let _ = socket.send_to(b"?", (vip, 9));
                     asked += 1;
                 }
@@ -137,7 +137,7 @@ pub(crate) fn tunnels() {
             real.set_sysctl("net.ipv4.conf.all.rp_filter", filter).expect("a sysctl");
             real.set_sysctl("net.ipv4.conf.default.rp_filter", filter).expect("a sysctl");
             let before = upload(lan.client(0), to, 10);
-            assert_eq!(before, None, "nobody unpacks yet: {service} to {destination}");
+            assert_eq!(before, None, "no tunnel unpacks yet: {service} to {destination}");
             let mut server = Server::with(real, config(&lan, real));
             for length in [10, 300_000] {
                 let said = upload(lan.client(0), to, length);

@@ -1,4 +1,4 @@
-//! What becomes of connections when a node is no longer a real server.
+//! Connections of a node that is no longer a real server.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use netlink_vip::sessions::SessionsError;
 use testbed::guest::{load_module, unload_module};
 use testbed::{Lan, Node};
 
-use crate::ground::{SOON, Server, config, ip, lan, vips};
+use crate::fixture::{SOON, Server, config, ip, lan, vips};
 
 /// A client that goes straight to one server, as a director would send it, and the server's end.
 struct Session {
@@ -59,8 +59,8 @@ pub(crate) fn reset() {
     let mut fewer = config(&lan, node);
     fewer.vips = vec![v6];
     let start = Instant::now();
-    let look = server.change(fewer).expect("a real server");
-    assert_eq!(look.unreset, None);
+    let report = server.change(fewer).expect("a real server");
+    assert_eq!(report.unreset, None);
     sessions[0].assert_reset(start);
     sessions[1].assert_alive();
     // To another link.
@@ -91,7 +91,7 @@ pub(crate) fn kept() {
     sessions[1].assert_reset(start);
 }
 
-/// What cannot be reset does not keep the VIPs.
+/// Sessions that cannot be reset do not keep the VIPs.
 pub(crate) fn unsupported() {
     let lan = lan(1);
     let node = lan.controller(0);
@@ -102,9 +102,9 @@ pub(crate) fn unsupported() {
     unload_module("tcp_diag").expect("nothing uses it");
     let mut fewer = config(&lan, node);
     fewer.vips.truncate(1);
-    let look = server.change(fewer).expect("a real server");
-    assert_eq!(look.unreset, Some(SessionsError::Unsupported));
-    assert_eq!(server.look().unreset, None, "it is told once");
+    let report = server.change(fewer).expect("a real server");
+    assert_eq!(report.unreset, Some(SessionsError::Unsupported));
+    assert_eq!(server.reconcile().unreset, None, "it is reported once");
     let recovery = server.remove().expect("everything can be taken back");
     assert_eq!(recovery.unreset, Some(SessionsError::Unsupported));
     assert!(!ip(node, "link show").contains("dummyvip0"));

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::ground::{MS, ONE, SOON, group};
+use crate::fixture::{MS, ONE, SOON, group};
 
 /// Set in the child: state directory, lease in seconds and addresses, separated by blanks.
 const TASK: &str = "NETLINK_VIP_TEST_CHILD";

@@ -1,4 +1,4 @@
-//! Somebody else changes the interface while this node holds its VIPs.
+//! Other programs change the interface while this node holds its VIPs.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use netlink_vip::{Keeper, KeeperEvent, KeeperOptions, LeaseTime, Removal, ResyncCause, VipGroupConfig};
 
-use crate::ground::{Ground, MS, ONE, Observer, group, median};
+use crate::fixture::{Fixture, MS, ONE, Observer, group, median};
 
 crate::trials![
     a_deleted_address_is_back_at_once,
@@ -14,16 +14,16 @@ crate::trials![
     a_deleted_address_comes_back_by_the_next_claim_when_claims_are_frequent,
     a_link_that_goes_down_loses_its_vips_and_gets_them_back,
     a_lost_carrier_counts_as_down,
-    dropped_events_lead_to_a_look_at_everything,
+    dropped_events_cause_a_resync,
     a_removal_without_a_claim_is_not_repaired,
 ];
 
-/// What DESIGN §4 promises for an address removed behind the keeper's back.
+/// The promise of DESIGN §4 for an address that another program removes.
 const PROMISED: Duration = Duration::from_millis(100);
 
-fn dual(ground: &Ground) -> Observer {
-    ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+fn dual(fixture: &Fixture) -> Observer {
+    fixture.with_eth0();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
     keeper.install(ONE);
     keeper
 }
@@ -37,15 +37,15 @@ fn repair(keeper: &Observer, missing: usize) -> Instant {
     keeper.wait("Installed", |event| matches!(event, KeeperEvent::Installed { .. })).0
 }
 
-fn a_deleted_address_is_back_at_once(ground: &Ground) {
-    let keeper = dual(ground);
+fn a_deleted_address_is_back_at_once(fixture: &Fixture) {
+    let keeper = dual(fixture);
     let mut took = Vec::new();
     for _ in 0..20 {
         for vip in ["10.0.0.100/32", "fd00::100/128"] {
-            ground.ip(&format!("addr del {vip} dev eth0"));
+            fixture.ip(&format!("addr del {vip} dev eth0"));
             let gone = Instant::now();
             took.push(repair(&keeper, 1).saturating_duration_since(gone));
-            assert!(ground.has("10.0.0.100") && ground.has("fd00::100"));
+            assert!(fixture.has("10.0.0.100") && fixture.has("fd00::100"));
         }
     }
     println!("deleted addresses back:");
@@ -54,29 +54,29 @@ fn a_deleted_address_is_back_at_once(ground: &Ground) {
     keeper.end();
 }
 
-fn a_flushed_interface_gets_its_vips_back(ground: &Ground) {
-    let keeper = dual(ground);
-    ground.ip("addr flush dev eth0");
+fn a_flushed_interface_gets_its_vips_back(fixture: &Fixture) {
+    let keeper = dual(fixture);
+    fixture.ip("addr flush dev eth0");
     let gone = Instant::now();
     let took = repair(&keeper, 2).saturating_duration_since(gone);
     println!("flushed addresses back after {took:?}");
     assert!(took < 2 * PROMISED, "{took:?}, and once only");
-    assert!(ground.has("10.0.0.100") && ground.has("fd00::100") && !ground.has("10.0.0.1"));
-    let routes = ground.ip("route show");
+    assert!(fixture.has("10.0.0.100") && fixture.has("fd00::100") && !fixture.has("10.0.0.1"));
+    let routes = fixture.ip("route show");
     assert!(routes.contains("10.0.0.0/24 dev eth0 proto 203"), "no covering address any more: {routes}");
     // The node's address comes back, and with it the kernel's route.
-    ground.ip("addr add 10.0.0.1/24 dev eth0");
-    ground.until("our route is gone", || !ground.ip("route show").contains("proto 203"));
-    assert!(ground.ip("route show").contains("10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.1"));
+    fixture.ip("addr add 10.0.0.1/24 dev eth0");
+    fixture.until("our route is gone", || !fixture.ip("route show").contains("proto 203"));
+    assert!(fixture.ip("route show").contains("10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.1"));
     keeper.end();
 }
 
-fn a_deleted_address_comes_back_by_the_next_claim_when_claims_are_frequent(ground: &Ground) {
-    let keeper = dual(ground);
+fn a_deleted_address_comes_back_by_the_next_claim_when_claims_are_frequent(fixture: &Fixture) {
+    let keeper = dual(fixture);
     let took = keeper.while_claiming(ONE, 10 * MS, || {
         let delete_and_wait = |_| {
-            ground.ip("addr del 10.0.0.100/32 dev eth0");
-            ground.until("the address", || ground.is_local("10.0.0.100"))
+            fixture.ip("addr del 10.0.0.100/32 dev eth0");
+            fixture.until("the address", || fixture.is_local("10.0.0.100"))
         };
         (0..10).map(delete_and_wait).collect()
     });
@@ -85,30 +85,30 @@ fn a_deleted_address_comes_back_by_the_next_claim_when_claims_are_frequent(groun
     keeper.end();
 }
 
-fn a_link_that_goes_down_loses_its_vips_and_gets_them_back(ground: &Ground) {
-    let keeper = dual(ground);
+fn a_link_that_goes_down_loses_its_vips_and_gets_them_back(fixture: &Fixture) {
+    let keeper = dual(fixture);
     let mut took = Vec::new();
     keeper.while_claiming(ONE, 20 * MS, || {
         for _ in 0..5 {
-            ground.ip("link set eth0 down");
+            fixture.ip("link set eth0 down");
             let (_, event) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
             assert_eq!(event, KeeperEvent::Removed { id: ONE, reason: Removal::InterfaceDown });
             keeper.wait(
                 "down",
                 |event| matches!(event, KeeperEvent::Interface { state: Some(state), .. } if !state.up),
             );
-            assert!(!ground.has("10.0.0.100") && !ground.has("fd00::100"), "claims do not bring it back");
+            assert!(!fixture.has("10.0.0.100") && !fixture.has("fd00::100"), "claims do not bring it back");
             std::thread::sleep(200 * MS);
-            assert!(!ground.has("10.0.0.100"));
+            assert!(!fixture.has("10.0.0.100"));
 
-            ground.ip("link set eth0 up");
+            fixture.ip("link set eth0 up");
             let (up, _) = keeper.wait(
                 "up",
                 |event| matches!(event, KeeperEvent::Interface { state: Some(state), .. } if state.up),
             );
             let (at, _) = keeper.wait("Installed", |event| matches!(event, KeeperEvent::Installed { .. }));
             took.push(at - up);
-            assert!(ground.has("10.0.0.100") && ground.has("fd00::100"));
+            assert!(fixture.has("10.0.0.100") && fixture.has("fd00::100"));
         }
     });
     println!("VIPs back after link up:");
@@ -116,21 +116,21 @@ fn a_link_that_goes_down_loses_its_vips_and_gets_them_back(ground: &Ground) {
     keeper.end();
 }
 
-fn a_lost_carrier_counts_as_down(ground: &Ground) {
-    let keeper = dual(ground);
-    ground.ip("link set peer0 down");
+fn a_lost_carrier_counts_as_down(fixture: &Fixture) {
+    let keeper = dual(fixture);
+    fixture.ip("link set peer0 down");
     let (_, event) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
     assert_eq!(event, KeeperEvent::Removed { id: ONE, reason: Removal::InterfaceDown });
-    assert!(!ground.has("10.0.0.100"));
-    ground.ip("link set peer0 up");
+    assert!(!fixture.has("10.0.0.100"));
+    fixture.ip("link set peer0 up");
     keeper.wait("up", |event| matches!(event, KeeperEvent::Interface { state: Some(state), .. } if state.up));
     keeper.install(ONE);
     keeper.end();
 }
 
-fn dropped_events_lead_to_a_look_at_everything(ground: &Ground) {
-    ground.with_eth0();
-    let mut options = KeeperOptions::new(ground.fresh_state());
+fn dropped_events_cause_a_resync(fixture: &Fixture) {
+    fixture.with_eth0();
+    let mut options = KeeperOptions::new(fixture.fresh_state());
     options.event_buffer = 1;
     let (tell, events) = channel();
     let gate = Arc::new(Mutex::new(()));
@@ -151,18 +151,18 @@ fn dropped_events_lead_to_a_look_at_everything(ground: &Ground) {
     keeper.claim(ONE, Instant::now() + 50_000 * MS);
     wait("Installed", &|event| matches!(event, KeeperEvent::Installed { .. }));
     let closed = gate.lock().unwrap();
-    ground.ip("addr add 10.0.0.9/24 dev eth0");
+    fixture.ip("addr add 10.0.0.9/24 dev eth0");
     wait("Interface", &|event| matches!(event, KeeperEvent::Interface { .. }));
     // The keeper now waits in our callback. What happens meanwhile does not fit into its buffer.
     for host in 1..60 {
-        ground.ip(&format!("addr add 192.0.2.{host}/32 dev lo"));
+        fixture.ip(&format!("addr add 192.0.2.{host}/32 dev lo"));
     }
-    ground.ip("addr del 10.0.0.100/32 dev eth0");
+    fixture.ip("addr del 10.0.0.100/32 dev eth0");
     drop(closed);
     wait("Resynced", &|event| matches!(event, KeeperEvent::Resynced { cause: ResyncCause::Overrun }));
     keeper.claim(ONE, Instant::now() + 50_000 * MS);
-    ground.until("the address", || ground.has("10.0.0.100"));
-    ground.until("the counters", || {
+    fixture.until("the address", || fixture.has("10.0.0.100"));
+    fixture.until("the counters", || {
         let counters = keeper.status().counters;
         counters.overruns >= 1 && counters.missing == 1
     });
@@ -170,11 +170,11 @@ fn dropped_events_lead_to_a_look_at_everything(ground: &Ground) {
     keeper.join().unwrap();
 }
 
-fn a_removal_without_a_claim_is_not_repaired(ground: &Ground) {
-    let keeper = dual(ground);
-    ground.ip("addr del 10.0.0.100/32 dev eth0");
+fn a_removal_without_a_claim_is_not_repaired(fixture: &Fixture) {
+    let keeper = dual(fixture);
+    fixture.ip("addr del 10.0.0.100/32 dev eth0");
     keeper.wait("Missing", |event| matches!(event, KeeperEvent::Missing { .. }));
     std::thread::sleep(300 * MS);
-    assert!(!ground.has("10.0.0.100"), "nobody claimed it");
+    assert!(!fixture.has("10.0.0.100"), "there is no claim");
     keeper.end();
 }

@@ -5,7 +5,7 @@ use netlink_vip::{
     VipGroupConfig,
 };
 
-use crate::ground::{Ground, MS, ONE, Observer, TWO, group};
+use crate::fixture::{Fixture, MS, ONE, Observer, TWO, group};
 
 crate::trials![
     an_interface_that_is_missing_at_the_start_is_waited_for,
@@ -38,25 +38,25 @@ fn named(keeper: &Observer, name: &str) -> InterfaceState {
     interface(keeper, name, |state| state.is_some_and(|state| state.up && state.name == name)).unwrap()
 }
 
-fn selected(ground: &Ground, interface: InterfaceSelector, addresses: &[&str]) -> Observer {
-    ground.keeper(vec![VipGroupConfig { interface, ..group(ONE, "", addresses) }])
+fn selected(fixture: &Fixture, interface: InterfaceSelector, addresses: &[&str]) -> Observer {
+    fixture.keeper(vec![VipGroupConfig { interface, ..group(ONE, "", addresses) }])
 }
 
-fn an_interface_that_is_missing_at_the_start_is_waited_for(ground: &Ground) {
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+fn an_interface_that_is_missing_at_the_start_is_waited_for(fixture: &Fixture) {
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     interface(&keeper, "None", |state| state.is_none());
     keeper.shows("waiting", |status| status.groups[0].state == GroupState::WaitingForInterface);
     keeper.claim(ONE);
-    ground.until("a counted claim", || {
+    fixture.until("a counted claim", || {
         keeper.handle.status().counters.claims_without_interface > 0 || {
             keeper.claim(ONE);
             false
         }
     });
-    ground.veth("eth0", "peer0");
+    fixture.veth("eth0", "peer0");
     let state = named(&keeper, "eth0");
     assert!(state.mac.is_some() && state.source_v4().is_none());
-    ground.ip("addr add 10.0.0.1/24 dev eth0");
+    fixture.ip("addr add 10.0.0.1/24 dev eth0");
     let state =
         interface(&keeper, "the address", |state| state.is_some_and(|state| state.source_v4().is_some()));
     assert_eq!(state.unwrap().source_v4(), Some([10, 0, 0, 1].into()));
@@ -67,116 +67,116 @@ fn an_interface_that_is_missing_at_the_start_is_waited_for(ground: &Ground) {
     keeper.end();
 }
 
-fn an_interface_that_vanishes_takes_the_group_to_waiting(ground: &Ground) {
-    ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+fn an_interface_that_vanishes_takes_the_group_to_waiting(fixture: &Fixture) {
+    fixture.with_eth0();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
     keeper.install(ONE);
-    ground.ip("link del eth0");
+    fixture.ip("link del eth0");
     let (_, event) = keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { .. }));
     let KeeperEvent::Removed { reason, .. } = event else { unreachable!() };
     assert!(matches!(reason, Removal::InterfaceGone | Removal::InterfaceDown), "{reason:?}");
     interface(&keeper, "None", |state| state.is_none());
-    assert!(!ground.ip("addrlabel list").contains("fd00::100"), "its label went with it");
-    ground.with_eth0();
+    assert!(!fixture.ip("addrlabel list").contains("fd00::100"), "its label went with it");
+    fixture.with_eth0();
     named(&keeper, "eth0");
     keeper.install(ONE);
-    assert!(ground.has("fd00::100"));
+    assert!(fixture.has("fd00::100"));
     keeper.end();
 }
 
-fn a_renamed_interface_is_another_one(ground: &Ground) {
-    ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+fn a_renamed_interface_is_another_one(fixture: &Fixture) {
+    fixture.with_eth0();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     keeper.install(ONE);
-    ground.ip("link set eth0 name lan0");
+    fixture.ip("link set eth0 name lan0");
     interface(&keeper, "None", |state| state.is_none());
-    assert!(!ground.has("10.0.0.100"));
-    ground.ip("link set lan0 name eth0");
+    assert!(!fixture.has("10.0.0.100"));
+    fixture.ip("link set lan0 name eth0");
     named(&keeper, "eth0");
     keeper.install(ONE);
     keeper.end();
 }
 
-fn a_mac_is_followed_through_a_rename(ground: &Ground) {
-    ground.with_eth0();
-    ground.veth("eth1", "peer1");
-    ground.ip("link set eth0 address 02:00:00:00:00:aa");
+fn a_mac_is_followed_through_a_rename(fixture: &Fixture) {
+    fixture.with_eth0();
+    fixture.veth("eth1", "peer1");
+    fixture.ip("link set eth0 address 02:00:00:00:00:aa");
     let mac = [2, 0, 0, 0, 0, 0xaa];
-    let keeper = selected(ground, InterfaceSelector::Mac(mac), &["10.0.0.100/24"]);
+    let keeper = selected(fixture, InterfaceSelector::Mac(mac), &["10.0.0.100/24"]);
     assert_eq!(named(&keeper, "eth0").mac, Some(mac));
     keeper.install(ONE);
-    ground.ip("link set eth0 name lan0");
+    fixture.ip("link set eth0 name lan0");
     named(&keeper, "lan0");
-    assert!(ground.has("10.0.0.100"), "the same interface");
+    assert!(fixture.has("10.0.0.100"), "the same interface");
     keeper.shows("held", |status| matches!(status.groups[0].state, GroupState::Held { .. }));
-    ground.ip("link set lan0 address 02:00:00:00:00:bb");
+    fixture.ip("link set lan0 address 02:00:00:00:00:bb");
     interface(&keeper, "None", |state| state.is_none());
-    ground.ip("link set eth1 address 02:00:00:00:00:aa");
+    fixture.ip("link set eth1 address 02:00:00:00:00:aa");
     named(&keeper, "eth1");
     keeper.end();
 }
 
-fn the_best_default_route_chooses_the_interface(ground: &Ground) {
-    ground.with_eth0();
-    ground.veth("eth1", "peer1");
-    ground.ip("addr add 10.0.1.1/24 dev eth1");
-    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
-    ground.ip("route add default via 10.0.1.254 dev eth1 metric 200");
-    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
+fn the_best_default_route_chooses_the_interface(fixture: &Fixture) {
+    fixture.with_eth0();
+    fixture.veth("eth1", "peer1");
+    fixture.ip("addr add 10.0.1.1/24 dev eth1");
+    fixture.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    fixture.ip("route add default via 10.0.1.254 dev eth1 metric 200");
+    let keeper = selected(fixture, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
     named(&keeper, "eth0");
     keeper.install(ONE);
 
     // A route that vanishes for a moment moves nothing.
-    ground.ip("route del default via 10.0.0.254 dev eth0 metric 100");
+    fixture.ip("route del default via 10.0.0.254 dev eth0 metric 100");
     std::thread::sleep(300 * MS);
-    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    fixture.ip("route add default via 10.0.0.254 dev eth0 metric 100");
     std::thread::sleep(1_200 * MS);
     assert!(keeper.said().iter().all(|event| !matches!(event, KeeperEvent::Interface { .. })));
 
-    ground.ip("route add default via 10.0.1.254 dev eth1 metric 50");
+    fixture.ip("route add default via 10.0.1.254 dev eth1 metric 50");
     named(&keeper, "eth1");
-    assert!(!ground.has("10.0.0.100"), "it does not stay behind");
-    ground.ip("route flush exact 0.0.0.0/0");
+    assert!(!fixture.has("10.0.0.100"), "it does not stay behind");
+    fixture.ip("route flush exact 0.0.0.0/0");
     std::thread::sleep(1_500 * MS);
     assert!(keeper.said().is_empty(), "without any default route the interface stays");
     keeper.end();
 }
 
-fn an_ipv6_default_route_chooses_where_there_is_no_other(ground: &Ground) {
-    ground.with_eth0();
-    ground.veth("eth1", "peer1");
-    ground.ip("-6 route add default via fd00::fe dev eth0 metric 1024");
-    ground.ip("addr add 10.0.1.1/24 dev eth1");
-    ground.ip("route add default via 10.0.1.254 dev eth1 metric 10");
-    let v4 = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
+fn an_ipv6_default_route_chooses_where_there_is_no_other(fixture: &Fixture) {
+    fixture.with_eth0();
+    fixture.veth("eth1", "peer1");
+    fixture.ip("-6 route add default via fd00::fe dev eth0 metric 1024");
+    fixture.ip("addr add 10.0.1.1/24 dev eth1");
+    fixture.ip("route add default via 10.0.1.254 dev eth1 metric 10");
+    let v4 = selected(fixture, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
     named(&v4, "eth1");
-    let v6 = selected(ground, InterfaceSelector::DefaultRoute, &["fd00::100/64"]);
+    let v6 = selected(fixture, InterfaceSelector::DefaultRoute, &["fd00::100/64"]);
     named(&v6, "eth0");
-    ground.ip("route del default");
-    let other = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.101/24"]);
+    fixture.ip("route del default");
+    let other = selected(fixture, InterfaceSelector::DefaultRoute, &["10.0.0.101/24"]);
     named(&other, "eth0");
     for keeper in [v4, v6, other] {
         keeper.end();
     }
 }
 
-fn a_subnet_chooses_where_there_is_no_default_route(ground: &Ground) {
-    ground.with_eth0();
-    ground.veth("eth1", "peer1");
-    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
+fn a_subnet_chooses_where_there_is_no_default_route(fixture: &Fixture) {
+    fixture.with_eth0();
+    fixture.veth("eth1", "peer1");
+    let keeper = selected(fixture, InterfaceSelector::DefaultRoute, &["10.0.1.100/24"]);
     interface(&keeper, "None", |state| state.is_none());
     // Its address comes later, as by DHCP.
-    ground.ip("addr add 10.0.1.1/24 dev eth1");
+    fixture.ip("addr add 10.0.1.1/24 dev eth1");
     named(&keeper, "eth1");
     keeper.install(ONE);
-    ground.ip("route add default via 10.0.0.254 dev eth0");
+    fixture.ip("route add default via 10.0.0.254 dev eth0");
     named(&keeper, "eth0");
     keeper.end();
 }
 
-fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
-    ground.with_eth0();
-    ground.ip("link property add dev eth0 altname enx02000000000001uplink");
+fn an_inventory_chooses_as_the_keeper_does(fixture: &Fixture) {
+    fixture.with_eth0();
+    fixture.ip("link property add dev eth0 altname enx02000000000001uplink");
     let vips: Vec<VipAddress> = group(ONE, "", &["10.0.0.100/24"]).addresses;
     let here = Inventory::read().expect("the kernel answers");
     let name = InterfaceSelector::Name("enx02000000000001uplink".to_owned());
@@ -186,16 +186,16 @@ fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
         Some("eth0"),
         "its subnet covers the VIP"
     );
-    ground.veth("eth1", "peer1");
-    ground.ip("addr add 10.0.1.1/24 dev eth1");
-    ground.ip("route add default via 10.0.0.254 dev eth0 metric 100");
-    ground.ip("route add default via 10.0.1.254 dev eth1 metric 200");
-    let keeper = selected(ground, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
+    fixture.veth("eth1", "peer1");
+    fixture.ip("addr add 10.0.1.1/24 dev eth1");
+    fixture.ip("route add default via 10.0.0.254 dev eth0 metric 100");
+    fixture.ip("route add default via 10.0.1.254 dev eth1 metric 200");
+    let keeper = selected(fixture, InterfaceSelector::DefaultRoute, &["10.0.0.100/24"]);
     for (chosen, next_route) in [("eth0", "metric 50"), ("eth1", "metric 60")] {
         named(&keeper, chosen);
         let there = Inventory::read().expect("the kernel answers");
         assert_eq!(there.select(&InterfaceSelector::DefaultRoute, &vips), Some(chosen), "the best metric");
-        ground.ip(&format!("route add default via 10.0.1.254 dev eth1 {next_route}"));
+        fixture.ip(&format!("route add default via 10.0.1.254 dev eth1 {next_route}"));
     }
     keeper.end();
     let eth0 = here.interfaces().find(|interface| interface.name == "eth0").unwrap();
@@ -204,63 +204,63 @@ fn an_inventory_chooses_as_the_keeper_does(ground: &Ground) {
 }
 
 /// Programs such as network plugins take the first address, and the kernel its source.
-fn a_vip_is_listed_after_the_nodes_own_address_of_whatever_subnet(ground: &Ground) {
+fn a_vip_is_listed_after_the_nodes_own_address_of_whatever_subnet(fixture: &Fixture) {
     for own in ["203.0.113.5/24", "203.0.113.5/32"] {
-        ground.veth("eth0", "peer0");
-        ground.ip(&format!("addr add {own} dev eth0"));
-        ground.ip("route add default dev eth0");
-        let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+        fixture.veth("eth0", "peer0");
+        fixture.ip(&format!("addr add {own} dev eth0"));
+        fixture.ip("route add default dev eth0");
+        let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
         named(&keeper, "eth0");
         keeper.install(ONE);
         let first = || {
-            let shown = ground.ip("-4 -o addr show dev eth0");
+            let shown = fixture.ip("-4 -o addr show dev eth0");
             let place = |ip: &str| shown.find(ip).expect(&shown);
-            let source = ground.ip("route get 10.0.0.7") + &ground.ip("route get 192.0.2.1");
+            let source = fixture.ip("route get 10.0.0.7") + &fixture.ip("route get 192.0.2.1");
             place("203.0.113.5") < place("10.0.0.100") && source.matches("src 203.0.113.5").count() == 2
         };
-        assert!(first(), "{}", ground.ip("-4 -o addr show dev eth0"));
-        ground.ip(&format!("addr del {own} dev eth0"));
-        ground.ip(&format!("addr add {own} dev eth0"));
-        ground.ip("route replace default dev eth0");
-        ground.until("the VIP is behind it again", || {
+        assert!(first(), "{}", fixture.ip("-4 -o addr show dev eth0"));
+        fixture.ip(&format!("addr del {own} dev eth0"));
+        fixture.ip(&format!("addr add {own} dev eth0"));
+        fixture.ip("route replace default dev eth0");
+        fixture.until("the VIP is behind it again", || {
             keeper.claim(ONE);
             first()
         });
         keeper.end();
-        ground.ip("link del eth0");
+        fixture.ip("link del eth0");
     }
 }
 
-fn two_groups_share_an_interface_and_a_route(ground: &Ground) {
-    ground.with_eth0();
+fn two_groups_share_an_interface_and_a_route(fixture: &Fixture) {
+    fixture.with_eth0();
     let groups = vec![
         group(ONE, "eth0", &["192.0.2.100/24"]),
         group(TWO, "eth0", &["192.0.2.101/24", "fd00::101/64"]),
     ];
-    let keeper = ground.keeper(groups);
+    let keeper = fixture.keeper(groups);
     keeper.install(ONE);
     keeper.install(TWO);
     let routed =
-        || ground.ip("route show").contains("192.0.2.0/24 dev eth0 proto 203 scope link metric 1024");
-    assert!(routed() && ground.has("192.0.2.100") && ground.has("192.0.2.101") && ground.has("fd00::101"));
+        || fixture.ip("route show").contains("192.0.2.0/24 dev eth0 proto 203 scope link metric 1024");
+    assert!(routed() && fixture.has("192.0.2.100") && fixture.has("192.0.2.101") && fixture.has("fd00::101"));
     keeper.handle.release(ONE, Release::Lost);
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: ONE, .. }));
     assert!(
-        !ground.has("192.0.2.100") && ground.has("192.0.2.101") && routed(),
+        !fixture.has("192.0.2.100") && fixture.has("192.0.2.101") && routed(),
         "the other group needs the route"
     );
-    ground.ip("route del 192.0.2.0/24 dev eth0 proto 203");
-    ground.until("the route is restored", routed);
+    fixture.ip("route del 192.0.2.0/24 dev eth0 proto 203");
+    fixture.until("the route is restored", routed);
     keeper.handle.release(TWO, Release::Lost);
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
-    assert!(!routed() && !ground.has("fd00::101"));
+    assert!(!routed() && !fixture.has("fd00::101"));
     keeper.end();
 }
 
-fn groups_trade_and_inherit_addresses(ground: &Ground) {
-    ground.with_eth0();
-    let before = ground.tables();
-    let keeper = ground.keeper(vec![
+fn groups_trade_and_inherit_addresses(fixture: &Fixture) {
+    fixture.with_eth0();
+    let before = fixture.tables();
+    let keeper = fixture.keeper(vec![
         group(ONE, "eth0", &["10.0.0.100/24"]),
         group(TWO, "eth0", &["10.0.0.101/24", "fd00::101/64"]),
     ]);
@@ -269,31 +269,31 @@ fn groups_trade_and_inherit_addresses(ground: &Ground) {
     let traded =
         vec![group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64"]), group(TWO, "eth0", &["10.0.0.100/24"])];
     keeper.handle.set_groups(traded.clone()).unwrap();
-    ground.until("they wait for claims", || !ground.has("10.0.0.100") && !ground.has("10.0.0.101"));
+    fixture.until("they wait for claims", || !fixture.has("10.0.0.100") && !fixture.has("10.0.0.101"));
     keeper.install(ONE);
-    assert!(ground.has("10.0.0.101") && ground.has("fd00::101") && !ground.has("10.0.0.100"));
+    assert!(fixture.has("10.0.0.101") && fixture.has("fd00::101") && !fixture.has("10.0.0.100"));
     keeper.install(TWO);
-    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.100"));
+    assert!(fixture.has("10.0.0.101") && fixture.has("10.0.0.100"));
 
     let twice = vec![group(ONE, "eth0", &["10.0.0.100/24"]), group(TWO, "eth0", &["10.0.0.100/24"])];
     assert!(keeper.handle.set_groups(twice).is_err(), "the outcome is checked");
     keeper.handle.set_groups(traded).unwrap();
-    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.100"), "what is equal goes on");
+    assert!(fixture.has("10.0.0.101") && fixture.has("10.0.0.100"), "what is equal goes on");
 
     let one = vec![group(ONE, "eth0", &["10.0.0.101/24", "fd00::101/64", "10.0.0.100/24"])];
     keeper.handle.set_groups(one).unwrap();
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
-    assert!(ground.has("10.0.0.101") && !ground.has("10.0.0.100"));
+    assert!(fixture.has("10.0.0.101") && !fixture.has("10.0.0.100"));
     keeper.install(ONE);
-    assert!(ground.has("10.0.0.101") && ground.has("fd00::101") && ground.has("10.0.0.100"));
+    assert!(fixture.has("10.0.0.101") && fixture.has("fd00::101") && fixture.has("10.0.0.100"));
     keeper.end();
-    ground.assert_unchanged_since(&before);
+    fixture.assert_unchanged_since(&before);
 }
 
-fn groups_are_added_changed_and_removed_at_work(ground: &Ground) {
-    ground.with_eth0();
-    let before = ground.tables();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "10.0.0.101/24"])]);
+fn groups_are_added_changed_and_removed_at_work(fixture: &Fixture) {
+    fixture.with_eth0();
+    let before = fixture.tables();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "10.0.0.101/24"])]);
     keeper.install(ONE);
     keeper.handle.add_group(group(TWO, "eth0", &["fd00::100/64"])).unwrap();
     keeper.wait("Interface", |event| matches!(event, KeeperEvent::Interface { id: TWO, state: Some(_) }));
@@ -305,33 +305,33 @@ fn groups_are_added_changed_and_removed_at_work(ground: &Ground) {
     );
 
     keeper.handle.update_group(group(ONE, "eth0", &["10.0.0.101/24", "10.0.0.102/24"])).unwrap();
-    ground.until("the first address is gone", || !ground.has("10.0.0.100"));
+    fixture.until("the first address is gone", || !fixture.has("10.0.0.100"));
     assert!(
-        ground.has("10.0.0.101") && !ground.has("10.0.0.102"),
+        fixture.has("10.0.0.101") && !fixture.has("10.0.0.102"),
         "what stays is not touched, what comes needs a claim"
     );
     keeper.install(ONE);
-    assert!(ground.has("10.0.0.101") && ground.has("10.0.0.102") && ground.has("fd00::100"));
+    assert!(fixture.has("10.0.0.101") && fixture.has("10.0.0.102") && fixture.has("fd00::100"));
 
     keeper.handle.remove_group(TWO).unwrap();
     keeper.wait("Removed", |event| matches!(event, KeeperEvent::Removed { id: TWO, .. }));
-    assert!(!ground.has("fd00::100") && ground.has("10.0.0.101"));
+    assert!(!fixture.has("fd00::100") && fixture.has("10.0.0.101"));
     assert!(keeper.handle.remove_group(TWO).is_err());
     keeper.end();
-    ground.assert_unchanged_since(&before);
+    fixture.assert_unchanged_since(&before);
 }
 
-fn a_node_with_several_addresses_of_a_subnet_has_its_vips_written_once(ground: &Ground) {
-    ground.with_eth0();
+fn a_node_with_several_addresses_of_a_subnet_has_its_vips_written_once(fixture: &Fixture) {
+    fixture.with_eth0();
     for own in ["10.0.0.61/24", "10.0.0.62/24"] {
-        ground.ip(&format!("addr add {own} dev eth0"));
+        fixture.ip(&format!("addr add {own} dev eth0"));
     }
-    let before = ground.tables();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+    let before = fixture.tables();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     keeper.install(ONE);
     keeper.handle.set_groups(vec![group(ONE, "eth0", &["10.0.0.100/24", "10.0.0.101/24"])]).unwrap();
     keeper.install(ONE);
-    assert!(ground.has("10.0.0.100") && ground.has("10.0.0.101"));
+    assert!(fixture.has("10.0.0.100") && fixture.has("10.0.0.101"));
     let refreshes = keeper.handle.status().counters.refreshes;
     keeper.while_claiming(ONE, 100 * MS, || {
         keeper.shows("leases are refreshed", |status| status.counters.refreshes >= refreshes + 3);
@@ -339,5 +339,5 @@ fn a_node_with_several_addresses_of_a_subnet_has_its_vips_written_once(ground: &
     let said = keeper.said();
     assert!(!said.iter().any(|event| matches!(event, KeeperEvent::Installed { .. })), "{said:?}");
     keeper.end();
-    ground.assert_unchanged_since(&before);
+    fixture.assert_unchanged_since(&before);
 }

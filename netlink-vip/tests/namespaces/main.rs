@@ -7,7 +7,7 @@ mod basic;
 mod child;
 mod crash;
 mod disturbance;
-mod ground;
+mod fixture;
 mod interfaces;
 mod scale;
 mod survival;
@@ -52,7 +52,7 @@ macro_rules! trials {
         pub(crate) fn trials() -> Vec<libtest_mimic::Trial> {
             let module = module_path!().rsplit("::").next().unwrap_or_default();
             vec![$(libtest_mimic::Trial::test(format!("{module}::{}", stringify!($name)), || {
-                crate::ground::in_namespace($name);
+                crate::fixture::in_namespace($name);
                 Ok(())
             })),*]
         }

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use netlink_vip::{GroupId, GroupState, KeeperEvent, LeaseTime, VipGroupConfig};
 
-use crate::ground::{Ground, MS, SOON, group};
+use crate::fixture::{Fixture, MS, SOON, group};
 
 crate::trials![hundreds_of_groups_are_taken_over_and_kept];
 
 const GROUPS: u32 = 255;
 
-fn hundreds_of_groups_are_taken_over_and_kept(ground: &Ground) {
-    ground.with_eth0();
+fn hundreds_of_groups_are_taken_over_and_kept(fixture: &Fixture) {
+    fixture.with_eth0();
     let config = |id: u32| -> VipGroupConfig { group(GroupId(id), "eth0", &[&format!("10.0.1.{id}/32")]) };
-    let keeper = ground.keeper((1..=GROUPS).map(config).collect());
+    let keeper = fixture.keeper((1..=GROUPS).map(config).collect());
     let claim_all = || (1..=GROUPS).for_each(|id| _ = keeper.claim(GroupId(id)));
     keeper.wait("Resynced", |event| matches!(event, KeeperEvent::Resynced { .. }));
     let start = keeper.claim(GroupId(1));
@@ -58,5 +58,5 @@ fn hundreds_of_groups_are_taken_over_and_kept(ground: &Ground) {
         status.groups.iter().all(|group| matches!(group.state, GroupState::Held { .. }))
     });
     keeper.end();
-    assert!(!ground.ip("addr show dev eth0").contains("10.0.1."));
+    assert!(!fixture.ip("addr show dev eth0").contains("10.0.1."));
 }

@@ -5,43 +5,43 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use netlink_vip::acceptance::{AcceptanceError, Way, Ways};
+use netlink_vip::acceptance::{AcceptanceError, Egress, EgressLookup};
 use netlink_vip::sessions::Listener;
 use netlink_vip::{DummyError, DummyLink, KeeperEvent, Release, SysctlGuard, SysctlKey, Warning, sessions};
 
-use crate::ground::{Ground, MS, ONE, SOON, beside, group};
+use crate::fixture::{Fixture, MS, ONE, SOON, beside, group};
 
 crate::trials![
     a_planned_release_resets_sessions_while_the_vip_is_there,
     an_unplanned_release_leaves_no_session,
     only_sessions_at_the_given_addresses_are_reset,
-    those_who_listen_are_listed,
-    ways_follow_the_routes,
+    listening_sockets_are_listed,
+    egress_follows_the_routes,
     the_thread_is_realtime_or_says_why_not,
-    a_kernel_without_dummy_links_is_told,
-    sysctls_come_back,
+    a_kernel_without_dummy_links_is_reported,
+    sysctls_are_restored,
 ];
 
 /// A namespace with a client beside the test's own, connected by eth0; the client runs `body`.
 fn with_client<T: Send + 'static>(
-    ground: &Ground,
-    body: impl FnOnce(&Ground) -> T + Send + 'static,
+    fixture: &Fixture,
+    body: impl FnOnce(&Fixture) -> T + Send + 'static,
 ) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<T>) {
-    let (thread, go, handle) = beside(move |client: &Ground| {
+    let (thread, go, handle) = beside(move |client: &Fixture| {
         client.ip("link set peer0 up");
         client.ip("addr add 10.0.0.2/24 dev peer0");
         client.ip("addr add fd00::2/64 dev peer0 nodad");
         client.wait_for_link_local("peer0");
         body(client)
     });
-    ground.veth("eth0", "peer0");
-    ground.ip(&format!("link set peer0 netns {thread}"));
-    ground.ip("addr add 10.0.0.1/24 dev eth0");
-    ground.ip("addr add fd00::1/64 dev eth0 nodad");
+    fixture.veth("eth0", "peer0");
+    fixture.ip(&format!("link set peer0 netns {thread}"));
+    fixture.ip("addr add 10.0.0.1/24 dev eth0");
+    fixture.ip("addr add fd00::1/64 dev eth0 nodad");
     (go, handle)
 }
 
-/// How a session ended, and when, for a client that waits for data.
+/// The end of a session and its time, for a client that waits for data.
 fn end_of(mut stream: TcpStream) -> (ErrorKind, Instant) {
     stream.set_read_timeout(Some(SOON)).unwrap();
     let end = match stream.read(&mut [0; 1]) {
@@ -51,9 +51,9 @@ fn end_of(mut stream: TcpStream) -> (ErrorKind, Instant) {
     (end, Instant::now())
 }
 
-fn a_planned_release_resets_sessions_while_the_vip_is_there(ground: &Ground) {
+fn a_planned_release_resets_sessions_while_the_vip_is_there(fixture: &Fixture) {
     let (connected, wait) = channel();
-    let (go, client) = with_client(ground, move |_| {
+    let (go, client) = with_client(fixture, move |_| {
         let through_vip: Vec<TcpStream> =
             ["10.0.0.100:7000", "[fd00::100]:7000"].map(|to| TcpStream::connect(to).unwrap()).into();
         let mut own = TcpStream::connect("10.0.0.1:7000").unwrap();
@@ -65,7 +65,7 @@ fn a_planned_release_resets_sessions_while_the_vip_is_there(ground: &Ground) {
         own.read_exact(&mut answer).unwrap();
         ends
     });
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24", "fd00::100/64"])]);
     // The client raises its end of the link, without which there is no carrier.
     let listener = TcpListener::bind("[::]:7000").unwrap();
     go.send(()).unwrap();
@@ -95,9 +95,9 @@ fn a_planned_release_resets_sessions_while_the_vip_is_there(ground: &Ground) {
     keeper.end();
 }
 
-fn an_unplanned_release_leaves_no_session(ground: &Ground) {
-    ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+fn an_unplanned_release_leaves_no_session(fixture: &Fixture) {
+    fixture.with_eth0();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     keeper.install(ONE);
     let listener = TcpListener::bind("0.0.0.0:7000").unwrap();
     let _client = TcpStream::connect("10.0.0.100:7000").unwrap();
@@ -111,12 +111,12 @@ fn an_unplanned_release_leaves_no_session(ground: &Ground) {
     keeper.end();
 }
 
-fn only_sessions_at_the_given_addresses_are_reset(ground: &Ground) {
-    ground.with_eth0();
+fn only_sessions_at_the_given_addresses_are_reset(fixture: &Fixture) {
+    fixture.with_eth0();
     for address in ["10.0.0.50/24 dev eth0", "10.0.0.51/24 dev eth0", "fd00::50/64 dev eth0 nodad"] {
-        ground.ip(&format!("addr add {address}"));
+        fixture.ip(&format!("addr add {address}"));
     }
-    ground.tables();
+    fixture.tables();
     let listener = TcpListener::bind("[::]:7000").unwrap();
     let connect = |to: &str| {
         let client = TcpStream::connect(to).unwrap();
@@ -147,8 +147,8 @@ fn policy_of_keeper_threads() -> Vec<String> {
         .collect()
 }
 
-fn those_who_listen_are_listed(ground: &Ground) {
-    ground.with_eth0();
+fn listening_sockets_are_listed(fixture: &Fixture) {
+    fixture.with_eth0();
     let all = TcpListener::bind("[::]:7000").unwrap();
     let _v4 = TcpListener::bind("10.0.0.1:7001").unwrap();
     let _v6 = TcpListener::bind("[fd00::1]:7002").unwrap();
@@ -167,19 +167,20 @@ fn those_who_listen_are_listed(ground: &Ground) {
     assert_eq!(found, told);
 }
 
-fn ways_follow_the_routes(ground: &Ground) {
-    ground.with_eth0();
+fn egress_follows_the_routes(fixture: &Fixture) {
+    fixture.with_eth0();
     // An interface before eth0 that carries its addresses too.
-    ground.ip("addr add 10.0.0.1/32 dev lo");
-    ground.ip("route add 10.9.0.0/16 via 10.0.0.254");
-    ground.ip("route add unreachable 10.8.0.0/16");
-    ground.ip("-6 route add unreachable fd08::/16");
-    ground.ip("-6 route add fd09::/16 via fd00::fe");
-    let mut ways = Ways::open().unwrap();
-    let mut to = |server: &str| ways.to(server.parse().unwrap());
-    let eth0 = |source: &str| Way::Through { interface: "eth0".to_owned(), source: source.parse().unwrap() };
+    fixture.ip("addr add 10.0.0.1/32 dev lo");
+    fixture.ip("route add 10.9.0.0/16 via 10.0.0.254");
+    fixture.ip("route add unreachable 10.8.0.0/16");
+    fixture.ip("-6 route add unreachable fd08::/16");
+    fixture.ip("-6 route add fd09::/16 via fd00::fe");
+    let mut egress = EgressLookup::open().unwrap();
+    let mut to = |server: &str| egress.to(server.parse().unwrap());
+    let eth0 =
+        |source: &str| Egress::Through { interface: "eth0".to_owned(), source: source.parse().unwrap() };
     for here in ["10.0.0.1", "127.0.0.9", "fd00::1", "::1"] {
-        assert_eq!(to(here).unwrap(), Way::Here, "{here}");
+        assert_eq!(to(here).unwrap(), Egress::Here, "{here}");
     }
     for server in ["10.0.0.2", "10.9.0.1"] {
         assert_eq!(to(server).unwrap(), eth0("10.0.0.1"), "{server}");
@@ -193,9 +194,9 @@ fn ways_follow_the_routes(ground: &Ground) {
     }
 }
 
-fn the_thread_is_realtime_or_says_why_not(ground: &Ground) {
-    ground.with_eth0();
-    let keeper = ground.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
+fn the_thread_is_realtime_or_says_why_not(fixture: &Fixture) {
+    fixture.with_eth0();
+    let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/24"])]);
     keeper.wait("Interface", |event| matches!(event, KeeperEvent::Interface { .. }));
     keeper.shows("a group", |status| !status.groups.is_empty());
     if keeper.handle.status().realtime {
@@ -203,7 +204,7 @@ fn the_thread_is_realtime_or_says_why_not(ground: &Ground) {
         assert!(policy_of_keeper_threads().iter().any(|policy| policy == "2"));
     } else {
         keeper.end();
-        let keeper = ground.keeper(vec![]);
+        let keeper = fixture.keeper(vec![]);
         let (_, event) = keeper.wait("RealtimeUnavailable", |event| {
             matches!(event, KeeperEvent::Warning { warning: Warning::RealtimeUnavailable { .. }, .. })
         });
@@ -216,34 +217,34 @@ fn the_thread_is_realtime_or_says_why_not(ground: &Ground) {
 }
 
 /// This development kind of kernel has none; on one that has, the link is made and removed.
-fn a_kernel_without_dummy_links_is_told(ground: &Ground) {
-    ground.veth("dummyvip1", "peer1");
+fn a_kernel_without_dummy_links_is_reported(fixture: &Fixture) {
+    fixture.veth("dummyvip1", "peer1");
     let vip: IpAddr = [10, 0, 0, 100].into();
     let other = DummyLink::ensure("dummyvip1", &[vip]).err().unwrap();
     assert!(matches!(&other, DummyError::OtherKind { kind: Some(kind), .. } if kind == "veth"), "{other}");
-    assert!(ground.ip("link show dummyvip1").contains("dummyvip1"), "and left alone");
+    assert!(fixture.ip("link show dummyvip1").contains("dummyvip1"), "and left alone");
     match DummyLink::ensure("dummyvip0", &[vip, "fd00::100".parse().unwrap()]) {
         Ok(link) => {
-            assert!(ground.ip("addr show dev dummyvip0").contains("inet 10.0.0.100/32 scope host"));
-            assert!(ground.ip("addr show dev dummyvip0").contains("inet6 fd00::100/128"));
+            assert!(fixture.ip("addr show dev dummyvip0").contains("inet 10.0.0.100/32 scope host"));
+            assert!(fixture.ip("addr show dev dummyvip0").contains("inet6 fd00::100/128"));
             drop(link);
             let mut link = DummyLink::ensure("dummyvip0", &[vip]).unwrap();
-            assert!(!ground.has("fd00::100") && ground.has("10.0.0.100"));
+            assert!(!fixture.has("fd00::100") && fixture.has("10.0.0.100"));
             link.set_addresses(&[]).unwrap();
-            assert!(!ground.has("10.0.0.100"));
+            assert!(!fixture.has("10.0.0.100"));
             link.remove().unwrap();
-            assert!(!ground.ip("link show").contains("dummyvip0"));
+            assert!(!fixture.ip("link show").contains("dummyvip0"));
         }
         Err(DummyError::Unsupported) => println!("{}", DummyError::Unsupported),
         Err(error) => panic!("{error}"),
     }
 }
 
-fn sysctls_come_back(ground: &Ground) {
-    ground.with_eth0();
+fn sysctls_are_restored(fixture: &Fixture) {
+    fixture.with_eth0();
     let value = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/eth0/{name}")).unwrap();
-    ground.write_sysctl("net/ipv4/conf/eth0/arp_announce", "1");
-    let state = ground.fresh_state();
+    fixture.write_sysctl("net/ipv4/conf/eth0/arp_announce", "1");
+    let state = fixture.fresh_state();
     let (mut guard, _) = SysctlGuard::open(&state).unwrap();
     guard.hide_other_addresses("eth0").unwrap();
     assert_eq!((value("arp_ignore").trim(), value("arp_announce").trim()), ("1", "2"));

@@ -40,7 +40,7 @@ impl Node {
             return Ok(recovery.failed.iter().map(ToString::to_string).collect());
         };
         let look = if self.config.as_ref() == Some(wanted) {
-            server.look()
+            server.reconcile()
         } else {
             // One that could not be taken over is tried again with the next look.
             self.config = None;

@@ -43,7 +43,7 @@ pub(crate) struct Sources {
 impl Sources {
     /// Gathers the evidence beside `table`, the fault of the nftables table.
     pub(crate) async fn gather(self, table: Option<String>) -> Observation {
-        let unresponsive = self.keeper.as_ref().map(KeeperHandle::silence).unwrap_or_default();
+        let unresponsive = self.keeper.as_ref().map(KeeperHandle::unresponsive_for).unwrap_or_default();
         let keeper = (unresponsive > KEEPER_PATIENCE)
             .then(|| format!("their keeper has not answered for {:.1} s", unresponsive.as_secs_f64()));
         let ipvs = self.ipvs.as_ref().and_then(|reconciler| reconciler.observed().unavailable);

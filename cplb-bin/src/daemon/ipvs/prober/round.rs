@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use netlink_vip::acceptance::{Acceptance, AcceptanceError, Answer, Path, Question, Way, Ways};
+use netlink_vip::acceptance::{Acceptance, AcceptanceError, Answer, Egress, EgressLookup, Path, Question};
 use netlink_vip::sessions::{self, Listener, SessionsError};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -66,7 +66,7 @@ impl Sockets {
             self.open.clear();
             return round;
         }
-        let sorted = match Ways::open() {
+        let sorted = match EgressLookup::open() {
             Ok(mut ways) => sort(asks, |server| ways.to(server)),
             Err(error) => Sorted::nobody(asks, &error),
         };
@@ -127,7 +127,7 @@ impl Sorted {
 }
 
 /// Looks up each server once, however often it is asked.
-fn sort(asks: &BTreeSet<ProbeTarget>, mut way: impl FnMut(IpAddr) -> Result<Way, AcceptanceError>) -> Sorted {
+fn sort(asks: &BTreeSet<ProbeTarget>, mut way: impl FnMut(IpAddr) -> Result<Egress, AcceptanceError>) -> Sorted {
     let mut by_server: BTreeMap<IpAddr, Vec<ProbeTarget>> = BTreeMap::new();
     for ask in asks {
         by_server.entry(ask.server).or_default().push(*ask);
@@ -135,8 +135,8 @@ fn sort(asks: &BTreeSet<ProbeTarget>, mut way: impl FnMut(IpAddr) -> Result<Way,
     let mut sorted = Sorted::default();
     for (server, asks) in by_server {
         match way(server) {
-            Ok(Way::Here) => sorted.here.extend(asks),
-            Ok(Way::Through { interface, source }) => {
+            Ok(Egress::Here) => sorted.here.extend(asks),
+            Ok(Egress::Through { interface, source }) => {
                 sorted.exits.entry((interface, source)).or_default().extend(asks);
             }
             Err(error) => sorted.lost.add(Round::failed(asks, error.to_string())),
@@ -248,9 +248,9 @@ mod tests {
         let sorted = sort(&all, |server| {
             looked_up.push(server);
             match server {
-                IpAddr::V4(ip) if ip.octets()[3] == 1 => Ok(Way::Here),
+                IpAddr::V4(ip) if ip.octets()[3] == 1 => Ok(Egress::Here),
                 IpAddr::V4(ip) if ip.octets()[3] == 4 => Err(AcceptanceError::NoRoute(server)),
-                IpAddr::V4(ip) => Ok(Way::Through { interface: format!("eth{}", ip.octets()[3]), source }),
+                IpAddr::V4(ip) => Ok(Egress::Through { interface: format!("eth{}", ip.octets()[3]), source }),
                 IpAddr::V6(_) => unreachable!("nobody has asked for it"),
             }
         });

@@ -1,5 +1,8 @@
 //! Golden bytes, from the kernel's headers: a change of what we send is a change on purpose.
 
+use std::net::Ipv4Addr;
+
+use super::real_server::*;
 use super::*;
 
 fn hex(request: Request) -> String {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netlink_vip::{Look, RealServer, RealServerConfig, RealServerError, TunnelConfig};
+use netlink_vip::{RealServer, RealServerConfig, RealServerError, ReconcileReport, TunnelConfig};
 use testbed::{Lan, Node, eventually};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -48,20 +48,20 @@ impl<'a> Server<'a> {
         server
     }
 
-    pub(crate) fn change(&mut self, config: RealServerConfig) -> Result<Look, RealServerError> {
+    pub(crate) fn change(&mut self, config: RealServerConfig) -> Result<ReconcileReport, RealServerError> {
         self.node.run(|| self.server.change(config))
     }
 
-    /// What a look has mended. The next one finds nothing.
-    pub(crate) fn mended(&mut self) -> Vec<String> {
-        let look = self.look();
-        let again = self.look();
-        assert!(again.repairs.is_empty(), "{:?} and then {:?}", look.repairs, again.repairs);
-        look.repairs.iter().map(ToString::to_string).collect()
+    /// The repairs of a reconciliation. The next one finds nothing.
+    pub(crate) fn repairs(&mut self) -> Vec<String> {
+        let report = self.reconcile();
+        let again = self.reconcile();
+        assert!(again.repairs.is_empty(), "{:?} and then {:?}", report.repairs, again.repairs);
+        report.repairs.iter().map(ToString::to_string).collect()
     }
 
-    pub(crate) fn look(&mut self) -> Look {
-        self.node.run(|| self.server.look()).expect("everything can be put right")
+    pub(crate) fn reconcile(&mut self) -> ReconcileReport {
+        self.node.run(|| self.server.reconcile()).expect("everything can be put right")
     }
 
     pub(crate) fn remove(&mut self) -> Result<netlink_vip::Recovery, RealServerError> {

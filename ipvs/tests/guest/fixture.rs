@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! The fixture of the tests.
 
 use std::future::Future;
 use std::io::Write;

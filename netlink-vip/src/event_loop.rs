@@ -1,4 +1,4 @@
-//! The keeper's thread: it waits, then takes in everything there is, then tells.
+//! The keeper's event loop: it waits, handles all notifications and commands, then delivers events.
 
 use std::io;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::event::{KeeperEvent, Warning};
 use crate::keeper::EventSink;
 use crate::kernel::Kernel;
 use crate::lease::Claim;
-use crate::listener::{Heard, Listener};
-use crate::mailbox::{Intent, Letters, Mailbox, Order};
+use crate::listener::{Listener, Notification};
+use crate::mailbox::{Command, Intent, Mailbox, Pending};
 use crate::manager::Manager;
 use crate::realtime::make_current_thread_realtime;
 
 /// Reads of the event socket before anything else gets its turn.
-const READS_PER_TURN: usize = 64;
+const READS_PER_ITERATION: usize = 64;
 /// The published status is at most this old after an event.
-const STATUS_AFTER_NEWS: Duration = Duration::from_millis(10);
+const STATUS_DEBOUNCE: Duration = Duration::from_millis(10);
 /// And this while only counters change.
-const STATUS_SPACING: Duration = Duration::from_secs(1);
-/// How often the last departure is looked after that waits for the owner of its sessions.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of checks of the last departure that waits for the owner of its sessions.
 const DEPARTURE_POLL: Duration = Duration::from_millis(1);
 /// Wakes up at least so often; there is no reason but to bound what a mistake can do.
-const IDLE: Duration = Duration::from_secs(3_600);
+const MAX_IDLE: Duration = Duration::from_secs(3_600);
 
 /// The body of the thread. Tells `started` whether it runs.
 pub(crate) fn run<K: Kernel>(
@@ -50,10 +50,10 @@ pub(crate) fn run<K: Kernel>(
     }
     mailbox.publish(manager.status(is_realtime));
     let published = manager.now();
-    let turns =
-        Turns { manager, listener, mailbox, events, realtime: is_realtime, published, unpublished: true };
+    let event_loop =
+        EventLoop { manager, listener, mailbox, events, realtime: is_realtime, published, unpublished: true };
     if started.send(Ok(())).is_ok() {
-        runtime.block_on(turns.take());
+        runtime.block_on(event_loop.run());
     }
 }
 
@@ -63,28 +63,28 @@ fn set_up(event_buffer: usize) -> io::Result<(Runtime, Listener)> {
     Ok((runtime, listener))
 }
 
-struct Turns<K> {
+struct EventLoop<K> {
     manager: Manager<K>,
     listener: Listener,
     mailbox: Arc<Mailbox>,
     events: EventSink,
     realtime: bool,
     published: Instant,
-    /// Whether something happened since.
+    /// `true` if something happened since.
     unpublished: bool,
 }
 
-impl<K: Kernel> Turns<K> {
-    async fn take(mut self) {
+impl<K: Kernel> EventLoop<K> {
+    async fn run(mut self) {
         loop {
-            self.mailbox.answer();
+            self.mailbox.pong();
             let unread = self.read_events();
-            self.manager.settle();
+            self.manager.reconcile();
             self.manager.handle_timeout();
-            let letters = self.mailbox.take(self.manager.now());
-            let last = self.obey(letters);
+            let pending = self.mailbox.take(self.manager.now());
+            let is_last = self.handle_commands(pending);
             self.manager.advance();
-            if last {
+            if is_last {
                 self.finish();
                 return;
             }
@@ -111,12 +111,12 @@ impl<K: Kernel> Turns<K> {
     async fn wait(&mut self) {
         let status = self.unpublished.then(|| self.next_status());
         let Self { manager, listener, mailbox, .. } = self;
-        let idle = manager.now() + IDLE;
+        let idle = manager.now() + MAX_IDLE;
         let deadlines = [manager.poll_timeout(), mailbox.deadline(), status];
         let deadline = deadlines.into_iter().flatten().fold(idle, Instant::min);
         tokio::select! {
-            () = mailbox.arrival() => {}
-            () = listener.wait(|heard| manager.hear(heard)) => {}
+            () = mailbox.changed() => {}
+            () = listener.wait(|notification| manager.handle_notification(notification)) => {}
             () = tokio::time::sleep_until(deadline.into()) => {}
         }
     }
@@ -124,22 +124,23 @@ impl<K: Kernel> Turns<K> {
     /// Takes in the kernel's events. Returns whether some may be left.
     fn read_events(&mut self) -> bool {
         let Self { manager, listener, .. } = self;
-        (0..READS_PER_TURN).all(|_| listener.read(|heard| manager.hear(heard)))
+        (0..READS_PER_ITERATION)
+            .all(|_| listener.read(|notification| manager.handle_notification(notification)))
     }
 
-    /// Carries out what other threads ask for. Returns whether that was the end.
-    fn obey(&mut self, letters: Letters) -> bool {
+    /// Carries out commands, claims and releases of other threads. Returns whether shutdown was among them.
+    fn handle_commands(&mut self, pending: Pending) -> bool {
         let mut last = false;
-        for order in letters.orders {
-            match order {
-                Order::Add(group) => self.manager.add(*group),
-                Order::Update(group) => self.manager.update(*group),
-                Order::Remove(id) => self.manager.remove(id),
-                Order::Warn(id, warning) => self.manager.warn(id, warning),
-                Order::Shutdown => last = true,
+        for command in pending.commands {
+            match command {
+                Command::Add(group) => self.manager.add(*group),
+                Command::Update(group) => self.manager.update(*group),
+                Command::Remove(id) => self.manager.remove(id),
+                Command::Warn(id, warning) => self.manager.warn(id, warning),
+                Command::Shutdown => last = true,
             }
         }
-        for (id, intent) in letters.intents {
+        for (id, intent) in pending.intents {
             match intent {
                 Intent::Claim(claim) => self.manager.claim(id, &claim),
                 Intent::Release(release, claim) => {
@@ -157,31 +158,31 @@ impl<K: Kernel> Turns<K> {
 
     fn watch_routes(&mut self) {
         let wanted = self.manager.needs_routes();
-        // What changed before the subscription is not told by it.
+        // Changes before the subscription bring no event.
         match self.listener.watch_routes(wanted) {
-            Ok(true) if wanted => self.manager.look_at_routes(),
+            Ok(true) if wanted => self.manager.mark_routes_dirty(),
             Ok(_) => {}
-            Err(_) => self.manager.hear(Heard::Overrun),
+            Err(_) => self.manager.handle_notification(Notification::Overrun),
         }
     }
 
-    /// Publishes the status if it is due, then tells what happened.
+    /// Publishes the status if it is due, then delivers the events.
     fn deliver(&mut self) {
-        let news: Vec<KeeperEvent> = std::iter::from_fn(|| self.manager.poll_event()).collect();
-        self.unpublished |= !news.is_empty();
+        let new: Vec<KeeperEvent> = std::iter::from_fn(|| self.manager.poll_event()).collect();
+        self.unpublished |= !new.is_empty();
         let now = self.manager.now();
         if now >= self.next_status() {
             (self.published, self.unpublished) = (now, false);
             self.mailbox.publish(self.manager.status(self.realtime));
         }
-        for event in news {
-            tracing::debug!(?event, "vip keeper");
+        for event in new {
+            tracing::debug!(?event, "VIP keeper event");
             (self.events)(event);
         }
     }
 
     /// When the status is next to be published. With hundreds of groups that takes longer than a claim does.
     fn next_status(&self) -> Instant {
-        self.published + if self.unpublished { STATUS_AFTER_NEWS } else { STATUS_SPACING }
+        self.published + if self.unpublished { STATUS_DEBOUNCE } else { STATUS_INTERVAL }
     }
 }

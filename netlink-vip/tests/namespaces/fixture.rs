@@ -21,10 +21,10 @@ pub(crate) const ONE: GroupId = GroupId(1);
 pub(crate) const TWO: GroupId = GroupId(2);
 
 /// Runs `body` in a network namespace of its own.
-pub(crate) fn in_namespace(body: impl FnOnce(&Ground) + Send + 'static) {
+pub(crate) fn in_namespace(body: impl FnOnce(&Fixture) + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        let ground = Ground::new();
-        body(&ground);
+        let fixture = Fixture::new();
+        body(&fixture);
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -34,31 +34,31 @@ pub(crate) fn in_namespace(body: impl FnOnce(&Ground) + Send + 'static) {
 /// As [`in_namespace`], for a second namespace beside the test's own; `ready` gets the thread's id so that an
 /// interface can be moved there.
 pub(crate) fn beside<T: Send + 'static>(
-    body: impl FnOnce(&Ground) -> T + Send + 'static,
+    body: impl FnOnce(&Fixture) -> T + Send + 'static,
 ) -> (i32, std::sync::mpsc::Sender<()>, std::thread::JoinHandle<T>) {
     let (tell_id, id) = channel();
     let (go, wait) = channel();
     let thread = std::thread::spawn(move || {
-        let ground = Ground::new();
+        let fixture = Fixture::new();
         tell_id.send(nix::unistd::gettid().as_raw()).unwrap();
         wait.recv().unwrap();
-        body(&ground)
+        body(&fixture)
     });
     (id.recv().unwrap(), go, thread)
 }
 
 /// The calling thread's namespace.
-pub(crate) struct Ground {
+pub(crate) struct Fixture {
     pub(crate) state: tempfile::TempDir,
     next_state: Cell<u32>,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        let ground = Self { state: tempfile::tempdir().unwrap(), next_state: Cell::new(0) };
-        ground.ip("link set lo up");
-        ground
+        let fixture = Self { state: tempfile::tempdir().unwrap(), next_state: Cell::new(0) };
+        fixture.ip("link set lo up");
+        fixture
     }
 
     /// `eth0` with 10.0.0.1/24 and fd00::1/64, up, its other end `peer0` in the same namespace.
@@ -98,7 +98,7 @@ impl Ground {
         shown.split_whitespace().any(|word| word.split('/').next() == Some(ip))
     }
 
-    /// Whether the address is local, found without starting a process: for measuring.
+    /// Returns whether the address is local, found without starting a process: for measuring.
     pub(crate) fn is_local(&self, ip: &str) -> bool {
         UdpSocket::bind((ip.parse::<IpAddr>().unwrap(), 0)).is_ok()
     }
@@ -108,22 +108,22 @@ impl Ground {
     }
 
     /// Everything that must be as before: addresses without their lifetimes, all routes, all labels. The kernel
-    /// completes IPv6 addresses a moment after it has acknowledged them, so this waits for three equal looks.
+    /// completes IPv6 addresses a moment after it has acknowledged them, so this waits for three equal snapshots.
     pub(crate) fn tables(&self) -> BTreeSet<String> {
-        let mut looks = [BTreeSet::new(), BTreeSet::new(), self.look()];
+        let mut snapshots = [BTreeSet::new(), BTreeSet::new(), self.snapshot()];
         for _ in 0..100 {
-            if looks[0] == looks[1] && looks[1] == looks[2] {
+            if snapshots[0] == snapshots[1] && snapshots[1] == snapshots[2] {
                 break;
             }
             std::thread::sleep(10 * MS);
-            looks.rotate_left(1);
-            looks[2] = self.look();
+            snapshots.rotate_left(1);
+            snapshots[2] = self.snapshot();
         }
-        let [_, _, last] = looks;
+        let [_, _, last] = snapshots;
         last
     }
 
-    fn look(&self) -> BTreeSet<String> {
+    fn snapshot(&self) -> BTreeSet<String> {
         let mut lines = BTreeSet::new();
         for what in ["-o addr show", "-4 route show table all", "-6 route show table all", "addrlabel list"] {
             let shown = self.ip(what);
@@ -243,7 +243,7 @@ impl Observer {
         }
     }
 
-    /// What was said and not yet waited for.
+    /// The events that were not yet waited for.
     pub(crate) fn said(&self) -> Vec<KeeperEvent> {
         self.events.try_iter().map(|(_, event)| event).collect()
     }

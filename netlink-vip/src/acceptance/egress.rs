@@ -8,9 +8,9 @@ use crate::wire::neighbour::FoundRoute;
 
 use super::{AcceptanceError, socket};
 
-/// How packets of this node get to a server.
+/// Egress of this node's packets to a server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Way {
+pub enum Egress {
     /// It is this node, which needs no asking.
     Here,
     /// They leave this node; what to [`super::Acceptance::open`] with.
@@ -25,12 +25,12 @@ pub enum Way {
 /// Finds ways by the kernel's routes, in the network namespace of the thread that opened it.
 ///
 /// It remembers the names of interfaces, so it is for servers that are looked up one after another and no longer.
-pub struct Ways {
+pub struct EgressLookup {
     kernel: NetlinkKernel,
     names: HashMap<u32, String>,
 }
 
-impl Ways {
+impl EgressLookup {
     /// Opens a netlink socket.
     ///
     /// # Errors
@@ -43,12 +43,12 @@ impl Ways {
     /// The way to one server.
     ///
     /// # Errors
-    /// [`AcceptanceError::NoRoute`], and [`AcceptanceError::Kernel`] if the kernel did not tell.
-    pub fn to(&mut self, server: IpAddr) -> Result<Way, AcceptanceError> {
+    /// [`AcceptanceError::NoRoute`], and [`AcceptanceError::Kernel`] if the kernel did not answer.
+    pub fn to(&mut self, server: IpAddr) -> Result<Egress, AcceptanceError> {
         match self.kernel.route_to(server).map_err(AcceptanceError::Kernel)? {
-            Some(FoundRoute::Here) => Ok(Way::Here),
+            Some(FoundRoute::Here) => Ok(Egress::Here),
             Some(FoundRoute::Out { index, source: Some(source), .. }) => {
-                Ok(Way::Through { interface: self.name(index)?, source })
+                Ok(Egress::Through { interface: self.name(index)?, source })
             }
             Some(FoundRoute::Out { source: None, .. }) | None => Err(AcceptanceError::NoRoute(server)),
         }
@@ -73,8 +73,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_node_needs_no_way_to_itself() {
-        let mut ways = Ways::open().unwrap();
-        assert_eq!(ways.to(Ipv4Addr::LOCALHOST.into()).unwrap(), Way::Here);
+    fn this_node_is_its_own_egress() {
+        let mut egress = EgressLookup::open().unwrap();
+        assert_eq!(egress.to(Ipv4Addr::LOCALHOST.into()).unwrap(), Egress::Here);
     }
 }

@@ -12,11 +12,12 @@ use nix::errno::Errno;
 use super::{Manager, SessionPolicy};
 use crate::event::{KeeperEvent, ResyncCause};
 use crate::group::Registered;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::Kernel;
 use crate::lease::Claim;
-use crate::listener::Heard;
+use crate::listener::Notification;
 use crate::plan::{Step, VipScope};
 use crate::sessions::SessionsError;
+use crate::socket::KernelError;
 use crate::types::{GroupId, InterfaceSelector, LeaseTime, Prefix, VipAddress, VipGroupConfig, full_prefix};
 use crate::validity::Validity;
 use crate::wire::PROTOCOL;
@@ -27,11 +28,11 @@ pub(super) const ETH0: u32 = 2;
 pub(super) const UP: u32 = 0x1_0043;
 pub(super) const ONE: GroupId = GroupId(1);
 
-/// What the kernel was asked to do.
+/// A call to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum KernelCall {
     Step(Step),
-    /// A session ended, and its peer was told.
+    /// A session ended, with a RST to its peer.
     Reset(IpAddr),
     /// A session ended when its address was gone.
     Close(IpAddr),
@@ -44,13 +45,13 @@ pub(super) struct World {
     pub(super) addresses: Vec<(ObservedAddress, Option<Instant>)>,
     pub(super) labels: Vec<ObservedLabel>,
     pub(super) routes: Vec<ObservedRoute>,
-    pub(super) events: VecDeque<Heard>,
-    pub(super) deeds: Vec<Deed>,
+    pub(super) events: VecDeque<Notification>,
+    pub(super) calls: Vec<KernelCall>,
     /// So long is the process stopped just before the next write takes effect.
     pub(super) stop_before_write: Option<Duration>,
     /// Answers to the next writes.
     pub(super) refusals: VecDeque<Errno>,
-    /// The next looks fail.
+    /// Number of reads that fail next.
     pub(super) blind: usize,
     /// TCP sessions and their local addresses.
     pub(super) sessions: Vec<(IpAddr, SocketId)>,
@@ -71,7 +72,7 @@ impl World {
             self.addresses.drain(..).partition(|(_, expires)| expires.is_some_and(|at| at <= now));
         self.addresses = rest;
         for (address, _) in over {
-            self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+            self.events.push_back(Notification::Event(NetEvent::AddressRemoved(address)));
         }
     }
 
@@ -81,15 +82,15 @@ impl World {
         self.sessions.extend((first..first + count).map(|number| (ip, SocketId::numbered(number))));
     }
 
-    /// Somebody else removes an address.
+    /// Another program removes an address.
     pub(super) fn remove(&mut self, ip: IpAddr) -> bool {
         let Some(at) = self.addresses.iter().position(|(address, _)| address.ip == ip) else { return false };
         let (address, _) = self.addresses.remove(at);
-        self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+        self.events.push_back(Notification::Event(NetEvent::AddressRemoved(address)));
         true
     }
 
-    /// Somebody else adds an address.
+    /// Another program adds an address.
     pub(super) fn add(&mut self, ip: IpAddr, prefix_len: u8) {
         let address = ObservedAddress {
             index: ETH0,
@@ -102,7 +103,7 @@ impl World {
         };
         if !self.addresses.iter().any(|(there, _)| (there.ip, there.prefix_len) == (ip, prefix_len)) {
             self.addresses.push((address.clone(), None));
-            self.events.push_back(Heard::Event(NetEvent::Address(address)));
+            self.events.push_back(Notification::Event(NetEvent::Address(address)));
         }
     }
 
@@ -115,7 +116,7 @@ impl World {
             ..LinkUpdate::default()
         };
         self.links = vec![link.clone()];
-        self.events.push_back(Heard::Event(NetEvent::Link(link)));
+        self.events.push_back(Notification::Event(NetEvent::Link(link)));
     }
 
     pub(super) fn has(&self, ip: IpAddr) -> bool {
@@ -129,7 +130,7 @@ impl World {
             there.1 = expires;
             there.0.protocol = Some(PROTOCOL);
             there.0.valid = Some(lease.as_secs());
-            self.events.push_back(Heard::Event(NetEvent::Address(there.0.clone())));
+            self.events.push_back(Notification::Event(NetEvent::Address(there.0.clone())));
             return;
         }
         let host = scope == VipScope::Host;
@@ -142,7 +143,7 @@ impl World {
             protocol: Some(PROTOCOL),
             valid: Some(lease.as_secs()),
         };
-        self.events.push_back(Heard::Event(NetEvent::Address(address.clone())));
+        self.events.push_back(Notification::Event(NetEvent::Address(address.clone())));
         let at = if host { 0 } else { self.addresses.len() };
         self.addresses.insert(at, (address, expires));
     }
@@ -151,16 +152,16 @@ impl World {
         let gone = self.addresses.iter().position(|(a, _)| (a.ip, a.prefix_len) == (ip, prefix_len));
         if let Some(at) = gone {
             let (address, _) = self.addresses.remove(at);
-            self.events.push_back(Heard::Event(NetEvent::AddressRemoved(address)));
+            self.events.push_back(Notification::Event(NetEvent::AddressRemoved(address)));
         }
     }
 }
 
 #[derive(Clone)]
-pub(super) struct Model(pub(super) Rc<RefCell<World>>);
+pub(super) struct FakeKernel(pub(super) Rc<RefCell<World>>);
 
-impl Model {
-    fn look<T>(&self, read: impl FnOnce(&World) -> T) -> Result<T, KernelError> {
+impl FakeKernel {
+    fn read<T>(&self, read: impl FnOnce(&World) -> T) -> Result<T, KernelError> {
         let mut world = self.0.borrow_mut();
         if world.blind > 0 {
             world.blind -= 1;
@@ -170,32 +171,32 @@ impl Model {
     }
 }
 
-impl Kernel for Model {
+impl Kernel for FakeKernel {
     fn now(&self) -> Instant {
         self.0.borrow().now
     }
 
     fn links(&mut self) -> Result<Vec<LinkUpdate>, KernelError> {
-        self.look(|world| world.links.clone())
+        self.read(|world| world.links.clone())
     }
 
     fn addresses(&mut self, index: u32) -> Result<Vec<ObservedAddress>, KernelError> {
-        self.look(|world| {
+        self.read(|world| {
             let all = world.addresses.iter().map(|(address, _)| address.clone());
             all.filter(|address| index == 0 || address.index == index).collect()
         })
     }
 
     fn default_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
-        self.look(|world| world.routes.iter().filter(|route| route.destination.is_empty()).cloned().collect())
+        self.read(|world| world.routes.iter().filter(|route| route.destination.is_empty()).cloned().collect())
     }
 
     fn marked_routes(&mut self) -> Result<Vec<ObservedRoute>, KernelError> {
-        self.look(|world| world.routes.iter().filter(|route| route.protocol == PROTOCOL).cloned().collect())
+        self.read(|world| world.routes.iter().filter(|route| route.protocol == PROTOCOL).cloned().collect())
     }
 
     fn labels(&mut self) -> Result<Vec<ObservedLabel>, KernelError> {
-        self.look(|world| world.labels.clone())
+        self.read(|world| world.labels.clone())
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), KernelError> {
@@ -203,7 +204,7 @@ impl Kernel for Model {
         if let Some(stop) = world.stop_before_write.take() {
             world.advance(stop);
         }
-        world.deeds.push(Deed::Step(*step));
+        world.calls.push(KernelCall::Step(*step));
         if let Some(errno) = world.refusals.pop_front() {
             return Err(KernelError::Refused { errno, message: None });
         }
@@ -257,7 +258,7 @@ impl Kernel for Model {
             let Some(at) = world.sessions.iter().position(|(_, id)| id == session) else { continue };
             let (ip, _) = world.sessions.swap_remove(at);
             let told = world.has(ip);
-            world.deeds.push(if told { Deed::Reset(ip) } else { Deed::Close(ip) });
+            world.calls.push(if told { KernelCall::Reset(ip) } else { KernelCall::Close(ip) });
             ended += 1;
             if told && ended <= world.returning {
                 world.connect(ip, 1);
@@ -273,7 +274,7 @@ impl Kernel for Model {
 
 /// A manager with its world.
 pub(super) struct Bench {
-    pub(super) manager: Manager<Model>,
+    pub(super) manager: Manager<FakeKernel>,
     pub(super) world: Rc<RefCell<World>>,
     pub(super) validity: Arc<Validity>,
     pub(super) events: Vec<KeeperEvent>,
@@ -289,7 +290,7 @@ impl Bench {
             labels: Vec::new(),
             routes: Vec::new(),
             events: VecDeque::new(),
-            deeds: Vec::new(),
+            calls: Vec::new(),
             stop_before_write: None,
             refusals: VecDeque::new(),
             blind: 0,
@@ -302,14 +303,14 @@ impl Bench {
         world.borrow_mut().set_link(UP);
         world.borrow_mut().add([10, 0, 0, 1].into(), 24);
         let validity = Arc::new(Validity::default());
-        let model = Model(Rc::clone(&world));
-        let mut manager = Manager::new(model, SessionPolicy::Reset, Arc::clone(&validity));
+        let kernel = FakeKernel(Rc::clone(&world));
+        let mut manager = Manager::new(kernel, SessionPolicy::Reset, Arc::clone(&validity));
         let config = config(vips);
         let labelled = config.ips().into_iter().filter(IpAddr::is_ipv6);
         let labels = labelled.map(|ip| (ip, 10_000)).collect();
         manager.add(Registered { config, labels });
         let mut bench = Self { manager, world, validity, events: Vec::new() };
-        bench.turn();
+        bench.run_once();
         let cause = ResyncCause::Start;
         let first = bench.take_events();
         let known = |event: &KeeperEvent| matches!(event, KeeperEvent::Interface { state: Some(_), .. });
@@ -320,11 +321,11 @@ impl Bench {
         bench
     }
 
-    /// What the keeper's thread does when it wakes up.
-    pub(super) fn turn(&mut self) {
-        let heard: Vec<Heard> = self.world.borrow_mut().events.drain(..).collect();
-        heard.into_iter().for_each(|heard| self.manager.hear(heard));
-        self.manager.settle();
+    /// One iteration of the keeper's event loop.
+    pub(super) fn run_once(&mut self) {
+        let notifications: Vec<Notification> = self.world.borrow_mut().events.drain(..).collect();
+        notifications.into_iter().for_each(|notification| self.manager.handle_notification(notification));
+        self.manager.reconcile();
         self.manager.handle_timeout();
         while self.manager.advance() {}
         while let Some(event) = self.manager.poll_event() {
@@ -339,7 +340,7 @@ impl Bench {
             let now = self.world.borrow().now;
             let wake = self.manager.poll_timeout().map_or(end, |at| at.clamp(now, end));
             self.world.borrow_mut().advance(wake - now);
-            self.turn();
+            self.run_once();
             if wake >= end {
                 return;
             }
@@ -357,15 +358,15 @@ impl Bench {
 
     pub(super) fn claim_of(&mut self, claim: Claim) {
         self.manager.claim(ONE, &claim);
-        self.turn();
+        self.run_once();
     }
 
     pub(super) fn take_events(&mut self) -> Vec<KeeperEvent> {
         std::mem::take(&mut self.events)
     }
 
-    pub(super) fn take_deeds(&self) -> Vec<Deed> {
-        std::mem::take(&mut self.world.borrow_mut().deeds)
+    pub(super) fn take_calls(&self) -> Vec<KernelCall> {
+        std::mem::take(&mut self.world.borrow_mut().calls)
     }
 }
 
