@@ -75,7 +75,8 @@ fn schema_fields(schema: &Value) -> BTreeMap<String, &Value> {
 fn configuration_docs_have_exactly_the_fields_of_the_schema() {
     let schema = schema();
     let objects = schema["$defs"].as_object().unwrap().iter();
-    let objects: BTreeSet<_> = objects.filter(|(_, it)| it.get("properties").is_some()).map(|it| it.0.as_str()).collect();
+    let objects: BTreeSet<_> =
+        objects.filter(|(_, it)| it.get("properties").is_some()).map(|it| it.0.as_str()).collect();
     assert_eq!(objects, OBJECTS.iter().map(|it| it.0).filter(|it| !it.is_empty()).collect());
     let documented: Vec<String> = rows().into_keys().collect();
     let expected: Vec<String> = schema_fields(&schema).into_keys().collect();
@@ -134,7 +135,8 @@ fn collect(value: &Value, path: &str, found: &mut BTreeMap<String, Vec<Value>>) 
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let path = if path.is_empty() || path == "spec" { name.clone() } else { format!("{path}.{name}") };
+                let path =
+                    if path.is_empty() || path == "spec" { name.clone() } else { format!("{path}.{name}") };
                 collect(value, &path, found);
             }
         }
@@ -177,7 +179,11 @@ fn configuration_docs_have_the_real_defaults() {
     let mut seen = 0;
     for (path, row) in rows() {
         let Some(there) = effective.get(&path).and_then(|values| values.first()) else { continue };
-        if there.is_object() || there.is_array() || row.default == "required" || path == "backends.static[].name" {
+        if there.is_object()
+            || there.is_array()
+            || row.default == "required"
+            || path == "backends.static[].name"
+        {
             continue;
         }
         let default = code(&row.default).unwrap_or_else(|| panic!("{path}: no default, but {there}"));
@@ -226,8 +232,7 @@ fn links_between_documents_resolve() {
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for target in targets.filter(|target| !target.contains("://")) {
             let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
-            let file =
-                if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
+            let file = if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
             assert!(file.exists(), "{}: {target} leads nowhere", document.display());
             if !fragment.is_empty() {
                 let there = anchors(&std::fs::read_to_string(&file).unwrap());
