@@ -300,7 +300,7 @@ mod tests {
 
     use super::*;
 
-    const DOCS: &str = include_str!("../../docs/status.md");
+    const DOCS: &str = include_str!("../../../docs/status.md");
 
     /// With every field and no `..`, so that a new field cannot be forgotten here.
     fn complete() -> Status {
