@@ -4,11 +4,7 @@ use std::{
     fmt::Write as _,
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Arc, PoisonError, RwLock,
-        mpsc::{self, Receiver, Sender},
-    },
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -93,66 +89,41 @@ impl Test {
         self.in_guest && !guest::is_guest()
     }
 
-    fn into_trial(self, lane: &mut GuestLane, machine: &Arc<RwLock<()>>) -> Trial {
+    /// Whether no other test runs beside it. The emulated guest is so slow that tests beside it make health checks in there
+    /// time out.
+    fn is_alone(&self) -> bool {
+        self.alone || self.is_elsewhere()
+    }
+
+    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>, machine: &Arc<RwLock<()>>) -> Trial {
         let missing = self.missing_tools();
-        let elsewhere = self.is_elsewhere().then(|| lane.result_of(&self.name, missing.is_empty()));
-        let (alone, body, machine) = (self.alone, self.body, Arc::clone(machine));
+        let (alone, machine) = (self.is_alone(), Arc::clone(machine));
+        let elsewhere = self.is_elsewhere().then(|| Arc::clone(room));
+        let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
             if !missing.is_empty() {
                 return Err(Failed::from(missing_tools(&missing)));
             }
-            if let Some(result) = elsewhere {
-                return result.recv().unwrap_or_else(|gone| Err(gone.to_string())).map_err(Failed::from);
-            }
             // A failed test leaves nothing behind in the lock.
             let _exclusive = alone.then(|| machine.write().unwrap_or_else(PoisonError::into_inner));
             let _shared = (!alone).then(|| machine.read().unwrap_or_else(PoisonError::into_inner));
-            body();
-            Ok(())
-        })
-    }
-}
-
-/// The tests of the guest, which runs one at a time, beside those of this machine.
-struct GuestLane {
-    arguments: Arguments,
-    tests: Vec<(String, Sender<Result<(), String>>)>,
-}
-
-impl GuestLane {
-    /// Queues a test if it is selected and can run, and returns where its result arrives.
-    fn result_of(&mut self, name: &str, can_run: bool) -> Receiver<Result<(), String>> {
-        let (sender, receiver) = mpsc::channel();
-        if can_run && is_selected(&self.arguments, name) {
-            self.tests.push((name.to_owned(), sender));
-        }
-        receiver
-    }
-
-    /// Runs the queued tests, in a thread of its own.
-    fn start(self, mut room: GuestRoom, machine: Arc<RwLock<()>>) -> JoinHandle<()> {
-        thread::spawn(move || {
-            for (name, result) in self.tests {
-                let _shared = machine.read().unwrap_or_else(PoisonError::into_inner);
-                // The receiver is gone if the run has ended early.
-                let _gone = result.send(room.run_test(&name));
+            match elsewhere {
+                Some(room) => {
+                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+                    room.run_test(&name).map_err(Failed::from)
+                }
+                None => {
+                    body();
+                    Ok(())
+                }
             }
         })
     }
 }
 
-/// Whether libtest's filters select a test of this name.
-fn is_selected(arguments: &Arguments, name: &str) -> bool {
-    let matches = |pattern: &String| match arguments.exact {
-        true => name == pattern,
-        false => name.contains(pattern.as_str()),
-    };
-    arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
-}
-
 /// Runs tests with the command line of libtest (filters, `--list`, `--exact`, `--skip` …), inside of [`enter`]'s
-/// namespaces. Four tests run side by side unless `--test-threads` says otherwise, and beside them one in the guest; those
-/// that are [`Test::alone`] come last, one at a time.
+/// namespaces. Four tests run side by side unless `--test-threads` says otherwise; those that are [`Test::alone`] or
+/// [`Test::in_guest`] come last, one at a time.
 ///
 ///     fn main() -> std::process::ExitCode {
 ///         testbed::main(vec![testbed::Test::new("nothing_happens", || {})])
@@ -177,24 +148,18 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE.min(present.len().max(1)));
-    // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended. Those of
-    // the guest only wait for their results here.
-    present.sort_by_key(|test| (test.alone, test.is_elsewhere()));
+    // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
+    present.sort_by_key(Test::is_alone);
     let in_guest = || present.iter().filter(|test| test.in_guest);
     let builder = guest::Guest::builder()
         .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
         .files(in_guest().flat_map(|test| test.files.iter()));
-    let room = GuestRoom::new(builder);
+    let room = Arc::new(Mutex::new(GuestRoom::new(builder)));
     let machine = Arc::default();
-    let mut lane = GuestLane { arguments: arguments.clone(), tests: Vec::new() };
-    let trials = present.into_iter().map(|test| test.into_trial(&mut lane, &machine)).collect();
-    // With `--list` nothing runs.
-    let lane = (!arguments.list && !lane.tests.is_empty()).then(|| lane.start(room, machine));
+    let trials = present.into_iter().map(|test| test.into_trial(&room, &machine)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(lane) = lane {
-        // The guest ends with it. Its tests fail by their results, so a panic is seen there.
-        let _panicked = lane.join();
-    }
+    // The conclusion may end the process without unwinding.
+    drop(room);
     conclusion.exit_code()
 }
 

@@ -76,8 +76,11 @@ impl Plan {
         }
     }
 
+    /// Adds a line to the instance, in the place of one with the same key.
     pub(crate) fn instance(mut self, line: impl Into<String>) -> Self {
-        self.instance.push(line.into());
+        let line = line.into();
+        self.instance.retain(|former| former.split(':').next() != line.split(':').next());
+        self.instance.push(line);
         self
     }
 
