@@ -224,7 +224,7 @@ impl Active {
         // A contention lasts as long as the rival's interval says, which only a controller may choose freely.
         let longest = if heard.standing == Standing::Controller { heard.interval } else { 4 * own };
         let interval = own.max(heard.interval.min(longest));
-        let down = 3 * interval + core.skew(interval);
+        let down = core.down(interval);
         if core.timers.get(TimerName::RivalSilent).is_none() {
             self.announcer.repeat_until(now + core.config.predecessor_span());
             self.announce_once(core, now);

@@ -238,12 +238,12 @@ impl Backup {
         let same = self.disputed_by.filter(|(source, _)| *source == heard.source);
         let (_, since) = *self.disputed_by.insert(same.unwrap_or((heard.source, now)));
         let interval = core.judged_interval(Some(heard.interval));
-        if now >= since + 2 * (3 * interval + core.skew(interval)) {
+        if now >= since + 2 * core.down(interval) {
             core.believed = None;
         }
     }
 
-    /// Whether a router that is not known to be a controller advertises although it loses against the Active.
+    /// Returns whether a router that is not known to be a controller advertises although it loses against the Active.
     fn is_beside_active(&self, heard: &Heard) -> bool {
         let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
@@ -285,12 +285,11 @@ impl Backup {
     /// When the down timer expires by the letter of RFC 9568 §6.1.
     fn rfc_deadline(&self, core: &Core) -> Instant {
         let interval = self.interval(core);
-        let skew = core.skew(interval);
         self.since
             + match self.wait {
-                Wait::Down => 3 * interval + skew,
-                Wait::Resigned => skew,
-                Wait::Overslept => interval + skew,
+                Wait::Down => core.down(interval),
+                Wait::Resigned => core.skew(interval),
+                Wait::Overslept => interval + core.skew(interval),
             }
     }
 

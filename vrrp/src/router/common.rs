@@ -152,7 +152,12 @@ impl Core {
         skew_time(self.config.deciding_version(), self.effective(), interval)
     }
 
-    /// What equal priorities add to a wait.
+    /// Active_Down_Interval (RFC 9568 §6.1) for an Active with this interval, at the priority advertised now.
+    pub(super) fn down(&self, interval: Duration) -> Duration {
+        3 * interval + self.skew(interval)
+    }
+
+    /// The addition to a wait that keeps routers of equal priority apart.
     pub(super) fn offset(&self, interval: Duration, active: Option<WirePriority>) -> Duration {
         let Some(own) = self.own() else { return Duration::ZERO };
         offset(&self.config, own, interval, self.effective(), active)

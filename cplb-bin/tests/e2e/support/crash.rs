@@ -15,7 +15,9 @@ pub(crate) const VRID: u8 = 51;
 /// One crash.
 #[derive(Debug)]
 pub(crate) struct Crash {
+    #[expect(dead_code, reason = "for the report of a crash that fails its test")]
     pub(crate) victim: usize,
+    #[expect(dead_code, reason = "for the report of a crash that fails its test")]
     pub(crate) successor: usize,
     /// The longest time without an answer, as the client saw it.
     pub(crate) blackout: Duration,
