@@ -127,7 +127,7 @@ impl TableKeeper {
         self.outcome().status.clone()
     }
 
-    /// How connections of other hosts reach the load balancer; `interfaces` has the virtual IPs for which their interface
+    /// The delivery of connections of other hosts to the load balancer; `interfaces` has the virtual IPs for which their interface
     /// is a reason to translate. Empty while there is no table.
     pub(crate) fn delivered(&self, interfaces: &BTreeMap<IpAddr, Reason>) -> BTreeMap<SocketAddr, Delivered> {
         let outcome = self.outcome();

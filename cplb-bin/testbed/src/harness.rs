@@ -80,25 +80,21 @@ impl Test {
         self
     }
 
-    fn missing_tools(&self) -> Vec<Tool> {
-        self.tools.iter().copied().filter(|tool| tool.path().is_err()).collect()
-    }
-
-    /// Whether the test runs in a guest that is not this machine.
+    /// Returns whether the test runs in a guest that is not this machine.
     fn is_elsewhere(&self) -> bool {
         self.in_guest && !guest::is_guest()
     }
 
-    /// Whether no other test runs beside it. The emulated guest is so slow that tests beside it make health checks in there
+    /// Returns whether no other test runs beside it. The emulated guest is so slow that tests beside it make health checks in there
     /// time out.
     fn is_alone(&self) -> bool {
         self.alone || self.is_elsewhere()
     }
 
     fn into_trial(self, room: &Arc<Mutex<GuestRoom>>, machine: &Arc<RwLock<()>>) -> Trial {
-        let missing = self.missing_tools();
         let (alone, machine) = (self.is_alone(), Arc::clone(machine));
         let elsewhere = self.is_elsewhere().then(|| Arc::clone(room));
+        let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
             if !missing.is_empty() {
@@ -163,8 +159,8 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     conclusion.exit_code()
 }
 
-fn missing_tools(missing: &[Tool]) -> String {
-    missing.iter().fold(String::new(), |mut text, tool| {
+fn missing_tools(tools: &[Tool]) -> String {
+    tools.iter().fold(String::new(), |mut text, tool| {
         let _ = writeln!(text, "{tool} is missing; install it with: {}", tool.install_line());
         text
     })

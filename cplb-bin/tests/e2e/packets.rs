@@ -129,13 +129,8 @@ fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
         node.set_sysctl("net.ipv4.conf.all.accept_local", "1").expect("a sysctl");
     }
     cluster.start_all();
-    let active = cluster.wait_until_settled();
-    let takeovers = cluster.takeovers();
-    let probe = Probe::to(cluster.address())
-        .every(Duration::from_millis(10))
-        .start(cluster.client())
-        .expect("the probe starts");
-    let since = Instant::now();
+    let observed = Observed::start(&cluster);
+    let active = observed.active;
     for Case { packet, place } in cases(&cluster, active) {
         let before = place.count(&cluster.status(active));
         packet.send(cluster.client(), TIMES);
@@ -147,7 +142,7 @@ fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
         cluster.check(now == before + TIMES, || format!("{}: {before} → {now}", place.name()));
     }
     expect_one_line_each(&cluster, active);
-    expect_undisturbed(&cluster, active, takeovers, probe, since);
+    observed.expect_undisturbed(&cluster);
     // Broken packets say nothing about the cluster; another group and a wrong password do.
     let shown = cluster.status(active)["degraded"].to_string();
     cluster.check(!shown.contains("advertisement") && shown.contains("another virtualRouterID"), || {
@@ -174,15 +169,33 @@ fn expect_one_line_each(cluster: &Cluster, active: usize) {
     }
 }
 
-fn expect_undisturbed(cluster: &Cluster, active: usize, takeovers: usize, probe: Probe, since: Instant) {
-    if let Err(error) = probe.wait_for_success(Instant::now(), crate::support::PATIENCE) {
-        cluster.fail(&error.to_string());
+/// A settled cluster whose clients connect all the time.
+struct Observed {
+    active: usize,
+    takeovers: usize,
+    probe: Probe,
+    since: Instant,
+}
+
+impl Observed {
+    fn start(cluster: &Cluster) -> Self {
+        let active = cluster.wait_until_settled();
+        let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
+        let probe = probe.start(cluster.client()).expect("the probe starts");
+        Self { active, takeovers: cluster.takeovers(), probe, since: Instant::now() }
     }
-    let failures = probe.stop().failures_since(since);
-    cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
-    cluster.check(cluster.owners() == [active], || format!("{:?} own the VIP", cluster.owners()));
-    // At the start two nodes may have been Active for a millisecond.
-    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+
+    fn expect_undisturbed(self, cluster: &Cluster) {
+        let Self { active, takeovers, probe, since } = self;
+        if let Err(error) = probe.wait_for_success(Instant::now(), crate::support::PATIENCE) {
+            cluster.fail(&error.to_string());
+        }
+        let failures = probe.stop().failures_since(since);
+        cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+        cluster.check(cluster.owners() == [active], || format!("{:?} own the VIP", cluster.owners()));
+        // At the start two nodes may have been Active for a millisecond.
+        cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+    }
 }
 
 /// In unicast mode a multicast from a stranger and a unicast from a stranger are both counted, even with a higher
@@ -193,13 +206,8 @@ fn unknown_peer() {
     drop(lan);
     let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default().instance(peers));
     cluster.start_all();
-    let active = cluster.wait_until_settled();
-    let takeovers = cluster.takeovers();
-    let probe = Probe::to(cluster.address())
-        .every(Duration::from_millis(10))
-        .start(cluster.client())
-        .expect("the probe starts");
-    let since = Instant::now();
+    let observed = Observed::start(&cluster);
+    let active = observed.active;
     let stranger = Packet::good(cluster.vip()).byte(2, 254);
     for index in 0..cluster.len() {
         Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }
@@ -226,5 +234,5 @@ fn unknown_peer() {
     cluster.wait("the forwarded ones are counted", || {
         Place::Discarded("hop_limit").count(&cluster.status(active)) == TIMES
     });
-    expect_undisturbed(&cluster, active, takeovers, probe, since);
+    observed.expect_undisturbed(&cluster);
 }

@@ -28,7 +28,7 @@ pub(crate) fn tests() -> Vec<Test> {
 /// Longer than a SYN and its first two repetitions.
 const SYNS: Duration = Duration::from_secs(4);
 
-/// Whether a TLS handshake through `target` succeeds within [`SYNS`].
+/// Returns whether a TLS handshake through `target` succeeds within [`SYNS`].
 fn is_served(node: &Node, target: SocketAddr) -> bool {
     let handshake = node.block_on(move || async move {
         tokio::time::timeout(SYNS, peer_certificate(target)).await.is_ok_and(|result| result.is_ok())
@@ -36,7 +36,7 @@ fn is_served(node: &Node, target: SocketAddr) -> bool {
     handshake.expect("a runtime")
 }
 
-/// How connections to a VIP of a node arrive, with the reason, as status says.
+/// The delivery of connections to a VIP of a node, with the reason, as status shows it.
 fn delivery(cluster: &Cluster, index: usize) -> (String, String) {
     let status = cluster.status(index);
     let shown = &status["services"][0]["delivery"][0];

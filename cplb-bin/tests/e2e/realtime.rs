@@ -57,8 +57,23 @@ const STALL: Duration = Duration::from_millis(15);
 const LOOPS: usize = 12;
 const SPAN: Duration = Duration::from_secs(20);
 
+/// Active_Down_Interval is 33 ms. A hypervisor that takes the processors away for longer looks like a false takeover; it
+/// does so rarely, and busy loops would cause one in each round.
+const ROUNDS: usize = 3;
+
 fn beside_busy_loops() {
     let cluster = realtime(Plan::v3("10ms"));
+    let mut faults = Vec::new();
+    while faults.len() < ROUNDS {
+        match busy_round(&cluster) {
+            Ok(()) => return,
+            Err(fault) => faults.push(fault),
+        }
+    }
+    cluster.fail(&format!("a false takeover in each of {ROUNDS} rounds: {faults:?}"));
+}
+
+fn busy_round(cluster: &Cluster) -> Result<(), String> {
     let owner = cluster.wait_for_owner(None);
     let mac = cluster.node(owner).mac();
     let (before, capture) = (cluster.takeovers(), cluster.lan.capture().expect("the capture starts"));
@@ -71,11 +86,11 @@ fn beside_busy_loops() {
     let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
     eprintln!("{} advertisements beside {LOOPS} busy loops, the longest gap {gap:?}", times.len());
     let heard: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
-    cluster
-        .check(heard == BTreeSet::from([mac]), || format!("adverts of {heard:?}, the longest gap {gap:?}"));
     let moved = cluster.takeovers() - before;
-    cluster.check(moved == 0, || format!("{moved} false takeovers, the longest gap {gap:?}"));
-    cluster.check(cluster.wait_for_owner(None) == owner, || "the VIP moved".to_owned());
+    let is_calm = heard == BTreeSet::from([mac]) && moved == 0 && cluster.wait_for_owner(None) == owner;
+    is_calm
+        .then_some(())
+        .ok_or_else(|| format!("{moved} takeovers, advertisements of {heard:?}, the longest gap {gap:?}"))
 }
 
 /// The kernel of a killed owner answers for the VIP until its lease is over. Every client that asks meanwhile may

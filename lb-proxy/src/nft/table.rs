@@ -251,13 +251,10 @@ impl Table {
     fn guard_rules(&self) -> Vec<Rule<'_>> {
         let mut rules = Vec::new();
         for family in Family::BOTH {
-            let mut foreign = vec![from_vip(family), is_foreign()];
-            if self.is_transparent() {
-                foreign.extend(is_foreign_to_departure());
-            }
-            foreign.push(Statement::Drop(None));
-            rules.push(foreign);
-            // Only of a redirected connection: one to the proxy's port itself is refused.
+            let beside_vrfs = self.is_transparent().then(is_foreign_to_departure).into_iter().flatten();
+            let foreign = [from_vip(family), is_foreign()].into_iter().chain(beside_vrfs);
+            rules.push(foreign.chain([Statement::Drop(None)]).collect());
+            // Only of a connection redirected to the proxy: one to the proxy's port itself is refused.
             for bind_port in self.bind_ports() {
                 let led_here = [from_vip(family), from_port(bind_port.get()), is_translated()];
                 let refusal = led_here.into_iter().chain(is_refusal());
@@ -335,22 +332,18 @@ mod tests {
         vec![
             matches("==", &payload("ip", "daddr"), &json!("@vip4")),
             matches("==", &payload("tcp", "dport"), &json!(6443)),
+            matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local")),
         ]
     }
 
-    /// A match of the address type; nft takes the flags in any order, and they are a set.
-    fn local(op: &str, rule: &Value, index: usize, flags: &[&str]) {
+    /// Asserts that a statement of a rule compares the address type; the flags are a set.
+    fn assert_local(op: &str, rule: &Value, index: usize, flags: &[&str]) {
         let left = &rule[index]["match"]["left"]["fib"];
         let mut seen: Vec<_> = left["flags"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         seen.sort_unstable();
         let right = &rule[index]["match"]["right"];
         assert_eq!((&left["result"], seen.as_slice(), right), (&json!("type"), flags, &json!("local")));
         assert_eq!(rule[index]["match"]["op"], op);
-    }
-
-    fn local_vip4() -> Vec<Value> {
-        let local = matches("==", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("local"));
-        to_vip4().into_iter().chain([local]).collect()
     }
 
     fn syn() -> Value {
@@ -392,8 +385,8 @@ mod tests {
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
         assert_eq!(rules[2], json!([bridge, {"return": null}]));
         let tproxy = json!({"tproxy": {"family": "ip", "port": 6444}});
-        assert_eq!(rules[3], with(local_vip4(), [tproxy, json!({"accept": null})]));
-        assert_eq!(rules[4], with(local_vip4(), [syn(), json!({"drop": null})]));
+        assert_eq!(rules[3], with(to_vip4(), [tproxy, json!({"accept": null})]));
+        assert_eq!(rules[4], with(to_vip4(), [syn(), json!({"drop": null})]));
         assert_eq!(rules[5][3]["tproxy"]["family"], "ip6");
         assert_eq!(rules.len(), 7);
     }
@@ -402,9 +395,9 @@ mod tests {
     fn assigned_connections_are_translated_to_themselves_and_bridged_ones_to_the_proxy() {
         let rules = rules(&table(), PREROUTING);
         let bridge = matches("==", &json!({"meta": {"key": "iifkind"}}), &json!("bridge"));
-        assert_eq!(rules[0], with(local_vip4(), [bridge, dnat(6444)]));
-        assert_eq!(rules[1], with(local_vip4(), [dnat(6443)]));
-        local("==", &rules[2], 2, &["daddr", "iif"]);
+        assert_eq!(rules[0], with(to_vip4(), [bridge, dnat(6444)]));
+        assert_eq!(rules[1], with(to_vip4(), [dnat(6443)]));
+        assert_local("==", &rules[2], 2, &["daddr", "iif"]);
         assert_eq!(rules[2][3], dnat(6444), "to a member of a VRF");
         assert_eq!(rules.len(), 6);
     }
@@ -412,13 +405,13 @@ mod tests {
     #[test]
     fn packets_from_a_removed_address_are_dropped() {
         let transparent = &rules(&table(), GUARD)[0];
-        local("!=", transparent, 1, &["saddr"]);
-        local("!=", transparent, 2, &["oif", "saddr"]);
+        assert_local("!=", transparent, 1, &["saddr"]);
+        assert_local("!=", transparent, 2, &["oif", "saddr"]);
         assert_eq!(transparent[3], matches("!=", &json!({"meta": {"key": "oifkind"}}), &json!("vrf")));
         assert_eq!(transparent[4], json!({"drop": null}));
-        let prerouting_rules = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
-        local("!=", prerouting_rules, 1, &["saddr"]);
-        assert_eq!(prerouting_rules[2], json!({"drop": null}));
+        let translating = &rules(&Table { delivery: Delivery::Dnat, ..table() }, GUARD)[0];
+        assert_local("!=", translating, 1, &["saddr"]);
+        assert_eq!(translating[2], json!({"drop": null}));
     }
 
     #[test]
@@ -431,14 +424,14 @@ mod tests {
         ];
         assert_eq!(rules(&table, TRANSPARENT)[3], with(endpoint.clone().into(), [json!({"return": null})]));
         let rules = rules(&table, PREROUTING);
-        assert_eq!(rules[0], with(endpoint.into(), [local_vip4()[2].clone(), dnat(6444)]));
+        assert_eq!(rules[0], with(endpoint.into(), [to_vip4()[2].clone(), dnat(6444)]));
         assert_eq!(rules.len(), 7, "80 is no port of a service");
     }
 
     #[test]
     fn dnat_alone_uses_nothing_that_old_kernels_lack() {
         let table = Table { delivery: Delivery::Dnat, ..table() };
-        assert_eq!(rules(&table, PREROUTING)[0], with(local_vip4(), [dnat(6444)]));
+        assert_eq!(rules(&table, PREROUTING)[0], with(to_vip4(), [dnat(6444)]));
         let text = serde_json::to_string(&table.replacement().to_nftables()).unwrap();
         assert!(!["tproxy", "iifkind", "oifkind"].iter().any(|it| text.contains(it)), "{text}");
     }
@@ -448,7 +441,7 @@ mod tests {
         for delivery in [Delivery::default(), Delivery::Dnat] {
             let rules = rules(&Table { delivery, ..table() }, OUTPUT);
             assert_eq!(rules[0][1], json!({"return": null}), "the mark is looked at first");
-            assert_eq!(rules[1], with(local_vip4(), [dnat(6444)]));
+            assert_eq!(rules[1], with(to_vip4(), [dnat(6444)]));
             assert_eq!(rules.len(), 3);
         }
     }

@@ -231,7 +231,7 @@ impl Active {
         // The rival's interval decides how long a contention lasts, and only a controller may choose it freely.
         let longest = if heard.standing == Standing::Controller { heard.interval } else { 4 * own };
         let interval = own.max(heard.interval.min(longest));
-        let down = 3 * interval + core.skew(interval);
+        let down = core.down(interval);
         if core.timers.get(TimerName::RivalSilent).is_none() {
             self.announcer.repeat_until(now + core.config.predecessor_span());
             self.announce_once(core, now);

@@ -240,7 +240,7 @@ impl Backup {
         let same = self.disputed_by.filter(|(source, _)| *source == heard.source);
         let (_, since) = *self.disputed_by.insert(same.unwrap_or((heard.source, now)));
         let interval = core.judged_interval(Some(heard.interval));
-        if now >= since + 2 * (3 * interval + core.skew(interval)) {
+        if now >= since + 2 * core.down(interval) {
             core.believed = None;
         }
     }
@@ -299,12 +299,11 @@ impl Backup {
     /// The expiry of the down timer by RFC 9568 §6.1, without an offset.
     fn rfc_deadline(&self, core: &Core) -> Instant {
         let interval = self.interval(core);
-        let skew = core.skew(interval);
         self.since
             + match self.wait {
-                Wait::Down => 3 * interval + skew,
-                Wait::Resigned => skew,
-                Wait::Overslept => interval + skew,
+                Wait::Down => core.down(interval),
+                Wait::Resigned => core.skew(interval),
+                Wait::Overslept => interval + core.skew(interval),
             }
     }
 

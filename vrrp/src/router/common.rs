@@ -152,6 +152,11 @@ impl Core {
         skew_time(self.config.deciding_version(), self.effective(), interval)
     }
 
+    /// Active_Down_Interval (RFC 9568 §6.1) for an Active with this interval, at the priority advertised now.
+    pub(super) fn down(&self, interval: Duration) -> Duration {
+        3 * interval + self.skew(interval)
+    }
+
     /// The time that the order among equal priorities adds to a wait.
     pub(super) fn offset(&self, interval: Duration, active: Option<WirePriority>) -> Duration {
         let Some(own) = self.own() else { return Duration::ZERO };

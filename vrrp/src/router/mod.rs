@@ -278,7 +278,7 @@ impl VirtualRouter {
             State::Backup(backup) => backup.interval(&self.core),
             _ => self.core.config.interval(),
         };
-        3 * interval + self.core.skew(interval)
+        self.core.down(interval)
     }
 
     /// The time until which this node may hold the addresses; `None` if it may not.

@@ -3,9 +3,6 @@
 //! Every failure prints the logs of all processes. Nothing here waits for a fixed time where a condition can be
 //! waited for.
 
-// Each test target uses another part of this module.
-#![allow(dead_code)]
-
 pub(crate) mod crash;
 pub(crate) mod footprint;
 pub(crate) mod packet;
