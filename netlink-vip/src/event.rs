@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::sessions::SessionsError;
 use crate::socket::KernelError;
-use crate::status::AddressCopy;
 use crate::types::{GroupError, GroupId, Prefix, Release};
 use crate::wire::{address_flag, scope};
+
+/// Receives the keeper's events, on the keeper's thread. It must not block: refreshes wait for it.
+pub type EventSink = Box<dyn Fn(KeeperEvent) + Send>;
 
 /// An event of the keeper, delivered on the keeper's thread in the order in which things happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +168,19 @@ pub struct InterfaceAddress {
     pub scope: u8,
     /// Its flags, see [`crate::wire::address_flag`].
     pub flags: u32,
+}
+
+/// An address of a group that is on this node without being leased by the keeper.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AddressCopy {
+    /// The interface that it is on.
+    pub interface: String,
+    /// The interface's index.
+    pub index: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length.
+    pub prefix_len: u8,
 }
 
 /// Reason for which a group's addresses went.

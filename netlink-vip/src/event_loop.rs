@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::event::{KeeperEvent, Warning};
-use crate::keeper::EventSink;
+use crate::event::{EventSink, KeeperEvent, Warning};
 use crate::kernel::Kernel;
 use crate::lease::Claim;
 use crate::listener::{Listener, Notification};

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::event::{InterfaceState, Refusal, Removal};
+use crate::event::{AddressCopy, InterfaceState, Refusal, Removal};
 use crate::lease::{Lease, LeaseState};
 use crate::plan::{Desired, Managed, Step};
-use crate::status::{AddressCopy, AddressState, AddressStatus, GroupState, GroupStatus};
+use crate::status::{AddressState, AddressStatus, GroupState, GroupStatus};
 use crate::types::{InterfaceSelector, VipAddress, VipGroupConfig};
 
 /// A group's configuration as it was registered.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::event::{KeeperEvent, Warning};
+use crate::event::{EventSink, Warning};
 use crate::event_loop;
 use crate::mailbox::{Command, Mailbox};
 use crate::manager::{Manager, SessionPolicy};
@@ -15,9 +15,6 @@ use crate::record::{RegisterError, Registrar};
 use crate::socket::KernelError;
 use crate::status::Status;
 use crate::types::{GroupError, GroupId, Release, VipGroupConfig};
-
-/// Where the keeper delivers its events, on its own thread. It must not block: refreshes wait for it.
-pub type EventSink = Box<dyn Fn(KeeperEvent) + Send>;
 
 /// Options of a keeper.
 #[derive(Debug, Clone)]
@@ -129,20 +126,21 @@ impl KeeperHandle {
 
     /// The last claim is valid until then, longer than the claim itself. Call it with each advertisement: a write that
     /// the kernel takes long for is judged by it, and one that ends later than the election's last word is undone,
-    /// with [`KeeperEvent::LeaseLost`]. Never blocks, and does not wake the keeper.
+    /// with [`KeeperEvent::LeaseLost`](crate::KeeperEvent::LeaseLost). Never blocks, and does not wake the keeper.
     pub fn extend(&self, id: GroupId, valid_until: Instant) {
         self.inner.mailbox.extend(id, valid_until);
     }
 
     /// This node gives the group's addresses up: they are removed as `release` says, and only a later claim brings them
-    /// back. Answered by [`KeeperEvent::Removed`] when they are gone. Never blocks.
+    /// back. Answered by [`KeeperEvent::Removed`](crate::KeeperEvent::Removed) when they are gone. Never blocks.
     pub fn release(&self, id: GroupId, release: Release) {
         self.inner.mailbox.release(id, release);
     }
 
     /// A planned release that waits for another thread: the addresses stay until [`KeeperHandle::finish_release`], or
     /// until `deadline`. A claim that comes before ends the wait: nothing that follows the release revokes it, and it
-    /// is answered by [`KeeperEvent::Installed`]. The first of several deadlines counts. Never blocks.
+    /// is answered by [`KeeperEvent::Installed`](crate::KeeperEvent::Installed). The first of several deadlines
+    /// counts. Never blocks.
     pub fn release_by(&self, id: GroupId, deadline: Instant) {
         self.inner.mailbox.release_by(id, deadline);
     }

@@ -151,11 +151,14 @@ pub use {
 };
 #[cfg(feature = "keeper")]
 pub use {
-    event::{InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause, Warning},
-    keeper::{EventSink, Keeper, KeeperHandle, KeeperOptions, SpawnError},
+    event::{
+        AddressCopy, EventSink, InterfaceAddress, InterfaceState, KeeperEvent, Refusal, Removal, ResyncCause,
+        Warning,
+    },
+    keeper::{Keeper, KeeperHandle, KeeperOptions, SpawnError},
     manager::SessionPolicy,
     record::RegisterError,
-    status::{AddressCopy, AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status},
+    status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status},
 };
 #[cfg(feature = "netlink")]
 pub use {

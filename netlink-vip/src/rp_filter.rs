@@ -1,16 +1,13 @@
 //! The filter that lets nothing in whose sender is behind another interface (`rp_filter`, RFC 3704). IPv6 has none.
 
-use crate::sysctl::{SysctlError, SysctlKey};
-
-/// The last part of its name.
-pub(crate) const NAME: &str = "rp_filter";
+use crate::sysctl::{RP_FILTER, SysctlError, SysctlKey};
 
 /// The value with which any route back will do.
 pub(crate) const LOOSE: &str = "2";
 
 /// That of an interface, or of "all".
 pub(crate) fn key(interface: &str) -> Result<SysctlKey, SysctlError> {
-    SysctlKey::ipv4_conf(interface, NAME).ok_or_else(|| SysctlError::Name(interface.to_owned()))
+    SysctlKey::ipv4_conf(interface, RP_FILTER).ok_or_else(|| SysctlError::Name(interface.to_owned()))
 }
 
 /// A link without IPv4 has none, and drops nothing for it.

@@ -1,5 +1,10 @@
 //! The socket for requests. The kernel handles an rtnetlink request inside `send`, so the answer is there when it
 //! returns: one request at a time, in order, without a runtime.
+//!
+//! Leases are written with it, so it is no handle of `rtnetlink`, which hands each request to a task and waits for it:
+//! a request takes 6 µs here and 10 µs there on an idle machine, and there the real-time thread also waits for the
+//! scheduling of that task. That handle moreover drops an answer in which one attribute cannot be read, does not tell a
+//! dump that changed on the way, and loses the kernel's text beside an error number.
 
 use std::io;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::event::{InterfaceState, Refusal, Removal};
+use crate::event::{AddressCopy, InterfaceState, Refusal, Removal};
 use crate::types::{GroupId, LeaseTime};
 
 /// State of the keeper.
@@ -70,19 +70,6 @@ pub struct AddressStatus {
     pub ip: IpAddr,
     /// Where it stands.
     pub state: AddressState,
-}
-
-/// An address of a group that is on this node without being leased by the keeper.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct AddressCopy {
-    /// The interface that it is on.
-    pub interface: String,
-    /// The interface's index.
-    pub index: u32,
-    /// The address.
-    pub ip: IpAddr,
-    /// Its prefix length.
-    pub prefix_len: u8,
 }
 
 /// Where one address of a group stands.

@@ -7,14 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Loaded};
 use crate::link_name::is_link_name;
-use crate::rp_filter;
 use crate::sessions::SessionsError;
 
 /// Where the kernel shows sysctls.
 const ROOT: &str = "/proc/sys";
 
+/// The last part of the name of the reverse-path filter.
+pub(crate) const RP_FILTER: &str = "rp_filter";
+
 /// The names that are ever written, each with its largest value (ip-sysctl.rst of the kernel); the least is 0.
-const KNOWN: [(&str, u8); 3] = [("arp_announce", 2), ("arp_ignore", 8), (rp_filter::NAME, 2)];
+const KNOWN: [(&str, u8); 3] = [("arp_announce", 2), ("arp_ignore", 8), (RP_FILTER, 2)];
 
 /// A per-interface IPv4 sysctl, `net.ipv4.conf.<interface>.<name>`, of the few that this crate changes.
 #[derive(Debug, Clone, PartialEq, Eq)]

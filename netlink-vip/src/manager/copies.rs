@@ -6,12 +6,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Manager, Urgency};
-use crate::event::KeeperEvent;
+use crate::event::{AddressCopy, KeeperEvent};
 use crate::kernel::Kernel;
 use crate::ownership::{DUMMY_LINK, is_our_permanent, is_ours};
 use crate::select::Link;
 use crate::socket::KernelError;
-use crate::status::AddressCopy;
 use crate::types::GroupId;
 use crate::wire::decode::ObservedAddress;
 

@@ -17,7 +17,7 @@ use crate::ownership::DUMMY_LINK;
 use crate::repair::Repair;
 use crate::rp_filter;
 use crate::sessions::SessionsError;
-use crate::sysctl::{Recovery, SysctlError, SysctlGuard, SysctlKey};
+use crate::sysctl::{RP_FILTER, Recovery, SysctlError, SysctlGuard, SysctlKey};
 use crate::tunnel::{TunnelConfig, TunnelError, TunnelLink};
 use crate::types::{VipAddress, full_prefix};
 
@@ -378,7 +378,7 @@ impl RealServer {
     fn restore_others(&mut self, config: &RealServerConfig) -> Result<(), RealServerError> {
         let has_v4 = config.vips.iter().any(IpAddr::is_ipv4);
         let needed = |key: &SysctlKey| {
-            let all = if key.name() == rp_filter::NAME { &config.loose } else { &config.interfaces };
+            let all = if key.name() == RP_FILTER { &config.loose } else { &config.interfaces };
             has_v4 && all.iter().any(|interface| interface == key.interface())
         };
         let mut recovery = self.sysctls.restore_all_but(needed);

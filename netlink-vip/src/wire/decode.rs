@@ -1,10 +1,10 @@
-//! Tolerant decoding of rtnetlink messages: headers and attributes are read by `netlink-packet-route`, one by one.
+//! Tolerant decoding of rtnetlink messages: `netlink-packet-route` reads headers and single attributes.
 //!
-//! Its decoder of whole messages refuses a message in which one attribute cannot be read, and the event is lost, and
-//! with it the notification that an address is gone. Here only the fixed header of a message has to be complete. An attribute
-//! that cannot be read is skipped; a broken attribute list ends where it breaks. Only the attributes that the crate
-//! needs are read at all: an event of a link has about fifty others, and reading these too takes twenty times as long
-//! (2.3 µs instead of 0.1 µs) and would expose the real-time thread to all their decoders.
+//! Its decoder of whole messages refuses a message in which one attribute cannot be read, and the notification that an
+//! address is gone is lost. Here only the fixed header of a message has to be complete. An attribute that cannot be
+//! read is skipped; a broken attribute list ends where it breaks. Only the attributes that this crate needs are read:
+//! a link has about fifty others, whose decoders the real-time thread is not exposed to. It is also faster: 1.0 µs for
+//! a link and 0.05 µs for an address instead of 2.5 µs and 0.18 µs (release build).
 //! Nothing here panics or allocates more than the input is long, whatever the bytes are (fuzzed).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
