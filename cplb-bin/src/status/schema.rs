@@ -233,7 +233,7 @@ pub(crate) struct Delivery {
 pub(crate) struct Backend {
     /// With its port.
     pub(crate) address: String,
-    /// [`lb_proxy::BackendState`]: `unknown`, `up`, `suspect`, `leaving`, `down` or `draining`.
+    /// [`lb_proxy::BackendState`]: `unknown`, `up`, `suspect`, `terminating`, `down` or `draining`.
     pub(crate) state: String,
     /// Since the verdict of its checks last changed, or since it was configured.
     pub(crate) since_seconds: f64,

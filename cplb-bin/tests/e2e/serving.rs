@@ -268,7 +268,7 @@ fn rolling_restart(delay: Duration) {
         if !delay.is_zero() {
             backend.set_readiness(Readiness::Leaving);
             let state = |word: &str| cluster.status(0)["services"][0]["backends"].to_string().contains(word);
-            cluster.wait("it is believed", || state("leaving"));
+            cluster.wait("it is believed", || state("terminating"));
             // Every node has checked it meanwhile.
             thread::sleep(Duration::from_secs(2));
             let before = backend.stats().requests;

@@ -109,7 +109,7 @@ impl BackendState {
             BackendState::Unknown => "unknown",
             BackendState::Up => "up",
             BackendState::Suspect => "suspect",
-            BackendState::Terminating => "leaving",
+            BackendState::Terminating => "terminating",
             BackendState::Down => "down",
             BackendState::Draining => "draining",
         }

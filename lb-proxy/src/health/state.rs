@@ -31,7 +31,7 @@ impl HealthState {
             Self::Unknown => "unknown",
             Self::Up => "up",
             Self::UpUnready => "up-readiness-unknown",
-            Self::Terminating => "leaving",
+            Self::Terminating => "terminating",
             Self::Down { .. } => "down",
         }
     }
