@@ -7,9 +7,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use cplb_config::{
-    Config, Diagnostic, Host, Loaded, ObservedInterface, Redact, Severity, Theme, json_schema,
-};
+use cplb_config::{Config, Diagnostic, Host, Loaded, Redact, Severity, Theme, json_schema};
 use netlink_vip::{FoundInterface, Inventory};
 
 use crate::cli::{BackendArgs, CheckArgs, Print};
@@ -63,14 +61,11 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
 /// Findings about the interfaces of this machine, chosen as `run` chooses them.
 fn compare(config: &Config, here: &Inventory) -> Vec<Diagnostic> {
     let reaches_vrfs = daemon::accepts_vrfs();
-    let observed: Vec<ObservedInterface> = here
-        .interfaces()
-        .map(|FoundInterface { name, vrf, addresses, .. }| {
-            let vrf = vrf.filter(|_| !reaches_vrfs);
-            ObservedInterface { name, vrf, addresses }
-        })
-        .collect();
-    config.check_interfaces(&observed, |instance| {
+    let mut interfaces: Vec<FoundInterface> = here.interfaces().collect();
+    if reaches_vrfs {
+        interfaces.iter_mut().for_each(|interface| interface.vrf = None);
+    }
+    config.check_interfaces(&interfaces, |instance| {
         here.select(&instance.interface, &instance.virtual_ips).map(str::to_owned)
     })
 }

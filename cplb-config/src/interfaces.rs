@@ -2,21 +2,10 @@
 
 use std::net::IpAddr;
 
-use netlink_vip::{InterfaceSelector, Prefix};
+use netlink_vip::{FoundInterface, InterfaceSelector, Prefix};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::model::{Config, Instance};
-
-/// An interface as observed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedInterface {
-    /// Its name.
-    pub name: String,
-    /// The VRF that it is a member of.
-    pub vrf: Option<String>,
-    /// Its addresses with their prefix lengths.
-    pub addresses: Vec<(IpAddr, u8)>,
-}
 
 impl Config {
     /// Findings about the interfaces of this node; `choose` names the interface that an instance gets. All are
@@ -25,7 +14,7 @@ impl Config {
     #[must_use]
     pub fn check_interfaces(
         &self,
-        interfaces: &[ObservedInterface],
+        interfaces: &[FoundInterface],
         choose: impl Fn(&Instance) -> Option<String>,
     ) -> Vec<Diagnostic> {
         let check = |(index, instance): (usize, &Instance)| {
@@ -41,7 +30,7 @@ impl Config {
     }
 }
 
-fn check_instance(path: &str, instance: &Instance, interface: &ObservedInterface) -> Vec<Diagnostic> {
+fn check_instance(path: &str, instance: &Instance, interface: &FoundInterface) -> Vec<Diagnostic> {
     let name = &interface.name;
     let mut findings = Vec::new();
     if let Some(vrf) = &interface.vrf {
@@ -116,7 +105,7 @@ fn check_instance(path: &str, instance: &Instance, interface: &ObservedInterface
     findings
 }
 
-fn unknown(path: &str, instance: &Instance, interfaces: &[ObservedInterface]) -> Diagnostic {
+fn unknown(path: &str, instance: &Instance, interfaces: &[FoundInterface]) -> Diagnostic {
     /// A name that ends with a zero byte fills 16 bytes (`IFNAMSIZ`).
     const LONGEST_NAME: usize = 15;
     let selector = &instance.interface;

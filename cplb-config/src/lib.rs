@@ -53,7 +53,6 @@ pub use diagnostic::{Diagnostic, Errors, Location, Report, Severity, Theme};
 pub use effective::MAX_IPVS_SERVICES;
 pub use escape::{escaped, is_unprintable};
 pub use format::Format;
-pub use interfaces::ObservedInterface;
 pub use load::{Document, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
     Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, Service, Unicast, VirtualServer,

@@ -1,22 +1,22 @@
 //! Findings about a configuration and the interfaces of a node.
 
-use cplb_config::{Diagnostic, Instance, Loaded, ObservedInterface, Severity, load};
-use netlink_vip::InterfaceSelector;
+use cplb_config::{Diagnostic, Instance, Loaded, Severity, load};
+use netlink_vip::{FoundInterface, InterfaceSelector};
 
-fn eth0() -> ObservedInterface {
-    ObservedInterface {
+fn eth0() -> FoundInterface {
+    FoundInterface {
         name: "eth0".to_owned(),
-        vrf: None,
         addresses: vec![
             ("10.0.0.11".parse().unwrap(), 24),
             ("fd00::11".parse().unwrap(), 64),
             ("fe80::11".parse().unwrap(), 64),
         ],
+        ..FoundInterface::default()
     }
 }
 
 /// Chooses `eth0` for everything but other names, if it is there.
-fn choose(instance: &Instance, interfaces: &[ObservedInterface]) -> Option<String> {
+fn choose(instance: &Instance, interfaces: &[FoundInterface]) -> Option<String> {
     let name = match &instance.interface {
         InterfaceSelector::Name(name) => name.as_str(),
         _ => "eth0",
@@ -24,7 +24,7 @@ fn choose(instance: &Instance, interfaces: &[ObservedInterface]) -> Option<Strin
     interfaces.iter().map(|interface| interface.name.clone()).find(|found| found == name)
 }
 
-fn found(loaded: &Loaded, interfaces: &[ObservedInterface]) -> Vec<Diagnostic> {
+fn found(loaded: &Loaded, interfaces: &[FoundInterface]) -> Vec<Diagnostic> {
     loaded.config.check_interfaces(interfaces, |instance| choose(instance, interfaces))
 }
 
@@ -35,7 +35,7 @@ fn document(instance: &str) -> Loaded {
     load(&text, "f.yaml").unwrap_or_else(|errors| panic!("{}", errors.report().plain()))
 }
 
-fn check(instance: &str, interfaces: &[ObservedInterface]) -> Vec<(&'static str, String)> {
+fn check(instance: &str, interfaces: &[FoundInterface]) -> Vec<(&'static str, String)> {
     let found = found(&document(instance), interfaces);
     assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
     found.into_iter().map(|Diagnostic { rule, message, .. }| (rule, message)).collect()
@@ -88,7 +88,7 @@ fn an_address_of_the_node_is_no_virtual_ip_but_an_installed_one_is() {
 #[test]
 fn an_unknown_interface_is_reported_with_the_known_ones() {
     let loaded = document("{virtualIPs: [10.0.0.100/24], interface: eth1}");
-    let loopback = ObservedInterface { name: "lo".to_owned(), vrf: None, addresses: Vec::new() };
+    let loopback = FoundInterface { name: "lo".to_owned(), ..FoundInterface::default() };
     let report = loaded.document.report(found(&loaded, &[loopback.clone(), eth0()]));
     assert_eq!(
         report.plain(),
@@ -108,7 +108,7 @@ fn an_unknown_interface_is_reported_with_the_known_ones() {
     let text =
         "there is no default route to take the interface from, and none has the subnet of the virtual IPs";
     assert_eq!(found, [("unknown-interface", text.to_owned())]);
-    let twins = ["eth1", "eth2"].map(|name| ObservedInterface { name: name.to_owned(), ..eth0() });
+    let twins = ["eth1", "eth2"].map(|name| FoundInterface { name: name.to_owned(), ..eth0() });
     let found = check("{virtualIPs: [10.0.0.100/24]}", &twins);
     let text = "there is no default route, and several interfaces have the subnet of the virtual IPs";
     assert_eq!(found, [("unknown-interface", text.to_owned())]);
@@ -156,7 +156,7 @@ fn a_node_with_a_whole_address_is_not_advised_to_add_one() {
 
 #[test]
 fn a_vrf_that_the_proxy_does_not_listen_in_is_reported() {
-    let member = ObservedInterface { vrf: Some("red".to_owned()), ..eth0() };
+    let member = FoundInterface { vrf: Some("red".to_owned()), ..eth0() };
     let found = check("{virtualIPs: [10.0.0.100/24]}", &[member]);
     let text = "eth0 is a member of the VRF red, and the proxy listens outside of VRFs: connections through it are refused";
     assert_eq!(found, [("vrf", text.to_owned())]);

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 
 use crate::netlink::NetlinkKernel;
 use crate::select::{Link, View, merge, select};
 use crate::socket::KernelError;
-use crate::types::{InterfaceSelector, VipAddress};
+use crate::types::{FoundInterface, InterfaceSelector, VipAddress};
 use crate::wire::decode::{ObservedAddress, ObservedRoute};
 
 /// The interfaces, addresses and default routes at one moment.
@@ -16,20 +15,6 @@ pub struct Inventory {
     links: BTreeMap<u32, Link>,
     addresses: Vec<ObservedAddress>,
     defaults: Vec<ObservedRoute>,
-}
-
-/// An interface of an [`Inventory`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct FoundInterface {
-    /// Its name.
-    pub name: String,
-    /// Its other names (`ip link property add … altname`).
-    pub alternative_names: Vec<String>,
-    /// The VRF that it is a member of.
-    pub vrf: Option<String>,
-    /// Its addresses with their prefix lengths, in the kernel's order.
-    pub addresses: Vec<(IpAddr, u8)>,
 }
 
 impl Inventory {

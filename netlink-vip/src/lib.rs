@@ -138,8 +138,8 @@ mod validity;
 pub mod wire;
 
 pub use types::{
-    AddressError, AddressLabel, GroupError, GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, Prefix,
-    Release, VipAddress, VipGroupConfig,
+    AddressError, AddressLabel, FoundInterface, GroupError, GroupId, InterfaceSelector, LeaseTime,
+    LeaseTimeError, Prefix, Release, VipAddress, VipGroupConfig,
 };
 #[cfg(feature = "real-server")]
 pub use {
@@ -161,7 +161,4 @@ pub use {
     status::{AddressState, AddressStatus, Counters, GroupState, GroupStatus, Status},
 };
 #[cfg(feature = "netlink")]
-pub use {
-    inventory::{FoundInterface, Inventory},
-    socket::KernelError,
-};
+pub use {inventory::Inventory, socket::KernelError};

@@ -15,10 +15,29 @@ impl From<u32> for GroupId {
     }
 }
 
+impl From<GroupId> for u32 {
+    fn from(id: GroupId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// An interface of this network namespace, as an inventory finds it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundInterface {
+    /// Its name.
+    pub name: String,
+    /// Its other names (`ip link property add … altname`).
+    pub alternative_names: Vec<String>,
+    /// The VRF that it is a member of.
+    pub vrf: Option<String>,
+    /// Its addresses with their prefix lengths, in the kernel's order.
+    pub addresses: Vec<(IpAddr, u8)>,
 }
 
 /// Selects the interface of a group. It is evaluated again whenever links or default routes change.

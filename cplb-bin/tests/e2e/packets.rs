@@ -163,7 +163,7 @@ fn expect_one_line_each(cluster: &Cluster, active: usize) {
     let all = lines.len();
     lines.dedup();
     cluster.check(lines.len() == all, || "a reason is logged twice within a minute".to_owned());
-    for once in ["another list of virtual addresses", "from our own address"] {
+    for once in ["another list of virtual addresses", "from this router's own address"] {
         let count = log.lines().filter(|line| line.contains(once) && !line.contains("discarded")).count();
         cluster.check(count == 1, || format!("{once:?} is logged {count} times"));
     }

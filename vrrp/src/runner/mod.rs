@@ -53,6 +53,18 @@ use crate::types::MacAddr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u32);
 
+impl From<u32> for InstanceId {
+    fn from(id: u32) -> Self {
+        Self(id)
+    }
+}
+
+impl From<InstanceId> for u32 {
+    fn from(id: InstanceId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
