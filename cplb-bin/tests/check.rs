@@ -1,20 +1,20 @@
-//! The command line as scripts meet it: `cplb check`, usage errors, help and completions of the real binary.
+//! Tests of the command line with the real binary: `cplb check`, usage errors, help and completions.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// `EX_USAGE` of sysexits; the others likewise.
+/// Exit codes of sysexits: `EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT`, `EX_UNAVAILABLE`.
 const USAGE: i32 = 64;
 const DATA: i32 = 65;
 const NO_INPUT: i32 = 66;
 const UNAVAILABLE: i32 = 69;
 
-/// The head of a native document.
+/// The beginning of a native document.
 const NATIVE: &str = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n";
 
-/// How a run ended.
+/// The result of a run.
 struct Run {
     code: i32,
     out: String,
@@ -22,7 +22,7 @@ struct Run {
 }
 
 impl Run {
-    /// Fails unless it ended with `code`.
+    /// Fails unless the exit code is `code`.
     fn ends_with(self, code: i32) -> Self {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         self
@@ -39,7 +39,7 @@ impl Run {
 
 fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cplb"));
-    // What the developer's shell exports must not decide a test.
+    // Variables of the developer's shell must not affect a test.
     for name in ["CPLB_CONFIG", "CPLB_SOCKET", "CPLB_STATE_DIR", "CPLB_LOG_FORMAT"] {
         command.env_remove(name);
     }
@@ -71,7 +71,7 @@ fn example(name: &str) -> Run {
     check(&examples().join(name))
 }
 
-/// The examples that are wrong, with what is said about them; all others are right.
+/// The examples that are invalid; all others are valid.
 const WRONG_EXAMPLES: [&str; 2] = ["k0sctl-misplaced-network.yaml", "k0s-external-balancer.yaml"];
 
 #[test]
@@ -115,7 +115,7 @@ fn every_configuration_in_the_documentation_is_accepted() {
     }
     for block in &blocks {
         let run = check_text(block).ends_with(0);
-        // What is recommended is not warned about.
+        // The documentation must not recommend settings that cause a warning.
         let warned = ["kube-proxy-ipvs", "kube-proxy in mode", "checks run every", "no virtual IP"];
         assert!(warned.iter().all(|text| !run.err.contains(text)), "{}", run.err);
     }
@@ -328,8 +328,8 @@ fn status_without_a_daemon_says_how_to_start_one() {
     ]);
 }
 
-/// More virtual servers than there are marks, so that `run` ends before anything of the system is touched. Each service
-/// has `more` fields.
+/// More virtual servers than there are marks, so that `run` ends before it changes the system. `more` is appended to
+/// the fields of each service.
 fn too_many(more: &str) -> String {
     let services: String =
         (1..=64).map(|port| format!("  - {{name: s{port}, port: {port}{more}}}\n")).collect();
@@ -361,7 +361,7 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let run = |more: &str, backend: &str| {
-        // The run ends after the backends are looked at.
+        // The run ends after the backends have been checked.
         std::fs::write(&path, too_many(more)).unwrap();
         let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
         cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(DATA)

@@ -1,4 +1,4 @@
-//! What `cplb` prints for readers that go away or stop reading, and `cplb status --watch` for daemons that do.
+//! Tests of `cplb`'s output to readers that close or stop reading, and of `cplb status --watch` while the daemon stops.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A few turns of `--watch` on a busy machine.
+/// Several intervals of `--watch` on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The least that is a status.
+/// The smallest valid status document.
 const STATUS: &str = r#"{"schema":1,"version":"0","pid":7,"uptimeSeconds":1.0,"config":"c.yaml","degraded":[],
     "serving":{"serving":true,"sinceSeconds":1.0},"realTime":true,"instances":[],"services":[]}"#;
 
@@ -20,14 +20,14 @@ fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     command
 }
 
-/// A pipe that nobody reads.
+/// The writing end of a pipe whose reading end is closed.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer.into()
 }
 
-/// The exit code and what was written to standard error.
+/// Waits for the child to end; returns its exit code and its standard error.
 fn end(mut child: Child) -> (Option<i32>, String) {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -48,7 +48,7 @@ fn example() -> String {
     format!("{}/../cplb-config/tests/examples/native-k3s.yaml", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Answers one reader with [`STATUS`].
+/// Answers one client with [`STATUS`].
 fn answer_once(listener: &UnixListener) {
     listener.accept().unwrap().0.write_all(STATUS.as_bytes()).unwrap();
 }
@@ -137,12 +137,12 @@ fn watched_documents_stay_one_a_line_and_failures_go_elsewhere() {
     let status: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!(status["pid"], 7);
     drop(listener);
-    // Nothing is printed meanwhile that could meet the closed pipe.
+    // No document is printed meanwhile, so the closed pipe causes no error.
     drop(documents);
     assert_eq!(end(child).0, Some(0));
 }
 
-/// A balancer without virtual IPs, which needs no privilege.
+/// A load balancer without virtual IPs, which needs no privilege.
 struct Balancer {
     child: Child,
     directory: tempfile::TempDir,
@@ -190,7 +190,7 @@ impl Balancer {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    /// Has wrong files and good ones read in turn: each is logged, and shown by the status.
+    /// Makes the daemon read an invalid file and a valid one in turn: each is logged, and reported in the status.
     fn reload_often(&self, times: usize) {
         let file = self.directory.path().join("c.yaml");
         let good = std::fs::read_to_string(&file).unwrap();
@@ -221,7 +221,7 @@ fn a_daemon_whose_log_nobody_reads_any_more_goes_on() {
 #[test]
 fn a_daemon_whose_log_is_not_read_for_a_while_goes_on() {
     let (reader, writer) = std::io::pipe().unwrap();
-    // The smallest pipe that the kernel makes.
+    // The smallest pipe that the kernel supports.
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let balancer = Balancer::start(16_446, writer.into());
     balancer.reload_often(20);

@@ -92,7 +92,9 @@ impl Daemon {
                 self.table.expect_ordinary_listeners(why);
                 self.gather_evidence();
             }
-            Balancer::BackendUp { .. } | Balancer::BackendTerminating { .. } | Balancer::BackendDown { .. } => {
+            Balancer::BackendUp { .. }
+            | Balancer::BackendTerminating { .. }
+            | Balancer::BackendDown { .. } => {
                 self.gather_evidence();
                 self.update_ipvs(Input::Tick);
             }

@@ -1,4 +1,4 @@
-//! The guest itself: what runs in it, how it ends, and what is said when it does not.
+//! Tests of the guest: programs that run in it, their end, and the errors of a failed guest.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ fn programs() {
 
     let killed = GuestCommand::new("/bin/sh").args(["-c", "kill -9 $$"]);
     assert_eq!(guest.run(&killed, |_| {}).expect("it runs"), GuestEnd::Exited(128 + 9));
-    // What it started holds its output open, and must not hold up the guest.
+    // Its child keeps the output open, which must not block the guest.
     let endless =
         GuestCommand::new("/bin/sh").args(["-c", "sleep 1000; true"]).within(Duration::from_secs(1));
     let since = Instant::now();

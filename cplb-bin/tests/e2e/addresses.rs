@@ -1,4 +1,4 @@
-//! Virtual IPs that a node has without a lease, and virtual IPs that it cannot have.
+//! Virtual IPs that a node has without a lease, and virtual IPs that it cannot hold.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ fn instance(cluster: &Cluster, index: usize) -> Value {
     cluster.status(index)["instances"][0].clone()
 }
 
-/// The interfaces on which a node says that it has a copy.
+/// The interfaces on which a node reports a copy.
 fn interfaces(cluster: &Cluster, index: usize) -> Vec<String> {
     let copies = instance(cluster, index)["copies"].as_array().cloned().unwrap_or_default();
     copies.iter().filter_map(|copy| Some(copy["interface"].as_str()?.to_owned())).collect()
@@ -59,7 +59,8 @@ fn copies() {
     }
     cluster.check(cluster.takeovers() == 1, || "the VIP moved".to_owned());
 
-    // The Active cannot lease what is there for good: the node that can takes over, not the one that cannot either.
+    // The Active cannot lease an address that exists without a lifetime: the node that can hold it takes over, not the
+    // other one with a copy.
     ip(&cluster, owner, &format!("addr replace {vip}/32 dev eth0"));
     cluster.wait("the node that can lease the VIP takes over", || {
         instance(&cluster, loopback)["holdsVirtualIPs"] == true
@@ -107,7 +108,7 @@ fn together() {
     let said = log.matches("this node cannot hold all virtual IPs").count();
     cluster.check(said == 1, || format!("logged {said} times"));
 
-    // No node can hold both: one holds what it can, and nothing moves.
+    // No node can hold both: one holds the family that it can, and the VIPs do not move.
     (0..3).filter(|&index| index != first).for_each(disable);
     cluster.wait("every node says why", || {
         (0..3).all(|index| degraded(&cluster, index, "IPv6 is disabled on eth0"))
@@ -118,7 +119,7 @@ fn together() {
         let status = instance(&cluster, holder);
         status["advertisedPriority"] == 40 && status["holdsVirtualIPs"] == false
     });
-    // Longer than proof, Skew_Time and settling would take a Backup that believes to be better.
+    // Longer than a Backup that considers itself better would need: proof, Skew_Time and settling.
     std::thread::sleep(std::time::Duration::from_secs(3));
     cluster
         .check(cluster.takeovers() == moves && cluster.owners() == [holder], || "the VIP moved".to_owned());

@@ -1,4 +1,4 @@
-//! API servers that nobody lists: discovered through the API, from first boot on.
+//! API servers that no configuration lists: discovered through the API, from the first start on.
 
 mod boot;
 mod changes;

@@ -1,5 +1,5 @@
-//! A controller that dies, hangs, or loses its network: at most one node answers for the VIP, and one that can
-//! serve ends up with it.
+//! A controller that dies, hangs, or loses its network: at most one node answers for the VIP, and in the end a node
+//! that can serve has it.
 
 mod addresses;
 mod nodes;
@@ -9,7 +9,7 @@ use testbed::{Test, Tool};
 
 use crate::support::Plan;
 
-/// A name, and a test for any plan.
+/// The name of a test, and its body for any plan.
 type Case = (&'static str, fn(Plan));
 
 pub(crate) fn tests() -> Vec<Test> {

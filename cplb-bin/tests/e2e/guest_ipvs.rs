@@ -1,5 +1,5 @@
-//! IPVS as the balancer of `virtualServers`, with the real binary on a kernel that has it; and the links that only such a
-//! kernel has.
+//! IPVS as the load balancer of `virtualServers`, with the real binary on a kernel that supports it; and links that
+//! only such a kernel supports.
 
 mod failover;
 mod ground;
@@ -17,7 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new(name, body).needs([Tool::Nft, Tool::Ipvsadm, Tool::Ip]).files([binary()]).in_guest()
     };
     vec![
-        // The kernel gives a module up only when all connections of all former tests are forgotten.
+        // The kernel unloads a module only once all connections of earlier tests have expired.
         test("a_kernel_without_ipvs_is_lived_with", system::no_module),
         test("requests_spread_by_direct_routing", || spread::spread("DR", false)),
         test("requests_spread_by_direct_routing_over_ipv6", || spread::spread("DR", true)),

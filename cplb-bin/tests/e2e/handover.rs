@@ -1,9 +1,9 @@
 //! The planned handover: SIGTERM to the Active while a client connects every 2 ms.
 //!
-//! The numbers are those of the product's promise: a median of at most 20 ms and a worst case of at most 100 ms. The
-//! load balancer runs at normal priority, so on a machine that others load a round measures their load as well. One
-//! in which the probe, a thread of the tests, or one of a daemon waited for a processor for [`NOISE`] is made
-//! again, at most [`REPEATS`] times per wanted one; after that rounds count as they are.
+//! The bounds are those of the product's promise: a median of at most 20 ms and a worst case of at most 100 ms. The
+//! load balancer runs at normal priority, so on a loaded machine a round measures the load as well. A round in which
+//! the probe, a thread of the tests, or one of a daemon waited for a processor for [`NOISE`] is repeated, at most
+//! [`REPEATS`] times per required one; after that rounds count as they are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,14 +32,14 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The promise.
+/// The promised bounds.
 const MEDIAN: Duration = Duration::from_millis(20);
 const WORST: Duration = Duration::from_millis(100);
-/// A longer stall makes a round worthless.
+/// A longer stall makes a round useless.
 const NOISE: Duration = Duration::from_millis(15);
-/// How many noisy rounds per wanted one are put up with.
+/// Largest number of noisy rounds per required one.
 const REPEATS: usize = 1;
-/// How long all probes must succeed before and after.
+/// Period before and after a handover in which all probes must succeed.
 const CALM: Duration = Duration::from_millis(100);
 
 /// One measured handover.
@@ -48,7 +48,7 @@ struct Round {
     stall: Duration,
 }
 
-/// The longest time for which a thread of normal priority that wanted to run did not.
+/// Measures the longest time for which a runnable thread of normal priority did not run.
 struct StallMeter {
     stop: Arc<AtomicBool>,
     worst: Arc<AtomicU64>,
@@ -85,7 +85,7 @@ impl Drop for StallMeter {
     }
 }
 
-/// For how long each thread of the running daemons has waited for a processor since it was started.
+/// The time for which each thread of the running daemons has waited for a processor since its start.
 fn waits(cluster: &Cluster) -> BTreeMap<u32, Duration> {
     let running = (0..cluster.len()).filter_map(|index| cluster.running(index));
     let threads = running.flat_map(|daemon| {
@@ -114,12 +114,12 @@ impl Round {
     }
 }
 
-/// Collects `count` rounds; noisy ones are repeated as long as there may be some.
+/// Collects `count` rounds; noisy ones are repeated up to the limit.
 fn quiet_rounds(count: usize, mut round: impl FnMut() -> Round) -> Vec<Duration> {
     let (mut quiet, mut noisy) = (Vec::new(), Vec::new());
     while quiet.len() < count {
         let Round { blackout, stall } = round();
-        // Judged by the noise alone, or good figures would be chosen.
+        // The noise alone decides, so that good figures are not selected.
         if stall < NOISE || noisy.len() >= REPEATS * count {
             quiet.push(blackout);
         } else {
@@ -142,7 +142,7 @@ fn calm(cluster: &Cluster, probe: &Probe) {
     }
 }
 
-/// Stops the Active, waits for the next one, and brings the stopped one back as a Backup that can serve.
+/// Stops the Active, waits for its successor, and restarts the stopped daemon as a Backup that can serve.
 fn hand_over(cluster: &mut Cluster) -> Round {
     let owner = cluster.wait_for_owner(None);
     let probe = probe(cluster);
@@ -204,7 +204,7 @@ fn to_keepalived() {
     let instance = VrrpInstance::v2(51, [(cluster.vip(), len4)]).password("Example").nopreempt();
     cluster.start_daemon(0);
     cluster.wait_for_owner(None);
-    // The daemon is Active and equal in priority, so keepalived waits behind it.
+    // The daemon is Active and of equal priority, so keepalived stays a backup.
     let keepalived =
         Keepalived::start(cluster.node(1), std::slice::from_ref(&instance)).expect("keepalived starts");
     keepalived

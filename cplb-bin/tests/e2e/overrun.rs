@@ -1,5 +1,5 @@
-//! More news about addresses than the daemon can read while it does not run: the kernel drops some (ENOBUFS), and
-//! the daemon must not go on with a picture of the system that is no longer true.
+//! More netlink notifications of addresses than fit into the socket's buffer while the daemon does not run: the kernel
+//! drops some (ENOBUFS), and the daemon must not continue with an outdated view of the system.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,8 +18,8 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The whole daemon stands still. Whoever holds the VIP afterwards, one node does, and the stopped one knows what
-/// it missed.
+/// The whole daemon is stopped. Afterwards exactly one node holds the VIP, and the stopped daemon has detected the
+/// overrun.
 fn stopped() {
     let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default());
     cluster.start_all();
@@ -34,7 +34,7 @@ fn stopped() {
     expect_calm(&cluster, old);
 }
 
-/// Only the thread that looks after the addresses stands still, and nobody else could take the VIPs over.
+/// Only the keeper's thread is stopped, and there is no other node to take the VIPs over.
 fn keeper_stopped() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), Plan::default().dual_stack());
     cluster.start_all();
@@ -53,7 +53,7 @@ fn keeper_stopped() {
     expect_calm(&cluster, 0);
 }
 
-/// Totals of the daemon's account: overruns and resyncs.
+/// The daemon's counters of overruns and resyncs.
 fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
     let status = cluster.status(index);
     let total = |name: &str| status["kernel"][name].as_u64();
@@ -63,8 +63,8 @@ fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
     }
 }
 
-/// Changes addresses and links that are none of the daemon's business until the kernel has dropped news for it, and
-/// only then removes the VIPs. Returns what the node has then.
+/// Changes addresses and links that the daemon does not manage until the kernel has dropped notifications for it, and
+/// only then removes the VIPs. Returns the node's traces after that.
 fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
     let node = cluster.node(index);
     let batch = node.directory().join("storm");
@@ -85,7 +85,7 @@ fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
     });
     eprintln!("news are dropped after a storm of {took:?}");
     for vip in cluster.vips() {
-        // Not there if the storm took longer than the lease.
+        // Absent if the changes took longer than the lease.
         let _ = node.delete_address(vip);
     }
     traces(cluster, index)
@@ -95,7 +95,7 @@ fn ip(node: &Node, arguments: &[&str]) -> String {
     node.exec("ip", arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// News that were dropped for sockets of the node that subscribe to any: the daemon's is the only one.
+/// Notifications that were dropped for subscribed sockets of the node: the daemon's is the only one.
 fn dropped(node: &Node) -> u64 {
     let table =
         node.run(|| fs::read_to_string("/proc/thread-self/net/netlink")).expect("the kernel lists sockets");
@@ -128,7 +128,7 @@ fn traces(cluster: &Cluster, index: usize) -> Vec<String> {
     lines
 }
 
-/// The log says it, `status` counts and shows it, and everything was read anew.
+/// Checks that the overrun is logged, counted and reported in `status`, and that the daemon resynced.
 fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u64)) {
     let said = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", PATIENCE);
     let said = said.unwrap_or_else(|error| cluster.fail(&error.to_string()));
@@ -145,7 +145,7 @@ fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
     cluster.check(after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
 }
 
-/// What is over is no longer shown as a problem.
+/// Checks that the overrun is no longer reported as a problem.
 fn expect_calm(cluster: &Cluster, index: usize) {
     cluster.wait("the node is sound again", || {
         !cluster.status(index)["degraded"].to_string().contains("netlink overrun")

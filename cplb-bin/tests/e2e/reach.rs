@@ -1,5 +1,5 @@
-//! What other software on a controller does to clients of the VIP, with the real binary: firewalls, bridges, a server on
-//! the VIP's own port. The rules themselves are shown with `lb-proxy`.
+//! Effects of other software on a controller on clients of the VIP, with the real binary: firewalls, bridges, a server
+//! on the VIP's own port. The rules of the table are tested in `lb-proxy`.
 
 mod bind_port;
 mod bridge;
@@ -25,7 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Longer than a SYN and its first two repetitions.
+/// Longer than a SYN and its first two retransmissions.
 const SYNS: Duration = Duration::from_secs(4);
 
 /// Returns whether a TLS handshake through `target` succeeds within [`SYNS`].

@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration changes, the connections stay; a wrong file changes nothing.
+//! SIGHUP: the configuration changes, the connections stay; an invalid file changes nothing.
 
 mod ground;
 mod instances;

@@ -1,4 +1,4 @@
-//! Whether a node can serve decides who holds the VIP, and a dip that everybody shares moves nothing.
+//! The serving verdict decides which node holds the VIP, and an outage that all nodes share moves nothing.
 
 mod load;
 
@@ -38,7 +38,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.into_iter().map(|test| test.needs([Tool::Nft])).collect()
 }
 
-/// Drops what the node itself sends to API servers, its own included; clients and their answers pass.
+/// Drops the node's own packets to API servers, its own included; packets of clients and their answers pass.
 const NO_BACKENDS: &str = "table inet outage { chain out { type filter hook output priority 0; \
                            tcp dport 6443 drop; }; }";
 
@@ -50,13 +50,14 @@ fn regain_backends(node: &Node) {
     node.exec("nft", ["delete table inet outage"]).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// 3A + Skew + 4 s: checks at 1 s need two failures of a second, and the advertisements after that two intervals.
+/// The bound 3A + Skew + 4 s: checks at 1 s need two failures of a second, and the advertisements after that two
+/// intervals.
 fn bound(interval: Duration) -> Duration {
-    // Skew is a whole second's share in version 2 and less in version 3.
+    // Skew_Time at priority 200 is 0.22 s in version 2 and less in version 3.
     3 * interval + Duration::from_millis(220) + Duration::from_secs(4)
 }
 
-/// The VIP's stretches on every controller, from the kernel's own messages.
+/// The periods during which each controller had the VIP, from the kernel's notifications.
 struct Watches(Vec<AddressWatch>);
 
 impl Watches {
@@ -65,10 +66,10 @@ impl Watches {
         Self(cluster.lan.controllers().iter().map(watch).collect())
     }
 
-    /// How often any controller got the VIP since the watch began.
+    /// The number of times that a controller got the VIP since the watch began.
     fn moves(&self, cluster: &Cluster) -> usize {
         let began: usize = self.0.iter().map(|watch| watch.tenures(cluster.vip()).len()).sum();
-        // The one that had it at the beginning.
+        // The first period is that of the owner at the beginning.
         began - 1
     }
 
@@ -94,7 +95,7 @@ impl Watches {
     }
 }
 
-/// Waits until another controller than `former` is the only owner; how long that took since `since`.
+/// Waits until another controller than `former` is the only owner; returns it and the time since `since`.
 fn taken_over(cluster: &Cluster, former: usize, since: Instant, limit: Duration) -> (usize, Duration) {
     let mut owners = Vec::new();
     cluster.wait("another controller is the only owner", || {
@@ -122,7 +123,7 @@ fn loses_backends(plan: Plan, interval: Duration) {
     lose_backends(cluster.node(owner));
     let (next, _) = taken_over(&cluster, owner, since, bound(interval));
     answers(&cluster);
-    // Nobody fails back when the first one can serve again.
+    // The VIP does not move back when the first one can serve again.
     regain_backends(cluster.node(owner));
     cluster.wait("the first one can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     wait_for_adverts(&cluster, next, 5);
@@ -130,7 +131,8 @@ fn loses_backends(plan: Plan, interval: Duration) {
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
 }
 
-/// A Backup takes over only after it has served for 2 s; the clock of the bound starts with such Backups.
+/// Waits until all nodes have served for 2 s, the condition for a Backup to take over from a degraded Active; the
+/// bounds count from such a state.
 fn serves_for_a_while(cluster: &Cluster) {
     cluster.wait("all have served for 2 s", || {
         (0..cluster.len()).all(|index| {
@@ -156,14 +158,14 @@ fn freezes(thread: &'static str) {
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
 }
 
-/// Waits until the Active has advertised this often again, thus whatever its adverts lead to has happened.
+/// Waits until the Active has advertised `count` more times, thus until the effects of its adverts have occurred.
 fn wait_for_adverts(cluster: &Cluster, index: usize, count: u64) {
     let sent = || cluster.status(index)["instances"][0]["advertisementsSent"].as_u64().unwrap_or_default();
     let before = sent();
     cluster.wait("the Active has advertised", || sent() >= before + count);
 }
 
-/// Checks every 100 ms, so that twenty outages fit.
+/// A plan with checks every 100 ms, so that twenty outages take little time.
 fn quick_checks() -> Plan {
     Plan::v3("100ms").spec("healthCheck: {interval: 100ms, timeout: 300ms}")
 }
@@ -192,11 +194,11 @@ fn outages() {
     answers(&cluster);
 }
 
-/// A check that flaps for this long; the hold time is longer, so at most one move is allowed.
+/// Duration of the flapping; the hold time is longer, so at most one move is allowed.
 const FLAPPING: Duration = Duration::from_secs(9);
 const FLAP: Duration = Duration::from_millis(200);
 
-/// Calls `turn` with alternating arguments every 200 ms, on the calling thread's time.
+/// Calls `set` with alternating arguments every 200 ms, on the calling thread.
 fn flap(turn: impl Fn(bool)) {
     let (begun, mut next, mut good) = (Instant::now(), Instant::now(), false);
     while begun.elapsed() < FLAPPING {
@@ -244,11 +246,11 @@ fn flaps_everywhere() {
     check_calm(&cluster, &watches);
 }
 
-/// So long a server goes on with what it has begun after it has let go of its port.
+/// Time for which a server finishes open requests after it has closed its port.
 const FINISH: Duration = Duration::from_secs(3);
 
-/// One API server after the other shuts down as kube-apiserver does: it says so for a while, lets go of its port, ends
-/// its connections, and comes back.
+/// Shuts one API server after the other down as kube-apiserver does: it reports it for a while, closes its port, ends
+/// its connections, and starts again.
 fn rolling_restart(delay: Duration) {
     let cluster = Cluster::start(Plan::default());
     serves_for_a_while(&cluster);
@@ -296,6 +298,6 @@ fn rolling_restart(delay: Duration) {
         failures.keys().all(|it| broken(&it)) && failures.values().sum::<usize>() == in_flight;
     cluster.check(in_flight_only, || format!("{failures:?}"));
     cluster.check(delay.is_zero() || failures.is_empty(), || format!("{failures:?}"));
-    // Each had a third of them.
+    // Each server had a third of the sessions.
     cluster.check(sessions.ended() >= 6, || format!("{:?}", sessions.states()));
 }

@@ -1,5 +1,5 @@
-//! Sessions through a VIP that leaves its node: their clients are told by a RST of the node that gives it up, as long
-//! as its link is up, whether they are idle or busy.
+//! Sessions through a VIP that leaves its node: the node that releases it resets them, as long as its link is up,
+//! whether they are idle or busy.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -27,10 +27,10 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Idle and as many busy sessions for each address.
+/// Number of idle sessions for each address, and of busy ones.
 const EACH: usize = 15;
 
-/// Sessions through all VIPs of a cluster, and what reaches their client.
+/// Sessions through all VIPs of a cluster, and a capture at their client.
 struct Clients {
     sessions: Vec<Sessions>,
     count: usize,
@@ -54,7 +54,7 @@ impl Clients {
         self.sessions.iter().map(Sessions::ended).sum()
     }
 
-    /// The client's sockets to which `node` has sent a RST in a VIP's name. One of IPv4 and one of IPv6 may have the same
+    /// The client's sockets to which `node` has sent a RST from a VIP. One of IPv4 and one of IPv6 may have the same
     /// port.
     fn told_by(&self, cluster: &Cluster, node: usize) -> BTreeSet<SocketAddr> {
         let (mac, vips) = (cluster.node(node).mac(), cluster.vips());
@@ -65,14 +65,14 @@ impl Clients {
         frames.iter().filter_map(|frame| Some(frame.tcp()?.destination)).collect()
     }
 
-    /// Every session has been reset by the node that had the VIPs, which says how many there were.
+    /// Checks that every session has been reset by the node that had the VIPs, which logs their number.
     fn check_told(&self, cluster: &Cluster, by: usize) {
         cluster.wait("all sessions have ended", || self.ended() == self.count);
         for state in self.sessions.iter().flat_map(Sessions::states) {
             let reset = matches!(state, SessionState::Ended(_, Failure::Reset));
             cluster.check(reset, || format!("a session did not end by a reset: {state:?}"));
         }
-        // A busy client may have met the successor's reset before.
+        // A busy client may have received the successor's reset before.
         cluster.wait("the node that gave the VIPs up has told each session", || {
             self.told_by(cluster, by).len() == self.count
         });
@@ -81,7 +81,7 @@ impl Clients {
     }
 }
 
-/// How many sessions the daemon says it has reset.
+/// The number of sessions that the daemon has logged as reset.
 fn counted(cluster: &Cluster, index: usize) -> usize {
     let text = cluster.daemon(index).log().text();
     let count = |line: &str| line.split(" reset=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
@@ -101,7 +101,7 @@ fn stopped() {
     clients.check_told(&cluster, owner);
 }
 
-/// Its load balancer stands still, so that it cannot reset its sessions.
+/// Freezes the load balancer's threads, so that it cannot reset its sessions.
 fn freeze_balancer(cluster: &Cluster, owner: usize) -> FrozenThreads {
     let frozen = cluster.daemon(owner).freeze_threads(|name| name.starts_with("lb-worker"));
     frozen.expect("the load balancer's threads are stopped")
@@ -115,7 +115,7 @@ fn degraded() {
     cluster.check(next != owner, || "the degraded node has the VIP".to_owned());
 }
 
-/// The configuration file of a node, changed, is read again.
+/// Changes the configuration file of a node and reloads it.
 fn reload(cluster: &Cluster, index: usize, change: impl FnOnce(&str) -> String) {
     let file = cluster.config_file(index);
     let text = std::fs::read_to_string(&file).expect("the file of the daemon");
@@ -134,7 +134,7 @@ fn outranked() {
     cluster.check(next == rival, || "the VIP is elsewhere".to_owned());
 }
 
-/// The addresses of the plan, as the file has them, become another one of the virtual router `vrid`.
+/// Replaces the addresses in the rendered plan by another one, for the virtual router `vrid`.
 fn another_address(cluster: &Cluster, text: &str, vrid: u8) -> String {
     let line = text.lines().find(|line| line.contains("virtualIPs:")).expect("a list of addresses");
     let address = cluster.lan.v4(OTHER_HOST);
@@ -172,13 +172,13 @@ enum Cause {
     Degrade,
 }
 
-/// Set to an address, it makes this program hold [`HELD`] idle sessions there: one process has too few descriptors for
-/// 8,000 clients and their servers.
+/// Environment variable with an address to which this program opens [`HELD`] idle sessions instead of running tests:
+/// one process has too few descriptors for 8,000 clients and their servers.
 const HOLD: &str = "CPLB_TEST_HOLD";
 const HELD: usize = 2_000;
 
-/// In a process that holds sessions for a test: opens them, says so, and says how many were reset once all have ended.
-/// Returns whether this process is one.
+/// Opens the sessions if this process was started to do so, prints that they are open, and prints the number of resets
+/// once all have ended. Returns whether this is such a process.
 pub(crate) fn hold_if_holder() -> bool {
     let Ok(target) = std::env::var(HOLD) else { return false };
     let open = |_| {
@@ -199,7 +199,7 @@ pub(crate) fn hold_if_holder() -> bool {
 
 fn many(cause: Cause) {
     const HOLDERS: usize = 4;
-    /// The bound for so many, as netlink-vip scales it.
+    /// The bound for 8,000 sessions, as netlink-vip scales it.
     const BOUND: Duration = Duration::from_millis(500);
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();

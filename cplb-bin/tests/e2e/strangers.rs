@@ -1,5 +1,5 @@
-//! Other hosts that use the group's addresses or its VRID, and hosts that do not hear each other: clients stay with one
-//! controller as long as there is one, and every node's status names the other host.
+//! Other hosts that use the group's addresses or its VRID, and nodes that do not receive each other's advertisements:
+//! clients stay with one controller as long as there is one, and every node's status names the other host.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The problems in a node's status.
+/// The degraded entries in a node's status.
 fn degraded(cluster: &Cluster, index: usize) -> String {
     cluster.status(index)["degraded"].to_string()
 }
@@ -46,7 +46,7 @@ fn probe(cluster: &Cluster) -> Probe {
         .expect("the probe starts")
 }
 
-/// Sends from the client every 100 ms until `during` returns.
+/// Sends the packet from the client every 100 ms until `during` returns.
 fn beside(cluster: &Cluster, packet: &Packet, during: impl FnOnce()) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -96,8 +96,8 @@ fn strangers() {
     cluster.check(counted.is_some_and(|count| count >= 20), || format!("{counted:?}"));
 }
 
-/// A host firewall does not matter, since advertisements are received before it. Where the network drops them, each node
-/// becomes Active, and they hear only each other's announcements of the address.
+/// A host firewall has no effect, since advertisements are received before it. Where the network drops them, each node
+/// becomes Active and receives only the other nodes' announcements of the address.
 fn filtered() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();
@@ -120,7 +120,7 @@ fn filtered() {
     cluster.wait("all hold the VIP", || cluster.owners().len() == cluster.len());
     let vip = cluster.vip().to_string();
     every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
-    // Clients end up where the last announcement led them, and are served there.
+    // Clients reach the node that announced the address last, and are served there.
     let probe = probe(&cluster);
     probe.wait_for_calm(Duration::from_secs(1), crate::support::PATIENCE).expect("clients are served");
     println!(
@@ -132,8 +132,8 @@ fn filtered() {
     println!("MEASURED the Active was {owner}, then all, then {:?}", cluster.owners());
 }
 
-/// `eth1` is a second interface on the same segment, and `eth0` has the route to it. The election works all the same,
-/// and status says that clients of the subnet do not get through.
+/// `eth1` is a second interface on the same segment, and `eth0` has the route to it. The election still works, and
+/// status reports that clients of the subnet are not reached.
 fn reverse_path() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default().instance("interface: eth1"));
     for (index, node) in cluster.lan.controllers().iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What the system may lack or take away: a clear message and exit code, or a degraded state that `status` shows;
-//! never an Active whose load balancer is dead.
+//! Missing or removed system features: a clear message and exit code, or a degraded state in `status`; never an Active
+//! whose load balancer is dead.
 
 use std::fs;
 use std::io::Write as _;
@@ -34,12 +34,12 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// One controller.
+/// A LAN with one controller.
 fn alone() -> LanBuilder {
     Lan::builder().controllers(1).clients(1)
 }
 
-/// Runs `command` on the first controller; it must end by itself with `code` and say all of `texts`.
+/// Runs `command` on the first controller; it must exit with `code` and print all of `texts`.
 fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
     let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -47,7 +47,7 @@ fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
     for text in texts {
         cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
     }
-    // Whatever had been made is gone again.
+    // All state that the daemon had created is removed.
     cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP is left behind".to_owned());
 }
 
@@ -70,20 +70,20 @@ fn no_privilege() {
 
 fn nft_missing() {
     let cluster = Cluster::build(alone(), Plan::default());
-    // In mounts of its own, a device stands where the program was.
+    // In a separate mount namespace, a device is mounted over the program.
     let hide = "for f in /usr/sbin/nft /sbin/nft /usr/bin/nft /bin/nft; do \
                 [ -f $f ] && mount --bind /dev/null $f; done; exec \"$0\" \"$@\"";
     let command = behind(["unshare", "--mount", "sh", "-c", hide], &cluster.command(0));
     expect_end(&cluster, command, UNAVAILABLE, &["nft", "apt-get install nftables", "disableLoadBalancer"]);
 }
 
-/// A program called `nft` in a directory of its own.
+/// Creates a program called `nft` in its own directory.
 fn fake_nft(directory: &Path, script: &str) -> PathBuf {
     let place = directory.join("bin");
     fs::create_dir_all(&place).expect("a directory");
     let program = place.join("nft");
-    // Not written by this process: a child that another thread forks meanwhile would hold the file open for
-    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    // Not written by this process: a child that another thread forks meanwhile would keep the file open for writing,
+    // and the kernel refuses to run such a file (ETXTBSY).
     let mut install = Command::new("install")
         .args(["-m", "755", "/dev/stdin"])
         .arg(&program)
@@ -148,7 +148,7 @@ fn nft_fails_later() {
     });
 }
 
-/// A status must come at once whatever hangs; the machine may be busy.
+/// Longest duration of a status query while another program hangs; the machine may be busy.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
 fn nft_hangs_later() {
@@ -182,7 +182,7 @@ fn nft_hangs_later() {
     asked("the daemon says why", &|status| {
         status["table"]["present"] == false && status["degraded"].to_string().contains("nft")
     });
-    // The table cannot be removed either, which costs one more try.
+    // The table cannot be removed either, which costs one more attempt.
     cluster.signal(old, Signal::SIGTERM);
     let status = cluster.wait_until_ended(old);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
@@ -194,8 +194,8 @@ fn wait_for_daemons(cluster: &Cluster) {
     }
 }
 
-/// Another node than `old` takes over and serves. 3A + Skew + 4 s is promised; twice that is waited for on a busy
-/// machine, and what was measured is printed.
+/// Checks that another node than `old` takes over and serves. 3A + Skew_Time + 4 s is promised; twice that is allowed
+/// on a busy machine, and the measured time is printed.
 fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
     let new = cluster.wait_for_owner(Some(old));
     cluster.wait("the old owner has let go", || cluster.owners() == [new]);
@@ -231,7 +231,7 @@ fn second_daemon() {
     let another = cluster.lan.v4(crate::support::OTHER_HOST).to_string();
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
-    // In mounts of its own, where no file tells of the first one.
+    // In a separate mount namespace, without the first daemon's files.
     let elsewhere = [
         "unshare",
         "--mount",

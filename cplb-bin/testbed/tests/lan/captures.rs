@@ -1,4 +1,4 @@
-//! What captures see, and how frames are read.
+//! Tests of captures and of frame decoding.
 
 use std::{
     cell::Cell,
@@ -52,16 +52,16 @@ fn a_look_at_frames_misses_none() {
     let (node, target) = (lan.controller(0), SocketAddr::from((lan.client(0).v4(), 9)));
     let capture = Capture::on(node).expect("a capture");
     let socket = node.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
-    // The first one waits for the neighbour.
+    // The first datagram is delayed by neighbour resolution.
     assert!(pings(node, target.ip()));
     let ours = |frame: &testbed::Frame| frame.travel == Travel::Out && frame.bytes.len() == 14 + 20 + 8 + 1;
     for round in 1..=60 {
-        // The reader has to wait while somebody looks, so all of these are still unread afterwards.
+        // The reader is blocked while the frames are read, so all of these are still unread afterwards.
         let sent = Cell::new(false);
         let _ = capture.count(|_| {
             if !sent.replace(true) {
                 for _ in 0..50 {
-                    // The other side refuses, and every second call says so instead of sending.
+                    // The receiver refuses the datagrams, and every second call reports that error instead of sending.
                     socket.send_to(b"x", target).or_else(|_| socket.send_to(b"x", target)).expect("sent");
                 }
             }
@@ -140,7 +140,7 @@ fn lost_frames_are_counted() {
     let flood = |count: u32| {
         node.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            // Refusals come back as errors, which do not matter.
+            // The errors of refused datagrams do not matter.
             (0..count).for_each(|_| drop(socket.send_to(&[0; 60_000], target)));
         });
     };
@@ -149,7 +149,7 @@ fn lost_frames_are_counted() {
         .wait_for("a datagram", LONG, |frame| frame.ip_source() == Some(node.v4().into()))
         .expect("a frame");
     assert_eq!(capture.dropped(), 0);
-    // While somebody looks at the frames, the reader has to wait; meanwhile more come than its buffer holds.
+    // The reader is blocked while the frames are read; meanwhile more arrive than its buffer can hold.
     let flooded = Cell::new(false);
     let _ = capture.count(|_| {
         if !flooded.replace(true) {

@@ -22,7 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Whether a datagram gets from one node to the other, in that direction.
+/// Returns whether a datagram arrives from one node at the other, in that direction.
 fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
     let receiver = to.run(|| UdpSocket::bind((ip, 0))).expect("a socket");
     receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");

@@ -1,4 +1,4 @@
-//! Single threads of a process stopped.
+//! Tests of stopping single threads of a process.
 
 use std::{process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// This very program as a process with two threads besides its main thread.
+/// Starts this program as a process with two threads besides its main thread.
 fn ticker(lan: &Lan) -> Process {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.env(crate::life::ROLE, "ticker");
@@ -25,9 +25,9 @@ fn ticker(lan: &Lan) -> Process {
     process
 }
 
-/// Whether the line is written again from now on.
+/// Returns whether the line is written again from now on.
 fn goes_on(log: &Log, line: &str) -> bool {
-    // What was written before may still be on its way.
+    // Lines that were written before may not have been read yet.
     std::thread::sleep(Duration::from_millis(30));
     log.wait_for_line_after(log.len(), line, Duration::from_millis(300)).is_ok()
 }
@@ -54,7 +54,7 @@ fn a_process_with_frozen_threads_can_be_killed() {
         assert_eq!(frozen.names().len(), if main_too { 3 } else { 1 });
         assert!(process.is_running());
         process.signal(Signal::SIGKILL).expect("killed");
-        // Long enough for the tracer to notice; the status must be left for the process's owner.
+        // Long enough for the tracer to detect the end; the exit status must be left for the process's owner.
         std::thread::sleep(Duration::from_millis(100));
         let status = process.wait(LONG).expect("an end");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));

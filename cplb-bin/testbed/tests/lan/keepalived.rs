@@ -1,4 +1,4 @@
-//! Debian's keepalived on the LAN.
+//! Tests with Debian's keepalived on the LAN.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -109,7 +109,7 @@ fn a_crashed_keepalived_leaves_its_address() {
     second.wait_for_state(&low, KeepalivedState::Master, LONG).expect("it takes over");
     eventually("the second one serves", LONG, || probe.report().served_by_since(crashed).contains_key("c2"));
     assert_eq!(lan.owners(vip).len(), 2, "the kernel still has the address of the dead one");
-    // It comes back in spite of its pid files, and does not preempt if it shall not.
+    // It restarts in spite of its pid files, and does not preempt with `nopreempt`.
     first.stop().expect("nothing is left to stop");
     let start = |instance: &VrrpInstance| {
         Keepalived::start(lan.controller(0), std::slice::from_ref(instance)).expect("keepalived")

@@ -1,4 +1,4 @@
-//! How the namespaces begin and end. Some of these tests start this program again in another role.
+//! Tests of the namespaces' creation and end. Some of them start this program again in another role.
 
 use std::{
     env, fs,
@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Which part this process has to play instead of running tests.
+/// The role of this process, if it is not to run tests.
 pub(crate) fn role() -> Option<String> {
     env::var(ROLE).ok()
 }
@@ -36,7 +36,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
             let lan = Lan::builder().build().expect("a LAN");
             let sleepers = lan.controllers().iter().map(|node| {
                 let mut command = Command::new("sh");
-                // It ignores what a dying parent may send, and has a child of its own.
+                // It ignores the signals that a dying parent may send, and has a child process.
                 command.args(["-c", "trap '' HUP TERM INT; sleep 1000 & wait"]);
                 node.spawn("sleeper", command).expect("a process")
             });
@@ -58,7 +58,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
         }
         "ticker" => {
             let speak = |name: &str, line: &'static str| {
-                // Not through `println`, whose lock a frozen thread may hold.
+                // Not with `println`, whose lock a frozen thread may have locked.
                 let mut out = fs::OpenOptions::new().write(true).open("/dev/stdout").expect("a pipe");
                 let endless = move || {
                     loop {
@@ -102,7 +102,7 @@ fn nothing_survives(signal: Signal) {
     eventually("all descendants have ended", LONG, || family.iter().all(|pid| !runs(*pid)));
 }
 
-/// All processes below this one, from the parents that processes name.
+/// All descendants of this process, by the parent ids in `/proc`.
 fn descendants(root: &Child) -> Vec<u32> {
     let mut family = vec![root.id()];
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
@@ -125,7 +125,7 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether a process runs. One that has ended but has not been noticed by its parent does not.
+/// Returns whether a process runs. A zombie does not.
 fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
@@ -145,7 +145,7 @@ fn the_outside_is_out_of_reach() {
     assert_eq!(std::process::id(), 1);
     let here = fs::read_to_string("/proc/net/dev").expect("interfaces");
     assert_eq!(here.lines().skip(2).count(), 1, "only lo: {here}");
-    // The second process of a machine is the kernel's.
+    // Process 2 of a machine is the kernel's `kthreadd`.
     let names: Vec<String> = fs::read_dir("/proc")
         .expect("processes")
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
@@ -154,7 +154,7 @@ fn the_outside_is_out_of_reach() {
     assert!(fs::read_dir("/run").expect("a directory").count() < 5);
 }
 
-/// For a test that counts what its process has, next to which no other test may run.
+/// Runs a test that counts the resources of its process in a separate process, without other tests.
 fn in_a_process_of_its_own(role: &str) {
     let output = start(role).output().expect("a process");
     let text =
@@ -164,7 +164,7 @@ fn in_a_process_of_its_own(role: &str) {
 
 fn a_dropped_lan_frees_everything() {
     let count = |directory: &str| fs::read_dir(directory).expect("a directory").count();
-    // Links here whose other ends are inside of a namespace vanish with it.
+    // Links whose other ends are in a namespace disappear with it.
     let links = || fs::read_to_string("/proc/self/net/dev").expect("interfaces").matches("spy").count();
     let before = (count("/proc/self/task"), count("/proc/self/fd"), count("/run"));
     let lan = Lan::builder().routed_client(0).build().expect("a LAN");
@@ -197,16 +197,16 @@ fn a_missing_tool_fails_with_its_install_line() {
     let present = Tool::Arping.path().is_ok();
     let output = start("tools").env("PATH", empty.path()).output().expect("a process");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // The usual directories are searched besides PATH, so the tool may be found all the same.
+    // The usual directories are searched besides PATH, so the tool may be found nevertheless.
     assert_eq!(output.status.success(), present, "{text}");
     assert_eq!(text.contains("apt-get install -y iputils-arping"), !present, "{text}");
 }
 
 fn an_ordinary_user_suffices() {
-    // A copy, because a user need not be allowed to see the directory that this program was built in.
+    // A copy, because a user may lack access to the directory that this program was built in.
     let copy = std::path::Path::new("/run/testbed-copy");
-    // Not copied by this process: a child that another thread forks meanwhile would hold the copy open for
-    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    // Not copied by this process: a child that another thread forks meanwhile would keep the copy open for writing, and
+    // the kernel refuses to run such a file (ETXTBSY).
     let copied = Command::new("cp").arg(env::current_exe().expect("this program")).arg(copy).status();
     assert!(copied.expect("coreutils").success());
     let mut command = Command::new(copy);

@@ -20,17 +20,17 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Whether an echo request is answered. Busy machines take their time.
+/// Returns whether an echo request is answered, with time for a busy machine.
 pub(crate) fn pings(from: &Node, to: impl Into<IpAddr>) -> bool {
     from.exec("ping", ["-c1", "-W3", &to.into().to_string()]).is_ok()
 }
 
-/// Whether an echo request stays without an answer for half a second.
+/// Returns whether an echo request stays without an answer for half a second.
 pub(crate) fn silent(from: &Node, to: impl Into<IpAddr>) -> bool {
     from.exec("ping", ["-c1", "-W0.5", &to.into().to_string()]).is_err()
 }
 
-/// A node that has just tried in vain asks for the hardware address once a second only.
+/// Waits until a node reaches an address: after a failed attempt, neighbour resolution is retried once a second only.
 pub(crate) fn reaches(from: &Node, to: impl Into<IpAddr>) {
     let to = to.into();
     eventually(format!("{} reaches {to}", from.name()), Duration::from_secs(5), || pings(from, to));
@@ -162,7 +162,7 @@ fn an_address_watch_misses_nothing() {
             watch.wait_for_loss(ip, Duration::from_secs(4)).expect("it expires").expect("it was there");
         assert!(lost - since >= Duration::from_millis(900), "{:?}", lost - since);
         assert_eq!(watch.tenures(ip), [Tenure { from: since, until: Some(lost) }]);
-        // Shorter than any poll.
+        // A change that is shorter than any polling interval.
         node.exec("sh", ["-c", &format!("ip addr add {address} dev eth0; ip addr del {address} dev eth0")])
             .expect("both");
         testbed::eventually("both changes are seen", Duration::from_secs(1), || {

@@ -1,4 +1,4 @@
-//! Backends and what probes make of them.
+//! Tests of backends and probes.
 
 use std::{
     net::SocketAddr,
@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 const MS: Duration = Duration::from_millis(1);
-/// How late things may be on a busy machine.
+/// Largest delay on a busy machine.
 const NOISE: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(5);
 
@@ -89,7 +89,7 @@ fn a_fresh_probe_follows_the_owner_at_once() {
     let backends = [("one", 0), ("two", 1)];
     let _backends =
         backends.map(|(name, index)| Backend::echo(lan.controller(index), name, 7000).expect("a backend"));
-    // A former owner that forwards would pass the client's packets on.
+    // A former owner that forwards packets would pass the client's packets on.
     for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         lan.controller(0).set_sysctl(setting, "0").expect("a setting");
     }
@@ -104,7 +104,7 @@ fn a_fresh_probe_follows_the_owner_at_once() {
         };
         let warm = probe(false);
         warm.wait_for_calm(50 * MS, LONG).expect("calm");
-        // Nobody announces anything, so a warm cache goes on pointing to the old owner.
+        // The move is not announced, so a cached entry keeps pointing to the old owner.
         old.delete_address(ip).expect("deleted");
         new.add_address(ip, len).expect("an address");
         let mark = Instant::now();

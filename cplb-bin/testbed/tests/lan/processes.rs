@@ -87,7 +87,7 @@ fn a_stopped_process_goes_on() {
     process.wait_for_line("tick", GRACE).expect("a line");
     process.signal(Signal::SIGSTOP).expect("stopped");
     testbed::eventually("it is stopped", GRACE, || state(&process) == 'T');
-    // The reader may still be behind.
+    // The reader may lag.
     std::thread::sleep(SECOND / 20);
     let mark = process.log().len();
     assert!(process.log().wait_for_line_after(mark, "tick", SECOND / 5).is_err());

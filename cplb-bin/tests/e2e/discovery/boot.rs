@@ -1,4 +1,4 @@
-//! Daemons that start before what they balance over, or without it.
+//! Daemons that start before the servers or without the API.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use testbed::{Failure, Signal};
 use super::ground::Scene;
 use crate::support::PATIENCE;
 
-/// The daemons are there before anything else is.
+/// The daemons start before the API and all servers.
 pub(crate) fn from_nothing() {
     let mut scene = Scene::new();
     scene.cluster.start_all();
@@ -23,7 +23,7 @@ pub(crate) fn from_nothing() {
     let fast =
         failures.keys().all(|failure| matches!(failure, Failure::Refused | Failure::Reset | Failure::Closed));
     scene.cluster.check(fast && !failures.is_empty(), || format!("{failures:?}"));
-    // The first controller's own API server comes up, which no file and no list names.
+    // The first controller's own API server starts, which no file and no list contains.
     scene.serve(owner);
     scene.served_by(&probe, &[owner]);
     let others: Vec<usize> = (0..scene.cluster.len()).filter(|node| *node != owner).collect();
@@ -35,13 +35,13 @@ pub(crate) fn from_nothing() {
     scene.served_by(&probe, &[0, 1, 2]);
     for node in 0..scene.cluster.len() {
         scene.wait_for(node, "api", &[0, 1, 2]);
-        // An ordinary user lacks other things.
+        // An ordinary user has other degraded entries.
         let degraded = scene.cluster.status(node)["degraded"].to_string();
         scene.cluster.check(!degraded.contains("discover") && !degraded.contains("backend"), || degraded);
     }
 }
 
-/// All power is lost, and the API cannot be asked before it is reached through the virtual IP.
+/// All nodes lose power, and the API is only reachable through the virtual IP.
 pub(crate) fn from_disk() {
     let mut scene = Scene::complete();
     scene.api = None;
@@ -68,7 +68,7 @@ pub(crate) fn from_disk() {
 
 pub(crate) fn dead_disk() {
     let mut scene = Scene::complete();
-    // All servers move, while nobody looks.
+    // All servers change their addresses while no daemon runs.
     scene.api = None;
     for node in 0..scene.cluster.len() {
         scene.cluster.signal(node, Signal::SIGTERM);
@@ -86,7 +86,7 @@ pub(crate) fn dead_disk() {
     scene.cluster.check(took < Duration::from_secs(5), || format!("{took:?}"));
 }
 
-/// What `backends.json` may have become.
+/// Unusable contents of `backends.json`.
 const USELESS: [(&str, &str); 4] = [
     ("corrupt", "\u{0}garbage"),
     ("truncated", r#"{"version":1,"boot_id":"","content":{"clusters":[{"kubecon"#),
@@ -116,7 +116,7 @@ pub(crate) fn unwritable_file() {
     let mut scene = Scene::complete();
     scene.cluster.signal(0, Signal::SIGTERM);
     scene.cluster.wait_until_ended(0);
-    // Not even root can write a file where a directory is, nor put that aside where there is another one.
+    // Not even root can write a file in place of a directory, nor rename that to a name that another directory has.
     let file = scene.cluster.state_dir(0).join("backends.json");
     std::fs::remove_file(&file).expect("it was there");
     for directory in [&file, &file.with_extension("bad")] {

@@ -1,4 +1,4 @@
-//! Servers that prove who they are, and tell strangers nothing.
+//! Servers with certificates of the cluster's authority, which answer readiness only to authenticated clients.
 
 use testbed::api::{Authority, Credential, Validity};
 use testbed::{Readiness, Signal};
@@ -7,7 +7,7 @@ use super::ground::Scene;
 
 pub(crate) fn by_certificate() {
     let mut scene = Scene::new();
-    // As long as no kubeconfig says who the servers are, this one is only known to be alive.
+    // Without a kubeconfig, the server's readiness is unknown: it is only known to be alive.
     scene.serve(0);
     scene.cluster.start_all();
     let alive = ("up".to_owned(), "up-readiness-unknown".to_owned());
@@ -19,7 +19,7 @@ pub(crate) fn by_certificate() {
     readiness_is_known(&scene);
 }
 
-/// Every daemon is told by every server whether it is ready.
+/// Checks that every daemon learns the readiness of every server.
 fn readiness_is_known(scene: &Scene) {
     for daemon in 0..3 {
         for node in 0..3 {
@@ -39,7 +39,7 @@ fn readiness_is_known(scene: &Scene) {
     scene.served_by(&probe, &[0, 1, 2]);
 }
 
-/// As README's commands make it: it may list and watch the slices, and ask for readiness.
+/// The token has the rights that README's commands grant: list and watch of the slices, and readiness.
 pub(crate) fn by_token() {
     const TOKEN: &str = "a.service.account";
     let mut scene = Scene::new();
@@ -54,7 +54,7 @@ pub(crate) fn by_token() {
     scene.cluster.wait_until_settled();
     for node in 0..3 {
         scene.wait_for(node, "api", &[0, 1, 2]);
-        // The servers here know certificates only: they are alive, and say no more to a token.
+        // The servers here authenticate certificates only: with a token they are alive, of unknown readiness.
         scene.cluster.wait("it is alive", || {
             scene.backend(node, 0) == ("up".to_owned(), "up-readiness-unknown".to_owned())
         });
@@ -90,7 +90,7 @@ pub(crate) fn impostor() {
         }
     }
     scene.served_by(&probe, &[0]);
-    // Nothing is lost: who comes back as who it was is served again.
+    // Servers with valid certificates at the same addresses receive clients again.
     scene.cluster.backends.retain(|backend| !["impostor", "expired"].contains(&backend.name()));
     scene.serve(1);
     scene.serve(2);

@@ -1,4 +1,4 @@
-//! Somebody else changes the addresses or the link of the Active.
+//! External changes of the addresses or the link of the Active.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use testbed::{AddressWatch, Capture, Lan, Node, Signal};
 use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
-/// The promise, and what a loaded machine may add to it: the daemon has no real-time priority for ordinary users.
+/// The promised time until the VIP is restored, with a margin for a loaded machine: for ordinary users the daemon has
+/// no real-time priority.
 const BACK: Duration = Duration::from_millis(100);
 
 fn answers(cluster: &Cluster) {
@@ -17,7 +18,7 @@ fn answers(cluster: &Cluster) {
     }
 }
 
-/// How long the address was away, in the last of its absences; zero if it never was.
+/// The duration of the last absence of the address; `None` if it was never absent.
 fn absence(cluster: &Cluster, watch: &AddressWatch) -> Option<Duration> {
     let tenures = watch.tenures(cluster.vip());
     let [.., before, after] = tenures.as_slice() else { return None };
@@ -38,14 +39,14 @@ pub(crate) fn deleted(plan: Plan) {
         }
         println!("MEASURED a deleted VIP was away for {absences:?}");
         absences.sort_unstable();
-        // One of ten may meet a stall of the machine.
+        // One of ten may coincide with a stall of the machine.
         cluster.check(absences[8] <= BACK, || format!("{absences:?}"));
         cluster.check(cluster.takeovers() == 1, || "the VIP moved".to_owned());
         answers(&cluster);
     }
 }
 
-/// Whether the former owner has the VIP back (then within [`BACK`] of becoming Active) or somebody else does.
+/// Waits for one owner, the former one or its successor, and checks that the VIP answers.
 fn back_or_handed_over(cluster: &Cluster, owner: usize, watch: &AddressWatch, since: Instant) {
     let next = cluster.wait_for_owner(None);
     println!("MEASURED one owner {:?} after the fault; moved: {}", since.elapsed(), next != owner);
@@ -63,7 +64,7 @@ pub(crate) fn flushed(plan: Plan) {
     flush(cluster.node(owner));
     cluster.node(owner).configure().expect("the node's addresses are back");
     back_or_handed_over(&cluster, owner, &watch, since);
-    // Also if nobody puts the node's own addresses back.
+    // The same if the node's own addresses are not restored.
     let owner = cluster.wait_for_owner(None);
     let since = Instant::now();
     flush(cluster.node(owner));
@@ -90,8 +91,8 @@ pub(crate) fn bounced(plan: Plan) {
 }
 
 /// The only node serves the VIP again after a fault: within [`BACK`] of the claim, which comes with the first
-/// advertisement. A daemon that runs late may see the link or the node's own addresses only once they are back, and
-/// then the VIP rightly stays, or is restored before the test looks.
+/// advertisement. A daemon that is delayed may see the link or the node's own addresses only once they are restored,
+/// and then the VIP rightly stays, or is restored before the test checks.
 pub(crate) fn alone(plan: Plan) {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), plan);
     cluster.start_all();
@@ -107,7 +108,7 @@ pub(crate) fn alone(plan: Plan) {
         fault(cluster.node(0));
         cluster.node(0).configure().expect("the node's addresses are back");
         if cluster.vip().is_ipv6() && !cluster.node(0).has_address(cluster.node(0).link_local()) {
-            // The kernel makes the link-local address only with the link.
+            // The kernel adds the link-local address only when the link comes up.
             cluster.node(0).add_address(cluster.node(0).link_local(), 64).expect("it is back");
         }
         answers(&cluster);
@@ -123,7 +124,8 @@ pub(crate) fn alone(plan: Plan) {
     }
 }
 
-/// A unicast group's Backup that loses its configured source is deaf and mute. It must wait, not become Active.
+/// A unicast instance's Backup that loses its configured source can neither send nor receive. It must stay in Init, not
+/// become Active.
 pub(crate) fn unicast_source() {
     let plan = Plan::v3("100ms").instance("unicastSourceIP: OWN").instance("unicastPeers: [PEER]");
     let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
@@ -171,7 +173,7 @@ fn own(cluster: &Cluster, node: &Node) -> (Vec<String>, Vec<String>) {
     let ip = |arguments: &[&str]| {
         let text = node.exec("ip", arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"));
         let lines = text.lines().filter(|line| !vips.iter().any(|vip| line.contains(vip.as_str())));
-        // The first words are the address or the destination with its way; lifetimes come later.
+        // The first words are the address or the destination with its route; lifetimes follow.
         let mut lines: Vec<String> = lines.map(without_lifetimes).collect();
         lines.sort_unstable();
         lines
@@ -187,9 +189,9 @@ fn without_lifetimes(line: &str) -> String {
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
         match word {
-            // The number that follows counts down.
+            // The number that follows is a remaining lifetime.
             "valid_lft" | "preferred_lft" | "expires" => drop(words.next()),
-            // The test itself puts the link-local address back without duplicate address detection.
+            // The test itself restores the link-local address without duplicate address detection.
             "nodad" => {}
             "\\" => {}
             _ => kept.push(word),
@@ -198,8 +200,8 @@ fn without_lifetimes(line: &str) -> String {
     kept.join(" ")
 }
 
-/// A flush, then SIGKILL: the VIP expires alone, whatever the kernel does with secondaries, and whether the node's own
-/// addresses are leased, too.
+/// After a flush and SIGKILL only the VIP expires, for either setting of promote_secondaries and for leased own
+/// addresses, too.
 pub(crate) fn survive() {
     let long = Duration::from_secs(600);
     let lans = [
@@ -209,14 +211,14 @@ pub(crate) fn survive() {
         ("promote_secondaries=1, leased", Lan::builder().promote_secondaries().leased_addresses(long)),
     ];
     for (name, lan) in lans {
-        // A single controller: nobody else takes the VIP, so it is the one that is flushed and comes back.
+        // A single controller: without a peer that could take over, the flushed node restores the VIP.
         let mut cluster = Cluster::build(lan.controllers(1), Plan::v3("100ms").dual_stack());
         let before = own(&cluster, cluster.node(0));
         cluster.start_all();
         cluster.wait_until_settled();
         flush(cluster.node(0));
         cluster.node(0).configure().expect("the node's addresses are back");
-        // The kernel makes the link-local address only with the link.
+        // The kernel adds the link-local address only when the link comes up.
         let link_local = cluster.node(0).link_local();
         cluster.node(0).add_address(link_local, 64).expect("the link-local address is back");
         cluster.wait_for_owner(None);

@@ -1,4 +1,4 @@
-//! Directors come and go.
+//! Failover and handover of directors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +14,7 @@ use testbed::{AddressChange, AddressWatch, Frame, Lan, Node, Probe, Signal, Thre
 use super::ground::{ipvsadm, plan, settled, wait_for_servers};
 use crate::support::{Cluster, PATIENCE, PORT, VIP_HOST};
 
-/// The connections that IPVS of a node knows: protocol, client, virtual address and server.
+/// The connections in IPVS's table of a node: protocol, client, virtual address and server.
 fn connections(cluster: &Cluster, node: usize) -> BTreeSet<Vec<String>> {
     let listing = ipvsadm(cluster, node, &["-Lnc"]);
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -32,7 +32,7 @@ pub(crate) fn crash() {
     cluster.wait("the lease of the dead is over", || !cluster.node(owner).has_address(cluster.vip()));
     probe.wait_for_success(Instant::now(), PATIENCE).expect("the VIP answers again");
     wait_for_servers(&cluster, successor, 3);
-    // Nobody is left there to take the service away; it just directs nothing.
+    // Without its daemon the service stays on the dead node; it only receives no packets.
     let before = connections(&cluster, owner);
     cluster.check(!before.is_empty(), || "the dead one never directed".to_owned());
     let since = Instant::now();
@@ -46,13 +46,13 @@ pub(crate) fn crash() {
     let report = probe.stop();
     let blackout = report.blackout_since(at).duration();
     eprintln!("blackout {blackout:?}");
-    // Three intervals and the skew, and as much again for a machine that is emulated.
+    // Three intervals and the skew, and the same again for an emulated machine.
     cluster.check(blackout < Duration::from_secs(2), || format!("blackout of {blackout:?}"));
     let served = report.served_by_since(since);
     cluster.check(served.len() == 3, || format!("the dead one's server is missing: {served:?}"));
 }
 
-/// Two instances, each preferred by another node, so that both directors are at work at once.
+/// Two instances, each preferred by another node, so that both directors are active at once.
 fn two_instances(cluster: &Cluster, node: usize, vips: [Ipv4Addr; 2]) -> String {
     let instances = vips.iter().enumerate().map(|(index, vip)| {
         let priority = 200 - 30 * ((node + 3 - index) % 3);
@@ -74,14 +74,14 @@ fn two_instances(cluster: &Cluster, node: usize, vips: [Ipv4Addr; 2]) -> String 
     )
 }
 
-/// The marks of a node's IPVS services, seen at some time between two.
+/// The marks of a node's IPVS services, observed at some time in this range.
 #[derive(Debug, Clone)]
 struct Sample {
     time: RangeInclusive<Instant>,
     marks: BTreeSet<u32>,
 }
 
-/// Looks at the IPVS services of a node all the time.
+/// Samples the IPVS services of a node continuously.
 struct Sampler {
     stop: Arc<AtomicBool>,
     samples: Arc<Mutex<Vec<Sample>>>,
@@ -132,7 +132,7 @@ fn launch(cluster: &mut Cluster, node: usize, vips: [Ipv4Addr; 2]) {
     cluster.wait("the daemon answers", || cluster.try_status(node).is_some());
 }
 
-/// Which address each mark stands for, the same on all nodes.
+/// The address of each mark, the same on all nodes.
 fn marks(cluster: &Cluster) -> BTreeMap<u32, IpAddr> {
     let status = cluster.status(0);
     let all = status["ipvs"]["virtualServers"].as_array().expect("a list");
@@ -177,7 +177,7 @@ pub(crate) fn two_owners() {
     let samplers: Vec<_> = cluster.lan.controllers().iter().map(Sampler::on).collect();
     let mut dead = Vec::new();
     for round in 0..ROUNDS {
-        // Each crash moves one instance away, and the return of the node moves it back.
+        // Each crash moves one instance away, and the restart of the node moves it back.
         let node = round % 2;
         let killed = cluster.signal(node, Signal::SIGKILL);
         cluster.wait("the instance has moved", || owners(&cluster)[node].iter().any(|owner| *owner != node));
@@ -216,7 +216,7 @@ pub(crate) fn two_owners() {
         let to = frame.tcp().map(|segment| segment.destination);
         to.is_some_and(|to| vips.iter().any(|vip| to == SocketAddr::new((*vip).into(), PORT)))
             && sender(frame).is_some()
-            // What controllers say for themselves are questions.
+            // Controllers send packets of their own to the VIP, too.
             && frame.ip_source() == Some(cluster.client().v4().into())
     });
     cluster.check(capture.dropped() == 0, || "the capture is not complete".to_owned());
@@ -230,23 +230,23 @@ pub(crate) fn two_owners() {
         });
     }
     eprintln!("services seen: {seen:?}; packets directed, by hops left: {hops:?}");
-    // A client's packets start with 64.
+    // A client's packets start with a hop limit of 64.
     cluster.check(hops.keys().all(|hops| *hops == Some(63)) && directed.len() > 1000, || {
         format!("packets by hops left: {hops:?}")
     });
 }
 
-/// When nodes had addresses where clients reach them.
+/// The records of the addresses on the nodes' interfaces.
 struct Ground<'a> {
     cluster: &'a Cluster,
     watches: Vec<AddressWatch>,
 }
 
 impl Ground<'_> {
-    /// Whether the node had the address at some moment of this time.
+    /// Returns whether the node had the address at some moment of this time.
     fn held(&self, node: usize, vip: IpAddr, time: &RangeInclusive<Instant>) -> bool {
-        // A watch hears of a change when its thread gets a processor, which on a busy emulated machine took 100 ms. A
-        // director that forgets to stop goes on for seconds.
+        // A watch records a change when its thread runs, which on a busy emulated machine took 100 ms. A director that
+        // fails to stop continues for seconds.
         const SLACK: Duration = Duration::from_millis(500);
         let eth0 = self.cluster.node(node).run(|| if_nametoindex("eth0").expect("it is there"));
         let mut since = None;
@@ -267,10 +267,10 @@ impl Ground<'_> {
     }
 }
 
-/// A port that is balanced besides the API server's.
+/// A balanced port besides the API server's.
 const FILES: u16 = 8080;
 
-/// Serves a stream of bytes, slowly and for ever, to whoever connects.
+/// Serves each client a slow, endless stream of bytes.
 fn serve(node: &Node, stop: &Arc<AtomicBool>) -> Thread<()> {
     let stop = Arc::clone(stop);
     let serve = move || {
@@ -292,7 +292,7 @@ fn serve(node: &Node, stop: &Arc<AtomicBool>) -> Thread<()> {
     node.thread("files", serve).expect("the server starts")
 }
 
-/// What became of a download: how much came until now, and how it ended.
+/// The progress of a download, and its end.
 #[derive(Debug, Default)]
 struct Download {
     bytes: usize,
@@ -324,7 +324,7 @@ fn fetch(node: &Node, from: SocketAddr, stop: &Arc<AtomicBool>) -> (Thread<()>, 
     (node.thread("download", fetch).expect("the download starts"), download)
 }
 
-/// Six downloads through all servers, while the director hands over.
+/// Six downloads through all servers during a handover of the director.
 pub(crate) fn download(sync: bool) {
     let services = format!(
         "[{{name: kube-apiserver, port: {PORT}}}, {{name: files, port: {FILES}, healthCheck: {{type: tcp}}}}]"
@@ -366,7 +366,7 @@ pub(crate) fn download(sync: bool) {
         });
     };
     if sync {
-        // Another node takes the address, and the former holder takes it back: nobody stops being a server.
+        // Another node takes the address, and the former owner takes it back: all nodes stay servers.
         let next = (owner + 1) % cluster.len();
         for (taker, priority) in [(next, 240), (owner, 250)] {
             let preferred = cluster.plan.clone().instance(format!("priority: {priority}"));
@@ -386,11 +386,11 @@ pub(crate) fn download(sync: bool) {
     if sync {
         cluster.wait_until_ended(owner);
         go_on("the downloads from other servers go on");
-        // What the node that stops serves itself ends with its part as a real server.
+        // The downloads from the stopping node itself end with its role as a real server.
         let ended: Vec<_> = ended().into_iter().flatten().collect();
         cluster.check(ended == [ErrorKind::ConnectionReset; 2], || format!("{ended:?}"));
     } else {
-        // The new director has no connections but those of its own server, and says so to all other clients.
+        // The new director only has connections of its own server, and resets those of all other clients.
         cluster.wait("no download hangs", || {
             downloads.iter().all(|(_, it)| {
                 let download = it.lock().expect("nobody panics");

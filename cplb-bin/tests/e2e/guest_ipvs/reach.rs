@@ -1,4 +1,4 @@
-//! Links and services of other software that only a distribution's kernel has.
+//! Links and services of other software that only a distribution's kernel supports.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use testbed::{Backend, Lan, Node, Sessions};
 use super::ground::{calm, degraded, ipvsadm, served};
 use crate::support::{Cluster, PORT, Plan};
 
-/// A server's port behind kube-proxy's service.
+/// The port of a server of kube-proxy's service.
 const OTHER_PORT: u16 = 8443;
 const SESSIONS: usize = 10;
 
@@ -16,7 +16,7 @@ fn ip(node: &Node, command: &str) {
     node.exec("ip", command.split(' ')).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// How connections arrive, with the reason.
+/// The delivery of connections, with the reason.
 fn delivery(cluster: &Cluster) -> String {
     cluster.status(0)["services"][0]["delivery"][0].to_string()
 }
@@ -25,7 +25,7 @@ fn is_transparent(cluster: &Cluster) -> bool {
     delivery(cluster).contains("\"mode\":\"transparent\"")
 }
 
-/// A Service whose external address is the VIP, as kube-proxy's mode ipvs makes it, and takes it away again.
+/// A Service whose external address is the VIP, as kube-proxy creates it in IPVS mode, added and removed.
 pub(crate) fn external_address() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), calm(Plan::default()));
     let other = Backend::echo(cluster.node(0), "behind kube-proxy", OTHER_PORT).expect("it starts");
@@ -75,7 +75,7 @@ pub(crate) fn bond() {
     });
 }
 
-/// Builds `link` on all nodes, with their addresses, and looks how clients of a VIP there are served.
+/// Creates `link` on all nodes, with their addresses, and checks that clients of a VIP there are served.
 fn on_link(link: &str, build: impl Fn(&Node)) {
     let plan = calm(Plan::default()).instance(format!("interface: {link}"));
     let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
@@ -88,7 +88,7 @@ fn on_link(link: &str, build: impl Fn(&Node)) {
     cluster.start_all();
     let owner = cluster.wait_until_settled();
     cluster.wait("connections keep their port", || is_transparent(&cluster));
-    // Nothing is accepted but the service's port.
+    // The firewall accepts only the service's port.
     for node in cluster.lan.controllers() {
         node.exec("nft", ["add", "table", "ip", "fw"]).expect("a table");
         let rule = format!(

@@ -1,4 +1,4 @@
-//! Who gets the connections.
+//! The distribution of connections over servers.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use super::ground::{
 };
 use crate::support::{Cluster, PORT, VIP_HOST};
 
-/// Every server gets its share, the director's own too, and only the node that is Active has the service.
+/// Every server receives its share, the director's own too, and only the Active node has the service.
 pub(crate) fn spread(kind: &str, v6: bool) {
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, v6, 0));
     cluster.start_all();
@@ -21,7 +21,7 @@ pub(crate) fn spread(kind: &str, v6: bool) {
         "TUN" => "Tunnel",
         _ => "Route",
     };
-    // The director's own server is the kernel's to recognise.
+    // The kernel recognises the director's own server.
     let complete = |listing: &str| {
         let count = |word| listing.split_whitespace().filter(|it| *it == word).count();
         count(method) + count("Local") == 3 && count(method) >= 2
@@ -50,7 +50,7 @@ pub(crate) fn persistence() {
     cluster.check(listing.contains("persistent 60"), || listing.clone());
 }
 
-/// From the first second on, though every node has the address.
+/// This holds from the first second on, though every node has the address.
 pub(crate) fn arp() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let capture = cluster.lan.capture().expect("the capture starts");
@@ -70,7 +70,7 @@ pub(crate) fn arp() {
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
 }
 
-/// IPVS has no server for the IPv6 address, the proxy has.
+/// IPVS has no server for the IPv6 address, but the proxy has.
 pub(crate) fn other_family() {
     let mut plan = calm(plan("DR", false, 0).dual_stack());
     for line in &mut plan.spec {
@@ -97,12 +97,12 @@ pub(crate) fn other_family() {
     cluster.check(told["excluded"].to_string().matches("address family").count() == 3, || told.to_string());
 }
 
-/// The servers are on another link than the address, and answer on that of the client.
+/// The servers are on another link than the address, and answer on the client's link.
 pub(crate) fn two_links() {
     let lan = Lan::builder().back_link();
     let backends = "backends: {static: [10.8.0.1, 10.8.0.2, 10.8.0.3]}";
     let mut cluster = Cluster::build(lan, calm(plan("DR", false, 0).spec(backends)));
-    // As some distributions do: clients are behind another link than directors.
+    // Some distributions set this: clients are behind another link than directors.
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "1").expect("it is there");
     }
@@ -126,7 +126,7 @@ pub(crate) fn two_links() {
         let proxied = cluster.status(node)["services"][0]["connectionsAccepted"].clone();
         cluster.check(proxied == 0, || format!("the proxy of node {node} has served {proxied}"));
     }
-    // A former holder is a server again, and gets its packets by the second link.
+    // A former owner is a server again, and receives its packets by the second link.
     cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_until_ended(owner);
     cluster.check(settings(&cluster, owner) == before, || format!("{:?}", settings(&cluster, owner)));
@@ -138,8 +138,8 @@ pub(crate) fn two_links() {
     cluster.check(served.len() == 3 && served.values().all(|count| *count >= 25), || format!("{served:?}"));
 }
 
-/// An address that no instance moves: whoever has it directs. With direct routing and tunnels, servers accept it because
-/// somebody has seen to it.
+/// An address that no instance manages: the node that has it directs. With direct routing and tunnels, the
+/// administrator configures the servers to accept it.
 pub(crate) fn held_by_hand(kind: &str) {
     let vip = IpAddr::from([10, 9, 0, VIP_HOST]);
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));

@@ -1,4 +1,4 @@
-//! What IPVS finds on a node, and what it leaves.
+//! The state of the system that IPVS starts with, and the state that it leaves.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use testbed::{Lan, Node, Probe, Signal};
 use super::ground::{bind_to_one_address, calm, degraded, ipvsadm, plan, served, wait_for_servers};
 use crate::support::{Cluster, PATIENCE};
 
-/// What could be left on a node.
+/// The state that could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
     let run = |program: &str, arguments: &[&str]| {
         let text = node.exec(program, arguments.iter().copied()).expect("it works");
@@ -47,7 +47,7 @@ pub(crate) fn leftovers() {
     cluster.start_all();
     let owner = cluster.wait_until_settled();
     wait_for_servers(&cluster, owner, 3);
-    // One is killed, started again and stopped like the others.
+    // One daemon is killed, started again and stopped like the others.
     cluster.signal(owner, Signal::SIGKILL);
     cluster.wait_until_ended(owner);
     cluster.start_daemon(owner);
@@ -65,7 +65,7 @@ pub(crate) fn leftovers() {
     }
 }
 
-/// All modules that need the one of IPVS, and that one.
+/// All modules that depend on IPVS's, and that one.
 const MODULES: [&str; 16] = [
     "ip_vs_pe_sip",
     "ip_vs_ovf",
@@ -91,7 +91,7 @@ pub(crate) fn no_module() {
     }
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     cluster.start_all();
-    // Without IPVS no node can do all it should, so nobody waits for one that can serve.
+    // Without IPVS every node is degraded, so no node waits for one that can serve.
     let owner = cluster.wait_for_owner(None);
     cluster.wait("the missing module is named", || degraded(&cluster, owner).contains("ip_vs"));
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
@@ -127,7 +127,7 @@ pub(crate) fn kube_proxy() {
     let add = |node: &Node| {
         node.exec("ip", ["link", "add", "kube-ipvs0", "type", "dummy"]).expect("a dummy of kube-proxy");
     };
-    // It may have been there before, or come later.
+    // kube-proxy may start before cplb, or later.
     add(cluster.node(0));
     cluster.start_all();
     cluster.wait_for_owner(None);
@@ -149,8 +149,8 @@ pub(crate) fn kube_proxy() {
     }
 }
 
-/// Whether a director keeps its service when it is sent what kube-proxy sends to delete a service that matches a mark,
-/// which kube-proxy takes for one of no protocol at 0.0.0.0.
+/// Returns whether a director keeps its service when it receives kube-proxy's request to delete a service that matches
+/// a mark, which kube-proxy takes for one of no protocol at 0.0.0.0.
 fn outlives_deletion(cluster: &Cluster, node: usize) -> bool {
     let complete = || ipvsadm(cluster, node, &["-Ln"]).matches("->").count() == 4;
     if !complete() {
@@ -186,7 +186,7 @@ fn links(node: &Node) -> String {
     node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it is there")
 }
 
-/// Somebody else keeps his connections in step with the sync daemon that a namespace can have of each kind.
+/// Another program uses the sync daemon, of which a namespace can have one of each kind.
 pub(crate) fn foreign_sync() {
     let mut cluster = Cluster::build(Lan::builder(), calm(plan("DR", false, 0).spec("ipvsSync: true")));
     let foreign = cluster.node(0);
@@ -213,7 +213,7 @@ pub(crate) fn foreign_sync() {
     }
 }
 
-/// What cannot be recorded is not made, as nobody could take it away after a crash.
+/// A link or service that cannot be recorded is not created, as it could not be removed after a crash.
 pub(crate) fn full_state() {
     let with = calm(plan("DR", false, 0));
     let mut without = with.clone();
@@ -242,7 +242,7 @@ pub(crate) fn full_state() {
     cluster.check(served.len() == 3, || format!("{served:?}"));
 }
 
-/// A small file system of its own, for a directory. It goes with the guest.
+/// A small file system for a directory. It ends with the guest.
 struct Disk {
     filler: PathBuf,
 }
@@ -265,7 +265,7 @@ impl Disk {
     }
 }
 
-/// From IPVS to the proxy and back, with the virtual IP answering all the time.
+/// Reloads from IPVS to the proxy and back, with the virtual IP answering all the time.
 pub(crate) fn reload(kind: &str) {
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
     if kind == "NAT" {

@@ -1,4 +1,4 @@
-//! Who reaches the load balancer's own port.
+//! Access to the load balancer's own port.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use testbed::{Lan, Signal};
 use super::is_served;
 use crate::support::{BIND_PORT, Cluster, Plan};
 
-/// What a client and the node itself meet at the bind port.
+/// Returns whether the bind port serves a client and the node itself.
 fn reached(cluster: &Cluster) -> [bool; 2] {
     let from_outside = SocketAddr::new(cluster.node(0).v4().into(), BIND_PORT);
     let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), BIND_PORT);

@@ -1,4 +1,4 @@
-//! Instances that come, go and trade their addresses.
+//! Reloads that add and remove instances and move their addresses.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -83,7 +83,7 @@ pub(crate) fn traded_addresses() {
     reload(&two_instances(&cluster.lan, "100ms", [second, first]));
     holder(51, second);
     holder(52, first);
-    // The router 52 goes, and its address to the router 51.
+    // Instance 52 is removed, and its address moves to instance 51.
     let text = two_instances(&cluster.lan, "100ms", [second, first]);
     let merged: String = text
         .lines()
@@ -96,7 +96,7 @@ pub(crate) fn traded_addresses() {
     reload(&merged);
     holder(51, second);
     holder(51, first);
-    // Routers that were reloaded at different moments were groups of their own meanwhile, which is told for a while.
+    // Instances that were reloaded at different moments were different groups meanwhile, which is reported for a while.
     for index in 0..cluster.len() {
         let status = cluster.status(index);
         let mut told = status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
@@ -134,7 +134,7 @@ pub(crate) fn reload_at_the_end() {
     cluster.signal(active, Signal::SIGHUP);
     let status = cluster.wait_until_ended(active);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
-    // A handover to a serving Backup takes 0.3 s; with another router to wait for it would be its bound, 4.2 s.
+    // A handover to a serving Backup takes 0.3 s; with another instance to wait for it would take its bound, 4.2 s.
     cluster.check(asked.elapsed() < Duration::from_secs(3), || format!("it took {:?}", asked.elapsed()));
     cluster
         .check(!cluster.daemon(active).log().text().contains("is reloaded"), || "it was reloaded".to_owned());
@@ -155,7 +155,7 @@ pub(crate) fn address_there_and_back() {
             line.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]")) + "\n"
         })
         .collect();
-    // The router 52 is still resigning when it is wanted again.
+    // Instance 52 is still resigning when it is added again.
     reload_one(&cluster, 0, &merged, "is reloaded");
     reload_one(&cluster, 0, &two, "is reloaded");
     cluster.wait("both routers are active", || {

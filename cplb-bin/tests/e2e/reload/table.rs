@@ -13,7 +13,7 @@ use super::ground::{
     two_instances,
 };
 
-/// What clients meet at an address of a single daemon, through a service whose servers are all elsewhere.
+/// A single daemon, with a service whose servers are all on other nodes.
 struct Elsewhere {
     cluster: Cluster,
     _agents: Vec<Backend>,
@@ -43,7 +43,7 @@ impl Elsewhere {
     }
 }
 
-/// A node must not hold a virtual IP whose traffic its table does not lead anywhere: clients would be refused.
+/// A node must not hold a virtual IP without the table's rules for it: clients would be refused.
 pub(crate) fn table_outlives_addresses() {
     let scene = Elsewhere::start();
     let cluster = &scene.cluster;
@@ -66,7 +66,7 @@ pub(crate) fn table_outlives_addresses() {
     let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
     cluster.check(removed.is_ok(), || format!("{removed:?}"));
     cluster.wait("the VIP is gone", || holders(cluster, second).is_empty());
-    // Nobody answers for the address afterwards; that is silence, and no refusal.
+    // No node answers for the address afterwards; connections then time out and are not refused.
     let failures = probe.stop().failures_since(since);
     let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
     cluster.check(refused == 0, || format!("{failures:?}"));

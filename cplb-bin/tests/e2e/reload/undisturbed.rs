@@ -1,4 +1,4 @@
-//! Changes that nothing may notice but what they are about.
+//! Reloads that do not affect existing connections.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::ground::{
 /// Sessions that are open during a reload.
 const SESSIONS: usize = 20;
 
-/// A session without an echo for this long hangs: it sends every 10 ms, and the machine may be busy.
+/// Time without an echo after which a session counts as hanging: it sends every 10 ms, and the machine may be busy.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// A settled cluster with sessions and a probe through the VIP.
@@ -24,7 +24,7 @@ struct Scene {
     sessions: Sessions,
     probe: Probe,
     active: usize,
-    /// How often a node had become Active by then: at the start, two may for a millisecond.
+    /// The number of takeovers until then: at the start, two nodes may be Active for a millisecond.
     takeovers: usize,
     since: Instant,
 }
@@ -47,7 +47,7 @@ impl Scene {
         Self { cluster, sessions, probe, active, takeovers, since }
     }
 
-    /// Gives every controller the file that `plan` renders, and has it read.
+    /// Writes the file that `plan` renders on every controller, and reloads it.
     fn reload(&mut self, plan: Plan) {
         self.cluster.plan = plan;
         let text = self.cluster.plan.render(&self.cluster.lan);
@@ -65,7 +65,7 @@ impl Scene {
         }
     }
 
-    /// Nothing that was there has noticed anything.
+    /// Checks that no connection and no election was affected.
     fn check_undisturbed(self) -> Cluster {
         let Self { cluster, sessions, probe, active, takeovers, since } = self;
         let checked = Instant::now();
@@ -103,7 +103,7 @@ pub(crate) fn adds_a_service() {
     if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
         scene.cluster.fail(&format!("the new service does not answer: {error}"));
     }
-    // The new service's connections are its own: removing it again leaves the others alone.
+    // The new service's connections are separate: removing it again does not affect the others.
     scene.reload(Plan::v3("100ms"));
     scene.cluster.wait("one service is left", || services_of(&scene.cluster, 0).len() == 1);
     drop((probe, others));
@@ -185,7 +185,7 @@ pub(crate) fn instances() {
     drop(probe(&scene.cluster, second));
     scene.reload(Plan::v3("100ms"));
     scene.cluster.wait("nobody holds the second VIP", || holders(&scene.cluster, second).is_empty());
-    // The second instance's own takeovers are counted apart, by its VRID.
+    // The second instance's own takeovers are counted separately, by its VRID.
     let second_moves: usize =
         (0..scene.cluster.len()).map(|index| moves_of(&scene.cluster.daemon(index).log().text(), 52)).sum();
     scene.cluster.check(second_moves >= 1, || "nobody became Active for the second VIP".to_owned());
@@ -193,7 +193,7 @@ pub(crate) fn instances() {
     scene.check_undisturbed();
 }
 
-/// How often the instance became Active, by the daemon's own account.
+/// The number of times that the instance became Active, according to the daemon's log.
 fn moves_of(log: &str, vrid: u8) -> usize {
     let field = format!("vrid={vrid} ");
     log.lines().filter(|line| line.contains(&field) && line.contains("to=active")).count()

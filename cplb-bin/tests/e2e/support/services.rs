@@ -1,4 +1,4 @@
-//! Several services at once, each over other healthy servers.
+//! Several services at once, each with a different set of healthy servers.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ fn with_services(plan: Plan) -> Plan {
     ))
 }
 
-/// What a service is expected to be.
+/// The expected state of a service.
 struct Expected {
     name: &'static str,
     port: u16,
-    /// The nodes whose servers take connections.
+    /// The nodes whose servers accept connections.
     up: Vec<usize>,
     down: Vec<usize>,
-    /// Whether a client stays with its server.
+    /// A client stays with its server (persistence).
     pinned: bool,
 }
 
@@ -39,7 +39,7 @@ impl Expected {
         Self { pinned, ..self }
     }
 
-    /// Requests are answered by just these servers, and status says so of every node.
+    /// Waits until requests are answered by exactly these servers, and the status of every node shows it.
     fn holds(&self, cluster: &Cluster, probe: &Probe) {
         let servers: BTreeSet<String> = self.up.iter().map(|node| name(cluster, *node, self.port)).collect();
         cluster.wait(&format!("{} is served by {servers:?}", self.name), || {
@@ -78,8 +78,9 @@ fn name(cluster: &Cluster, node: usize, port: u16) -> String {
     }
 }
 
-/// Starts everything, takes another server of each service away, and brings them back. `check` sees the cluster while
-/// they are away, with the owner of the virtual IP. `pinned`: clients stay with their servers, except konnectivity's.
+/// Starts all servers and daemons, stops a different server of each service, and starts them again. `check` is called
+/// while they are stopped, with the owner of the virtual IP. `pinned`: clients stay with their servers, except
+/// konnectivity's.
 pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Cluster, usize)) {
     let mut cluster = Cluster::build(Lan::builder(), with_services(plan));
     for port in [KONNECTIVITY, JOIN] {
