@@ -75,7 +75,7 @@ fn example(name: &str) -> Run {
 const WRONG_EXAMPLES: [&str; 2] = ["k0sctl-misplaced-network.yaml", "k0s-external-balancer.yaml"];
 
 #[test]
-fn every_example_is_accepted_and_its_effective_form_means_the_same() {
+fn examples_are_valid_and_their_effective_form_is_stable() {
     let mut seen = 0;
     for entry in std::fs::read_dir(examples()).unwrap() {
         let path = entry.unwrap().path();
@@ -104,7 +104,7 @@ fn every_example_is_accepted_and_its_effective_form_means_the_same() {
 }
 
 #[test]
-fn every_configuration_in_the_documentation_is_accepted() {
+fn documentation_configurations_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let guides = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let texts = guides.chain([root.join("README.md")]).map(|path| std::fs::read_to_string(path).unwrap());
@@ -123,7 +123,7 @@ fn every_configuration_in_the_documentation_is_accepted() {
 }
 
 #[test]
-fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
+fn effective_form_shows_k0s_defaults_and_no_password() {
     let run = example("k0s-userspace.yaml").ends_with(0).says(&["k0s-userspace.yaml:5:16: warning"]);
     for default in [
         "    virtualRouterID: 51\n",
@@ -141,7 +141,7 @@ fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
 }
 
 #[test]
-fn the_ipvs_defaults_of_k0s_are_shown() {
+fn effective_form_shows_the_ipvs_defaults_of_k0s() {
     let run = example("k0sctl-ipvs.yaml").ends_with(0);
     for default in [
         "delayLoop: 1m",
@@ -156,7 +156,7 @@ fn the_ipvs_defaults_of_k0s_are_shown() {
 }
 
 #[test]
-fn a_misplaced_network_section_is_located_and_the_right_place_named() {
+fn misplaced_network_section_error_names_the_right_path() {
     let run = example("k0sctl-misplaced-network.yaml")
         .ends_with(DATA)
         .says(&["k0sctl-misplaced-network.yaml:21:9: error", "config.spec.network"]);
@@ -164,12 +164,12 @@ fn a_misplaced_network_section_is_located_and_the_right_place_named() {
 }
 
 #[test]
-fn a_file_without_anything_for_cplb_says_so() {
+fn file_without_a_load_balancer_section_is_an_error() {
     example("k0s-external-balancer.yaml").ends_with(DATA).says(&["k0s-external-balancer.yaml:"]);
 }
 
 #[test]
-fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
+fn all_errors_are_reported_with_location_and_fix() {
     let text = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100]\n    virtualRouterId: 51\n  \
          backends: {{static: [10.0.0.11]}}\n"
@@ -178,7 +178,7 @@ fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
 }
 
 #[test]
-fn duplicates_and_mixed_families_are_refused_with_their_lines() {
+fn duplicates_and_mixed_families_are_located_errors() {
     let twice = format!(
         "{NATIVE}  vrrpInstances:\n  - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n  \
          - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n"
@@ -196,7 +196,7 @@ fn duplicates_and_mixed_families_are_refused_with_their_lines() {
 }
 
 #[test]
-fn what_is_not_a_configuration_is_refused() {
+fn files_that_are_no_configuration_are_refused() {
     check_text("]]] : {{{").ends_with(DATA).says(&["cplb.yaml:1:"]);
     check_text("").ends_with(DATA).says(&["cplb.yaml"]);
     check_text("apiVersion: v1\nkind: Pod\n").ends_with(DATA).says(&["cplb.yaml:2:7", "Pod"]);
@@ -216,14 +216,14 @@ fn huge_and_deep_files_are_refused_quickly() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn unreadable_file_is_named() {
     check(Path::new("/nonexistent/k0s.yaml")).ends_with(NO_INPUT).says(&["/nonexistent/k0s.yaml"]);
     let directory = tempfile::tempdir().unwrap();
     assert_ne!(check(directory.path()).code, 0, "a directory is no file");
 }
 
 #[test]
-fn a_vrid_of_the_cluster_s_own_is_proposed_instead_of_the_default() {
+fn unique_vrid_is_proposed_instead_of_the_default() {
     let text = |vrid: &str| {
         format!(
             "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
@@ -239,7 +239,7 @@ fn a_vrid_of_the_cluster_s_own_is_proposed_instead_of_the_default() {
 }
 
 #[test]
-fn an_unknown_interface_is_a_warning_only() {
+fn unknown_interface_is_a_warning() {
     let text = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    interface: nosuch0\n  \
          backends: {{static: [10.0.0.11]}}\n"
@@ -248,14 +248,14 @@ fn an_unknown_interface_is_a_warning_only() {
 }
 
 #[test]
-fn a_pure_load_balancer_is_valid() {
+fn configuration_without_virtual_ips_is_valid() {
     let text = format!("{NATIVE}  vrrpInstances: []\n  backends: {{static: [10.0.0.11, 10.0.0.12]}}\n");
     let run = check_text(&text).ends_with(0);
     assert!(run.out.contains("vrrpInstances: []"), "{}", run.out);
 }
 
 #[test]
-fn the_schema_is_printed_on_request() {
+fn schema_is_printed_on_request() {
     let path = examples().join("native-k3s.yaml");
     let run = cplb(["check", "--print", "schema"]).ends_with(0);
     let same = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
@@ -267,7 +267,7 @@ fn the_schema_is_printed_on_request() {
 }
 
 #[test]
-fn usage_errors_end_with_64_and_show_the_way() {
+fn usage_errors_exit_with_64_and_refer_to_help() {
     for wrong in [
         vec!["frobnicate"],
         vec!["run"],
@@ -288,7 +288,7 @@ fn usage_errors_end_with_64_and_show_the_way() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_exit_with_0() {
     let help = cplb(["--help"]).ends_with(0);
     for command in ["run", "check", "status", "demo", "completions"] {
         assert!(help.out.contains(&format!("  {command}")), "{command} is not in:\n{}", help.out);
@@ -310,7 +310,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn completions_name_the_commands() {
+fn completions_contain_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let run = cplb(["completions", shell]).ends_with(0);
         for command in ["check", "status", "demo"] {
@@ -320,7 +320,7 @@ fn completions_name_the_commands() {
 }
 
 #[test]
-fn status_without_a_daemon_says_how_to_start_one() {
+fn status_without_a_daemon_explains_how_to_start_one() {
     cplb(["status", "--socket", "/nonexistent/cplb.sock"]).ends_with(UNAVAILABLE).says(&[
         "/nonexistent/cplb.sock",
         "cplb run",
@@ -341,7 +341,7 @@ fn too_many(more: &str) -> String {
 }
 
 #[test]
-fn what_run_refuses_is_an_error_of_check() {
+fn check_and_run_refuse_too_many_virtual_servers() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     std::fs::write(&path, too_many("")).unwrap();
@@ -357,7 +357,7 @@ fn what_run_refuses_is_an_error_of_check() {
 }
 
 #[test]
-fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
+fn unusable_backend_options_are_reported_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let run = |more: &str, backend: &str| {
@@ -382,7 +382,7 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
 }
 
 #[test]
-fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
+fn effective_form_with_backend_options_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let servers =
@@ -403,7 +403,7 @@ fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
 }
 
 #[test]
-fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_command_line() {
+fn virtual_server_without_servers_of_its_family_is_a_warning() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let text = format!(
@@ -423,7 +423,7 @@ fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_comm
 }
 
 #[test]
-fn what_run_ignores_is_said_by_check() {
+fn check_warns_about_settings_that_run_ignores() {
     let text = format!(
         "{NATIVE}  services:\n  - {{name: api, port: 6443, backends: {{kubernetes: {{}}}}}}\n  \
          - {{name: other, port: 8132}}\n  status: {{listen: '127.0.0.1:9000'}}\n"
@@ -438,7 +438,7 @@ fn what_run_ignores_is_said_by_check() {
 }
 
 #[test]
-fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
+fn k0s_files_default_to_discovery_with_the_k0s_kubeconfig() {
     const FOUND: &str = "kubernetes:\n      kubeconfig: /var/lib/k0s/pki/admin.conf\n";
     let path = examples().join("k0s-userspace.yaml");
     let check = |more: &[&str]| {
@@ -455,7 +455,7 @@ fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
 }
 
 #[test]
-fn run_refuses_a_wrong_file_as_check_does() {
+fn run_refuses_an_invalid_file_with_the_errors_of_check() {
     let path = examples().join("k0sctl-misplaced-network.yaml");
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
         .ends_with(DATA)
@@ -463,7 +463,7 @@ fn run_refuses_a_wrong_file_as_check_does() {
 }
 
 #[test]
-fn text_of_the_file_is_escaped_in_the_report() {
+fn file_text_is_escaped_in_the_report() {
     let spec = "  \"a\\nf.yaml:1:1: error: forged\\u001b[2J\\u202e\": 1\n";
     let run = check_text(&format!("{NATIVE}{spec}  backends: {{static: [10.0.0.11]}}\n")).ends_with(DATA);
     assert!(!run.err.contains(['\u{1b}', '\u{202e}']), "{:?}", run.err);
@@ -472,7 +472,7 @@ fn text_of_the_file_is_escaped_in_the_report() {
 }
 
 #[test]
-fn a_backend_name_that_does_not_resolve_is_a_warning() {
+fn unresolvable_backend_name_is_a_warning() {
     let start = Instant::now();
     let run = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11, controller.invalid]}}\n"));
     run.ends_with(0).says(&[

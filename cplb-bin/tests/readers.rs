@@ -54,7 +54,7 @@ fn answer_once(listener: &UnixListener) {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn closed_standard_output_is_no_error() {
     let path = example();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
@@ -83,7 +83,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
-fn nobody_to_complain_to_changes_no_exit_code() {
+fn closed_output_streams_change_no_exit_code() {
     let missing =
         cplb(["check", "--config", "/nonexistent"]).stdout(closed()).stderr(closed()).spawn().unwrap();
     assert_eq!(end(missing).0, Some(66));
@@ -102,7 +102,7 @@ fn watch(socket: &Path, json: bool) -> Child {
 }
 
 #[test]
-fn watching_goes_on_while_no_daemon_answers() {
+fn watch_continues_while_no_daemon_answers() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let mut child = watch(&socket, false);
@@ -121,7 +121,7 @@ fn watching_goes_on_while_no_daemon_answers() {
 }
 
 #[test]
-fn watched_documents_stay_one_a_line_and_failures_go_elsewhere() {
+fn watch_json_prints_one_document_per_line_and_errors_to_stderr() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let mut child = watch(&socket, true);
@@ -212,14 +212,14 @@ impl Balancer {
 }
 
 #[test]
-fn a_daemon_whose_log_nobody_reads_any_more_goes_on() {
+fn daemon_survives_a_closed_log_pipe() {
     let balancer = Balancer::start(16_445, closed());
     balancer.reload_often(2);
     assert_eq!(balancer.stop(), Some(0));
 }
 
 #[test]
-fn a_daemon_whose_log_is_not_read_for_a_while_goes_on() {
+fn daemon_survives_a_full_log_pipe() {
     let (reader, writer) = std::io::pipe().unwrap();
     // The smallest pipe that the kernel supports.
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();

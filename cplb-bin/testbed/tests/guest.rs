@@ -14,13 +14,13 @@ use testbed::{
 
 fn main() -> ExitCode {
     testbed::main(vec![
-        Test::new("programs_run_and_their_ends_are_told", programs),
-        Test::new("a_guest_that_dies_is_told_with_its_console", death),
-        Test::new("the_kernel_has_what_the_host_may_lack", kernel)
+        Test::new("guest_reports_output_and_exit_status", programs),
+        Test::new("lost_guest_error_contains_its_console", death),
+        Test::new("guest_kernel_has_the_required_modules", kernel)
             .needs([Tool::Ip, Tool::Tc, Tool::Ipvsadm])
             .in_guest(),
-        Test::new("modules_can_be_taken_away", modules).needs([Tool::Ipvsadm]).in_guest(),
-        Test::new("a_lan_works_in_the_guest", lan).needs([Tool::Ip]).in_guest(),
+        Test::new("modules_can_be_unloaded_and_loaded_again", modules).needs([Tool::Ipvsadm]).in_guest(),
+        Test::new("lan_works_in_the_guest", lan).needs([Tool::Ip]).in_guest(),
     ])
 }
 

@@ -9,8 +9,8 @@ use crate::support::{Cluster, Plan, VIP_HOST};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("copies_of_the_vip_are_named_on_any_interface", copies).needs([Tool::Nft, Tool::Ip]),
-        Test::new("addresses_are_held_together_where_a_node_can", together).needs([Tool::Nft, Tool::Ip]),
+        Test::new("vip_copies_without_a_lease_are_reported_on_any_interface", copies).needs([Tool::Nft, Tool::Ip]),
+        Test::new("vip_moves_to_a_node_that_can_hold_both_families", together).needs([Tool::Nft, Tool::Ip]),
     ]
 }
 

@@ -16,11 +16,11 @@ use crate::support::{Cluster, OTHER_HOST, PATIENCE, Plan, VIP_HOST};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
-        Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools).alone(),
-        Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools).alone(),
-        Test::new("a_stop_with_a_stuck_keeper_ends", stop_with_a_stuck_keeper).needs(tools),
-        Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
-        Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)
+        Test::new("sigterm_removes_own_state_and_keeps_foreign_state", stop).needs(tools).alone(),
+        Test::new("sigterm_during_startup_leaves_no_state", early_stop).needs(tools).alone(),
+        Test::new("stop_completes_with_a_frozen_keeper", stop_with_a_stuck_keeper).needs(tools),
+        Test::new("restart_after_sigkill_removes_only_own_leftovers", restart).needs(tools),
+        Test::new("restart_with_other_vips_removes_the_previous_vips", restart_with_another_vip)
             .needs(tools),
     ]
 }

@@ -12,14 +12,14 @@ use crate::support::{Cluster, PATIENCE, PORT, Plan};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("the_vip_moves_once_in_each_of_20_crashes_with_the_settings_of_k0s", crashes_of_k0s)
+        Test::new("vip_moves_once_in_each_of_20_crashes_with_the_settings_of_k0s", crashes_of_k0s)
             .needs([Tool::Nft]),
-        Test::new("three_equal_nodes_started_together_elect_one_within_5_s", start).needs([Tool::Nft]),
-        Test::new("the_vip_moves_once_in_each_of_20_crashes", crashes_at_100_ms).needs([Tool::Nft]),
-        Test::new("an_ipv6_only_vip_moves_once_in_each_crash", crashes_v6).needs([Tool::Nft]),
+        Test::new("three_equal_nodes_started_together_elect_one_active_within_5_s", start).needs([Tool::Nft]),
+        Test::new("vip_moves_once_in_each_of_20_crashes", crashes_at_100_ms).needs([Tool::Nft]),
+        Test::new("vip_moves_once_in_each_crash_ipv6_only", crashes_v6).needs([Tool::Nft]),
         Test::new("both_families_of_an_instance_move_together", dual_stack).needs([Tool::Nft]),
-        Test::new("a_healed_split_has_one_owner_and_neighbours_know_it", heals).needs([Tool::Nft]),
-        Test::new("a_healed_split_of_an_ipv6_only_vip_has_one_owner", heals_v6).needs([Tool::Nft]),
+        Test::new("healed_split_has_one_owner_in_neighbour_caches", heals).needs([Tool::Nft]),
+        Test::new("healed_split_has_one_owner_ipv6_only", heals_v6).needs([Tool::Nft]),
     ]
 }
 

@@ -34,13 +34,13 @@ const SIZE: u64 = 13_000_000;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
-        Test::new("a_daemon_at_rest_takes_little_memory_and_time", at_rest).needs([Tool::Nft]).alone(),
+        Test::new("idle_daemon_stays_within_memory_and_cpu_limits", at_rest).needs([Tool::Nft]).alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
             .needs([Tool::Nft])
             .needs_root_realtime(),
     ];
     if is_release() {
-        tests.push(Test::new("the_binary_is_small", size));
+        tests.push(Test::new("binary_size_is_within_the_limit", size));
     }
     tests
 }

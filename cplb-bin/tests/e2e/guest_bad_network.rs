@@ -20,15 +20,15 @@ pub(crate) fn tests() -> Vec<Test> {
     let test =
         |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Tc]).files([binary()]).in_guest();
     vec![
-        test("nothing_moves_on_a_bad_network_at_100_ms", || calm(Plan::v3("100ms"))),
-        test("nothing_moves_on_a_bad_network_at_1_s", || calm(Plan::default())),
-        test("the_vip_moves_after_a_crash_on_a_bad_network_at_100_ms", || {
+        test("vip_stays_on_a_lossy_network_at_100_ms", || calm(Plan::v3("100ms"))),
+        test("vip_stays_on_a_lossy_network_at_1_s", || calm(Plan::default())),
+        test("vip_moves_after_a_crash_on_a_lossy_network_at_100_ms", || {
             crashes(Plan::v3("100ms"), Duration::from_millis(100), Duration::from_millis(22), 8);
         }),
-        test("the_vip_moves_after_a_crash_on_a_bad_network_at_1_s", || {
+        test("vip_moves_after_a_crash_on_a_lossy_network_at_1_s", || {
             crashes(Plan::default(), Duration::from_secs(1), Duration::from_millis(219), 3);
         }),
-        test("the_vip_is_handed_over_on_a_bad_network", handover),
+        test("vip_is_handed_over_on_a_lossy_network", handover),
     ]
 }
 

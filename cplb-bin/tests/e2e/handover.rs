@@ -20,13 +20,13 @@ use crate::support::{Cluster, PATIENCE, Plan, median};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("twenty_handovers_at_100_ms_go_unnoticed", || unnoticed(Plan::v3("100ms"), 20))
+        Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || unnoticed(Plan::v3("100ms"), 20))
             .needs([Tool::Nft]),
-        Test::new("handovers_of_an_ipv6_vip_go_unnoticed", || unnoticed(Plan::v3("100ms").v6_only(), 10))
+        Test::new("handovers_stay_within_the_blackout_bound_ipv6", || unnoticed(Plan::v3("100ms").v6_only(), 10))
             .needs([Tool::Nft]),
-        Test::new("twenty_handovers_at_1_s_go_unnoticed", || unnoticed(Plan::default(), 20))
+        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || unnoticed(Plan::default(), 20))
             .needs([Tool::Nft]),
-        Test::new("long_sessions_are_reset_by_a_handover_and_none_hangs", sessions).needs([Tool::Nft]),
+        Test::new("handover_resets_all_sessions_before_the_vip_is_removed", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
     ]

@@ -15,8 +15,8 @@ use crate::support::{Cluster, PORT, Plan};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Keepalived, Tool::Tshark];
     vec![
-        Test::new("version_2_by_multicast_and_unicast_beside_keepalived", version_2).needs(tools),
-        Test::new("version_3_of_ipv4_and_ipv6_beside_keepalived", version_3).needs(tools),
+        Test::new("version_2_by_multicast_and_unicast_interoperates_with_keepalived", version_2).needs(tools),
+        Test::new("version_3_of_ipv4_and_ipv6_interoperates_with_keepalived", version_3).needs(tools),
     ]
 }
 

@@ -12,10 +12,10 @@ use crate::support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
 pub(crate) fn tests() -> Vec<Test> {
     let tests = [
         ("three_nodes_elect_one_active_that_serves", elects as fn(Tproxy)),
-        ("openssl_meets_every_certificate_from_everywhere", certificates),
-        ("a_static_backend_that_is_the_vip_is_left_out", static_loop),
-        ("a_k0sctl_controller_that_is_the_vip_is_left_out", k0sctl_loop),
-        ("a_backend_option_that_is_the_vip_is_left_out", option_loop),
+        ("every_node_reaches_every_backend_through_the_vip", certificates),
+        ("static_backend_equal_to_the_vip_is_dropped", static_loop),
+        ("k0sctl_controller_equal_to_the_vip_is_dropped", k0sctl_loop),
+        ("backend_option_equal_to_the_vip_is_dropped", option_loop),
     ];
     let in_both_modes = |name, body: fn(Tproxy)| {
         Tproxy::BOTH.map(|tproxy| {
@@ -24,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     };
     let mut tests: Vec<Test> = tests.into_iter().flat_map(|(name, body)| in_both_modes(name, body)).collect();
     // The test counts daemons that survive the demonstration, wherever they run.
-    tests.extend(in_both_modes("the_demo_shows_a_failover_and_cleans_up", demo).map(Test::alone));
+    tests.extend(in_both_modes("demo_shows_a_failover_and_cleans_up", demo).map(Test::alone));
     tests
 }
 

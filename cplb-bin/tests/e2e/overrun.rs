@@ -12,8 +12,8 @@ use crate::support::{Cluster, PATIENCE, Plan};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
-        Test::new("a_daemon_that_stood_still_in_a_storm_of_changes_recovers", stopped).needs(tools),
-        Test::new("a_keeper_that_stood_still_in_a_storm_of_changes_restores_the_vips", keeper_stopped)
+        Test::new("paused_daemon_recovers_from_a_netlink_overrun", stopped).needs(tools),
+        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", keeper_stopped)
             .needs(tools),
     ]
 }

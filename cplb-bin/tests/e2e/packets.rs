@@ -12,13 +12,13 @@ use crate::support::{Cluster, Plan};
 const TIMES: u64 = 10;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("hostile_packets_are_counted_by_reason_and_disturb_nobody", || {
+        Test::new("invalid_packets_are_counted_by_reason_and_move_no_vip", || {
             hostile(Plan::default(), cases_v2);
         }),
-        Test::new("hostile_packets_of_version_3_over_ipv6_disturb_nobody", || {
+        Test::new("invalid_version_3_packets_over_ipv6_move_no_vip", || {
             hostile(Plan::v3("1s").v6_only(), cases_v3);
         }),
-        Test::new("a_unicast_group_hears_only_its_peers", unknown_peer),
+        Test::new("unicast_instance_accepts_only_its_peers", unknown_peer),
     ]
 }
 

@@ -14,11 +14,11 @@ use crate::support::{Cluster, PATIENCE, Plan, median};
 pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft]).needs_root_realtime();
     vec![
-        test("a_crash_at_100_ms_is_over_in_450_ms", at_100_ms),
-        test("a_crash_at_10_ms_is_over_in_60_ms", at_10_ms),
-        test("a_crash_of_an_ipv6_owner_at_10_ms_is_over_in_60_ms", at_10_ms_v6),
+        test("crash_at_100_ms_recovers_within_450_ms", at_100_ms),
+        test("crash_at_10_ms_recovers_within_60_ms", at_10_ms),
+        test("crash_at_10_ms_recovers_within_60_ms_ipv6", at_10_ms_v6),
         test("busy_loops_cause_no_false_takeover_at_10_ms", beside_busy_loops),
-        test("a_client_without_neighbour_entry_is_back_when_the_lease_is_over", without_neighbour_entry),
+        test("client_without_neighbour_entry_recovers_when_the_lease_ends", without_neighbour_entry),
     ]
 }
 

@@ -12,26 +12,26 @@ use crate::support::{Cluster, PATIENCE, Plan, services};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
-        Test::new("twenty_outages_of_all_backends_move_nothing", outages),
-        Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
+        Test::new("twenty_outages_of_all_backends_move_no_vip", outages),
+        Test::new("rolling_restart_with_a_shutdown_delay_fails_no_request", || {
             rolling_restart(Duration::from_secs(10));
         }),
-        Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends", || {
+        Test::new("backup_takes_over_when_only_the_active_loses_its_backends", || {
             loses_backends(Plan::default(), Duration::from_secs(1));
         }),
-        Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends_at_100_ms", || {
+        Test::new("backup_takes_over_when_only_the_active_loses_its_backends_at_100_ms", || {
             loses_backends(Plan::v3("100ms"), Duration::from_millis(100));
         }),
-        Test::new("a_backup_takes_over_when_the_active_s_proxy_threads_freeze", || freezes("lb-worker")),
-        Test::new("a_backup_takes_over_when_the_active_s_keeper_freezes", || freezes("vip-keeper")),
-        Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
-        Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
-        Test::new("2000_clients_at_256_descriptors_move_nothing", load::descriptors),
-        Test::new("2000_clients_at_300_ports_move_nothing", load::ports),
+        Test::new("backup_takes_over_from_an_active_with_frozen_proxy_threads", || freezes("lb-worker")),
+        Test::new("backup_takes_over_from_an_active_with_a_frozen_keeper", || freezes("vip-keeper")),
+        Test::new("flapping_check_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
+        Test::new("flapping_check_on_all_nodes_moves_the_vip_at_most_once", flaps_everywhere),
+        Test::new("2000_clients_at_256_descriptors_move_no_vip", load::descriptors),
+        Test::new("2000_clients_at_300_ports_move_no_vip", load::ports),
         Test::new("three_services_have_different_servers", || {
             services::different_sets(Plan::default(), false, |_, _| {});
         }),
-        Test::new("a_rolling_restart_without_a_shutdown_delay_fails_nobody", || {
+        Test::new("rolling_restart_without_a_shutdown_delay_fails_only_requests_in_flight", || {
             rolling_restart(Duration::ZERO);
         }),
     ];

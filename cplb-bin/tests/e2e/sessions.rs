@@ -13,15 +13,15 @@ use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT, Plan};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("an_active_that_is_stopped_resets_its_sessions", stopped).needs([Tool::Nft]),
-        Test::new("a_degraded_active_that_is_replaced_resets_its_sessions", degraded).needs([Tool::Nft]),
-        Test::new("an_outranked_active_resets_its_sessions", outranked).needs([Tool::Nft]),
-        Test::new("a_reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
-        Test::new("a_reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
-        Test::new("a_lease_that_lapses_resets_its_sessions", lapsed).needs([Tool::Nft]),
+        Test::new("stopped_active_resets_its_sessions", stopped).needs([Tool::Nft]),
+        Test::new("replaced_degraded_active_resets_its_sessions", degraded).needs([Tool::Nft]),
+        Test::new("preempted_active_resets_its_sessions", outranked).needs([Tool::Nft]),
+        Test::new("reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
+        Test::new("reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
+        Test::new("expired_lease_resets_its_sessions", lapsed).needs([Tool::Nft]),
         // Their backends and this program share one limit of descriptors.
-        Test::new("a_stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]).alone(),
-        Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
+        Test::new("stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]).alone(),
+        Test::new("degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
             .needs([Tool::Nft])
             .alone(),
     ]

@@ -15,10 +15,10 @@ const CONTENTION: Duration = Duration::from_secs(11);
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_weaker_stranger_and_another_group_move_nothing_and_are_named", strangers),
-        Test::new("nodes_between_which_protocol_112_is_dropped_name_each_other", filtered),
+        Test::new("unknown_router_and_foreign_group_are_reported_and_move_no_vip", strangers),
+        Test::new("nodes_with_filtered_vrrp_report_each_other", filtered),
         Test::new(
-            "two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active",
+            "strict_reverse_path_filter_is_reported_and_one_node_is_active",
             reverse_path,
         ),
     ]

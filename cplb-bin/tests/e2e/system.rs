@@ -20,17 +20,17 @@ const PERMISSION: i32 = 77;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("without_privileges_it_says_which_and_ends_with_77", no_privilege).needs([Tool::Setpriv]),
-        Test::new("without_nft_it_says_how_to_install_it_and_ends_with_69", nft_missing)
+        Test::new("missing_privileges_are_named_with_exit_code_77", no_privilege).needs([Tool::Setpriv]),
+        Test::new("missing_nft_is_reported_with_exit_code_69", nft_missing)
             .needs([Tool::Setpriv]),
-        Test::new("an_nft_that_fails_at_the_start_is_quoted", nft_fails_at_start),
-        Test::new("an_nft_that_hangs_later_costs_the_vip_and_is_shown", nft_hangs_later).needs([Tool::Nft]),
-        Test::new("an_nft_that_fails_later_costs_the_vip_and_is_shown", nft_fails_later).needs([Tool::Nft]),
-        Test::new("a_port_that_is_taken_is_named", port_taken),
-        Test::new("a_second_daemon_leaves_and_the_first_does_not_notice", second_daemon),
-        Test::new("hostile_files_and_signals_cost_no_virtual_ip", hostile_surroundings),
-        Test::new("an_interface_may_come_late_and_vanish", interface_comes_and_goes).needs([Tool::Ip]),
-        Test::new("a_state_directory_or_socket_that_cannot_be_made_is_named", nothing_writable),
+        Test::new("nft_error_at_startup_is_quoted", nft_fails_at_start),
+        Test::new("hanging_nft_moves_the_vip_and_is_reported", nft_hangs_later).needs([Tool::Nft]),
+        Test::new("failing_nft_moves_the_vip_and_is_reported", nft_fails_later).needs([Tool::Nft]),
+        Test::new("port_in_use_is_named", port_taken),
+        Test::new("second_daemon_exits_without_affecting_the_first", second_daemon),
+        Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_surroundings),
+        Test::new("absent_interface_is_awaited_at_start_and_after_removal", interface_comes_and_goes).needs([Tool::Ip]),
+        Test::new("uncreatable_state_directory_or_socket_is_named", nothing_writable),
     ]
 }
 

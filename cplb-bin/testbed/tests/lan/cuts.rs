@@ -12,12 +12,12 @@ use crate::network::{pings, reaches, silent};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_cut_works_in_each_direction", a_cut_works_in_each_direction)
+        Test::new("cut_drops_frames_per_direction", cut_drops_frames_per_direction)
             .needs([Tool::Nft, Tool::Ping]),
-        Test::new("a_partition_separates_groups", a_partition_separates_groups)
+        Test::new("partition_separates_groups", partition_separates_groups)
             .needs([Tool::Nft, Tool::Ping]),
-        Test::new("a_partition_can_be_one_way", a_partition_can_be_one_way).needs([Tool::Nft]),
-        Test::new("an_unplugged_node_has_no_carrier", an_unplugged_node_has_no_carrier)
+        Test::new("cut_between_is_one_way", cut_between_is_one_way).needs([Tool::Nft]),
+        Test::new("unplugged_node_has_no_carrier", unplugged_node_has_no_carrier)
             .needs([Tool::Ip, Tool::Ping]),
     ]
 }
@@ -40,7 +40,7 @@ fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
     }
 }
 
-fn a_cut_works_in_each_direction() {
+fn cut_drops_frames_per_direction() {
     let lan = Lan::builder().build().expect("a LAN");
     let (node, other) = (lan.controller(0), lan.controller(1));
     for (direction, node_hears, other_hears) in
@@ -60,7 +60,7 @@ fn a_cut_works_in_each_direction() {
     }
 }
 
-fn a_partition_separates_groups() {
+fn partition_separates_groups() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2, c3] = [0, 1, 2].map(|index| lan.controller(index));
     let client = lan.client(0);
@@ -76,7 +76,7 @@ fn a_partition_separates_groups() {
     reaches(c3, c1.v4());
 }
 
-fn a_partition_can_be_one_way() {
+fn cut_between_is_one_way() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2] = [0, 1].map(|index| lan.controller(index));
     assert!(pings(c1, c2.v4()));
@@ -84,7 +84,7 @@ fn a_partition_can_be_one_way() {
     assert!(!hears(c2, c1, c2.v4().into()) && hears(c1, c2, c1.v4().into()));
 }
 
-fn an_unplugged_node_has_no_carrier() {
+fn unplugged_node_has_no_carrier() {
     let lan = Lan::builder().build().expect("a LAN");
     let (node, client) = (lan.controller(0), lan.client(0));
     assert!(carrier(node));

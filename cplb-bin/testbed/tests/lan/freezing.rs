@@ -6,9 +6,9 @@ use testbed::{Lan, Log, Process, Signal, Test};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("one_thread_freezes_and_the_other_goes_on", one_thread_freezes_and_the_other_goes_on),
-        Test::new("a_process_with_frozen_threads_can_be_killed", a_process_with_frozen_threads_can_be_killed),
-        Test::new("no_thread_is_an_error", no_thread_is_an_error),
+        Test::new("freezing_one_thread_leaves_the_others_running", freezing_one_thread_leaves_the_others_running),
+        Test::new("process_with_frozen_threads_can_be_killed", process_with_frozen_threads_can_be_killed),
+        Test::new("freezing_an_unknown_thread_is_an_error", freezing_an_unknown_thread_is_an_error),
     ]
 }
 
@@ -32,7 +32,7 @@ fn goes_on(log: &Log, line: &str) -> bool {
     log.wait_for_line_after(log.len(), line, Duration::from_millis(300)).is_ok()
 }
 
-fn one_thread_freezes_and_the_other_goes_on() {
+fn freezing_one_thread_leaves_the_others_running() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = ticker(&lan);
     let frozen = process.freeze_threads(|name| name == "ticks").expect("frozen");
@@ -46,7 +46,7 @@ fn one_thread_freezes_and_the_other_goes_on() {
     assert!(goes_on(process.log(), "tick"));
 }
 
-fn a_process_with_frozen_threads_can_be_killed() {
+fn process_with_frozen_threads_can_be_killed() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     for main_too in [false, true] {
         let process = ticker(&lan);
@@ -62,7 +62,7 @@ fn a_process_with_frozen_threads_can_be_killed() {
     }
 }
 
-fn no_thread_is_an_error() {
+fn freezing_an_unknown_thread_is_an_error() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = ticker(&lan);
     let error = process.freeze_threads(|name| name == "nobody").expect_err("no such thread").to_string();

@@ -9,9 +9,9 @@ use testbed::{
 pub(crate) fn tests() -> Vec<Test> {
     let needs = [Tool::Keepalived];
     vec![
-        Test::new("a_keepalived_trio_elects_one", a_keepalived_trio_elects_one).needs(needs),
-        Test::new("keepalived_speaks_every_variant", keepalived_speaks_every_variant).needs(needs),
-        Test::new("a_crashed_keepalived_leaves_its_address", a_crashed_keepalived_leaves_its_address)
+        Test::new("three_keepalived_nodes_elect_one_master", three_keepalived_nodes_elect_one_master).needs(needs),
+        Test::new("keepalived_adverts_are_decoded_in_every_variant", keepalived_adverts_are_decoded_in_every_variant).needs(needs),
+        Test::new("crashed_keepalived_leaves_its_address", crashed_keepalived_leaves_its_address)
             .needs(needs),
     ]
 }
@@ -19,7 +19,7 @@ pub(crate) fn tests() -> Vec<Test> {
 const LONG: Duration = Duration::from_secs(15);
 const FAST: Duration = Duration::from_millis(100);
 
-fn a_keepalived_trio_elects_one() {
+fn three_keepalived_nodes_elect_one_master() {
     let lan = Lan::builder().build().expect("a LAN");
     let vip: IpAddr = lan.v4(100).into();
     let capture = lan.capture().expect("a capture");
@@ -51,7 +51,7 @@ fn a_keepalived_trio_elects_one() {
     eventually("the address has moved", LONG, || lan.owners(vip).iter().map(|node| node.name()).eq(["c3"]));
 }
 
-fn keepalived_speaks_every_variant() {
+fn keepalived_adverts_are_decoded_in_every_variant() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2] = [0, 1].map(|index| lan.controller(index));
     let (v4, v6) = ((lan.v4(100).into(), 24), ("fe80::100".parse().expect("an address"), 64));
@@ -90,7 +90,7 @@ fn keepalived_speaks_every_variant() {
     assert_eq!(v6.source, c1.link_local());
 }
 
-fn a_crashed_keepalived_leaves_its_address() {
+fn crashed_keepalived_leaves_its_address() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let vip: IpAddr = lan.v4(100).into();
     let instance = |priority| VrrpInstance::v3(51, [(vip, 24)]).priority(priority).interval(FAST);

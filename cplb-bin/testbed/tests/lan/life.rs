@@ -12,14 +12,14 @@ use testbed::{Backend, Ground, Lan, Probe, Signal, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
-        Test::new("a_terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
-        Test::new("exit_codes_come_through", exit_codes_come_through),
-        Test::new("threads_come_too_early", threads_come_too_early),
-        Test::new("the_outside_is_out_of_reach", the_outside_is_out_of_reach).alone(),
-        Test::new("a_dropped_lan_frees_everything", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
-        Test::new("a_missing_tool_fails_with_its_install_line", a_missing_tool_fails_with_its_install_line),
-        Test::new("an_ordinary_user_suffices", an_ordinary_user_suffices).needs([Tool::Setpriv, Tool::Ping]),
+        Test::new("killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
+        Test::new("terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
+        Test::new("exit_code_of_the_second_process_is_returned", exit_code_of_the_second_process_is_returned),
+        Test::new("enter_refuses_a_process_with_threads", enter_refuses_a_process_with_threads),
+        Test::new("host_namespaces_are_not_visible", host_namespaces_are_not_visible).alone(),
+        Test::new("dropped_lan_frees_all_resources", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
+        Test::new("missing_tool_fails_with_its_install_line", missing_tool_fails_with_its_install_line),
+        Test::new("tests_run_as_an_ordinary_user", tests_run_as_an_ordinary_user).needs([Tool::Setpriv, Tool::Ping]),
         Test::new("root_has_real_time_scheduling", root_has_real_time_scheduling).needs_root_realtime(),
     ]
 }
@@ -72,7 +72,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
             let _ended = threads.map(thread::JoinHandle::join);
             ExitCode::SUCCESS
         }
-        "frees" => testbed::main(vec![Test::new("frees", a_dropped_lan_frees_everything)]),
+        "frees" => testbed::main(vec![Test::new("frees", dropped_lan_frees_all_resources)]),
         "tools" => testbed::main(vec![Test::new("tool", || {}).needs([Tool::Arping])]),
         other => panic!("no role {other}"),
     }
@@ -130,18 +130,18 @@ fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
-fn exit_codes_come_through() {
+fn exit_code_of_the_second_process_is_returned() {
     let output = start("code").output().expect("a process");
     assert_eq!(output.status.code(), Some(42), "{output:?}");
 }
 
-fn threads_come_too_early() {
+fn enter_refuses_a_process_with_threads() {
     let output = start("threads").output().expect("a process");
     let message = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(message.contains("it has 2"), "{message}");
 }
 
-fn the_outside_is_out_of_reach() {
+fn host_namespaces_are_not_visible() {
     assert_eq!(std::process::id(), 1);
     let here = fs::read_to_string("/proc/net/dev").expect("interfaces");
     assert_eq!(here.lines().skip(2).count(), 1, "only lo: {here}");
@@ -162,7 +162,7 @@ fn in_a_process_of_its_own(role: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-fn a_dropped_lan_frees_everything() {
+fn dropped_lan_frees_all_resources() {
     let count = |directory: &str| fs::read_dir(directory).expect("a directory").count();
     // Links whose other ends are in a namespace disappear with it.
     let links = || fs::read_to_string("/proc/self/net/dev").expect("interfaces").matches("spy").count();
@@ -192,7 +192,7 @@ fn a_dropped_lan_frees_everything() {
     });
 }
 
-fn a_missing_tool_fails_with_its_install_line() {
+fn missing_tool_fails_with_its_install_line() {
     let empty = tempfile::tempdir().expect("a directory");
     let present = Tool::Arping.path().is_ok();
     let output = start("tools").env("PATH", empty.path()).output().expect("a process");
@@ -202,7 +202,7 @@ fn a_missing_tool_fails_with_its_install_line() {
     assert_eq!(text.contains("apt-get install -y iputils-arping"), !present, "{text}");
 }
 
-fn an_ordinary_user_suffices() {
+fn tests_run_as_an_ordinary_user() {
     // A copy, because a user may lack access to the directory that this program was built in.
     let copy = std::path::Path::new("/run/testbed-copy");
     // Not copied by this process: a child that another thread forks meanwhile would keep the copy open for writing, and
@@ -214,7 +214,7 @@ fn an_ordinary_user_suffices() {
         command = Command::new(Tool::Setpriv.path().expect("a program"));
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
     }
-    let output = command.args(["--exact", "everybody_reaches_everybody"]).output().expect("a process");
+    let output = command.args(["--exact", "all_nodes_reach_each_other"]).output().expect("a process");
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");

@@ -9,14 +9,14 @@ use testbed::{AddressWatch, Lan, Node, Tenure, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("everybody_reaches_everybody", everybody_reaches_everybody).needs([Tool::Ping]),
-        Test::new("nodes_look_as_described", nodes_look_as_described).needs([Tool::Ip]),
-        Test::new("secondaries_follow_the_option", secondaries_follow_the_option),
-        Test::new("addresses_can_be_leased", addresses_can_be_leased),
-        Test::new("a_link_can_go_down_and_come_back", a_link_can_go_down_and_come_back).needs([Tool::Ping]),
-        Test::new("neighbours_can_be_forgotten", neighbours_can_be_forgotten).needs([Tool::Ping]),
-        Test::new("an_address_watch_misses_nothing", an_address_watch_misses_nothing).needs([Tool::Ip]),
-        Test::new("lans_do_not_see_each_other", lans_do_not_see_each_other).needs([Tool::Ping]),
+        Test::new("all_nodes_reach_each_other", all_nodes_reach_each_other).needs([Tool::Ping]),
+        Test::new("nodes_have_the_documented_configuration", nodes_have_the_documented_configuration).needs([Tool::Ip]),
+        Test::new("secondaries_follow_promote_secondaries", secondaries_follow_promote_secondaries),
+        Test::new("leased_addresses_have_a_lifetime", leased_addresses_have_a_lifetime),
+        Test::new("link_down_and_up_restores_reachability", link_down_and_up_restores_reachability).needs([Tool::Ping]),
+        Test::new("flush_neighbours_empties_the_cache", flush_neighbours_empties_the_cache).needs([Tool::Ping]),
+        Test::new("address_watch_records_every_change", address_watch_records_every_change).needs([Tool::Ip]),
+        Test::new("lans_are_isolated_from_each_other", lans_are_isolated_from_each_other).needs([Tool::Ping]),
     ]
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn reaches(from: &Node, to: impl Into<IpAddr>) {
     eventually(format!("{} reaches {to}", from.name()), Duration::from_secs(5), || pings(from, to));
 }
 
-fn everybody_reaches_everybody() {
+fn all_nodes_reach_each_other() {
     let lan = Lan::builder().clients(2).routed_client(0).routed_client(2).build().expect("a LAN");
     for from in lan.nodes() {
         for to in lan.nodes().chain([lan.switch()]) {
@@ -47,7 +47,7 @@ fn everybody_reaches_everybody() {
     }
 }
 
-fn nodes_look_as_described() {
+fn nodes_have_the_documented_configuration() {
     let lan = Lan::builder()
         .network_v4([192, 168, 7, 0].into(), 22)
         .network_v6("fd77::".parse().expect("an address"), 112)
@@ -87,7 +87,7 @@ fn nodes_look_as_described() {
     }
 }
 
-fn secondaries_follow_the_option() {
+fn secondaries_follow_promote_secondaries() {
     for promote in [false, true] {
         let builder = Lan::builder().controllers(1);
         let builder = if promote { builder.promote_secondaries() } else { builder };
@@ -99,7 +99,7 @@ fn secondaries_follow_the_option() {
     }
 }
 
-fn addresses_can_be_leased() {
+fn leased_addresses_have_a_lifetime() {
     let lan = Lan::builder().leased_addresses(Duration::from_secs(300)).build().expect("a LAN");
     let lease = |node: &Node, ip: IpAddr| {
         let addresses = node.addresses().expect("addresses");
@@ -112,7 +112,7 @@ fn addresses_can_be_leased() {
     assert_eq!(lease(lan.client(0), lan.client(0).v4().into()), None);
 }
 
-fn a_link_can_go_down_and_come_back() {
+fn link_down_and_up_restores_reachability() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(0));
     assert!(pings(client, node.v6()));
@@ -126,7 +126,7 @@ fn a_link_can_go_down_and_come_back() {
     reaches(node, lan.v4(254));
 }
 
-fn neighbours_can_be_forgotten() {
+fn flush_neighbours_empties_the_cache() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(1));
     for ip in node.own_ips() {
@@ -140,7 +140,7 @@ fn neighbours_can_be_forgotten() {
     }
 }
 
-fn an_address_watch_misses_nothing() {
+fn address_watch_records_every_change() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let node = lan.controller(0);
     let watch = AddressWatch::on(node).expect("a watch");
@@ -171,7 +171,7 @@ fn an_address_watch_misses_nothing() {
     }
 }
 
-fn lans_do_not_see_each_other() {
+fn lans_are_isolated_from_each_other() {
     let (one, other) =
         (Lan::builder().build().expect("a LAN"), Lan::builder().controllers(1).build().expect("a LAN"));
     assert!(pings(one.client(0), one.controller(2).v4()));

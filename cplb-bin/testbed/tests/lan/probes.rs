@@ -13,13 +13,13 @@ use testbed::{
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_probe_measures_an_induced_gap", a_probe_measures_an_induced_gap).needs([Tool::Nft]),
-        Test::new("a_probe_tells_failures_apart", a_probe_tells_failures_apart),
-        Test::new("a_fresh_probe_follows_the_owner_at_once", a_fresh_probe_follows_the_owner_at_once),
-        Test::new("sessions_notice_their_end", sessions_notice_their_end).needs([Tool::Nft]),
-        Test::new("a_tls_backend_has_a_certificate", a_tls_backend_has_a_certificate)
+        Test::new("probe_measures_an_induced_gap", probe_measures_an_induced_gap).needs([Tool::Nft]),
+        Test::new("probe_distinguishes_failures", probe_distinguishes_failures),
+        Test::new("probe_without_neighbour_cache_follows_the_owner_at_once", probe_without_neighbour_cache_follows_the_owner_at_once),
+        Test::new("sessions_report_hangs_and_resets", sessions_report_hangs_and_resets).needs([Tool::Nft]),
+        Test::new("tls_backend_presents_its_certificate", tls_backend_presents_its_certificate)
             .needs([Tool::Openssl, Tool::Curl]),
-        Test::new("a_tls_backend_is_as_ready_as_told", a_tls_backend_is_as_ready_as_told).needs([Tool::Curl]),
+        Test::new("tls_backend_answers_the_configured_readiness", tls_backend_answers_the_configured_readiness).needs([Tool::Curl]),
     ]
 }
 
@@ -28,7 +28,7 @@ const MS: Duration = Duration::from_millis(1);
 const NOISE: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(5);
 
-fn a_probe_measures_an_induced_gap() {
+fn probe_measures_an_induced_gap() {
     let lan = Lan::builder().build().expect("a LAN");
     let node = lan.controller(0);
     let backend = Backend::echo(node, "one", 7000).expect("a backend");
@@ -57,7 +57,7 @@ fn a_probe_measures_an_induced_gap() {
     eventually("no connection is left", LONG, || backend.stats().open == 0);
 }
 
-fn a_probe_tells_failures_apart() {
+fn probe_distinguishes_failures() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
     let target: SocketAddr = (lan.controller(0).v4(), 7000).into();
@@ -84,7 +84,7 @@ fn a_probe_tells_failures_apart() {
     probe.wait_for_calm(50 * MS, LONG).expect("calm");
 }
 
-fn a_fresh_probe_follows_the_owner_at_once() {
+fn probe_without_neighbour_cache_follows_the_owner_at_once() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let backends = [("one", 0), ("two", 1)];
     let _backends =
@@ -118,7 +118,7 @@ fn a_fresh_probe_follows_the_owner_at_once() {
     }
 }
 
-fn sessions_notice_their_end() {
+fn sessions_report_hangs_and_resets() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     for backend in [
         Backend::echo(lan.controller(0), "one", 7000).expect("a backend"),
@@ -138,7 +138,7 @@ fn sessions_notice_their_end() {
     }
 }
 
-fn a_tls_backend_has_a_certificate() {
+fn tls_backend_presents_its_certificate() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let backends = [0, 1].map(|index| {
         let name = format!("api-{index}");
@@ -162,7 +162,7 @@ fn a_tls_backend_has_a_certificate() {
     }
 }
 
-fn a_tls_backend_is_as_ready_as_told() {
+fn tls_backend_answers_the_configured_readiness() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let backend = Backend::tls(lan.controller(0), "api", 6443).expect("a backend");
     let url = format!("https://{}:6443/readyz?verbose", lan.controller(0).v4());
