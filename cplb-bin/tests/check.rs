@@ -45,7 +45,7 @@ fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
     }
     let Output { status, stdout, stderr } = command.args(arguments).output().unwrap();
     Run {
-        code: status.code().expect("it is not killed"),
+        code: status.code().expect("exit code"),
         out: String::from_utf8(stdout).unwrap(),
         err: String::from_utf8(stderr).unwrap(),
     }

@@ -33,7 +33,7 @@ fn end(mut child: Child) -> (Option<i32>, String) {
     while child.try_wait().unwrap().is_none() {
         if started.elapsed() > PATIENCE {
             child.kill().unwrap();
-            panic!("it still runs");
+            panic!("the process still runs");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -168,7 +168,7 @@ impl Balancer {
             .spawn()
             .unwrap();
         let balancer = Self { child, directory };
-        balancer.wait_for_status("it answers", |_| true);
+        balancer.wait_for_status("the daemon answers", |_| true);
         balancer
     }
 
@@ -198,7 +198,7 @@ impl Balancer {
             for (text, wrong) in [("kind: [", true), (good.as_str(), false)] {
                 std::fs::write(&file, text).unwrap();
                 self.signal(nix::sys::signal::Signal::SIGHUP);
-                self.wait_for_status("the file is read", |status| {
+                self.wait_for_status("the reload is reflected in the status", |status| {
                     status["degraded"].to_string().contains("is not reloaded") == wrong
                 });
             }

@@ -143,7 +143,7 @@ fn settle(parent: &str) -> Result<(), EnterError> {
     // The parent may have died before the request above. This /proc is still the parent's, so it shows the
     // parent's PID as the parent knows it.
     if outer_parent().map_err(step("read /proc/self/stat"))? != parent {
-        return Err(step("go on")(io::Error::other("the parent process is gone")));
+        return Err(step("continue")(io::Error::other("the parent process is gone")));
     }
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), hardened | MsFlags::MS_NOEXEC, None::<&str>).map_err(

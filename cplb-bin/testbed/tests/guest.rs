@@ -30,18 +30,18 @@ fn programs() {
     let mut output = Vec::new();
     let script = "echo out; echo err >&2; cat /proc/uptime; echo $GREETING; exit 7";
     let command = GuestCommand::new("/bin/sh").args(["-c", script]).env("GREETING", "hello");
-    let end = guest.run(&command, |bytes| output.extend_from_slice(bytes)).expect("it runs");
+    let end = guest.run(&command, |bytes| output.extend_from_slice(bytes)).expect("the program runs");
     let text = String::from_utf8(output).expect("text");
     assert_eq!(end, GuestEnd::Exited(7), "{text}");
     assert!(text.starts_with("out\nerr\n") && text.ends_with("hello\n"), "{text:?}");
 
     let killed = GuestCommand::new("/bin/sh").args(["-c", "kill -9 $$"]);
-    assert_eq!(guest.run(&killed, |_| {}).expect("it runs"), GuestEnd::Exited(128 + 9));
+    assert_eq!(guest.run(&killed, |_| {}).expect("the program runs"), GuestEnd::Exited(128 + 9));
     // Its child keeps the output open, which must not block the guest.
     let endless =
         GuestCommand::new("/bin/sh").args(["-c", "sleep 1000; true"]).within(Duration::from_secs(1));
     let since = Instant::now();
-    assert_eq!(guest.run(&endless, |_| {}).expect("it runs"), GuestEnd::Overdue);
+    assert_eq!(guest.run(&endless, |_| {}).expect("the program runs"), GuestEnd::Overdue);
     assert!(since.elapsed() >= Duration::from_secs(1));
     let missing = guest.run(&GuestCommand::new("/no/such/program"), |_| {});
     assert!(matches!(missing, Err(GuestError::NotStarted(reason)) if reason.contains("/no/such/program")));
@@ -50,7 +50,7 @@ fn programs() {
     let much = GuestCommand::new("/bin/sh")
         .args(["-c", "i=0; while [ $i -lt 20000 ]; do echo 0123456789; i=$((i+1)); done"]);
     let since = Instant::now();
-    guest.run(&much, |bytes| length += bytes.len()).expect("it runs");
+    guest.run(&much, |bytes| length += bytes.len()).expect("the program runs");
     eprintln!("220 kB of output in {:?}", since.elapsed());
     assert_eq!(length, 20_000 * 11);
 }
@@ -67,8 +67,10 @@ fn death() {
 }
 
 fn run(program: Tool, arguments: &[&str]) -> String {
-    let output =
-        Command::new(program.path().expect("it is installed")).args(arguments).output().expect("it runs");
+    let output = Command::new(program.path().expect("the tool is installed"))
+        .args(arguments)
+        .output()
+        .expect("the program runs");
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -89,9 +91,9 @@ fn kernel() {
 fn modules() {
     let present = || PathBuf::from("/sys/module/ip_vs_rr").exists();
     assert!(present());
-    unload_module("ip_vs_rr").expect("nothing uses it");
+    unload_module("ip_vs_rr").expect("the module is unused");
     assert!(!present());
-    load_module("ip_vs_rr").expect("it is there");
+    load_module("ip_vs_rr").expect("the module exists");
     assert!(present());
     assert!(load_module("no_such_module").is_err());
 }

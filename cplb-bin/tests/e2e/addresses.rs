@@ -9,13 +9,14 @@ use crate::support::{Cluster, Plan, VIP_HOST};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("vip_copies_without_a_lease_are_reported_on_any_interface", copies).needs([Tool::Nft, Tool::Ip]),
+        Test::new("vip_copies_without_a_lease_are_reported_on_any_interface", copies)
+            .needs([Tool::Nft, Tool::Ip]),
         Test::new("vip_moves_to_a_node_that_can_hold_both_families", together).needs([Tool::Nft, Tool::Ip]),
     ]
 }
 
 fn ip(cluster: &Cluster, index: usize, arguments: &str) {
-    cluster.node(index).exec("ip", arguments.split(' ')).expect("ip does it");
+    cluster.node(index).exec("ip", arguments.split(' ')).expect("ip succeeds");
 }
 
 fn instance(cluster: &Cluster, index: usize) -> Value {
@@ -42,7 +43,7 @@ fn copies() {
     ip(&cluster, loopback, &format!("addr add {vip}/32 dev lo"));
     ip(&cluster, backup, &format!("addr add {vip}/24 dev eth0"));
     for (index, interface) in [(owner, "kube-ipvs0"), (loopback, "lo"), (backup, "eth0")] {
-        cluster.wait("the copy is in the status", || interfaces(&cluster, index) == [interface]);
+        cluster.wait("the status reports the copy", || interfaces(&cluster, index) == [interface]);
         let text = format!("is on {interface} without a lease");
         cluster.check(degraded(&cluster, index, &text), || format!("{interface} is not in degraded"));
         let log = cluster.daemon(index).log().text();
@@ -66,7 +67,7 @@ fn copies() {
         instance(&cluster, loopback)["holdsVirtualIPs"] == true
     });
     cluster.wait("the former Active is Backup", || cluster.state(owner).as_deref() == Some("backup"));
-    cluster.check(cluster.takeovers() == 2, || "it moved more than once".to_owned());
+    cluster.check(cluster.takeovers() == 2, || "the VIP moved more than once".to_owned());
 
     for (index, copy) in [
         (owner, "32 dev kube-ipvs0"),
@@ -77,7 +78,7 @@ fn copies() {
         ip(&cluster, index, &format!("addr del {vip}/{copy}"));
     }
     for index in 0..3 {
-        cluster.wait("no copy is left", || {
+        cluster.wait("no copy is reported", || {
             interfaces(&cluster, index).is_empty() && !degraded(&cluster, index, "without a lease")
         });
     }
@@ -88,7 +89,7 @@ fn together() {
     let cluster = Cluster::start(Plan::v3("100ms").dual_stack());
     let first = cluster.wait_until_settled();
     let v6 = IpAddr::V6(cluster.lan.v6(VIP_HOST));
-    cluster.wait("both are confirmed", || instance(&cluster, first)["holdsVirtualIPs"] == true);
+    cluster.wait("both VIPs are confirmed", || instance(&cluster, first)["holdsVirtualIPs"] == true);
     let disable = |index| {
         let set = cluster.node(index).set_sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
         set.expect("IPv6 is disabled");
@@ -99,8 +100,8 @@ fn together() {
         next = cluster.wait_for_owner(None);
         next != first && cluster.node(next).has_address(v6)
     });
-    cluster.wait("both are confirmed", || instance(&cluster, next)["holdsVirtualIPs"] == true);
-    cluster.wait("the first node says why", || {
+    cluster.wait("both VIPs are confirmed", || instance(&cluster, next)["holdsVirtualIPs"] == true);
+    cluster.wait("the first node reports the reason", || {
         degraded(&cluster, first, "IPv6 is disabled on eth0")
             && instance(&cluster, first)["unfit"][0].is_string()
     });
@@ -110,12 +111,12 @@ fn together() {
 
     // No node can hold both: one holds the family that it can, and the VIPs do not move.
     (0..3).filter(|&index| index != first).for_each(disable);
-    cluster.wait("every node says why", || {
+    cluster.wait("every node reports the reason", || {
         (0..3).all(|index| degraded(&cluster, index, "IPv6 is disabled on eth0"))
     });
     let holder = cluster.wait_for_owner(None);
     let moves = cluster.takeovers();
-    cluster.wait("the holder advertises the degraded priority", || {
+    cluster.wait("the Active advertises the degraded priority", || {
         let status = instance(&cluster, holder);
         status["advertisedPriority"] == 40 && status["holdsVirtualIPs"] == false
     });

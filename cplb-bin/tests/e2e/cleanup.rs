@@ -20,8 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("sigterm_during_startup_leaves_no_state", early_stop).needs(tools).alone(),
         Test::new("stop_completes_with_a_frozen_keeper", stop_with_a_stuck_keeper).needs(tools),
         Test::new("restart_after_sigkill_removes_only_own_leftovers", restart).needs(tools),
-        Test::new("restart_with_other_vips_removes_the_previous_vips", restart_with_another_vip)
-            .needs(tools),
+        Test::new("restart_with_other_vips_removes_the_previous_vips", restart_with_another_vip).needs(tools),
     ]
 }
 
@@ -107,9 +106,9 @@ fn stop_and_compare(cluster: &Cluster, index: usize, before: &Traces) {
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
     let after = Traces::of(cluster.node(index));
     cluster.check(&after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
-    cluster.check(!cluster.socket(index).exists(), || "the status socket is left".to_owned());
+    cluster.check(!cluster.socket(index).exists(), || "the status socket remains".to_owned());
     let left = entries(&cluster.state_dir(index));
-    cluster.check(left.is_empty(), || format!("left in the state directory: {left:?}"));
+    cluster.check(left.is_empty(), || format!("files in the state directory: {left:?}"));
 }
 
 fn entries(directory: &Path) -> Vec<String> {
@@ -119,7 +118,8 @@ fn entries(directory: &Path) -> Vec<String> {
 
 /// Returns whether a daemon has locked the network namespace of a node, independent of its directories.
 fn is_locked(node: &Node) -> bool {
-    let sockets = node.run(|| fs::read_to_string("/proc/thread-self/net/unix")).expect("it can be read");
+    let sockets =
+        node.run(|| fs::read_to_string("/proc/thread-self/net/unix")).expect("the file is readable");
     sockets.lines().any(|line| line.ends_with(" @cplb"))
 }
 
@@ -150,7 +150,7 @@ fn stop() {
     stop_and_compare(&cluster, backup, &before[backup]);
     stop_and_compare(&cluster, second, &before[second]);
     let locked = (0..cluster.len()).any(|index| is_locked(cluster.node(index)));
-    cluster.check(!locked, || "a lock is left".to_owned());
+    cluster.check(!locked, || "a lock remains".to_owned());
 }
 
 /// Delays from before the first change of the system to after the last one.
@@ -172,18 +172,20 @@ fn early_stop() {
         let after = Traces::of(cluster.node(0));
         cluster
             .check(after == before[0], || format!("round {round}: before: {before:#?}\nafter: {after:#?}"));
-        cluster.check(!cluster.socket(0).exists(), || format!("round {round}: the status socket is left"));
-        cluster.check(!is_locked(cluster.node(0)), || format!("round {round}: the lock is left"));
+        cluster.check(!cluster.socket(0).exists(), || format!("round {round}: the status socket remains"));
+        cluster.check(!is_locked(cluster.node(0)), || format!("round {round}: the lock remains"));
     }
-    cluster.check(caught > 0, || "no daemon came so far as to catch the signal".to_owned());
+    cluster.check(caught > 0, || "no daemon installed its signal handler in time".to_owned());
 }
 
 fn stop_with_a_stuck_keeper() {
     let (mut cluster, _) = planted(1, Plan::v3("100ms"));
     cluster.start_all();
     cluster.wait_until_settled();
-    let frozen =
-        cluster.daemon(0).freeze_threads(|name| name.starts_with("vip-keeper")).expect("it is frozen");
+    let frozen = cluster
+        .daemon(0)
+        .freeze_threads(|name| name.starts_with("vip-keeper"))
+        .expect("the thread is frozen");
     let asked = cluster.signal(0, Signal::SIGTERM);
     let ended = cluster.daemon(0).wait(PATIENCE);
     cluster.check(ended.is_ok(), || format!("the daemon still runs: {ended:?}"));
@@ -211,7 +213,7 @@ fn restart() {
     // election; a stall of this machine only delays this, up to the lease itself.
     for vip in vips(&cluster) {
         let gone = watch.wait_for_loss(vip, Duration::from_secs(1));
-        cluster.check(gone.is_ok(), || format!("{vip} of the crashed daemon is left"));
+        cluster.check(gone.is_ok(), || format!("{vip} of the crashed daemon remains"));
     }
     cluster.wait_until_settled();
     let during = Traces::of(cluster.node(owner));
@@ -234,8 +236,8 @@ fn restart_with_another_vip() {
     cluster.wait_until_settled();
     let during = Traces::of(cluster.node(0));
     let vip6 = cluster.lan.v6(VIP_HOST).to_string();
-    cluster.wait("the former VIP is gone", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
-    cluster.check(during.labels == before[0].labels, || format!("the label is left: {during:#?}"));
-    cluster.check(!during.ruleset.contains(&vip6), || format!("a rule is left: {during:#?}"));
+    cluster.wait("the former VIP is removed", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
+    cluster.check(during.labels == before[0].labels, || format!("the label remains: {during:#?}"));
+    cluster.check(!during.ruleset.contains(&vip6), || format!("a rule remains: {during:#?}"));
     stop_and_compare(&cluster, 0, &before[0]);
 }

@@ -148,7 +148,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     let probe = |vip| Probe::to(SocketAddr::new(vip, PORT)).every(Duration::from_millis(20)).start(client);
     let probes: Vec<Probe> =
         cluster.vips().into_iter().map(|vip| probe(vip).expect("the probe starts")).collect();
-    cluster.wait("the client knows the VIPs", || {
+    cluster.wait("the client has neighbour entries for the VIPs", || {
         cluster.vips().into_iter().all(|vip| knows(client, vip, cluster.node(former).mac()))
     });
     let (mut one, two): (Vec<&Node>, Vec<&Node>) =
@@ -159,11 +159,11 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
         Split::ClientBetween => {}
     }
     cluster.lan.partition(&[&one, &two]).expect("the LAN is split");
-    cluster.wait("each half has an owner", || cluster.owners().len() == 2);
+    cluster.wait("each side has an owner", || cluster.owners().len() == 2);
     let rivals = cluster.owners();
     let pair: BTreeSet<Mac> = rivals.iter().map(|&index| cluster.node(index).mac()).collect();
     let split = Instant::now();
-    cluster.wait("both advertise", || {
+    cluster.wait("both sides advertise", || {
         senders(&capture, split, None).into_iter().collect::<BTreeSet<_>>() == pair
     });
     cluster.lan.heal_all().expect("the LAN is healed");
@@ -196,7 +196,8 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     let bound = interval + MARGIN + stall;
     cluster.check(contended <= bound, || format!("two owners for {contended:?} after the heal"));
     let bound = bound + BETWEEN_ANNOUNCEMENTS;
-    cluster.check(known <= bound, || format!("the client knew the winner {known:?} after the heal"));
+    cluster
+        .check(known <= bound, || format!("the client had the winner in its cache {known:?} after the heal"));
     // The winner keeps the VIP, and no other node announces it.
     let calm = Instant::now();
     cluster.wait("the winner advertises three times more", || senders(&capture, calm, Some(mac)).len() >= 3);
@@ -207,7 +208,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
         .check(called.iter().all(|it| *it == mac), || format!("announcements of {called:?} after the heal"));
     cluster.check(cluster.wait_for_owner(None) == winner, || "the VIP moved after the heal".to_owned());
     for vip in cluster.vips() {
-        cluster.check(knows(client, vip, mac), || format!("the client lost sight of {vip}"));
+        cluster.check(knows(client, vip, mac), || format!("the client lost its neighbour entry for {vip}"));
     }
     for probe in probes {
         let calm = probe.wait_for_calm(Duration::from_millis(200), PATIENCE);

@@ -68,7 +68,7 @@ fn at_rest() {
     daemons.iter().for_each(|&index| cluster.start_daemon(index));
     let active = cluster.wait_until_settled();
     for index in daemons {
-        cluster.wait("the daemon is at rest", || {
+        cluster.wait("the daemon is idle", || {
             let status = cluster.status(index);
             let backends = status["services"][0]["backends"]
                 .as_array()
@@ -165,7 +165,7 @@ fn expect_takeover(cluster: &Cluster) {
     let killed = cluster.signal(0, Signal::SIGKILL);
     wait_for_lines(cluster, 1, "to=active");
     let active = killed.elapsed();
-    cluster.wait("the VIPs are here and with the dead node no more", || {
+    cluster.wait("the VIPs are on the second node only", || {
         let count = |index: usize| vips(cluster, index);
         count(1) == INSTANCES && count(0) == 0
     });

@@ -20,12 +20,18 @@ use crate::support::{Cluster, PATIENCE, Plan, median};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || unnoticed(Plan::v3("100ms"), 20))
-            .needs([Tool::Nft]),
-        Test::new("handovers_stay_within_the_blackout_bound_ipv6", || unnoticed(Plan::v3("100ms").v6_only(), 10))
-            .needs([Tool::Nft]),
-        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || unnoticed(Plan::default(), 20))
-            .needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || {
+            unnoticed(Plan::v3("100ms"), 20)
+        })
+        .needs([Tool::Nft]),
+        Test::new("handovers_stay_within_the_blackout_bound_ipv6", || {
+            unnoticed(Plan::v3("100ms").v6_only(), 10)
+        })
+        .needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || {
+            unnoticed(Plan::default(), 20)
+        })
+        .needs([Tool::Nft]),
         Test::new("handover_resets_all_sessions_before_the_vip_is_removed", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
@@ -181,15 +187,17 @@ fn sessions() {
             Sessions::open(cluster.client(), cluster.address(), COUNT).expect("the sessions are opened");
         let stopped = cluster.signal(owner, Signal::SIGTERM);
         cluster.wait("all sessions have ended", || sessions.ended() == COUNT);
-        let lost =
-            watch.wait_for_loss(cluster.vip(), PATIENCE).expect("the VIP is given up").expect("it had it");
+        let lost = watch
+            .wait_for_loss(cluster.vip(), PATIENCE)
+            .expect("the VIP is released")
+            .expect("the owner had the VIP");
         let mut last = Duration::ZERO;
         for state in sessions.states() {
             let SessionState::Ended(at, failure) = state else { continue };
             cluster.check(failure == Failure::Reset, || format!("a session ended by {failure:?}"));
             // The resets precede the removal; the client may be scheduled a little later.
             cluster.check(at <= lost + WORST, || {
-                format!("a session ended {:?} after the VIP was gone", at.duration_since(lost))
+                format!("a session ended {:?} after the VIP was removed", at.duration_since(lost))
             });
             last = last.max(at.duration_since(stopped));
         }

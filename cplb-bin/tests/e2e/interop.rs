@@ -309,25 +309,25 @@ fn fail_over_in_every_way(mut group: Group) {
     let took = group.converge("cplb crashes", at, |_| Side::Keepalived);
     group.cluster.check(took <= crash, || format!("keepalived took over after {took:?}"));
     group.start(Side::Cplb);
-    group.converge("cplb comes back", Instant::now(), |_| Side::Keepalived);
+    group.converge("cplb restarts", Instant::now(), |_| Side::Keepalived);
 
     let at = group.stop(Side::Keepalived);
     let took = group.converge("keepalived stops", at, |_| Side::Cplb);
     group.cluster.check(took <= handover, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived comes back", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
 
     let at = group.stop(Side::Cplb);
     let took = group.converge("cplb stops", at, |_| Side::Keepalived);
     group.cluster.check(took <= handover, || format!("keepalived took over after {took:?}"));
     group.start(Side::Cplb);
-    group.converge("cplb comes back", Instant::now(), |_| Side::Keepalived);
+    group.converge("cplb restarts", Instant::now(), |_| Side::Keepalived);
 
     let at = group.crash(Side::Keepalived);
     let took = group.converge("keepalived crashes", at, |_| Side::Cplb);
     group.cluster.check(took <= crash, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived comes back", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
     contend(&group);
     group.check_by_tshark();
 }
@@ -336,7 +336,7 @@ fn fail_over_in_every_way(mut group: Group) {
 fn contend(group: &Group) {
     let (cplb, keepalived) = (group.node(Side::Cplb), group.node(Side::Keepalived));
     group.cluster.lan.partition(&[&[cplb], &[keepalived]]).expect("the LAN is split");
-    group.cluster.wait("both own everything", || {
+    group.cluster.wait("both nodes have every VIP", || {
         let both = [cplb, keepalived];
         group.routers.iter().all(|router| both.iter().all(|node| node.has_address(router.vip)))
     });

@@ -175,7 +175,7 @@ fn certificates_of(cluster: &Cluster, node: &Node, target: SocketAddr, count: us
         .unwrap_or_else(|error| cluster.fail(&format!("{} at {target}: {error}", node.name())));
     let owner = |certificate: &Vec<u8>| {
         let found = cluster.backends.iter().find(|backend| backend.has_certificate(certificate));
-        found.map_or_else(|| "nobody known".to_owned(), |backend| backend.name().to_owned())
+        found.map_or_else(|| "unknown".to_owned(), |backend| backend.name().to_owned())
     };
     met.iter().map(owner).collect()
 }
@@ -265,7 +265,7 @@ fn expect_no_loop(cluster: &Cluster, warning: &str) {
     ];
     // The last connections of the probe in `wait_until_settled` may still be in a queue.
     let mut last = 0;
-    cluster.wait("the count of connections stands still", || {
+    cluster.wait("the number of connections is stable", || {
         std::mem::replace(&mut last, accepted(cluster)) == last
     });
     for (node, target) in rounds {

@@ -13,8 +13,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
         Test::new("paused_daemon_recovers_from_a_netlink_overrun", stopped).needs(tools),
-        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", keeper_stopped)
-            .needs(tools),
+        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", keeper_stopped).needs(tools),
     ]
 }
 
@@ -42,12 +41,13 @@ fn keeper_stopped() {
     let (before, mark) = (kernel(&cluster, 0), cluster.daemon(0).log().len());
     let frozen = cluster.daemon(0).freeze_threads(|name| name == "vip-keeper").expect("it has a keeper");
     let foreign = storm(&cluster, 0);
-    cluster.check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || {
-        "VIPs are left".into()
-    });
+    cluster
+        .check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || "VIPs remain".into());
     frozen.thaw();
     expect_noticed(&cluster, 0, mark, before);
-    cluster.wait("both VIPs are back", || cluster.vips().iter().all(|vip| cluster.node(0).has_address(*vip)));
+    cluster.wait("both VIPs are restored", || {
+        cluster.vips().iter().all(|vip| cluster.node(0).has_address(*vip))
+    });
     cluster.wait_until_settled();
     expect_untouched(&cluster, 0, &foreign);
     expect_calm(&cluster, 0);
@@ -59,7 +59,7 @@ fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
     let total = |name: &str| status["kernel"][name].as_u64();
     match (total("overruns"), total("resyncs")) {
         (Some(overruns), Some(resyncs)) => (overruns, resyncs),
-        _ => cluster.fail(&format!("no account of the kernel's news: {status:#}")),
+        _ => cluster.fail(&format!("no counters of netlink events: {status:#}")),
     }
 }
 
@@ -79,11 +79,11 @@ fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
     let change = "address add 192.0.2.1/32 dev lo\naddress del 192.0.2.1/32 dev lo\nlink set storm1 up\n\
                   link set storm1 down\n";
     fs::write(&batch, change.repeat(250)).expect("the batch is written");
-    let took = cluster.wait("the kernel drops news", || {
+    let took = cluster.wait("the kernel drops notifications", || {
         run();
         dropped(node) > 0
     });
-    eprintln!("news are dropped after a storm of {took:?}");
+    eprintln!("notifications are dropped after {took:?}");
     for vip in cluster.vips() {
         // Absent if the changes took longer than the lease.
         let _ = node.delete_address(vip);
@@ -133,7 +133,7 @@ fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u6
     let said = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", PATIENCE);
     let said = said.unwrap_or_else(|error| cluster.fail(&error.to_string()));
     cluster.check(said.text.contains("WARN") && said.text.contains("`ip monitor`"), || said.text.clone());
-    cluster.wait("the status shows it", || {
+    cluster.wait("the status reports the overrun and a resync", || {
         let (overruns, resyncs) = kernel(cluster, index);
         let degraded = cluster.status(index)["degraded"].to_string();
         overruns > before.0 && resyncs > before.1 && degraded.contains("netlink overrun")
@@ -147,7 +147,7 @@ fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
 
 /// Checks that the overrun is no longer reported as a problem.
 fn expect_calm(cluster: &Cluster, index: usize) {
-    cluster.wait("the node is sound again", || {
+    cluster.wait("the overrun is no longer reported", || {
         !cluster.status(index)["degraded"].to_string().contains("netlink overrun")
     });
 }

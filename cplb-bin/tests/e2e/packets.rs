@@ -212,7 +212,7 @@ fn unknown_peer() {
     for index in 0..cluster.len() {
         Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }
             .send(cluster.client(), TIMES);
-        cluster.wait("the stranger is counted", || {
+        cluster.wait("the unknown router is counted", || {
             Place::Discarded("unknown_peer").count(&cluster.status(index)) == TIMES
         });
         // The list contains both nodes: neither sends to itself, and neither receives its own advertisements.
@@ -231,7 +231,7 @@ fn unknown_peer() {
         ..forwarded
     };
     forwarded.send(cluster.client(), TIMES);
-    cluster.wait("the forwarded ones are counted", || {
+    cluster.wait("the forwarded packets are counted", || {
         Place::Discarded("hop_limit").count(&cluster.status(active)) == TIMES
     });
     observed.expect_undisturbed(&cluster);

@@ -19,16 +19,16 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("removed_instance_hands_its_address_over", instances::removed_instance),
         Test::new("reload_moves_addresses_between_instances", instances::traded_addresses),
         Test::new("address_moves_to_another_instance_and_back_at_once", instances::address_there_and_back),
-        Test::new("table_keeps_the_rules_of_an_address_until_it_is_released", table::table_outlives_addresses)
-            .needs([Tool::Nft]),
+        Test::new(
+            "table_keeps_the_rules_of_an_address_until_it_is_released",
+            table::table_outlives_addresses,
+        )
+        .needs([Tool::Nft]),
         Test::new("table_has_the_rules_of_an_address_before_it_is_added", table::table_precedes_addresses),
         Test::new("removed_vips_are_served_until_they_are_released", table::listeners_outlive_addresses)
             .needs([Tool::Nft]),
-        Test::new("failed_table_change_is_retried", table::stubborn_table)
-            .needs([Tool::Nft])
-            .alone(),
-        Test::new("late_answer_of_a_slow_name_server_is_used", name_servers::slow_name_server)
-            .alone(),
+        Test::new("failed_table_change_is_retried", table::stubborn_table).needs([Tool::Nft]).alone(),
+        Test::new("late_answer_of_a_slow_name_server_is_used", name_servers::slow_name_server).alone(),
         Test::new(
             "invalid_file_after_a_pending_reload_is_reported",
             name_servers::wrong_file_after_a_good_one,

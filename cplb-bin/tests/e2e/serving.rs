@@ -125,7 +125,7 @@ fn loses_backends(plan: Plan, interval: Duration) {
     answers(&cluster);
     // The VIP does not move back when the first one can serve again.
     regain_backends(cluster.node(owner));
-    cluster.wait("the first one can serve again", || cluster.status(owner)["serving"]["serving"] == true);
+    cluster.wait("the former owner can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     wait_for_adverts(&cluster, next, 5);
     let owners = cluster.owners();
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
@@ -134,7 +134,7 @@ fn loses_backends(plan: Plan, interval: Duration) {
 /// Waits until all nodes have served for 2 s, the condition for a Backup to take over from a degraded Active; the
 /// bounds count from such a state.
 fn serves_for_a_while(cluster: &Cluster) {
-    cluster.wait("all have served for 2 s", || {
+    cluster.wait("all nodes have served for 2 s", || {
         (0..cluster.len()).all(|index| {
             let serving = &cluster.status(index)["serving"];
             serving["serving"] == true && serving["sinceSeconds"].as_f64().is_some_and(|since| since > 2.0)
@@ -153,7 +153,7 @@ fn freezes(thread: &'static str) {
     let (next, _) = taken_over(&cluster, owner, frozen.since(), bound(Duration::from_secs(1)));
     answers(&cluster);
     frozen.thaw();
-    cluster.wait("the thawed one can serve again", || cluster.status(owner)["serving"]["serving"] == true);
+    cluster.wait("the thawed daemon can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     let owners = cluster.owners();
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
 }
@@ -176,7 +176,7 @@ fn outages() {
     serves_for_a_while(&cluster);
     let watches = Watches::on(&cluster);
     let all = |serving: bool| {
-        cluster.wait("all daemons agree whether they can serve", || {
+        cluster.wait("all daemons have the same serving verdict", || {
             (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == serving)
         });
         // More than two degraded advertisements, a Skew_Time and every offset.
@@ -190,7 +190,7 @@ fn outages() {
     }
     let moves = watches.moves(&cluster);
     cluster.check(moves == 0, || format!("{moves} moves"));
-    cluster.check(cluster.owners() == [owner], || "nobody holds the VIP".to_owned());
+    cluster.check(cluster.owners() == [owner], || "the owner changed".to_owned());
     answers(&cluster);
 }
 
@@ -270,26 +270,28 @@ fn rolling_restart(delay: Duration) {
         if !delay.is_zero() {
             backend.set_readiness(Readiness::Leaving);
             let state = |word: &str| cluster.status(0)["services"][0]["backends"].to_string().contains(word);
-            cluster.wait("it is believed", || state("terminating"));
+            cluster.wait("the backend is reported as terminating", || state("terminating"));
             // Every node has checked it meanwhile.
             thread::sleep(Duration::from_secs(2));
             let before = backend.stats().requests;
             thread::sleep(delay.saturating_sub(Duration::from_secs(2)));
             let new = backend.stats().requests - before;
             cluster.check(new == 0, || format!("{new} requests to a server that shuts down"));
-            untouched("while it shuts down");
+            untouched("while the server is terminating");
         }
-        backend.refuse_new().expect("it lets go of its port");
+        backend.refuse_new().expect("the port is closed");
         thread::sleep(FINISH);
-        untouched("while it finishes");
+        untouched("while the server finishes");
         let before = Instant::now();
-        backend.close_all().expect("it ends its connections");
-        cluster.wait("its sessions end", || sessions.ended() > ended);
+        backend.close_all().expect("the connections are reset");
+        cluster.wait("the sessions of the ended server end", || sessions.ended() > ended);
         in_flight += probe.report().failures_since(before).values().sum::<usize>();
         backend.set_readiness(Readiness::Status(200));
-        backend.accept().expect("it is back");
+        backend.accept().expect("the port is open");
         let address = backend.name().to_owned();
-        cluster.wait("it serves again", || probe.report().served_by_since(before).contains_key(&address));
+        cluster.wait("the restarted server answers", || {
+            probe.report().served_by_since(before).contains_key(&address)
+        });
     }
     let failures = probe.stop().failures_since(since);
     println!("MEASURED {failures:?}, {in_flight} in flight at the end of a server");

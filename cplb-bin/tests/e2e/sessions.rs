@@ -73,11 +73,11 @@ impl Clients {
             cluster.check(reset, || format!("a session did not end by a reset: {state:?}"));
         }
         // A busy client may have received the successor's reset before.
-        cluster.wait("the node that gave the VIPs up has told each session", || {
+        cluster.wait("the node that released the VIPs has reset each session", || {
             self.told_by(cluster, by).len() == self.count
         });
         cluster.check(self.capture.dropped() == 0, || "the capture is incomplete".to_owned());
-        cluster.wait("the daemon says how many it has reset", || counted(cluster, by) == self.count);
+        cluster.wait("the daemon has logged the number of resets", || counted(cluster, by) == self.count);
     }
 }
 
@@ -131,7 +131,7 @@ fn outranked() {
     reload(&cluster, rival, |text| text.replace("priority: 100", "priority: 200\n    preempt: always"));
     clients.check_told(&cluster, owner);
     let next = cluster.wait_for_owner(None);
-    cluster.check(next == rival, || "the VIP is elsewhere".to_owned());
+    cluster.check(next == rival, || "another node has the VIP".to_owned());
 }
 
 /// Replaces the addresses in the rendered plan by another one, for the virtual router `vrid`.
@@ -145,7 +145,8 @@ fn readdressed() {
     let (cluster, owner, clients) = start(Plan::v3("100ms"));
     reload(&cluster, owner, |text| another_address(&cluster, text, 51));
     clients.check_told(&cluster, owner);
-    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
+    cluster
+        .wait("the new address is installed", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
 }
 
 fn removed() {
@@ -207,7 +208,7 @@ fn many(cause: Cause) {
         .map(|number| {
             let mut command = Command::new(std::env::current_exe().expect("this program"));
             command.env(HOLD, cluster.address().to_string());
-            cluster.client().spawn(&format!("holder-{number}"), command).expect("a holder starts")
+            cluster.client().spawn(&format!("sessions-{number}"), command).expect("a client process starts")
         })
         .collect();
     let wait = |text: &str| {
@@ -229,14 +230,15 @@ fn many(cause: Cause) {
     wait(&format!("were reset: {HELD}"));
     let clients = Clients { sessions: Vec::new(), count: HOLDERS * HELD, capture };
     let told = clients.told_by(&cluster, owner).len();
-    cluster.check(told >= clients.count && clients.capture.dropped() == 0, || format!("{told} were told"));
-    cluster.wait("the daemon says how many it has reset", || counted(&cluster, owner) == told);
+    cluster.check(told >= clients.count && clients.capture.dropped() == 0, || format!("{told} were reset"));
+    cluster.wait("the daemon has logged the number of resets", || counted(&cluster, owner) == told);
     let resets = clients.capture.select(|frame| frame.tcp().is_some_and(|tcp| tcp.rst));
     let (first, last) = (resets[0].at, resets[resets.len() - 1].at);
     let span = last - first;
     println!("MEASURED {told} sessions were reset in {span:?}, the last {:?} after {cause:?}", last - since);
     cluster.check(span < BOUND, || format!("{span:?}"));
     let text = cluster.daemon(owner).log().text();
-    cluster
-        .check(!text.contains("without a reset") && !text.contains("in time"), || "a false alarm".to_owned());
+    cluster.check(!text.contains("without a reset") && !text.contains("in time"), || {
+        "the log reports a failure".to_owned()
+    });
 }

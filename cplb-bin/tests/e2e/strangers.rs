@@ -17,10 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("unknown_router_and_foreign_group_are_reported_and_move_no_vip", strangers),
         Test::new("nodes_with_filtered_vrrp_report_each_other", filtered),
-        Test::new(
-            "strict_reverse_path_filter_is_reported_and_one_node_is_active",
-            reverse_path,
-        ),
+        Test::new("strict_reverse_path_filter_is_reported_and_one_node_is_active", reverse_path),
     ]
 }
 
@@ -31,7 +28,7 @@ fn degraded(cluster: &Cluster, index: usize) -> String {
 
 fn every_node_says(cluster: &Cluster, texts: &[&str]) {
     for index in 0..cluster.len() {
-        cluster.wait("status names it", || {
+        cluster.wait("the status of every node reports it", || {
             let shown = degraded(cluster, index);
             texts.iter().all(|text| shown.contains(text))
         });
@@ -117,7 +114,7 @@ fn filtered() {
                  add rule bridge quiet forward ip protocol 112 drop";
     let switch = cluster.lan.switch();
     switch.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
-    cluster.wait("all hold the VIP", || cluster.owners().len() == cluster.len());
+    cluster.wait("all nodes have the VIP", || cluster.owners().len() == cluster.len());
     let vip = cluster.vip().to_string();
     every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
     // Clients reach the node that announced the address last, and are served there.
@@ -127,8 +124,8 @@ fn filtered() {
         "MEASURED clients are served by {:?}",
         probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))
     );
-    switch.exec("nft", ["delete table bridge quiet"]).expect("the filter goes");
-    cluster.wait("one holds the VIP", || cluster.owners().len() == 1);
+    switch.exec("nft", ["delete table bridge quiet"]).expect("the filter is removed");
+    cluster.wait("one node has the VIP", || cluster.owners().len() == 1);
     println!("MEASURED the Active was {owner}, then all, then {:?}", cluster.owners());
 }
 
@@ -151,7 +148,7 @@ fn reverse_path() {
     every_node_says(&cluster, &["rp_filter", "eth1"]);
     let probe = probe(&cluster);
     let since = Instant::now();
-    cluster.wait("nothing moves for two times Active_Down_Interval", || {
+    cluster.wait("two times Active_Down_Interval pass without a move", || {
         cluster.check(cluster.owners() == [owner], || format!("{:?} hold the VIP", cluster.owners()));
         since.elapsed() >= Duration::from_secs(7)
     });
@@ -165,7 +162,8 @@ fn reverse_path() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "2").expect("a sysctl");
     }
     for index in 0..cluster.len() {
-        cluster.wait("the problem is gone", || !degraded(&cluster, index).contains("rp_filter"));
+        cluster
+            .wait("the problem is no longer reported", || !degraded(&cluster, index).contains("rp_filter"));
     }
     cluster.wait_until_settled();
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());

@@ -21,15 +21,15 @@ const PERMISSION: i32 = 77;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("missing_privileges_are_named_with_exit_code_77", no_privilege).needs([Tool::Setpriv]),
-        Test::new("missing_nft_is_reported_with_exit_code_69", nft_missing)
-            .needs([Tool::Setpriv]),
+        Test::new("missing_nft_is_reported_with_exit_code_69", nft_missing).needs([Tool::Setpriv]),
         Test::new("nft_error_at_startup_is_quoted", nft_fails_at_start),
         Test::new("hanging_nft_moves_the_vip_and_is_reported", nft_hangs_later).needs([Tool::Nft]),
         Test::new("failing_nft_moves_the_vip_and_is_reported", nft_fails_later).needs([Tool::Nft]),
         Test::new("port_in_use_is_named", port_taken),
         Test::new("second_daemon_exits_without_affecting_the_first", second_daemon),
         Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_surroundings),
-        Test::new("absent_interface_is_awaited_at_start_and_after_removal", interface_comes_and_goes).needs([Tool::Ip]),
+        Test::new("absent_interface_is_awaited_at_start_and_after_removal", interface_comes_and_goes)
+            .needs([Tool::Ip]),
         Test::new("uncreatable_state_directory_or_socket_is_named", nothing_writable),
     ]
 }
@@ -48,7 +48,7 @@ fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
         cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
     }
     // All state that the daemon had created is removed.
-    cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP is left behind".to_owned());
+    cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP remains".to_owned());
 }
 
 /// `prefix` followed by the words of `command`.
@@ -132,7 +132,7 @@ fn nft_fails_later() {
     let nft = nft.to_str().expect("UTF-8");
     cluster.node(old).exec(nft, ["delete", "table", "inet", "cplb"]).expect("the table was there");
     expect_replaced(&cluster, old, gone);
-    cluster.wait("the daemon says why it cannot serve", || {
+    cluster.wait("the daemon reports why it cannot serve", || {
         let status = cluster.status(old);
         status["serving"]["serving"] == false
             && status["serving"]["reason"].to_string().contains("broken on purpose")
@@ -177,9 +177,9 @@ fn nft_hangs_later() {
             expected(&status)
         });
     };
-    asked("the daemon says that it cannot serve", &|status| status["serving"]["serving"] == false);
+    asked("the daemon reports that it cannot serve", &|status| status["serving"]["serving"] == false);
     expect_replaced(&cluster, old, gone);
-    asked("the daemon says why", &|status| {
+    asked("the daemon reports the reason", &|status| {
         status["table"]["present"] == false && status["degraded"].to_string().contains("nft")
     });
     // The table cannot be removed either, which costs one more attempt.
@@ -198,7 +198,7 @@ fn wait_for_daemons(cluster: &Cluster) {
 /// on a busy machine, and the measured time is printed.
 fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
     let new = cluster.wait_for_owner(Some(old));
-    cluster.wait("the old owner has let go", || cluster.owners() == [new]);
+    cluster.wait("the new owner is the only one", || cluster.owners() == [new]);
     let took = since.elapsed();
     println!("replaced after {took:?}");
     cluster.check(took < 2 * Duration::from_millis(4_400), || format!("it took {took:?}"));
@@ -211,7 +211,7 @@ fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
 
 fn port_taken() {
     let cluster = Cluster::build(alone(), Plan::default());
-    let _squatter = Backend::echo(cluster.node(0), "squatter", BIND_PORT).expect("the port is free");
+    let _squatter = Backend::echo(cluster.node(0), "other", BIND_PORT).expect("the port is free");
     let texts = ["6444", "ss -ltnp", "userSpaceProxyBindPort"];
     expect_end(&cluster, cluster.command(0), TEMPORARY, &texts);
 }
@@ -304,7 +304,7 @@ fn interface_comes_and_goes() {
         ip("link delete late0");
     }
     cluster.wait("the daemon waits for the interface", || waits(&cluster));
-    cluster.check(cluster.daemon(0).is_running(), || "it ended".to_owned());
+    cluster.check(cluster.daemon(0).is_running(), || "the daemon ended".to_owned());
 }
 
 fn nothing_writable() {
@@ -362,27 +362,27 @@ fn hostile_surroundings() {
     cluster.wait("the FIFO is refused", || degraded(&cluster, "not a regular file"));
     fs::rename(&aside, &config).expect("it is there");
     cluster.signal(0, Signal::SIGHUP);
-    cluster.wait("the file is taken", || !degraded(&cluster, "not a regular file"));
+    cluster.wait("the regular file is accepted", || !degraded(&cluster, "not a regular file"));
 
     fs::remove_file(cluster.socket(0)).expect("it was there");
-    cluster.wait("the status socket is there again", || cluster.try_status(0).is_some());
-    cluster.wait("the full directory is degraded", || degraded(&cluster, "cannot be written"));
+    cluster.wait("the status socket is restored", || cluster.try_status(0).is_some());
+    cluster.wait("the full directory is reported", || degraded(&cluster, "cannot be written"));
     fs::remove_file(&filler).expect("it is there");
-    cluster.wait("the directory has room again", || !degraded(&cluster, "cannot be written"));
+    cluster.wait("the full directory is no longer reported", || !degraded(&cluster, "cannot be written"));
 
     let lost = watch.tenures(cluster.vip()).iter().filter(|tenure| tenure.until.is_some()).count();
     cluster.check(lost == 0 && watch.has(cluster.vip()), || "the VIP was lost meanwhile".to_owned());
     cluster.signal(0, Signal::SIGTERM);
-    cluster.check(cluster.wait_until_ended(0).success(), || "it did not end well".to_owned());
+    cluster.check(cluster.wait_until_ended(0).success(), || "the daemon failed".to_owned());
 
     mount(&cluster, "-o remount,bind,ro", &state);
     let command = cluster.command(0);
     cluster.launch(0, command);
-    cluster.wait("a start without a writable directory leads to the VIP", || {
+    cluster.wait("a daemon without a writable directory holds the VIP", || {
         cluster.node(0).has_address(cluster.vip()) && degraded(&cluster, "cannot be written")
     });
     mount(&cluster, "-o remount,bind,rw", &state);
-    cluster.wait("what could not be written is", || {
+    cluster.wait("the state files are written", || {
         !degraded(&cluster, "cannot be written") && state.join("vips.json").exists()
     });
 }

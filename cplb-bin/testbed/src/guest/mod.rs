@@ -314,7 +314,7 @@ impl Guest {
         match self.frames.recv_timeout(timeout) {
             Ok(Ok(frame)) => Ok(frame),
             Ok(Err(error)) => Err(self.lost(format!("cannot be understood: {error}"))),
-            Err(RecvTimeoutError::Timeout) => Err(self.lost(format!("has said nothing for {timeout:?}"))),
+            Err(RecvTimeoutError::Timeout) => Err(self.lost(format!("has sent nothing for {timeout:?}"))),
             Err(RecvTimeoutError::Disconnected) => Err(self.lost("has stopped".to_owned())),
         }
     }

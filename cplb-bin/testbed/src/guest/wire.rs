@@ -63,7 +63,7 @@ impl Frame {
         if from.read_line(&mut line)? == 0 {
             return Ok(None);
         }
-        let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("the guest said {line:?}"));
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("the guest sent {line:?}"));
         let (word, number) = line.trim_end().split_once(' ').ok_or_else(malformed)?;
         let number: i32 = number.parse().map_err(|_| malformed())?;
         let mut bytes = |limit: usize| {

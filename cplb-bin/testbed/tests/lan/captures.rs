@@ -12,16 +12,25 @@ use crate::network::{pings, silent};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("switch_capture_records_each_frame_once", switch_capture_records_each_frame_once).needs([Tool::Ping]),
-        Test::new("reading_a_capture_includes_all_earlier_frames", reading_a_capture_includes_all_earlier_frames).needs([Tool::Ping]),
+        Test::new("switch_capture_records_each_frame_once", switch_capture_records_each_frame_once)
+            .needs([Tool::Ping]),
+        Test::new(
+            "reading_a_capture_includes_all_earlier_frames",
+            reading_a_capture_includes_all_earlier_frames,
+        )
+        .needs([Tool::Ping]),
         Test::new("announcements_contain_the_answering_node", announcements_contain_the_answering_node)
             .needs([Tool::Ping]),
         Test::new("gratuitous_arp_is_recognised", gratuitous_arp_is_recognised).needs([Tool::Arping]),
         Test::new("tcp_segments_are_decoded", tcp_segments_are_decoded),
         Test::new("dropped_frames_are_counted", dropped_frames_are_counted),
-        Test::new("port_capture_records_frames_that_a_cut_drops", port_capture_records_frames_that_a_cut_drops)
-            .needs([Tool::Nft, Tool::Ping]),
-        Test::new("pcap_file_is_readable_by_tshark", pcap_file_is_readable_by_tshark).needs([Tool::Tshark, Tool::Ping]),
+        Test::new(
+            "port_capture_records_frames_that_a_cut_drops",
+            port_capture_records_frames_that_a_cut_drops,
+        )
+        .needs([Tool::Nft, Tool::Ping]),
+        Test::new("pcap_file_is_readable_by_tshark", pcap_file_is_readable_by_tshark)
+            .needs([Tool::Tshark, Tool::Ping]),
     ]
 }
 
@@ -103,7 +112,7 @@ fn gratuitous_arp_is_recognised() {
     for form in ["-U", "-A"] {
         node.exec("arping", [form, "-c1", "-I", "eth0", &ip.to_string()]).expect("sent");
     }
-    eventually("both are seen", LONG, || capture.announcements(ip).len() == 2);
+    eventually("both announcements are recorded", LONG, || capture.announcements(ip).len() == 2);
     for (_, announcement) in capture.announcements(ip) {
         assert_eq!((announcement.mac, announcement.kind), (node.mac(), AnnouncementKind::GratuitousArp));
     }

@@ -14,8 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("cut_drops_frames_per_direction", cut_drops_frames_per_direction)
             .needs([Tool::Nft, Tool::Ping]),
-        Test::new("partition_separates_groups", partition_separates_groups)
-            .needs([Tool::Nft, Tool::Ping]),
+        Test::new("partition_separates_groups", partition_separates_groups).needs([Tool::Nft, Tool::Ping]),
         Test::new("cut_between_is_one_way", cut_between_is_one_way).needs([Tool::Nft]),
         Test::new("unplugged_node_has_no_carrier", unplugged_node_has_no_carrier)
             .needs([Tool::Ip, Tool::Ping]),
@@ -52,7 +51,7 @@ fn cut_drops_frames_per_direction() {
             lan.cut(node, direction).expect("a cut");
             assert_eq!(hears(node, other, ip), node_hears, "{direction:?} {ip}");
             assert_eq!(hears(other, node, other_ip), other_hears, "{direction:?} {ip}");
-            assert!(pings(other, lan.client(0).v4()), "the others are not concerned");
+            assert!(pings(other, lan.client(0).v4()), "the cut affects other nodes");
             assert!(carrier(node));
             lan.heal(node).expect("healed");
             assert!(hears(node, other, ip) && hears(other, node, other_ip));
@@ -89,11 +88,11 @@ fn unplugged_node_has_no_carrier() {
     let (node, client) = (lan.controller(0), lan.client(0));
     assert!(carrier(node));
     lan.unplug(node).expect("unplugged");
-    eventually("the node sees that its cable is gone", Duration::from_secs(2), || !carrier(node));
+    eventually("the node has lost the carrier", Duration::from_secs(2), || !carrier(node));
     assert!(silent(client, node.v4()));
-    assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses stay");
+    assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses were removed");
     lan.plug(node).expect("plugged");
-    eventually("the node sees its cable", Duration::from_secs(2), || carrier(node));
+    eventually("the node has a carrier", Duration::from_secs(2), || carrier(node));
     reaches(client, node.v4());
     reaches(client, node.v6());
 }

@@ -6,7 +6,10 @@ use testbed::{Lan, Log, Process, Signal, Test};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("freezing_one_thread_leaves_the_others_running", freezing_one_thread_leaves_the_others_running),
+        Test::new(
+            "freezing_one_thread_leaves_the_others_running",
+            freezing_one_thread_leaves_the_others_running,
+        ),
         Test::new("process_with_frozen_threads_can_be_killed", process_with_frozen_threads_can_be_killed),
         Test::new("freezing_an_unknown_thread_is_an_error", freezing_an_unknown_thread_is_an_error),
     ]
@@ -65,6 +68,6 @@ fn process_with_frozen_threads_can_be_killed() {
 fn freezing_an_unknown_thread_is_an_error() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = ticker(&lan);
-    let error = process.freeze_threads(|name| name == "nobody").expect_err("no such thread").to_string();
+    let error = process.freeze_threads(|name| name == "unknown").expect_err("no such thread").to_string();
     assert!(error.contains("tocks"), "{error}");
 }

@@ -9,8 +9,13 @@ use testbed::{
 pub(crate) fn tests() -> Vec<Test> {
     let needs = [Tool::Keepalived];
     vec![
-        Test::new("three_keepalived_nodes_elect_one_master", three_keepalived_nodes_elect_one_master).needs(needs),
-        Test::new("keepalived_adverts_are_decoded_in_every_variant", keepalived_adverts_are_decoded_in_every_variant).needs(needs),
+        Test::new("three_keepalived_nodes_elect_one_master", three_keepalived_nodes_elect_one_master)
+            .needs(needs),
+        Test::new(
+            "keepalived_adverts_are_decoded_in_every_variant",
+            keepalived_adverts_are_decoded_in_every_variant,
+        )
+        .needs(needs),
         Test::new("crashed_keepalived_leaves_its_address", crashed_keepalived_leaves_its_address)
             .needs(needs),
     ]
@@ -29,7 +34,7 @@ fn three_keepalived_nodes_elect_one_master() {
         .map(|(node, instance)| Keepalived::start(node, std::slice::from_ref(instance)).expect("keepalived"))
         .collect();
     trio[1].wait_for_state(&instances[1], KeepalivedState::Master, LONG).expect("the highest priority wins");
-    eventually("the others yield", LONG, || {
+    eventually("the other instances are backups", LONG, || {
         [0, 2].iter().all(|&i| trio[i].state(&instances[i]) == KeepalivedState::Backup)
     });
     eventually("one node has the address", LONG, || {
@@ -104,7 +109,7 @@ fn crashed_keepalived_leaves_its_address() {
         .map(|node| Backend::echo(node, node.name(), 7000).expect("a backend"))
         .collect::<Vec<_>>();
     let probe = Probe::to((vip, 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(FAST, LONG).expect("calm");
+    probe.wait_for_calm(FAST, LONG).expect("probes succeed");
     let crashed = first.crash().expect("crashed");
     second.wait_for_state(&low, KeepalivedState::Master, LONG).expect("it takes over");
     eventually("the second one serves", LONG, || probe.report().served_by_since(crashed).contains_key("c2"));
@@ -116,7 +121,7 @@ fn crashed_keepalived_leaves_its_address() {
     };
     let modest = high.clone().nopreempt();
     let again = start(&modest);
-    again.wait_for_state(&modest, KeepalivedState::Backup, LONG).expect("it waits");
+    again.wait_for_state(&modest, KeepalivedState::Backup, LONG).expect("the instance stays a backup");
     assert_eq!(second.state(&low), KeepalivedState::Master);
     again.crash().expect("crashed");
     start(&high).wait_for_state(&high, KeepalivedState::Master, LONG).expect("it wins again");

@@ -19,7 +19,8 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("host_namespaces_are_not_visible", host_namespaces_are_not_visible).alone(),
         Test::new("dropped_lan_frees_all_resources", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
         Test::new("missing_tool_fails_with_its_install_line", missing_tool_fails_with_its_install_line),
-        Test::new("tests_run_as_an_ordinary_user", tests_run_as_an_ordinary_user).needs([Tool::Setpriv, Tool::Ping]),
+        Test::new("tests_run_as_an_ordinary_user", tests_run_as_an_ordinary_user)
+            .needs([Tool::Setpriv, Tool::Ping]),
         Test::new("root_has_real_time_scheduling", root_has_real_time_scheduling).needs_root_realtime(),
     ]
 }
@@ -178,7 +179,7 @@ fn dropped_lan_frees_all_resources() {
     drop(nodes);
     let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
     let probe = Probe::to((lan.controller(0).v4(), 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("calm");
+    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("probes succeed");
     let mut sleep = Command::new("sleep");
     sleep.arg("1000");
     let process = lan.controller(2).spawn("sleep", sleep).expect("a process");

@@ -10,11 +10,14 @@ use testbed::{AddressWatch, Lan, Node, Tenure, Test, Tool, eventually};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("all_nodes_reach_each_other", all_nodes_reach_each_other).needs([Tool::Ping]),
-        Test::new("nodes_have_the_documented_configuration", nodes_have_the_documented_configuration).needs([Tool::Ip]),
+        Test::new("nodes_have_the_documented_configuration", nodes_have_the_documented_configuration)
+            .needs([Tool::Ip]),
         Test::new("secondaries_follow_promote_secondaries", secondaries_follow_promote_secondaries),
         Test::new("leased_addresses_have_a_lifetime", leased_addresses_have_a_lifetime),
-        Test::new("link_down_and_up_restores_reachability", link_down_and_up_restores_reachability).needs([Tool::Ping]),
-        Test::new("flush_neighbours_empties_the_cache", flush_neighbours_empties_the_cache).needs([Tool::Ping]),
+        Test::new("link_down_and_up_restores_reachability", link_down_and_up_restores_reachability)
+            .needs([Tool::Ping]),
+        Test::new("flush_neighbours_empties_the_cache", flush_neighbours_empties_the_cache)
+            .needs([Tool::Ping]),
         Test::new("address_watch_records_every_change", address_watch_records_every_change).needs([Tool::Ip]),
         Test::new("lans_are_isolated_from_each_other", lans_are_isolated_from_each_other).needs([Tool::Ping]),
     ]
@@ -64,7 +67,8 @@ fn nodes_have_the_documented_configuration() {
         (lan.v4(100).to_string(), lan.v6(100).to_string()),
         ("192.168.7.100".into(), "fd77::100".into())
     );
-    let refused = Lan::builder().network_v4([192, 168, 7, 0].into(), 25).build().expect_err("no room");
+    let refused =
+        Lan::builder().network_v4([192, 168, 7, 0].into(), 25).build().expect_err("the network is too small");
     assert!(refused.to_string().contains("/24"), "{refused}");
     assert_eq!(c2.sysctl("net.ipv4.ip_forward").expect("a value"), "1");
     assert_eq!(lan.client(0).sysctl("net.ipv4.ip_forward").expect("a value"), "0");
@@ -146,7 +150,7 @@ fn address_watch_records_every_change() {
     let watch = AddressWatch::on(node).expect("a watch");
     for ip in [IpAddr::from(lan.v4(100)), lan.v6(100).into()] {
         assert!(watch.has(node.v4()) && !watch.has(ip));
-        assert_eq!(watch.wait_for_loss(ip, Duration::ZERO).expect("it is not there"), None);
+        assert_eq!(watch.wait_for_loss(ip, Duration::ZERO).expect("the address is absent"), None);
         let length = if ip.is_ipv4() { "32" } else { "128" };
         let (before, address) = (Instant::now(), format!("{ip}/{length}"));
         let lease = |seconds: &str| {
@@ -155,17 +159,19 @@ fn address_watch_records_every_change() {
             node.exec("ip", arguments).expect("an address");
         };
         lease("30");
-        let since = watch.wait_for(ip, Duration::from_secs(1)).expect("it is there");
+        let since = watch.wait_for(ip, Duration::from_secs(1)).expect("the address is present");
         assert!(since >= before);
         lease("1");
-        let lost =
-            watch.wait_for_loss(ip, Duration::from_secs(4)).expect("it expires").expect("it was there");
+        let lost = watch
+            .wait_for_loss(ip, Duration::from_secs(4))
+            .expect("it expires")
+            .expect("the address was present");
         assert!(lost - since >= Duration::from_millis(900), "{:?}", lost - since);
         assert_eq!(watch.tenures(ip), [Tenure { from: since, until: Some(lost) }]);
         // A change that is shorter than any polling interval.
         node.exec("sh", ["-c", &format!("ip addr add {address} dev eth0; ip addr del {address} dev eth0")])
             .expect("both");
-        testbed::eventually("both changes are seen", Duration::from_secs(1), || {
+        testbed::eventually("both changes are recorded", Duration::from_secs(1), || {
             watch.tenures(ip).len() == 2 && !watch.has(ip)
         });
     }

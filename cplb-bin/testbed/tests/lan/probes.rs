@@ -15,11 +15,18 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("probe_measures_an_induced_gap", probe_measures_an_induced_gap).needs([Tool::Nft]),
         Test::new("probe_distinguishes_failures", probe_distinguishes_failures),
-        Test::new("probe_without_neighbour_cache_follows_the_owner_at_once", probe_without_neighbour_cache_follows_the_owner_at_once),
+        Test::new(
+            "probe_without_neighbour_cache_follows_the_owner_at_once",
+            probe_without_neighbour_cache_follows_the_owner_at_once,
+        ),
         Test::new("sessions_report_hangs_and_resets", sessions_report_hangs_and_resets).needs([Tool::Nft]),
         Test::new("tls_backend_presents_its_certificate", tls_backend_presents_its_certificate)
             .needs([Tool::Openssl, Tool::Curl]),
-        Test::new("tls_backend_answers_the_configured_readiness", tls_backend_answers_the_configured_readiness).needs([Tool::Curl]),
+        Test::new(
+            "tls_backend_answers_the_configured_readiness",
+            tls_backend_answers_the_configured_readiness,
+        )
+        .needs([Tool::Curl]),
     ]
 }
 
@@ -34,7 +41,7 @@ fn probe_measures_an_induced_gap() {
     let backend = Backend::echo(node, "one", 7000).expect("a backend");
     for ip in node.own_ips() {
         let probe = Probe::to((ip, 7000).into()).start(lan.client(0)).expect("a probe");
-        probe.wait_for_calm(100 * MS, LONG).expect("calm");
+        probe.wait_for_calm(100 * MS, LONG).expect("probes succeed");
         let quiet = probe.report().blackout_since(Instant::now() - 50 * MS).duration();
         assert!(quiet < NOISE, "{quiet:?} without a reason");
         for gap in [300 * MS, 700 * MS] {
@@ -54,7 +61,7 @@ fn probe_measures_an_induced_gap() {
         assert!(report.served_by_since(report.samples()[0].ended).keys().eq(["one"]));
     }
     assert!(backend.stats().accepted > 0);
-    eventually("no connection is left", LONG, || backend.stats().open == 0);
+    eventually("no connection remains", LONG, || backend.stats().open == 0);
 }
 
 fn probe_distinguishes_failures() {
@@ -81,7 +88,7 @@ fn probe_distinguishes_failures() {
     backend.set_behaviour(Behaviour::Hang);
     only(Failure::TimedOut);
     backend.set_behaviour(Behaviour::Serve);
-    probe.wait_for_calm(50 * MS, LONG).expect("calm");
+    probe.wait_for_calm(50 * MS, LONG).expect("probes succeed");
 }
 
 fn probe_without_neighbour_cache_follows_the_owner_at_once() {
@@ -103,7 +110,7 @@ fn probe_without_neighbour_cache_follows_the_owner_at_once() {
             probe.start(lan.client(0)).expect("a probe")
         };
         let warm = probe(false);
-        warm.wait_for_calm(50 * MS, LONG).expect("calm");
+        warm.wait_for_calm(50 * MS, LONG).expect("probes succeed");
         // The move is not announced, so a cached entry keeps pointing to the old owner.
         old.delete_address(ip).expect("deleted");
         new.add_address(ip, len).expect("an address");
@@ -111,7 +118,7 @@ fn probe_without_neighbour_cache_follows_the_owner_at_once() {
         thread::sleep(100 * MS);
         assert_eq!(warm.stop().served_by_since(mark + 20 * MS).get("two"), None);
         let fresh = probe(true);
-        fresh.wait_for_calm(100 * MS, LONG).expect("calm");
+        fresh.wait_for_calm(100 * MS, LONG).expect("probes succeed");
         let report = fresh.stop();
         assert!(report.served_by_since(mark).keys().eq(["two"]), "{:?}", report.served_by_since(mark));
         new.delete_address(ip).expect("deleted");
@@ -130,7 +137,7 @@ fn sessions_report_hangs_and_resets() {
         lan.cut(lan.controller(0), Direction::Both).expect("a cut");
         eventually("all sessions hang", LONG, || sessions.hanging(100 * MS) == 5);
         lan.heal_all().expect("healed");
-        eventually("all sessions go on", LONG, || sessions.hanging(100 * MS) == 0);
+        eventually("all sessions continue", LONG, || sessions.hanging(100 * MS) == 0);
         backend.close_all().expect("closed");
         eventually("all sessions have ended", LONG, || sessions.ended() == 5);
         let reset = |state: &SessionState| matches!(state, SessionState::Ended(_, Failure::Reset));

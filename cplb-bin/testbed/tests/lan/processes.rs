@@ -7,7 +7,10 @@ use testbed::{Lan, Process, Signal, Stream, Test};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("output_is_captured", output_is_captured),
-        Test::new("processes_run_in_the_namespace_of_their_node", processes_run_in_the_namespace_of_their_node),
+        Test::new(
+            "processes_run_in_the_namespace_of_their_node",
+            processes_run_in_the_namespace_of_their_node,
+        ),
         Test::new("process_ends_on_sigterm", process_ends_on_sigterm),
         Test::new("process_that_ignores_sigterm_is_killed", process_that_ignores_sigterm_is_killed),
         Test::new("stopped_process_resumes_on_sigcont", stopped_process_resumes_on_sigcont),
@@ -78,7 +81,7 @@ fn process_that_ignores_sigterm_is_killed() {
     dropped.wait_for_line("ready", GRACE).expect("a line");
     let traces = format!("/proc/{}", dropped.pid());
     drop(dropped);
-    assert!(!std::fs::exists(traces).expect("a look"), "a dropped process has ended");
+    assert!(!std::fs::exists(traces).expect("a result"), "a dropped process still runs");
 }
 
 fn stopped_process_resumes_on_sigcont() {
@@ -86,7 +89,7 @@ fn stopped_process_resumes_on_sigcont() {
     let process = shell(&lan, "while :; do echo tick; sleep 0.01; done");
     process.wait_for_line("tick", GRACE).expect("a line");
     process.signal(Signal::SIGSTOP).expect("stopped");
-    testbed::eventually("it is stopped", GRACE, || state(&process) == 'T');
+    testbed::eventually("the process is stopped", GRACE, || state(&process) == 'T');
     // The reader may lag.
     std::thread::sleep(SECOND / 20);
     let mark = process.log().len();
@@ -101,7 +104,7 @@ fn dropped_lan_ends_orphaned_processes() {
     let line = process.log().wait_for(0, GRACE, |_| true).expect("a line");
     let orphan = format!("/proc/{}/stat", line.text);
     process.kill().expect("killed");
-    assert!(std::fs::exists(&orphan).expect("a look"), "an orphan survives its parent");
+    assert!(std::fs::exists(&orphan).expect("a result"), "the orphan ended with its parent");
     drop(lan);
-    assert!(!std::fs::exists(&orphan).expect("a look"), "but not the LAN");
+    assert!(!std::fs::exists(&orphan).expect("a result"), "an orphan survives the LAN");
 }

@@ -50,10 +50,10 @@ pub(crate) fn join_and_leave() {
     for node in 0..4 {
         scene.wait_for(node, "api", &[0, 2, 3]);
     }
-    scene.api_server(1).refuse_new().expect("it lets go of its port");
+    scene.api_server(1).refuse_new().expect("the port is closed");
     scene.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
     scene.end(1);
-    scene.cluster.wait("its sessions end", || sessions.ended() == 3);
+    scene.cluster.wait("the sessions of the ended server end", || sessions.ended() == 3);
     scene.cluster.signal(1, Signal::SIGTERM);
     scene.cluster.wait_until_ended(1);
     scene.served_by(&probe, &[0, 2, 3]);
@@ -67,18 +67,18 @@ pub(crate) fn other_kubeconfig() {
     let probe = scene.probe();
     probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
     let since = Instant::now();
-    let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("it is there");
+    let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("the file exists");
     let (wrong, moved) =
         (right.replace("admin.conf", "amdin.conf"), right.replace("admin.conf", "moved.conf"));
-    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("it is copied");
+    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("the file is copied");
     let steps = [(wrong, "amdin.conf", "disk"), (right, "admin.conf", "api"), (moved, "moved.conf", "api")];
     for (text, name, source) in steps {
         for node in 0..scene.cluster.len() {
-            std::fs::write(scene.cluster.config_file(node), &text).expect("it is written");
+            std::fs::write(scene.cluster.config_file(node), &text).expect("the file is written");
             scene.cluster.signal(node, Signal::SIGHUP);
         }
         for node in 0..scene.cluster.len() {
-            scene.cluster.wait("the file is in use", || {
+            scene.cluster.wait("the new kubeconfig is in use", || {
                 let status = scene.cluster.status(node);
                 status["discovery"][0]["kubeconfig"].as_str().is_some_and(|path| path.ends_with(name))
             });
@@ -87,7 +87,7 @@ pub(crate) fn other_kubeconfig() {
         scene.served_by(&probe, &[0, 1, 2]);
     }
     let saved = std::fs::read_to_string(scene.cluster.state_dir(0).join("backends.json"));
-    let saved = saved.expect("it is there");
+    let saved = saved.expect("the file exists");
     let right = saved.contains("moved.conf") && !saved.contains("admin.conf");
     scene.cluster.check(right && saved.contains(&scene.server(2).to_string()), || saved.clone());
     let failures = probe.stop().failures_since(since);
@@ -180,7 +180,7 @@ pub(crate) fn crashes() {
         scene.cluster.check(failed.iter().all(under_way), || format!("node {node}: {failed:?}"));
         told.insert(node, (held, failed.len()));
     }
-    println!("MEASURED by node, whether it held the address, and how many failed: {told:?}");
+    println!("MEASURED by node: was Active, failed requests: {told:?}");
     drop(probe);
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn only_the_vip() {
     let probe = scene.probe();
     scene.listed.set_servers(&[scene.cluster.address()]);
     for node in 0..scene.cluster.len() {
-        scene.cluster.wait("it is told", || {
+        scene.cluster.wait("the list of only virtual IPs is reported", || {
             scene.cluster.status(node)["degraded"].to_string().contains("only virtual IPs")
         });
         scene.wait_for(node, "api", &[0, 1, 2]);
@@ -211,13 +211,13 @@ pub(crate) fn only_proxies() {
     let capture = scene.cluster.lan.capture().expect("the capture begins");
     scene.cluster.start_all();
     for node in &nodes {
-        scene.cluster.wait("the list is refused", || {
+        scene.cluster.wait("the list of proxies is refused", || {
             let degraded = scene.cluster.status(*node)["degraded"].to_string();
             degraded.contains(":6444 is where a proxy of this configuration listens")
         });
     }
     let probe = scene.probe();
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the holder's own server answers");
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the Active's own server answers");
     drop(probe);
     let opened = || {
         let to_a_proxy = |frame: &Frame| {
@@ -226,7 +226,7 @@ pub(crate) fn only_proxies() {
         (capture.count(to_a_proxy), capture.dropped())
     };
     std::thread::sleep(WATCHED);
-    println!("MEASURED connections to proxies, and frames not seen: {:?}", opened());
+    println!("MEASURED connections to proxies, dropped frames: {:?}", opened());
     scene.cluster.check(opened() == (0, 0), || format!("{:?}", opened()));
     for node in &nodes {
         let backends = scene.cluster.status(*node)["services"][0]["backends"].to_string();
@@ -249,7 +249,8 @@ pub(crate) fn many_changes() {
             }
         }
         let daemon = scene.cluster.daemon(0);
-        let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs").count();
+        let files =
+            std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process runs").count();
         (files, daemon.threads().len(), resident(daemon))
     };
     let before = change(30);

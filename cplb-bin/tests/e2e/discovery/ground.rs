@@ -108,7 +108,7 @@ impl Scene {
     pub(super) fn write_kubeconfig(&self, credential: &Credential<'_>) {
         let address = SocketAddr::new(self.cluster.node(0).v4().into(), API);
         let text = kubeconfig(address, &self.authority, credential);
-        std::fs::write(self.file(), text).expect("it is written");
+        std::fs::write(self.file(), text).expect("the kubeconfig is written");
     }
 
     /// The state and the reason that a daemon's status has for the API server of a node.
@@ -123,13 +123,13 @@ impl Scene {
     /// The API server of a node.
     pub(super) fn api_server(&self, node: usize) -> &Backend {
         let name = format!("api-{}", self.cluster.node(node).name());
-        self.cluster.backends.iter().find(|backend| backend.name() == name).expect("it runs")
+        self.cluster.backends.iter().find(|backend| backend.name() == name).expect("the API server runs")
     }
 
     /// Waits until a daemon has discovered exactly the servers of these nodes.
     pub(super) fn wait_for(&self, node: usize, source: &str, nodes: &[usize]) {
         let wanted: BTreeSet<String> = nodes.iter().map(|node| self.server(*node).to_string()).collect();
-        self.cluster.wait(&format!("node {node} knows {wanted:?} from {source}"), || {
+        self.cluster.wait(&format!("node {node} has discovered {wanted:?} from {source}"), || {
             let status = self.cluster.status(node);
             let found = &status["discovery"][0];
             let known: BTreeSet<String> = found["servers"]
@@ -152,8 +152,7 @@ impl Scene {
         let wanted: BTreeSet<String> =
             nodes.iter().map(|node| format!("api-{}", self.cluster.node(*node).name())).collect();
         self.cluster.wait(&format!("requests are answered by {wanted:?}"), || {
-            let since =
-                Instant::now().checked_sub(Duration::from_millis(500)).expect("it is later than that");
+            let since = Instant::now().checked_sub(Duration::from_millis(500)).expect("the clock is later");
             probe.report().served_by_since(since).into_keys().collect::<BTreeSet<_>>() == wanted
         });
     }

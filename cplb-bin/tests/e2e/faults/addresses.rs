@@ -34,10 +34,10 @@ pub(crate) fn deleted(plan: Plan) {
         let mut absences = Vec::new();
         for round in 0..10 {
             cluster.node(owner).delete_address(cluster.vip()).expect("the address is deleted");
-            cluster.wait("the VIP is back", || watch.tenures(cluster.vip()).len() == round + 2);
+            cluster.wait("the VIP is restored", || watch.tenures(cluster.vip()).len() == round + 2);
             absences.extend(absence(&cluster, &watch));
         }
-        println!("MEASURED a deleted VIP was away for {absences:?}");
+        println!("MEASURED a deleted VIP was absent for {absences:?}");
         absences.sort_unstable();
         // One of ten may coincide with a stall of the machine.
         cluster.check(absences[8] <= BACK, || format!("{absences:?}"));
@@ -51,7 +51,7 @@ fn back_or_handed_over(cluster: &Cluster, owner: usize, watch: &AddressWatch, si
     let next = cluster.wait_for_owner(None);
     println!("MEASURED one owner {:?} after the fault; moved: {}", since.elapsed(), next != owner);
     if next == owner {
-        println!("MEASURED the VIP was away for {:?}", absence(cluster, watch));
+        println!("MEASURED the VIP was absent for {:?}", absence(cluster, watch));
     }
     answers(cluster);
 }
@@ -62,7 +62,7 @@ pub(crate) fn flushed(plan: Plan) {
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
     flush(cluster.node(owner));
-    cluster.node(owner).configure().expect("the node's addresses are back");
+    cluster.node(owner).configure().expect("the node's addresses are configured");
     back_or_handed_over(&cluster, owner, &watch, since);
     // The same if the node's own addresses are not restored.
     let owner = cluster.wait_for_owner(None);
@@ -70,8 +70,8 @@ pub(crate) fn flushed(plan: Plan) {
     flush(cluster.node(owner));
     let next = cluster.wait_for_owner(Some(owner));
     println!("MEASURED a node without addresses was followed by another after {:?}", since.elapsed());
-    cluster.check(!cluster.node(owner).has_address(cluster.vip()), || "the VIP is left".to_owned());
-    cluster.check(next != owner, || "it has no address to advertise from".to_owned());
+    cluster.check(!cluster.node(owner).has_address(cluster.vip()), || "the VIP remains".to_owned());
+    cluster.check(next != owner, || "the owner has no address to advertise from".to_owned());
     answers(&cluster);
 }
 
@@ -84,9 +84,9 @@ pub(crate) fn bounced(plan: Plan) {
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
-    cluster.node(owner).link_down().expect("the link goes down");
-    cluster.node(owner).link_up().expect("the link comes up");
-    cluster.node(owner).configure().expect("the node's addresses are back");
+    cluster.node(owner).link_down().expect("the link is set down");
+    cluster.node(owner).link_up().expect("the link is set up");
+    cluster.node(owner).configure().expect("the node's addresses are configured");
     back_or_handed_over(&cluster, owner, &watch, since);
 }
 
@@ -100,16 +100,19 @@ pub(crate) fn alone(plan: Plan) {
     let watch = AddressWatch::on(cluster.node(0)).expect("the watch begins");
     let capture = cluster.lan.capture().expect("the capture begins");
     let faults: [fn(&Node); 2] = [flush, |node| {
-        node.link_down().expect("the link goes down");
-        node.link_up().expect("the link comes up");
+        node.link_down().expect("the link is set down");
+        node.link_up().expect("the link is set up");
     }];
     for fault in faults {
         let since = Instant::now();
         fault(cluster.node(0));
-        cluster.node(0).configure().expect("the node's addresses are back");
+        cluster.node(0).configure().expect("the node's addresses are configured");
         if cluster.vip().is_ipv6() && !cluster.node(0).has_address(cluster.node(0).link_local()) {
             // The kernel adds the link-local address only when the link comes up.
-            cluster.node(0).add_address(cluster.node(0).link_local(), 64).expect("it is back");
+            cluster
+                .node(0)
+                .add_address(cluster.node(0).link_local(), 64)
+                .expect("the link-local address is added");
         }
         answers(&cluster);
         let tenures = watch.tenures(cluster.vip());
@@ -119,8 +122,12 @@ pub(crate) fn alone(plan: Plan) {
         };
         let claimed =
             capture.adverts(VRID).into_iter().map(|(at, _)| at).find(|at| *at >= since && *at + BACK >= back);
-        let claimed = claimed.unwrap_or_else(|| cluster.fail("it came without an advertisement"));
-        println!("MEASURED the VIP was back {:?} after the claim", back.saturating_duration_since(claimed));
+        let claimed =
+            claimed.unwrap_or_else(|| cluster.fail("the VIP was restored without an advertisement"));
+        println!(
+            "MEASURED the VIP was restored {:?} after the claim",
+            back.saturating_duration_since(claimed)
+        );
     }
 }
 
@@ -134,7 +141,8 @@ pub(crate) fn unicast_source() {
         let (own, peer) = (cluster.node(index).v4().to_string(), cluster.node(1 - index).v4().to_string());
         let file = cluster.config_file(index);
         let text = std::fs::read_to_string(&file).expect("the configuration was written");
-        std::fs::write(&file, text.replace("OWN", &own).replace("PEER", &peer)).expect("it is ours");
+        std::fs::write(&file, text.replace("OWN", &own).replace("PEER", &peer))
+            .expect("the configuration is written");
         cluster.launch(index, command);
     }
     for index in 0..2 {
@@ -145,21 +153,21 @@ pub(crate) fn unicast_source() {
     let heard = Capture::on(cluster.client()).expect("the capture begins");
     let node = cluster.node(backup);
     let (lan, other) = (cluster.lan.prefix_lengths().0, cluster.lan.v4(77));
-    node.add_address(other, lan).expect("another address comes");
-    node.delete_address(node.v4()).expect("the source goes");
+    node.add_address(other, lan).expect("another address is added");
+    node.delete_address(node.v4()).expect("the source is deleted");
     cluster.wait("the Backup waits for its source", || {
         let status = cluster.status(backup);
         let shown = status["degraded"].to_string().contains("unicastSourceIP");
         shown && status["instances"][0]["state"] == "init"
     });
     let waiting = Instant::now();
-    cluster.wait("many Down intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
+    cluster.wait("six Active_Down_Intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
     cluster.check(cluster.owners() == [owner], || format!("owners: {:?}", cluster.owners()));
     let announced = heard.announcements(cluster.vip());
     let wrong = announced.iter().filter(|(_, it)| it.mac == node.mac()).count();
     cluster.check(wrong == 0, || format!("the Backup announced itself {wrong} times"));
-    node.add_address(node.v4(), lan).expect("the source is back");
-    cluster.wait("it takes part again", || {
+    node.add_address(node.v4(), lan).expect("the source is added");
+    cluster.wait("the instance is Backup again", || {
         let status = cluster.status(backup);
         let quiet = !status["degraded"].to_string().contains("unicastSourceIP");
         quiet && status["instances"][0]["state"] == "backup"
@@ -217,14 +225,16 @@ pub(crate) fn survive() {
         cluster.start_all();
         cluster.wait_until_settled();
         flush(cluster.node(0));
-        cluster.node(0).configure().expect("the node's addresses are back");
+        cluster.node(0).configure().expect("the node's addresses are configured");
         // The kernel adds the link-local address only when the link comes up.
         let link_local = cluster.node(0).link_local();
-        cluster.node(0).add_address(link_local, 64).expect("the link-local address is back");
+        cluster.node(0).add_address(link_local, 64).expect("the link-local address is added");
         cluster.wait_for_owner(None);
         cluster.signal(0, Signal::SIGKILL);
         cluster.wait_until_ended(0);
-        cluster.check(cluster.node(0).has_address(cluster.vip()), || "the VIP should be left".to_owned());
+        cluster.check(cluster.node(0).has_address(cluster.vip()), || {
+            "the VIP was removed with the daemon".to_owned()
+        });
         cluster.wait("the VIP has expired", || cluster.owners().is_empty());
         cluster.wait("the IPv6 VIP has expired", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
         let after = own(&cluster, cluster.node(0));

@@ -27,7 +27,7 @@ impl Scene {
         let cluster = Cluster::start(plan);
         let owner = cluster.wait_until_settled();
         // Backups take over from a degraded Active after 2 s of serving.
-        cluster.wait("all have served for 2 s", || {
+        cluster.wait("all nodes have served for 2 s", || {
             (0..cluster.len()).all(|index| {
                 cluster.status(index)["serving"]["sinceSeconds"].as_f64().is_some_and(|since| since > 2.0)
             })
@@ -57,16 +57,17 @@ impl Scene {
     /// Checks that the former owner lost the address within `limit`.
     fn lost_within(&self, limit: Duration) {
         let lost = self.watches[self.owner].wait_for_loss(self.cluster.vip(), PATIENCE);
-        let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the VIP stays on the node"));
+        let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the former owner keeps the VIP"));
         let after = lost.saturating_duration_since(self.since);
         println!("MEASURED the former owner lost the VIP after {after:?}, allowed {limit:?}");
-        self.cluster.check(after <= limit, || format!("the VIP was there for {after:?}, not {limit:?}"));
+        self.cluster
+            .check(after <= limit, || format!("the VIP was kept for {after:?}, allowed are {limit:?}"));
     }
 
     /// Checks that the client received announcements of `owner` only, once the lease is over.
     fn one_answers(&self, owner: usize, lease_over: Duration) {
         let from = self.since + lease_over;
-        self.cluster.wait("the lease is over and the client has asked again", || {
+        self.cluster.wait("the lease is over and the client has resolved the VIP again", || {
             Instant::now() > from + Duration::from_millis(300)
         });
         let mac = self.cluster.node(owner).mac();
@@ -77,7 +78,7 @@ impl Scene {
             .filter(|(at, _)| *at >= from)
             .map(|(at, announcement)| (at.duration_since(self.since), announcement.mac))
             .collect();
-        self.cluster.check(!answers.is_empty(), || "nobody answers for the VIP".to_owned());
+        self.cluster.check(!answers.is_empty(), || "no node answers for the VIP".to_owned());
         let wrong: Vec<_> = answers.iter().filter(|(_, answered)| *answered != mac).collect();
         self.cluster.check(wrong.is_empty(), || format!("{mac} has the VIP, but also answered: {wrong:?}"));
     }
@@ -93,7 +94,7 @@ impl Scene {
 
     fn since_owner(&self, owner: usize) {
         self.cluster
-            .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost it".to_owned());
+            .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost the VIP".to_owned());
     }
 }
 
@@ -125,12 +126,12 @@ pub(crate) fn stopped() {
     scene.since = scene.cluster.signal(scene.owner, Signal::SIGSTOP);
     let next = scene.recovered("SIGSTOP", SLOW.max(FRESH));
     scene.lost_within(LEASE_OVER);
-    scene.cluster.wait("ten seconds", || scene.since.elapsed() > Duration::from_secs(10));
+    scene.cluster.wait("ten seconds have passed", || scene.since.elapsed() > Duration::from_secs(10));
     scene.cluster.signal(scene.owner, Signal::SIGCONT);
     let owner = scene.owner;
     scene
         .cluster
-        .wait("the stopped one is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
+        .wait("the stopped node is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
     scene.one_answers(next, scene.since.elapsed().max(LEASE_OVER));
     scene.one_answers(next, LEASE_OVER);
     scene.cluster.check(scene.watches[owner].tenures(scene.cluster.vip()).len() == 1, || {
@@ -141,22 +142,22 @@ pub(crate) fn stopped() {
 pub(crate) fn link_down(plan: Plan) {
     let mut scene = Scene::new(plan);
     scene.since = Instant::now();
-    scene.cluster.node(scene.owner).link_down().expect("the link goes down");
+    scene.cluster.node(scene.owner).link_down().expect("the link is set down");
     let next = scene.recovered("link down", FAST);
     scene.one_answers(next, LEASE_OVER);
-    scene.cluster.node(scene.owner).link_up().expect("the link comes up");
-    scene.cluster.node(scene.owner).configure().expect("the addresses are back");
+    scene.cluster.node(scene.owner).link_up().expect("the link is set up");
+    scene.cluster.node(scene.owner).configure().expect("the addresses are configured");
     scene.healed();
 }
 
 pub(crate) fn unplugged(plan: Plan) {
     let mut scene = Scene::new(plan);
     scene.since = Instant::now();
-    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is pulled");
-    let next = scene.recovered("cable pulled", FAST);
+    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is unplugged");
+    let next = scene.recovered("cable unplugged", FAST);
     scene.lost_within(LEASE_OVER);
     scene.one_answers(next, LEASE_OVER);
-    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is back");
+    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is plugged in");
     scene.healed();
 }
 
@@ -181,7 +182,7 @@ pub(crate) fn cut_off(plan: Plan) {
 /// yields.
 pub(crate) fn mute(plan: Plan) {
     let scene = cut(plan, Direction::From);
-    let next = scene.recovered("mute", FAST);
+    let next = scene.recovered("cannot send", FAST);
     scene.lost_within(LEASE + FAST + FAST);
     scene.one_answers(next, LEASE_OVER);
     scene.cluster.lan.heal_all().expect("the cut is healed");
@@ -193,7 +194,7 @@ pub(crate) fn mute(plan: Plan) {
 pub(crate) fn deaf(plan: Plan) {
     let scene = cut(plan, Direction::To);
     let evidence = Duration::from_millis(300 + 22 + 4000);
-    let next = scene.recovered("deaf", evidence + Duration::from_millis(500));
+    let next = scene.recovered("cannot receive", evidence + Duration::from_millis(500));
     scene.one_answers(next, scene.since.elapsed());
     scene.cluster.lan.heal_all().expect("the cut is healed");
     scene.healed();

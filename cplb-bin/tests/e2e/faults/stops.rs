@@ -81,7 +81,7 @@ impl Arena {
             found = owners.next().filter(|_| owners.next().is_none());
             found.is_some()
         });
-        found.expect("it was found")
+        found.expect("an owner was found")
     }
 
     /// Stops the Active, continues it, waits until there is one owner again, and evaluates the frames on its cable.
@@ -99,11 +99,11 @@ impl Arena {
             self.lan.adverts(VRID).iter().any(|(at, advert)| {
                 *at > stopped && *at < continued && advert.mac != mac && advert.priority > 0
             });
-        cluster.wait("the node that went on knows its place", || {
+        cluster.wait("the continued node is Active or Backup", || {
             matches!(cluster.state(owner).as_deref(), Some("active" | "backup"))
         });
         let next = self.owner();
-        cluster.wait("the nodes agree", || {
+        cluster.wait("the states of both nodes match the owner", || {
             let expected = |index| if index == next { "active" } else { "backup" };
             [owner, next].into_iter().all(|i| cluster.state(i).as_deref() == Some(expected(i)))
         });
@@ -169,7 +169,7 @@ pub(crate) fn strict(plan: &Plan, count: usize) {
             .into_iter()
             .map(|seed| scope.spawn(move || strict_arena(plan.clone(), Random(seed), count / ARENAS)))
             .collect();
-        arenas.into_iter().map(|arena| arena.join().expect("this arena holds")).sum()
+        arenas.into_iter().map(|arena| arena.join().expect("the cluster passes")).sum()
     });
     println!("MEASURED {overtaken} of {count} stops were overtaken");
     assert!(overtaken > count / 4, "the pauses are too short to prove anything: {overtaken}");
@@ -186,7 +186,10 @@ fn strict_arena(plan: Plan, random: Random, count: usize) -> usize {
         }
         overtaken += 1;
         arena.cluster.check(stop.sent.is_empty() && stop.said == 0, || {
-            format!("round {round}, after {:?}: {} said, sent at {:?}", stop.pause, stop.said, stop.sent)
+            format!(
+                "round {round}, after {:?}: {} adverts or announcements, frames at {:?}",
+                stop.pause, stop.said, stop.sent
+            )
         });
     }
     overtaken
@@ -212,7 +215,10 @@ pub(crate) fn fast() {
         slowest = stop.sent.iter().copied().max().unwrap_or_default().max(slowest);
         let Stop { pause, said, .. } = stop;
         arena.cluster.check(said == 0, || {
-            format!("round {round}, after {pause:?}: {said} said, {:?} ago", stop.continued.elapsed())
+            format!(
+                "round {round}, after {pause:?}: {said} adverts or announcements, {:?} ago",
+                stop.continued.elapsed()
+            )
         });
         // All nodes share one kernel here, and with it the lock of its routing tables. While another task holds the
         // lock (a namespace that ends, on a loaded machine), the successor cannot install its VIP either, and the

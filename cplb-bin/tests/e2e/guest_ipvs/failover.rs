@@ -29,19 +29,19 @@ pub(crate) fn crash() {
     probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
     let at = cluster.signal(owner, Signal::SIGKILL);
     let successor = cluster.wait_for_owner(Some(owner));
-    cluster.wait("the lease of the dead is over", || !cluster.node(owner).has_address(cluster.vip()));
+    cluster.wait("the killed node's lease is over", || !cluster.node(owner).has_address(cluster.vip()));
     probe.wait_for_success(Instant::now(), PATIENCE).expect("the VIP answers again");
     wait_for_servers(&cluster, successor, 3);
     // Without its daemon the service stays on the dead node; it only receives no packets.
     let before = connections(&cluster, owner);
-    cluster.check(!before.is_empty(), || "the dead one never directed".to_owned());
+    cluster.check(!before.is_empty(), || "the killed director never directed".to_owned());
     let since = Instant::now();
-    cluster.wait("a hundred more requests are made", || {
+    cluster.wait("100 more requests have ended", || {
         probe.report().samples().iter().filter(|sample| sample.started > since).count() >= 100
     });
     let after = connections(&cluster, owner);
     cluster.check(after.is_subset(&before), || {
-        format!("the dead director still directs: {:?}", after.difference(&before))
+        format!("the killed director still directs: {:?}", after.difference(&before))
     });
     let report = probe.stop();
     let blackout = report.blackout_since(at).duration();
@@ -49,7 +49,7 @@ pub(crate) fn crash() {
     // Three intervals and the skew, and the same again for an emulated machine.
     cluster.check(blackout < Duration::from_secs(2), || format!("blackout of {blackout:?}"));
     let served = report.served_by_since(since);
-    cluster.check(served.len() == 3, || format!("the dead one's server is missing: {served:?}"));
+    cluster.check(served.len() == 3, || format!("the killed director's server is missing: {served:?}"));
 }
 
 /// Two instances, each preferred by another node, so that both directors are active at once.
@@ -102,7 +102,7 @@ impl Sampler {
                     _ => None,
                 });
                 let sample = Sample { time: since..=Instant::now(), marks: marks.collect() };
-                seen.lock().expect("nobody panics").push(sample);
+                seen.lock().expect("the lock is not poisoned").push(sample);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -114,13 +114,13 @@ impl Sampler {
     }
 
     fn last(&self) -> Option<Sample> {
-        self.samples.lock().expect("nobody panics").last().cloned()
+        self.samples.lock().expect("the lock is not poisoned").last().cloned()
     }
 
     fn end(self) -> Vec<Sample> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it was in its node");
-        std::mem::take(&mut *self.samples.lock().expect("nobody panics"))
+        self.thread.join().expect("the thread ran in its node");
+        std::mem::take(&mut *self.samples.lock().expect("the lock is not poisoned"))
     }
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn two_owners() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let vips = [cluster.lan.v4(VIP_HOST), cluster.lan.v4(VIP_HOST - 10)];
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it exists");
     }
     let capture = cluster.lan.capture().expect("the capture starts");
     let watches: Vec<_> = cluster
@@ -166,7 +166,7 @@ pub(crate) fn two_owners() {
             (0..cluster.len()).filter(|node| cluster.node(*node).has_address(vip)).collect::<Vec<_>>()
         })
     };
-    cluster.wait("each instance is where it is preferred", || owners(&cluster) == [vec![0], vec![1]]);
+    cluster.wait("each instance is on its preferred node", || owners(&cluster) == [vec![0], vec![1]]);
     let probes = vips.map(|vip| {
         let probe = Probe::to(SocketAddr::new(vip.into(), PORT)).every(Duration::from_millis(40));
         let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -183,14 +183,14 @@ pub(crate) fn two_owners() {
         cluster.wait("the instance has moved", || owners(&cluster)[node].iter().any(|owner| *owner != node));
         launch(&mut cluster, node, vips);
         let back = Instant::now();
-        cluster.wait("what it left behind is gone", || {
+        cluster.wait("the leftover services are removed", || {
             samplers[node].last().is_some_and(|sample| {
                 let held = |mark| cluster.node(node).has_address(marks[mark]);
                 *sample.time.start() > back && sample.marks.iter().all(held)
             })
         });
         dead.push((node, killed..Instant::now()));
-        cluster.wait("the instance is back", || owners(&cluster) == [vec![0], vec![1]]);
+        cluster.wait("the instance has moved back", || owners(&cluster) == [vec![0], vec![1]]);
     }
     for probe in probes {
         probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
@@ -223,8 +223,10 @@ pub(crate) fn two_owners() {
     let mut hops = BTreeMap::new();
     for frame in &directed {
         *hops.entry(frame.hops()).or_insert(0) += 1;
-        let (node, vip) =
-            (sender(frame).expect("it is"), frame.ip_destination().expect("it is an IP packet"));
+        let (node, vip) = (
+            sender(frame).expect("a controller sent it"),
+            frame.ip_destination().expect("it is an IP packet"),
+        );
         cluster.check(ground.held(node, vip, &(frame.at..=frame.at)), || {
             format!("node {node} directed a packet for {vip} that it did not hold: {frame:?}")
         });
@@ -248,7 +250,7 @@ impl Ground<'_> {
         // A watch records a change when its thread runs, which on a busy emulated machine took 100 ms. A director that
         // fails to stop continues for seconds.
         const SLACK: Duration = Duration::from_millis(500);
-        let eth0 = self.cluster.node(node).run(|| if_nametoindex("eth0").expect("it is there"));
+        let eth0 = self.cluster.node(node).run(|| if_nametoindex("eth0").expect("it exists"));
         let mut since = None;
         for event in self.watches[node].events() {
             if event.address.ip != vip || event.address.interface != eth0 {
@@ -275,11 +277,11 @@ fn serve(node: &Node, stop: &Arc<AtomicBool>) -> Thread<()> {
     let stop = Arc::clone(stop);
     let serve = move || {
         let listener = TcpListener::bind(("0.0.0.0", FILES)).expect("the port is free");
-        listener.set_nonblocking(true).expect("it can");
+        listener.set_nonblocking(true).expect("the socket option is set");
         let mut clients: Vec<TcpStream> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             while let Ok((client, _)) = listener.accept() {
-                client.set_nonblocking(true).expect("it can");
+                client.set_nonblocking(true).expect("the socket option is set");
                 clients.push(client);
             }
             clients.retain_mut(|client| match client.write(&[7; 4096]) {
@@ -305,11 +307,11 @@ fn fetch(node: &Node, from: SocketAddr, stop: &Arc<AtomicBool>) -> (Thread<()>, 
     let seen = Arc::clone(&download);
     let fetch = move || {
         let mut stream = TcpStream::connect(from).expect("the VIP answers");
-        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("it can");
+        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("the socket option is set");
         let mut buffer = [0; 4096];
         while !stop.load(Ordering::Relaxed) {
             let read = stream.read(&mut buffer);
-            let mut seen = seen.lock().expect("nobody panics");
+            let mut seen = seen.lock().expect("the lock is not poisoned");
             match read {
                 Ok(0) => seen.end = Some((Instant::now(), ErrorKind::UnexpectedEof)),
                 Ok(count) => (seen.bytes, seen.last) = (seen.bytes + count, Some(Instant::now())),
@@ -343,11 +345,12 @@ pub(crate) fn download(sync: bool) {
     });
     let from = SocketAddr::new(cluster.vip(), FILES);
     let downloads: Vec<_> = (0..6).map(|_| fetch(cluster.client(), from, &stop)).collect();
-    let bytes =
-        || downloads.iter().map(|(_, it)| it.lock().expect("nobody panics").bytes).collect::<Vec<_>>();
-    cluster.wait("the downloads are under way", || bytes().iter().all(|bytes| *bytes > 100_000));
+    let bytes = || {
+        downloads.iter().map(|(_, it)| it.lock().expect("the lock is not poisoned").bytes).collect::<Vec<_>>()
+    };
+    cluster.wait("each download has 100 kB", || bytes().iter().all(|bytes| *bytes > 100_000));
     if sync {
-        cluster.wait("all nodes know of the downloads", || {
+        cluster.wait("all nodes have the connections of the downloads", || {
             (0..cluster.len()).all(|node| {
                 let known = connections(&cluster, node);
                 known.iter().filter(|it| it[2].ends_with(&format!(":{FILES}"))).count() == downloads.len()
@@ -355,7 +358,7 @@ pub(crate) fn download(sync: bool) {
         });
     }
     let ended = || {
-        let ends = downloads.iter().map(|(_, it)| it.lock().expect("nobody panics").end);
+        let ends = downloads.iter().map(|(_, it)| it.lock().expect("the lock is not poisoned").end);
         ends.map(|end| end.map(|(_, how)| how)).collect::<Vec<_>>()
     };
     let go_on = |what: &str| {
@@ -371,21 +374,21 @@ pub(crate) fn download(sync: bool) {
         for (taker, priority) in [(next, 240), (owner, 250)] {
             let preferred = cluster.plan.clone().instance(format!("priority: {priority}"));
             let preferred = preferred.instance("preempt: always").render(&cluster.lan);
-            std::fs::write(cluster.config_file(taker), preferred).expect("it is written");
+            std::fs::write(cluster.config_file(taker), preferred).expect("the configuration is written");
             cluster.signal(taker, Signal::SIGHUP);
             let from = if taker == next { owner } else { next };
             let taken = cluster.wait_for_owner(Some(from));
             cluster.check(taken == taker, || format!("node {taken} took it"));
-            go_on("all downloads go on");
+            go_on("all downloads continue");
             cluster.check(ended() == [None; 6], || format!("{:?}", ended()));
-            cluster.wait("the new director knows of them", || connections(&cluster, taker).len() >= 6);
+            cluster.wait("the new director has the connections", || connections(&cluster, taker).len() >= 6);
         }
     }
     let at = cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_for_owner(Some(owner));
     if sync {
         cluster.wait_until_ended(owner);
-        go_on("the downloads from other servers go on");
+        go_on("the downloads from other servers continue");
         // The downloads from the stopping node itself end with its role as a real server.
         let ended: Vec<_> = ended().into_iter().flatten().collect();
         cluster.check(ended == [ErrorKind::ConnectionReset; 2], || format!("{ended:?}"));
@@ -393,7 +396,7 @@ pub(crate) fn download(sync: bool) {
         // The new director only has connections of its own server, and resets those of all other clients.
         cluster.wait("no download hangs", || {
             downloads.iter().all(|(_, it)| {
-                let download = it.lock().expect("nobody panics");
+                let download = it.lock().expect("the lock is not poisoned");
                 let goes_on = |last: Instant| last.elapsed() < Duration::from_millis(100);
                 download.end.is_some()
                     || (at.elapsed() > Duration::from_secs(1) && download.last.is_some_and(goes_on))
@@ -409,6 +412,6 @@ pub(crate) fn download(sync: bool) {
     }
     stop.store(true, Ordering::Relaxed);
     for thread in downloads.into_iter().map(|it| it.0).chain(servers) {
-        thread.join().expect("it was in its node");
+        thread.join().expect("the thread ran in its node");
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn served(cluster: &Cluster, count: usize) -> BTreeMap<String, usize>
     let since = Instant::now();
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    cluster.wait("the requests are made", || probe.report().samples().len() >= count);
+    cluster.wait("the requests have ended", || probe.report().samples().len() >= count);
     let report = probe.stop();
     let failures = report.failures_since(since);
     cluster.check(failures.is_empty(), || format!("{failures:?}"));

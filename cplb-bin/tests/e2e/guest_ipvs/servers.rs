@@ -18,10 +18,10 @@ pub(crate) fn backends() {
         || ipvsadm(&cluster, owner, &["-Ln"]).lines().filter(|line| line.contains(" Route ")).count();
     for round in 0..50 {
         cluster.backends[lost].refuse().expect("the server refuses");
-        let took = cluster.wait("the dead server is out", || servers() == 2);
+        let took = cluster.wait("the dead server is removed", || servers() == 2);
         cluster.check(took < Duration::from_secs(5), || format!("round {round}: out after {took:?}"));
         cluster.backends[lost].accept().expect("the server accepts");
-        cluster.wait("it is back", || servers() == 3);
+        cluster.wait("the server is restored", || servers() == 3);
     }
     let names = |listing: &str| {
         let words = |line: &str| line.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
@@ -50,9 +50,9 @@ pub(crate) fn silent_backend() {
     cluster.check(out < Duration::from_secs(3), || format!("out after {out:?}"));
     let excluded = virtual_server(&cluster, owner)["excluded"].to_string();
     cluster.check(excluded.contains("health checks"), || excluded.clone());
-    cluster.wait("its sessions end", || sessions.ended() == 2);
+    cluster.wait("the sessions of the silent server end", || sessions.ended() == 2);
     eprintln!("out after {out:?}, sessions ended after {:?}", since.elapsed());
-    cluster.wait("nobody else hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
+    cluster.wait("no other session hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
     cluster.check(sessions.ended() == 2, || format!("{:?}", sessions.states()));
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn one_address() {
 pub(crate) fn leaving() {
     let (mut cluster, owner) = settled(calm(plan("DR", false, 0)));
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "1").expect("the sysctl exists");
     }
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -91,13 +91,17 @@ pub(crate) fn leaving() {
     cluster.signal(node, Signal::SIGTERM);
     cluster.wait_until_ended(node);
     let gone = Instant::now();
-    cluster.wait("the others serve", || probe.report().served_by_since(gone).values().sum::<usize>() >= 100);
+    cluster.wait("the other servers have answered 100 requests", || {
+        probe.report().served_by_since(gone).values().sum::<usize>() >= 100
+    });
     let served = probe.report().served_by_since(gone);
     cluster.check(served.len() == 2, || format!("{served:?}"));
     cluster.start_daemon(node);
     wait_for_servers(&cluster, owner, 3);
     let back = Instant::now();
-    cluster.wait("all serve", || probe.report().served_by_since(back).values().sum::<usize>() >= 100);
+    cluster.wait("all servers have answered 100 requests", || {
+        probe.report().served_by_since(back).values().sum::<usize>() >= 100
+    });
     let report = probe.stop();
     let (served, failures) = (report.served_by_since(back), report.failures_since(since));
     cluster.check(served.len() == 3, || format!("{served:?}"));
@@ -117,7 +121,7 @@ pub(crate) fn restart(kind: &str) {
     let again = served(&cluster, 300);
     cluster.check(again.len() == 3, || format!("{again:?}"));
     cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
-    cluster.wait("nobody hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
+    cluster.wait("no session hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
 }
 
 /// Konnectivity's agents reach all of its servers, whatever the persistence of the other services.
@@ -141,23 +145,23 @@ pub(crate) fn shutdown() {
     probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
     let since = Instant::now();
     backend.set_readiness(Readiness::Leaving);
-    cluster.wait("the director believes it", || {
+    cluster.wait("the director excludes the terminating server", || {
         virtual_server(&cluster, owner)["excluded"].to_string().contains("shuts down")
     });
     let asked = backend.stats().requests;
     let made = probe.report().samples().len();
-    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
+    cluster.wait("100 more requests have ended", || probe.report().samples().len() >= made + 100);
     // One request may have been in flight when the server was excluded.
     let new = backend.stats().requests - asked;
     cluster.check(new <= 1, || format!("{new} requests to a server that shuts down"));
-    backend.refuse_new().expect("it lets go of its port");
+    backend.refuse_new().expect("the port is closed");
     let made = probe.report().samples().len();
-    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
+    cluster.wait("100 more requests have ended", || probe.report().samples().len() >= made + 100);
     let untouched = sessions.ended() == 0 && sessions.hanging(Duration::from_millis(500)) == 0;
     cluster.check(untouched, || format!("{:?}", sessions.states()));
     let failures = probe.report().failures_since(since);
     cluster.check(failures.is_empty(), || format!("{failures:?}"));
-    backend.close_all().expect("it ends its connections");
-    cluster.wait("its own sessions end", || sessions.ended() == 2);
+    backend.close_all().expect("the connections are reset");
+    cluster.wait("the sessions of the terminating server end", || sessions.ended() == 2);
     drop(probe);
 }

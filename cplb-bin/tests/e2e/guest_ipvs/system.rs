@@ -14,7 +14,7 @@ use crate::support::{Cluster, PATIENCE};
 /// The state that could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
     let run = |program: &str, arguments: &[&str]| {
-        let text = node.exec(program, arguments.iter().copied()).expect("it works");
+        let text = node.exec(program, arguments.iter().copied()).expect("the command succeeds");
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         lines.sort();
         lines
@@ -32,7 +32,7 @@ fn traces(node: &Node) -> Vec<String> {
         "ipv4.vs.expire_quiescent_template",
         "ipv4.vs.conn_reuse_mode",
     ] {
-        all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it is there")));
+        all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it exists")));
     }
     all
 }
@@ -40,8 +40,8 @@ fn traces(node: &Node) -> Vec<String> {
 pub(crate) fn leftovers() {
     let mut cluster = Cluster::build(Lan::builder(), plan("TUN", false, 0));
     for node in cluster.lan.controllers() {
-        node.exec("ipvsadm", ["-A", "-t", "192.0.2.1:80", "-s", "wlc"]).expect("a service of somebody else");
-        node.exec("ip", ["link", "add", "dummy9", "type", "dummy"]).expect("a dummy of somebody else");
+        node.exec("ipvsadm", ["-A", "-t", "192.0.2.1:80", "-s", "wlc"]).expect("a service that is foreign");
+        node.exec("ip", ["link", "add", "dummy9", "type", "dummy"]).expect("a dummy that is foreign");
     }
     let before: Vec<_> = cluster.lan.controllers().iter().map(traces).collect();
     cluster.start_all();
@@ -87,7 +87,7 @@ const MODULES: [&str; 16] = [
 
 pub(crate) fn no_module() {
     for module in MODULES {
-        unload_module(module).expect("nobody uses it");
+        unload_module(module).expect("the module is unused");
     }
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     cluster.start_all();
@@ -100,10 +100,10 @@ pub(crate) fn no_module() {
     let answered = probe.wait_for_calm(Duration::from_millis(300), PATIENCE);
     answered.unwrap_or_else(|error| cluster.fail(&format!("the proxy takes the place of IPVS: {error}")));
     for module in MODULES.iter().rev().filter(|module| **module != "ip_vs_ftp") {
-        load_module(module).expect("it is there");
+        load_module(module).expect("it exists");
     }
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
     drop(probe);
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
@@ -112,13 +112,16 @@ pub(crate) fn no_module() {
 pub(crate) fn forwarding() {
     let mut cluster = Cluster::build(Lan::builder(), plan("NAT", false, 0));
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "0").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "0").expect("it exists");
     }
     cluster.start_all();
     for node in 0..cluster.len() {
-        cluster.wait("it is told", || degraded(&cluster, node).contains("net.ipv4.ip_forward is 0"));
-        cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
-        cluster.wait("it is not told any more", || !degraded(&cluster, node).contains("ip_forward"));
+        cluster.wait("the condition is reported", || {
+            degraded(&cluster, node).contains("net.ipv4.ip_forward is 0")
+        });
+        cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it exists");
+        cluster
+            .wait("the condition is no longer reported", || !degraded(&cluster, node).contains("ip_forward"));
     }
 }
 
@@ -134,8 +137,8 @@ pub(crate) fn kube_proxy() {
     add(cluster.node(1));
     let log = |node: usize| cluster.daemon(node).log().text();
     let told = |node: usize| log(node).matches("excludeCIDRs").count();
-    cluster.wait("both tell of it", || told(0) == 1 && told(1) == 1);
-    cluster.wait("its deletion changes nothing", || {
+    cluster.wait("both nodes have logged the warning", || told(0) == 1 && told(1) == 1);
+    cluster.wait("the service survives the deletion request", || {
         (0..cluster.len()).any(|node| outlives_deletion(&cluster, node))
     });
     for node in 0..cluster.len() {
@@ -144,7 +147,7 @@ pub(crate) fn kube_proxy() {
     for (node, conntrack) in [(0, "1"), (1, "1"), (2, "0")] {
         cluster.wait_until_ended(node);
         cluster.check(told(node) == usize::from(node < 2), || log(node));
-        let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it is there");
+        let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it exists");
         cluster.check(left == conntrack, || format!("node {node}: {left}"));
     }
 }
@@ -166,11 +169,10 @@ fn outlives_deletion(cluster: &Cluster, node: usize) -> bool {
 pub(crate) fn foreign_dummy() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let node = cluster.node(0);
-    node.exec("ip", ["link", "add", "dummyvip0", "type", "bridge"]).expect("a link of somebody else");
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "bridge"]).expect("a link that is foreign");
     let node = cluster.node(1);
-    node.exec("ip", ["link", "add", "dummyvip0", "type", "dummy"]).expect("a dummy of somebody else");
-    node.exec("ip", ["addr", "add", "192.0.2.7/32", "dev", "dummyvip0"])
-        .expect("an address of somebody else");
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "dummy"]).expect("a dummy that is foreign");
+    node.exec("ip", ["addr", "add", "192.0.2.7/32", "dev", "dummyvip0"]).expect("an address that is foreign");
     let before: Vec<String> = [0, 1].map(|index| links(cluster.node(index))).into();
     cluster.start_all();
     for (index, word) in [(0, "kind"), (1, "192.0.2.7")] {
@@ -183,7 +185,7 @@ pub(crate) fn foreign_dummy() {
 }
 
 fn links(node: &Node) -> String {
-    node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it is there")
+    node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it exists")
 }
 
 /// Another program uses the sync daemon, of which a namespace can have one of each kind.
@@ -191,16 +193,16 @@ pub(crate) fn foreign_sync() {
     let mut cluster = Cluster::build(Lan::builder(), calm(plan("DR", false, 0).spec("ipvsSync: true")));
     let foreign = cluster.node(0);
     let start = ["--start-daemon", "master", "--mcast-interface", "eth0", "--syncid", "77"];
-    foreign.exec("ipvsadm", start).expect("a sync daemon of somebody else");
+    foreign.exec("ipvsadm", start).expect("a sync daemon that is foreign");
     let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
     let before = daemons(0);
     cluster.start_all();
     let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
-    cluster.wait("it is told", || {
+    cluster.wait("the condition is reported", || {
         degraded(&cluster, 0).contains("a master sync daemon runs already and is not cplb's")
     });
     let both = |text: &str| text.contains("master sync daemon") && text.contains("backup sync daemon");
-    cluster.wait("all nodes have both", || (0..cluster.len()).all(|node| both(&daemons(node))));
+    cluster.wait("all nodes have both sync daemons", || (0..cluster.len()).all(|node| both(&daemons(node))));
     cluster.check(daemons(0).contains("syncid=77"), || daemons(0));
     cluster.check(degraded(&cluster, 1) == "[]", || degraded(&cluster, 1));
     for node in 0..cluster.len() {
@@ -224,20 +226,21 @@ pub(crate) fn full_state() {
     let owner = cluster.wait_until_settled();
     for (node, disk) in disks.iter().enumerate() {
         disk.fill();
-        std::fs::write(cluster.config_file(node), with.render(&cluster.lan)).expect("it is written");
+        std::fs::write(cluster.config_file(node), with.render(&cluster.lan))
+            .expect("the configuration is written");
         cluster.signal(node, Signal::SIGHUP);
     }
-    cluster.wait("it is told", || degraded(&cluster, owner).contains("No space left"));
+    cluster.wait("the condition is reported", || degraded(&cluster, owner).contains("No space left"));
     let proxied = served(&cluster, 60);
     cluster.check(proxied.len() == 3, || format!("the proxy serves meanwhile: {proxied:?}"));
     let made = [
         ipvsadm(&cluster, owner, &["-Ln"]).contains("FWM"),
-        cluster.node(owner).exec("ip", ["link"]).expect("it works").contains("dummyvip0"),
+        cluster.node(owner).exec("ip", ["link"]).expect("the command succeeds").contains("dummyvip0"),
     ];
     cluster.check(made == [false; 2], || format!("{made:?}"));
     disks.iter().for_each(Disk::make_room);
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
 }
@@ -261,7 +264,7 @@ impl Disk {
     }
 
     fn make_room(&self) {
-        std::fs::remove_file(&self.filler).expect("it is there");
+        std::fs::remove_file(&self.filler).expect("it exists");
     }
 }
 
@@ -283,15 +286,19 @@ pub(crate) fn reload(kind: &str) {
     let since = Instant::now();
     let nothing = |node: &Node| {
         let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));
-        gone(&node.exec("ipvsadm", ["-Ln"]).expect("it works"), &["FWM"])
-            && gone(&node.exec("ip", ["link"]).expect("it works"), &["dummyvip0"])
-            && gone(&node.exec("nft", ["list", "ruleset"]).expect("it works"), &["chain ipvs_mark"])
-            && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it is there") == "0"
+        gone(&node.exec("ipvsadm", ["-Ln"]).expect("the command succeeds"), &["FWM"])
+            && gone(&node.exec("ip", ["link"]).expect("the command succeeds"), &["dummyvip0"])
+            && gone(
+                &node.exec("nft", ["list", "ruleset"]).expect("the command succeeds"),
+                &["chain ipvs_mark"],
+            )
+            && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it exists") == "0"
     };
     for round in 0..2 {
         for (plan, reloaded) in [(&without, false), (&with, true)] {
             for node in 0..cluster.len() {
-                std::fs::write(cluster.config_file(node), plan.render(&cluster.lan)).expect("it is written");
+                std::fs::write(cluster.config_file(node), plan.render(&cluster.lan))
+                    .expect("the configuration is written");
                 cluster.signal(node, Signal::SIGHUP);
             }
             if reloaded {

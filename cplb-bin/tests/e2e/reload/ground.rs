@@ -87,7 +87,10 @@ impl Replaced {
 impl Drop for Replaced {
     fn drop(&mut self) {
         let status = Command::new("umount").arg(&self.0).status();
-        assert!(thread::panicking() || status.is_ok_and(|status| status.success()), "it stays replaced");
+        assert!(
+            thread::panicking() || status.is_ok_and(|status| status.success()),
+            "the file is still replaced"
+        );
     }
 }
 

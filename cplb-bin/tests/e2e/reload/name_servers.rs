@@ -51,7 +51,7 @@ pub(crate) fn silent_name_server() {
     cluster.check(names(&cluster, 0) == before, || format!("{:?} is not {before:?}", names(&cluster, 0)));
     let shown = degraded(&cluster, 0);
     cluster.check(shown.contains("a.cluster.test cannot be resolved"), || shown.clone());
-    cluster.check(cluster.owners() == [0], || "the VIP is gone".to_owned());
+    cluster.check(cluster.owners() == [0], || "the node lost the VIP".to_owned());
     let stopped = cluster.signal(0, Signal::SIGTERM);
     let status = cluster.wait_until_ended(0);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));

@@ -325,7 +325,7 @@ impl Cluster {
             };
             found.is_some()
         });
-        found.expect("it was found")
+        found.expect("an owner was found")
     }
 
     /// Waits until there is one owner, every daemon can serve, and the VIP answers. Returns the owner.

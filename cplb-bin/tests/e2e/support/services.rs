@@ -43,8 +43,7 @@ impl Expected {
     fn holds(&self, cluster: &Cluster, probe: &Probe) {
         let servers: BTreeSet<String> = self.up.iter().map(|node| name(cluster, *node, self.port)).collect();
         cluster.wait(&format!("{} is served by {servers:?}", self.name), || {
-            let since =
-                Instant::now().checked_sub(Duration::from_millis(500)).expect("it is later than that");
+            let since = Instant::now().checked_sub(Duration::from_millis(500)).expect("the clock is later");
             let served: BTreeSet<_> = probe.report().served_by_since(since).into_keys().collect();
             if self.pinned { served.len() == 1 && served.is_subset(&servers) } else { served == servers }
         });
@@ -100,11 +99,11 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     };
     let server = |node: usize, port: u16| {
         let name = name(&cluster, node, port);
-        cluster.backends.iter().find(|backend| backend.name() == name).expect("it is there")
+        cluster.backends.iter().find(|backend| backend.name() == name).expect("the server exists")
     };
     let probes = [PORT, KONNECTIVITY, JOIN].map(probe);
     let away = [server(0, PORT), server(1, KONNECTIVITY), server(2, JOIN)];
-    away.iter().for_each(|backend| backend.refuse().expect("it closes its port"));
+    away.iter().for_each(|backend| backend.refuse().expect("the port is closed"));
     let partly = [
         Expected::new("kube-apiserver", PORT, &[1, 2], &[0]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 2], &[1]),
@@ -112,7 +111,7 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     ];
     partly.iter().zip(&probes).for_each(|(expected, probe)| expected.holds(&cluster, probe));
     check(&cluster, owner);
-    away.iter().for_each(|backend| backend.accept().expect("it is back"));
+    away.iter().for_each(|backend| backend.accept().expect("the port is open"));
     let whole = [
         Expected::new("kube-apiserver", PORT, &[0, 1, 2], &[]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 1, 2], &[]),
