@@ -1,20 +1,20 @@
-//! The command line as scripts meet it: `cplb check`, usage errors, help and completions of the real binary.
+//! Tests of the command line with the real binary: `cplb check`, usage errors, help and completions.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// `EX_USAGE` of sysexits; the others likewise.
+/// Exit codes of sysexits: `EX_USAGE`, `EX_DATAERR`, `EX_NOINPUT`, `EX_UNAVAILABLE`.
 const USAGE: i32 = 64;
 const DATA: i32 = 65;
 const NO_INPUT: i32 = 66;
 const UNAVAILABLE: i32 = 69;
 
-/// The head of a native document.
+/// The beginning of a native document.
 const NATIVE: &str = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n";
 
-/// How a run ended.
+/// The result of a run.
 struct Run {
     code: i32,
     out: String,
@@ -22,7 +22,7 @@ struct Run {
 }
 
 impl Run {
-    /// Fails unless it ended with `code`.
+    /// Fails unless the exit code is `code`.
     fn ends_with(self, code: i32) -> Self {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         self
@@ -39,13 +39,13 @@ impl Run {
 
 fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cplb"));
-    // What the developer's shell exports must not decide a test.
+    // Variables of the developer's shell must not affect a test.
     for name in ["CPLB_CONFIG", "CPLB_SOCKET", "CPLB_STATE_DIR", "CPLB_LOG_FORMAT"] {
         command.env_remove(name);
     }
     let Output { status, stdout, stderr } = command.args(arguments).output().unwrap();
     Run {
-        code: status.code().expect("it is not killed"),
+        code: status.code().expect("exit code"),
         out: String::from_utf8(stdout).unwrap(),
         err: String::from_utf8(stderr).unwrap(),
     }
@@ -71,11 +71,11 @@ fn example(name: &str) -> Run {
     check(&examples().join(name))
 }
 
-/// The examples that are wrong, with what is said about them; all others are right.
+/// The examples that are invalid; all others are valid.
 const WRONG_EXAMPLES: [&str; 2] = ["k0sctl-misplaced-network.yaml", "k0s-external-balancer.yaml"];
 
 #[test]
-fn every_example_is_accepted_and_its_effective_form_means_the_same() {
+fn examples_are_valid_and_their_effective_form_is_stable() {
     let mut seen = 0;
     for entry in std::fs::read_dir(examples()).unwrap() {
         let path = entry.unwrap().path();
@@ -104,7 +104,7 @@ fn every_example_is_accepted_and_its_effective_form_means_the_same() {
 }
 
 #[test]
-fn every_configuration_in_the_documentation_is_accepted() {
+fn documentation_configurations_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let guides = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let texts = guides.chain([root.join("README.md")]).map(|path| std::fs::read_to_string(path).unwrap());
@@ -115,7 +115,7 @@ fn every_configuration_in_the_documentation_is_accepted() {
     }
     for block in &blocks {
         let run = check_text(block).ends_with(0);
-        // What is recommended is not warned about.
+        // The documentation must not recommend settings that cause a warning.
         let warned = ["kube-proxy-ipvs", "kube-proxy in mode", "checks run every", "no virtual IP"];
         assert!(warned.iter().all(|text| !run.err.contains(text)), "{}", run.err);
     }
@@ -123,7 +123,7 @@ fn every_configuration_in_the_documentation_is_accepted() {
 }
 
 #[test]
-fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
+fn effective_form_shows_k0s_defaults_and_no_password() {
     let run = example("k0s-userspace.yaml").ends_with(0).says(&["k0s-userspace.yaml:5:16: warning"]);
     for default in [
         "    virtualRouterID: 51\n",
@@ -141,7 +141,7 @@ fn a_k0s_file_shows_the_defaults_of_k0s_and_no_password() {
 }
 
 #[test]
-fn the_ipvs_defaults_of_k0s_are_shown() {
+fn effective_form_shows_the_ipvs_defaults_of_k0s() {
     let run = example("k0sctl-ipvs.yaml").ends_with(0);
     for default in [
         "delayLoop: 1m",
@@ -156,7 +156,7 @@ fn the_ipvs_defaults_of_k0s_are_shown() {
 }
 
 #[test]
-fn a_misplaced_network_section_is_located_and_the_right_place_named() {
+fn misplaced_network_section_error_names_the_right_path() {
     let run = example("k0sctl-misplaced-network.yaml")
         .ends_with(DATA)
         .says(&["k0sctl-misplaced-network.yaml:21:9: error", "config.spec.network"]);
@@ -164,12 +164,12 @@ fn a_misplaced_network_section_is_located_and_the_right_place_named() {
 }
 
 #[test]
-fn a_file_without_anything_for_cplb_says_so() {
+fn file_without_a_load_balancer_section_is_an_error() {
     example("k0s-external-balancer.yaml").ends_with(DATA).says(&["k0s-external-balancer.yaml:"]);
 }
 
 #[test]
-fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
+fn all_errors_are_reported_with_location_and_fix() {
     let text = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100]\n    virtualRouterId: 51\n  \
          backends: {{static: [10.0.0.11]}}\n"
@@ -178,7 +178,7 @@ fn two_errors_are_reported_together_each_with_its_place_and_a_way_out() {
 }
 
 #[test]
-fn duplicates_and_mixed_families_are_refused_with_their_lines() {
+fn duplicates_and_mixed_families_are_located_errors() {
     let twice = format!(
         "{NATIVE}  vrrpInstances:\n  - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n  \
          - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n"
@@ -196,7 +196,7 @@ fn duplicates_and_mixed_families_are_refused_with_their_lines() {
 }
 
 #[test]
-fn what_is_not_a_configuration_is_refused() {
+fn files_that_are_no_configuration_are_refused() {
     check_text("]]] : {{{").ends_with(DATA).says(&["cplb.yaml:1:"]);
     check_text("").ends_with(DATA).says(&["cplb.yaml"]);
     check_text("apiVersion: v1\nkind: Pod\n").ends_with(DATA).says(&["cplb.yaml:2:7", "Pod"]);
@@ -216,14 +216,14 @@ fn huge_and_deep_files_are_refused_quickly() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn unreadable_file_is_named() {
     check(Path::new("/nonexistent/k0s.yaml")).ends_with(NO_INPUT).says(&["/nonexistent/k0s.yaml"]);
     let directory = tempfile::tempdir().unwrap();
     assert_ne!(check(directory.path()).code, 0, "a directory is no file");
 }
 
 #[test]
-fn a_vrid_of_the_cluster_s_own_is_proposed_instead_of_the_default() {
+fn unique_vrid_is_proposed_instead_of_the_default() {
     let text = |vrid: &str| {
         format!(
             "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
@@ -239,7 +239,7 @@ fn a_vrid_of_the_cluster_s_own_is_proposed_instead_of_the_default() {
 }
 
 #[test]
-fn an_unknown_interface_is_a_warning_only() {
+fn unknown_interface_is_a_warning() {
     let text = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    interface: nosuch0\n  \
          backends: {{static: [10.0.0.11]}}\n"
@@ -248,14 +248,14 @@ fn an_unknown_interface_is_a_warning_only() {
 }
 
 #[test]
-fn a_pure_load_balancer_is_valid() {
+fn configuration_without_virtual_ips_is_valid() {
     let text = format!("{NATIVE}  vrrpInstances: []\n  backends: {{static: [10.0.0.11, 10.0.0.12]}}\n");
     let run = check_text(&text).ends_with(0);
     assert!(run.out.contains("vrrpInstances: []"), "{}", run.out);
 }
 
 #[test]
-fn the_schema_is_printed_on_request() {
+fn schema_is_printed_on_request() {
     let path = examples().join("native-k3s.yaml");
     let run = cplb(["check", "--print", "schema"]).ends_with(0);
     let same = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
@@ -267,7 +267,7 @@ fn the_schema_is_printed_on_request() {
 }
 
 #[test]
-fn usage_errors_end_with_64_and_show_the_way() {
+fn usage_errors_exit_with_64_and_refer_to_help() {
     for wrong in [
         vec!["frobnicate"],
         vec!["run"],
@@ -288,7 +288,7 @@ fn usage_errors_end_with_64_and_show_the_way() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_exit_with_0() {
     let help = cplb(["--help"]).ends_with(0);
     for command in ["run", "check", "status", "demo", "completions"] {
         assert!(help.out.contains(&format!("  {command}")), "{command} is not in:\n{}", help.out);
@@ -310,7 +310,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn completions_name_the_commands() {
+fn completions_contain_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let run = cplb(["completions", shell]).ends_with(0);
         for command in ["check", "status", "demo"] {
@@ -320,7 +320,7 @@ fn completions_name_the_commands() {
 }
 
 #[test]
-fn status_without_a_daemon_says_how_to_start_one() {
+fn status_without_a_daemon_explains_how_to_start_one() {
     cplb(["status", "--socket", "/nonexistent/cplb.sock"]).ends_with(UNAVAILABLE).says(&[
         "/nonexistent/cplb.sock",
         "cplb run",
@@ -328,8 +328,8 @@ fn status_without_a_daemon_says_how_to_start_one() {
     ]);
 }
 
-/// More virtual servers than there are marks, so that `run` ends before anything of the system is touched. Each service
-/// has `more` fields.
+/// More virtual servers than there are marks, so that `run` ends before it changes the system. `more` is appended to
+/// the fields of each service.
 fn too_many(more: &str) -> String {
     let services: String =
         (1..=64).map(|port| format!("  - {{name: s{port}, port: {port}{more}}}\n")).collect();
@@ -341,7 +341,7 @@ fn too_many(more: &str) -> String {
 }
 
 #[test]
-fn what_run_refuses_is_an_error_of_check() {
+fn check_and_run_refuse_too_many_virtual_servers() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     std::fs::write(&path, too_many("")).unwrap();
@@ -357,11 +357,11 @@ fn what_run_refuses_is_an_error_of_check() {
 }
 
 #[test]
-fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
+fn unusable_backend_options_are_reported_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let run = |more: &str, backend: &str| {
-        // The run ends after the backends are looked at.
+        // The run ends after the backends have been checked.
         std::fs::write(&path, too_many(more)).unwrap();
         let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
         cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(DATA)
@@ -382,7 +382,7 @@ fn backends_of_the_command_line_that_cannot_be_used_are_told_with_the_reason() {
 }
 
 #[test]
-fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
+fn effective_form_with_backend_options_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let servers =
@@ -403,7 +403,7 @@ fn a_backend_of_the_command_line_keeps_the_effective_form_valid() {
 }
 
 #[test]
-fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_command_line() {
+fn virtual_server_without_servers_of_its_family_is_a_warning() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     let text = format!(
@@ -423,7 +423,7 @@ fn a_virtual_server_without_servers_of_its_family_is_told_with_those_of_the_comm
 }
 
 #[test]
-fn what_run_ignores_is_said_by_check() {
+fn check_warns_about_settings_that_run_ignores() {
     let text = format!(
         "{NATIVE}  services:\n  - {{name: api, port: 6443, backends: {{kubernetes: {{}}}}}}\n  \
          - {{name: other, port: 8132}}\n  status: {{listen: '127.0.0.1:9000'}}\n"
@@ -438,7 +438,7 @@ fn what_run_ignores_is_said_by_check() {
 }
 
 #[test]
-fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
+fn k0s_files_default_to_discovery_with_the_k0s_kubeconfig() {
     const FOUND: &str = "kubernetes:\n      kubeconfig: /var/lib/k0s/pki/admin.conf\n";
     let path = examples().join("k0s-userspace.yaml");
     let check = |more: &[&str]| {
@@ -455,7 +455,7 @@ fn where_k0s_names_no_server_they_are_found_as_k0s_does() {
 }
 
 #[test]
-fn run_refuses_a_wrong_file_as_check_does() {
+fn run_refuses_an_invalid_file_with_the_errors_of_check() {
     let path = examples().join("k0sctl-misplaced-network.yaml");
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
         .ends_with(DATA)
@@ -463,7 +463,7 @@ fn run_refuses_a_wrong_file_as_check_does() {
 }
 
 #[test]
-fn text_of_the_file_is_escaped_in_the_report() {
+fn file_text_is_escaped_in_the_report() {
     let spec = "  \"a\\nf.yaml:1:1: error: forged\\u001b[2J\\u202e\": 1\n";
     let run = check_text(&format!("{NATIVE}{spec}  backends: {{static: [10.0.0.11]}}\n")).ends_with(DATA);
     assert!(!run.err.contains(['\u{1b}', '\u{202e}']), "{:?}", run.err);
@@ -472,7 +472,7 @@ fn text_of_the_file_is_escaped_in_the_report() {
 }
 
 #[test]
-fn a_backend_name_that_does_not_resolve_is_a_warning() {
+fn unresolvable_backend_name_is_a_warning() {
     let start = Instant::now();
     let run = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11, controller.invalid]}}\n"));
     run.ends_with(0).says(&[

@@ -1,4 +1,4 @@
-//! What `cplb` prints for readers that go away or stop reading, and `cplb status --watch` for daemons that do.
+//! Tests of `cplb`'s output to readers that close or stop reading, and of `cplb status --watch` while the daemon stops.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A few turns of `--watch` on a busy machine.
+/// Several intervals of `--watch` on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The least that is a status.
+/// The smallest valid status document.
 const STATUS: &str = r#"{"schema":1,"version":"0","pid":7,"uptimeSeconds":1.0,"config":"c.yaml","degraded":[],
     "serving":{"serving":true,"sinceSeconds":1.0},"realTime":true,"instances":[],"services":[]}"#;
 
@@ -20,20 +20,20 @@ fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     command
 }
 
-/// A pipe that nobody reads.
+/// The writing end of a pipe whose reading end is closed.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer.into()
 }
 
-/// The exit code and what was written to standard error.
+/// Waits for the child to end; returns its exit code and its standard error.
 fn end(mut child: Child) -> (Option<i32>, String) {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if started.elapsed() > PATIENCE {
             child.kill().unwrap();
-            panic!("it still runs");
+            panic!("the process still runs");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -48,13 +48,13 @@ fn example() -> String {
     format!("{}/../cplb-config/tests/examples/native-k3s.yaml", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Answers one reader with [`STATUS`].
+/// Answers one client with [`STATUS`].
 fn answer_once(listener: &UnixListener) {
     listener.accept().unwrap().0.write_all(STATUS.as_bytes()).unwrap();
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn closed_standard_output_is_no_error() {
     let path = example();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
@@ -83,7 +83,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
-fn nobody_to_complain_to_changes_no_exit_code() {
+fn closed_output_streams_change_no_exit_code() {
     let missing =
         cplb(["check", "--config", "/nonexistent"]).stdout(closed()).stderr(closed()).spawn().unwrap();
     assert_eq!(end(missing).0, Some(66));
@@ -102,7 +102,7 @@ fn watch(socket: &Path, json: bool) -> Child {
 }
 
 #[test]
-fn watching_goes_on_while_no_daemon_answers() {
+fn watch_continues_while_no_daemon_answers() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let mut child = watch(&socket, false);
@@ -121,7 +121,7 @@ fn watching_goes_on_while_no_daemon_answers() {
 }
 
 #[test]
-fn watched_documents_stay_one_a_line_and_failures_go_elsewhere() {
+fn watch_json_prints_one_document_per_line_and_errors_to_stderr() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let mut child = watch(&socket, true);
@@ -137,12 +137,12 @@ fn watched_documents_stay_one_a_line_and_failures_go_elsewhere() {
     let status: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!(status["pid"], 7);
     drop(listener);
-    // Nothing is printed meanwhile that could meet the closed pipe.
+    // No document is printed meanwhile, so the closed pipe causes no error.
     drop(documents);
     assert_eq!(end(child).0, Some(0));
 }
 
-/// A balancer without virtual IPs, which needs no privilege.
+/// A load balancer without virtual IPs, which needs no privilege.
 struct Balancer {
     child: Child,
     directory: tempfile::TempDir,
@@ -168,7 +168,7 @@ impl Balancer {
             .spawn()
             .unwrap();
         let balancer = Self { child, directory };
-        balancer.wait_for_status("it answers", |_| true);
+        balancer.wait_for_status("the daemon answers", |_| true);
         balancer
     }
 
@@ -190,7 +190,7 @@ impl Balancer {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
-    /// Has wrong files and good ones read in turn: each is logged, and shown by the status.
+    /// Makes the daemon read an invalid file and a valid one in turn: each is logged, and reported in the status.
     fn reload_often(&self, times: usize) {
         let file = self.directory.path().join("c.yaml");
         let good = std::fs::read_to_string(&file).unwrap();
@@ -198,7 +198,7 @@ impl Balancer {
             for (text, wrong) in [("kind: [", true), (good.as_str(), false)] {
                 std::fs::write(&file, text).unwrap();
                 self.signal(nix::sys::signal::Signal::SIGHUP);
-                self.wait_for_status("the file is read", |status| {
+                self.wait_for_status("the reload is reflected in the status", |status| {
                     status["degraded"].to_string().contains("is not reloaded") == wrong
                 });
             }
@@ -212,16 +212,16 @@ impl Balancer {
 }
 
 #[test]
-fn a_daemon_whose_log_nobody_reads_any_more_goes_on() {
+fn daemon_survives_a_closed_log_pipe() {
     let balancer = Balancer::start(16_445, closed());
     balancer.reload_often(2);
     assert_eq!(balancer.stop(), Some(0));
 }
 
 #[test]
-fn a_daemon_whose_log_is_not_read_for_a_while_goes_on() {
+fn daemon_survives_a_full_log_pipe() {
     let (reader, writer) = std::io::pipe().unwrap();
-    // The smallest pipe that the kernel makes.
+    // The smallest pipe that the kernel supports.
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let balancer = Balancer::start(16_446, writer.into());
     balancer.reload_often(20);

@@ -1,10 +1,10 @@
-//! What can go wrong while a LAN is built or used.
+//! Errors of building and using a LAN.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::{Tool, wait::TimedOut};
 
-/// Why an operation on the LAN failed.
+/// The reason why an operation on the LAN failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,7 +19,7 @@ pub enum Error {
     /// The kernel refused a network namespace, or to move a thread into it.
     #[error("cannot {step} for {node}: {source}")]
     Namespace {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The node concerned.
         node: String,
@@ -29,7 +29,7 @@ pub enum Error {
     /// A netlink request failed.
     #[error("cannot {what}: {source}")]
     Netlink {
-        /// What the request was for.
+        /// The purpose of the request.
         what: String,
         /// The kernel's answer.
         source: rtnetlink::Error,
@@ -47,7 +47,7 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A program could not be started.
@@ -57,7 +57,7 @@ pub enum Error {
         name: String,
         /// The program.
         program: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A program that should have succeeded did not.
@@ -65,15 +65,15 @@ pub enum Error {
     Failed {
         /// The program with its arguments.
         program: String,
-        /// How it ended.
+        /// The exit status.
         status: String,
-        /// What it wrote to its standard error.
+        /// The program's standard error.
         stderr: String,
     },
     /// A system call on a process, socket or thread failed.
     #[error("cannot {what}: {source}")]
     System {
-        /// What was tried.
+        /// The operation that failed.
         what: String,
         /// The kernel's answer.
         source: io::Error,
@@ -83,7 +83,7 @@ pub enum Error {
     StillRunning {
         /// The process.
         name: String,
-        /// How long it was given.
+        /// The time limit.
         timeout: Duration,
     },
     /// There is no node of that name.
@@ -100,7 +100,7 @@ pub enum Error {
     /// A condition did not come true in time.
     #[error(transparent)]
     TimedOut(#[from] TimedOut),
-    /// The request does not make sense.
+    /// The request is invalid.
     #[error("{0}")]
     Misuse(String),
     /// A certificate could not be made.
@@ -108,7 +108,7 @@ pub enum Error {
     Certificate {
         /// The name in the certificate.
         name: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }

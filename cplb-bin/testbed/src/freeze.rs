@@ -19,7 +19,7 @@ use nix::{
 
 use crate::{Error, Process};
 
-/// Threads that stand still until this is dropped.
+/// Threads that are stopped until this is dropped.
 #[derive(Debug)]
 pub struct FrozenThreads {
     names: Vec<String>,
@@ -35,13 +35,13 @@ impl FrozenThreads {
         &self.names
     }
 
-    /// When all of them stood still.
+    /// The time at which all of them had stopped.
     #[must_use]
     pub fn since(&self) -> Instant {
         self.since
     }
 
-    /// Lets them go on.
+    /// Resumes the threads.
     pub fn thaw(self) {}
 }
 
@@ -55,8 +55,8 @@ impl Drop for FrozenThreads {
 }
 
 impl Process {
-    /// Stops those threads whose name `matches`, and only those: the rest of the process goes on. Names are what
-    /// the kernel has, cut to 15 bytes.
+    /// Stops those threads whose name `matches`; the rest of the process goes on. The kernel cuts the names to 15
+    /// bytes.
     ///
     /// # Errors
     /// [`Error::Misuse`] if no thread matches; [`Error::System`] if the kernel refuses to trace them.
@@ -74,8 +74,8 @@ impl Process {
         let failed = || Error::system(format!("freeze threads of {}", self.name()));
         let (thaw, thawed) = mpsc::sync_channel(0);
         let (report, frozen) = mpsc::sync_channel(1);
-        // Tracing belongs to the thread that began it, so one thread does all of it. Nobody may wait for the
-        // process meanwhile: a stopped main thread would look to them like an ended process.
+        // Tracing belongs to the thread that began it, so one thread does all of it. No other thread may wait for the
+        // process meanwhile: `waitpid` would take a stopped main thread for an ended process.
         let _guard = self.guard();
         let process = Pid::from_raw(self.pid().cast_signed());
         let trace = move || trace(process, ids, &report, &thawed);
@@ -86,20 +86,21 @@ impl Process {
     }
 }
 
-/// How often the tracer looks whether one of its threads was killed: they cannot end before it has noticed.
+/// Interval at which the tracer checks whether one of its threads was killed: they cannot end before the tracer has
+/// waited for them.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How long a thread may take to stop; one inside of a system call that cannot be interrupted takes its time.
+/// Longest time for a thread to stop: one in an uninterruptible system call stops when the call returns.
 const STOPPING: Duration = Duration::from_secs(5);
 
 fn trace(process: Pid, mut ids: BTreeSet<Pid>, report: &SyncSender<io::Result<()>>, thawed: &Receiver<()>) {
     let stopped = ids.iter().try_for_each(|&id| stop(id));
     let failed = stopped.is_err();
-    // Nobody waits for the report if the caller is gone.
+    // The receiver is gone if the caller has panicked.
     let _ = report.send(stopped.map_err(io::Error::from));
     while !failed && matches!(thawed.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout)) {
-        // The end of the main thread is that of the process, which its owner waits for. A signal for a stopped
-        // thread only waits, so any news of the other threads is their end.
+        // The end of the main thread is that of the process, which its owner waits for. A signal for a stopped thread
+        // stays pending, so any other status of the other threads is their end.
         ids.retain(|&id| {
             id == process
                 || matches!(
@@ -109,7 +110,7 @@ fn trace(process: Pid, mut ids: BTreeSet<Pid>, report: &SyncSender<io::Result<()
         });
     }
     for id in ids {
-        // It may have ended.
+        // The thread may have ended.
         let _ = ptrace::detach(id, None);
     }
 }

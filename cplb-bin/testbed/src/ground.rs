@@ -1,4 +1,4 @@
-//! The namespaces that everything runs in.
+//! The mount, network and PID namespaces that the program runs in.
 
 use std::{
     env, fs, io,
@@ -19,20 +19,20 @@ use nix::{
 
 use crate::netns;
 
-/// Tells the second process that the first has prepared its namespaces; its value is the first one's PID.
+/// Environment variable of the second process; its value is the PID of the first, which has prepared the namespaces.
 pub(crate) const MARKER: &str = "CPLB_TESTBED_PARENT";
 
-/// Which of the two processes that [`enter`] makes of one this is.
+/// The role of this process, one of the two that [`enter`] makes of the program.
 #[derive(Debug)]
 #[must_use = "the first process must end with the code of the second"]
 pub enum Ground {
     /// This process is in its own namespaces (and the init of its PID namespace): go on.
     Inside,
-    /// This process stayed outside and only waited; it must now end with this code.
+    /// This process waited outside for the second one; it must now end with this code.
     Finished(ExitCode),
 }
 
-/// Why the namespaces could not be entered.
+/// The reason why the namespaces could not be entered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnterError {
@@ -47,15 +47,15 @@ pub enum EnterError {
          sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=10000"
     )]
     Forbidden {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Something else went wrong on the way.
+    /// Another system call failed.
     #[error("cannot {step}: {source}")]
     Step {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -65,11 +65,11 @@ pub enum EnterError {
 /// Moves the program into mount, network and PID namespaces of its own, and, unless it is root, into a user
 /// namespace in which it is root.
 ///
-/// Call it first thing in `main`, before any thread starts. A process cannot enter a PID namespace itself, only
-/// its next child does, so the program is started a second time with the same arguments: the first process gets
-/// [`Ground::Finished`] once the second has ended, and must return that code; the second gets
-/// [`Ground::Inside`]. If the first one is killed, the kernel kills the second, and with it, as it is the init of
-/// its PID namespace, everything that was started from it. So nothing survives, whoever is killed how.
+/// Call it first in `main`, before any thread starts. A process cannot enter a PID namespace itself, only its next
+/// child does, so the program is started a second time with the same arguments: the first process gets
+/// [`Ground::Finished`] once the second has ended, and must return that code; the second gets [`Ground::Inside`]. If
+/// the first one is killed, the kernel kills the second, and with it, as it is the init of its PID namespace, every
+/// process that was started from it. So no process survives, whichever is killed.
 ///
 /// Inside, `/run` is an empty tmpfs, `/proc` shows the new PID namespace only, `lo` is up, and mounts are private.
 /// Root of the initial user namespace stays there, because real-time scheduling and `mlockall` need it.
@@ -84,7 +84,7 @@ pub fn enter() -> Result<Ground, EnterError> {
     }
 }
 
-/// Whether this process is root of the initial user namespace, so that it can get real-time scheduling.
+/// Returns whether this process is root of the initial user namespace, so that it can get real-time scheduling.
 #[must_use]
 pub fn is_initial_root() -> bool {
     let identity = fs::read_to_string("/proc/self/uid_map")
@@ -92,7 +92,7 @@ pub fn is_initial_root() -> bool {
     identity && geteuid().is_root()
 }
 
-/// Whether [`enter`] has put this process inside.
+/// Returns whether this process is the second one, which runs in the namespaces.
 pub(crate) fn is_inside() -> bool {
     env::var_os(MARKER).is_some() && getpid() == Pid::from_raw(1)
 }
@@ -136,14 +136,14 @@ fn write_map(file: &'static str, content: &str) -> Result<(), EnterError> {
     fs::write(format!("/proc/self/{file}"), content).map_err(forbidden("map users into the user namespace"))
 }
 
-/// The second process: binds its life to the first one's and furnishes the namespaces.
+/// The second process: binds its life to the first one's and mounts the file systems of the new namespaces.
 fn settle(parent: &str) -> Result<(), EnterError> {
     let errno = |what| move |errno: nix::Error| step(what)(errno.into());
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(errno("bind this process to its parent"))?;
     // The parent may have died before the request above. This /proc is still the parent's, so it shows the
     // parent's PID as the parent knows it.
     if outer_parent().map_err(step("read /proc/self/stat"))? != parent {
-        return Err(step("go on")(io::Error::other("the parent process is gone")));
+        return Err(step("continue")(io::Error::other("the parent process is gone")));
     }
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), hardened | MsFlags::MS_NOEXEC, None::<&str>).map_err(
@@ -151,7 +151,7 @@ fn settle(parent: &str) -> Result<(), EnterError> {
     )?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), hardened, Some("mode=0755"))
         .map_err(errno("mount a tmpfs over /run"))?;
-    // Probes hold many sockets at once.
+    // Probes use many sockets at once.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {

@@ -11,8 +11,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{Ground, Tool, enter, guest, guest::GuestRoom, is_initial_root};
 
-/// Tests that run at the same time. Most of them wait for timers of the protocols under test, each in a LAN of its own,
-/// so a machine with two processors bears a few.
+/// Number of tests that run at the same time. Most of them wait for timers of the protocols under test, each in its own
+/// LAN, so a machine with two processors can run several.
 const SIDE_BY_SIDE: usize = 4;
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
@@ -28,7 +28,7 @@ pub struct Test {
 }
 
 impl Test {
-    /// A test of this name.
+    /// Creates a test of this name.
     pub fn new(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Self {
         Self {
             name: name.into(),
@@ -41,27 +41,27 @@ impl Test {
         }
     }
 
-    /// The test as one of a suite: its name begins with the suite's and `::`.
+    /// Makes the test one of a suite: its name begins with the suite's and `::`.
     pub fn of(mut self, suite: &str) -> Self {
         self.name = format!("{suite}::{}", self.name);
         self
     }
 
-    /// The test uses these programs. Where one is missing, it fails with the command that installs it.
+    /// Lists the programs that the test uses. Where one is missing, the test fails with the command that installs it.
     pub fn needs(mut self, tools: impl IntoIterator<Item = Tool>) -> Self {
         self.tools.extend(tools);
         self
     }
 
-    /// The test needs real-time scheduling, thus root of the initial user namespace, and runs [`Self::alone`]. For any
-    /// other user it does not exist, and [`main`] says how many such tests there are.
+    /// The test needs real-time scheduling, thus root of the initial user namespace, and runs [`Self::alone`]. For
+    /// other users [`main`] leaves the test out, and prints the number of such tests.
     pub fn needs_root_realtime(mut self) -> Self {
         self.realtime = true;
         self.alone()
     }
 
-    /// The test runs in a [`guest`], because this machine's kernel may lack what it needs. All such tests of a binary
-    /// run in the same guest, one after the other, each in a process and namespaces of its own.
+    /// The test runs in a [`guest`], because this machine's kernel may lack a feature that it needs. All such tests of
+    /// a binary run in the same guest, one after the other, each in its own process and namespaces.
     pub fn in_guest(mut self) -> Self {
         self.in_guest = true;
         self
@@ -74,19 +74,19 @@ impl Test {
         self
     }
 
-    /// Files that the test reads or runs, for the guest to have them: absolute paths.
+    /// Lists files that the test reads or runs, by absolute path, to be copied into the guest.
     pub fn files<P: Into<PathBuf>>(mut self, files: impl IntoIterator<Item = P>) -> Self {
         self.files.extend(files.into_iter().map(Into::into));
         self
     }
 
-    /// Returns whether the test runs in a guest that is not this machine.
+    /// Returns whether the test runs in a guest and this process does not.
     fn is_elsewhere(&self) -> bool {
         self.in_guest && !guest::is_guest()
     }
 
-    /// Returns whether no other test runs beside it. The emulated guest is so slow that tests beside it make health checks in there
-    /// time out.
+    /// Returns whether no other test runs beside it. The emulated guest is so slow that health checks in it would time
+    /// out beside other tests.
     fn is_alone(&self) -> bool {
         self.alone || self.is_elsewhere()
     }
@@ -100,7 +100,7 @@ impl Test {
             if !missing.is_empty() {
                 return Err(Failed::from(missing_tools(&missing)));
             }
-            // A failed test leaves nothing behind in the lock.
+            // A failed test leaves no invalid state in the lock.
             let _exclusive = alone.then(|| machine.write().unwrap_or_else(PoisonError::into_inner));
             let _shared = (!alone).then(|| machine.read().unwrap_or_else(PoisonError::into_inner));
             match elsewhere {

@@ -1,4 +1,4 @@
-//! The other VRRP daemon.
+//! keepalived, the VRRP daemon to interoperate with.
 
 use std::{
     fmt::Write as _,
@@ -19,7 +19,7 @@ use nix::{
 
 use crate::{Error, Log, Node, Process, Tool, node::INTERFACE, wait_until};
 
-/// One `vrrp_instance` of keepalived; it starts as a backup, as k0s configures it.
+/// One `vrrp_instance` of keepalived; its initial state is BACKUP, as k0s configures it.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct VrrpInstance {
@@ -36,13 +36,13 @@ pub struct VrrpInstance {
 /// The state of an instance, from keepalived's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepalivedState {
-    /// It has not said anything yet.
+    /// Nothing logged yet.
     Init,
-    /// It waits.
+    /// The instance is a backup.
     Backup,
-    /// It holds the addresses.
+    /// The instance has the addresses.
     Master,
-    /// It has no working interface.
+    /// The instance has no working interface.
     Fault,
 }
 
@@ -54,7 +54,7 @@ pub struct Keepalived {
 }
 
 impl VrrpInstance {
-    /// Version 2 with the password "abcd", priority 200 and one advertisement a second, by multicast.
+    /// A version 2 instance with the password "abcd", priority 200 and one advertisement a second, by multicast.
     pub fn v2(vrid: u8, vips: impl IntoIterator<Item = (IpAddr, u8)>) -> Self {
         Self {
             version: 2,
@@ -68,55 +68,55 @@ impl VrrpInstance {
         }
     }
 
-    /// Version 3 with priority 200 and one advertisement a second, by multicast. All addresses must be of one
-    /// family.
+    /// A version 3 instance with priority 200 and one advertisement a second, by multicast. All addresses must be of
+    /// one family.
     pub fn v3(vrid: u8, vips: impl IntoIterator<Item = (IpAddr, u8)>) -> Self {
         Self { version: 3, password: None, ..Self::v2(vrid, vips) }
     }
 
-    /// Another priority.
+    /// Sets the priority.
     pub fn priority(mut self, priority: u8) -> Self {
         self.priority = priority;
         self
     }
 
-    /// Another advertisement interval: whole seconds in version 2, a multiple of 10 ms in version 3.
+    /// Sets the advertisement interval: whole seconds in version 2, a multiple of 10 ms in version 3.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// Another password of at most 8 bytes, version 2 only.
+    /// Sets the password of at most 8 bytes, version 2 only.
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.into());
         self
     }
 
-    /// No authentication.
+    /// Removes the authentication.
     pub fn without_password(mut self) -> Self {
         self.password = None;
         self
     }
 
-    /// Unicast from `source` to `peers` instead of multicast.
+    /// Sets unicast from `source` to `peers` instead of multicast.
     pub fn unicast(mut self, source: IpAddr, peers: impl IntoIterator<Item = IpAddr>) -> Self {
         self.unicast = Some((source, peers.into_iter().collect()));
         self
     }
 
-    /// It does not take over from a living master of lower priority.
+    /// Disables preemption: the instance does not take over from a living master of lower priority.
     pub fn nopreempt(mut self) -> Self {
         self.preempt = false;
         self
     }
 
-    /// Its name in the configuration and the log.
+    /// The instance's name in the configuration and the log.
     fn name(&self) -> String {
         let family = if self.vips.iter().any(|(ip, _)| ip.is_ipv6()) { "v6" } else { "v4" };
         format!("vrid{}{family}", self.vrid)
     }
 
-    /// Its part of `keepalived.conf`.
+    /// The instance's part of `keepalived.conf`.
     fn render(&self) -> String {
         let block = |name: &str, lines: &[String]| {
             let lines: String = lines.iter().map(|line| format!("    {line}\n")).collect();
@@ -150,7 +150,7 @@ impl VrrpInstance {
 }
 
 impl Keepalived {
-    /// Starts it in a node, with its configuration and pid files in the node's directory.
+    /// Starts keepalived in a node, with its configuration and pid files in the node's directory.
     ///
     /// # Errors
     /// [`Error::MissingTool`], [`Error::Spawn`].
@@ -158,7 +158,7 @@ impl Keepalived {
         let program = Tool::Keepalived.path()?;
         let file = |name: &str| node.directory().join(format!("keepalived.{name}"));
         let (config, main, child) = (file("conf"), file("pid"), file("vrrp.pid"));
-        // A pid file of a crashed predecessor would stop it from starting.
+        // keepalived does not start with the pid file of a crashed predecessor.
         for stale in [&main, &child] {
             if stale.exists() {
                 fs::remove_file(stale).map_err(Error::file(stale))?;
@@ -168,18 +168,18 @@ impl Keepalived {
         instances.iter().for_each(|instance| text += &instance.render());
         fs::write(&config, text).map_err(Error::file(&config))?;
         let mut command = Command::new(program);
-        // In the foreground, its log to the console and detailed, VRRP only.
+        // Foreground, detailed log to the console, VRRP only.
         command.args(["-n", "-l", "-D", "-P", "-f"]).arg(config).arg("-p").arg(main).arg("-r").arg(&child);
         Ok(Self { process: node.spawn("keepalived", command)?, child })
     }
 
-    /// Its log.
+    /// The log of both processes.
     #[must_use]
     pub fn log(&self) -> &Log {
         self.process.log()
     }
 
-    /// The process that supervises the one that speaks VRRP.
+    /// The parent process, which supervises the VRRP process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
@@ -214,7 +214,7 @@ impl Keepalived {
         Ok(())
     }
 
-    /// Stops it cleanly: it resigns and removes its addresses. Returns when it was asked to.
+    /// Stops keepalived cleanly: it resigns and removes its addresses. Returns the time of the signal.
     ///
     /// # Errors
     /// [`Error::StillRunning`].
@@ -224,15 +224,16 @@ impl Keepalived {
         Ok(at)
     }
 
-    /// Kills both of its processes at once: nothing is sent, and its addresses stay where they are. Returns when.
+    /// Kills both processes at once: neither sends a packet, and the addresses stay on the interface. Returns the time
+    /// of the signal.
     ///
     /// # Errors
-    /// [`Error::StillRunning`]; [`Error::System`] if it has ended before.
+    /// [`Error::StillRunning`]; [`Error::System`] if the process has ended before.
     pub fn crash(&self) -> Result<Instant, Error> {
         let child = self.child_pid();
         let at = Instant::now();
         if let Some(child) = child {
-            // The child asks to be told of its parent's end, and would remove its addresses.
+            // The child is notified of its parent's end, and would remove its addresses.
             kill(child, Signal::SIGSTOP).map_err(Error::errno("stop keepalived's child"))?;
         }
         self.process.signal(Signal::SIGKILL)?;
@@ -241,7 +242,7 @@ impl Keepalived {
         }
         self.process.kill()?;
         if let Some(child) = child {
-            // Its parent being dead, it is a child of this process now.
+            // Its parent is dead, so it is a child of this process now.
             wait_until("keepalived's child ends", GRACE, || {
                 !matches!(waitpid(child, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive))
                     && !exists(child)
@@ -250,7 +251,7 @@ impl Keepalived {
         Ok(at)
     }
 
-    /// The process that speaks VRRP, while it is a child of the one that this started.
+    /// The VRRP process, while it is a child of the process that this started.
     fn child_pid(&self) -> Option<Pid> {
         let pid: i32 = fs::read_to_string(&self.child).ok()?.trim().parse().ok()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -268,7 +269,7 @@ impl Drop for Keepalived {
     }
 }
 
-/// How long it may take to stop; it waits a second by itself after it has resigned.
+/// Longest time to stop; keepalived waits a second after it has resigned.
 const GRACE: Duration = Duration::from_secs(5);
 
 fn exists(pid: Pid) -> bool {

@@ -1,14 +1,14 @@
 //! A LAN of controllers in network namespaces, for cplb's tests, benchmarks and demonstration.
 //!
-//! Nothing here needs root. [`enter`] (called by [`main`] for test binaries) moves the process into
-//! namespaces of its own, once, while it has a single thread; after that [`Lan`] builds switches, controllers
-//! and clients as network namespaces joined by a bridge. Real processes run in them, captures watch them,
-//! probes measure what a client sees, and cuts take the network apart.
+//! The crate does not need root. [`enter`] (called by [`main`] for test binaries) moves the process into its own
+//! namespaces, once, while it has a single thread; after that [`Lan`] builds switches, controllers and clients as
+//! network namespaces joined by a bridge. Real processes run in them, captures record their frames, probes measure the
+//! service that a client gets, and cuts partition the network.
 //!
-//! Everything lives in one PID namespace whose init is the entered process: when that process ends, however
-//! it ends, the kernel ends everything else with it, and the namespaces, mounts and files are gone.
+//! All processes are in one PID namespace whose init is the entered process: when that process ends, whatever the
+//! cause, the kernel ends all others with it, and frees the namespaces, mounts and files.
 //!
-//! A test target has `harness = false` and a `main` of this kind:
+//! A test target has `harness = false` and a `main` such as this one:
 //!
 //! ```no_run
 //! use std::{process::{Command, ExitCode}, time::Duration};
@@ -43,8 +43,8 @@
 //! }
 //! ```
 //!
-//! Functions that the demonstration uses return [`Error`]; the few helpers that only tests use panic with a
-//! message that says what was expected, and say so in their documentation.
+//! Functions that the demonstration uses return [`Error`]; the few helpers that only tests use panic with the expected
+//! condition as the message, as their documentation states.
 
 pub mod api;
 mod backend;

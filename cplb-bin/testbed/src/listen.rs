@@ -11,11 +11,11 @@ use socket2::{Domain, Socket, Type};
 
 const BACKLOG: i32 = 1024;
 
-/// A process that another test starts has the descriptors of this one until it runs its program, and keeps a port in use
-/// whose listener was closed just now.
+/// Longest time that a port stays in use after its listener was closed: a process that another test has forked shares
+/// the descriptors of this one until it executes its program.
 const INHERITED: Duration = Duration::from_secs(2);
 
-/// Listens on an address; an IPv6 one takes IPv4, too, where it stands for all addresses.
+/// Listens on an address; the unspecified IPv6 address accepts IPv4, too.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let deadline = Instant::now() + INHERITED;
     loop {

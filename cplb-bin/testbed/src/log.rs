@@ -1,4 +1,4 @@
-//! What processes write, line by line, with the time of each line.
+//! The output of processes, line by line, with the time of each line.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use std::{
 
 use crate::wait::TimedOut;
 
-/// Where a line was written to.
+/// The stream that a line was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -24,15 +24,15 @@ pub enum Stream {
 /// A line that a process wrote.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// When it was read.
+    /// The time at which it was read.
     pub at: Instant,
-    /// Where it was written to.
+    /// The stream that it was written to.
     pub stream: Stream,
-    /// Its text, without the line end; bytes that are not UTF-8 are replaced.
+    /// The text, without the line end; bytes that are not UTF-8 are replaced.
     pub text: String,
 }
 
-/// Everything that a process wrote so far. Clones are the same log.
+/// The output of a process so far. Clones are the same log.
 #[derive(Debug, Clone)]
 pub struct Log(Arc<Inner>);
 
@@ -45,11 +45,11 @@ struct Inner {
     file: Option<Mutex<File>>,
 }
 
-/// What is known of a LAN's processes.
+/// The logs and process ids of a LAN.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
     start: Instant,
-    /// In the order in which the processes started.
+    /// Logs in the order in which the processes started.
     logs: Arc<Mutex<Vec<Log>>>,
     /// The ids of processes that a [`crate::Process`] waits for.
     owned: Arc<Mutex<BTreeSet<i32>>>,
@@ -72,13 +72,13 @@ impl Log {
         })
     }
 
-    /// How many lines there are; a mark for [`Log::wait_for_line_after`].
+    /// The number of lines; a mark for [`Log::wait_for_line_after`].
     #[must_use]
     pub fn len(&self) -> usize {
         self.guard().len()
     }
 
-    /// Whether nothing has been written.
+    /// Returns whether the log has no lines.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -87,7 +87,7 @@ impl Log {
     /// Waits for a line that contains `text`, and returns the first one; it may already be there.
     ///
     /// # Errors
-    /// [`TimedOut`] if there is none within `timeout`.
+    /// [`TimedOut`] if no line matches within `timeout`.
     pub fn wait_for_line(&self, text: &str, timeout: Duration) -> Result<Line, TimedOut> {
         self.wait_for_line_after(0, text, timeout)
     }
@@ -95,7 +95,7 @@ impl Log {
     /// Like [`Log::wait_for_line`], but skips the first `mark` lines.
     ///
     /// # Errors
-    /// [`TimedOut`] if there is none within `timeout`.
+    /// [`TimedOut`] if no line matches within `timeout`.
     pub fn wait_for_line_after(&self, mark: usize, text: &str, timeout: Duration) -> Result<Line, TimedOut> {
         self.wait_for(mark, timeout, |line| line.text.contains(text))
             .ok_or_else(|| TimedOut { what: format!("{} writes a line with {text:?}", self.0.name), timeout })
@@ -121,7 +121,7 @@ impl Log {
         Self(Arc::new(Inner { name, start, lines, grown: Condvar::new(), file: file.map(Mutex::new) }))
     }
 
-    /// Follows a stream on a thread of its own until its end.
+    /// Reads a stream on a separate thread until its end.
     pub(crate) fn follow(&self, source: impl Read + Send + 'static, stream: Stream) -> io::Result<()> {
         let log = self.clone();
         thread::Builder::new()
@@ -139,7 +139,7 @@ impl Log {
             bytes.clear();
             if let Some(file) = &self.0.file {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                // The copy on disk is a convenience; a full disk must not stop the process that is followed.
+                // The copy on disk is a convenience; a full disk must not stop the process.
                 let _ = writeln!(file, "{:10.4} {text}", (at - self.0.start).as_secs_f64());
             }
             self.guard().push(Line { at, stream, text });
@@ -163,12 +163,12 @@ impl Journal {
         log
     }
 
-    /// The ids of processes that somebody waits for, and who must find them when they have ended.
+    /// The ids of processes that have a [`crate::Process`], which must collect their exit status.
     pub(crate) fn owned(&self) -> MutexGuard<'_, BTreeSet<i32>> {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All lines of all processes in the order of time, each with seconds since the LAN was built.
+    /// All lines of all processes in chronological order, each with seconds since the LAN was built.
     pub(crate) fn report(&self) -> String {
         let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut all: Vec<(Line, &str)> = logs

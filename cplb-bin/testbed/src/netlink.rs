@@ -1,4 +1,4 @@
-//! The few netlink requests that building and watching a LAN takes.
+//! The netlink requests for building and watching a LAN.
 
 use std::{
     fmt,
@@ -36,27 +36,27 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// An address as the kernel shows it.
+/// An address as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Address {
-    /// The address itself.
+    /// The address.
     pub ip: IpAddr,
-    /// Its prefix length.
+    /// The prefix length.
     pub prefix_len: u8,
-    /// The index of the interface it is on.
+    /// The index of its interface.
     pub interface: u32,
-    /// How long it is still valid; `None` for ever. Whole seconds, as the kernel reports them.
+    /// The remaining valid lifetime; `None` for ever. Whole seconds, as the kernel reports them.
     pub valid: Option<Duration>,
-    /// How long it is still preferred as a source; `None` for ever.
+    /// The remaining preferred lifetime; `None` for ever.
     pub preferred: Option<Duration>,
-    /// Whether the kernel holds it as a secondary (IPv4) or temporary (IPv6) address.
+    /// The address is a secondary (IPv4) or temporary (IPv6) one.
     pub secondary: bool,
-    /// Whether duplicate address detection is still running or has failed.
+    /// Duplicate address detection is still running or has failed.
     pub tentative: bool,
 }
 
-/// What a node has in its neighbour (ARP or NDP) cache.
+/// An entry of a node's neighbour (ARP or NDP) cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Neighbour {
@@ -94,7 +94,7 @@ where
     }
 }
 
-/// Whether the kernel refused because the thing exists or no longer does.
+/// Returns whether the kernel refused with this error number.
 pub(crate) fn is_errno(error: &rtnetlink::Error, errno: nix::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -(errno as i32))
 }
@@ -105,7 +105,7 @@ pub(crate) async fn index(handle: &Handle, name: &str) -> Result<u32, rtnetlink:
     Ok(link.header.index)
 }
 
-/// Makes a bridge that forwards at once and floods multicast, as the cheapest switch does.
+/// Creates a bridge that forwards at once and floods multicast, as an unmanaged switch does.
 pub(crate) async fn add_bridge(handle: &Handle, name: &str, mac: Mac) -> Result<u32, rtnetlink::Error> {
     let bridge = LinkBridge::new(name)
         .address(mac.0.to_vec())
@@ -118,7 +118,7 @@ pub(crate) async fn add_bridge(handle: &Handle, name: &str, mac: Mac) -> Result<
     index(handle, name).await
 }
 
-/// Makes a veth pair with one end here and the other in `there`.
+/// Creates a veth pair with one end here and the other in `namespace`.
 pub(crate) async fn add_veth(
     handle: &Handle,
     here: End<'_>,
@@ -180,7 +180,7 @@ pub(crate) async fn addresses(handle: &Handle) -> Result<Vec<Address>, rtnetlink
     Ok(messages.iter().filter_map(address).collect())
 }
 
-/// Deletes exactly this address; `Ok` if it was not there.
+/// Deletes this address from all interfaces; `Ok` if it was absent.
 pub(crate) async fn delete_address(handle: &Handle, ip: IpAddr) -> Result<(), rtnetlink::Error> {
     let messages: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
     for message in messages {
@@ -191,7 +191,7 @@ pub(crate) async fn delete_address(handle: &Handle, ip: IpAddr) -> Result<(), rt
     Ok(())
 }
 
-/// The route to a destination: through a gateway, or straight out of the interface.
+/// Adds a route to a destination, through a gateway or the interface's link.
 pub(crate) async fn add_route(
     handle: &Handle,
     (destination, prefix_len): (IpAddr, u8),
@@ -213,7 +213,7 @@ pub(crate) async fn neighbour(handle: &Handle, ip: IpAddr) -> Result<Option<Neig
     }))
 }
 
-/// Drops all cache entries except permanent ones.
+/// Deletes all cache entries except permanent ones.
 pub(crate) async fn flush_neighbours(handle: &Handle) -> Result<(), rtnetlink::Error> {
     for entry in neighbour_messages(handle).await? {
         if !matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp) {
@@ -223,7 +223,7 @@ pub(crate) async fn flush_neighbours(handle: &Handle) -> Result<(), rtnetlink::E
     Ok(())
 }
 
-/// Drops the cache entry for `ip` on one interface; `Ok` if there was none.
+/// Deletes the cache entry for `ip` on one interface; `Ok` if there was none.
 pub(crate) async fn delete_neighbour(
     handle: &Handle,
     interface: u32,

@@ -1,4 +1,4 @@
-//! A network namespace, held open by a descriptor.
+//! A network namespace, kept open by a descriptor.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace. It lives as long as this descriptor, a thread, a process or a socket in it.
+/// A network namespace. It exists as long as this descriptor, a thread, a process or a socket in it.
 #[derive(Clone)]
 pub(crate) struct Netns {
     file: Arc<File>,
@@ -24,7 +24,7 @@ pub(crate) struct Netns {
 pub struct Thread<T>(thread::JoinHandle<io::Result<T>>);
 
 impl<T> Thread<T> {
-    /// Waits for its end.
+    /// Waits for the thread to end.
     ///
     /// # Errors
     /// If the thread could not enter the namespace.
@@ -40,7 +40,7 @@ impl<T> Thread<T> {
 }
 
 impl Netns {
-    /// Makes a namespace; its loopback interface is still down.
+    /// Creates a namespace; its loopback interface is still down.
     pub(crate) fn create() -> io::Result<Self> {
         let make = || -> io::Result<Self> {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -53,8 +53,8 @@ impl Netns {
             .unwrap_or_else(|payload| panic::resume_unwind(payload))
     }
 
-    /// Runs `work` in the namespace, on a fresh thread, so that nothing has to be put back afterwards. A panic
-    /// in it continues in the caller.
+    /// Runs `work` in the namespace, on a new thread, so that the calling thread's namespace does not change. A panic
+    /// of `work` continues in the caller.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new().name("in namespace".into()).spawn_scoped(scope, || {
@@ -65,7 +65,7 @@ impl Netns {
         })
     }
 
-    /// Runs the future that `work` makes in the namespace, on a current-thread runtime of its own.
+    /// Runs the future that `work` makes in the namespace, on a separate current-thread runtime.
     pub(crate) fn block_on<T, F, W>(&self, work: W) -> io::Result<T>
     where
         T: Send,
@@ -78,7 +78,7 @@ impl Netns {
         })?
     }
 
-    /// Starts a thread that lives in the namespace.
+    /// Starts a thread in the namespace.
     pub(crate) fn thread<T: Send + 'static>(
         &self,
         name: String,
@@ -87,14 +87,14 @@ impl Netns {
         let namespace = self.clone();
         let handle = thread::Builder::new().name(name).spawn(move || {
             namespace.join_here()?;
-            // The namespace must be able to die while the thread lives on in it only by itself.
+            // The thread alone must not keep the descriptor open: the namespace is freed once the thread has ended.
             drop(namespace);
             Ok(work())
         })?;
         Ok(Thread(handle))
     }
 
-    /// What tells this namespace from all others that live now.
+    /// The inode number, which identifies the namespace among all existing ones.
     pub(crate) fn inode(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.ino())
     }

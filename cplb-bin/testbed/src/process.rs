@@ -12,7 +12,7 @@ use nix::{sys::signal, unistd::Pid};
 
 use crate::{Error, Line, Log, log::Journal, wait::TimedOut, wait_until};
 
-/// A process in a node. Dropping it kills it.
+/// A process in a node. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -23,19 +23,19 @@ pub struct Process {
 }
 
 impl Process {
-    /// Its name in logs.
+    /// The name in logs.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// What it wrote.
+    /// The captured output.
     #[must_use]
     pub fn log(&self) -> &Log {
         &self.log
@@ -44,7 +44,7 @@ impl Process {
     /// Waits for a line that contains `text`; see [`Log::wait_for_line`].
     ///
     /// # Errors
-    /// [`TimedOut`] if there is none within `timeout`.
+    /// [`TimedOut`] if no line matches within `timeout`.
     pub fn wait_for_line(&self, text: &str, timeout: Duration) -> Result<Line, TimedOut> {
         self.log.wait_for_line(text, timeout)
     }
@@ -54,7 +54,7 @@ impl Process {
     /// # Errors
     /// [`Error::System`] if the process has ended.
     pub fn signal(&self, signal: Signal) -> Result<Instant, Error> {
-        // While the child is not waited for, its number cannot be given to another process.
+        // The process id is not reused while the child has not been waited for.
         let mut child = self.guard();
         let what = || format!("send {signal} to {}", self.name);
         if exited(&mut child, &what())?.is_some() {
@@ -65,19 +65,19 @@ impl Process {
         Ok(at)
     }
 
-    /// Whether it has not ended (a stopped process runs).
+    /// Returns whether the process has not ended (a stopped process runs).
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.exit_status().is_none()
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.guard().try_wait().ok().flatten()
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end.
     ///
     /// # Errors
     /// [`Error::StillRunning`] after `timeout`.
@@ -93,29 +93,29 @@ impl Process {
         }
     }
 
-    /// Asks it to end (SIGTERM, and SIGCONT in case it is stopped), and kills it after `grace`.
+    /// Requests the end (SIGTERM, and SIGCONT in case the process is stopped), and kills the process after `grace`.
     ///
     /// # Errors
     /// [`Error::StillRunning`] if not even SIGKILL ends it; ending early is no error.
     pub fn stop(&self, grace: Duration) -> Result<ExitStatus, Error> {
         if self.is_running() {
-            // Each may come too late, which is what was wanted.
+            // Each signal fails if the process has ended meanwhile.
             let _ = self.signal(Signal::SIGTERM);
             let _ = self.signal(Signal::SIGCONT);
         }
         self.wait(grace).or_else(|_| self.kill())
     }
 
-    /// Kills it and waits for its end.
+    /// Kills the process and waits for its end.
     ///
     /// # Errors
-    /// [`Error::StillRunning`] if it does not end within five seconds.
+    /// [`Error::StillRunning`] if the process does not end within five seconds.
     pub fn kill(&self) -> Result<ExitStatus, Error> {
         let _ = self.signal(Signal::SIGKILL);
         self.wait(KILL_TIMEOUT)
     }
 
-    /// The ids and names of its threads; empty once it has ended.
+    /// The ids and names of the threads; empty once the process has ended.
     #[must_use]
     pub fn threads(&self) -> Vec<(u32, String)> {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return Vec::new() };
@@ -143,7 +143,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing is left to do if this fails; the PID namespace ends what remains.
+        // A failure needs no handling: the PID namespace ends the remaining processes.
         let _ = self.kill();
         self.journal.owned().remove(&self.pid.as_raw());
     }

@@ -1,4 +1,4 @@
-//! The programs that tests lean on, and how to get them.
+//! The external programs that tests use, and their packages.
 
 use std::{env, fmt, path::PathBuf};
 
@@ -16,13 +16,13 @@ pub enum Tool {
     Tshark,
     /// Another independent VRRP decoder.
     Tcpdump,
-    /// `ip`, where a test plays the administrator.
+    /// `ip`, to change the network configuration.
     Ip,
     /// `openssl s_client`.
     Openssl,
     /// `curl`.
     Curl,
-    /// `haproxy`, to compare with.
+    /// `haproxy`, for comparison.
     Haproxy,
     /// `wrk`, a load generator.
     Wrk,
@@ -32,13 +32,13 @@ pub enum Tool {
     Arping,
     /// `ping`.
     Ping,
-    /// `ipvsadm`, the other program that talks to IPVS.
+    /// `ipvsadm`, an independent IPVS client.
     Ipvsadm,
     /// `tc`, for delay and loss.
     Tc,
-    /// `strace`, to see what another program says to the kernel.
+    /// `strace`, to record the system calls of another program.
     Strace,
-    /// `setpriv`, to become an ordinary user.
+    /// `setpriv`, to run as an ordinary user.
     Setpriv,
     /// The emulator of the guest.
     Qemu,
@@ -57,8 +57,8 @@ impl Tool {
         format!("apt-get install -y {}", self.names().1)
     }
 
-    /// Where it is installed: looked up in `PATH`, then in the `sbin` directories, which are not in an
-    /// ordinary user's `PATH`.
+    /// The path of the program: looked up in `PATH`, then in the `sbin` directories, which are not in an ordinary
+    /// user's `PATH`.
     ///
     /// # Errors
     /// [`Error::MissingTool`], which carries the command that installs it.

@@ -9,16 +9,16 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: not within {timeout:?}")]
 pub struct TimedOut {
-    /// The condition, in words.
+    /// The condition.
     pub what: String,
-    /// How long it was given.
+    /// The time limit.
     pub timeout: Duration,
 }
 
-/// How long to rest between two looks at a condition.
+/// Interval between two evaluations of a condition.
 const POLL: Duration = Duration::from_millis(2);
 
-/// Looks at `condition` every 2 ms until it holds, and returns how long that took.
+/// Evaluates `condition` every 2 ms until it holds, and returns the elapsed time.
 ///
 /// # Errors
 /// [`TimedOut`] with `what` (the condition in words) after `timeout`.
@@ -29,8 +29,8 @@ pub fn wait_until(
 ) -> Result<Duration, TimedOut> {
     let start = Instant::now();
     loop {
-        // The condition is looked at once more after a stall of this thread, so that a loaded machine does
-        // not turn a condition that holds into a timeout.
+        // The condition is evaluated once more after a stall of this thread, so that a loaded machine does not turn a
+        // condition that holds into a timeout.
         let late = start.elapsed() >= timeout;
         if condition() {
             return Ok(start.elapsed());

@@ -1,4 +1,4 @@
-//! When a node had which address.
+//! A record of the addresses of a node over time.
 
 use std::{
     io,
@@ -21,12 +21,12 @@ use crate::{
     wait_until,
 };
 
-/// What happened to an address.
+/// The kind of an address change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressChange {
-    /// It was added, or its lifetime was renewed, or it was there when the watch began.
+    /// The address was added, or its lifetime was renewed, or it was present when the watch began.
     Present,
-    /// It was removed, or it expired.
+    /// The address was removed, or it expired.
     Removed,
 }
 
@@ -34,25 +34,25 @@ pub enum AddressChange {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AddressEvent {
-    /// When the kernel's message was read.
+    /// The time at which the kernel's message was read.
     pub at: Instant,
-    /// What happened.
+    /// The kind of change.
     pub change: AddressChange,
-    /// The address, as it is afterwards.
+    /// The address after the change.
     pub address: Address,
 }
 
-/// A stretch of time during which a node had an address.
+/// A period during which a node had an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tenure {
-    /// Since when.
+    /// The beginning.
     pub from: Instant,
-    /// Until when; `None` if the node still has it.
+    /// The end; `None` if the node still has it.
     pub until: Option<Instant>,
 }
 
-/// A record of a node's addresses, kept from the kernel's own messages, so that nothing is missed between two
-/// looks. Dropping it ends it.
+/// A record of a node's addresses, built from the kernel's notifications, so that short changes are not missed.
+/// Dropping it ends it.
 #[derive(Debug)]
 pub struct AddressWatch {
     shared: Arc<Shared>,
@@ -66,7 +66,7 @@ struct Shared {
 }
 
 impl AddressWatch {
-    /// Begins to watch a node; the addresses that it has now come first.
+    /// Begins to watch a node; the addresses that it has now are the first events.
     ///
     /// # Errors
     /// [`Error::System`] if the kernel refuses the socket.
@@ -83,13 +83,13 @@ impl AddressWatch {
         Ok(watch)
     }
 
-    /// Everything so far.
+    /// All events so far.
     #[must_use]
     pub fn events(&self) -> Vec<AddressEvent> {
         self.shared.events().clone()
     }
 
-    /// When the node had this address; renewals do not begin a new stretch.
+    /// The periods during which the node had this address; renewals do not begin a new period.
     #[must_use]
     pub fn tenures(&self, ip: impl Into<IpAddr>) -> Vec<Tenure> {
         let ip = ip.into();
@@ -105,13 +105,13 @@ impl AddressWatch {
         tenures
     }
 
-    /// Whether the node has this address now.
+    /// Returns whether the node has this address now.
     #[must_use]
     pub fn has(&self, ip: impl Into<IpAddr>) -> bool {
         self.tenures(ip).last().is_some_and(|tenure| tenure.until.is_none())
     }
 
-    /// Waits until the node has this address, and returns since when.
+    /// Waits until the node has this address, and returns the beginning of the period.
     ///
     /// # Errors
     /// [`Error::TimedOut`].
@@ -125,7 +125,7 @@ impl AddressWatch {
         since.ok_or_else(|| Error::Misuse("an address was found and lost".into()))
     }
 
-    /// Waits until the node does not have this address, and returns when it lost it; `None` if it never had it.
+    /// Waits until the node does not have this address, and returns the time of the loss; `None` if it never had it.
     ///
     /// # Errors
     /// [`Error::TimedOut`].
@@ -151,7 +151,7 @@ impl Shared {
     }
 }
 
-/// How often the watch looks whether it shall stop.
+/// Interval at which the watch checks whether to stop.
 const POLL: Duration = Duration::from_millis(20);
 
 fn run(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) {
@@ -162,7 +162,7 @@ fn run(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) {
         Err(error) => Err(error),
     };
     if let Err(error) = outcome {
-        // Nobody listens any more if it fails later on.
+        // The receiver is gone if the failure comes after the start.
         let _ = ready.try_send(Err(error));
     }
 }
@@ -174,7 +174,7 @@ async fn watch(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) -> io:
     let record = |change, address| {
         shared.events().push(AddressEvent { at: Instant::now(), change, address });
     };
-    // Subscribed first and listed then: a change in between is seen twice rather than never.
+    // Subscribed first and listed then: a change in between is recorded twice rather than never.
     for address in netlink::addresses(&handle).await.map_err(io::Error::other)? {
         record(AddressChange::Present, address);
     }

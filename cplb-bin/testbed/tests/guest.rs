@@ -1,4 +1,4 @@
-//! The guest itself: what runs in it, how it ends, and what is said when it does not.
+//! Tests of the guest: programs that run in it, their end, and the errors of a failed guest.
 
 use std::{
     fs,
@@ -14,13 +14,13 @@ use testbed::{
 
 fn main() -> ExitCode {
     testbed::main(vec![
-        Test::new("programs_run_and_their_ends_are_told", programs),
-        Test::new("a_guest_that_dies_is_told_with_its_console", death),
-        Test::new("the_kernel_has_what_the_host_may_lack", kernel)
+        Test::new("guest_reports_output_and_exit_status", programs),
+        Test::new("lost_guest_error_contains_its_console", death),
+        Test::new("guest_kernel_has_the_required_modules", kernel)
             .needs([Tool::Ip, Tool::Tc, Tool::Ipvsadm])
             .in_guest(),
-        Test::new("modules_can_be_taken_away", modules).needs([Tool::Ipvsadm]).in_guest(),
-        Test::new("a_lan_works_in_the_guest", lan).needs([Tool::Ip]).in_guest(),
+        Test::new("modules_can_be_unloaded_and_loaded_again", modules).needs([Tool::Ipvsadm]).in_guest(),
+        Test::new("lan_works_in_the_guest", lan).needs([Tool::Ip]).in_guest(),
     ])
 }
 
@@ -30,18 +30,18 @@ fn programs() {
     let mut output = Vec::new();
     let script = "echo out; echo err >&2; cat /proc/uptime; echo $GREETING; exit 7";
     let command = GuestCommand::new("/bin/sh").args(["-c", script]).env("GREETING", "hello");
-    let end = guest.run(&command, |bytes| output.extend_from_slice(bytes)).expect("it runs");
+    let end = guest.run(&command, |bytes| output.extend_from_slice(bytes)).expect("the program runs");
     let text = String::from_utf8(output).expect("text");
     assert_eq!(end, GuestEnd::Exited(7), "{text}");
     assert!(text.starts_with("out\nerr\n") && text.ends_with("hello\n"), "{text:?}");
 
     let killed = GuestCommand::new("/bin/sh").args(["-c", "kill -9 $$"]);
-    assert_eq!(guest.run(&killed, |_| {}).expect("it runs"), GuestEnd::Exited(128 + 9));
-    // What it started holds its output open, and must not hold up the guest.
+    assert_eq!(guest.run(&killed, |_| {}).expect("the program runs"), GuestEnd::Exited(128 + 9));
+    // Its child keeps the output open, which must not block the guest.
     let endless =
         GuestCommand::new("/bin/sh").args(["-c", "sleep 1000; true"]).within(Duration::from_secs(1));
     let since = Instant::now();
-    assert_eq!(guest.run(&endless, |_| {}).expect("it runs"), GuestEnd::Overdue);
+    assert_eq!(guest.run(&endless, |_| {}).expect("the program runs"), GuestEnd::Overdue);
     assert!(since.elapsed() >= Duration::from_secs(1));
     let missing = guest.run(&GuestCommand::new("/no/such/program"), |_| {});
     assert!(matches!(missing, Err(GuestError::NotStarted(reason)) if reason.contains("/no/such/program")));
@@ -50,7 +50,7 @@ fn programs() {
     let much = GuestCommand::new("/bin/sh")
         .args(["-c", "i=0; while [ $i -lt 20000 ]; do echo 0123456789; i=$((i+1)); done"]);
     let since = Instant::now();
-    guest.run(&much, |bytes| length += bytes.len()).expect("it runs");
+    guest.run(&much, |bytes| length += bytes.len()).expect("the program runs");
     eprintln!("220 kB of output in {:?}", since.elapsed());
     assert_eq!(length, 20_000 * 11);
 }
@@ -67,8 +67,10 @@ fn death() {
 }
 
 fn run(program: Tool, arguments: &[&str]) -> String {
-    let output =
-        Command::new(program.path().expect("it is installed")).args(arguments).output().expect("it runs");
+    let output = Command::new(program.path().expect("the tool is installed"))
+        .args(arguments)
+        .output()
+        .expect("the program runs");
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -89,9 +91,9 @@ fn kernel() {
 fn modules() {
     let present = || PathBuf::from("/sys/module/ip_vs_rr").exists();
     assert!(present());
-    unload_module("ip_vs_rr").expect("nothing uses it");
+    unload_module("ip_vs_rr").expect("the module is unused");
     assert!(!present());
-    load_module("ip_vs_rr").expect("it is there");
+    load_module("ip_vs_rr").expect("the module exists");
     assert!(present());
     assert!(load_module("no_such_module").is_err());
 }

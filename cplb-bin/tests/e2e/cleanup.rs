@@ -1,4 +1,5 @@
-//! What is left of a daemon after a clean stop and after a crash: nothing, and what was never ours is untouched.
+//! The state that a daemon leaves after a clean stop and after a crash: none of its own, and foreign state is
+//! unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,20 +16,19 @@ use crate::support::{Cluster, OTHER_HOST, PATIENCE, Plan, VIP_HOST};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
-        Test::new("sigterm_leaves_nothing_of_ours_and_all_that_is_foreign", stop).needs(tools).alone(),
-        Test::new("a_stop_in_the_middle_of_the_start_leaves_nothing", early_stop).needs(tools).alone(),
-        Test::new("a_stop_with_a_stuck_keeper_ends", stop_with_a_stuck_keeper).needs(tools),
-        Test::new("a_restart_after_sigkill_reclaims_leftovers_only", restart).needs(tools),
-        Test::new("a_restart_with_other_virtual_ips_reclaims_the_former_ones", restart_with_another_vip)
-            .needs(tools),
+        Test::new("sigterm_removes_own_state_and_keeps_foreign_state", stop).needs(tools).alone(),
+        Test::new("sigterm_during_startup_leaves_no_state", early_stop).needs(tools).alone(),
+        Test::new("stop_completes_with_a_frozen_keeper", stop_with_a_stuck_keeper).needs(tools),
+        Test::new("restart_after_sigkill_removes_only_own_leftovers", restart).needs(tools),
+        Test::new("restart_with_other_vips_removes_the_previous_vips", restart_with_another_vip).needs(tools),
     ]
 }
 
-/// An administrator's own table, with one rule like ours.
+/// A foreign table, with one rule like the daemon's.
 const FOREIGN_TABLE: &str = "table inet foreign { chain pre { type nat hook prerouting priority -100; \
                              ip daddr 10.9.0.200 tcp dport 6443 redirect to :1; }; }";
 
-/// Everything in the kernel that a daemon could have touched on a node, in words.
+/// The kernel state of a node that a daemon can change, as text.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
     addresses: Vec<String>,
@@ -62,7 +62,7 @@ fn sysctls(directory: &Path) -> BTreeMap<String, String> {
     entries
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            // Some can only be written.
+            // Some sysctls are write-only.
             Some((path.display().to_string(), fs::read_to_string(path).ok()?))
         })
         .collect()
@@ -78,18 +78,18 @@ fn sorted(text: &str) -> Vec<String> {
     lines
 }
 
-/// Puts things on a node that look like ours but are not: a table, and addresses beside the VIPs.
+/// Adds foreign state that resembles the daemon's: a table, and addresses beside the VIPs.
 fn plant(lan: &Lan, node: &Node) {
     run(node, "nft", &[FOREIGN_TABLE]);
     for ip in [IpAddr::V4(lan.v4(OTHER_HOST)), IpAddr::V6(lan.v6(OTHER_HOST))] {
-        // A host address on the same interface looks most like a VIP.
+        // A host address on the same interface resembles a VIP most.
         let address = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
         run(node, "ip", &["addr", "add", &address, "dev", "eth0"]);
     }
     run(node, "ip", &["addrlabel", "add", "prefix", "fd44::/64", "label", "77"]);
 }
 
-/// A dual-stack cluster with foreign things on every controller, and the traces as they are before any daemon.
+/// A dual-stack cluster with foreign state on every controller, and the traces before any daemon has started.
 fn planted(controllers: u8, plan: Plan) -> (Cluster, Vec<Traces>) {
     let cluster = Cluster::build(Lan::builder().controllers(controllers), plan);
     for node in cluster.lan.controllers() {
@@ -99,16 +99,16 @@ fn planted(controllers: u8, plan: Plan) -> (Cluster, Vec<Traces>) {
     (cluster, traces)
 }
 
-/// Stops a daemon and compares its node with what it was before.
+/// Stops a daemon and compares its node with the traces from before its start.
 fn stop_and_compare(cluster: &Cluster, index: usize, before: &Traces) {
     cluster.signal(index, Signal::SIGTERM);
     let status = cluster.wait_until_ended(index);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
     let after = Traces::of(cluster.node(index));
     cluster.check(&after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
-    cluster.check(!cluster.socket(index).exists(), || "the status socket is left".to_owned());
+    cluster.check(!cluster.socket(index).exists(), || "the status socket remains".to_owned());
     let left = entries(&cluster.state_dir(index));
-    cluster.check(left.is_empty(), || format!("left in the state directory: {left:?}"));
+    cluster.check(left.is_empty(), || format!("files in the state directory: {left:?}"));
 }
 
 fn entries(directory: &Path) -> Vec<String> {
@@ -116,9 +116,10 @@ fn entries(directory: &Path) -> Vec<String> {
     entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Whether a daemon has locked the network namespace of a node, whatever its directories are.
+/// Returns whether a daemon has locked the network namespace of a node, independent of its directories.
 fn is_locked(node: &Node) -> bool {
-    let sockets = node.run(|| fs::read_to_string("/proc/thread-self/net/unix")).expect("it can be read");
+    let sockets =
+        node.run(|| fs::read_to_string("/proc/thread-self/net/unix")).expect("the file is readable");
     sockets.lines().any(|line| line.ends_with(" @cplb"))
 }
 
@@ -126,7 +127,7 @@ fn vips(cluster: &Cluster) -> [IpAddr; 2] {
     [IpAddr::V4(cluster.lan.v4(VIP_HOST)), IpAddr::V6(cluster.lan.v6(VIP_HOST))]
 }
 
-/// The traces of a running Active differ in each point, or the comparison would prove nothing.
+/// Checks that the traces of a running Active differ in each point, which the comparison relies on.
 fn check_presence(cluster: &Cluster, owner: usize, before: &Traces) {
     let during = Traces::of(cluster.node(owner));
     cluster.check(during.addresses.len() == before.addresses.len() + 2, || format!("{during:#?}"));
@@ -142,17 +143,17 @@ fn stop() {
     cluster.start_all();
     let first = cluster.wait_until_settled();
     check_presence(&cluster, first, &before[first]);
-    // The Active first, then a Backup and whoever is Active last, with nobody to hand over to.
+    // The Active first, then a Backup, and last the remaining Active, which has no successor.
     stop_and_compare(&cluster, first, &before[first]);
     let second = cluster.wait_for_owner(None);
     let backup = (0..cluster.len()).find(|index| ![first, second].contains(index)).expect("there are three");
     stop_and_compare(&cluster, backup, &before[backup]);
     stop_and_compare(&cluster, second, &before[second]);
     let locked = (0..cluster.len()).any(|index| is_locked(cluster.node(index)));
-    cluster.check(!locked, || "a lock is left".to_owned());
+    cluster.check(!locked, || "a lock remains".to_owned());
 }
 
-/// From before the first thing is made to after the last one.
+/// Delays from before the first change of the system to after the last one.
 const EARLY: std::ops::Range<u64> = 0..30;
 
 fn early_stop() {
@@ -164,25 +165,27 @@ fn early_stop() {
         thread::sleep(Duration::from_millis(round * 4));
         cluster.signal(0, Signal::SIGTERM);
         let status = cluster.wait_until_ended(0);
-        // The first ones end it by themselves.
+        // The earliest signals come before the handler is installed and end the process.
         let by_signal = status.signal() == Some(Signal::SIGTERM as i32);
         cluster.check(status.success() || by_signal, || format!("round {round}: {status}"));
         caught += u32::from(status.success());
         let after = Traces::of(cluster.node(0));
         cluster
             .check(after == before[0], || format!("round {round}: before: {before:#?}\nafter: {after:#?}"));
-        cluster.check(!cluster.socket(0).exists(), || format!("round {round}: the status socket is left"));
-        cluster.check(!is_locked(cluster.node(0)), || format!("round {round}: the lock is left"));
+        cluster.check(!cluster.socket(0).exists(), || format!("round {round}: the status socket remains"));
+        cluster.check(!is_locked(cluster.node(0)), || format!("round {round}: the lock remains"));
     }
-    cluster.check(caught > 0, || "no daemon came so far as to catch the signal".to_owned());
+    cluster.check(caught > 0, || "no daemon installed its signal handler in time".to_owned());
 }
 
 fn stop_with_a_stuck_keeper() {
     let (mut cluster, _) = planted(1, Plan::v3("100ms"));
     cluster.start_all();
     cluster.wait_until_settled();
-    let frozen =
-        cluster.daemon(0).freeze_threads(|name| name.starts_with("vip-keeper")).expect("it is frozen");
+    let frozen = cluster
+        .daemon(0)
+        .freeze_threads(|name| name.starts_with("vip-keeper"))
+        .expect("the thread is frozen");
     let asked = cluster.signal(0, Signal::SIGTERM);
     let ended = cluster.daemon(0).wait(PATIENCE);
     cluster.check(ended.is_ok(), || format!("the daemon still runs: {ended:?}"));
@@ -192,7 +195,7 @@ fn stop_with_a_stuck_keeper() {
 }
 
 fn restart() {
-    // One second, so that the leases of a killed daemon are still there when the next one starts.
+    // One second, so that the leases of a killed daemon still exist when the next one starts.
     let (mut cluster, before) = planted(3, Plan::default().dual_stack());
     cluster.start_all();
     let owner = cluster.wait_until_settled();
@@ -206,11 +209,11 @@ fn restart() {
     cluster.check(left.ruleset.contains("table inet cplb"), || format!("{left:#?}"));
 
     cluster.start_daemon(owner);
-    // It removes what its predecessor left before it does anything else, so before its status socket answers about
-    // an election; a stall of this machine only makes this later, up to the lease itself.
+    // It removes the state of its predecessor before anything else, so before its status socket answers about an
+    // election; a stall of this machine only delays this, up to the lease itself.
     for vip in vips(&cluster) {
         let gone = watch.wait_for_loss(vip, Duration::from_secs(1));
-        cluster.check(gone.is_ok(), || format!("{vip} of the crashed daemon is left"));
+        cluster.check(gone.is_ok(), || format!("{vip} of the crashed daemon remains"));
     }
     cluster.wait_until_settled();
     let during = Traces::of(cluster.node(owner));
@@ -227,14 +230,14 @@ fn restart_with_another_vip() {
     cluster.wait_until_settled();
     cluster.signal(0, Signal::SIGKILL);
     cluster.wait_until_ended(0);
-    // IPv4 only: address, label and rules of the IPv6 VIP are in nobody's configuration any more.
+    // IPv4 only: the configuration no longer has address, label and rules of the IPv6 VIP.
     cluster.plan = Plan::v3("100ms");
     cluster.start_daemon(0);
     cluster.wait_until_settled();
     let during = Traces::of(cluster.node(0));
     let vip6 = cluster.lan.v6(VIP_HOST).to_string();
-    cluster.wait("the former VIP is gone", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
-    cluster.check(during.labels == before[0].labels, || format!("the label is left: {during:#?}"));
-    cluster.check(!during.ruleset.contains(&vip6), || format!("a rule is left: {during:#?}"));
+    cluster.wait("the former VIP is removed", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
+    cluster.check(during.labels == before[0].labels, || format!("the label remains: {during:#?}"));
+    cluster.check(!during.ruleset.contains(&vip6), || format!("a rule remains: {during:#?}"));
     stop_and_compare(&cluster, 0, &before[0]);
 }

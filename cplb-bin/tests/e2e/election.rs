@@ -1,4 +1,5 @@
-//! Elections among equals with the real binary: one owner, one move per crash, and one owner after a split.
+//! Elections among nodes of equal priority with the real binary: one owner, one move per crash, and one owner after a
+//! split.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -11,18 +12,18 @@ use crate::support::{Cluster, PATIENCE, PORT, Plan};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("the_vip_moves_once_in_each_of_20_crashes_with_the_settings_of_k0s", crashes_of_k0s)
+        Test::new("vip_moves_once_in_each_of_20_crashes_with_the_settings_of_k0s", crashes_of_k0s)
             .needs([Tool::Nft]),
-        Test::new("three_equal_nodes_started_together_elect_one_within_5_s", start).needs([Tool::Nft]),
-        Test::new("the_vip_moves_once_in_each_of_20_crashes", crashes_at_100_ms).needs([Tool::Nft]),
-        Test::new("an_ipv6_only_vip_moves_once_in_each_crash", crashes_v6).needs([Tool::Nft]),
+        Test::new("three_equal_nodes_started_together_elect_one_active_within_5_s", start).needs([Tool::Nft]),
+        Test::new("vip_moves_once_in_each_of_20_crashes", crashes_at_100_ms).needs([Tool::Nft]),
+        Test::new("vip_moves_once_in_each_crash_ipv6_only", crashes_v6).needs([Tool::Nft]),
         Test::new("both_families_of_an_instance_move_together", dual_stack).needs([Tool::Nft]),
-        Test::new("a_healed_split_has_one_owner_and_neighbours_know_it", heals).needs([Tool::Nft]),
-        Test::new("a_healed_split_of_an_ipv6_only_vip_has_one_owner", heals_v6).needs([Tool::Nft]),
+        Test::new("healed_split_has_one_owner_in_neighbour_caches", heals).needs([Tool::Nft]),
+        Test::new("healed_split_has_one_owner_ipv6_only", heals_v6).needs([Tool::Nft]),
     ]
 }
 
-/// Down_Interval at k0s's priority of 200 plus the largest offset among equals plus what the issue grants.
+/// Active_Down_Interval at k0s's priority of 200, the largest offset among equals, and 150 ms of tolerance.
 fn crash_bound(interval: Duration, version: u8) -> Duration {
     let skew = if version == 2 { Duration::from_secs(1) } else { interval } * 56 / 256;
     let offset = (interval / 4).min(Duration::from_millis(100));
@@ -45,7 +46,7 @@ fn start() {
 
     let mac = cluster.node(owner).mac();
     let since = Instant::now();
-    // The client asks for the owner of the VIP again and again: only one node may answer.
+    // The client resolves the VIP again and again: only one node may answer.
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20)).fresh_neighbour();
     let probe = probe.start(cluster.client()).expect("the probe starts");
     cluster.wait("the Active advertises three times", || senders(&capture, since, Some(mac)).len() >= 3);
@@ -57,7 +58,7 @@ fn start() {
     cluster.check(cluster.takeovers() == 1, || format!("{} takeovers", cluster.takeovers()));
 }
 
-/// At a short interval equals are closest to each other.
+/// At a short interval the offsets of equals are the smallest.
 fn crashes_at_100_ms() {
     let interval = Duration::from_millis(100);
     let mut cluster = Cluster::start(Plan::v3("100ms"));
@@ -79,8 +80,8 @@ fn dual_stack() {
     let watches = watch(&cluster);
     Crashes::of(&mut cluster, crash_bound(Duration::from_millis(100), 3)).run(4);
     let [v4, v6] = [cluster.vips()[0], cluster.vips()[1]];
-    // A killed owner's addresses end with their leases, which the kernel counts for each address by itself; what
-    // counts is that both came together.
+    // The addresses of a killed owner end with their leases, which the kernel counts for each address separately; the
+    // requirement is that both were added together.
     for watch in &watches {
         let (first, second) = (watch.tenures(v4), watch.tenures(v6));
         cluster.check(first.len() == second.len(), || format!("{v4}: {first:?}, {v6}: {second:?}"));
@@ -97,7 +98,7 @@ fn dual_stack() {
     }
 }
 
-/// An instance with both families may hold only one of them for at most one advertisement.
+/// An instance with both families may hold only one of them for at most one advertisement interval.
 const INTERVAL_OF_BOTH: Duration = Duration::from_millis(100);
 
 fn heals() {
@@ -108,19 +109,19 @@ fn heals_v6() {
     heal_every_way(Plan::v3("100ms").v6_only(), Duration::from_millis(100));
 }
 
-/// Who wins after the split, and where the client stood during it.
+/// The winner after the split, and the client's side during it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Split {
-    /// The other half's owner wins; the client stood with the former one.
+    /// The owner of the other side wins; the client was on the side of the former owner.
     OtherWins,
-    /// The former owner wins; the client stood with the other half, which it must forget.
+    /// The former owner wins; the client was on the other side, whose address it must replace.
     OwnerWins,
-    /// The client reached both halves all the time.
+    /// The client reached both sides all the time.
     ClientBetween,
 }
 
-/// Among equals the highest address wins, and a node that was alone and noticed it loses. So a lowest node that is
-/// alone loses at any interval.
+/// Among equals the highest address wins, and a node that was isolated and detected it loses. So the lowest node,
+/// isolated, loses at any interval.
 fn heal_every_way(plan: Plan, interval: Duration) {
     let mut cluster = Cluster::build(Lan::builder(), plan);
     cluster.start_daemon(LOWEST);
@@ -136,33 +137,33 @@ fn heal_every_way(plan: Plan, interval: Duration) {
 /// The controller with the lowest address.
 const LOWEST: usize = 0;
 
-/// Cuts one controller off the two others until both sides have an owner, and looks who is left after the heal.
+/// Isolates one controller from the two others until both sides have an owner, and checks the owner after the heal.
 fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usize) {
     let capture = cluster.lan.capture().expect("the capture starts");
     let watches = watch(cluster);
     let canary = Canary::start();
     let client = cluster.client();
     let former = cluster.wait_for_owner(None);
-    // The client has an entry for each VIP, as one that uses them has.
+    // The client has a neighbour entry for each VIP, like clients that use them.
     let probe = |vip| Probe::to(SocketAddr::new(vip, PORT)).every(Duration::from_millis(20)).start(client);
     let probes: Vec<Probe> =
         cluster.vips().into_iter().map(|vip| probe(vip).expect("the probe starts")).collect();
-    cluster.wait("the client knows the VIPs", || {
+    cluster.wait("the client has neighbour entries for the VIPs", || {
         cluster.vips().into_iter().all(|vip| knows(client, vip, cluster.node(former).mac()))
     });
     let (mut one, two): (Vec<&Node>, Vec<&Node>) =
         cluster.lan.controllers().iter().partition(|node| node.name() == cluster.node(alone).name());
     match case {
-        // In both cases the client stands with the one that loses.
+        // In both cases the client is on the side that loses.
         Split::OtherWins | Split::OwnerWins => one.push(client),
         Split::ClientBetween => {}
     }
     cluster.lan.partition(&[&one, &two]).expect("the LAN is split");
-    cluster.wait("each half has an owner", || cluster.owners().len() == 2);
+    cluster.wait("each side has an owner", || cluster.owners().len() == 2);
     let rivals = cluster.owners();
     let pair: BTreeSet<Mac> = rivals.iter().map(|&index| cluster.node(index).mac()).collect();
     let split = Instant::now();
-    cluster.wait("both advertise", || {
+    cluster.wait("both sides advertise", || {
         senders(&capture, split, None).into_iter().collect::<BTreeSet<_>>() == pair
     });
     cluster.lan.heal_all().expect("the LAN is healed");
@@ -195,8 +196,9 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     let bound = interval + MARGIN + stall;
     cluster.check(contended <= bound, || format!("two owners for {contended:?} after the heal"));
     let bound = bound + BETWEEN_ANNOUNCEMENTS;
-    cluster.check(known <= bound, || format!("the client knew the winner {known:?} after the heal"));
-    // It stays so: nobody moves, and nobody else calls clients.
+    cluster
+        .check(known <= bound, || format!("the client had the winner in its cache {known:?} after the heal"));
+    // The winner keeps the VIP, and no other node announces it.
     let calm = Instant::now();
     cluster.wait("the winner advertises three times more", || senders(&capture, calm, Some(mac)).len() >= 3);
     let adverts: BTreeSet<Mac> = senders(&capture, calm, None).into_iter().collect();
@@ -206,7 +208,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
         .check(called.iter().all(|it| *it == mac), || format!("announcements of {called:?} after the heal"));
     cluster.check(cluster.wait_for_owner(None) == winner, || "the VIP moved after the heal".to_owned());
     for vip in cluster.vips() {
-        cluster.check(knows(client, vip, mac), || format!("the client lost sight of {vip}"));
+        cluster.check(knows(client, vip, mac), || format!("the client lost its neighbour entry for {vip}"));
     }
     for probe in probes {
         let calm = probe.wait_for_calm(Duration::from_millis(200), PATIENCE);
@@ -214,16 +216,16 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     }
 }
 
-/// Whether the node's ARP or NDP entry for `ip` is `mac`.
+/// Returns whether the node's ARP or NDP entry for `ip` is `mac`.
 fn knows(node: &Node, ip: IpAddr, mac: Mac) -> bool {
     node.neighbour(ip).expect("neighbours are listed").is_some_and(|entry| entry.mac == Some(mac))
 }
 
-/// Announcements that rivals provoke are this far apart (so that nobody can cause a storm), and a client that hears
-/// both halves may have heard the loser's last.
+/// The minimum interval of announcements that rivals provoke (which limits their rate); a client that reaches both
+/// sides may have received the loser's announcement last.
 const BETWEEN_ANNOUNCEMENTS: Duration = Duration::from_millis(500);
 
-/// What an ordinary user's scheduling and the removal of addresses may add to one advertisement interval.
+/// Tolerance for an ordinary user's scheduling and the removal of addresses, in addition to one advertisement interval.
 const MARGIN: Duration = Duration::from_millis(250);
 
 fn watch(cluster: &Cluster) -> Vec<AddressWatch> {

@@ -1,8 +1,8 @@
-//! What the daemon takes of its machine: memory and processor time at rest, its size on disk, and how many instances
-//! it bears.
+//! The daemon's resource usage: memory and processor time when idle, size on disk, and the number of instances that it
+//! supports.
 //!
 //! `cargo test` builds without the optimisations of a release, so the limits here are wider than the promised ones.
-//! `.ci/run` gives the release binary by `CPLB_BIN` and sets `CPLB_LIMITS=release`: then they are the promised ones.
+//! `.ci/run` passes the release binary by `CPLB_BIN` and sets `CPLB_LIMITS=release`: then they are the promised ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use testbed::{Capture, Lan, Signal, Test, Tool};
 use crate::support::footprint::{Meter, resident};
 use crate::support::{Cluster, Plan, binary};
 
-/// What the daemon may take.
+/// Limits of the daemon's resource usage.
 struct Limits {
     /// Memory in use, in bytes.
     memory: u64,
@@ -22,25 +22,25 @@ struct Limits {
     processor: f64,
 }
 
-/// What is promised, for the binary that is installed. Most of it is the binary itself, as far as it is mapped: what speaks
-/// with the Kubernetes API is 1.5 MB of it.
+/// The promised limits, for the installed binary. Most of the memory is the mapped part of the binary: the Kubernetes
+/// client is 1.5 MB of it.
 const RELEASE: Limits = Limits { memory: 13_500_000, processor: 0.003 };
-/// The dev profile optimises dependencies well and the rest little: a third more memory, of which the larger program
-/// is the most, and hardly more time were measured. The rest of the margin is for the machine.
+/// The dev profile optimises dependencies well and the rest little: a third more memory, mostly for the larger program,
+/// and hardly more time were measured. The rest of the margin is for the machine.
 const DEV: Limits = Limits { memory: 20_000_000, processor: 0.006 };
-/// The file of the stripped release binary: 9 MB for the election and the proxy, one for IPVS and the real server, and
-/// three for the Kubernetes API.
+/// Size of the stripped release binary, bytes: 9 MB for the election and the proxy, one for IPVS and the real server,
+/// and three for the Kubernetes client.
 const SIZE: u64 = 13_000_000;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
-        Test::new("a_daemon_at_rest_takes_little_memory_and_time", at_rest).needs([Tool::Nft]).alone(),
+        Test::new("idle_daemon_stays_within_memory_and_cpu_limits", at_rest).needs([Tool::Nft]).alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
             .needs([Tool::Nft])
             .needs_root_realtime(),
     ];
     if is_release() {
-        tests.push(Test::new("the_binary_is_small", size));
+        tests.push(Test::new("binary_size_is_within_the_limit", size));
     }
     tests
 }
@@ -55,19 +55,20 @@ fn size() {
     assert!(length <= SIZE, "{length} bytes");
 }
 
-/// How long the daemons must have been left in peace: the announcements of a takeover are over by then.
+/// Age of the instance's state in seconds from which on the daemon is idle: the announcements of a takeover are over by
+/// then.
 const REST: f64 = 5.0;
-/// How long they are watched.
+/// Duration of the measurement.
 const SPAN: Duration = Duration::from_secs(20);
 
-/// One instance at one second, three HTTPS backends checked each second: k0s's settings.
+/// The measured configuration is k0s's: one instance at one second, three HTTPS backends checked each second.
 fn at_rest() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
     let daemons = [0, 1];
     daemons.iter().for_each(|&index| cluster.start_daemon(index));
     let active = cluster.wait_until_settled();
     for index in daemons {
-        cluster.wait("the daemon is at rest", || {
+        cluster.wait("the daemon is idle", || {
             let status = cluster.status(index);
             let backends = status["services"][0]["backends"]
                 .as_array()
@@ -91,15 +92,15 @@ fn at_rest() {
         cluster.check(memory <= limits.memory, || format!("the {role} uses {memory} bytes of memory"));
         cluster.check(usage.share <= limits.processor, || format!("the {role} takes {percent} %: {usage:?}"));
     }
-    // What was measured was the work, not its absence: three checks each second by each of two daemons.
+    // The daemons did their usual work during the measurement: three checks each second by each of two daemons.
     cluster.check((90..=140).contains(&checked), || format!("{checked} checks in {SPAN:?}"));
     cluster.check(cluster.owners() == [active], || "the VIP moved".to_owned());
 }
 
-/// As many as one interface can have.
+/// The largest number of instances on one interface.
 const INSTANCES: usize = 255;
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How long their advertisements are watched.
+/// Duration of the capture of their advertisements.
 const WATCHED: Duration = Duration::from_secs(10);
 
 fn many_instances() {
@@ -128,7 +129,7 @@ fn many_instances() {
     let meters = [0, 1].map(|index| Meter::start(cluster.daemon(index)));
     let watched = Instant::now();
     while watched.elapsed() < WATCHED {
-        // Somebody always looks at the status.
+        // The status is queried during the measurement, as monitoring does.
         cluster.status(0);
         std::thread::sleep(Duration::from_secs(1));
     }
@@ -140,7 +141,7 @@ fn many_instances() {
     expect_takeover(&cluster);
 }
 
-/// Until now every instance of the first controller, and nobody else, has advertised without a gap.
+/// Checks that until now every instance of the first controller, and no other node, has advertised without a gap.
 fn expect_no_gap(cluster: &Cluster, capture: &Capture, since: Instant) {
     let until = Instant::now();
     let mut heard: BTreeMap<u8, Vec<Instant>> = BTreeMap::new();
@@ -159,12 +160,12 @@ fn expect_no_gap(cluster: &Cluster, capture: &Capture, since: Instant) {
     cluster.check(gap <= INTERVAL * 3 / 2, || format!("{vrid} was silent for {gap:?}"));
 }
 
-/// The second controller takes over everything that the first, killed, had.
+/// Kills the first daemon and checks that the second controller takes all VIPs over.
 fn expect_takeover(cluster: &Cluster) {
     let killed = cluster.signal(0, Signal::SIGKILL);
     wait_for_lines(cluster, 1, "to=active");
     let active = killed.elapsed();
-    cluster.wait("the VIPs are here and with the dead node no more", || {
+    cluster.wait("the VIPs are on the second node only", || {
         let count = |index: usize| vips(cluster, index);
         count(1) == INSTANCES && count(0) == 0
     });
@@ -174,7 +175,7 @@ fn expect_takeover(cluster: &Cluster) {
     );
 }
 
-/// Starts a daemon with all of them; the moment before.
+/// Starts a daemon with all instances; returns the time before the start.
 fn launch_many(cluster: &mut Cluster, index: usize) -> Instant {
     let command = cluster.command(index);
     let instances: String = (1..=INSTANCES)
@@ -203,7 +204,7 @@ fn wait_for_lines(cluster: &Cluster, index: usize, text: &str) {
     cluster.wait(text, || log.lines().iter().filter(|line| line.text.contains(text)).count() >= INSTANCES);
 }
 
-/// How many instances are in this state, and have their VIPs if they should.
+/// The number of instances that are in this state, and have their VIPs if they are Active.
 fn roles(status: &serde_json::Value, state: &str) -> usize {
     let instances = status["instances"].as_array().into_iter().flatten();
     instances
@@ -213,14 +214,14 @@ fn roles(status: &serde_json::Value, state: &str) -> usize {
         .count()
 }
 
-/// How many VIPs the kernel of a controller has.
+/// The number of VIPs on a controller, according to its kernel.
 fn vips(cluster: &Cluster, index: usize) -> usize {
     let addresses = cluster.node(index).addresses().expect("addresses are listed");
     let is_vip = |ip: IpAddr| matches!(ip, IpAddr::V4(v4) if v4.octets()[..3] == [10, 9, 1]);
     addresses.iter().filter(|address| is_vip(address.ip)).count()
 }
 
-/// Between any two of them, and from the edges of the time in which they were recorded.
+/// The longest gap between two advertisements, or between one and an end of the recording.
 fn longest_gap(times: &[Instant], since: Instant, until: Instant) -> Duration {
     let times: Vec<Instant> = std::iter::once(since).chain(times.iter().copied()).chain([until]).collect();
     times.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0])).max().unwrap_or_default()

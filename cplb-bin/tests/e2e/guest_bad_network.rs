@@ -10,25 +10,25 @@ use crate::support::{Cluster, PATIENCE, Plan, binary};
 
 const BAD: Impairment =
     Impairment { delay: Duration::from_millis(20), jitter: Duration::from_millis(20), loss_percent: 1.0 };
-/// What a client's exchange may take longer on this network: three round trips, and one segment sent again.
+/// The additional duration of a client's exchange on this network: three round trips, and one retransmitted segment.
 const TRAVEL: Duration = Duration::from_millis(6 * 40 + 400);
-/// An announcement may be lost, or overtaken by that of an equal which yields: it is repeated every 500 ms. Twice in a
-/// row is as rare as it is wanted here.
+/// The time for an announcement to arrive: one may be lost, or overtaken by that of an equal which yields, and is
+/// repeated every 500 ms. Two losses in a row are rare enough.
 const ANNOUNCED: Duration = Duration::from_secs(1);
 
 pub(crate) fn tests() -> Vec<Test> {
     let test =
         |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Tc]).files([binary()]).in_guest();
     vec![
-        test("nothing_moves_on_a_bad_network_at_100_ms", || calm(Plan::v3("100ms"))),
-        test("nothing_moves_on_a_bad_network_at_1_s", || calm(Plan::default())),
-        test("the_vip_moves_after_a_crash_on_a_bad_network_at_100_ms", || {
+        test("vip_stays_on_a_lossy_network_at_100_ms", || calm(Plan::v3("100ms"))),
+        test("vip_stays_on_a_lossy_network_at_1_s", || calm(Plan::default())),
+        test("vip_moves_after_a_crash_on_a_lossy_network_at_100_ms", || {
             crashes(Plan::v3("100ms"), Duration::from_millis(100), Duration::from_millis(22), 8);
         }),
-        test("the_vip_moves_after_a_crash_on_a_bad_network_at_1_s", || {
+        test("vip_moves_after_a_crash_on_a_lossy_network_at_1_s", || {
             crashes(Plan::default(), Duration::from_secs(1), Duration::from_millis(219), 3);
         }),
-        test("the_vip_is_handed_over_on_a_bad_network", handover),
+        test("vip_is_handed_over_on_a_lossy_network", handover),
     ]
 }
 
@@ -40,13 +40,13 @@ fn cluster(plan: Plan) -> Cluster {
     cluster
 }
 
-/// Equals that started together may have met as rivals; from then on lost and late advertisements move nothing.
+/// Equals that started together may have been rivals; from then on lost and late advertisements move no VIP.
 fn calm(plan: Plan) {
     let cluster = cluster(plan);
     let owner = cluster.wait_for_owner(None);
     let (before, since) = (cluster.takeovers(), Instant::now());
     let capture = cluster.lan.capture().expect("the capture starts");
-    // A time to observe, not a condition to wait for: nothing is to happen.
+    // A fixed time of observation: there is no event to wait for.
     std::thread::sleep(Duration::from_secs(20));
     cluster.check(cluster.takeovers() == before, || "the VIP moved".to_owned());
     let adverts: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
@@ -57,14 +57,14 @@ fn calm(plan: Plan) {
 fn crashes(plan: Plan, interval: Duration, skew: Duration, count: usize) {
     let mut cluster = cluster(plan);
     let offset = (interval / 4).min(Duration::from_millis(100));
-    // The last advertisement may have been lost on its way to the one that takes over, and the next one later than it.
+    // The last advertisement may have been lost on its way to the successor, and the one before may have been delayed.
     let down = 3 * interval + skew + offset + 2 * BAD.jitter;
     let bound = down + TRAVEL + ANNOUNCED + Duration::from_millis(150);
-    // Jitter is larger than the offsets that keep equals apart: both may take over, and one yields.
+    // Jitter is larger than the offsets that separate equals: both may take over, and one yields.
     Crashes::of(&mut cluster, bound).every(Duration::from_millis(20)).that_may_bounce().run(count);
 }
 
-/// A resignation that is lost costs Down; one that arrives costs Skew and the way.
+/// The bound of a lost resignation is Active_Down_Interval; one that arrives costs Skew_Time and the delay.
 fn handover() {
     let mut cluster = cluster(Plan::v3("100ms"));
     let mut blackouts = Vec::new();

@@ -1,9 +1,9 @@
 //! The planned handover: SIGTERM to the Active while a client connects every 2 ms.
 //!
-//! The numbers are those of the product's promise: a median of at most 20 ms and a worst case of at most 100 ms. The
-//! load balancer runs at normal priority, so on a machine that others load a round measures their load as well. One
-//! in which the probe, a thread of the tests, or one of a daemon waited for a processor for [`NOISE`] is made
-//! again, at most [`REPEATS`] times per wanted one; after that rounds count as they are.
+//! The bounds are those of the product's promise: a median of at most 20 ms and a worst case of at most 100 ms. The
+//! load balancer runs at normal priority, so on a loaded machine a round measures the load as well. A round in which
+//! the probe, a thread of the tests, or one of a daemon waited for a processor for [`NOISE`] is repeated, at most
+//! [`REPEATS`] times per required one; after that rounds count as they are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,26 +20,32 @@ use crate::support::{Cluster, PATIENCE, Plan, median};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("twenty_handovers_at_100_ms_go_unnoticed", || unnoticed(Plan::v3("100ms"), 20))
-            .needs([Tool::Nft]),
-        Test::new("handovers_of_an_ipv6_vip_go_unnoticed", || unnoticed(Plan::v3("100ms").v6_only(), 10))
-            .needs([Tool::Nft]),
-        Test::new("twenty_handovers_at_1_s_go_unnoticed", || unnoticed(Plan::default(), 20))
-            .needs([Tool::Nft]),
-        Test::new("long_sessions_are_reset_by_a_handover_and_none_hangs", sessions).needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || {
+            unnoticed(Plan::v3("100ms"), 20)
+        })
+        .needs([Tool::Nft]),
+        Test::new("handovers_stay_within_the_blackout_bound_ipv6", || {
+            unnoticed(Plan::v3("100ms").v6_only(), 10)
+        })
+        .needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || {
+            unnoticed(Plan::default(), 20)
+        })
+        .needs([Tool::Nft]),
+        Test::new("handover_resets_all_sessions_before_the_vip_is_removed", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
     ]
 }
 
-/// The promise.
+/// The promised bounds.
 const MEDIAN: Duration = Duration::from_millis(20);
 const WORST: Duration = Duration::from_millis(100);
-/// A longer stall makes a round worthless.
+/// A longer stall makes a round useless.
 const NOISE: Duration = Duration::from_millis(15);
-/// How many noisy rounds per wanted one are put up with.
+/// Largest number of noisy rounds per required one.
 const REPEATS: usize = 1;
-/// How long all probes must succeed before and after.
+/// Period before and after a handover in which all probes must succeed.
 const CALM: Duration = Duration::from_millis(100);
 
 /// One measured handover.
@@ -48,7 +54,7 @@ struct Round {
     stall: Duration,
 }
 
-/// The longest time for which a thread of normal priority that wanted to run did not.
+/// Measures the longest time for which a runnable thread of normal priority did not run.
 struct StallMeter {
     stop: Arc<AtomicBool>,
     worst: Arc<AtomicU64>,
@@ -85,7 +91,7 @@ impl Drop for StallMeter {
     }
 }
 
-/// For how long each thread of the running daemons has waited for a processor since it was started.
+/// The time for which each thread of the running daemons has waited for a processor since its start.
 fn waits(cluster: &Cluster) -> BTreeMap<u32, Duration> {
     let running = (0..cluster.len()).filter_map(|index| cluster.running(index));
     let threads = running.flat_map(|daemon| {
@@ -114,12 +120,12 @@ impl Round {
     }
 }
 
-/// Collects `count` rounds; noisy ones are repeated as long as there may be some.
+/// Collects `count` rounds; noisy ones are repeated up to the limit.
 fn quiet_rounds(count: usize, mut round: impl FnMut() -> Round) -> Vec<Duration> {
     let (mut quiet, mut noisy) = (Vec::new(), Vec::new());
     while quiet.len() < count {
         let Round { blackout, stall } = round();
-        // Judged by the noise alone, or good figures would be chosen.
+        // The noise alone decides, so that good figures are not selected.
         if stall < NOISE || noisy.len() >= REPEATS * count {
             quiet.push(blackout);
         } else {
@@ -142,7 +148,7 @@ fn calm(cluster: &Cluster, probe: &Probe) {
     }
 }
 
-/// Stops the Active, waits for the next one, and brings the stopped one back as a Backup that can serve.
+/// Stops the Active, waits for its successor, and restarts the stopped daemon as a Backup that can serve.
 fn hand_over(cluster: &mut Cluster) -> Round {
     let owner = cluster.wait_for_owner(None);
     let probe = probe(cluster);
@@ -181,15 +187,17 @@ fn sessions() {
             Sessions::open(cluster.client(), cluster.address(), COUNT).expect("the sessions are opened");
         let stopped = cluster.signal(owner, Signal::SIGTERM);
         cluster.wait("all sessions have ended", || sessions.ended() == COUNT);
-        let lost =
-            watch.wait_for_loss(cluster.vip(), PATIENCE).expect("the VIP is given up").expect("it had it");
+        let lost = watch
+            .wait_for_loss(cluster.vip(), PATIENCE)
+            .expect("the VIP is released")
+            .expect("the owner had the VIP");
         let mut last = Duration::ZERO;
         for state in sessions.states() {
             let SessionState::Ended(at, failure) = state else { continue };
             cluster.check(failure == Failure::Reset, || format!("a session ended by {failure:?}"));
             // The resets precede the removal; the client may be scheduled a little later.
             cluster.check(at <= lost + WORST, || {
-                format!("a session ended {:?} after the VIP was gone", at.duration_since(lost))
+                format!("a session ended {:?} after the VIP was removed", at.duration_since(lost))
             });
             last = last.max(at.duration_since(stopped));
         }
@@ -204,7 +212,7 @@ fn to_keepalived() {
     let instance = VrrpInstance::v2(51, [(cluster.vip(), len4)]).password("Example").nopreempt();
     cluster.start_daemon(0);
     cluster.wait_for_owner(None);
-    // The daemon is Active and equal in priority, so keepalived waits behind it.
+    // The daemon is Active and of equal priority, so keepalived stays a backup.
     let keepalived =
         Keepalived::start(cluster.node(1), std::slice::from_ref(&instance)).expect("keepalived starts");
     keepalived

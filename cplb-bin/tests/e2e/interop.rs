@@ -1,6 +1,6 @@
-//! The real binary and Debian's keepalived in one group, each as winner and as loser.
+//! The real binary and Debian's keepalived in one virtual router, each as winner and as loser.
 //!
-//! Several virtual routers with different priorities fail over in the same seconds, so that a slow version 2 costs its
+//! Several virtual routers with different priorities fail over at the same time, so that a slow version 2 costs its
 //! time only once.
 
 use std::collections::BTreeSet;
@@ -15,8 +15,8 @@ use crate::support::{Cluster, PORT, Plan};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Keepalived, Tool::Tshark];
     vec![
-        Test::new("version_2_by_multicast_and_unicast_beside_keepalived", version_2).needs(tools),
-        Test::new("version_3_of_ipv4_and_ipv6_beside_keepalived", version_3).needs(tools),
+        Test::new("version_2_by_multicast_and_unicast_interoperates_with_keepalived", version_2).needs(tools),
+        Test::new("version_3_of_ipv4_and_ipv6_interoperates_with_keepalived", version_3).needs(tools),
     ]
 }
 
@@ -32,7 +32,7 @@ fn version_3() {
     fail_over_in_every_way(group);
 }
 
-/// How the members of a virtual router talk to each other.
+/// The protocol variant of a virtual router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     V2Multicast,
@@ -41,7 +41,7 @@ enum Kind {
     V3Ipv6,
 }
 
-/// Who has the higher priority.
+/// The program with the higher priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Higher {
     Nobody,
@@ -108,7 +108,7 @@ impl Group {
     fn start(&mut self, side: Side) {
         match side {
             Side::Cplb => {
-                // The command writes a configuration, which is replaced by that of several instances.
+                // The command writes a configuration, which is replaced by one with several instances.
                 let command = self.cluster.command(self.cplb);
                 let text = self.configuration();
                 std::fs::write(self.cluster.config_file(self.cplb), text)
@@ -127,14 +127,14 @@ impl Group {
         }
     }
 
-    /// Ends a side without its doing.
+    /// Ends a side without a clean stop.
     fn crash(&mut self, side: Side) -> Instant {
         match side {
             Side::Cplb => self.cluster.signal(self.cplb, Signal::SIGKILL),
             Side::Keepalived => {
                 let keepalived = self.keepalived.take().expect("keepalived runs");
                 let at = keepalived.crash().expect("keepalived is killed");
-                // It leaves its addresses behind. A crash of the machine, which is meant here, does not.
+                // It leaves its addresses behind. A crash of the machine, which is simulated here, does not.
                 let node = self.node(side);
                 for router in self.routers.iter().filter(|router| node.has_address(router.vip)) {
                     node.delete_address(router.vip).expect("the address is deleted");
@@ -144,7 +144,7 @@ impl Group {
         }
     }
 
-    /// Ends a side as its administrator does.
+    /// Ends a side with a clean stop.
     fn stop(&mut self, side: Side) -> Instant {
         match side {
             Side::Cplb => {
@@ -159,8 +159,8 @@ impl Group {
         }
     }
 
-    /// Waits until each router is owned by whom `owner` says and by nobody else, and looks that it stays so for some
-    /// advertisements. Returns how long after `since` the last of them was advertised by its owner.
+    /// Waits until each router is owned by the side that `owner` returns and by no other, and checks that this holds
+    /// for some advertisements. Returns the time from `since` until the last of them was advertised by its owner.
     fn converge(&self, what: &str, since: Instant, owner: impl Fn(&Router) -> Side) -> Duration {
         let has = |side: Side, router: &Router| self.node(side).has_address(router.vip);
         self.cluster.wait(&format!("{what}: one owner each"), || {
@@ -234,16 +234,16 @@ impl Group {
         text
     }
 
-    /// What tshark thinks of every advertisement that cplb sent.
+    /// Checks with tshark that every advertisement from cplb is valid.
     fn check_by_tshark(&self) {
         let mac = self.node(Side::Cplb).mac();
         let sent = self.capture.count(|frame| frame.vrrp().is_some_and(|advert| advert.mac == mac));
         let file = self.cluster.lan.directory().join("group.pcap");
         self.capture.to_pcap(&file).expect("the capture is written");
         let mut tshark = Command::new(Tool::Tshark.path().expect("tshark is installed"));
-        // Whoever runs the test may have preferences, or a home that is not readable in a user namespace.
+        // The user may have preferences, or a home that is not readable in a user namespace.
         tshark.env("HOME", "/nonexistent").args(["-o", "vrrp.v3_checksum_as_in_v2:FALSE"]);
-        // A kernel whose daemon was killed quotes the advertisements of others in ICMP errors.
+        // The kernel of a killed daemon's node quotes received advertisements in ICMP errors.
         tshark.arg("-Y").arg(format!("vrrp && !icmp && eth.src == {mac}"));
         tshark.args([
             "-T",
@@ -288,13 +288,14 @@ fn other(side: Side) -> Side {
     }
 }
 
-/// keepalived takes the VIP back wherever it has the higher priority; cplb leaves it with whoever serves.
+/// keepalived takes the VIP back if it has the higher priority; cplb does not preempt a serving Active.
 fn after_keepalived_came_back(router: &Router) -> Side {
     if router.higher == Higher::Keepalived { Side::Keepalived } else { Side::Cplb }
 }
 
 fn fail_over_in_every_way(mut group: Group) {
-    // Down at the lowest priority, and what starting, loaded machines and keepalived's own delays may add.
+    // Active_Down_Interval at the lowest priority, with tolerance for starts, loaded machines and keepalived's own
+    // delays.
     let skew = if group.interval < Duration::from_secs(1) { group.interval } else { Duration::from_secs(1) };
     let crash = 4 * group.interval + Duration::from_millis(600);
     let handover = skew + Duration::from_millis(600);
@@ -308,25 +309,25 @@ fn fail_over_in_every_way(mut group: Group) {
     let took = group.converge("cplb crashes", at, |_| Side::Keepalived);
     group.cluster.check(took <= crash, || format!("keepalived took over after {took:?}"));
     group.start(Side::Cplb);
-    group.converge("cplb comes back", Instant::now(), |_| Side::Keepalived);
+    group.converge("cplb restarts", Instant::now(), |_| Side::Keepalived);
 
     let at = group.stop(Side::Keepalived);
     let took = group.converge("keepalived stops", at, |_| Side::Cplb);
     group.cluster.check(took <= handover, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived comes back", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
 
     let at = group.stop(Side::Cplb);
     let took = group.converge("cplb stops", at, |_| Side::Keepalived);
     group.cluster.check(took <= handover, || format!("keepalived took over after {took:?}"));
     group.start(Side::Cplb);
-    group.converge("cplb comes back", Instant::now(), |_| Side::Keepalived);
+    group.converge("cplb restarts", Instant::now(), |_| Side::Keepalived);
 
     let at = group.crash(Side::Keepalived);
     let took = group.converge("keepalived crashes", at, |_| Side::Cplb);
     group.cluster.check(took <= crash, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived comes back", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
     contend(&group);
     group.check_by_tshark();
 }
@@ -335,7 +336,7 @@ fn fail_over_in_every_way(mut group: Group) {
 fn contend(group: &Group) {
     let (cplb, keepalived) = (group.node(Side::Cplb), group.node(Side::Keepalived));
     group.cluster.lan.partition(&[&[cplb], &[keepalived]]).expect("the LAN is split");
-    group.cluster.wait("both own everything", || {
+    group.cluster.wait("both nodes have every VIP", || {
         let both = [cplb, keepalived];
         group.routers.iter().all(|router| both.iter().all(|node| node.has_address(router.vip)))
     });

@@ -1,5 +1,5 @@
 //! End-to-end tests of the real binary: controllers in network namespaces, and in a guest where the kernel of this
-//! machine lacks something. One program, so that tests of all suites run side by side.
+//! machine lacks a feature. One program, so that tests of all suites run side by side.
 //!
 //! `cargo test --workspace --all-features --test e2e SUITE::` runs one suite, `… SUITE::NAME` one test.
 

@@ -1,4 +1,4 @@
-//! The main job with the real binary: one address, every API server behind it.
+//! The main use with the real binary: one address, with every API server behind it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,10 +12,10 @@ use crate::support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
 pub(crate) fn tests() -> Vec<Test> {
     let tests = [
         ("three_nodes_elect_one_active_that_serves", elects as fn(Tproxy)),
-        ("openssl_meets_every_certificate_from_everywhere", certificates),
-        ("a_static_backend_that_is_the_vip_is_left_out", static_loop),
-        ("a_k0sctl_controller_that_is_the_vip_is_left_out", k0sctl_loop),
-        ("a_backend_option_that_is_the_vip_is_left_out", option_loop),
+        ("every_node_reaches_every_backend_through_the_vip", certificates),
+        ("static_backend_equal_to_the_vip_is_dropped", static_loop),
+        ("k0sctl_controller_equal_to_the_vip_is_dropped", k0sctl_loop),
+        ("backend_option_equal_to_the_vip_is_dropped", option_loop),
     ];
     let in_both_modes = |name, body: fn(Tproxy)| {
         Tproxy::BOTH.map(|tproxy| {
@@ -23,8 +23,8 @@ pub(crate) fn tests() -> Vec<Test> {
         })
     };
     let mut tests: Vec<Test> = tests.into_iter().flat_map(|(name, body)| in_both_modes(name, body)).collect();
-    // It looks for daemons that survive it, wherever they are.
-    tests.extend(in_both_modes("the_demo_shows_a_failover_and_cleans_up", demo).map(Test::alone));
+    // The test counts daemons that survive the demonstration, wherever they run.
+    tests.extend(in_both_modes("demo_shows_a_failover_and_cleans_up", demo).map(Test::alone));
     tests
 }
 
@@ -48,11 +48,11 @@ fn elects(tproxy: Tproxy) {
     }
     let owners = cluster.owners();
     cluster.check(owners.len() == 1, || format!("owners: {owners:?}"));
-    // Equals that start together may be Active at the same moment once; the first advertisement settles it.
+    // Equals that start together may both be Active for a moment; the first advertisement resolves it.
     cluster.check(cluster.takeovers() <= 2, || format!("{} takeovers", cluster.takeovers()));
 }
 
-/// The demonstration makes namespaces of its own inside those of the tests; the log form is what scripts read.
+/// The demonstration creates its own namespaces inside those of the tests; the plain form is for scripts.
 fn demo(tproxy: Tproxy) {
     let lan = Lan::builder().controllers(0).clients(1).build().expect("a LAN");
     let mut command = Command::new(binary());
@@ -84,14 +84,14 @@ fn demo(tproxy: Tproxy) {
     assert_eq!(running_daemons(), 0, "a daemon of the demonstration survived it");
 }
 
-/// Processes of this PID namespace, which sees those of the namespaces below, that run the binary.
+/// The number of processes that run the binary in this PID namespace, which includes those of the namespaces below.
 fn running_daemons() -> usize {
     let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
     let names = processes.filter_map(|process| std::fs::read_to_string(process.path().join("comm")).ok());
     names.filter(|name| name.trim_end() == "cplb").count()
 }
 
-/// More runs than round robin over three needs, also if both workers count for themselves.
+/// More runs than round robin over three needs, also if both workers count separately.
 const RUNS: usize = 12;
 
 fn certificates(tproxy: Tproxy) {
@@ -114,7 +114,7 @@ fn certificates(tproxy: Tproxy) {
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved meanwhile".to_owned());
 }
 
-/// `openssl s_client -connect`, run until every backend has shown its certificate.
+/// Runs `openssl s_client -connect` until every backend has presented its certificate.
 fn expect_all_certificates(cluster: &Cluster, node: &Node, target: SocketAddr) {
     let openssl = Tool::Openssl.path().expect("the test declares it");
     let mut seen = BTreeSet::new();
@@ -153,7 +153,7 @@ fn expect_all_certificates(cluster: &Cluster, node: &Node, target: SocketAddr) {
     cluster.fail(&format!("{} met only {seen:?} at {target} in {RUNS} connections", node.name()));
 }
 
-/// The same without a process for each connection.
+/// Checks the same without a process for each connection.
 fn expect_all_certificates_quickly(cluster: &Cluster, node: &Node, target: SocketAddr) {
     let seen = certificates_of(cluster, node, target, RUNS);
     cluster.check(seen.iter().collect::<BTreeSet<_>>().len() == cluster.backends.len(), || {
@@ -161,7 +161,7 @@ fn expect_all_certificates_quickly(cluster: &Cluster, node: &Node, target: Socke
     });
 }
 
-/// Whose certificates that many connections from `node` meet.
+/// The names of the backends whose certificates `count` connections from `node` receive.
 fn certificates_of(cluster: &Cluster, node: &Node, target: SocketAddr, count: usize) -> Vec<String> {
     let met = node.block_on(move || async move {
         let mut met = Vec::new();
@@ -175,7 +175,7 @@ fn certificates_of(cluster: &Cluster, node: &Node, target: SocketAddr, count: us
         .unwrap_or_else(|error| cluster.fail(&format!("{} at {target}: {error}", node.name())));
     let owner = |certificate: &Vec<u8>| {
         let found = cluster.backends.iter().find(|backend| backend.has_certificate(certificate));
-        found.map_or_else(|| "nobody known".to_owned(), |backend| backend.name().to_owned())
+        found.map_or_else(|| "unknown".to_owned(), |backend| backend.name().to_owned())
     };
     met.iter().map(owner).collect()
 }
@@ -222,7 +222,7 @@ fn option_loop(tproxy: Tproxy) {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms").tproxy(tproxy));
     for index in 0..cluster.len() {
         let mut command = cluster.command(index);
-        // The IPv4-mapped form and the bind port are the same address in disguise.
+        // The IPv4-mapped form and the bind port are the same address in another notation.
         for backend in [
             format!("{}", cluster.vip()),
             format!("[::ffff:{}]:{BIND_PORT}", cluster.vip()),
@@ -235,8 +235,8 @@ fn option_loop(tproxy: Tproxy) {
     expect_no_loop(&cluster, "is ignored");
 }
 
-/// Every connection, from wherever it is made and through whichever node, is accepted by exactly one proxy; with
-/// the VIP among the backends of round robin, one in four would be accepted a second time.
+/// Every connection, from any node and through any node, is accepted by exactly one proxy; with the VIP among the
+/// backends of round robin, one in four would be accepted a second time.
 fn expect_no_loop(cluster: &Cluster, warning: &str) {
     for index in 0..cluster.len() {
         cluster.wait("the daemon answers", || cluster.try_status(index).is_some());
@@ -263,9 +263,9 @@ fn expect_no_loop(cluster: &Cluster, warning: &str) {
         (cluster.node(active), own(active)),
         (cluster.node(backup), own(backup)),
     ];
-    // The last connections of the probe that found the cluster settled may still be in a queue.
+    // The last connections of the probe in `wait_until_settled` may still be in a queue.
     let mut last = 0;
-    cluster.wait("the count of connections stands still", || {
+    cluster.wait("the number of connections is stable", || {
         std::mem::replace(&mut last, accepted(cluster)) == last
     });
     for (node, target) in rounds {

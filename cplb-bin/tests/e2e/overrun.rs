@@ -1,5 +1,5 @@
-//! More news about addresses than the daemon can read while it does not run: the kernel drops some (ENOBUFS), and
-//! the daemon must not go on with a picture of the system that is no longer true.
+//! More netlink notifications of addresses than fit into the socket's buffer while the daemon does not run: the kernel
+//! drops some (ENOBUFS), and the daemon must not continue with an outdated view of the system.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,14 +12,13 @@ use crate::support::{Cluster, PATIENCE, Plan};
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
-        Test::new("a_daemon_that_stood_still_in_a_storm_of_changes_recovers", stopped).needs(tools),
-        Test::new("a_keeper_that_stood_still_in_a_storm_of_changes_restores_the_vips", keeper_stopped)
-            .needs(tools),
+        Test::new("paused_daemon_recovers_from_a_netlink_overrun", stopped).needs(tools),
+        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", keeper_stopped).needs(tools),
     ]
 }
 
-/// The whole daemon stands still. Whoever holds the VIP afterwards, one node does, and the stopped one knows what
-/// it missed.
+/// The whole daemon is stopped. Afterwards exactly one node holds the VIP, and the stopped daemon has detected the
+/// overrun.
 fn stopped() {
     let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default());
     cluster.start_all();
@@ -34,7 +33,7 @@ fn stopped() {
     expect_calm(&cluster, old);
 }
 
-/// Only the thread that looks after the addresses stands still, and nobody else could take the VIPs over.
+/// Only the keeper's thread is stopped, and there is no other node to take the VIPs over.
 fn keeper_stopped() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), Plan::default().dual_stack());
     cluster.start_all();
@@ -42,29 +41,30 @@ fn keeper_stopped() {
     let (before, mark) = (kernel(&cluster, 0), cluster.daemon(0).log().len());
     let frozen = cluster.daemon(0).freeze_threads(|name| name == "vip-keeper").expect("it has a keeper");
     let foreign = storm(&cluster, 0);
-    cluster.check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || {
-        "VIPs are left".into()
-    });
+    cluster
+        .check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || "VIPs remain".into());
     frozen.thaw();
     expect_noticed(&cluster, 0, mark, before);
-    cluster.wait("both VIPs are back", || cluster.vips().iter().all(|vip| cluster.node(0).has_address(*vip)));
+    cluster.wait("both VIPs are restored", || {
+        cluster.vips().iter().all(|vip| cluster.node(0).has_address(*vip))
+    });
     cluster.wait_until_settled();
     expect_untouched(&cluster, 0, &foreign);
     expect_calm(&cluster, 0);
 }
 
-/// Totals of the daemon's account: overruns and resyncs.
+/// The daemon's counters of overruns and resyncs.
 fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
     let status = cluster.status(index);
     let total = |name: &str| status["kernel"][name].as_u64();
     match (total("overruns"), total("resyncs")) {
         (Some(overruns), Some(resyncs)) => (overruns, resyncs),
-        _ => cluster.fail(&format!("no account of the kernel's news: {status:#}")),
+        _ => cluster.fail(&format!("no counters of netlink events: {status:#}")),
     }
 }
 
-/// Changes addresses and links that are none of the daemon's business until the kernel has dropped news for it, and
-/// only then removes the VIPs. Returns what the node has then.
+/// Changes addresses and links that the daemon does not manage until the kernel has dropped notifications for it, and
+/// only then removes the VIPs. Returns the node's traces after that.
 fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
     let node = cluster.node(index);
     let batch = node.directory().join("storm");
@@ -79,13 +79,13 @@ fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
     let change = "address add 192.0.2.1/32 dev lo\naddress del 192.0.2.1/32 dev lo\nlink set storm1 up\n\
                   link set storm1 down\n";
     fs::write(&batch, change.repeat(250)).expect("the batch is written");
-    let took = cluster.wait("the kernel drops news", || {
+    let took = cluster.wait("the kernel drops notifications", || {
         run();
         dropped(node) > 0
     });
-    eprintln!("news are dropped after a storm of {took:?}");
+    eprintln!("notifications are dropped after {took:?}");
     for vip in cluster.vips() {
-        // Not there if the storm took longer than the lease.
+        // Absent if the changes took longer than the lease.
         let _ = node.delete_address(vip);
     }
     traces(cluster, index)
@@ -95,7 +95,7 @@ fn ip(node: &Node, arguments: &[&str]) -> String {
     node.exec("ip", arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// News that were dropped for sockets of the node that subscribe to any: the daemon's is the only one.
+/// Notifications that were dropped for subscribed sockets of the node: the daemon's is the only one.
 fn dropped(node: &Node) -> u64 {
     let table =
         node.run(|| fs::read_to_string("/proc/thread-self/net/netlink")).expect("the kernel lists sockets");
@@ -128,12 +128,12 @@ fn traces(cluster: &Cluster, index: usize) -> Vec<String> {
     lines
 }
 
-/// The log says it, `status` counts and shows it, and everything was read anew.
+/// Checks that the overrun is logged, counted and reported in `status`, and that the daemon resynced.
 fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u64)) {
     let said = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", PATIENCE);
     let said = said.unwrap_or_else(|error| cluster.fail(&error.to_string()));
     cluster.check(said.text.contains("WARN") && said.text.contains("`ip monitor`"), || said.text.clone());
-    cluster.wait("the status shows it", || {
+    cluster.wait("the status reports the overrun and a resync", || {
         let (overruns, resyncs) = kernel(cluster, index);
         let degraded = cluster.status(index)["degraded"].to_string();
         overruns > before.0 && resyncs > before.1 && degraded.contains("netlink overrun")
@@ -145,9 +145,9 @@ fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
     cluster.check(after == before, || format!("before: {before:#?}\nafter: {after:#?}"));
 }
 
-/// What is over is no longer shown as a problem.
+/// Checks that the overrun is no longer reported as a problem.
 fn expect_calm(cluster: &Cluster, index: usize) {
-    cluster.wait("the node is sound again", || {
+    cluster.wait("the overrun is no longer reported", || {
         !cluster.status(index)["degraded"].to_string().contains("netlink overrun")
     });
 }

@@ -1,4 +1,4 @@
-//! Hostile and broken packets from another host of the LAN: counted by reason, logged once, obeyed by nobody.
+//! Invalid and hostile packets from another host of the LAN: counted by reason, logged once, and without effect.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use testbed::{Lan, Probe, Test};
 use crate::support::packet::Packet;
 use crate::support::{Cluster, Plan};
 
-/// How often each packet is sent.
+/// Number of times that each packet is sent.
 const TIMES: u64 = 10;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("hostile_packets_are_counted_by_reason_and_disturb_nobody", || {
+        Test::new("invalid_packets_are_counted_by_reason_and_move_no_vip", || {
             hostile(Plan::default(), cases_v2);
         }),
-        Test::new("hostile_packets_of_version_3_over_ipv6_disturb_nobody", || {
+        Test::new("invalid_version_3_packets_over_ipv6_move_no_vip", || {
             hostile(Plan::v3("1s").v6_only(), cases_v3);
         }),
-        Test::new("a_unicast_group_hears_only_its_peers", unknown_peer),
+        Test::new("unicast_instance_accepts_only_its_peers", unknown_peer),
     ]
 }
 
-/// What is sent, and where it is counted in `status --json`.
+/// A packet, and its counter in `status --json`.
 struct Case {
     packet: Packet,
     place: Place,
@@ -65,7 +65,7 @@ fn case(place: Place, packet: Packet) -> Case {
     Case { packet, place }
 }
 
-/// What is wrong in either version.
+/// Errors that both versions have.
 fn common_cases(good: &Packet, active: IpAddr) -> Vec<Case> {
     let good = || good.clone();
     let length = good().bytes.len();
@@ -89,7 +89,7 @@ fn cases_v2(cluster: &Cluster, active: usize) -> Vec<Case> {
     let vip = IpAddr::V4(cluster.lan.v4(crate::support::VIP_HOST));
     let good = || Packet::good(vip);
     let many: Vec<IpAddr> = (1..=255).map(|n| IpAddr::from([10, 9, 7, n])).collect();
-    // As version 3 sends it: no authentication data.
+    // The form of version 3: no authentication data.
     let third = good().resize(12).byte(0, 0x31).byte(4, 0).byte(5, 100);
     let mut cases = common_cases(&good(), IpAddr::V4(cluster.node(active).v4()));
     cases.extend([
@@ -105,7 +105,7 @@ fn cases_v2(cluster: &Cluster, active: usize) -> Vec<Case> {
     cases
 }
 
-/// No interval is a mismatch: version 3 learns it (RFC 9568 §6.4.2).
+/// No interval is a mismatch: version 3 adopts it (RFC 9568 §6.4.2).
 fn cases_v3(cluster: &Cluster, active: usize) -> Vec<Case> {
     let vip = IpAddr::V6(cluster.lan.v6(crate::support::VIP_HOST));
     let good = || Packet::good(vip);
@@ -124,7 +124,7 @@ fn cases_v3(cluster: &Cluster, active: usize) -> Vec<Case> {
 
 fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
     let mut cluster = Cluster::build(Lan::builder(), plan);
-    // Without this the kernel itself drops what claims to come from the receiver's own address.
+    // Without this the kernel itself drops packets from the receiver's own address.
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.conf.all.accept_local", "1").expect("a sysctl");
     }
@@ -143,14 +143,14 @@ fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
     }
     expect_one_line_each(&cluster, active);
     observed.expect_undisturbed(&cluster);
-    // Broken packets say nothing about the cluster; another group and a wrong password do.
+    // Invalid packets reveal nothing about the cluster's configuration; another group and a wrong password do.
     let shown = cluster.status(active)["degraded"].to_string();
     cluster.check(!shown.contains("advertisement") && shown.contains("another virtualRouterID"), || {
         shown.clone()
     });
 }
 
-/// However many packets there were, a reason is logged once a minute.
+/// Checks that a reason is logged once a minute, independent of the number of packets.
 fn expect_one_line_each(cluster: &Cluster, active: usize) {
     let log = cluster.daemon(active).log().text();
     let mut lines: Vec<&str> = log
@@ -169,7 +169,7 @@ fn expect_one_line_each(cluster: &Cluster, active: usize) {
     }
 }
 
-/// A settled cluster whose clients connect all the time.
+/// A settled cluster with a client that connects continuously.
 struct Observed {
     active: usize,
     takeovers: usize,
@@ -198,8 +198,8 @@ impl Observed {
     }
 }
 
-/// In unicast mode a multicast from a stranger and a unicast from a stranger are both counted, even with a higher
-/// priority and a good checksum.
+/// In unicast mode multicast and unicast advertisements from an unknown router are counted, even with a higher priority
+/// and a valid checksum.
 fn unknown_peer() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let peers = format!("unicastPeers: [\"{}\", \"{}\"]", lan.v4(1), lan.v4(2));
@@ -212,10 +212,10 @@ fn unknown_peer() {
     for index in 0..cluster.len() {
         Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }
             .send(cluster.client(), TIMES);
-        cluster.wait("the stranger is counted", || {
+        cluster.wait("the unknown router is counted", || {
             Place::Discarded("unknown_peer").count(&cluster.status(index)) == TIMES
         });
-        // The list is that of both nodes: neither sends to itself, and neither hears itself.
+        // The list contains both nodes: neither sends to itself, and neither receives its own advertisements.
         let status = cluster.status(index);
         let shown = status["degraded"].to_string();
         cluster.check(shown.contains("is no known controller"), || shown.clone());
@@ -231,7 +231,7 @@ fn unknown_peer() {
         ..forwarded
     };
     forwarded.send(cluster.client(), TIMES);
-    cluster.wait("the forwarded ones are counted", || {
+    cluster.wait("the forwarded packets are counted", || {
         Place::Discarded("hop_limit").count(&cluster.status(active)) == TIMES
     });
     observed.expect_undisturbed(&cluster);

@@ -1,5 +1,5 @@
-//! What other software on a controller does to clients of the VIP, with the real binary: firewalls, bridges, a server on
-//! the VIP's own port. The rules themselves are shown with `lb-proxy`.
+//! Effects of other software on a controller on clients of the VIP, with the real binary: firewalls, bridges, a server
+//! on the VIP's own port. The rules of the table are tested in `lb-proxy`.
 
 mod bind_port;
 mod bridge;
@@ -16,16 +16,16 @@ use crate::support::Cluster;
 pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Ip]);
     vec![
-        test("a_firewall_that_accepts_the_port_of_the_service_accepts_clients", firewall::transparent),
-        test("without_tproxy_a_firewall_accepts_clients_by_the_documented_line", firewall::dnat),
-        test("a_vip_and_pods_on_bridges_are_served", bridge::vip_and_pods),
-        test("a_killed_daemon_leaves_no_client_to_the_nodes_own_server", server::killed),
-        test("an_api_server_restarts_beside_500_sessions", server::restarted),
-        test("the_bind_port_is_open_where_the_configuration_says", bind_port::access),
+        test("firewall_rule_for_the_service_port_suffices_with_tproxy", firewall::transparent),
+        test("documented_firewall_rule_suffices_without_tproxy", firewall::dnat),
+        test("vip_and_pods_on_bridges_are_served", bridge::vip_and_pods),
+        test("killed_daemon_exposes_no_local_server_to_clients", server::killed),
+        test("api_server_can_rebind_its_port_beside_500_sessions", server::restarted),
+        test("bind_port_access_follows_the_configuration", bind_port::access),
     ]
 }
 
-/// Longer than a SYN and its first two repetitions.
+/// Longer than a SYN and its first two retransmissions.
 const SYNS: Duration = Duration::from_secs(4);
 
 /// Returns whether a TLS handshake through `target` succeeds within [`SYNS`].

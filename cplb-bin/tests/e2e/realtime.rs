@@ -1,4 +1,4 @@
-//! Failovers of the real binary at intervals that only real-time scheduling keeps. They need root.
+//! Failovers of the real binary at intervals that need real-time scheduling. They need root.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::support::{Cluster, PATIENCE, Plan, median};
 pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft]).needs_root_realtime();
     vec![
-        test("a_crash_at_100_ms_is_over_in_450_ms", at_100_ms),
-        test("a_crash_at_10_ms_is_over_in_60_ms", at_10_ms),
-        test("a_crash_of_an_ipv6_owner_at_10_ms_is_over_in_60_ms", at_10_ms_v6),
+        test("crash_at_100_ms_recovers_within_450_ms", at_100_ms),
+        test("crash_at_10_ms_recovers_within_60_ms", at_10_ms),
+        test("crash_at_10_ms_recovers_within_60_ms_ipv6", at_10_ms_v6),
         test("busy_loops_cause_no_false_takeover_at_10_ms", beside_busy_loops),
-        test("a_client_without_neighbour_entry_is_back_when_the_lease_is_over", without_neighbour_entry),
+        test("client_without_neighbour_entry_recovers_when_the_lease_ends", without_neighbour_entry),
     ]
 }
 
@@ -41,7 +41,7 @@ fn crash_at_10_ms(plan: Plan, count: usize) {
     let crashes =
         Crashes::of(&mut cluster, worst).every(Duration::from_millis(2)).that_may_bounce().run(count);
     let blackouts: Vec<Duration> = crashes.iter().map(|crash| crash.blackout).collect();
-    // The proxies and the servers run at ordinary priority. Crashes that a stall of such threads alone accounts for
+    // The proxies and the servers run at ordinary priority. Crashes that are explained by a stall of such threads alone
     // are not counted against the daemon; on an idle machine there is none.
     let own: Vec<Duration> =
         crashes.iter().filter(|crash| crash.stall < STALL).map(|crash| crash.blackout).collect();
@@ -50,15 +50,15 @@ fn crash_at_10_ms(plan: Plan, count: usize) {
     cluster.check(typical <= bound, || format!("the median blackout is {typical:?}: {crashes:?}"));
 }
 
-/// The stall of an ordinary thread that makes a blackout of some tens of milliseconds meaningless.
+/// The stall of an ordinary thread from which on a blackout of some tens of milliseconds is meaningless.
 const STALL: Duration = Duration::from_millis(15);
 
-/// The number of busy loops of the issue, on however many processors there are.
+/// Number of busy loops, whatever the number of processors.
 const LOOPS: usize = 12;
 const SPAN: Duration = Duration::from_secs(20);
 
-/// Active_Down_Interval is 33 ms. A hypervisor that takes the processors away for longer looks like a false takeover; it
-/// does so rarely, and busy loops would cause one in each round.
+/// Largest number of rounds. Active_Down_Interval is 33 ms. A hypervisor that suspends the processors for longer looks
+/// like a false takeover; it does so rarely, and busy loops would cause one in each round.
 const ROUNDS: usize = 3;
 
 fn beside_busy_loops() {
@@ -93,8 +93,8 @@ fn busy_round(cluster: &Cluster) -> Result<(), String> {
         .ok_or_else(|| format!("{moved} takeovers, advertisements of {heard:?}, the longest gap {gap:?}"))
 }
 
-/// The kernel of a killed owner answers for the VIP until its lease is over. Every client that asks meanwhile may
-/// believe it, until the successor announces itself once more.
+/// The kernel of a killed owner answers for the VIP until its lease is over. A client that resolves the VIP meanwhile
+/// may cache that answer until the successor's next announcement.
 fn without_neighbour_entry() {
     let mut cluster = realtime(Plan::v3("100ms"));
     for _ in 0..3 {
@@ -132,7 +132,7 @@ fn without_neighbour_entry() {
     }
 }
 
-/// A settled cluster whose daemons say that they have real-time priority.
+/// A settled cluster whose daemons report real-time priority.
 fn realtime(plan: Plan) -> Cluster {
     let cluster = Cluster::start(plan);
     for index in 0..cluster.len() {

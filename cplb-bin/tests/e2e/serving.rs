@@ -1,4 +1,4 @@
-//! Whether a node can serve decides who holds the VIP, and a dip that everybody shares moves nothing.
+//! The serving verdict decides which node holds the VIP, and an outage that all nodes share moves nothing.
 
 mod load;
 
@@ -12,33 +12,33 @@ use crate::support::{Cluster, PATIENCE, Plan, services};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
-        Test::new("twenty_outages_of_all_backends_move_nothing", outages),
-        Test::new("a_rolling_restart_with_a_shutdown_delay_fails_nobody", || {
+        Test::new("twenty_outages_of_all_backends_move_no_vip", outages),
+        Test::new("rolling_restart_with_a_shutdown_delay_fails_no_request", || {
             rolling_restart(Duration::from_secs(10));
         }),
-        Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends", || {
+        Test::new("backup_takes_over_when_only_the_active_loses_its_backends", || {
             loses_backends(Plan::default(), Duration::from_secs(1));
         }),
-        Test::new("a_backup_takes_over_when_only_the_active_loses_its_backends_at_100_ms", || {
+        Test::new("backup_takes_over_when_only_the_active_loses_its_backends_at_100_ms", || {
             loses_backends(Plan::v3("100ms"), Duration::from_millis(100));
         }),
-        Test::new("a_backup_takes_over_when_the_active_s_proxy_threads_freeze", || freezes("lb-worker")),
-        Test::new("a_backup_takes_over_when_the_active_s_keeper_freezes", || freezes("vip-keeper")),
-        Test::new("a_check_that_flaps_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
-        Test::new("a_check_that_flaps_everywhere_moves_the_vip_at_most_once", flaps_everywhere),
-        Test::new("2000_clients_at_256_descriptors_move_nothing", load::descriptors),
-        Test::new("2000_clients_at_300_ports_move_nothing", load::ports),
+        Test::new("backup_takes_over_from_an_active_with_frozen_proxy_threads", || freezes("lb-worker")),
+        Test::new("backup_takes_over_from_an_active_with_a_frozen_keeper", || freezes("vip-keeper")),
+        Test::new("flapping_check_on_the_active_moves_the_vip_at_most_once", flaps_on_active),
+        Test::new("flapping_check_on_all_nodes_moves_the_vip_at_most_once", flaps_everywhere),
+        Test::new("2000_clients_at_256_descriptors_move_no_vip", load::descriptors),
+        Test::new("2000_clients_at_300_ports_move_no_vip", load::ports),
         Test::new("three_services_have_different_servers", || {
             services::different_sets(Plan::default(), false, |_, _| {});
         }),
-        Test::new("a_rolling_restart_without_a_shutdown_delay_fails_nobody", || {
+        Test::new("rolling_restart_without_a_shutdown_delay_fails_only_requests_in_flight", || {
             rolling_restart(Duration::ZERO);
         }),
     ];
     tests.into_iter().map(|test| test.needs([Tool::Nft])).collect()
 }
 
-/// Drops what the node itself sends to API servers, its own included; clients and their answers pass.
+/// Drops the node's own packets to API servers, its own included; packets of clients and their answers pass.
 const NO_BACKENDS: &str = "table inet outage { chain out { type filter hook output priority 0; \
                            tcp dport 6443 drop; }; }";
 
@@ -50,13 +50,14 @@ fn regain_backends(node: &Node) {
     node.exec("nft", ["delete table inet outage"]).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// 3A + Skew + 4 s: checks at 1 s need two failures of a second, and the advertisements after that two intervals.
+/// The bound 3A + Skew + 4 s: checks at 1 s need two failures of a second, and the advertisements after that two
+/// intervals.
 fn bound(interval: Duration) -> Duration {
-    // Skew is a whole second's share in version 2 and less in version 3.
+    // Skew_Time at priority 200 is 0.22 s in version 2 and less in version 3.
     3 * interval + Duration::from_millis(220) + Duration::from_secs(4)
 }
 
-/// The VIP's stretches on every controller, from the kernel's own messages.
+/// The periods during which each controller had the VIP, from the kernel's notifications.
 struct Watches(Vec<AddressWatch>);
 
 impl Watches {
@@ -65,10 +66,10 @@ impl Watches {
         Self(cluster.lan.controllers().iter().map(watch).collect())
     }
 
-    /// How often any controller got the VIP since the watch began.
+    /// The number of times that a controller got the VIP since the watch began.
     fn moves(&self, cluster: &Cluster) -> usize {
         let began: usize = self.0.iter().map(|watch| watch.tenures(cluster.vip()).len()).sum();
-        // The one that had it at the beginning.
+        // The first period is that of the owner at the beginning.
         began - 1
     }
 
@@ -94,7 +95,7 @@ impl Watches {
     }
 }
 
-/// Waits until another controller than `former` is the only owner; how long that took since `since`.
+/// Waits until another controller than `former` is the only owner; returns it and the time since `since`.
 fn taken_over(cluster: &Cluster, former: usize, since: Instant, limit: Duration) -> (usize, Duration) {
     let mut owners = Vec::new();
     cluster.wait("another controller is the only owner", || {
@@ -122,17 +123,18 @@ fn loses_backends(plan: Plan, interval: Duration) {
     lose_backends(cluster.node(owner));
     let (next, _) = taken_over(&cluster, owner, since, bound(interval));
     answers(&cluster);
-    // Nobody fails back when the first one can serve again.
+    // The VIP does not move back when the first one can serve again.
     regain_backends(cluster.node(owner));
-    cluster.wait("the first one can serve again", || cluster.status(owner)["serving"]["serving"] == true);
+    cluster.wait("the former owner can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     wait_for_adverts(&cluster, next, 5);
     let owners = cluster.owners();
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
 }
 
-/// A Backup takes over only after it has served for 2 s; the clock of the bound starts with such Backups.
+/// Waits until all nodes have served for 2 s, the condition for a Backup to take over from a degraded Active; the
+/// bounds count from such a state.
 fn serves_for_a_while(cluster: &Cluster) {
-    cluster.wait("all have served for 2 s", || {
+    cluster.wait("all nodes have served for 2 s", || {
         (0..cluster.len()).all(|index| {
             let serving = &cluster.status(index)["serving"];
             serving["serving"] == true && serving["sinceSeconds"].as_f64().is_some_and(|since| since > 2.0)
@@ -151,19 +153,19 @@ fn freezes(thread: &'static str) {
     let (next, _) = taken_over(&cluster, owner, frozen.since(), bound(Duration::from_secs(1)));
     answers(&cluster);
     frozen.thaw();
-    cluster.wait("the thawed one can serve again", || cluster.status(owner)["serving"]["serving"] == true);
+    cluster.wait("the thawed daemon can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     let owners = cluster.owners();
     cluster.check(owners == [next], || format!("owners: {owners:?}"));
 }
 
-/// Waits until the Active has advertised this often again, thus whatever its adverts lead to has happened.
+/// Waits until the Active has advertised `count` more times, thus until the effects of its adverts have occurred.
 fn wait_for_adverts(cluster: &Cluster, index: usize, count: u64) {
     let sent = || cluster.status(index)["instances"][0]["advertisementsSent"].as_u64().unwrap_or_default();
     let before = sent();
     cluster.wait("the Active has advertised", || sent() >= before + count);
 }
 
-/// Checks every 100 ms, so that twenty outages fit.
+/// A plan with checks every 100 ms, so that twenty outages take little time.
 fn quick_checks() -> Plan {
     Plan::v3("100ms").spec("healthCheck: {interval: 100ms, timeout: 300ms}")
 }
@@ -174,7 +176,7 @@ fn outages() {
     serves_for_a_while(&cluster);
     let watches = Watches::on(&cluster);
     let all = |serving: bool| {
-        cluster.wait("all daemons agree whether they can serve", || {
+        cluster.wait("all daemons have the same serving verdict", || {
             (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == serving)
         });
         // More than two degraded advertisements, a Skew_Time and every offset.
@@ -188,15 +190,15 @@ fn outages() {
     }
     let moves = watches.moves(&cluster);
     cluster.check(moves == 0, || format!("{moves} moves"));
-    cluster.check(cluster.owners() == [owner], || "nobody holds the VIP".to_owned());
+    cluster.check(cluster.owners() == [owner], || "the owner changed".to_owned());
     answers(&cluster);
 }
 
-/// A check that flaps for this long; the hold time is longer, so at most one move is allowed.
+/// Duration of the flapping; the hold time is longer, so at most one move is allowed.
 const FLAPPING: Duration = Duration::from_secs(9);
 const FLAP: Duration = Duration::from_millis(200);
 
-/// Calls `turn` with alternating arguments every 200 ms, on the calling thread's time.
+/// Calls `set` with alternating arguments every 200 ms, on the calling thread.
 fn flap(turn: impl Fn(bool)) {
     let (begun, mut next, mut good) = (Instant::now(), Instant::now(), false);
     while begun.elapsed() < FLAPPING {
@@ -244,11 +246,11 @@ fn flaps_everywhere() {
     check_calm(&cluster, &watches);
 }
 
-/// So long a server goes on with what it has begun after it has let go of its port.
+/// Time for which a server finishes open requests after it has closed its port.
 const FINISH: Duration = Duration::from_secs(3);
 
-/// One API server after the other shuts down as kube-apiserver does: it says so for a while, lets go of its port, ends
-/// its connections, and comes back.
+/// Shuts one API server after the other down as kube-apiserver does: it reports it for a while, closes its port, ends
+/// its connections, and starts again.
 fn rolling_restart(delay: Duration) {
     let cluster = Cluster::start(Plan::default());
     serves_for_a_while(&cluster);
@@ -268,26 +270,28 @@ fn rolling_restart(delay: Duration) {
         if !delay.is_zero() {
             backend.set_readiness(Readiness::Leaving);
             let state = |word: &str| cluster.status(0)["services"][0]["backends"].to_string().contains(word);
-            cluster.wait("it is believed", || state("terminating"));
+            cluster.wait("the backend is reported as terminating", || state("terminating"));
             // Every node has checked it meanwhile.
             thread::sleep(Duration::from_secs(2));
             let before = backend.stats().requests;
             thread::sleep(delay.saturating_sub(Duration::from_secs(2)));
             let new = backend.stats().requests - before;
             cluster.check(new == 0, || format!("{new} requests to a server that shuts down"));
-            untouched("while it shuts down");
+            untouched("while the server is terminating");
         }
-        backend.refuse_new().expect("it lets go of its port");
+        backend.refuse_new().expect("the port is closed");
         thread::sleep(FINISH);
-        untouched("while it finishes");
+        untouched("while the server finishes");
         let before = Instant::now();
-        backend.close_all().expect("it ends its connections");
-        cluster.wait("its sessions end", || sessions.ended() > ended);
+        backend.close_all().expect("the connections are reset");
+        cluster.wait("the sessions of the ended server end", || sessions.ended() > ended);
         in_flight += probe.report().failures_since(before).values().sum::<usize>();
         backend.set_readiness(Readiness::Status(200));
-        backend.accept().expect("it is back");
+        backend.accept().expect("the port is open");
         let address = backend.name().to_owned();
-        cluster.wait("it serves again", || probe.report().served_by_since(before).contains_key(&address));
+        cluster.wait("the restarted server answers", || {
+            probe.report().served_by_since(before).contains_key(&address)
+        });
     }
     let failures = probe.stop().failures_since(since);
     println!("MEASURED {failures:?}, {in_flight} in flight at the end of a server");
@@ -296,6 +300,6 @@ fn rolling_restart(delay: Duration) {
         failures.keys().all(|it| broken(&it)) && failures.values().sum::<usize>() == in_flight;
     cluster.check(in_flight_only, || format!("{failures:?}"));
     cluster.check(delay.is_zero() || failures.is_empty(), || format!("{failures:?}"));
-    // Each had a third of them.
+    // Each server had a third of the sessions.
     cluster.check(sessions.ended() >= 6, || format!("{:?}", sessions.states()));
 }

@@ -1,5 +1,5 @@
-//! Sessions through a VIP that leaves its node: their clients are told by a RST of the node that gives it up, as long
-//! as its link is up, whether they are idle or busy.
+//! Sessions through a VIP that leaves its node: the node that releases it resets them, as long as its link is up,
+//! whether they are idle or busy.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -13,24 +13,24 @@ use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT, Plan};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("an_active_that_is_stopped_resets_its_sessions", stopped).needs([Tool::Nft]),
-        Test::new("a_degraded_active_that_is_replaced_resets_its_sessions", degraded).needs([Tool::Nft]),
-        Test::new("an_outranked_active_resets_its_sessions", outranked).needs([Tool::Nft]),
-        Test::new("a_reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
-        Test::new("a_reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
-        Test::new("a_lease_that_lapses_resets_its_sessions", lapsed).needs([Tool::Nft]),
+        Test::new("stopped_active_resets_its_sessions", stopped).needs([Tool::Nft]),
+        Test::new("replaced_degraded_active_resets_its_sessions", degraded).needs([Tool::Nft]),
+        Test::new("preempted_active_resets_its_sessions", outranked).needs([Tool::Nft]),
+        Test::new("reload_that_drops_addresses_resets_their_sessions", readdressed).needs([Tool::Nft]),
+        Test::new("reload_that_drops_an_instance_resets_its_sessions", removed).needs([Tool::Nft]),
+        Test::new("expired_lease_resets_its_sessions", lapsed).needs([Tool::Nft]),
         // Their backends and this program share one limit of descriptors.
-        Test::new("a_stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]).alone(),
-        Test::new("a_degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
+        Test::new("stop_resets_8000_sessions", || many(Cause::Stop)).needs([Tool::Nft]).alone(),
+        Test::new("degraded_handover_resets_8000_sessions", || many(Cause::Degrade))
             .needs([Tool::Nft])
             .alone(),
     ]
 }
 
-/// Idle and as many busy sessions for each address.
+/// Number of idle sessions for each address, and of busy ones.
 const EACH: usize = 15;
 
-/// Sessions through all VIPs of a cluster, and what reaches their client.
+/// Sessions through all VIPs of a cluster, and a capture at their client.
 struct Clients {
     sessions: Vec<Sessions>,
     count: usize,
@@ -54,7 +54,7 @@ impl Clients {
         self.sessions.iter().map(Sessions::ended).sum()
     }
 
-    /// The client's sockets to which `node` has sent a RST in a VIP's name. One of IPv4 and one of IPv6 may have the same
+    /// The client's sockets to which `node` has sent a RST from a VIP. One of IPv4 and one of IPv6 may have the same
     /// port.
     fn told_by(&self, cluster: &Cluster, node: usize) -> BTreeSet<SocketAddr> {
         let (mac, vips) = (cluster.node(node).mac(), cluster.vips());
@@ -65,23 +65,23 @@ impl Clients {
         frames.iter().filter_map(|frame| Some(frame.tcp()?.destination)).collect()
     }
 
-    /// Every session has been reset by the node that had the VIPs, which says how many there were.
+    /// Checks that every session has been reset by the node that had the VIPs, which logs their number.
     fn check_told(&self, cluster: &Cluster, by: usize) {
         cluster.wait("all sessions have ended", || self.ended() == self.count);
         for state in self.sessions.iter().flat_map(Sessions::states) {
             let reset = matches!(state, SessionState::Ended(_, Failure::Reset));
             cluster.check(reset, || format!("a session did not end by a reset: {state:?}"));
         }
-        // A busy client may have met the successor's reset before.
-        cluster.wait("the node that gave the VIPs up has told each session", || {
+        // A busy client may have received the successor's reset before.
+        cluster.wait("the node that released the VIPs has reset each session", || {
             self.told_by(cluster, by).len() == self.count
         });
         cluster.check(self.capture.dropped() == 0, || "the capture is incomplete".to_owned());
-        cluster.wait("the daemon says how many it has reset", || counted(cluster, by) == self.count);
+        cluster.wait("the daemon has logged the number of resets", || counted(cluster, by) == self.count);
     }
 }
 
-/// How many sessions the daemon says it has reset.
+/// The number of sessions that the daemon has logged as reset.
 fn counted(cluster: &Cluster, index: usize) -> usize {
     let text = cluster.daemon(index).log().text();
     let count = |line: &str| line.split(" reset=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
@@ -101,7 +101,7 @@ fn stopped() {
     clients.check_told(&cluster, owner);
 }
 
-/// Its load balancer stands still, so that it cannot reset its sessions.
+/// Freezes the load balancer's threads, so that it cannot reset its sessions.
 fn freeze_balancer(cluster: &Cluster, owner: usize) -> FrozenThreads {
     let frozen = cluster.daemon(owner).freeze_threads(|name| name.starts_with("lb-worker"));
     frozen.expect("the load balancer's threads are stopped")
@@ -115,7 +115,7 @@ fn degraded() {
     cluster.check(next != owner, || "the degraded node has the VIP".to_owned());
 }
 
-/// The configuration file of a node, changed, is read again.
+/// Changes the configuration file of a node and reloads it.
 fn reload(cluster: &Cluster, index: usize, change: impl FnOnce(&str) -> String) {
     let file = cluster.config_file(index);
     let text = std::fs::read_to_string(&file).expect("the file of the daemon");
@@ -131,10 +131,10 @@ fn outranked() {
     reload(&cluster, rival, |text| text.replace("priority: 100", "priority: 200\n    preempt: always"));
     clients.check_told(&cluster, owner);
     let next = cluster.wait_for_owner(None);
-    cluster.check(next == rival, || "the VIP is elsewhere".to_owned());
+    cluster.check(next == rival, || "another node has the VIP".to_owned());
 }
 
-/// The addresses of the plan, as the file has them, become another one of the virtual router `vrid`.
+/// Replaces the addresses in the rendered plan by another one, for the virtual router `vrid`.
 fn another_address(cluster: &Cluster, text: &str, vrid: u8) -> String {
     let line = text.lines().find(|line| line.contains("virtualIPs:")).expect("a list of addresses");
     let address = cluster.lan.v4(OTHER_HOST);
@@ -145,7 +145,8 @@ fn readdressed() {
     let (cluster, owner, clients) = start(Plan::v3("100ms"));
     reload(&cluster, owner, |text| another_address(&cluster, text, 51));
     clients.check_told(&cluster, owner);
-    cluster.wait("the new address is there", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
+    cluster
+        .wait("the new address is installed", || cluster.node(owner).has_address(cluster.lan.v4(OTHER_HOST)));
 }
 
 fn removed() {
@@ -172,13 +173,13 @@ enum Cause {
     Degrade,
 }
 
-/// Set to an address, it makes this program hold [`HELD`] idle sessions there: one process has too few descriptors for
-/// 8,000 clients and their servers.
+/// Environment variable with an address to which this program opens [`HELD`] idle sessions instead of running tests:
+/// one process has too few descriptors for 8,000 clients and their servers.
 const HOLD: &str = "CPLB_TEST_HOLD";
 const HELD: usize = 2_000;
 
-/// In a process that holds sessions for a test: opens them, says so, and says how many were reset once all have ended.
-/// Returns whether this process is one.
+/// Opens the sessions if this process was started to do so, prints that they are open, and prints the number of resets
+/// once all have ended. Returns whether this is such a process.
 pub(crate) fn hold_if_holder() -> bool {
     let Ok(target) = std::env::var(HOLD) else { return false };
     let open = |_| {
@@ -199,7 +200,7 @@ pub(crate) fn hold_if_holder() -> bool {
 
 fn many(cause: Cause) {
     const HOLDERS: usize = 4;
-    /// The bound for so many, as netlink-vip scales it.
+    /// The bound for 8,000 sessions, as netlink-vip scales it.
     const BOUND: Duration = Duration::from_millis(500);
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();
@@ -207,7 +208,7 @@ fn many(cause: Cause) {
         .map(|number| {
             let mut command = Command::new(std::env::current_exe().expect("this program"));
             command.env(HOLD, cluster.address().to_string());
-            cluster.client().spawn(&format!("holder-{number}"), command).expect("a holder starts")
+            cluster.client().spawn(&format!("sessions-{number}"), command).expect("a client process starts")
         })
         .collect();
     let wait = |text: &str| {
@@ -229,14 +230,15 @@ fn many(cause: Cause) {
     wait(&format!("were reset: {HELD}"));
     let clients = Clients { sessions: Vec::new(), count: HOLDERS * HELD, capture };
     let told = clients.told_by(&cluster, owner).len();
-    cluster.check(told >= clients.count && clients.capture.dropped() == 0, || format!("{told} were told"));
-    cluster.wait("the daemon says how many it has reset", || counted(&cluster, owner) == told);
+    cluster.check(told >= clients.count && clients.capture.dropped() == 0, || format!("{told} were reset"));
+    cluster.wait("the daemon has logged the number of resets", || counted(&cluster, owner) == told);
     let resets = clients.capture.select(|frame| frame.tcp().is_some_and(|tcp| tcp.rst));
     let (first, last) = (resets[0].at, resets[resets.len() - 1].at);
     let span = last - first;
     println!("MEASURED {told} sessions were reset in {span:?}, the last {:?} after {cause:?}", last - since);
     cluster.check(span < BOUND, || format!("{span:?}"));
     let text = cluster.daemon(owner).log().text();
-    cluster
-        .check(!text.contains("without a reset") && !text.contains("in time"), || "a false alarm".to_owned());
+    cluster.check(!text.contains("without a reset") && !text.contains("in time"), || {
+        "the log reports a failure".to_owned()
+    });
 }

@@ -1,5 +1,5 @@
-//! Other hosts that use the group's addresses or its VRID, and hosts that do not hear each other: clients stay with one
-//! controller as long as there is one, and every node's status names the other host.
+//! Other hosts that use the group's addresses or its VRID, and nodes that do not receive each other's advertisements:
+//! clients stay with one controller as long as there is one, and every node's status names the other host.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,23 +15,20 @@ const CONTENTION: Duration = Duration::from_secs(11);
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_weaker_stranger_and_another_group_move_nothing_and_are_named", strangers),
-        Test::new("nodes_between_which_protocol_112_is_dropped_name_each_other", filtered),
-        Test::new(
-            "two_interfaces_in_one_subnet_with_strict_reverse_path_filters_have_one_active",
-            reverse_path,
-        ),
+        Test::new("unknown_router_and_foreign_group_are_reported_and_move_no_vip", strangers),
+        Test::new("nodes_with_filtered_vrrp_report_each_other", filtered),
+        Test::new("strict_reverse_path_filter_is_reported_and_one_node_is_active", reverse_path),
     ]
 }
 
-/// The problems in a node's status.
+/// The degraded entries in a node's status.
 fn degraded(cluster: &Cluster, index: usize) -> String {
     cluster.status(index)["degraded"].to_string()
 }
 
 fn every_node_says(cluster: &Cluster, texts: &[&str]) {
     for index in 0..cluster.len() {
-        cluster.wait("status names it", || {
+        cluster.wait("the status of every node reports it", || {
             let shown = degraded(cluster, index);
             texts.iter().all(|text| shown.contains(text))
         });
@@ -46,7 +43,7 @@ fn probe(cluster: &Cluster) -> Probe {
         .expect("the probe starts")
 }
 
-/// Sends from the client every 100 ms until `during` returns.
+/// Sends the packet from the client every 100 ms until `during` returns.
 fn beside(cluster: &Cluster, packet: &Packet, during: impl FnOnce()) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -96,8 +93,8 @@ fn strangers() {
     cluster.check(counted.is_some_and(|count| count >= 20), || format!("{counted:?}"));
 }
 
-/// A host firewall does not matter, since advertisements are received before it. Where the network drops them, each node
-/// becomes Active, and they hear only each other's announcements of the address.
+/// A host firewall has no effect, since advertisements are received before it. Where the network drops them, each node
+/// becomes Active and receives only the other nodes' announcements of the address.
 fn filtered() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();
@@ -117,23 +114,23 @@ fn filtered() {
                  add rule bridge quiet forward ip protocol 112 drop";
     let switch = cluster.lan.switch();
     switch.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
-    cluster.wait("all hold the VIP", || cluster.owners().len() == cluster.len());
+    cluster.wait("all nodes have the VIP", || cluster.owners().len() == cluster.len());
     let vip = cluster.vip().to_string();
     every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
-    // Clients end up where the last announcement led them, and are served there.
+    // Clients reach the node that announced the address last, and are served there.
     let probe = probe(&cluster);
     probe.wait_for_calm(Duration::from_secs(1), crate::support::PATIENCE).expect("clients are served");
     println!(
         "MEASURED clients are served by {:?}",
         probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))
     );
-    switch.exec("nft", ["delete table bridge quiet"]).expect("the filter goes");
-    cluster.wait("one holds the VIP", || cluster.owners().len() == 1);
+    switch.exec("nft", ["delete table bridge quiet"]).expect("the filter is removed");
+    cluster.wait("one node has the VIP", || cluster.owners().len() == 1);
     println!("MEASURED the Active was {owner}, then all, then {:?}", cluster.owners());
 }
 
-/// `eth1` is a second interface on the same segment, and `eth0` has the route to it. The election works all the same,
-/// and status says that clients of the subnet do not get through.
+/// `eth1` is a second interface on the same segment, and `eth0` has the route to it. The election still works, and
+/// status reports that clients of the subnet are not reached.
 fn reverse_path() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default().instance("interface: eth1"));
     for (index, node) in cluster.lan.controllers().iter().enumerate() {
@@ -151,7 +148,7 @@ fn reverse_path() {
     every_node_says(&cluster, &["rp_filter", "eth1"]);
     let probe = probe(&cluster);
     let since = Instant::now();
-    cluster.wait("nothing moves for two times Active_Down_Interval", || {
+    cluster.wait("two times Active_Down_Interval pass without a move", || {
         cluster.check(cluster.owners() == [owner], || format!("{:?} hold the VIP", cluster.owners()));
         since.elapsed() >= Duration::from_secs(7)
     });
@@ -165,7 +162,8 @@ fn reverse_path() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "2").expect("a sysctl");
     }
     for index in 0..cluster.len() {
-        cluster.wait("the problem is gone", || !degraded(&cluster, index).contains("rp_filter"));
+        cluster
+            .wait("the problem is no longer reported", || !degraded(&cluster, index).contains("rp_filter"));
     }
     cluster.wait_until_settled();
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());

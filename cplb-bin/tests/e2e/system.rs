@@ -1,5 +1,5 @@
-//! What the system may lack or take away: a clear message and exit code, or a degraded state that `status` shows;
-//! never an Active whose load balancer is dead.
+//! Missing or removed system features: a clear message and exit code, or a degraded state in `status`; never an Active
+//! whose load balancer is dead.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,26 +20,26 @@ const PERMISSION: i32 = 77;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("without_privileges_it_says_which_and_ends_with_77", no_privilege).needs([Tool::Setpriv]),
-        Test::new("without_nft_it_says_how_to_install_it_and_ends_with_69", nft_missing)
-            .needs([Tool::Setpriv]),
-        Test::new("an_nft_that_fails_at_the_start_is_quoted", nft_fails_at_start),
-        Test::new("an_nft_that_hangs_later_costs_the_vip_and_is_shown", nft_hangs_later).needs([Tool::Nft]),
-        Test::new("an_nft_that_fails_later_costs_the_vip_and_is_shown", nft_fails_later).needs([Tool::Nft]),
-        Test::new("a_port_that_is_taken_is_named", port_taken),
-        Test::new("a_second_daemon_leaves_and_the_first_does_not_notice", second_daemon),
-        Test::new("hostile_files_and_signals_cost_no_virtual_ip", hostile_surroundings),
-        Test::new("an_interface_may_come_late_and_vanish", interface_comes_and_goes).needs([Tool::Ip]),
-        Test::new("a_state_directory_or_socket_that_cannot_be_made_is_named", nothing_writable),
+        Test::new("missing_privileges_are_named_with_exit_code_77", no_privilege).needs([Tool::Setpriv]),
+        Test::new("missing_nft_is_reported_with_exit_code_69", nft_missing).needs([Tool::Setpriv]),
+        Test::new("nft_error_at_startup_is_quoted", nft_fails_at_start),
+        Test::new("hanging_nft_moves_the_vip_and_is_reported", nft_hangs_later).needs([Tool::Nft]),
+        Test::new("failing_nft_moves_the_vip_and_is_reported", nft_fails_later).needs([Tool::Nft]),
+        Test::new("port_in_use_is_named", port_taken),
+        Test::new("second_daemon_exits_without_affecting_the_first", second_daemon),
+        Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_surroundings),
+        Test::new("absent_interface_is_awaited_at_start_and_after_removal", interface_comes_and_goes)
+            .needs([Tool::Ip]),
+        Test::new("uncreatable_state_directory_or_socket_is_named", nothing_writable),
     ]
 }
 
-/// One controller.
+/// A LAN with one controller.
 fn alone() -> LanBuilder {
     Lan::builder().controllers(1).clients(1)
 }
 
-/// Runs `command` on the first controller; it must end by itself with `code` and say all of `texts`.
+/// Runs `command` on the first controller; it must exit with `code` and print all of `texts`.
 fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
     let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -47,8 +47,8 @@ fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
     for text in texts {
         cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
     }
-    // Whatever had been made is gone again.
-    cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP is left behind".to_owned());
+    // All state that the daemon had created is removed.
+    cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP remains".to_owned());
 }
 
 /// `prefix` followed by the words of `command`.
@@ -70,20 +70,20 @@ fn no_privilege() {
 
 fn nft_missing() {
     let cluster = Cluster::build(alone(), Plan::default());
-    // In mounts of its own, a device stands where the program was.
+    // In a separate mount namespace, a device is mounted over the program.
     let hide = "for f in /usr/sbin/nft /sbin/nft /usr/bin/nft /bin/nft; do \
                 [ -f $f ] && mount --bind /dev/null $f; done; exec \"$0\" \"$@\"";
     let command = behind(["unshare", "--mount", "sh", "-c", hide], &cluster.command(0));
     expect_end(&cluster, command, UNAVAILABLE, &["nft", "apt-get install nftables", "disableLoadBalancer"]);
 }
 
-/// A program called `nft` in a directory of its own.
+/// Creates a program called `nft` in its own directory.
 fn fake_nft(directory: &Path, script: &str) -> PathBuf {
     let place = directory.join("bin");
     fs::create_dir_all(&place).expect("a directory");
     let program = place.join("nft");
-    // Not written by this process: a child that another thread forks meanwhile would hold the file open for
-    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    // Not written by this process: a child that another thread forks meanwhile would keep the file open for writing,
+    // and the kernel refuses to run such a file (ETXTBSY).
     let mut install = Command::new("install")
         .args(["-m", "755", "/dev/stdin"])
         .arg(&program)
@@ -132,7 +132,7 @@ fn nft_fails_later() {
     let nft = nft.to_str().expect("UTF-8");
     cluster.node(old).exec(nft, ["delete", "table", "inet", "cplb"]).expect("the table was there");
     expect_replaced(&cluster, old, gone);
-    cluster.wait("the daemon says why it cannot serve", || {
+    cluster.wait("the daemon reports why it cannot serve", || {
         let status = cluster.status(old);
         status["serving"]["serving"] == false
             && status["serving"]["reason"].to_string().contains("broken on purpose")
@@ -148,7 +148,7 @@ fn nft_fails_later() {
     });
 }
 
-/// A status must come at once whatever hangs; the machine may be busy.
+/// Longest duration of a status query while another program hangs; the machine may be busy.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
 fn nft_hangs_later() {
@@ -177,12 +177,12 @@ fn nft_hangs_later() {
             expected(&status)
         });
     };
-    asked("the daemon says that it cannot serve", &|status| status["serving"]["serving"] == false);
+    asked("the daemon reports that it cannot serve", &|status| status["serving"]["serving"] == false);
     expect_replaced(&cluster, old, gone);
-    asked("the daemon says why", &|status| {
+    asked("the daemon reports the reason", &|status| {
         status["table"]["present"] == false && status["degraded"].to_string().contains("nft")
     });
-    // The table cannot be removed either, which costs one more try.
+    // The table cannot be removed either, which costs one more attempt.
     cluster.signal(old, Signal::SIGTERM);
     let status = cluster.wait_until_ended(old);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
@@ -194,11 +194,11 @@ fn wait_for_daemons(cluster: &Cluster) {
     }
 }
 
-/// Another node than `old` takes over and serves. 3A + Skew + 4 s is promised; twice that is waited for on a busy
-/// machine, and what was measured is printed.
+/// Checks that another node than `old` takes over and serves. 3A + Skew_Time + 4 s is promised; twice that is allowed
+/// on a busy machine, and the measured time is printed.
 fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
     let new = cluster.wait_for_owner(Some(old));
-    cluster.wait("the old owner has let go", || cluster.owners() == [new]);
+    cluster.wait("the new owner is the only one", || cluster.owners() == [new]);
     let took = since.elapsed();
     println!("replaced after {took:?}");
     cluster.check(took < 2 * Duration::from_millis(4_400), || format!("it took {took:?}"));
@@ -211,7 +211,7 @@ fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
 
 fn port_taken() {
     let cluster = Cluster::build(alone(), Plan::default());
-    let _squatter = Backend::echo(cluster.node(0), "squatter", BIND_PORT).expect("the port is free");
+    let _squatter = Backend::echo(cluster.node(0), "other", BIND_PORT).expect("the port is free");
     let texts = ["6444", "ss -ltnp", "userSpaceProxyBindPort"];
     expect_end(&cluster, cluster.command(0), TEMPORARY, &texts);
 }
@@ -231,7 +231,7 @@ fn second_daemon() {
     let another = cluster.lan.v4(crate::support::OTHER_HOST).to_string();
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
-    // In mounts of its own, where no file tells of the first one.
+    // In a separate mount namespace, without the first daemon's files.
     let elsewhere = [
         "unshare",
         "--mount",
@@ -304,7 +304,7 @@ fn interface_comes_and_goes() {
         ip("link delete late0");
     }
     cluster.wait("the daemon waits for the interface", || waits(&cluster));
-    cluster.check(cluster.daemon(0).is_running(), || "it ended".to_owned());
+    cluster.check(cluster.daemon(0).is_running(), || "the daemon ended".to_owned());
 }
 
 fn nothing_writable() {
@@ -362,27 +362,27 @@ fn hostile_surroundings() {
     cluster.wait("the FIFO is refused", || degraded(&cluster, "not a regular file"));
     fs::rename(&aside, &config).expect("it is there");
     cluster.signal(0, Signal::SIGHUP);
-    cluster.wait("the file is taken", || !degraded(&cluster, "not a regular file"));
+    cluster.wait("the regular file is accepted", || !degraded(&cluster, "not a regular file"));
 
     fs::remove_file(cluster.socket(0)).expect("it was there");
-    cluster.wait("the status socket is there again", || cluster.try_status(0).is_some());
-    cluster.wait("the full directory is degraded", || degraded(&cluster, "cannot be written"));
+    cluster.wait("the status socket is restored", || cluster.try_status(0).is_some());
+    cluster.wait("the full directory is reported", || degraded(&cluster, "cannot be written"));
     fs::remove_file(&filler).expect("it is there");
-    cluster.wait("the directory has room again", || !degraded(&cluster, "cannot be written"));
+    cluster.wait("the full directory is no longer reported", || !degraded(&cluster, "cannot be written"));
 
     let lost = watch.tenures(cluster.vip()).iter().filter(|tenure| tenure.until.is_some()).count();
     cluster.check(lost == 0 && watch.has(cluster.vip()), || "the VIP was lost meanwhile".to_owned());
     cluster.signal(0, Signal::SIGTERM);
-    cluster.check(cluster.wait_until_ended(0).success(), || "it did not end well".to_owned());
+    cluster.check(cluster.wait_until_ended(0).success(), || "the daemon failed".to_owned());
 
     mount(&cluster, "-o remount,bind,ro", &state);
     let command = cluster.command(0);
     cluster.launch(0, command);
-    cluster.wait("a start without a writable directory leads to the VIP", || {
+    cluster.wait("a daemon without a writable directory holds the VIP", || {
         cluster.node(0).has_address(cluster.vip()) && degraded(&cluster, "cannot be written")
     });
     mount(&cluster, "-o remount,bind,rw", &state);
-    cluster.wait("what could not be written is", || {
+    cluster.wait("the state files are written", || {
         !degraded(&cluster, "cannot be written") && state.join("vips.json").exists()
     });
 }

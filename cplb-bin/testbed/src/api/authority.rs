@@ -1,4 +1,4 @@
-//! A certificate authority, as each cluster has its own.
+//! A certificate authority for one cluster.
 
 use std::sync::Arc;
 
@@ -37,18 +37,18 @@ pub struct Identity {
     key: KeyPair,
 }
 
-/// When a certificate is valid.
+/// The validity period of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Validity {
-    /// For as long as tests run.
+    /// Valid for as long as tests run.
     #[default]
     Now,
-    /// It was, in 2020.
+    /// Expired in 2020.
     Expired,
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority with a self-signed certificate.
     ///
     /// # Errors
     /// [`Error::Certificate`].
@@ -62,27 +62,27 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(parameters, key), certificate, pem })
     }
 
-    /// Its certificate, PEM.
+    /// The authority's certificate, PEM.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Its certificate, DER.
+    /// The authority's certificate, DER.
     #[must_use]
     pub fn der(&self) -> CertificateDer<'static> {
         self.certificate.clone()
     }
 
-    /// A certificate for a server that is known by these names and addresses.
+    /// Issues a server certificate for these names and addresses.
     ///
     /// # Errors
-    /// [`Error::Certificate`], also for what is no name.
+    /// [`Error::Certificate`], also for a string that is not a valid name.
     pub fn server(&self, names: &[&str], validity: Validity) -> Result<Identity, Error> {
         self.sign(SERVER, names, ExtendedKeyUsagePurpose::ServerAuth, validity)
     }
 
-    /// A certificate for a client of this name.
+    /// Issues a client certificate for this name.
     ///
     /// # Errors
     /// [`Error::Certificate`].
@@ -115,7 +115,8 @@ impl Authority {
         })
     }
 
-    /// Serves with an identity, and asks clients for certificates of this authority; who has none is let in, too.
+    /// Returns a TLS acceptor that presents an identity and requests client certificates of this authority. Clients
+    /// without a certificate are accepted, too.
     pub(crate) fn acceptor(&self, identity: &Identity) -> Result<TlsAcceptor, Error> {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();

@@ -1,22 +1,22 @@
-//! What the API serves: one EndpointSlice, its versions, and what watchers are told of them.
+//! The API's content: one EndpointSlice, its versions, and the events for watches.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde_json::{Value, json};
 
-/// What a cluster has in `default/kubernetes`.
+/// The state of `default/kubernetes`.
 #[derive(Debug)]
 pub(super) struct Cluster {
     version: u64,
     /// `None` if the object does not exist.
     servers: Option<BTreeSet<SocketAddr>>,
-    /// What happened, by the version that it led to.
+    /// Events, each with the version that it led to.
     log: Vec<(u64, &'static str, Option<BTreeSet<SocketAddr>>)>,
-    /// Versions up to this one are forgotten.
+    /// Events up to this version are compacted away.
     forgotten: u64,
 }
 
-/// How the API shows it.
+/// The kind of object that the API presents the servers as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Slices,
@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     pub(super) fn change(&mut self, servers: Option<BTreeSet<SocketAddr>>) {
-        let what = match (&self.servers, &servers) {
+        let event = match (&self.servers, &servers) {
             (None, None) => return,
             (None, Some(_)) => "ADDED",
             (Some(_), Some(_)) => "MODIFIED",
@@ -41,7 +41,7 @@ impl Cluster {
         };
         self.version += 1;
         let shown = servers.clone().or_else(|| self.servers.take());
-        self.log.push((self.version, what, shown));
+        self.log.push((self.version, event, shown));
         self.servers = servers;
     }
 
@@ -59,7 +59,7 @@ impl Cluster {
         })
     }
 
-    /// The events after a version, and the version of the last one; an error once that version is forgotten.
+    /// The events after a version, and the version of the last one; an error once that version is compacted away.
     pub(super) fn since(&self, kind: Kind, version: u64) -> Result<(Vec<Value>, u64), Value> {
         if version < self.forgotten {
             let status = super::status(410, "Expired", &format!("too old resource version: {version}"));

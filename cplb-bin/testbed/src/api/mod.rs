@@ -1,4 +1,5 @@
-//! A Kubernetes API that serves what finding API servers takes: lists and watches of `default/kubernetes`, and readiness.
+//! A Kubernetes API with the endpoints that discovery of API servers uses: lists and watches of `default/kubernetes`,
+//! and readiness.
 
 mod authority;
 mod cluster;
@@ -20,7 +21,7 @@ pub use authority::{Authority, Identity, Validity};
 use crate::{Error, Node, listen::listen};
 use cluster::Cluster;
 
-/// An API server, on a thread of its own. Several may serve one cluster. Dropping it closes its port and its connections.
+/// An API server on its own thread. Several may serve one cluster. Dropping it closes its port and its connections.
 #[derive(Debug)]
 pub struct ApiServer {
     address: SocketAddr,
@@ -29,34 +30,34 @@ pub struct ApiServer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What servers of one cluster have in common.
+/// The state that the servers of one cluster share.
 #[derive(Debug, Clone)]
 pub struct ApiCluster(Arc<Store>);
 
-/// How a server answers.
+/// The way in which a server answers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ApiBehaviour {
-    /// As it should.
+    /// Correctly.
     #[default]
     Serve,
-    /// As it should, after a while.
+    /// Correctly, after a delay.
     Slow(Duration),
-    /// With what is no JSON.
+    /// With a body that is not JSON.
     Garbage,
-    /// With this status.
+    /// With this HTTP status.
     Status(u16),
-    /// To watches with the head of an answer, and nothing more, for ever.
+    /// Watches: sends the response headers and nothing more, without ever closing.
     HalfOpen,
-    /// To watches with an answer that ends at once.
+    /// Watches: ends the response at once.
     EndsWatches,
-    /// To watches that their version is gone (410), however new it is.
+    /// Watches: reports that the version is gone (410), however new it is.
     AlwaysGone,
-    /// As one that knows no EndpointSlices.
+    /// As an API server that does not have the EndpointSlice resource.
     WithoutSlices,
 }
 
-/// Requests so far, by what was asked.
+/// Requests so far, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ApiRequests {
     /// Lists of servers.
@@ -72,7 +73,7 @@ pub struct ApiRequests {
 #[derive(Debug)]
 struct Store {
     cluster: Mutex<Cluster>,
-    /// The version that the cluster has.
+    /// The cluster's current version.
     version: watch::Sender<u64>,
     token: Mutex<Option<String>>,
 }
@@ -86,7 +87,7 @@ struct Shared {
 }
 
 impl ApiCluster {
-    /// One whose object lists these servers.
+    /// Creates a cluster whose object lists these servers.
     #[must_use]
     pub fn new(servers: &[SocketAddr]) -> Self {
         let cluster = Cluster::new(servers.iter().copied().collect());
@@ -94,7 +95,7 @@ impl ApiCluster {
         Self(Arc::new(Store { cluster: Mutex::new(cluster), version, token: Mutex::default() }))
     }
 
-    /// Changes what the object lists.
+    /// Changes the servers that the object lists.
     pub fn set_servers(&self, servers: &[SocketAddr]) {
         self.change(Some(servers.iter().copied().collect()));
     }
@@ -104,7 +105,7 @@ impl ApiCluster {
         self.change(None);
     }
 
-    /// Forgets what has happened, so that who watches from an earlier version is told that it is gone.
+    /// Compacts the history away, so that a watch from an earlier version is answered that the version is gone.
     pub fn forget(&self) {
         let mut cluster = lock(&self.0.cluster);
         cluster.forget();
@@ -127,7 +128,7 @@ impl ApiServer {
     /// Serves the cluster at an address of this network namespace.
     ///
     /// # Errors
-    /// [`Error::System`] if it is taken; [`Error::Certificate`].
+    /// [`Error::System`] if the address is in use; [`Error::Certificate`].
     pub fn start(
         cluster: &ApiCluster,
         address: SocketAddr,
@@ -155,7 +156,7 @@ impl ApiServer {
     /// Like [`ApiServer::start`], in a node.
     ///
     /// # Errors
-    /// As there.
+    /// As [`ApiServer::start`].
     pub fn start_in(
         node: &Node,
         cluster: &ApiCluster,
@@ -163,27 +164,27 @@ impl ApiServer {
         authority: &Authority,
         identity: &Identity,
     ) -> Result<Self, Error> {
-        // Its sockets are the node's, whichever thread waits for them.
+        // The sockets belong to the node's namespace, whichever thread polls them.
         node.try_run(|| Self::start(cluster, address, authority, identity))?
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes how it answers from now on.
+    /// Changes the server's behaviour from now on.
     pub fn set_behaviour(&self, behaviour: ApiBehaviour) {
         *lock(&self.shared.behaviour) = behaviour;
     }
 
-    /// The status that readiness is answered with.
+    /// Sets the HTTP status of readiness responses.
     pub fn set_readiness(&self, status: u16) {
         *lock(&self.shared.readiness) = status;
     }
 
-    /// What it was asked so far.
+    /// The requests so far.
     #[must_use]
     pub fn requests(&self) -> ApiRequests {
         *lock(&self.shared.requests)
@@ -199,7 +200,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// A kubeconfig for a server, with what else is given.
+/// A kubeconfig for a server, with the given authority and credential.
 #[must_use]
 pub fn kubeconfig(server: SocketAddr, authority: &Authority, credential: &Credential<'_>) -> String {
     let mut user = BTreeMap::new();
@@ -226,15 +227,15 @@ pub fn kubeconfig(server: SocketAddr, authority: &Authority, credential: &Creden
     .to_string()
 }
 
-/// How a client says who it is.
+/// The credential that a client presents.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Credential<'a> {
-    /// Not at all.
+    /// None.
     Anonymous,
-    /// By a certificate.
+    /// A client certificate.
     Certificate(&'a Identity),
-    /// By a bearer token.
+    /// A bearer token.
     Token(&'a str),
 }
 
@@ -266,7 +267,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn bytes_become_text() {
+    fn base64_matches_rfc_4648_vectors() {
         for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
         {
             assert_eq!(super::base64(bytes.as_bytes()), text, "RFC 4648 section 10");

@@ -25,7 +25,7 @@ use super::{ApiBehaviour, Shared, cluster::Kind, lock, status};
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// How long a watch goes on that does not say it.
+/// The duration of a watch that does not specify one, seconds.
 const WATCH: u64 = 300;
 
 pub(super) fn run(
@@ -121,7 +121,7 @@ fn is_known(shared: &Shared, request: &Request<Incoming>, has_certificate: bool)
         || (token.is_some() && given.and_then(|given| given.strip_prefix("Bearer ")) == token.as_deref())
 }
 
-/// Events as they happen, one in a line, until the time is over.
+/// Streams events as they happen, one a line, until the deadline.
 fn watch_from(shared: &Arc<Shared>, kind: Kind, from: u64, until: Instant, silent: bool) -> Answer {
     struct Position {
         shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! A TLS client that asks one thing: whose certificate is it?
+//! A TLS client that returns the server's certificate.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,11 +13,11 @@ use tokio_rustls::TlsConnector;
 
 use super::Backend;
 
-/// How long a handshake may take.
+/// Longest duration of a handshake.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Backend {
-    /// Whether `certificate`, from [`peer_certificate`], is this backend's.
+    /// Returns whether `certificate`, from [`peer_certificate`], is this backend's.
     #[must_use]
     pub fn has_certificate(&self, certificate: &[u8]) -> bool {
         self.certificate_pem()
@@ -26,7 +26,8 @@ impl Backend {
     }
 }
 
-/// Shakes hands with whoever answers at `target` and returns its certificate (DER), whatever it says.
+/// Performs a TLS handshake with the server at `target` and returns the server's certificate (DER) without verifying
+/// it.
 ///
 /// # Errors
 /// The connection or the handshake failed, or took more than five seconds.
@@ -50,7 +51,7 @@ pub async fn peer_certificate(target: SocketAddr) -> io::Result<Vec<u8>> {
     timeout(TIMEOUT, handshake).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Takes every certificate, but only from somebody who has its key.
+/// Accepts every certificate, provided that the server has the certificate's private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! As much HTTP/1.1 as a health check and `curl` need.
+//! The subset of HTTP/1.1 that health checks and `curl` need.
 
 use std::{future, io, sync::atomic::Ordering};
 
@@ -6,13 +6,14 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 
 use super::{Readiness, Shared};
 
-/// Requests with longer heads are refused.
+/// Longest request head, bytes; requests with longer heads are refused.
 const MAX_HEAD: u64 = 64 * 1024;
 
-/// What kube-apiserver says from the moment that it shuts down.
+/// The readiness response of kube-apiserver while it shuts down.
 const LEAVING: &str = "[+]ping ok\n[+]etcd ok\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
 
-/// Answers requests until the client closes or asks to. Who is not `known` is told nothing of readiness.
+/// Answers requests until the client closes the connection or asks to close it. Readiness is only answered to a client
+/// that is `authenticated`.
 pub(super) async fn serve<S>(stream: S, shared: &Shared, known: bool) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,

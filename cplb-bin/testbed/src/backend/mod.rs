@@ -1,4 +1,4 @@
-//! Servers that stand for API servers.
+//! Servers that take the place of API servers.
 
 mod client;
 mod http;
@@ -24,12 +24,11 @@ use crate::{
     api::{Authority, Identity},
 };
 
-/// A server in a node, on a thread of its own. Dropping it closes its port and its connections.
+/// A server in a node, on its own thread. Dropping it closes its port and its connections.
 ///
-/// It answers any request with its name, so that a client can tell backends apart, and can be made to fail in all
-/// the ways in which API servers fail. Connections that it closes on command are reset, as those of a killed
-/// process are. It runs at the lowest real-time priority where that is permitted, because it stands for a machine
-/// of its own.
+/// It answers any request with its name, so that a client can tell backends apart, and can be made to fail in all the
+/// ways in which API servers fail. Connections that it closes on command are reset, as those of a killed process are.
+/// It runs at the lowest real-time priority where that is permitted, because it represents a separate machine.
 #[derive(Debug)]
 pub struct Backend {
     name: String,
@@ -40,11 +39,11 @@ pub struct Backend {
     thread: Option<Thread<()>>,
 }
 
-/// What a backend does with the connections that it accepts.
+/// The treatment of accepted connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Behaviour {
-    /// Answers.
+    /// Answers requests.
     #[default]
     Serve,
     /// Accepts, reads nothing and answers nothing.
@@ -53,17 +52,17 @@ pub enum Behaviour {
     Close,
 }
 
-/// How a TLS backend answers `/readyz`, `/healthz` and `/livez`.
+/// The response of a TLS backend to `/readyz`, `/healthz` and `/livez`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// With this status; 200 means ready, 401 or 403 that anonymous requests are refused.
+    /// This HTTP status; 200 means ready, 401 or 403 that anonymous requests are refused.
     Status(u16),
-    /// As an API server that shuts down: with status 500, naming the check `shutdown`.
+    /// The response of an API server that shuts down: status 500, with `shutdown` as the failed check.
     Leaving,
-    /// By closing the connection.
+    /// None: the connection is closed.
     Close,
-    /// Not at all.
+    /// None: the connection stays open.
     Hang,
 }
 
@@ -73,7 +72,7 @@ impl Default for Readiness {
     }
 }
 
-/// What a backend has seen.
+/// Counters of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackendStats {
@@ -90,11 +89,11 @@ pub struct BackendStats {
 }
 
 impl Backend {
-    /// A plain server on `[::]:port` (which includes IPv4): sends its name and a line end to whoever connects,
-    /// then echoes whatever it gets, until the client closes.
+    /// A plain server on `[::]:port` (which includes IPv4): sends its name and a line end to each client, then echoes
+    /// all data until the client closes the connection.
     ///
     /// # Errors
-    /// [`Error::System`] if the port is taken.
+    /// [`Error::System`] if the port is in use.
     pub fn echo(node: &Node, name: &str, port: u16) -> Result<Self, Error> {
         Self::start(node, name, wildcard(port), Protocol::Echo, None)
     }
@@ -102,17 +101,18 @@ impl Backend {
     /// Like [`Backend::echo`] on one address.
     ///
     /// # Errors
-    /// [`Error::System`] if the port is taken or the address is not there.
+    /// [`Error::System`] if the port is in use or the node does not have the address.
     pub fn echo_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
         Self::start(node, name, address, Protocol::Echo, None)
     }
 
-    /// A TLS server on `[::]:port` (which includes IPv4) with a self-signed certificate for `name`. Over TLS it
-    /// speaks HTTP/1.1: readiness paths are answered as [`Backend::set_readiness`] says, any other with its name.
-    /// A connection that does not begin with TLS gets the name and a line end after its first line, then an echo.
+    /// A TLS server on `[::]:port` (which includes IPv4) with a self-signed certificate for `name`. Over TLS it speaks
+    /// HTTP/1.1: readiness paths are answered as [`Backend::set_readiness`] sets, any other path with the server's
+    /// name. On a connection that does not begin with TLS, the server reads one line, sends its name and a line end,
+    /// then echoes.
     ///
     /// # Errors
-    /// [`Error::System`] if the port is taken; [`Error::Certificate`].
+    /// [`Error::System`] if the port is in use; [`Error::Certificate`].
     pub fn tls(node: &Node, name: &str, port: u16) -> Result<Self, Error> {
         Self::tls_on(node, name, wildcard(port))
     }
@@ -120,14 +120,14 @@ impl Backend {
     /// Like [`Backend::tls`] on one address.
     ///
     /// # Errors
-    /// As [`Backend::tls`], also if the address is not there.
+    /// As [`Backend::tls`], also if the node does not have the address.
     pub fn tls_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
         let (acceptor, certificate) = tls::acceptor(name)?;
         Self::start(node, name, address, Protocol::Tls(acceptor), Some(certificate))
     }
 
-    /// Like [`Backend::tls`] with a certificate of a cluster's authority. As k0s's API server it tells strangers nothing
-    /// of its readiness: whoever has no client certificate of the authority is answered 401.
+    /// Like [`Backend::tls`] with a certificate of a cluster's authority. As k0s's API server, it answers readiness
+    /// requests without a client certificate of the authority with 401.
     ///
     /// # Errors
     /// As [`Backend::tls`].
@@ -142,25 +142,25 @@ impl Backend {
         Self::start(node, name, wildcard(port), protocol, Some(identity.certificate_pem.clone()))
     }
 
-    /// Its name: what it answers, and the subject of its certificate.
+    /// The backend's name: its answer, and the subject of its certificate.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The address it listens on.
+    /// The address that the backend listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its certificate, PEM; `None` for a plain one.
+    /// The backend's certificate, PEM; `None` for a plain server.
     #[must_use]
     pub fn certificate_pem(&self) -> Option<&str> {
         self.certificate.as_deref()
     }
 
-    /// What it has seen.
+    /// The backend's counters.
     #[must_use]
     pub fn stats(&self) -> BackendStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -174,17 +174,17 @@ impl Backend {
         }
     }
 
-    /// Changes what it does with connections from now on.
+    /// Changes the treatment of connections that are accepted from now on.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.shared.settings().behaviour = behaviour;
     }
 
-    /// Changes how it answers readiness requests from now on, also on open connections.
+    /// Changes the response to readiness requests from now on, also on open connections.
     pub fn set_readiness(&self, readiness: Readiness) {
         self.shared.settings().readiness = readiness;
     }
 
-    /// Closes the port, so that new connections are refused, and resets the open ones: as if the server had been
+    /// Closes the port, so that new connections are refused, and resets the open ones, as if the server had been
     /// killed.
     ///
     /// # Errors
@@ -202,8 +202,8 @@ impl Backend {
         self.order(Command::Refuse)
     }
 
-    /// Ignores every packet that arrives for the port, of new and of open connections: as if the node were
-    /// behind a broken cable.
+    /// Drops every packet that arrives for the port, of new and of open connections, as if the node's cable were
+    /// broken.
     ///
     /// # Errors
     /// [`Error::System`] if the kernel refuses the filter.
@@ -214,7 +214,7 @@ impl Backend {
     /// Ends [`Backend::refuse`] and [`Backend::blackhole`].
     ///
     /// # Errors
-    /// [`Error::System`] if the port is taken meanwhile.
+    /// [`Error::System`] if the port has been taken meanwhile.
     pub fn accept(&self) -> Result<(), Error> {
         self.order(Command::Listen)
     }
@@ -244,7 +244,7 @@ impl Backend {
         Ok(backend)
     }
 
-    /// Has the server thread do something, and waits until it is done.
+    /// Sends a command to the server thread and waits until it is done.
     fn order(&self, command: Command) -> Result<(), Error> {
         let (done, result) = mpsc::sync_channel(1);
         let gone = || Error::Misuse(format!("backend {} has ended", self.name));
@@ -265,14 +265,14 @@ impl Drop for Backend {
     }
 }
 
-/// How long the server thread may take to do what it is told.
+/// Longest time for the server thread to carry out a command.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 enum Protocol {
     Echo,
     Tls(tokio_rustls::TlsAcceptor),
-    /// The same, for clients whose certificates it knows.
+    /// Like `Tls`, for an authority that verifies client certificates.
     Certified(tokio_rustls::TlsAcceptor),
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     orders: UnboundedReceiver<Order>,
     listener: Option<TcpListener>,
-    /// What is to become of the open connections.
+    /// Control of the open connections.
     fate: watch::Sender<Fate>,
 }
 
@@ -34,7 +34,7 @@ struct Fate {
     silent: bool,
 }
 
-/// A classic BPF program of one instruction, "return 0": it lets nothing through.
+/// A classic BPF program of one instruction, "return 0": it drops every packet.
 const DROP_ALL: [(u16, u32); 1] = [(0x06, 0)];
 
 impl Server {
@@ -49,7 +49,7 @@ impl Server {
 
     pub(super) fn run(mut self) {
         urgency::claim(Urgency::Serve);
-        // Without a runtime nobody answers orders, and the backend reports that it has ended.
+        // Without a runtime no request is answered, and the backend reports that it has ended.
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
             loop {
@@ -93,7 +93,7 @@ impl Server {
 
     async fn welcome(&self, stream: io::Result<TcpStream>) {
         let Ok(stream) = stream else {
-            // Out of descriptors: rest, rather than spin.
+            // Out of descriptors: pause, rather than spin.
             tokio::time::sleep(Duration::from_millis(10)).await;
             return;
         };
@@ -114,9 +114,9 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
     }
 }
 
-/// Serves a connection until it ends by itself or is reset.
+/// Serves a connection until it ends or is reset.
 async fn live(stream: TcpStream, protocol: Protocol, shared: &Shared, mut fate: watch::Receiver<Fate>) {
-    // A second descriptor of the socket, because the first one disappears inside of the TLS session.
+    // A second descriptor of the socket, because the TLS session takes ownership of the first one.
     let Ok(control) = SockRef::from(&stream).try_clone() else { return };
     let resets = fate.borrow().resets;
     let serving = serve(stream, protocol, shared);
@@ -183,7 +183,8 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()
     }
 }
 
-/// Has the kernel drop whatever arrives for a socket; connections inherit that from their listener.
+/// Makes the kernel drop all packets that arrive for a socket; accepted connections inherit the filter from their
+/// listener.
 fn silence(socket: &Socket) -> io::Result<()> {
     socket.attach_filter(&DROP_ALL.map(|(code, k)| SockFilter::new(code, 0, 0, k)))
 }

@@ -1,4 +1,4 @@
-//! A certificate of its own for each backend.
+//! Self-signed certificates for backends.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Error;
 
-/// An acceptor with a fresh self-signed certificate, common name and subject alternative name `name`; also the
+/// Returns an acceptor with a new self-signed certificate, common name and subject alternative name `name`, and the
 /// certificate as PEM.
 pub(super) fn acceptor(name: &str) -> Result<(TlsAcceptor, String), Error> {
     let failed = |reason: String| Error::Certificate { name: name.to_owned(), reason };

@@ -1,6 +1,6 @@
 //! Runs a program in a guest with a distribution's kernel: `guest [--file PATH]… PROGRAM [ARGUMENT]…`
 //!
-//! Made to be cargo's runner for tests, see `.ci/guest`.
+//! Used as cargo's runner for tests, see `.ci/guest`.
 
 use std::{
     io::{self, Write},
@@ -14,7 +14,7 @@ use testbed::{
     guest::{Guest, GuestCommand, GuestEnd, GuestError, is_for_tests, run_if_init},
 };
 
-/// Everything that tests use and that is not too large.
+/// Every tool that tests use and that is not too large.
 const TOOLS: &[Tool] = &[
     Tool::Nft,
     Tool::Ip,
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(64);
     };
-    // The guest ends with this process, however that ends.
+    // The guest ends with this process, whatever ends the process.
     match enter() {
         Ok(Ground::Inside) => {}
         Ok(Ground::Finished(code)) => return code,

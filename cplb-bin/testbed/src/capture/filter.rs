@@ -1,11 +1,10 @@
-//! The kernel's part of choosing frames.
+//! The kernel's packet filter for captures.
 
 use socket2::SockFilter;
 
 use super::Travel;
 
-/// Classic BPF, as in `linux/filter.h`: instructions, and the places where the kernel shows what it knows of a
-/// packet besides its bytes.
+/// Classic BPF, as in `linux/filter.h`: instructions, and the offsets at which the kernel presents a packet's metadata.
 mod bpf {
     pub(super) const LOAD: u16 = 0x20;
     pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
@@ -16,13 +15,13 @@ mod bpf {
     pub(super) const EVERYTHING: u32 = u32::MAX;
 }
 
-/// Has the kernel pass only frames of these interfaces, so that others do not fill the socket's buffer. What came
-/// before the filter was in place is sorted out by the reader.
+/// A filter that passes only frames of these interfaces, so that others do not fill the socket's buffer. The reader
+/// discards frames that were queued before the filter was in place.
 pub(super) fn filter(interfaces: impl Iterator<Item = usize>, only: Option<Travel>) -> Vec<SockFilter> {
     let end = |verdict| SockFilter::new(bpf::RETURN, 0, 0, verdict);
     let mut program = Vec::new();
     if let Some(only) = only {
-        // One more instruction is skipped in one of the two cases: the one that drops.
+        // In one of the two cases the jump also skips the next instruction, the one that drops.
         let (if_out, if_in) = if only == Travel::Out { (1, 0) } else { (0, 1) };
         program.push(SockFilter::new(bpf::LOAD, 0, 0, bpf::PACKET_TYPE));
         program.push(SockFilter::new(bpf::JUMP_IF_EQUAL, if_out, if_in, super::PACKET_OUTGOING.into()));

@@ -1,4 +1,4 @@
-//! One frame, and what it says.
+//! A captured frame and its decoding.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,7 +10,7 @@ use etherparse::{ArpOperation, LaxNetSlice, LaxSlicedPacket, LinkSlice, Transpor
 
 use crate::Mac;
 
-/// Which way a frame travelled.
+/// The direction of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Travel {
     /// It arrived at the interface.
@@ -23,56 +23,56 @@ pub enum Travel {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Frame {
-    /// When the kernel saw it.
+    /// The time at which the kernel received it.
     pub at: Instant,
-    /// The same on the wall clock.
+    /// The same time on the wall clock.
     pub wall: SystemTime,
-    /// Which way it travelled, seen from the interface.
+    /// The direction, seen from the interface.
     pub travel: Travel,
-    /// The interface that it passed; ports of the switch are called as their nodes.
+    /// The interface that it passed; ports of the switch have the names of their nodes.
     pub interface: Arc<str>,
     /// The frame from its destination address on, without checksum. Checksums of TCP and UDP are not filled in.
     pub bytes: Vec<u8>,
 }
 
-/// A statement that an address belongs to a hardware address.
+/// A statement that a protocol address belongs to a hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Announcement {
     /// The address.
     pub ip: IpAddr,
-    /// Whom it belongs to.
+    /// The hardware address that it belongs to.
     pub mac: Mac,
-    /// How it was said.
+    /// The kind of message.
     pub kind: AnnouncementKind,
 }
 
-/// How a node says that it has an address.
+/// The message by which a node announces that it has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnnouncementKind {
-    /// An ARP packet about the sender's own address, to everybody.
+    /// An ARP packet about the sender's own address, broadcast.
     GratuitousArp,
     /// An answer to an ARP request.
     ArpReply,
-    /// An ARP request for another address, which tells the sender's on the way.
+    /// An ARP request for another address, which also carries the sender's.
     ArpRequest,
-    /// A neighbour advertisement that nobody asked for (RFC 4861 section 7.2.6).
+    /// An unsolicited neighbour advertisement (RFC 4861 section 7.2.6).
     UnsolicitedNa {
-        /// Whether it replaces what the receiver knows.
+        /// The Override flag: the advertisement replaces the receiver's cache entry.
         overrides: bool,
     },
     /// A neighbour advertisement that answers a solicitation.
     SolicitedNa {
-        /// Whether it replaces what the receiver knows.
+        /// The Override flag: the advertisement replaces the receiver's cache entry.
         overrides: bool,
     },
 }
 
-/// A VRRP message, as far as tests care; its checksum is not looked at.
+/// A VRRP message, as far as tests need it; its checksum is not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VrrpAdvert {
-    /// Who sent the frame.
+    /// The hardware address of the frame's sender.
     pub mac: Mac,
     /// The IP source.
     pub source: IpAddr,
@@ -82,13 +82,13 @@ pub struct VrrpAdvert {
     pub ttl: u8,
     /// 2 or 3.
     pub version: u8,
-    /// The virtual router.
+    /// The virtual router identifier.
     pub vrid: u8,
-    /// Its priority, 0 when it resigns.
+    /// The priority, 0 on resignation.
     pub priority: u8,
     /// The advertisement interval.
     pub interval: Duration,
-    /// The message itself.
+    /// The bytes of the message.
     pub message: Vec<u8>,
 }
 
@@ -96,19 +96,19 @@ pub struct VrrpAdvert {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcpSegment {
-    /// Where it comes from.
+    /// The source address and port.
     pub source: SocketAddr,
-    /// Where it goes.
+    /// The destination address and port.
     pub destination: SocketAddr,
-    /// Opens a connection.
+    /// The segment opens a connection.
     pub syn: bool,
-    /// Acknowledges.
+    /// The segment acknowledges.
     pub ack: bool,
-    /// Ends one direction.
+    /// The segment closes one direction.
     pub fin: bool,
-    /// Resets the connection.
+    /// The segment resets the connection.
     pub rst: bool,
-    /// How many bytes it carries.
+    /// Length of the payload, bytes.
     pub length: usize,
 }
 
@@ -139,13 +139,13 @@ impl Frame {
         Some(Ip::of(&self.packet()?)?.destination)
     }
 
-    /// The time to live or hop limit that is left.
+    /// The remaining time to live or hop limit.
     #[must_use]
     pub fn hops(&self) -> Option<u8> {
         Some(Ip::of(&self.packet()?)?.ttl)
     }
 
-    /// What it says about the owner of an address.
+    /// The announcement in it, if it is ARP or a neighbour advertisement.
     #[must_use]
     pub fn announcement(&self) -> Option<Announcement> {
         let packet = self.packet()?;
@@ -159,7 +159,7 @@ impl Frame {
                     ArpOperation::REPLY => AnnouncementKind::ArpReply,
                     _ => AnnouncementKind::ArpRequest,
                 };
-                // A probe (RFC 5227 section 1.1) has no sender and says nothing.
+                // A probe (RFC 5227 section 1.1) has no sender address and announces nothing.
                 (!sender.is_unspecified()).then_some(Announcement { ip: sender.into(), mac, kind })
             }
             LaxNetSlice::Ipv6(_) => neighbour_advertisement(&packet),
@@ -221,7 +221,7 @@ impl Frame {
 /// The IP protocol of VRRP.
 const VRRP: u8 = 112;
 
-/// What IPv4 and IPv6 headers have in common.
+/// The fields that IPv4 and IPv6 headers have in common.
 struct Ip<'a> {
     source: IpAddr,
     destination: IpAddr,
@@ -292,7 +292,7 @@ fn neighbour_advertisement(packet: &LaxSlicedPacket<'_>) -> Option<Announcement>
     let options = message.get(na::TARGET.end..)?.chunks_exact(8);
     let stated =
         options.filter(|option| option.starts_with(&na::TARGET_MAC)).find_map(|option| option.get(2..8));
-    // Without the option, the sender of the frame is meant.
+    // Without the option, the announced address is the frame's sender.
     let mac = match stated {
         Some(mac) => Mac(mac.try_into().ok()?),
         None => Mac(ethernet(packet)?.source()),

@@ -1,4 +1,4 @@
-//! Frames seen on the LAN.
+//! Captures of the frames on the LAN.
 
 mod filter;
 mod frame;
@@ -42,8 +42,8 @@ use crate::{
 
 /// Frames that pass an interface, recorded from its start on. Dropping it ends it.
 ///
-/// Looking at the frames waits for a few milliseconds until those that have passed before are recorded, so a test
-/// may assert that something was not sent.
+/// Reading the frames waits for a few milliseconds until all earlier frames are recorded, so a test may assert that a
+/// frame was not sent.
 #[derive(Debug)]
 pub struct Capture {
     shared: Arc<Shared>,
@@ -53,16 +53,15 @@ pub struct Capture {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    /// How often the reader has found nothing more to read.
+    /// Number of times that the reader has found the socket's queue empty.
     idle: AtomicU64,
     dropped: AtomicU32,
     frames: Mutex<Vec<Frame>>,
 }
 
 impl Lan {
-    /// Records every frame that reaches the switch, once, as it arrives; [`Frame::interface`] is the node it came
-    /// from. This is what nodes have sent, also where a cut then drops it. Frames of the gateway itself are not
-    /// among them.
+    /// Records every frame once as it arrives at the switch; [`Frame::interface`] is the node that sent it. Frames that
+    /// a cut then drops are included. Frames of the gateway are not.
     ///
     /// # Errors
     /// [`Error::System`] if the kernel refuses the socket.
@@ -72,8 +71,8 @@ impl Lan {
         Capture::start(self.switch(), ports, Some(Travel::In))
     }
 
-    /// Records what passes the node's cable, in both directions, at the end of the switch: frames from the node
-    /// travel [`Travel::In`], also those that a cut then drops; those that reach it travel [`Travel::Out`].
+    /// Records the frames on the node's cable, in both directions, at the switch: frames from the node travel
+    /// [`Travel::In`], also those that a cut then drops; frames to the node travel [`Travel::Out`].
     ///
     /// # Errors
     /// [`Error::System`] if the kernel refuses the socket; [`Error::Misuse`] for a node that has no port.
@@ -89,7 +88,7 @@ impl Lan {
 }
 
 impl Capture {
-    /// Records what passes the node's own interface: what it sends travels [`Travel::Out`].
+    /// Records the frames at the node's own interface: frames that it sends travel [`Travel::Out`].
     ///
     /// # Errors
     /// [`Error::System`] if the kernel refuses the socket.
@@ -109,14 +108,14 @@ impl Capture {
         self.read().iter().filter(|frame| matches(frame)).cloned().collect()
     }
 
-    /// How many frames so far `matches`.
+    /// The number of frames so far that `matches`.
     #[must_use]
     pub fn count(&self, matches: impl Fn(&Frame) -> bool) -> usize {
         self.read().iter().filter(|frame| matches(frame)).count()
     }
 
-    /// How many frames the kernel has dropped because they came faster than they were read, as far as is known:
-    /// the kernel says so with the next frame. A test that asserts that something was *not* sent should look.
+    /// The number of frames that the kernel has dropped because they came faster than they were read. The kernel
+    /// reports the count with the next frame. A test that asserts that a frame was *not* sent should check it.
     #[must_use]
     pub fn dropped(&self) -> u32 {
         self.shared.dropped.load(Ordering::Relaxed)
@@ -143,8 +142,7 @@ impl Capture {
         found.ok_or_else(|| Error::Misuse("a frame was found and lost".into()))
     }
 
-    /// Who said, in ARP or neighbour discovery, that it has this address, and when: the frame's time and the
-    /// hardware address that was announced.
+    /// The announcements of this address, in ARP or neighbour discovery, each with its frame's time.
     #[must_use]
     pub fn announcements(&self, ip: impl Into<IpAddr>) -> Vec<(Instant, Announcement)> {
         let ip = ip.into();
@@ -153,7 +151,7 @@ impl Capture {
         announced.filter(|(_, announcement)| announcement.ip == ip).collect()
     }
 
-    /// All VRRP advertisements with this virtual router id, and when.
+    /// All VRRP advertisements with this virtual router id, each with its frame's time.
     #[must_use]
     pub fn adverts(&self, vrid: u8) -> Vec<(Instant, VrrpAdvert)> {
         let frames = self.read();
@@ -178,10 +176,10 @@ impl Capture {
         pcap::write(path.as_ref(), &self.read()).map_err(Error::file(path.as_ref()))
     }
 
-    /// The frames, once everything that had passed before this call is among them.
+    /// The frames, once all that had passed before this call are recorded.
     fn read(&self) -> MutexGuard<'_, Vec<Frame>> {
         let (now, idle) = (Instant::now(), self.shared.idle.load(Ordering::Relaxed));
-        // A reader that is still behind after so long loses frames and counts them.
+        // A reader that lags for longer loses frames and counts them.
         let _ = wait_until("the capture has caught up", CATCH_UP, || {
             let empty = self.shared.idle.load(Ordering::Relaxed) != idle;
             empty || self.shared.frames().last().is_some_and(|frame| frame.at > now)
@@ -223,13 +221,13 @@ impl Shared {
     }
 }
 
-/// How often a tap without traffic looks whether it shall stop.
+/// Interval at which a tap without traffic checks whether to stop.
 const POLL_MS: i64 = 5;
 
-/// How long a look at the frames waits for the reader, if that is far behind.
+/// Longest time that reading the frames waits for a reader that lags.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// The socket buffer that is asked for; an ordinary user gets what `net.core.rmem_max` allows.
+/// The requested socket buffer; an ordinary user gets at most `net.core.rmem_max`.
 const BUFFER: usize = 16 << 20;
 
 /// The longest frame; segmentation offload makes them longer than any wire would carry.
@@ -279,7 +277,8 @@ impl Tap {
         }
         let (now, wall_now) = (Instant::now(), SystemTime::now());
         let wall = stamp.map_or(wall_now, |stamp| SystemTime::UNIX_EPOCH + stamp);
-        // The kernel stamps frames with the wall clock; its distance to now places them among instants.
+        // The kernel stamps frames with the wall clock; the difference to the current time converts the stamp to an
+        // instant.
         let at = now.checked_sub(wall_now.duration_since(wall).unwrap_or_default()).unwrap_or(now);
         Ok(Some(Frame { at, wall, travel, interface: Arc::clone(name), bytes: buffer[..length].to_vec() }))
     }

@@ -19,7 +19,7 @@ pub(super) fn write(path: &Path, frames: &[Frame]) -> io::Result<()> {
     file.write_all(&MAGIC_NANOSECONDS.to_le_bytes())?;
     file.write_all(&VERSION.0.to_le_bytes())?;
     file.write_all(&VERSION.1.to_le_bytes())?;
-    // Time zone and accuracy, which nobody uses.
+    // Time zone and accuracy, which readers ignore.
     file.write_all(&[0; 8])?;
     file.write_all(&SNAPLEN.to_le_bytes())?;
     file.write_all(&LINKTYPE_ETHERNET.to_le_bytes())?;

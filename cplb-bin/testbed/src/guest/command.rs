@@ -1,22 +1,22 @@
-//! What is run in a guest, and how it ends.
+//! A program to run in a guest, and its end.
 
 use std::{path::PathBuf, time::Duration};
 
 use super::wire::Request;
 
-/// A program to run in a guest, as root, with an empty environment except for what is given.
+/// A program to run in a guest, as root, with no other environment than is given here.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct GuestCommand {
     pub(super) request: Request,
 }
 
-/// How a program ended.
+/// The end of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestEnd {
-    /// With this code, or with 128 and the number of a signal.
+    /// The program exited with this code, or with 128 and the number of a signal.
     Exited(i32),
-    /// It was killed because its time was over.
+    /// The program was killed at its time limit.
     Overdue,
 }
 
@@ -33,25 +33,25 @@ impl GuestCommand {
         Self { request }
     }
 
-    /// Its arguments.
+    /// Adds arguments.
     pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.request.arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
 
-    /// A variable of its environment.
+    /// Sets a variable of the environment.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.request.environment.push((name.into(), value.into()));
         self
     }
 
-    /// The directory it runs in, which is made.
+    /// Sets the working directory, which is created.
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.request.directory = directory.into();
         self
     }
 
-    /// How long it may take, in whole seconds; ten minutes unless told.
+    /// Sets the time limit, in whole seconds; the default is ten minutes.
     pub fn within(mut self, limit: Duration) -> Self {
         self.request.seconds = limit.as_secs().max(1);
         self

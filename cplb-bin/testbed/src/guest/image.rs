@@ -17,7 +17,7 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
-/// What a program may expect of any system.
+/// Files that programs expect on any system.
 const FILES: &[(&str, &str)] = &[
     ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
     ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
@@ -29,11 +29,11 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/protocols", "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nvrrp 112 VRRP\nsctp 132 SCTP\n"),
 ];
 
-/// Mount points, and places that programs write to.
+/// Mount points, and directories that programs write to.
 const DIRECTORIES: &[&str] =
     &["/dev", "/proc", "/sys", "/run", "/tmp", "/root", "/var/lib", "/var/log", "/etc"];
 
-/// The content of an initramfs, sorted so that a directory comes before what is in it.
+/// The content of an initramfs, sorted so that a directory comes before its entries.
 #[derive(Debug, Default)]
 pub(super) struct Image {
     entries: BTreeMap<PathBuf, Entry>,
@@ -50,7 +50,7 @@ enum Entry {
 impl Image {
     pub(super) fn new() -> Self {
         let mut image = Self::default();
-        // Where the host has merged its directories, programs name their libraries by both paths.
+        // Where the host has merged its directories, programs refer to their libraries by both paths.
         for merged in ["/bin", "/sbin", "/lib", "/lib64"] {
             if let Ok(target) = fs::read_link(merged) {
                 image.entries.insert(merged.into(), Entry::Symlink(target));
@@ -65,18 +65,18 @@ impl Image {
         image
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &str, target: &Path) {
         self.entries.insert(path.into(), Entry::Symlink(target.to_owned()));
     }
 
-    /// A small file made up here.
+    /// Adds a small file with this content.
     pub(super) fn text(&mut self, path: &str, content: String) {
         self.directory(Path::new(path).parent().unwrap_or(Path::new("/")));
         self.entries.insert(path.into(), Entry::Text(content));
     }
 
-    /// A file or a whole directory of the host, at the same path; a program with the libraries it needs.
+    /// Adds a file or a whole directory of the host, at the same path, and the libraries that a program needs.
     pub(super) fn add(&mut self, path: &Path) -> Result<(), GuestError> {
         let failed = |source| GuestError::File { path: path.to_owned(), source };
         if fs::metadata(path).map_err(failed)?.is_dir() {
@@ -94,7 +94,7 @@ impl Image {
     }
 
     fn file(&mut self, path: &Path) -> io::Result<()> {
-        // A link (such as one that chooses among alternatives) becomes the file it leads to.
+        // A link (such as one that chooses among alternatives) becomes the file it points to.
         let source = fs::canonicalize(path)?;
         let place = real_parent(path)?;
         let mode = fs::metadata(&source)?.permissions().mode() & 0o777;
@@ -109,7 +109,7 @@ impl Image {
         }
     }
 
-    /// Writes the archive. It is not compressed: unpacking takes an emulated machine longer than reading.
+    /// Writes the archive. It is not compressed: decompressing takes an emulated machine longer than reading.
     pub(super) fn write(&self, to: &Path) -> Result<(), GuestError> {
         let failed = |source| GuestError::File { path: to.to_owned(), source };
         let mut archive = BufWriter::new(File::create(to).map_err(failed)?);
@@ -168,11 +168,11 @@ fn archived_name(path: &Path) -> String {
     names.collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
-/// The shared libraries of a program, by the loader that will load them. None for what is no program.
+/// The shared libraries of a program, by the loader that will load them. Empty for a file that is not a program.
 fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>, GuestError> {
     let ldd = Command::new("ldd").arg(program).output();
     let ldd = ldd.map_err(|source| GuestError::File { path: "ldd".into(), source })?;
-    // It fails for a script, a data file and a static program.
+    // `ldd` fails for a script, a data file and a static program.
     if !ldd.status.success() {
         return Ok(BTreeSet::new());
     }

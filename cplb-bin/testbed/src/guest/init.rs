@@ -1,4 +1,4 @@
-//! The first process of a guest: furnishes it, runs what the host asks for, and never ends.
+//! The first process of a guest: sets the system up, runs the programs that the host requests, and never ends.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,14 +26,14 @@ use super::{
 };
 use crate::netns;
 
-/// Tells a process that it is in a guest. The kernel passes it on from its command line.
+/// Environment variable of the processes in a guest. The kernel passes it on from its command line.
 pub(super) const VARIABLE: &str = "CPLB_GUEST";
-/// Its value for the first process; for those started from it, any other.
+/// The variable's value for the first process; the processes that it starts have another value.
 pub(super) const INIT: &str = "init";
 const CONSOLE: &str = "/dev/ttyS0";
 const PORT: &str = "/dev/ttyS1";
 
-/// Runs the guest if this is its first process, which then never returns; anybody else goes on.
+/// Runs the guest if this is its first process, and then never returns; returns at once in any other process.
 ///
 /// [`crate::main`] calls it by itself.
 pub fn run_if_init() {
@@ -41,7 +41,7 @@ pub fn run_if_init() {
         return;
     }
     let ended = furnish().and_then(|()| serve());
-    // There is nobody left to return to: what went wrong is on the console, and the host sees the machine stop.
+    // PID 1 has no caller to return to: the error goes to the console, and the host sees the machine stop.
     if let (Err(error), Ok(mut console)) = (ended, OpenOptions::new().write(true).open(CONSOLE)) {
         let _ = io::Write::write_all(&mut console, format!("guest: {error}\n").as_bytes());
     }
@@ -84,7 +84,7 @@ fn serve() -> io::Result<()> {
     }
 }
 
-/// Without echo and translation of line ends.
+/// Sets the port to raw mode: no echo, no translation of line ends.
 fn raw(port: File) -> io::Result<File> {
     let mut settings = tcgetattr(&port)?;
     cfmakeraw(&mut settings);
@@ -110,7 +110,7 @@ fn start(request: &Request) -> io::Result<(Child, io::PipeReader)> {
     Ok((child, output))
 }
 
-/// Passes the program's output on until it has ended or its time is over, and tells how it ended.
+/// Passes the program's output on until it has ended or its time limit is over, and returns the final frame.
 fn follow(mut child: Child, output: io::PipeReader, limit: Duration, port: &mut File) -> io::Result<Frame> {
     let deadline = Instant::now() + limit;
     let (sender, pieces) = mpsc::channel();
@@ -127,10 +127,10 @@ fn follow(mut child: Child, output: io::PipeReader, limit: Duration, port: &mut 
     loop {
         match pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(piece) => Frame::Output(piece).write(port)?,
-            // Everything that could write has ended.
+            // Every process that could write has ended.
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if overdue => break,
-            // What it started may hold the output open for a moment longer.
+            // Processes that the program started may hold the output open for a moment longer.
             Err(RecvTimeoutError::Timeout) => {
                 overdue = true;
                 child.kill()?;
@@ -145,7 +145,7 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
 }
 
-/// Whether this process runs in a guest.
+/// Returns whether this process runs in a guest.
 #[must_use]
 pub fn is_guest() -> bool {
     std::env::var_os(VARIABLE).is_some() && Path::new(modules::LIST).exists()

@@ -8,7 +8,7 @@ use std::{
 
 use super::GuestError;
 
-/// Where to look first; for a kernel that was unpacked elsewhere.
+/// The directory of a kernel that was unpacked elsewhere, which takes precedence.
 const VARIABLE: &str = "CPLB_GUEST_KERNEL";
 
 /// An unpacked kernel package: an image and a tree of modules with the index that `depmod` makes.
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_come_after_what_they_need() {
+    fn closure_orders_modules_after_their_dependencies() {
         let kernel = Kernel {
             image: PathBuf::from("vmlinuz"),
             modules: PathBuf::from("/m"),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_modules_are_those_of_the_kernel() {
+    fn module_names_follow_the_kernel_spelling() {
         assert_eq!(module_name("kernel/net/x-y.ko.xz"), "x_y");
         assert_eq!(module_name("z.ko"), "z");
     }

@@ -1,11 +1,11 @@
-//! A machine with a distribution's kernel, for what the host's kernel does not have: IPVS, dummy links, netem.
+//! A machine with a distribution's kernel, for features that the host's kernel may lack: IPVS, dummy links, netem.
 //!
-//! The guest runs under qemu's software emulation, so it needs neither root nor hardware support, and is ten to
-//! twenty times slower than the host. Its file system is made of the test binary, the programs and files that the
-//! test names, and the libraries they need, all at the paths they have on the host; the test binary is also its
-//! first process. Inside, [`crate::Lan`] works as everywhere, and everything is root of the initial user namespace.
+//! The guest runs under qemu's software emulation, so it needs neither root nor hardware support, and is ten to twenty
+//! times slower than the host. Its file system contains the test binary, the programs and files that the test lists,
+//! and the libraries they need, all at their paths on the host; the test binary is also its first process. Inside,
+//! [`crate::Lan`] works as on the host, and every process is root of the initial user namespace.
 //!
-//! A test that needs such a kernel says so, and [`crate::main`] does the rest:
+//! A test that needs such a kernel is marked with [`crate::Test::in_guest`], and [`crate::main`] boots the guest:
 //!
 //! ```no_run
 //! use testbed::{Test, Tool};
@@ -20,7 +20,7 @@
 //! }
 //! ```
 //!
-//! Any other test runs in a guest by `.ci/guest`, which takes the arguments of `cargo test`.
+//! `.ci/guest` runs any other test in a guest; it takes the arguments of `cargo test`.
 
 mod command;
 mod image;
@@ -55,7 +55,7 @@ use image::Image;
 use kernel::Kernel;
 use wire::{Frame, Request};
 
-/// What the guest loads at its start, with whatever these depend on.
+/// The modules that the guest loads at its start, without their dependencies.
 const MODULES: &[&str] = &[
     "bridge",
     "veth",
@@ -115,27 +115,27 @@ const MODULES: &[&str] = &[
     "sctp",
 ];
 
-/// How it emulates: `kvm` instead is faster where there is hardware for it, and proves the same.
+/// Environment variable for the emulator's accelerator: `kvm` is faster where there is hardware for it.
 const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
-/// The emulated processors share one time stamp counter, which the kernel cannot know; what it would take instead is
-/// a device, and every look at the clock an exit from the emulation.
+/// The emulated processors share one time stamp counter, which the kernel cannot detect; its fallback clock source is a
+/// device, whose every read is an exit from the emulation.
 const PARAMETERS: &str =
     "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clocksource=tsc tsc=reliable";
-/// From power-on until the guest listens: 5 s on an idle machine.
+/// Longest time from power-on until the guest is ready: 5 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(120);
-/// What the guest may take to tell that it has ended a program whose time was over.
+/// Longest time for the guest to report that it has killed a program at its time limit.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Why there is no guest, or it could not do what it was asked for.
+/// The reason why a guest could not be booted or a request failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestError {
     /// No kernel has been unpacked.
     #[error("no kernel for guests in {} ({source}); get one with: .ci/install test", .directory.display())]
     NoKernel {
-        /// Where it was looked for.
+        /// The directory that was searched.
         directory: PathBuf,
-        /// Why it was not found.
+        /// The cause.
         source: io::Error,
     },
     /// The kernel lacks a module.
@@ -149,12 +149,12 @@ pub enum GuestError {
     /// A program that the guest is to have is not installed on the host.
     #[error(transparent)]
     Host(#[from] Error),
-    /// A file of the host could not be read, or the guest's not be written.
+    /// A file of the host could not be read, or the guest's could not be written.
     #[error("{}: {source}", .path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A program for the guest lacks a library on the host.
@@ -162,18 +162,18 @@ pub enum GuestError {
     Library {
         /// The program.
         program: PathBuf,
-        /// What the loader says.
+        /// The loader's message.
         library: String,
     },
     /// The emulator could not be started.
     #[error("cannot start the emulator: {0}")]
     Emulator(#[source] io::Error),
-    /// The guest stopped, hangs or says what makes no sense.
+    /// The guest stopped, hangs or sent an invalid frame.
     #[error("the guest {what}; the end of its console:\n{console}")]
     Lost {
-        /// What happened.
+        /// The failure.
         what: String,
-        /// Last lines of its console.
+        /// The last lines of the guest's console.
         console: String,
     },
     /// The guest could not start the program.
@@ -181,7 +181,7 @@ pub enum GuestError {
     NotStarted(String),
 }
 
-/// What goes into a guest.
+/// The content of a guest.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct GuestBuilder {
@@ -190,19 +190,19 @@ pub struct GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// Programs from the distribution.
+    /// Adds programs of the distribution.
     pub fn tools(mut self, tools: impl IntoIterator<Item = Tool>) -> Self {
         self.tools.extend(tools);
         self
     }
 
-    /// Programs (with the libraries they need), other files and whole directories, by absolute paths.
+    /// Adds programs (with the libraries they need), other files and whole directories, by absolute paths.
     pub fn files<P: Into<PathBuf>>(mut self, files: impl IntoIterator<Item = P>) -> Self {
         self.files.extend(files.into_iter().map(Into::into));
         self
     }
 
-    /// Boots a guest whose first process is this program, which must call [`run_if_init`] first thing in `main`.
+    /// Boots a guest whose first process is this program, which must call [`run_if_init`] first in `main`.
     ///
     /// # Errors
     /// [`GuestError`]
@@ -241,7 +241,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// An empty guest to be filled and booted.
+    /// Returns a builder of an empty guest.
     pub fn builder() -> GuestBuilder {
         GuestBuilder::default()
     }
@@ -273,21 +273,21 @@ impl Guest {
             other => return Err(guest.lost(format!("began with {other:?}"))),
         }
         guest.booted_in = since.elapsed();
-        // It is in the guest's memory now.
+        // The archive is in the guest's memory now.
         let _ = fs::remove_file(archive);
         Ok(guest)
     }
 
-    /// From power-on until it listened.
+    /// The time from power-on until the guest was ready.
     #[must_use]
     pub fn booted_in(&self) -> Duration {
         self.booted_in
     }
 
-    /// Runs a program and hands over what it writes, as it comes.
+    /// Runs a program and passes its output on as it comes.
     ///
     /// # Errors
-    /// [`GuestError::NotStarted`], or [`GuestError::Lost`], after which the guest is of no more use.
+    /// [`GuestError::NotStarted`], or [`GuestError::Lost`], after which the guest is unusable.
     pub fn run(
         &mut self,
         command: &GuestCommand,
@@ -314,7 +314,7 @@ impl Guest {
         match self.frames.recv_timeout(timeout) {
             Ok(Ok(frame)) => Ok(frame),
             Ok(Err(error)) => Err(self.lost(format!("cannot be understood: {error}"))),
-            Err(RecvTimeoutError::Timeout) => Err(self.lost(format!("has said nothing for {timeout:?}"))),
+            Err(RecvTimeoutError::Timeout) => Err(self.lost(format!("has sent nothing for {timeout:?}"))),
             Err(RecvTimeoutError::Disconnected) => Err(self.lost("has stopped".to_owned())),
         }
     }
@@ -330,7 +330,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Nothing in it needs an orderly end.
+        // The guest has no state that needs an orderly shutdown.
         let _ = self.emulator.kill();
         let _ = self.emulator.wait();
     }

@@ -1,4 +1,4 @@
-//! Modules of the guest's kernel, for tests that take them away.
+//! The guest kernel's modules, for tests that unload them.
 
 use std::{ffi::CString, fs::File, io, path::Path};
 
@@ -13,7 +13,7 @@ use crate::Error;
 /// The files of all modules, each after those it depends on.
 pub(super) const LIST: &str = "/etc/cplb-guest-modules";
 
-/// Everything that the guest has, at its start.
+/// Loads every module that the guest has, at its start.
 pub(super) fn load_all() -> io::Result<()> {
     for file in std::fs::read_to_string(LIST)?.lines() {
         load_file(Path::new(file)).map_err(|error| io::Error::other(format!("module {file}: {error}")))?;
@@ -21,20 +21,21 @@ pub(super) fn load_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Loads a module of the guest's kernel again, and whatever it depends on.
+/// Loads a module of the guest's kernel again, with its dependencies.
 ///
 /// # Errors
-/// [`Error::Misuse`] outside of a guest or for a module that the guest was not given; what the kernel says.
+/// [`Error::Misuse`] outside of a guest or for a module that the guest does not have; [`Error::System`] with the
+/// kernel's error.
 pub fn load_module(name: &str) -> Result<(), Error> {
     let list = std::fs::read_to_string(LIST)
         .map_err(|_| Error::Misuse("modules are loaded in a guest only".to_owned()))?;
-    // What it depends on comes before it in the list, and is loaded anyway.
+    // The module's dependencies come before it in the list and have been loaded at the start.
     let file = list.lines().find(|file| module_name(file) == name);
     let file = file.ok_or_else(|| Error::Misuse(format!("the guest has no module {name}")))?;
     load_file(Path::new(file)).map_err(Error::system(format!("load module {name}")))
 }
 
-/// Unloads a module that nothing uses.
+/// Unloads an unused module.
 ///
 /// # Errors
 /// [`Error::System`] if it is in use.

@@ -9,7 +9,7 @@ use super::{Guest, GuestBuilder, GuestCommand, GuestEnd, GuestError};
 pub(crate) enum GuestRoom {
     Empty(Option<GuestBuilder>),
     Up(Box<Guest>),
-    /// It could not be booted, or was lost: no test can run.
+    /// It could not be booted, or was lost: no further test can run.
     Lost(String),
 }
 
@@ -28,7 +28,7 @@ impl GuestRoom {
         }
         let guest = self.guest()?;
         let end = guest.run(&command, |bytes| {
-            // The output of a test is for whoever watches; nobody may watch.
+            // A test's outcome does not depend on whether its output can be written.
             let _ = io::stderr().write_all(bytes);
         });
         match end {
@@ -65,7 +65,7 @@ impl GuestRoom {
     }
 }
 
-/// Whether a variable configures tests, such as `PROPTEST_CASES`, `RUST_BACKTRACE` and our own `CPLB_BIN`.
+/// Returns whether a variable configures tests, such as `PROPTEST_CASES`, `RUST_BACKTRACE` and our own `CPLB_BIN`.
 #[must_use]
 pub fn is_for_tests(variable: &str) -> bool {
     let ours = variable.starts_with("CPLB_") && !["CPLB_GUEST", "CPLB_TESTBED_PARENT"].contains(&variable);

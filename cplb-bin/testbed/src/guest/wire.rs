@@ -1,7 +1,7 @@
-//! What host and guest say to each other over the guest's second serial port.
+//! The protocol between host and guest on the guest's second serial port.
 //!
-//! The host sends one [`Request`] at a time, as a line of JSON. The guest answers with [`Frame`]s: what the program
-//! writes, in pieces, and then how it ended.
+//! The host sends one [`Request`] at a time, as a line of JSON. The guest answers with [`Frame`]s: the program's
+//! output, in pieces, and then its end.
 
 use std::{
     io::{self, BufRead, Write},
@@ -20,22 +20,22 @@ pub(super) struct Request {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,
     pub(super) directory: PathBuf,
-    /// After which it is killed.
+    /// Time limit, after which the program is killed.
     pub(super) seconds: u64,
 }
 
-/// What the guest tells.
+/// A message of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    /// It has started and listens.
+    /// The guest has started and accepts requests.
     Ready,
     /// A piece of the output of the program, standard output and error as they come.
     Output(Vec<u8>),
     /// The program ended with this code, or with 128 and the number of a signal.
     Ended(i32),
-    /// The program was killed because its time was over.
+    /// The program was killed at its time limit.
     Overdue,
-    /// It could not be started.
+    /// The program could not be started.
     NotStarted(String),
 }
 
@@ -63,7 +63,7 @@ impl Frame {
         if from.read_line(&mut line)? == 0 {
             return Ok(None);
         }
-        let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("the guest said {line:?}"));
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("the guest sent {line:?}"));
         let (word, number) = line.trim_end().split_once(' ').ok_or_else(malformed)?;
         let number: i32 = number.parse().map_err(|_| malformed())?;
         let mut bytes = |limit: usize| {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_survive_the_port() {
+    fn encoded_frames_decode_to_themselves() {
         let frames = [
             Frame::Ready,
             Frame::Output(b"two\nlines\n\x00\xff".to_vec()),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_on_the_port_is_an_error() {
+    fn malformed_frames_are_errors() {
         for noise in ["hello\n", "output -1\n", "output 99999\n", "output 4\nab", "x 1\n"] {
             assert!(Frame::read(&mut noise.as_bytes()).is_err(), "{noise:?}");
         }

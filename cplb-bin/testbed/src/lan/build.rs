@@ -18,10 +18,10 @@ use crate::{
     wait_until,
 };
 
-/// What a LAN shall look like. The defaults are three controllers and one client, 10.9.0.0/24 and fd09::/64.
+/// The layout of a LAN. The defaults are three controllers and one client, 10.9.0.0/24 and fd09::/64.
 ///
-/// Controllers look like Kubernetes nodes: they forward, have a default route (through the switch), and drop the
-/// secondaries of a deleted primary address, which is the kernel's default.
+/// Controllers are configured as Kubernetes nodes: they forward packets, have a default route (through the switch), and
+/// drop the secondaries of a deleted primary address, which is the kernel's default.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct LanBuilder {
@@ -59,7 +59,7 @@ const MOST_CLIENTS: u8 = 99;
 const SMALLEST_V4: u8 = 24;
 const SMALLEST_V6: u8 = 112;
 
-/// The networks of routed clients, one host in each, and the gateway that Calico gives them.
+/// The networks of routed clients, one host in each, and the gateway address that Calico assigns.
 const POD_V4: [u8; 2] = [10, 244];
 const POD_V6: u16 = 0xfd44;
 const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -72,76 +72,75 @@ const BRIDGE: &str = "br0";
 const BACK_INTERFACE: &str = "eth1";
 const BACK_BRIDGE: &str = "br1";
 
-/// How long link-local addresses may take to appear.
+/// Longest time until link-local addresses appear.
 const SETTLE: Duration = Duration::from_secs(5);
 
 impl LanBuilder {
-    /// How many controllers, at most 99.
+    /// Sets the number of controllers, at most 99.
     pub fn controllers(mut self, count: u8) -> Self {
         self.controllers = count;
         self
     }
 
-    /// How many clients on the switch, at most 99.
+    /// Sets the number of clients on the switch, at most 99.
     pub fn clients(mut self, count: u8) -> Self {
         self.clients = count;
         self
     }
 
-    /// One more client, behind an interface of the controller with this index that has no IPv4 address, as
-    /// Calico connects pods: `pod1` has 10.244.1.2 and fd44:1::2, its interface on the controller is `cali1`.
+    /// Adds a client behind an interface of the controller with this index that has no IPv4 address, as Calico connects
+    /// pods: `pod1` has 10.244.1.2 and fd44:1::2, its interface on the controller is `cali1`.
     pub fn routed_client(mut self, controller: u8) -> Self {
         self.routed.push(controller);
         self
     }
 
-    /// The IPv4 network, instead of 10.9.0.0/24; at least a /24, with 0 as its last octet.
+    /// Sets the IPv4 network, instead of 10.9.0.0/24; at least a /24, with 0 as its last octet.
     pub fn network_v4(mut self, address: Ipv4Addr, prefix_len: u8) -> Self {
         self.v4 = Some(Network { address, prefix_len });
         self
     }
 
-    /// The IPv6 network, instead of `fd09::/64`; at least a /112, with 0 as its last two octets.
+    /// Sets the IPv6 network, instead of `fd09::/64`; at least a /112, with 0 as its last two octets.
     pub fn network_v6(mut self, address: Ipv6Addr, prefix_len: u8) -> Self {
         self.v6 = Some(Network { address, prefix_len });
         self
     }
 
-    /// No IPv4 addresses.
+    /// Omits IPv4 addresses.
     pub fn without_v4(mut self) -> Self {
         self.v4 = None;
         self
     }
 
-    /// No IPv6 addresses except link-local ones.
+    /// Omits IPv6 addresses except link-local ones.
     pub fn without_v6(mut self) -> Self {
         self.v6 = None;
         self
     }
 
-    /// Controllers keep the secondaries of a deleted primary address (`promote_secondaries=1`).
+    /// Makes controllers keep the secondaries of a deleted primary address (`promote_secondaries=1`).
     pub fn promote_secondaries(mut self) -> Self {
         self.promote_secondaries = true;
         self
     }
 
-    /// The controllers' own addresses expire after `lifetime`, as those from DHCP do. Nothing renews them.
+    /// Makes the controllers' own addresses expire after `lifetime`, as those from DHCP do. They are not renewed.
     pub fn leased_addresses(mut self, lifetime: Duration) -> Self {
         self.lease = Some(lifetime);
         self
     }
 
-    /// Controllers have a second link, `eth1`, on a switch of its own, with 10.8.0.0/24.
+    /// Adds a second link, `eth1`, to all controllers, on a separate switch, with 10.8.0.0/24.
     pub fn back_link(mut self) -> Self {
         self.back = Some(Network { address: Ipv4Addr::new(10, 8, 0, 0), prefix_len: 24 });
         self
     }
 
-    /// Builds it.
+    /// Builds the LAN.
     ///
     /// # Errors
-    /// [`Error::NotEntered`] outside of the namespaces that [`crate::enter`] makes; otherwise what the kernel
-    /// refused.
+    /// [`Error::NotEntered`] outside of the namespaces that [`crate::enter`] makes; otherwise the kernel's error.
     pub fn build(self) -> Result<Lan, Error> {
         if !ground::is_inside() {
             return Err(Error::NotEntered);
@@ -205,7 +204,7 @@ impl Maker<'_> {
         };
         let switch = self.namespace("switch", interface)?;
         set_sysctls(&switch, &[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
-        // With br_netfilter, bridged packets would visit the inet hooks of the switch.
+        // With br_netfilter, bridged packets would pass the inet hooks of the switch.
         for table in ["iptables", "ip6tables", "arptables"] {
             let _ = switch.set_sysctl(&format!("net.bridge.bridge-nf-call-{table}"), "0");
         }
@@ -220,7 +219,7 @@ impl Maker<'_> {
         Ok(switch)
     }
 
-    /// A node plugged into the switch.
+    /// Creates a node and connects it to the switch.
     fn node(&self, switch: &Node, name: &str, host: u8) -> Result<Node, Error> {
         let plan = self.plan;
         let controller = host < FIRST_CLIENT;
@@ -252,7 +251,7 @@ impl Maker<'_> {
         Ok(node)
     }
 
-    /// A second switch, for controllers only.
+    /// Creates a second switch, for controllers only.
     fn back_link(
         &self,
         network: Network<Ipv4Addr>,
@@ -281,7 +280,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    /// A client behind a controller, on a point-to-point link whose near end has no IPv4 address.
+    /// Creates a client behind a controller, on a point-to-point link whose near end has no IPv4 address.
     fn pod(&self, switch: &Node, controller: &Node, number: u8) -> Result<Node, Error> {
         let [a, b] = POD_V4;
         let v4 = Ipv4Addr::new(a, b, number, 2);
@@ -321,7 +320,7 @@ impl Maker<'_> {
         Ok(pod)
     }
 
-    /// A namespace with settings but without links.
+    /// Creates a namespace with sysctls but without links.
     fn namespace(&self, name: &str, interface: Interface) -> Result<Node, Error> {
         let refused =
             |step| move |source: io::Error| Error::Namespace { step, node: name.to_owned(), source };
@@ -338,7 +337,8 @@ impl Maker<'_> {
     }
 }
 
-/// Addresses are usable at once, nothing is learned from the outside, and ports suffice for a probe every 2 ms.
+/// Sysctls of every node: addresses are usable at once, router advertisements are ignored, and the port range suffices
+/// for a probe every 2 ms.
 const COMMON: &[(&str, &str)] = &[
     ("net.ipv6.conf.all.disable_ipv6", "0"),
     ("net.ipv6.conf.default.disable_ipv6", "0"),
@@ -353,7 +353,7 @@ const COMMON: &[(&str, &str)] = &[
 ];
 
 impl Lan {
-    /// Link-local addresses come from the kernel, soon after the link; IPv6 VRRP needs them.
+    /// Waits for the link-local addresses, which the kernel adds soon after the link is up; IPv6 VRRP needs them.
     fn wait_for_link_local(&self) -> Result<(), Error> {
         for node in self.controllers.iter().chain(&self.clients) {
             let own = IpAddr::V6(node.link_local());
@@ -366,7 +366,7 @@ impl Lan {
     }
 }
 
-/// Locally administered addresses that show the node's number.
+/// A locally administered address that contains the node's number.
 fn mac(kind: u8, number: u8) -> Mac {
     Mac([0x02, 0, 0, 0x09, kind, number])
 }

@@ -1,4 +1,4 @@
-//! Taking the network apart: frames that disappear without a trace while every link stays up.
+//! Network partitions: frames that are dropped silently while every link stays up.
 
 use std::{
     collections::BTreeSet,
@@ -10,31 +10,30 @@ use std::{
 
 use crate::{Error, Lan, Node, Tool};
 
-/// Which frames of a node disappear.
+/// The frames of a node that are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Those on their way to it: it can speak but not hear.
+    /// Frames to the node: it can send but not receive.
     To,
-    /// Those that it sends: it can hear but not be heard.
+    /// Frames from the node: it can receive but not send.
     From,
-    /// All.
+    /// Frames in both directions.
     Both,
 }
 
-/// What the switch drops. Ports are called as their nodes.
+/// A rule for frames that the switch drops. Ports have the names of their nodes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cut {
-    /// Whatever arrives at this port.
+    /// All frames that arrive at this port.
     From(String),
-    /// Whatever would leave by this port.
+    /// All frames that would leave by this port.
     To(String),
-    /// Whatever arrives at the first port and would leave by the second.
+    /// All frames that arrive at the first port and would leave by the second.
     Between(String, String),
 }
 
 impl Lan {
-    /// Silently drops the node's frames in one direction or both, in addition to what is cut already. Carriers
-    /// stay up.
+    /// Silently drops the node's frames in one direction or both, in addition to the existing cuts. Carriers stay up.
     ///
     /// # Errors
     /// [`Error::MissingTool`] without `nft`; [`Error::Failed`].
@@ -50,8 +49,8 @@ impl Lan {
         })
     }
 
-    /// Silently drops frames between nodes of different groups, in addition to what is cut already. Nodes in no
-    /// group, and the gateway, still reach everybody.
+    /// Silently drops frames between nodes of different groups, in addition to the existing cuts. Nodes in no group,
+    /// and the gateway, still reach all nodes.
     ///
     /// # Errors
     /// As [`Lan::cut`].
@@ -66,7 +65,7 @@ impl Lan {
         Ok(())
     }
 
-    /// Silently drops frames from the first nodes to the others, but not those back.
+    /// Silently drops frames from the first nodes to the others, but not the frames of the reverse direction.
     ///
     /// # Errors
     /// As [`Lan::cut`].
@@ -107,7 +106,7 @@ impl Lan {
     fn change_cuts(&self, change: impl FnOnce(&mut BTreeSet<Cut>)) -> Result<(), Error> {
         let mut cuts = self.cuts();
         change(&mut cuts);
-        // A file, because it needs no thread to feed a pipe.
+        // A file, because writing to a pipe would need a thread.
         let path = self.switch.directory().join("cuts.nft");
         fs::write(&path, script(&cuts)).map_err(Error::file(&path))?;
         let mut nft = Command::new(Tool::Nft.path()?);

@@ -1,22 +1,22 @@
-//! A network that delays and loses.
+//! Delay and loss on the network.
 
 use std::{process::Command, time::Duration};
 
 use crate::{Error, Lan, Tool};
 
-/// What happens to every frame on its way from the switch to a node. Needs a kernel with netem, see [`crate::guest`].
+/// The impairment of every frame on its way from the switch to a node. Needs a kernel with netem, see [`crate::guest`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Impairment {
-    /// How long a frame takes.
+    /// The mean delay of a frame.
     pub delay: Duration,
-    /// By how much that varies to both sides, evenly; frames may overtake each other.
+    /// The largest deviation from the mean delay, uniformly distributed; frames may overtake each other.
     pub jitter: Duration,
-    /// How many of a hundred frames are lost.
+    /// The percentage of frames that are lost.
     pub loss_percent: f64,
 }
 
 impl Lan {
-    /// Impairs the ports of all nodes, in place of a former impairment.
+    /// Impairs the ports of all nodes, in place of an earlier impairment.
     ///
     /// # Errors
     /// [`Error::MissingTool`] without `tc`; [`Error::Failed`], also where the kernel has no netem.

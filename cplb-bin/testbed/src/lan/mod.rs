@@ -22,11 +22,11 @@ pub use impair::Impairment;
 
 use crate::{Error, Node, log::Journal};
 
-/// A switch with controllers and clients. Dropping it ends every process in it and frees the namespaces; if that
-/// happens because of a panic, everything that its processes wrote is printed.
+/// A switch with controllers and clients. Dropping it ends every process in it and frees the namespaces; on a panic,
+/// all output of its processes is printed first.
 #[derive(Debug)]
 pub struct Lan {
-    // Dropped in this order: first the nodes, then the directory that their processes write to.
+    // Drop order: first the nodes, then the directory that their processes write to.
     controllers: Vec<Node>,
     clients: Vec<Node>,
     routed: Vec<Node>,
@@ -47,7 +47,7 @@ struct Network<A> {
 }
 
 impl Lan {
-    /// Describes a LAN; see [`LanBuilder`] for the defaults.
+    /// Returns a builder of a LAN; see [`LanBuilder`] for the defaults.
     pub fn builder() -> LanBuilder {
         LanBuilder::default()
     }
@@ -73,7 +73,7 @@ impl Lan {
     /// The controller with this index, from 0.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no such controller.
     #[must_use]
     pub fn controller(&self, index: usize) -> &Node {
         &self.controllers[index]
@@ -82,13 +82,13 @@ impl Lan {
     /// The client with this index, from 0.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no such client.
     #[must_use]
     pub fn client(&self, index: usize) -> &Node {
         &self.clients[index]
     }
 
-    /// The namespace of the switch. It holds the bridge and the gateway's addresses, and sees every frame.
+    /// The namespace of the switch, which has the bridge and the gateway's addresses. Every frame passes it.
     #[must_use]
     pub fn switch(&self) -> &Node {
         &self.switch
@@ -132,7 +132,7 @@ impl Lan {
     /// The address with this host number on the second link of controllers, 1 is `10.8.0.1`.
     ///
     /// # Panics
-    /// If they have none.
+    /// If the controllers have no second link.
     #[must_use]
     pub fn back_v4(&self, host: u8) -> Ipv4Addr {
         let Some(network) = self.back else { panic!("this LAN has no second link") };
@@ -145,13 +145,13 @@ impl Lan {
         (self.v4.map_or(0, |network| network.prefix_len), self.v6.map_or(0, |network| network.prefix_len))
     }
 
-    /// A directory on a tmpfs, gone with the LAN. It holds a directory per node with the logs of its processes.
+    /// A directory on a tmpfs, removed with the LAN. It contains a directory per node with the logs of its processes.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// All lines of all processes of this LAN in the order of time.
+    /// All lines of all processes of this LAN, in chronological order.
     #[must_use]
     pub fn report(&self) -> String {
         self.journal.report()

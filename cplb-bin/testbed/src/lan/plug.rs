@@ -1,9 +1,9 @@
-//! How nodes are connected to the switch, and disconnected from it.
+//! The cables between nodes and the switch.
 
 use crate::{Error, Lan, Node, netlink};
 
 impl Lan {
-    /// Pulls the node's cable: it and the switch lose the carrier.
+    /// Unplugs the node's cable: the node and the switch lose the carrier.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -14,7 +14,7 @@ impl Lan {
         })
     }
 
-    /// Puts the node's cable back.
+    /// Plugs the node's cable in again.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -25,7 +25,7 @@ impl Lan {
         })
     }
 
-    /// The port of the switch that the node is plugged into; ports are called as their nodes.
+    /// The port of the switch that the node is connected to; ports have the names of their nodes.
     pub(crate) fn port<'a>(&self, node: &'a Node) -> Result<&'a str, Error> {
         if self.controllers.iter().chain(&self.clients).any(|known| known.name() == node.name()) {
             return Ok(node.name());

@@ -1,4 +1,4 @@
-//! Ends processes that a LAN's processes left behind.
+//! Termination of the processes that a LAN's processes left behind.
 
 use std::{
     collections::BTreeSet,
@@ -18,10 +18,10 @@ use nix::{
 
 use crate::log::Journal;
 
-/// How long killed processes may take to end.
+/// Longest time for killed processes to end.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Kills every process in these network namespaces and waits until none is left.
+/// Kills every process in these network namespaces and waits until all have ended.
 pub(super) fn end_processes_in(namespaces: &BTreeSet<u64>, journal: &Journal) {
     let deadline = Instant::now() + TIMEOUT;
     let mut ended = BTreeSet::new();
@@ -31,15 +31,15 @@ pub(super) fn end_processes_in(namespaces: &BTreeSet<u64>, journal: &Journal) {
             let _ = kill(pid, Signal::SIGKILL);
             ended.insert(pid);
         }
-        // What a process leaves behind becomes a child of this one, the init of the PID namespace. Those that a
-        // `Process` waits for are left for it to find.
+        // Orphans become children of this process, the init of the PID namespace. The exit status of a process that
+        // belongs to a `Process` is left for it to collect.
         ended.retain(|pid| {
             let owned = journal.owned().contains(&pid.as_raw());
             !owned
                 && match waitpid(*pid, Some(WaitPidFlag::WNOHANG)) {
                     Ok(WaitStatus::StillAlive) => true,
                     Ok(_) => false,
-                    // Its parent, which is on the list as well, has not quite ended.
+                    // Its parent, which is being killed as well, has not ended yet.
                     Err(_) => fs::exists(format!("/proc/{pid}")).unwrap_or(false),
                 }
         });

@@ -38,7 +38,7 @@ pub(crate) struct Inner {
     interface: Interface,
     directory: PathBuf,
     journal: Journal,
-    /// How many processes were started, to tell their log files apart.
+    /// Number of processes started so far, part of the names of their log files.
     started: AtomicU32,
 }
 
@@ -54,32 +54,32 @@ impl Inner {
     }
 }
 
-/// How long [`Node::output`] waits for a program.
+/// Longest time that [`Node::output`] waits for a program.
 const LONGEST_RUN: Duration = Duration::from_secs(60);
 
 /// The interface of every node.
 pub(crate) const INTERFACE: &str = "eth0";
 
 impl Node {
-    /// Its name: `c1` … for controllers, `client1` … for clients, `pod1` … for routed clients.
+    /// The node's name: `c1` … for controllers, `client1` … for clients, `pod1` … for routed clients.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The name of its interface on the LAN.
+    /// The name of the node's interface on the LAN.
     #[must_use]
     pub fn interface(&self) -> &'static str {
         INTERFACE
     }
 
-    /// The hardware address of its interface.
+    /// The hardware address of the node's interface.
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.0.interface.mac
     }
 
-    /// Its own IPv4 address.
+    /// The node's own IPv4 address.
     ///
     /// # Panics
     /// If the LAN has no IPv4.
@@ -92,7 +92,7 @@ impl Node {
         own.unwrap_or_else(|| panic!("{} has no IPv4 address", self.name()))
     }
 
-    /// Its own global IPv6 address.
+    /// The node's own global IPv6 address.
     ///
     /// # Panics
     /// If the LAN has no IPv6.
@@ -105,19 +105,19 @@ impl Node {
         own.unwrap_or_else(|| panic!("{} has no IPv6 address", self.name()))
     }
 
-    /// Its addresses as built, IPv4 first.
+    /// The node's addresses as built, IPv4 first.
     #[must_use]
     pub fn own_ips(&self) -> Vec<IpAddr> {
         self.0.interface.addresses.iter().map(|(ip, _)| *ip).collect()
     }
 
-    /// A directory of its own, on a tmpfs, gone with the LAN.
+    /// The node's directory, on a tmpfs, removed with the LAN.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.0.directory
     }
 
-    /// Runs `work` in the node's namespace, on a fresh thread, and returns what it returns.
+    /// Runs `work` in the node's namespace, on a new thread, and returns its result.
     ///
     /// # Panics
     /// If `work` panics, with its panic, or if the kernel refuses a thread.
@@ -136,8 +136,8 @@ impl Node {
         self.0.netns.run(work).map_err(self.refused("run a thread"))
     }
 
-    /// Runs a future in the node's namespace, on a current-thread runtime of its own. The future is made there,
-    /// so it need not be `Send`.
+    /// Runs a future in the node's namespace, on a separate current-thread runtime. The future is created there, so it
+    /// need not be `Send`.
     ///
     /// # Errors
     /// [`Error::Namespace`] if the kernel refuses a thread.
@@ -165,8 +165,8 @@ impl Node {
         self.0.netns.thread(name.to_owned(), work).map_err(self.refused("start a thread"))
     }
 
-    /// Starts a process in the node. Its standard streams are captured, whatever the command says about them;
-    /// its standard input is empty. `name` is for logs; the node's name is put in front of it.
+    /// Starts a process in the node. Its standard streams are captured, whatever the command sets for them; its
+    /// standard input is empty. `name` is for logs; the node's name precedes it.
     ///
     /// # Errors
     /// [`Error::Spawn`] if the program cannot be started.
@@ -193,11 +193,11 @@ impl Node {
         Ok(process)
     }
 
-    /// Runs a program in the node to its end and returns its output, whatever its exit code. It is killed after
-    /// a minute.
+    /// Runs a program in the node to its end and returns its output, whatever its exit code. The program is killed
+    /// after a minute.
     ///
     /// # Errors
-    /// [`Error::Spawn`] if it cannot be started, [`Error::StillRunning`].
+    /// [`Error::Spawn`] if the program cannot be started, [`Error::StillRunning`].
     pub fn output(&self, mut command: Command) -> Result<Output, Error> {
         prepare(&mut command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -205,8 +205,7 @@ impl Node {
         let failed =
             |source| Error::Spawn { name: self.name().to_owned(), program: command_line(&command), source };
         let child = child.map_err(failed)?;
-        // Its number stays its own until it is waited for, which happens at the end of this function at the
-        // earliest.
+        // The process id is not reused until the child is waited for, at the end of this function at the earliest.
         let pid = Pid::from_raw(child.id().cast_signed());
         let (ended, end) = mpsc::channel::<()>();
         thread::scope(|scope| {
@@ -229,7 +228,7 @@ impl Node {
     /// Runs a program in the node that must succeed; returns its standard output.
     ///
     /// # Errors
-    /// [`Error::Failed`] with what it wrote to its standard error; [`Error::Spawn`].
+    /// [`Error::Failed`] with the program's standard error; [`Error::Spawn`].
     pub fn exec<'a>(
         &self,
         program: &str,
@@ -254,7 +253,7 @@ impl Node {
         })
     }
 
-    /// Reads a sysctl, such as `net.ipv4.ip_forward`. Interface names with dots cannot be named.
+    /// Reads a sysctl, such as `net.ipv4.ip_forward`. Interface names with dots are not supported.
     ///
     /// # Errors
     /// [`Error::Sysctl`].

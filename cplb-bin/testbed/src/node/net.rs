@@ -1,4 +1,4 @@
-//! The network of a node, as the node itself sees and changes it.
+//! The network of a node, from inside the node.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,15 +10,15 @@ use nix::net::if_::if_nametoindex;
 use super::{INTERFACE, Node};
 use crate::{Address, Error, Mac, Neighbour, netlink};
 
-/// The link that makes a node a real server.
+/// The link that carries the VIPs of a node that is an IPVS real server.
 const DUMMY: &str = "dummyvip0";
 
-/// What a node's interface is configured with.
+/// The configuration of a node's interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Interface {
     pub(crate) mac: Mac,
     pub(crate) addresses: Vec<(IpAddr, u8)>,
-    /// How long the addresses are valid; `None` for ever.
+    /// The lifetime of the addresses; `None` for ever.
     pub(crate) lifetime: Option<Duration>,
     pub(crate) gateways: Vec<IpAddr>,
 }
@@ -34,7 +34,7 @@ impl Node {
         })
     }
 
-    /// Its own link-local address, the source of VRRP over IPv6. The kernel makes it from the hardware address
+    /// The node's link-local address, the source of VRRP over IPv6. The kernel derives it from the hardware address
     /// (RFC 4291 appendix A), also after the link was down.
     #[must_use]
     pub fn link_local(&self) -> Ipv6Addr {
@@ -45,7 +45,7 @@ impl Node {
         Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d)
     }
 
-    /// Whether the node has this address on any interface but the dummy link on which real servers of IPVS have it.
+    /// Returns whether the node has this address on any interface except the dummy link of IPVS real servers.
     ///
     /// # Panics
     /// If addresses cannot be listed.
@@ -69,7 +69,7 @@ impl Node {
         })
     }
 
-    /// Removes an address from wherever it is.
+    /// Removes an address from every interface.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -91,7 +91,7 @@ impl Node {
         })
     }
 
-    /// Empties the node's neighbour caches.
+    /// Flushes the node's neighbour caches.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -101,7 +101,7 @@ impl Node {
         })
     }
 
-    /// Takes `eth0` down from inside, as `ip link set eth0 down` does.
+    /// Sets `eth0` down inside the node, as `ip link set eth0 down` does.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -111,7 +111,7 @@ impl Node {
         })
     }
 
-    /// Brings `eth0` up again. The kernel has dropped its IPv6 addresses and routes meanwhile, as it does.
+    /// Sets `eth0` up again. The kernel has dropped its IPv6 addresses and its routes when the link went down.
     ///
     /// # Errors
     /// [`Error::Netlink`].
@@ -121,8 +121,8 @@ impl Node {
         })
     }
 
-    /// Brings `eth0` up with the node's own addresses and its default routes. Call it after [`Node::link_up`]
-    /// where the test wants what a network manager does.
+    /// Sets `eth0` up with the node's own addresses and its default routes, as a network manager does. Tests call it
+    /// after [`Node::link_up`] where they need that.
     ///
     /// # Errors
     /// [`Error::Netlink`].

@@ -1,4 +1,4 @@
-//! What a client sees of an address.
+//! The service at an address, measured by a client.
 
 mod report;
 mod session;
@@ -30,7 +30,7 @@ use crate::{
     wait_until,
 };
 
-/// Describes a probe; see [`Probe::to`].
+/// The settings of a probe; see [`Probe::to`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ProbeBuilder {
@@ -40,8 +40,8 @@ pub struct ProbeBuilder {
     fresh_neighbour: bool,
 }
 
-/// A series of connections to one address, each a new one that must bring back the name of a backend. It runs on
-/// a thread of its own, at real-time priority where that is permitted. Dropping it ends it.
+/// A series of connections to one address, each of which must return the name of a backend. It runs on a separate
+/// thread, at real-time priority where that is permitted. Dropping it ends it.
 ///
 /// Connections overlap: one that hangs does not delay the next.
 #[derive(Debug)]
@@ -63,26 +63,27 @@ struct Series {
 }
 
 impl ProbeBuilder {
-    /// A new connection this often, in whole milliseconds; 2 ms by default.
+    /// Sets the interval between new connections, in whole milliseconds; 2 ms by default.
     pub fn every(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// A connection without an answer fails after this time; 1 s by default.
+    /// Sets the time after which a connection without an answer fails; 1 s by default.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The client forgets the hardware address of the target before every connection, so that whoever answers
-    /// for the address now gets it. A warm cache hides that two nodes do.
+    /// Deletes the client's neighbour entry for the target before every connection, so that the connection goes to the
+    /// node that answers for the address now. With a cached entry, two nodes with the same address would stay
+    /// undetected.
     pub fn fresh_neighbour(mut self) -> Self {
         self.fresh_neighbour = true;
         self
     }
 
-    /// Starts it in a node.
+    /// Starts the probe in a node.
     ///
     /// # Errors
     /// [`Error::Namespace`] if the kernel refuses a thread.
@@ -95,21 +96,21 @@ impl ProbeBuilder {
 }
 
 impl Probe {
-    /// A probe of this address: every 2 ms a new connection, which sends a line end and must get a line back
-    /// (what [`crate::Backend`]s answer) within 1 s, and is then reset.
+    /// A probe of this address: every 2 ms a new connection, which sends a line end, must receive a line (the answer of
+    /// [`crate::Backend`]s) within 1 s, and is then reset.
     pub fn to(target: SocketAddr) -> ProbeBuilder {
         let (interval, timeout) = (Duration::from_millis(2), Duration::from_secs(1));
         ProbeBuilder { target, interval, timeout, fresh_neighbour: false }
     }
 
-    /// What it has seen until now.
+    /// The results until now.
     #[must_use]
     pub fn report(&self) -> ProbeReport {
         let series = self.shared.series();
         ProbeReport::new(series.samples.clone(), series.launches.clone(), Instant::now())
     }
 
-    /// Waits until a connection that was started after `since` has succeeded, and returns when it had.
+    /// Waits until a connection that was started after `since` has succeeded, and returns the time of the success.
     ///
     /// # Errors
     /// [`Error::TimedOut`].
@@ -125,7 +126,7 @@ impl Probe {
         Ok(success.unwrap_or(since))
     }
 
-    /// Waits until all connections of the last `calm` have succeeded.
+    /// Waits until all connections of the last `window` have succeeded.
     ///
     /// # Errors
     /// [`Error::TimedOut`].
@@ -145,7 +146,7 @@ impl Probe {
         Ok(())
     }
 
-    /// Ends it and returns what it has seen.
+    /// Ends the probe and returns its results.
     #[must_use]
     pub fn stop(mut self) -> ProbeReport {
         self.end();
@@ -208,10 +209,10 @@ async fn launch(plan: &ProbeBuilder, shared: &Arc<Shared>) {
     }
 }
 
-/// One connection: says hello and returns the line that comes back.
+/// Makes one connection: sends a line end and returns the line that comes back.
 async fn ask(target: SocketAddr) -> io::Result<Arc<str>> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A reset at the end leaves nothing in TIME_WAIT; at 500 connections a second, ports would run out.
+    // A reset at the end leaves no socket in TIME_WAIT; at 500 connections a second, ports would run out.
     socket.set_zero_linger()?;
     let mut stream = socket.connect(target).await?;
     stream.write_all(b"\n").await?;

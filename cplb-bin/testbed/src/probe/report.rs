@@ -1,4 +1,4 @@
-//! The series of a probe, and what it means.
+//! The results of a probe, and their evaluation.
 
 use std::{
     collections::BTreeMap,
@@ -10,53 +10,53 @@ use std::{
 /// One connection of a probe.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// When it was started.
+    /// The time of its start.
     pub started: Instant,
-    /// When it succeeded or failed.
+    /// The time of its success or failure.
     pub ended: Instant,
-    /// The name of the backend that answered, or why none did.
+    /// The name of the backend that answered, or the failure.
     pub outcome: Result<Arc<str>, Failure>,
 }
 
-/// Why a connection failed.
+/// The reason why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Nobody listens.
+    /// The port has no listener.
     Refused,
-    /// It was reset after it had been established.
+    /// The connection was reset after it had been established.
     Reset,
-    /// It was closed before an answer came.
+    /// The connection was closed before an answer came.
     Closed,
-    /// No route, or the network said that the host is not there.
+    /// No route, or an ICMP error that the host is unreachable.
     Unreachable,
     /// No answer in time.
     TimedOut,
-    /// Anything else.
+    /// Any other error.
     Other(io::ErrorKind),
 }
 
-/// A stretch of time without success.
+/// A period without success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The last success before it, or the beginning of the stretch that was looked at.
+    /// The last success before it, or the beginning of the examined period.
     pub from: Instant,
-    /// The first success after it, or the end of the stretch that was looked at.
+    /// The first success after it, or the end of the examined period.
     pub until: Instant,
 }
 
 impl Gap {
-    /// How long it was.
+    /// The length of the gap.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.until.duration_since(self.from)
     }
 }
 
-/// What a probe has seen.
+/// The results of a probe.
 #[derive(Debug, Clone)]
 pub struct ProbeReport {
-    /// In the order in which they ended.
+    /// Samples in the order in which they ended.
     samples: Vec<Sample>,
     launches: Vec<Instant>,
     end: Instant,
@@ -74,7 +74,7 @@ impl ProbeReport {
         &self.samples
     }
 
-    /// How long nothing succeeded, at the worst, from the last success before `mark` until the end.
+    /// The longest gap between two successes from the last success before `mark` until the end.
     #[must_use]
     pub fn blackout_since(&self, mark: Instant) -> Gap {
         self.blackout_between(mark, self.end)
@@ -88,14 +88,14 @@ impl ProbeReport {
         longest_gap(successes, from, until)
     }
 
-    /// The longest time in which the probe itself started no connection since `mark`. If it comes near to the
-    /// blackout, then the machine was too busy to measure.
+    /// The longest time since `mark` in which the probe started no connection. If it is close to the blackout, the
+    /// machine was too busy to measure.
     #[must_use]
     pub fn own_stall_since(&self, mark: Instant) -> Duration {
         longest_gap(self.launches.iter().copied(), mark, self.end).duration()
     }
 
-    /// How many connections that ended after `mark` each backend answered.
+    /// The number of connections that ended after `mark`, by the backend that answered.
     #[must_use]
     pub fn served_by_since(&self, mark: Instant) -> BTreeMap<String, usize> {
         let answered = self.since(mark).filter_map(|sample| sample.outcome.as_ref().ok());
@@ -105,7 +105,7 @@ impl ProbeReport {
         })
     }
 
-    /// How many connections that ended after `mark` failed, by reason.
+    /// The number of connections that ended after `mark` and failed, by reason.
     #[must_use]
     pub fn failures_since(&self, mark: Instant) -> BTreeMap<Failure, usize> {
         let failed = self.since(mark).filter_map(|sample| sample.outcome.as_ref().err());
@@ -133,8 +133,8 @@ impl From<&io::Error> for Failure {
     }
 }
 
-/// The longest stretch between neighbouring `events` that overlaps `from` … `until`; the last event before `from`
-/// counts as the beginning. Events must be in order.
+/// The longest gap between neighbouring `events` that overlaps `from` … `until`; the last event before `from` counts as
+/// the beginning. Events must be in order.
 fn longest_gap(events: impl Iterator<Item = Instant>, from: Instant, until: Instant) -> Gap {
     let mut last = None;
     let mut longest: Option<Gap> = None;
@@ -163,22 +163,22 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_in_the_middle_is_found() {
+    fn longest_gap_is_found_between_events() {
         assert_eq!(gap(&[0, 2, 4, 50, 52], 0, 53), (4, 50));
     }
 
     #[test]
-    fn a_gap_that_began_before_the_mark_counts_whole() {
+    fn gap_that_begins_before_the_mark_counts_in_full() {
         assert_eq!(gap(&[0, 2, 90, 92], 40, 93), (2, 90));
     }
 
     #[test]
-    fn earlier_and_later_gaps_do_not_count() {
+    fn gaps_outside_the_period_are_ignored() {
         assert_eq!(gap(&[0, 100, 102, 104, 300], 101, 104), (100, 102));
     }
 
     #[test]
-    fn silence_until_the_end_counts() {
+    fn gap_until_the_end_counts() {
         assert_eq!(gap(&[0, 2, 4], 1, 60), (4, 60));
         assert_eq!(gap(&[], 10, 60), (10, 60));
     }

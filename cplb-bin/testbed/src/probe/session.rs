@@ -1,4 +1,4 @@
-//! Long-lived connections through the address, as watchers hold them.
+//! Long-lived connections through the address, like those of Kubernetes watches.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use tokio::{
 use super::Failure;
 use crate::{Error, Node, Thread, wait_until};
 
-/// Where a session stands.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionState {
@@ -28,12 +28,12 @@ pub enum SessionState {
     Opening,
     /// Established; the instant is that of the last echo.
     Alive(Instant),
-    /// Ended by the other side, or by the network, at this instant.
+    /// Ended by the peer, or by the network, at this instant.
     Ended(Instant, Failure),
 }
 
-/// Connections to a [`crate::Backend`] that are held open: busy ones send a byte every 10 ms, which is echoed; idle ones
-/// send one and then wait, as watchers do.
+/// Open connections to a [`crate::Backend`]: busy ones send a byte every 10 ms, which is echoed; idle ones send one and
+/// then wait, as watches do.
 #[derive(Debug)]
 pub struct Sessions {
     shared: Arc<Shared>,
@@ -46,13 +46,13 @@ struct Shared {
     states: Mutex<Vec<SessionState>>,
 }
 
-/// How often a session sends a byte.
+/// Interval at which a session sends a byte.
 const BEAT: Duration = Duration::from_millis(10);
 
-/// How long it may take until all sessions are open, and how much longer for each of them.
+/// Longest time until all sessions are open, and the additional time for each of them.
 const OPENING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(2));
 
-/// What a session does once it has had an echo.
+/// The traffic of a session after the first echo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
     Busy,
@@ -60,7 +60,7 @@ enum Pace {
 }
 
 impl Sessions {
-    /// Opens `count` busy sessions from a node, and waits until all have had an echo.
+    /// Opens `count` busy sessions from a node, and waits until each has received an echo.
     ///
     /// # Errors
     /// [`Error::TimedOut`] if that takes more than five seconds, and 2 ms for each.
@@ -68,7 +68,7 @@ impl Sessions {
         Self::start(node, target, count, Pace::Busy)
     }
 
-    /// The same with idle ones.
+    /// Like [`Sessions::open`], with idle sessions.
     ///
     /// # Errors
     /// As [`Sessions::open`].
@@ -89,13 +89,13 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Where each of them stands.
+    /// The state of each session.
     #[must_use]
     pub fn states(&self) -> Vec<SessionState> {
         self.shared.states().clone()
     }
 
-    /// How many are established but had no echo for `silence`: their clients hang.
+    /// The number of established sessions without an echo for `silence`: their clients hang.
     #[must_use]
     pub fn hanging(&self, silence: Duration) -> usize {
         self.states()
@@ -104,7 +104,7 @@ impl Sessions {
             .count()
     }
 
-    /// How many have ended, for whatever reason.
+    /// The number of sessions that have ended, for any reason.
     #[must_use]
     pub fn ended(&self) -> usize {
         self.states().iter().filter(|state| matches!(state, SessionState::Ended(..))).count()
@@ -145,7 +145,7 @@ fn run(target: SocketAddr, count: usize, pace: Pace, shared: &Arc<Shared>) {
     });
 }
 
-/// Keeps one session alive until the other side ends it.
+/// Keeps one session alive until the peer ends it.
 async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> io::Result<()> {
     let stream = TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
@@ -169,7 +169,7 @@ async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> 
                     shared.states()[index] = SessionState::Alive(Instant::now());
                 }
             }
-            // A full send buffer must not keep the session from noticing its end.
+            // A full send buffer must not keep the session from detecting its end.
             _ = beats.tick(), if !quiet => match write.try_write(&[BYTE]) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 _ => {}
@@ -178,5 +178,5 @@ async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> 
     }
 }
 
-/// What a session sends; it occurs in no backend's name.
+/// The payload of a session; it occurs in no backend's name.
 const BYTE: u8 = b'\x07';

@@ -1,4 +1,4 @@
-//! What captures see, and how frames are read.
+//! Tests of captures and of frame decoding.
 
 use std::{
     cell::Cell,
@@ -12,22 +12,31 @@ use crate::network::{pings, silent};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("the_switch_sees_each_frame_once", the_switch_sees_each_frame_once).needs([Tool::Ping]),
-        Test::new("a_look_at_frames_misses_none", a_look_at_frames_misses_none).needs([Tool::Ping]),
-        Test::new("answers_for_an_address_are_attributed", answers_for_an_address_are_attributed)
+        Test::new("switch_capture_records_each_frame_once", switch_capture_records_each_frame_once)
+            .needs([Tool::Ping]),
+        Test::new(
+            "reading_a_capture_includes_all_earlier_frames",
+            reading_a_capture_includes_all_earlier_frames,
+        )
+        .needs([Tool::Ping]),
+        Test::new("announcements_contain_the_answering_node", announcements_contain_the_answering_node)
             .needs([Tool::Ping]),
         Test::new("gratuitous_arp_is_recognised", gratuitous_arp_is_recognised).needs([Tool::Arping]),
-        Test::new("segments_are_read", segments_are_read),
-        Test::new("lost_frames_are_counted", lost_frames_are_counted),
-        Test::new("a_port_shows_what_passes_a_cut", a_port_shows_what_passes_a_cut)
-            .needs([Tool::Nft, Tool::Ping]),
-        Test::new("a_file_is_read_by_tshark", a_file_is_read_by_tshark).needs([Tool::Tshark, Tool::Ping]),
+        Test::new("tcp_segments_are_decoded", tcp_segments_are_decoded),
+        Test::new("dropped_frames_are_counted", dropped_frames_are_counted),
+        Test::new(
+            "port_capture_records_frames_that_a_cut_drops",
+            port_capture_records_frames_that_a_cut_drops,
+        )
+        .needs([Tool::Nft, Tool::Ping]),
+        Test::new("pcap_file_is_readable_by_tshark", pcap_file_is_readable_by_tshark)
+            .needs([Tool::Tshark, Tool::Ping]),
     ]
 }
 
 const LONG: Duration = Duration::from_secs(5);
 
-fn the_switch_sees_each_frame_once() {
+fn switch_capture_records_each_frame_once() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(1));
     let (switch, own) = (lan.capture().expect("a capture"), Capture::on(node).expect("a capture"));
@@ -47,21 +56,21 @@ fn the_switch_sees_each_frame_once() {
     assert_eq!(travels(node.v4().into()), [Travel::Out]);
 }
 
-fn a_look_at_frames_misses_none() {
+fn reading_a_capture_includes_all_earlier_frames() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let (node, target) = (lan.controller(0), SocketAddr::from((lan.client(0).v4(), 9)));
     let capture = Capture::on(node).expect("a capture");
     let socket = node.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
-    // The first one waits for the neighbour.
+    // The first datagram is delayed by neighbour resolution.
     assert!(pings(node, target.ip()));
     let ours = |frame: &testbed::Frame| frame.travel == Travel::Out && frame.bytes.len() == 14 + 20 + 8 + 1;
     for round in 1..=60 {
-        // The reader has to wait while somebody looks, so all of these are still unread afterwards.
+        // The reader is blocked while the frames are read, so all of these are still unread afterwards.
         let sent = Cell::new(false);
         let _ = capture.count(|_| {
             if !sent.replace(true) {
                 for _ in 0..50 {
-                    // The other side refuses, and every second call says so instead of sending.
+                    // The receiver refuses the datagrams, and every second call reports that error instead of sending.
                     socket.send_to(b"x", target).or_else(|_| socket.send_to(b"x", target)).expect("sent");
                 }
             }
@@ -71,7 +80,7 @@ fn a_look_at_frames_misses_none() {
     }
 }
 
-fn answers_for_an_address_are_attributed() {
+fn announcements_contain_the_answering_node() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(2));
     let capture = lan.capture().expect("a capture");
@@ -103,13 +112,13 @@ fn gratuitous_arp_is_recognised() {
     for form in ["-U", "-A"] {
         node.exec("arping", [form, "-c1", "-I", "eth0", &ip.to_string()]).expect("sent");
     }
-    eventually("both are seen", LONG, || capture.announcements(ip).len() == 2);
+    eventually("both announcements are recorded", LONG, || capture.announcements(ip).len() == 2);
     for (_, announcement) in capture.announcements(ip) {
         assert_eq!((announcement.mac, announcement.kind), (node.mac(), AnnouncementKind::GratuitousArp));
     }
 }
 
-fn segments_are_read() {
+fn tcp_segments_are_decoded() {
     let lan = Lan::builder().build().expect("a LAN");
     let node = lan.controller(0);
     let backend = Backend::echo(node, "one", 7000).expect("a backend");
@@ -133,14 +142,14 @@ fn segments_are_read() {
     }
 }
 
-fn lost_frames_are_counted() {
+fn dropped_frames_are_counted() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let (node, target) = (lan.controller(0), SocketAddr::from((lan.client(0).v4(), 9)));
     let capture = Capture::on(node).expect("a capture");
     let flood = |count: u32| {
         node.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            // Refusals come back as errors, which do not matter.
+            // The errors of refused datagrams do not matter.
             (0..count).for_each(|_| drop(socket.send_to(&[0; 60_000], target)));
         });
     };
@@ -149,7 +158,7 @@ fn lost_frames_are_counted() {
         .wait_for("a datagram", LONG, |frame| frame.ip_source() == Some(node.v4().into()))
         .expect("a frame");
     assert_eq!(capture.dropped(), 0);
-    // While somebody looks at the frames, the reader has to wait; meanwhile more come than its buffer holds.
+    // The reader is blocked while the frames are read; meanwhile more arrive than its buffer can hold.
     let flooded = Cell::new(false);
     let _ = capture.count(|_| {
         if !flooded.replace(true) {
@@ -163,7 +172,7 @@ fn lost_frames_are_counted() {
     });
 }
 
-fn a_port_shows_what_passes_a_cut() {
+fn port_capture_records_frames_that_a_cut_drops() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(0));
     assert!(pings(client, node.v4()));
@@ -179,7 +188,7 @@ fn a_port_shows_what_passes_a_cut() {
     assert_eq!(client_port.count(from_node), 0);
 }
 
-fn a_file_is_read_by_tshark() {
+fn pcap_file_is_readable_by_tshark() {
     let lan = Lan::builder().build().expect("a LAN");
     let capture = lan.capture().expect("a capture");
     assert!(pings(lan.client(0), lan.controller(0).v4()));

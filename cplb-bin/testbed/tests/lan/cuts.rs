@@ -12,17 +12,16 @@ use crate::network::{pings, reaches, silent};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_cut_works_in_each_direction", a_cut_works_in_each_direction)
+        Test::new("cut_drops_frames_per_direction", cut_drops_frames_per_direction)
             .needs([Tool::Nft, Tool::Ping]),
-        Test::new("a_partition_separates_groups", a_partition_separates_groups)
-            .needs([Tool::Nft, Tool::Ping]),
-        Test::new("a_partition_can_be_one_way", a_partition_can_be_one_way).needs([Tool::Nft]),
-        Test::new("an_unplugged_node_has_no_carrier", an_unplugged_node_has_no_carrier)
+        Test::new("partition_separates_groups", partition_separates_groups).needs([Tool::Nft, Tool::Ping]),
+        Test::new("cut_between_is_one_way", cut_between_is_one_way).needs([Tool::Nft]),
+        Test::new("unplugged_node_has_no_carrier", unplugged_node_has_no_carrier)
             .needs([Tool::Ip, Tool::Ping]),
     ]
 }
 
-/// Whether a datagram gets from one node to the other, in that direction.
+/// Returns whether a datagram arrives from one node at the other, in that direction.
 fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
     let receiver = to.run(|| UdpSocket::bind((ip, 0))).expect("a socket");
     receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
@@ -40,7 +39,7 @@ fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
     }
 }
 
-fn a_cut_works_in_each_direction() {
+fn cut_drops_frames_per_direction() {
     let lan = Lan::builder().build().expect("a LAN");
     let (node, other) = (lan.controller(0), lan.controller(1));
     for (direction, node_hears, other_hears) in
@@ -52,7 +51,7 @@ fn a_cut_works_in_each_direction() {
             lan.cut(node, direction).expect("a cut");
             assert_eq!(hears(node, other, ip), node_hears, "{direction:?} {ip}");
             assert_eq!(hears(other, node, other_ip), other_hears, "{direction:?} {ip}");
-            assert!(pings(other, lan.client(0).v4()), "the others are not concerned");
+            assert!(pings(other, lan.client(0).v4()), "the cut affects other nodes");
             assert!(carrier(node));
             lan.heal(node).expect("healed");
             assert!(hears(node, other, ip) && hears(other, node, other_ip));
@@ -60,7 +59,7 @@ fn a_cut_works_in_each_direction() {
     }
 }
 
-fn a_partition_separates_groups() {
+fn partition_separates_groups() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2, c3] = [0, 1, 2].map(|index| lan.controller(index));
     let client = lan.client(0);
@@ -76,7 +75,7 @@ fn a_partition_separates_groups() {
     reaches(c3, c1.v4());
 }
 
-fn a_partition_can_be_one_way() {
+fn cut_between_is_one_way() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2] = [0, 1].map(|index| lan.controller(index));
     assert!(pings(c1, c2.v4()));
@@ -84,16 +83,16 @@ fn a_partition_can_be_one_way() {
     assert!(!hears(c2, c1, c2.v4().into()) && hears(c1, c2, c1.v4().into()));
 }
 
-fn an_unplugged_node_has_no_carrier() {
+fn unplugged_node_has_no_carrier() {
     let lan = Lan::builder().build().expect("a LAN");
     let (node, client) = (lan.controller(0), lan.client(0));
     assert!(carrier(node));
     lan.unplug(node).expect("unplugged");
-    eventually("the node sees that its cable is gone", Duration::from_secs(2), || !carrier(node));
+    eventually("the node has lost the carrier", Duration::from_secs(2), || !carrier(node));
     assert!(silent(client, node.v4()));
-    assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses stay");
+    assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses were removed");
     lan.plug(node).expect("plugged");
-    eventually("the node sees its cable", Duration::from_secs(2), || carrier(node));
+    eventually("the node has a carrier", Duration::from_secs(2), || carrier(node));
     reaches(client, node.v4());
     reaches(client, node.v6());
 }

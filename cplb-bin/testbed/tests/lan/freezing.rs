@@ -1,4 +1,4 @@
-//! Single threads of a process stopped.
+//! Tests of stopping single threads of a process.
 
 use std::{process::Command, time::Duration};
 
@@ -6,15 +6,18 @@ use testbed::{Lan, Log, Process, Signal, Test};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("one_thread_freezes_and_the_other_goes_on", one_thread_freezes_and_the_other_goes_on),
-        Test::new("a_process_with_frozen_threads_can_be_killed", a_process_with_frozen_threads_can_be_killed),
-        Test::new("no_thread_is_an_error", no_thread_is_an_error),
+        Test::new(
+            "freezing_one_thread_leaves_the_others_running",
+            freezing_one_thread_leaves_the_others_running,
+        ),
+        Test::new("process_with_frozen_threads_can_be_killed", process_with_frozen_threads_can_be_killed),
+        Test::new("freezing_an_unknown_thread_is_an_error", freezing_an_unknown_thread_is_an_error),
     ]
 }
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// This very program as a process with two threads besides its main thread.
+/// Starts this program as a process with two threads besides its main thread.
 fn ticker(lan: &Lan) -> Process {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.env(crate::life::ROLE, "ticker");
@@ -25,14 +28,14 @@ fn ticker(lan: &Lan) -> Process {
     process
 }
 
-/// Whether the line is written again from now on.
+/// Returns whether the line is written again from now on.
 fn goes_on(log: &Log, line: &str) -> bool {
-    // What was written before may still be on its way.
+    // Lines that were written before may not have been read yet.
     std::thread::sleep(Duration::from_millis(30));
     log.wait_for_line_after(log.len(), line, Duration::from_millis(300)).is_ok()
 }
 
-fn one_thread_freezes_and_the_other_goes_on() {
+fn freezing_one_thread_leaves_the_others_running() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = ticker(&lan);
     let frozen = process.freeze_threads(|name| name == "ticks").expect("frozen");
@@ -46,7 +49,7 @@ fn one_thread_freezes_and_the_other_goes_on() {
     assert!(goes_on(process.log(), "tick"));
 }
 
-fn a_process_with_frozen_threads_can_be_killed() {
+fn process_with_frozen_threads_can_be_killed() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     for main_too in [false, true] {
         let process = ticker(&lan);
@@ -54,7 +57,7 @@ fn a_process_with_frozen_threads_can_be_killed() {
         assert_eq!(frozen.names().len(), if main_too { 3 } else { 1 });
         assert!(process.is_running());
         process.signal(Signal::SIGKILL).expect("killed");
-        // Long enough for the tracer to notice; the status must be left for the process's owner.
+        // Long enough for the tracer to detect the end; the exit status must be left for the process's owner.
         std::thread::sleep(Duration::from_millis(100));
         let status = process.wait(LONG).expect("an end");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
@@ -62,9 +65,9 @@ fn a_process_with_frozen_threads_can_be_killed() {
     }
 }
 
-fn no_thread_is_an_error() {
+fn freezing_an_unknown_thread_is_an_error() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = ticker(&lan);
-    let error = process.freeze_threads(|name| name == "nobody").expect_err("no such thread").to_string();
+    let error = process.freeze_threads(|name| name == "unknown").expect_err("no such thread").to_string();
     assert!(error.contains("tocks"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Debian's keepalived on the LAN.
+//! Tests with Debian's keepalived on the LAN.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -9,9 +9,14 @@ use testbed::{
 pub(crate) fn tests() -> Vec<Test> {
     let needs = [Tool::Keepalived];
     vec![
-        Test::new("a_keepalived_trio_elects_one", a_keepalived_trio_elects_one).needs(needs),
-        Test::new("keepalived_speaks_every_variant", keepalived_speaks_every_variant).needs(needs),
-        Test::new("a_crashed_keepalived_leaves_its_address", a_crashed_keepalived_leaves_its_address)
+        Test::new("three_keepalived_nodes_elect_one_master", three_keepalived_nodes_elect_one_master)
+            .needs(needs),
+        Test::new(
+            "keepalived_adverts_are_decoded_in_every_variant",
+            keepalived_adverts_are_decoded_in_every_variant,
+        )
+        .needs(needs),
+        Test::new("crashed_keepalived_leaves_its_address", crashed_keepalived_leaves_its_address)
             .needs(needs),
     ]
 }
@@ -19,7 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
 const LONG: Duration = Duration::from_secs(15);
 const FAST: Duration = Duration::from_millis(100);
 
-fn a_keepalived_trio_elects_one() {
+fn three_keepalived_nodes_elect_one_master() {
     let lan = Lan::builder().build().expect("a LAN");
     let vip: IpAddr = lan.v4(100).into();
     let capture = lan.capture().expect("a capture");
@@ -29,7 +34,7 @@ fn a_keepalived_trio_elects_one() {
         .map(|(node, instance)| Keepalived::start(node, std::slice::from_ref(instance)).expect("keepalived"))
         .collect();
     trio[1].wait_for_state(&instances[1], KeepalivedState::Master, LONG).expect("the highest priority wins");
-    eventually("the others yield", LONG, || {
+    eventually("the other instances are backups", LONG, || {
         [0, 2].iter().all(|&i| trio[i].state(&instances[i]) == KeepalivedState::Backup)
     });
     eventually("one node has the address", LONG, || {
@@ -51,7 +56,7 @@ fn a_keepalived_trio_elects_one() {
     eventually("the address has moved", LONG, || lan.owners(vip).iter().map(|node| node.name()).eq(["c3"]));
 }
 
-fn keepalived_speaks_every_variant() {
+fn keepalived_adverts_are_decoded_in_every_variant() {
     let lan = Lan::builder().build().expect("a LAN");
     let [c1, c2] = [0, 1].map(|index| lan.controller(index));
     let (v4, v6) = ((lan.v4(100).into(), 24), ("fe80::100".parse().expect("an address"), 64));
@@ -90,7 +95,7 @@ fn keepalived_speaks_every_variant() {
     assert_eq!(v6.source, c1.link_local());
 }
 
-fn a_crashed_keepalived_leaves_its_address() {
+fn crashed_keepalived_leaves_its_address() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let vip: IpAddr = lan.v4(100).into();
     let instance = |priority| VrrpInstance::v3(51, [(vip, 24)]).priority(priority).interval(FAST);
@@ -104,19 +109,19 @@ fn a_crashed_keepalived_leaves_its_address() {
         .map(|node| Backend::echo(node, node.name(), 7000).expect("a backend"))
         .collect::<Vec<_>>();
     let probe = Probe::to((vip, 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(FAST, LONG).expect("calm");
+    probe.wait_for_calm(FAST, LONG).expect("probes succeed");
     let crashed = first.crash().expect("crashed");
     second.wait_for_state(&low, KeepalivedState::Master, LONG).expect("it takes over");
     eventually("the second one serves", LONG, || probe.report().served_by_since(crashed).contains_key("c2"));
     assert_eq!(lan.owners(vip).len(), 2, "the kernel still has the address of the dead one");
-    // It comes back in spite of its pid files, and does not preempt if it shall not.
+    // It restarts in spite of its pid files, and does not preempt with `nopreempt`.
     first.stop().expect("nothing is left to stop");
     let start = |instance: &VrrpInstance| {
         Keepalived::start(lan.controller(0), std::slice::from_ref(instance)).expect("keepalived")
     };
     let modest = high.clone().nopreempt();
     let again = start(&modest);
-    again.wait_for_state(&modest, KeepalivedState::Backup, LONG).expect("it waits");
+    again.wait_for_state(&modest, KeepalivedState::Backup, LONG).expect("the instance stays a backup");
     assert_eq!(second.state(&low), KeepalivedState::Master);
     again.crash().expect("crashed");
     start(&high).wait_for_state(&high, KeepalivedState::Master, LONG).expect("it wins again");

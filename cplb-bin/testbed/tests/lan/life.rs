@@ -1,4 +1,4 @@
-//! How the namespaces begin and end. Some of these tests start this program again in another role.
+//! Tests of the namespaces' creation and end. Some of them start this program again in another role.
 
 use std::{
     env, fs,
@@ -12,19 +12,20 @@ use testbed::{Backend, Ground, Lan, Probe, Signal, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
-        Test::new("a_terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
-        Test::new("exit_codes_come_through", exit_codes_come_through),
-        Test::new("threads_come_too_early", threads_come_too_early),
-        Test::new("the_outside_is_out_of_reach", the_outside_is_out_of_reach).alone(),
-        Test::new("a_dropped_lan_frees_everything", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
-        Test::new("a_missing_tool_fails_with_its_install_line", a_missing_tool_fails_with_its_install_line),
-        Test::new("an_ordinary_user_suffices", an_ordinary_user_suffices).needs([Tool::Setpriv, Tool::Ping]),
+        Test::new("killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
+        Test::new("terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
+        Test::new("exit_code_of_the_second_process_is_returned", exit_code_of_the_second_process_is_returned),
+        Test::new("enter_refuses_a_process_with_threads", enter_refuses_a_process_with_threads),
+        Test::new("host_namespaces_are_not_visible", host_namespaces_are_not_visible).alone(),
+        Test::new("dropped_lan_frees_all_resources", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
+        Test::new("missing_tool_fails_with_its_install_line", missing_tool_fails_with_its_install_line),
+        Test::new("tests_run_as_an_ordinary_user", tests_run_as_an_ordinary_user)
+            .needs([Tool::Setpriv, Tool::Ping]),
         Test::new("root_has_real_time_scheduling", root_has_real_time_scheduling).needs_root_realtime(),
     ]
 }
 
-/// Which part this process has to play instead of running tests.
+/// The role of this process, if it is not to run tests.
 pub(crate) fn role() -> Option<String> {
     env::var(ROLE).ok()
 }
@@ -36,7 +37,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
             let lan = Lan::builder().build().expect("a LAN");
             let sleepers = lan.controllers().iter().map(|node| {
                 let mut command = Command::new("sh");
-                // It ignores what a dying parent may send, and has a child of its own.
+                // It ignores the signals that a dying parent may send, and has a child process.
                 command.args(["-c", "trap '' HUP TERM INT; sleep 1000 & wait"]);
                 node.spawn("sleeper", command).expect("a process")
             });
@@ -58,7 +59,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
         }
         "ticker" => {
             let speak = |name: &str, line: &'static str| {
-                // Not through `println`, whose lock a frozen thread may hold.
+                // Not with `println`, whose lock a frozen thread may have locked.
                 let mut out = fs::OpenOptions::new().write(true).open("/dev/stdout").expect("a pipe");
                 let endless = move || {
                     loop {
@@ -72,7 +73,7 @@ pub(crate) fn play(role: &str) -> ExitCode {
             let _ended = threads.map(thread::JoinHandle::join);
             ExitCode::SUCCESS
         }
-        "frees" => testbed::main(vec![Test::new("frees", a_dropped_lan_frees_everything)]),
+        "frees" => testbed::main(vec![Test::new("frees", dropped_lan_frees_all_resources)]),
         "tools" => testbed::main(vec![Test::new("tool", || {}).needs([Tool::Arping])]),
         other => panic!("no role {other}"),
     }
@@ -102,7 +103,7 @@ fn nothing_survives(signal: Signal) {
     eventually("all descendants have ended", LONG, || family.iter().all(|pid| !runs(*pid)));
 }
 
-/// All processes below this one, from the parents that processes name.
+/// All descendants of this process, by the parent ids in `/proc`.
 fn descendants(root: &Child) -> Vec<u32> {
     let mut family = vec![root.id()];
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
@@ -125,27 +126,27 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether a process runs. One that has ended but has not been noticed by its parent does not.
+/// Returns whether a process runs. A zombie does not.
 fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
-fn exit_codes_come_through() {
+fn exit_code_of_the_second_process_is_returned() {
     let output = start("code").output().expect("a process");
     assert_eq!(output.status.code(), Some(42), "{output:?}");
 }
 
-fn threads_come_too_early() {
+fn enter_refuses_a_process_with_threads() {
     let output = start("threads").output().expect("a process");
     let message = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(message.contains("it has 2"), "{message}");
 }
 
-fn the_outside_is_out_of_reach() {
+fn host_namespaces_are_not_visible() {
     assert_eq!(std::process::id(), 1);
     let here = fs::read_to_string("/proc/net/dev").expect("interfaces");
     assert_eq!(here.lines().skip(2).count(), 1, "only lo: {here}");
-    // The second process of a machine is the kernel's.
+    // Process 2 of a machine is the kernel's `kthreadd`.
     let names: Vec<String> = fs::read_dir("/proc")
         .expect("processes")
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
@@ -154,7 +155,7 @@ fn the_outside_is_out_of_reach() {
     assert!(fs::read_dir("/run").expect("a directory").count() < 5);
 }
 
-/// For a test that counts what its process has, next to which no other test may run.
+/// Runs a test that counts the resources of its process in a separate process, without other tests.
 fn in_a_process_of_its_own(role: &str) {
     let output = start(role).output().expect("a process");
     let text =
@@ -162,9 +163,9 @@ fn in_a_process_of_its_own(role: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-fn a_dropped_lan_frees_everything() {
+fn dropped_lan_frees_all_resources() {
     let count = |directory: &str| fs::read_dir(directory).expect("a directory").count();
-    // Links here whose other ends are inside of a namespace vanish with it.
+    // Links whose other ends are in a namespace disappear with it.
     let links = || fs::read_to_string("/proc/self/net/dev").expect("interfaces").matches("spy").count();
     let before = (count("/proc/self/task"), count("/proc/self/fd"), count("/run"));
     let lan = Lan::builder().routed_client(0).build().expect("a LAN");
@@ -178,7 +179,7 @@ fn a_dropped_lan_frees_everything() {
     drop(nodes);
     let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
     let probe = Probe::to((lan.controller(0).v4(), 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("calm");
+    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("probes succeed");
     let mut sleep = Command::new("sleep");
     sleep.arg("1000");
     let process = lan.controller(2).spawn("sleep", sleep).expect("a process");
@@ -192,21 +193,21 @@ fn a_dropped_lan_frees_everything() {
     });
 }
 
-fn a_missing_tool_fails_with_its_install_line() {
+fn missing_tool_fails_with_its_install_line() {
     let empty = tempfile::tempdir().expect("a directory");
     let present = Tool::Arping.path().is_ok();
     let output = start("tools").env("PATH", empty.path()).output().expect("a process");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // The usual directories are searched besides PATH, so the tool may be found all the same.
+    // The usual directories are searched besides PATH, so the tool may be found nevertheless.
     assert_eq!(output.status.success(), present, "{text}");
     assert_eq!(text.contains("apt-get install -y iputils-arping"), !present, "{text}");
 }
 
-fn an_ordinary_user_suffices() {
-    // A copy, because a user need not be allowed to see the directory that this program was built in.
+fn tests_run_as_an_ordinary_user() {
+    // A copy, because a user may lack access to the directory that this program was built in.
     let copy = std::path::Path::new("/run/testbed-copy");
-    // Not copied by this process: a child that another thread forks meanwhile would hold the copy open for
-    // writing, and the kernel refuses to run such a file (ETXTBSY).
+    // Not copied by this process: a child that another thread forks meanwhile would keep the copy open for writing, and
+    // the kernel refuses to run such a file (ETXTBSY).
     let copied = Command::new("cp").arg(env::current_exe().expect("this program")).arg(copy).status();
     assert!(copied.expect("coreutils").success());
     let mut command = Command::new(copy);
@@ -214,7 +215,7 @@ fn an_ordinary_user_suffices() {
         command = Command::new(Tool::Setpriv.path().expect("a program"));
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
     }
-    let output = command.args(["--exact", "everybody_reaches_everybody"]).output().expect("a process");
+    let output = command.args(["--exact", "all_nodes_reach_each_other"]).output().expect("a process");
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");

@@ -1,4 +1,4 @@
-//! The test ground tested: everything that other tests take for granted.
+//! Tests of the testbed itself: the properties that other tests rely on.
 
 mod captures;
 mod cuts;

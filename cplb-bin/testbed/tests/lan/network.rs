@@ -9,34 +9,37 @@ use testbed::{AddressWatch, Lan, Node, Tenure, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("everybody_reaches_everybody", everybody_reaches_everybody).needs([Tool::Ping]),
-        Test::new("nodes_look_as_described", nodes_look_as_described).needs([Tool::Ip]),
-        Test::new("secondaries_follow_the_option", secondaries_follow_the_option),
-        Test::new("addresses_can_be_leased", addresses_can_be_leased),
-        Test::new("a_link_can_go_down_and_come_back", a_link_can_go_down_and_come_back).needs([Tool::Ping]),
-        Test::new("neighbours_can_be_forgotten", neighbours_can_be_forgotten).needs([Tool::Ping]),
-        Test::new("an_address_watch_misses_nothing", an_address_watch_misses_nothing).needs([Tool::Ip]),
-        Test::new("lans_do_not_see_each_other", lans_do_not_see_each_other).needs([Tool::Ping]),
+        Test::new("all_nodes_reach_each_other", all_nodes_reach_each_other).needs([Tool::Ping]),
+        Test::new("nodes_have_the_documented_configuration", nodes_have_the_documented_configuration)
+            .needs([Tool::Ip]),
+        Test::new("secondaries_follow_promote_secondaries", secondaries_follow_promote_secondaries),
+        Test::new("leased_addresses_have_a_lifetime", leased_addresses_have_a_lifetime),
+        Test::new("link_down_and_up_restores_reachability", link_down_and_up_restores_reachability)
+            .needs([Tool::Ping]),
+        Test::new("flush_neighbours_empties_the_cache", flush_neighbours_empties_the_cache)
+            .needs([Tool::Ping]),
+        Test::new("address_watch_records_every_change", address_watch_records_every_change).needs([Tool::Ip]),
+        Test::new("lans_are_isolated_from_each_other", lans_are_isolated_from_each_other).needs([Tool::Ping]),
     ]
 }
 
-/// Whether an echo request is answered. Busy machines take their time.
+/// Returns whether an echo request is answered, with time for a busy machine.
 pub(crate) fn pings(from: &Node, to: impl Into<IpAddr>) -> bool {
     from.exec("ping", ["-c1", "-W3", &to.into().to_string()]).is_ok()
 }
 
-/// Whether an echo request stays without an answer for half a second.
+/// Returns whether an echo request stays without an answer for half a second.
 pub(crate) fn silent(from: &Node, to: impl Into<IpAddr>) -> bool {
     from.exec("ping", ["-c1", "-W0.5", &to.into().to_string()]).is_err()
 }
 
-/// A node that has just tried in vain asks for the hardware address once a second only.
+/// Waits until a node reaches an address: after a failed attempt, neighbour resolution is retried once a second only.
 pub(crate) fn reaches(from: &Node, to: impl Into<IpAddr>) {
     let to = to.into();
     eventually(format!("{} reaches {to}", from.name()), Duration::from_secs(5), || pings(from, to));
 }
 
-fn everybody_reaches_everybody() {
+fn all_nodes_reach_each_other() {
     let lan = Lan::builder().clients(2).routed_client(0).routed_client(2).build().expect("a LAN");
     for from in lan.nodes() {
         for to in lan.nodes().chain([lan.switch()]) {
@@ -47,7 +50,7 @@ fn everybody_reaches_everybody() {
     }
 }
 
-fn nodes_look_as_described() {
+fn nodes_have_the_documented_configuration() {
     let lan = Lan::builder()
         .network_v4([192, 168, 7, 0].into(), 22)
         .network_v6("fd77::".parse().expect("an address"), 112)
@@ -64,7 +67,8 @@ fn nodes_look_as_described() {
         (lan.v4(100).to_string(), lan.v6(100).to_string()),
         ("192.168.7.100".into(), "fd77::100".into())
     );
-    let refused = Lan::builder().network_v4([192, 168, 7, 0].into(), 25).build().expect_err("no room");
+    let refused =
+        Lan::builder().network_v4([192, 168, 7, 0].into(), 25).build().expect_err("the network is too small");
     assert!(refused.to_string().contains("/24"), "{refused}");
     assert_eq!(c2.sysctl("net.ipv4.ip_forward").expect("a value"), "1");
     assert_eq!(lan.client(0).sysctl("net.ipv4.ip_forward").expect("a value"), "0");
@@ -87,7 +91,7 @@ fn nodes_look_as_described() {
     }
 }
 
-fn secondaries_follow_the_option() {
+fn secondaries_follow_promote_secondaries() {
     for promote in [false, true] {
         let builder = Lan::builder().controllers(1);
         let builder = if promote { builder.promote_secondaries() } else { builder };
@@ -99,7 +103,7 @@ fn secondaries_follow_the_option() {
     }
 }
 
-fn addresses_can_be_leased() {
+fn leased_addresses_have_a_lifetime() {
     let lan = Lan::builder().leased_addresses(Duration::from_secs(300)).build().expect("a LAN");
     let lease = |node: &Node, ip: IpAddr| {
         let addresses = node.addresses().expect("addresses");
@@ -112,7 +116,7 @@ fn addresses_can_be_leased() {
     assert_eq!(lease(lan.client(0), lan.client(0).v4().into()), None);
 }
 
-fn a_link_can_go_down_and_come_back() {
+fn link_down_and_up_restores_reachability() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(0));
     assert!(pings(client, node.v6()));
@@ -126,7 +130,7 @@ fn a_link_can_go_down_and_come_back() {
     reaches(node, lan.v4(254));
 }
 
-fn neighbours_can_be_forgotten() {
+fn flush_neighbours_empties_the_cache() {
     let lan = Lan::builder().build().expect("a LAN");
     let (client, node) = (lan.client(0), lan.controller(1));
     for ip in node.own_ips() {
@@ -140,13 +144,13 @@ fn neighbours_can_be_forgotten() {
     }
 }
 
-fn an_address_watch_misses_nothing() {
+fn address_watch_records_every_change() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let node = lan.controller(0);
     let watch = AddressWatch::on(node).expect("a watch");
     for ip in [IpAddr::from(lan.v4(100)), lan.v6(100).into()] {
         assert!(watch.has(node.v4()) && !watch.has(ip));
-        assert_eq!(watch.wait_for_loss(ip, Duration::ZERO).expect("it is not there"), None);
+        assert_eq!(watch.wait_for_loss(ip, Duration::ZERO).expect("the address is absent"), None);
         let length = if ip.is_ipv4() { "32" } else { "128" };
         let (before, address) = (Instant::now(), format!("{ip}/{length}"));
         let lease = |seconds: &str| {
@@ -155,23 +159,25 @@ fn an_address_watch_misses_nothing() {
             node.exec("ip", arguments).expect("an address");
         };
         lease("30");
-        let since = watch.wait_for(ip, Duration::from_secs(1)).expect("it is there");
+        let since = watch.wait_for(ip, Duration::from_secs(1)).expect("the address is present");
         assert!(since >= before);
         lease("1");
-        let lost =
-            watch.wait_for_loss(ip, Duration::from_secs(4)).expect("it expires").expect("it was there");
+        let lost = watch
+            .wait_for_loss(ip, Duration::from_secs(4))
+            .expect("it expires")
+            .expect("the address was present");
         assert!(lost - since >= Duration::from_millis(900), "{:?}", lost - since);
         assert_eq!(watch.tenures(ip), [Tenure { from: since, until: Some(lost) }]);
-        // Shorter than any poll.
+        // A change that is shorter than any polling interval.
         node.exec("sh", ["-c", &format!("ip addr add {address} dev eth0; ip addr del {address} dev eth0")])
             .expect("both");
-        testbed::eventually("both changes are seen", Duration::from_secs(1), || {
+        testbed::eventually("both changes are recorded", Duration::from_secs(1), || {
             watch.tenures(ip).len() == 2 && !watch.has(ip)
         });
     }
 }
 
-fn lans_do_not_see_each_other() {
+fn lans_are_isolated_from_each_other() {
     let (one, other) =
         (Lan::builder().build().expect("a LAN"), Lan::builder().controllers(1).build().expect("a LAN"));
     assert!(pings(one.client(0), one.controller(2).v4()));

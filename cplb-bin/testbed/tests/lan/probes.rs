@@ -1,4 +1,4 @@
-//! Backends and what probes make of them.
+//! Tests of backends and probes.
 
 use std::{
     net::SocketAddr,
@@ -13,28 +13,35 @@ use testbed::{
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("a_probe_measures_an_induced_gap", a_probe_measures_an_induced_gap).needs([Tool::Nft]),
-        Test::new("a_probe_tells_failures_apart", a_probe_tells_failures_apart),
-        Test::new("a_fresh_probe_follows_the_owner_at_once", a_fresh_probe_follows_the_owner_at_once),
-        Test::new("sessions_notice_their_end", sessions_notice_their_end).needs([Tool::Nft]),
-        Test::new("a_tls_backend_has_a_certificate", a_tls_backend_has_a_certificate)
+        Test::new("probe_measures_an_induced_gap", probe_measures_an_induced_gap).needs([Tool::Nft]),
+        Test::new("probe_distinguishes_failures", probe_distinguishes_failures),
+        Test::new(
+            "probe_without_neighbour_cache_follows_the_owner_at_once",
+            probe_without_neighbour_cache_follows_the_owner_at_once,
+        ),
+        Test::new("sessions_report_hangs_and_resets", sessions_report_hangs_and_resets).needs([Tool::Nft]),
+        Test::new("tls_backend_presents_its_certificate", tls_backend_presents_its_certificate)
             .needs([Tool::Openssl, Tool::Curl]),
-        Test::new("a_tls_backend_is_as_ready_as_told", a_tls_backend_is_as_ready_as_told).needs([Tool::Curl]),
+        Test::new(
+            "tls_backend_answers_the_configured_readiness",
+            tls_backend_answers_the_configured_readiness,
+        )
+        .needs([Tool::Curl]),
     ]
 }
 
 const MS: Duration = Duration::from_millis(1);
-/// How late things may be on a busy machine.
+/// Largest delay on a busy machine.
 const NOISE: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(5);
 
-fn a_probe_measures_an_induced_gap() {
+fn probe_measures_an_induced_gap() {
     let lan = Lan::builder().build().expect("a LAN");
     let node = lan.controller(0);
     let backend = Backend::echo(node, "one", 7000).expect("a backend");
     for ip in node.own_ips() {
         let probe = Probe::to((ip, 7000).into()).start(lan.client(0)).expect("a probe");
-        probe.wait_for_calm(100 * MS, LONG).expect("calm");
+        probe.wait_for_calm(100 * MS, LONG).expect("probes succeed");
         let quiet = probe.report().blackout_since(Instant::now() - 50 * MS).duration();
         assert!(quiet < NOISE, "{quiet:?} without a reason");
         for gap in [300 * MS, 700 * MS] {
@@ -54,10 +61,10 @@ fn a_probe_measures_an_induced_gap() {
         assert!(report.served_by_since(report.samples()[0].ended).keys().eq(["one"]));
     }
     assert!(backend.stats().accepted > 0);
-    eventually("no connection is left", LONG, || backend.stats().open == 0);
+    eventually("no connection remains", LONG, || backend.stats().open == 0);
 }
 
-fn a_probe_tells_failures_apart() {
+fn probe_distinguishes_failures() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
     let target: SocketAddr = (lan.controller(0).v4(), 7000).into();
@@ -81,15 +88,15 @@ fn a_probe_tells_failures_apart() {
     backend.set_behaviour(Behaviour::Hang);
     only(Failure::TimedOut);
     backend.set_behaviour(Behaviour::Serve);
-    probe.wait_for_calm(50 * MS, LONG).expect("calm");
+    probe.wait_for_calm(50 * MS, LONG).expect("probes succeed");
 }
 
-fn a_fresh_probe_follows_the_owner_at_once() {
+fn probe_without_neighbour_cache_follows_the_owner_at_once() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let backends = [("one", 0), ("two", 1)];
     let _backends =
         backends.map(|(name, index)| Backend::echo(lan.controller(index), name, 7000).expect("a backend"));
-    // A former owner that forwards would pass the client's packets on.
+    // A former owner that forwards packets would pass the client's packets on.
     for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         lan.controller(0).set_sysctl(setting, "0").expect("a setting");
     }
@@ -103,22 +110,22 @@ fn a_fresh_probe_follows_the_owner_at_once() {
             probe.start(lan.client(0)).expect("a probe")
         };
         let warm = probe(false);
-        warm.wait_for_calm(50 * MS, LONG).expect("calm");
-        // Nobody announces anything, so a warm cache goes on pointing to the old owner.
+        warm.wait_for_calm(50 * MS, LONG).expect("probes succeed");
+        // The move is not announced, so a cached entry keeps pointing to the old owner.
         old.delete_address(ip).expect("deleted");
         new.add_address(ip, len).expect("an address");
         let mark = Instant::now();
         thread::sleep(100 * MS);
         assert_eq!(warm.stop().served_by_since(mark + 20 * MS).get("two"), None);
         let fresh = probe(true);
-        fresh.wait_for_calm(100 * MS, LONG).expect("calm");
+        fresh.wait_for_calm(100 * MS, LONG).expect("probes succeed");
         let report = fresh.stop();
         assert!(report.served_by_since(mark).keys().eq(["two"]), "{:?}", report.served_by_since(mark));
         new.delete_address(ip).expect("deleted");
     }
 }
 
-fn sessions_notice_their_end() {
+fn sessions_report_hangs_and_resets() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     for backend in [
         Backend::echo(lan.controller(0), "one", 7000).expect("a backend"),
@@ -130,7 +137,7 @@ fn sessions_notice_their_end() {
         lan.cut(lan.controller(0), Direction::Both).expect("a cut");
         eventually("all sessions hang", LONG, || sessions.hanging(100 * MS) == 5);
         lan.heal_all().expect("healed");
-        eventually("all sessions go on", LONG, || sessions.hanging(100 * MS) == 0);
+        eventually("all sessions continue", LONG, || sessions.hanging(100 * MS) == 0);
         backend.close_all().expect("closed");
         eventually("all sessions have ended", LONG, || sessions.ended() == 5);
         let reset = |state: &SessionState| matches!(state, SessionState::Ended(_, Failure::Reset));
@@ -138,7 +145,7 @@ fn sessions_notice_their_end() {
     }
 }
 
-fn a_tls_backend_has_a_certificate() {
+fn tls_backend_presents_its_certificate() {
     let lan = Lan::builder().controllers(2).build().expect("a LAN");
     let backends = [0, 1].map(|index| {
         let name = format!("api-{index}");
@@ -162,7 +169,7 @@ fn a_tls_backend_has_a_certificate() {
     }
 }
 
-fn a_tls_backend_is_as_ready_as_told() {
+fn tls_backend_answers_the_configured_readiness() {
     let lan = Lan::builder().controllers(1).build().expect("a LAN");
     let backend = Backend::tls(lan.controller(0), "api", 6443).expect("a backend");
     let url = format!("https://{}:6443/readyz?verbose", lan.controller(0).v4());

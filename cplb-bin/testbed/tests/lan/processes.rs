@@ -7,11 +7,14 @@ use testbed::{Lan, Process, Signal, Stream, Test};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("output_is_captured", output_is_captured),
-        Test::new("processes_run_in_their_node", processes_run_in_their_node),
-        Test::new("a_process_ends_when_asked", a_process_ends_when_asked),
-        Test::new("a_deaf_process_is_killed", a_deaf_process_is_killed),
-        Test::new("a_stopped_process_goes_on", a_stopped_process_goes_on),
-        Test::new("a_lan_ends_what_was_left_behind", a_lan_ends_what_was_left_behind),
+        Test::new(
+            "processes_run_in_the_namespace_of_their_node",
+            processes_run_in_the_namespace_of_their_node,
+        ),
+        Test::new("process_ends_on_sigterm", process_ends_on_sigterm),
+        Test::new("process_that_ignores_sigterm_is_killed", process_that_ignores_sigterm_is_killed),
+        Test::new("stopped_process_resumes_on_sigcont", stopped_process_resumes_on_sigcont),
+        Test::new("dropped_lan_ends_orphaned_processes", dropped_lan_ends_orphaned_processes),
     ]
 }
 
@@ -43,7 +46,7 @@ fn output_is_captured() {
     assert!(file.contains("one") && file.contains("two"), "{file}");
 }
 
-fn processes_run_in_their_node() {
+fn processes_run_in_the_namespace_of_their_node() {
     let lan = Lan::builder().build().expect("a LAN");
     for node in lan.nodes() {
         let addresses = node.exec("cat", ["/proc/net/fib_trie"]).expect("addresses");
@@ -56,7 +59,7 @@ fn processes_run_in_their_node() {
     assert!(error.contains("no-such-program"), "{error}");
 }
 
-fn a_process_ends_when_asked() {
+fn process_ends_on_sigterm() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = shell(&lan, "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done");
     process.wait_for_line("ready", GRACE).expect("a line");
@@ -68,7 +71,7 @@ fn a_process_ends_when_asked() {
     assert!(process.threads().is_empty());
 }
 
-fn a_deaf_process_is_killed() {
+fn process_that_ignores_sigterm_is_killed() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = shell(&lan, "trap '' TERM; echo ready; while :; do sleep 0.01; done");
     process.wait_for_line("ready", GRACE).expect("a line");
@@ -78,16 +81,16 @@ fn a_deaf_process_is_killed() {
     dropped.wait_for_line("ready", GRACE).expect("a line");
     let traces = format!("/proc/{}", dropped.pid());
     drop(dropped);
-    assert!(!std::fs::exists(traces).expect("a look"), "a dropped process has ended");
+    assert!(!std::fs::exists(traces).expect("a result"), "a dropped process still runs");
 }
 
-fn a_stopped_process_goes_on() {
+fn stopped_process_resumes_on_sigcont() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = shell(&lan, "while :; do echo tick; sleep 0.01; done");
     process.wait_for_line("tick", GRACE).expect("a line");
     process.signal(Signal::SIGSTOP).expect("stopped");
-    testbed::eventually("it is stopped", GRACE, || state(&process) == 'T');
-    // The reader may still be behind.
+    testbed::eventually("the process is stopped", GRACE, || state(&process) == 'T');
+    // The reader may lag.
     std::thread::sleep(SECOND / 20);
     let mark = process.log().len();
     assert!(process.log().wait_for_line_after(mark, "tick", SECOND / 5).is_err());
@@ -95,13 +98,13 @@ fn a_stopped_process_goes_on() {
     process.log().wait_for_line_after(mark, "tick", GRACE).expect("a line");
 }
 
-fn a_lan_ends_what_was_left_behind() {
+fn dropped_lan_ends_orphaned_processes() {
     let lan = Lan::builder().controllers(1).clients(0).build().expect("a LAN");
     let process = shell(&lan, "sleep 1000 & echo $!; exec >&- 2>&-; wait");
     let line = process.log().wait_for(0, GRACE, |_| true).expect("a line");
     let orphan = format!("/proc/{}/stat", line.text);
     process.kill().expect("killed");
-    assert!(std::fs::exists(&orphan).expect("a look"), "an orphan survives its parent");
+    assert!(std::fs::exists(&orphan).expect("a result"), "the orphan ended with its parent");
     drop(lan);
-    assert!(!std::fs::exists(&orphan).expect("a look"), "but not the LAN");
+    assert!(!std::fs::exists(&orphan).expect("a result"), "an orphan survives the LAN");
 }

@@ -1,4 +1,4 @@
-//! Daemons that start before what they balance over, or without it.
+//! Daemons that start before the servers or without the API.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use testbed::{Failure, Signal};
 use super::ground::Scene;
 use crate::support::PATIENCE;
 
-/// The daemons are there before anything else is.
+/// The daemons start before the API and all servers.
 pub(crate) fn from_nothing() {
     let mut scene = Scene::new();
     scene.cluster.start_all();
@@ -18,12 +18,12 @@ pub(crate) fn from_nothing() {
     scene.cluster.check(!status["degraded"].to_string().contains("discover"), || status.to_string());
     let probe = scene.probe();
     let since = Instant::now();
-    scene.cluster.wait("requests are made", || probe.report().samples().len() >= 30);
+    scene.cluster.wait("30 requests have ended", || probe.report().samples().len() >= 30);
     let failures = probe.report().failures_since(since);
     let fast =
         failures.keys().all(|failure| matches!(failure, Failure::Refused | Failure::Reset | Failure::Closed));
     scene.cluster.check(fast && !failures.is_empty(), || format!("{failures:?}"));
-    // The first controller's own API server comes up, which no file and no list names.
+    // The first controller's own API server starts, which no file and no list contains.
     scene.serve(owner);
     scene.served_by(&probe, &[owner]);
     let others: Vec<usize> = (0..scene.cluster.len()).filter(|node| *node != owner).collect();
@@ -35,13 +35,13 @@ pub(crate) fn from_nothing() {
     scene.served_by(&probe, &[0, 1, 2]);
     for node in 0..scene.cluster.len() {
         scene.wait_for(node, "api", &[0, 1, 2]);
-        // An ordinary user lacks other things.
+        // An ordinary user has other degraded entries.
         let degraded = scene.cluster.status(node)["degraded"].to_string();
         scene.cluster.check(!degraded.contains("discover") && !degraded.contains("backend"), || degraded);
     }
 }
 
-/// All power is lost, and the API cannot be asked before it is reached through the virtual IP.
+/// All nodes lose power, and the API is only reachable through the virtual IP.
 pub(crate) fn from_disk() {
     let mut scene = Scene::complete();
     scene.api = None;
@@ -55,7 +55,7 @@ pub(crate) fn from_disk() {
     scene.served_by(&probe, &[0, 1, 2]);
     for node in 0..scene.cluster.len() {
         scene.wait_for(node, "disk", &[0, 1, 2]);
-        scene.cluster.wait("it is told that the API is missed", || {
+        scene.cluster.wait("failed discovery is reported", || {
             scene.cluster.status(node)["degraded"].to_string().contains("backends cannot be discovered")
         });
     }
@@ -68,25 +68,26 @@ pub(crate) fn from_disk() {
 
 pub(crate) fn dead_disk() {
     let mut scene = Scene::complete();
-    // All servers move, while nobody looks.
+    // All servers change their addresses while no daemon runs.
     scene.api = None;
     for node in 0..scene.cluster.len() {
         scene.cluster.signal(node, Signal::SIGTERM);
         scene.cluster.wait_until_ended(node);
         let gone = r#"{"version":1,"boot_id":"","content":{"clusters":[{"kubeconfig":"FILE","servers":["10.9.0.71:6443","10.9.0.72:6443"]}]}}"#;
         let text = gone.replace("FILE", &scene.file().display().to_string());
-        std::fs::write(scene.cluster.state_dir(node).join("backends.json"), text).expect("it is written");
+        std::fs::write(scene.cluster.state_dir(node).join("backends.json"), text)
+            .expect("the file is written");
     }
     let started = Instant::now();
     scene.cluster.start_all();
     let probe = scene.probe();
-    probe.wait_for_success(started, PATIENCE).expect("somebody answers");
+    probe.wait_for_success(started, PATIENCE).expect("a server answers");
     let took = started.elapsed();
-    println!("MEASURED the living are found after {took:?}");
+    println!("MEASURED running servers are found after {took:?}");
     scene.cluster.check(took < Duration::from_secs(5), || format!("{took:?}"));
 }
 
-/// What `backends.json` may have become.
+/// Unusable contents of `backends.json`.
 const USELESS: [(&str, &str); 4] = [
     ("corrupt", "\u{0}garbage"),
     ("truncated", r#"{"version":1,"boot_id":"","content":{"clusters":[{"kubecon"#),
@@ -99,13 +100,13 @@ pub(crate) fn useless_files() {
     for (what, text) in USELESS {
         scene.cluster.signal(0, Signal::SIGTERM);
         scene.cluster.wait_until_ended(0);
-        std::fs::write(scene.cluster.state_dir(0).join("backends.json"), text).expect("it is written");
+        std::fs::write(scene.cluster.state_dir(0).join("backends.json"), text).expect("the file is written");
         scene.cluster.start_daemon(0);
-        scene.cluster.wait(&format!("one that is {what} is told"), || {
+        scene.cluster.wait(&format!("a server file that is {what} is reported"), || {
             scene.cluster.daemon(0).log().text().contains("the backends of the last run cannot be read")
         });
         scene.wait_for(0, "api", &[0, 1, 2]);
-        scene.cluster.wait("it is good again", || {
+        scene.cluster.wait("the server file is valid again", || {
             let saved = std::fs::read_to_string(scene.cluster.state_dir(0).join("backends.json"));
             saved.is_ok_and(|text| text.contains(&scene.server(2).to_string()))
         });
@@ -116,11 +117,11 @@ pub(crate) fn unwritable_file() {
     let mut scene = Scene::complete();
     scene.cluster.signal(0, Signal::SIGTERM);
     scene.cluster.wait_until_ended(0);
-    // Not even root can write a file where a directory is, nor put that aside where there is another one.
+    // Not even root can write a file in place of a directory, nor rename that to a name that another directory has.
     let file = scene.cluster.state_dir(0).join("backends.json");
-    std::fs::remove_file(&file).expect("it was there");
+    std::fs::remove_file(&file).expect("the file existed");
     for directory in [&file, &file.with_extension("bad")] {
-        std::fs::create_dir_all(directory.join("in the way")).expect("it is made");
+        std::fs::create_dir_all(directory.join("content")).expect("the directory is created");
     }
     scene.cluster.start_daemon(0);
     scene.wait_for(0, "api", &[0, 1, 2]);
@@ -128,7 +129,7 @@ pub(crate) fn unwritable_file() {
     scene.wait_for(0, "api", &[0, 1]);
     let log = scene.cluster.daemon(0).log().text();
     for told in ["the backends of the last run cannot be read", "are not on disk for the next boot"] {
-        scene.cluster.check(log.contains(told), || format!("{told:?} is not told"));
+        scene.cluster.check(log.contains(told), || format!("{told:?} is not logged"));
     }
     let probe = scene.probe();
     scene.served_by(&probe, &[0, 1]);

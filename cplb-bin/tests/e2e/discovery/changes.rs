@@ -1,4 +1,4 @@
-//! Servers and daemons come and go while clients connect all the time.
+//! Servers and daemons start and stop while clients connect continuously.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub(crate) fn join_and_leave() {
     let moves = Moves::watch(&scene);
     let probe = patient_probe(&scene);
     let since = Instant::now();
-    // The new controller's daemon is there before its API server, which the API lists before it is ready.
+    // The new controller's daemon starts before its API server, which the API lists before it is ready.
     scene.cluster.start_daemon(3);
     scene.wait_for(3, "api", &[0, 1, 2]);
     scene.list(&[0, 1, 2, 3]);
@@ -43,17 +43,17 @@ pub(crate) fn join_and_leave() {
     scene.serve(3);
     scene.served_by(&probe, &[0, 1, 2, 3]);
     scene.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
-    // Another one leaves as kube-apiserver does: it says so, it is listed no more, it lets go of its port, it ends.
+    // Another one shuts down as kube-apiserver does: it reports it, leaves the list, closes its port, and ends.
     scene.api_server(1).set_readiness(Readiness::Leaving);
     scene.served_by(&probe, &[0, 2, 3]);
     scene.list(&[0, 2, 3]);
     for node in 0..4 {
         scene.wait_for(node, "api", &[0, 2, 3]);
     }
-    scene.api_server(1).refuse_new().expect("it lets go of its port");
+    scene.api_server(1).refuse_new().expect("the port is closed");
     scene.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
     scene.end(1);
-    scene.cluster.wait("its sessions end", || sessions.ended() == 3);
+    scene.cluster.wait("the sessions of the ended server end", || sessions.ended() == 3);
     scene.cluster.signal(1, Signal::SIGTERM);
     scene.cluster.wait_until_ended(1);
     scene.served_by(&probe, &[0, 2, 3]);
@@ -61,24 +61,24 @@ pub(crate) fn join_and_leave() {
     moves.check_requests(&scene, &probe.stop(), since);
 }
 
-/// A path that is mistyped leaves nobody without a server, and costs nothing when it is mended.
+/// A wrong path removes no server, and correcting it causes no failure.
 pub(crate) fn other_kubeconfig() {
     let scene = Scene::complete();
     let probe = scene.probe();
     probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
     let since = Instant::now();
-    let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("it is there");
+    let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("the file exists");
     let (wrong, moved) =
         (right.replace("admin.conf", "amdin.conf"), right.replace("admin.conf", "moved.conf"));
-    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("it is copied");
+    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("the file is copied");
     let steps = [(wrong, "amdin.conf", "disk"), (right, "admin.conf", "api"), (moved, "moved.conf", "api")];
     for (text, name, source) in steps {
         for node in 0..scene.cluster.len() {
-            std::fs::write(scene.cluster.config_file(node), &text).expect("it is written");
+            std::fs::write(scene.cluster.config_file(node), &text).expect("the file is written");
             scene.cluster.signal(node, Signal::SIGHUP);
         }
         for node in 0..scene.cluster.len() {
-            scene.cluster.wait("the file is in use", || {
+            scene.cluster.wait("the new kubeconfig is in use", || {
                 let status = scene.cluster.status(node);
                 status["discovery"][0]["kubeconfig"].as_str().is_some_and(|path| path.ends_with(name))
             });
@@ -87,14 +87,14 @@ pub(crate) fn other_kubeconfig() {
         scene.served_by(&probe, &[0, 1, 2]);
     }
     let saved = std::fs::read_to_string(scene.cluster.state_dir(0).join("backends.json"));
-    let saved = saved.expect("it is there");
+    let saved = saved.expect("the file exists");
     let right = saved.contains("moved.conf") && !saved.contains("admin.conf");
     scene.cluster.check(right && saved.contains(&scene.server(2).to_string()), || saved.clone());
     let failures = probe.stop().failures_since(since);
     scene.cluster.check(failures.is_empty(), || format!("{failures:?}"));
 }
 
-/// Patient as a client that does not give up at the first lost packet.
+/// Starts a probe that, like most clients, survives a lost packet.
 fn patient_probe(scene: &Scene) -> Probe {
     let probe = Probe::to(scene.cluster.address()).every(Duration::from_millis(5));
     let probe = probe.timeout(Duration::from_secs(5)).start(scene.cluster.client());
@@ -103,7 +103,7 @@ fn patient_probe(scene: &Scene) -> Probe {
     probe
 }
 
-/// Ends a daemon and starts it again; when it was seen to have ended.
+/// Ends a daemon and starts it again; returns the time at which it had ended.
 fn restart(scene: &mut Scene, node: usize, signal: Signal) -> Instant {
     scene.cluster.signal(node, signal);
     scene.cluster.wait_until_ended(node);
@@ -133,7 +133,7 @@ pub(crate) fn upgrade() {
 struct Moves(Vec<AddressWatch>);
 
 impl Moves {
-    /// A client may notice a move so much later than the test does.
+    /// A client may notice a move later than the test does, by at most this time.
     const SLACK: Duration = Duration::from_millis(100);
     /// Requests that one move may end: the probe starts one every 5 ms, and on a busy machine each takes up to 50 ms.
     const IN_FLIGHT: usize = 10;
@@ -143,7 +143,7 @@ impl Moves {
         Self(scene.cluster.lan.controllers().iter().map(watch).collect())
     }
 
-    /// Fails unless every request since `since` succeeded, except those in flight at a move: they cannot go on with
+    /// Fails unless every request since `since` succeeded, except those in flight at a move: they cannot continue on
     /// another node, so the node that hands the VIP over resets them. Returns the number of moves.
     fn check_requests(&self, scene: &Scene, report: &ProbeReport, since: Instant) -> usize {
         let tenures = self.0.iter().flat_map(|watch| watch.tenures(scene.cluster.vip()));
@@ -175,22 +175,22 @@ pub(crate) fn crashes() {
         let report = probe.report();
         let failed = report.samples().iter().filter(|it| it.ended >= at && it.outcome.is_err());
         let failed: Vec<_> = failed.cloned().collect();
-        // What was under way ends with the daemon; who comes later waits for the next one.
+        // Requests in flight end with the daemon; later ones wait for the next Active.
         let under_way = |it: &Sample| held && it.started <= ended && it.outcome != Err(Failure::Refused);
         scene.cluster.check(failed.iter().all(under_way), || format!("node {node}: {failed:?}"));
         told.insert(node, (held, failed.len()));
     }
-    println!("MEASURED by node, whether it held the address, and how many failed: {told:?}");
+    println!("MEASURED by node: was Active, failed requests: {told:?}");
     drop(probe);
 }
 
-/// As k0s does with an external address.
+/// k0s publishes such a list with an external address.
 pub(crate) fn only_the_vip() {
     let scene = Scene::complete();
     let probe = scene.probe();
     scene.listed.set_servers(&[scene.cluster.address()]);
     for node in 0..scene.cluster.len() {
-        scene.cluster.wait("it is told", || {
+        scene.cluster.wait("the list of only virtual IPs is reported", || {
             scene.cluster.status(node)["degraded"].to_string().contains("only virtual IPs")
         });
         scene.wait_for(node, "api", &[0, 1, 2]);
@@ -198,8 +198,8 @@ pub(crate) fn only_the_vip() {
     scene.served_by(&probe, &[0, 1, 2]);
 }
 
-/// An API that lists the bind port of every controller: proxies would connect to each other for ever, without a client.
-/// Only real sockets show that no proxy connects, so the wire is watched for two seconds.
+/// An API that lists the bind port of every controller: proxies would connect to each other endlessly, without a
+/// client. Only real sockets show that no proxy connects, so the network is captured for two seconds.
 pub(crate) fn only_proxies() {
     const WATCHED: Duration = Duration::from_secs(2);
     let mut scene = Scene::new();
@@ -211,13 +211,13 @@ pub(crate) fn only_proxies() {
     let capture = scene.cluster.lan.capture().expect("the capture begins");
     scene.cluster.start_all();
     for node in &nodes {
-        scene.cluster.wait("the list is refused", || {
+        scene.cluster.wait("the list of proxies is refused", || {
             let degraded = scene.cluster.status(*node)["degraded"].to_string();
             degraded.contains(":6444 is where a proxy of this configuration listens")
         });
     }
     let probe = scene.probe();
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the holder's own server answers");
+    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the Active's own server answers");
     drop(probe);
     let opened = || {
         let to_a_proxy = |frame: &Frame| {
@@ -226,7 +226,7 @@ pub(crate) fn only_proxies() {
         (capture.count(to_a_proxy), capture.dropped())
     };
     std::thread::sleep(WATCHED);
-    println!("MEASURED connections to proxies, and frames not seen: {:?}", opened());
+    println!("MEASURED connections to proxies, dropped frames: {:?}", opened());
     scene.cluster.check(opened() == (0, 0), || format!("{:?}", opened()));
     for node in &nodes {
         let backends = scene.cluster.status(*node)["services"][0]["backends"].to_string();
@@ -234,7 +234,7 @@ pub(crate) fn only_proxies() {
     }
 }
 
-/// Changes of the list, of the kubeconfig, and of the connections to the API.
+/// Changes the list, the kubeconfig, and the connections to the API.
 pub(crate) fn many_changes() {
     let mut scene = Scene::complete();
     let mut change = |times: usize| {
@@ -249,17 +249,18 @@ pub(crate) fn many_changes() {
             }
         }
         let daemon = scene.cluster.daemon(0);
-        let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs").count();
+        let files =
+            std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process runs").count();
         (files, daemon.threads().len(), resident(daemon))
     };
     let before = change(30);
     let after = change(90);
     println!("MEASURED files, threads and bytes: {before:?}, then {after:?}");
-    // One connection to the API and one to each server may just be made anew, and files are looked at in threads that
-    // outlive their work by 10 s.
+    // One connection to the API and one to each server may be in the middle of a replacement, and files are checked in
+    // threads that exist for 10 s after their work.
     scene
         .cluster
         .check(after.0 <= before.0 + 8 && after.1 <= before.1 + 4, || format!("{before:?} {after:?}"));
-    // An allocator keeps a little here and there; 90 leaked lists or handshakes would be more.
+    // An allocator retains some memory; 90 leaked lists or handshakes would take more.
     scene.cluster.check(after.2 <= before.2 + 1_500_000, || format!("{before:?} {after:?}"));
 }

@@ -1,4 +1,4 @@
-//! Daemons that discover, and what there is to discover.
+//! A cluster with daemons that discover API servers, and the servers to discover.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,10 +10,11 @@ use testbed::{Backend, Lan, LanBuilder, Probe};
 
 use crate::support::{Cluster, PORT, Plan};
 
-/// Where the API tells of servers. What clients are balanced over answers on another port, and tells who it is.
+/// The port of the API for discovery. The servers that clients are balanced over have another port, and answer with
+/// their names.
 pub(super) const API: u16 = 16443;
 
-/// Daemons that discover, an API for them, and API servers to balance over.
+/// Daemons that discover, an API for discovery, and API servers to balance over.
 pub(super) struct Scene {
     pub(super) cluster: Cluster,
     pub(super) authority: Authority,
@@ -23,13 +24,13 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// Nothing runs yet.
+    /// A cluster in which no process runs yet.
     pub(super) fn new() -> Self {
         Self::on(Lan::builder())
     }
 
     pub(super) fn on(lan: LanBuilder) -> Self {
-        // The file is named before it exists; the directory is known only when the LAN is there.
+        // The configuration names the file before it exists; its directory is known once the LAN is built.
         let mut cluster = Cluster::build(lan, Plan::v3("300ms"));
         cluster.backends.clear();
         let file = cluster.lan.directory().join("admin.conf");
@@ -40,7 +41,7 @@ impl Scene {
         Self { cluster, authority, client, api: None, listed: ApiCluster::new(&[]) }
     }
 
-    /// Everything runs, and every daemon knows all servers.
+    /// A cluster in which all processes run, and every daemon has discovered all servers.
     pub(super) fn complete() -> Self {
         let mut scene = Self::new();
         scene.start_nodes(&[0, 1, 2]);
@@ -76,14 +77,14 @@ impl Scene {
         self.cluster.backends.push(backend.expect("the API server starts"));
     }
 
-    /// Starts an API server that is certified by whomever.
+    /// Starts an API server with this name and a certificate of any authority.
     pub(super) fn serve_as(&mut self, node: usize, name: &str, authority: &Authority, identity: &Identity) {
         let backend = Backend::certified(self.cluster.node(node), name, PORT, authority, identity);
         let backend = backend.expect("the API server starts");
         self.cluster.backends.push(backend);
     }
 
-    /// Stops it.
+    /// Stops the API server of a node.
     pub(super) fn end(&mut self, node: usize) {
         let name = format!("api-{}", self.cluster.node(node).name());
         self.cluster.backends.retain(|backend| backend.name() != name);
@@ -93,7 +94,7 @@ impl Scene {
         self.listed.set_servers(&nodes.iter().map(|node| self.server(*node)).collect::<Vec<_>>());
     }
 
-    /// Starts the API, and writes the kubeconfig that leads to it.
+    /// Starts the API, and writes the kubeconfig for it.
     pub(super) fn start_api(&mut self) {
         let node = self.cluster.node(0);
         let address = SocketAddr::new(node.v4().into(), API);
@@ -103,14 +104,14 @@ impl Scene {
         self.write_kubeconfig(&Credential::Certificate(&self.client));
     }
 
-    /// Writes the kubeconfig of somebody.
+    /// Writes a kubeconfig with this credential.
     pub(super) fn write_kubeconfig(&self, credential: &Credential<'_>) {
         let address = SocketAddr::new(self.cluster.node(0).v4().into(), API);
         let text = kubeconfig(address, &self.authority, credential);
-        std::fs::write(self.file(), text).expect("it is written");
+        std::fs::write(self.file(), text).expect("the kubeconfig is written");
     }
 
-    /// What a daemon shows of an API server: its state, and the reason.
+    /// The state and the reason that a daemon's status has for the API server of a node.
     pub(super) fn backend(&self, daemon: usize, node: usize) -> (String, String) {
         let (status, address) = (self.cluster.status(daemon), self.server(node).to_string());
         let mut backends = status["services"][0]["backends"].as_array().into_iter().flatten();
@@ -122,13 +123,13 @@ impl Scene {
     /// The API server of a node.
     pub(super) fn api_server(&self, node: usize) -> &Backend {
         let name = format!("api-{}", self.cluster.node(node).name());
-        self.cluster.backends.iter().find(|backend| backend.name() == name).expect("it runs")
+        self.cluster.backends.iter().find(|backend| backend.name() == name).expect("the API server runs")
     }
 
-    /// Waits until a daemon knows exactly the servers of these nodes.
+    /// Waits until a daemon has discovered exactly the servers of these nodes.
     pub(super) fn wait_for(&self, node: usize, source: &str, nodes: &[usize]) {
         let wanted: BTreeSet<String> = nodes.iter().map(|node| self.server(*node).to_string()).collect();
-        self.cluster.wait(&format!("node {node} knows {wanted:?} from {source}"), || {
+        self.cluster.wait(&format!("node {node} has discovered {wanted:?} from {source}"), || {
             let status = self.cluster.status(node);
             let found = &status["discovery"][0];
             let known: BTreeSet<String> = found["servers"]
@@ -151,8 +152,7 @@ impl Scene {
         let wanted: BTreeSet<String> =
             nodes.iter().map(|node| format!("api-{}", self.cluster.node(*node).name())).collect();
         self.cluster.wait(&format!("requests are answered by {wanted:?}"), || {
-            let since =
-                Instant::now().checked_sub(Duration::from_millis(500)).expect("it is later than that");
+            let since = Instant::now().checked_sub(Duration::from_millis(500)).expect("the clock is later");
             probe.report().served_by_since(since).into_keys().collect::<BTreeSet<_>>() == wanted
         });
     }

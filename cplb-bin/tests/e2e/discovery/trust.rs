@@ -1,4 +1,4 @@
-//! Servers that prove who they are, and tell strangers nothing.
+//! Servers with certificates of the cluster's authority, which answer readiness only to authenticated clients.
 
 use testbed::api::{Authority, Credential, Validity};
 use testbed::{Readiness, Signal};
@@ -7,11 +7,11 @@ use super::ground::Scene;
 
 pub(crate) fn by_certificate() {
     let mut scene = Scene::new();
-    // As long as no kubeconfig says who the servers are, this one is only known to be alive.
+    // Without a kubeconfig, the server's readiness is unknown: it is only known to be alive.
     scene.serve(0);
     scene.cluster.start_all();
     let alive = ("up".to_owned(), "up-readiness-unknown".to_owned());
-    scene.cluster.wait("it is alive", || scene.backend(0, 0) == alive);
+    scene.cluster.wait("the server is up with unknown readiness", || scene.backend(0, 0) == alive);
     scene.serve(1);
     scene.serve(2);
     scene.list(&[0, 1, 2]);
@@ -19,27 +19,29 @@ pub(crate) fn by_certificate() {
     readiness_is_known(&scene);
 }
 
-/// Every daemon is told by every server whether it is ready.
+/// Checks that every daemon learns the readiness of every server.
 fn readiness_is_known(scene: &Scene) {
     for daemon in 0..3 {
         for node in 0..3 {
-            scene.cluster.wait("it is ready", || scene.backend(daemon, node) == ("up".into(), String::new()));
+            scene
+                .cluster
+                .wait("the server is up", || scene.backend(daemon, node) == ("up".into(), String::new()));
         }
     }
     scene.api_server(1).set_readiness(Readiness::Status(503));
     for daemon in 0..3 {
         let down = ("down".to_owned(), "answered with HTTP status 503".to_owned());
-        scene.cluster.wait("it is not ready", || scene.backend(daemon, 1) == down);
+        scene.cluster.wait("the server is down", || scene.backend(daemon, 1) == down);
     }
     let probe = scene.probe();
     scene.served_by(&probe, &[0, 2]);
     scene.api_server(1).set_readiness(Readiness::Leaving);
-    scene.cluster.wait("it shuts down", || scene.backend(0, 1).0 != "up");
+    scene.cluster.wait("the terminating server is not up", || scene.backend(0, 1).0 != "up");
     scene.api_server(1).set_readiness(Readiness::Status(200));
     scene.served_by(&probe, &[0, 1, 2]);
 }
 
-/// As README's commands make it: it may list and watch the slices, and ask for readiness.
+/// The token has the rights that README's commands grant: list and watch of the slices, and readiness.
 pub(crate) fn by_token() {
     const TOKEN: &str = "a.service.account";
     let mut scene = Scene::new();
@@ -54,15 +56,15 @@ pub(crate) fn by_token() {
     scene.cluster.wait_until_settled();
     for node in 0..3 {
         scene.wait_for(node, "api", &[0, 1, 2]);
-        // The servers here know certificates only: they are alive, and say no more to a token.
-        scene.cluster.wait("it is alive", || {
+        // The servers here authenticate certificates only: with a token they are alive, of unknown readiness.
+        scene.cluster.wait("the server is up with unknown readiness", || {
             scene.backend(node, 0) == ("up".to_owned(), "up-readiness-unknown".to_owned())
         });
         let log = scene.cluster.daemon(node).log().text();
         let shown = format!("{log}{}", scene.cluster.status(node));
         scene.cluster.check(!shown.contains(TOKEN), || "the token is shown".to_owned());
         let state =
-            std::fs::metadata(scene.cluster.state_dir(node).join("backends.json")).expect("it is there");
+            std::fs::metadata(scene.cluster.state_dir(node).join("backends.json")).expect("the file exists");
         let mode = std::os::unix::fs::PermissionsExt::mode(&state.permissions()) & 0o777;
         scene.cluster.check(mode == 0o600, || format!("{mode:o}"));
     }
@@ -81,7 +83,7 @@ pub(crate) fn impostor() {
     scene.serve_as(2, "expired", &authority, &expired);
     for daemon in 0..3 {
         for (node, why) in [(1, "did not sign it"), (2, "expired")] {
-            scene.cluster.wait("it is found out", || {
+            scene.cluster.wait("the certificate is refused", || {
                 let (state, reason) = scene.backend(daemon, node);
                 state == "down"
                     && reason.starts_with("its certificate is not accepted")
@@ -90,7 +92,7 @@ pub(crate) fn impostor() {
         }
     }
     scene.served_by(&probe, &[0]);
-    // Nothing is lost: who comes back as who it was is served again.
+    // Servers with valid certificates at the same addresses receive clients again.
     scene.cluster.backends.retain(|backend| !["impostor", "expired"].contains(&backend.name()));
     scene.serve(1);
     scene.serve(2);

@@ -1,4 +1,4 @@
-//! Somebody else changes the addresses or the link of the Active.
+//! External changes of the addresses or the link of the Active.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use testbed::{AddressWatch, Capture, Lan, Node, Signal};
 use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
 
-/// The promise, and what a loaded machine may add to it: the daemon has no real-time priority for ordinary users.
+/// The promised time until the VIP is restored, with a margin for a loaded machine: for ordinary users the daemon has
+/// no real-time priority.
 const BACK: Duration = Duration::from_millis(100);
 
 fn answers(cluster: &Cluster) {
@@ -17,7 +18,7 @@ fn answers(cluster: &Cluster) {
     }
 }
 
-/// How long the address was away, in the last of its absences; zero if it never was.
+/// The duration of the last absence of the address; `None` if it was never absent.
 fn absence(cluster: &Cluster, watch: &AddressWatch) -> Option<Duration> {
     let tenures = watch.tenures(cluster.vip());
     let [.., before, after] = tenures.as_slice() else { return None };
@@ -33,24 +34,24 @@ pub(crate) fn deleted(plan: Plan) {
         let mut absences = Vec::new();
         for round in 0..10 {
             cluster.node(owner).delete_address(cluster.vip()).expect("the address is deleted");
-            cluster.wait("the VIP is back", || watch.tenures(cluster.vip()).len() == round + 2);
+            cluster.wait("the VIP is restored", || watch.tenures(cluster.vip()).len() == round + 2);
             absences.extend(absence(&cluster, &watch));
         }
-        println!("MEASURED a deleted VIP was away for {absences:?}");
+        println!("MEASURED a deleted VIP was absent for {absences:?}");
         absences.sort_unstable();
-        // One of ten may meet a stall of the machine.
+        // One of ten may coincide with a stall of the machine.
         cluster.check(absences[8] <= BACK, || format!("{absences:?}"));
         cluster.check(cluster.takeovers() == 1, || "the VIP moved".to_owned());
         answers(&cluster);
     }
 }
 
-/// Whether the former owner has the VIP back (then within [`BACK`] of becoming Active) or somebody else does.
+/// Waits for one owner, the former one or its successor, and checks that the VIP answers.
 fn back_or_handed_over(cluster: &Cluster, owner: usize, watch: &AddressWatch, since: Instant) {
     let next = cluster.wait_for_owner(None);
     println!("MEASURED one owner {:?} after the fault; moved: {}", since.elapsed(), next != owner);
     if next == owner {
-        println!("MEASURED the VIP was away for {:?}", absence(cluster, watch));
+        println!("MEASURED the VIP was absent for {:?}", absence(cluster, watch));
     }
     answers(cluster);
 }
@@ -61,16 +62,16 @@ pub(crate) fn flushed(plan: Plan) {
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
     flush(cluster.node(owner));
-    cluster.node(owner).configure().expect("the node's addresses are back");
+    cluster.node(owner).configure().expect("the node's addresses are configured");
     back_or_handed_over(&cluster, owner, &watch, since);
-    // Also if nobody puts the node's own addresses back.
+    // The same if the node's own addresses are not restored.
     let owner = cluster.wait_for_owner(None);
     let since = Instant::now();
     flush(cluster.node(owner));
     let next = cluster.wait_for_owner(Some(owner));
     println!("MEASURED a node without addresses was followed by another after {:?}", since.elapsed());
-    cluster.check(!cluster.node(owner).has_address(cluster.vip()), || "the VIP is left".to_owned());
-    cluster.check(next != owner, || "it has no address to advertise from".to_owned());
+    cluster.check(!cluster.node(owner).has_address(cluster.vip()), || "the VIP remains".to_owned());
+    cluster.check(next != owner, || "the owner has no address to advertise from".to_owned());
     answers(&cluster);
 }
 
@@ -83,15 +84,15 @@ pub(crate) fn bounced(plan: Plan) {
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
     let since = Instant::now();
-    cluster.node(owner).link_down().expect("the link goes down");
-    cluster.node(owner).link_up().expect("the link comes up");
-    cluster.node(owner).configure().expect("the node's addresses are back");
+    cluster.node(owner).link_down().expect("the link is set down");
+    cluster.node(owner).link_up().expect("the link is set up");
+    cluster.node(owner).configure().expect("the node's addresses are configured");
     back_or_handed_over(&cluster, owner, &watch, since);
 }
 
 /// The only node serves the VIP again after a fault: within [`BACK`] of the claim, which comes with the first
-/// advertisement. A daemon that runs late may see the link or the node's own addresses only once they are back, and
-/// then the VIP rightly stays, or is restored before the test looks.
+/// advertisement. A daemon that is delayed may see the link or the node's own addresses only once they are restored,
+/// and then the VIP rightly stays, or is restored before the test checks.
 pub(crate) fn alone(plan: Plan) {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), plan);
     cluster.start_all();
@@ -99,16 +100,19 @@ pub(crate) fn alone(plan: Plan) {
     let watch = AddressWatch::on(cluster.node(0)).expect("the watch begins");
     let capture = cluster.lan.capture().expect("the capture begins");
     let faults: [fn(&Node); 2] = [flush, |node| {
-        node.link_down().expect("the link goes down");
-        node.link_up().expect("the link comes up");
+        node.link_down().expect("the link is set down");
+        node.link_up().expect("the link is set up");
     }];
     for fault in faults {
         let since = Instant::now();
         fault(cluster.node(0));
-        cluster.node(0).configure().expect("the node's addresses are back");
+        cluster.node(0).configure().expect("the node's addresses are configured");
         if cluster.vip().is_ipv6() && !cluster.node(0).has_address(cluster.node(0).link_local()) {
-            // The kernel makes the link-local address only with the link.
-            cluster.node(0).add_address(cluster.node(0).link_local(), 64).expect("it is back");
+            // The kernel adds the link-local address only when the link comes up.
+            cluster
+                .node(0)
+                .add_address(cluster.node(0).link_local(), 64)
+                .expect("the link-local address is added");
         }
         answers(&cluster);
         let tenures = watch.tenures(cluster.vip());
@@ -118,12 +122,17 @@ pub(crate) fn alone(plan: Plan) {
         };
         let claimed =
             capture.adverts(VRID).into_iter().map(|(at, _)| at).find(|at| *at >= since && *at + BACK >= back);
-        let claimed = claimed.unwrap_or_else(|| cluster.fail("it came without an advertisement"));
-        println!("MEASURED the VIP was back {:?} after the claim", back.saturating_duration_since(claimed));
+        let claimed =
+            claimed.unwrap_or_else(|| cluster.fail("the VIP was restored without an advertisement"));
+        println!(
+            "MEASURED the VIP was restored {:?} after the claim",
+            back.saturating_duration_since(claimed)
+        );
     }
 }
 
-/// A unicast group's Backup that loses its configured source is deaf and mute. It must wait, not become Active.
+/// A unicast instance's Backup that loses its configured source can neither send nor receive. It must stay in Init, not
+/// become Active.
 pub(crate) fn unicast_source() {
     let plan = Plan::v3("100ms").instance("unicastSourceIP: OWN").instance("unicastPeers: [PEER]");
     let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
@@ -132,7 +141,8 @@ pub(crate) fn unicast_source() {
         let (own, peer) = (cluster.node(index).v4().to_string(), cluster.node(1 - index).v4().to_string());
         let file = cluster.config_file(index);
         let text = std::fs::read_to_string(&file).expect("the configuration was written");
-        std::fs::write(&file, text.replace("OWN", &own).replace("PEER", &peer)).expect("it is ours");
+        std::fs::write(&file, text.replace("OWN", &own).replace("PEER", &peer))
+            .expect("the configuration is written");
         cluster.launch(index, command);
     }
     for index in 0..2 {
@@ -143,21 +153,21 @@ pub(crate) fn unicast_source() {
     let heard = Capture::on(cluster.client()).expect("the capture begins");
     let node = cluster.node(backup);
     let (lan, other) = (cluster.lan.prefix_lengths().0, cluster.lan.v4(77));
-    node.add_address(other, lan).expect("another address comes");
-    node.delete_address(node.v4()).expect("the source goes");
+    node.add_address(other, lan).expect("another address is added");
+    node.delete_address(node.v4()).expect("the source is deleted");
     cluster.wait("the Backup waits for its source", || {
         let status = cluster.status(backup);
         let shown = status["degraded"].to_string().contains("unicastSourceIP");
         shown && status["instances"][0]["state"] == "init"
     });
     let waiting = Instant::now();
-    cluster.wait("many Down intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
+    cluster.wait("six Active_Down_Intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
     cluster.check(cluster.owners() == [owner], || format!("owners: {:?}", cluster.owners()));
     let announced = heard.announcements(cluster.vip());
     let wrong = announced.iter().filter(|(_, it)| it.mac == node.mac()).count();
     cluster.check(wrong == 0, || format!("the Backup announced itself {wrong} times"));
-    node.add_address(node.v4(), lan).expect("the source is back");
-    cluster.wait("it takes part again", || {
+    node.add_address(node.v4(), lan).expect("the source is added");
+    cluster.wait("the instance is Backup again", || {
         let status = cluster.status(backup);
         let quiet = !status["degraded"].to_string().contains("unicastSourceIP");
         quiet && status["instances"][0]["state"] == "backup"
@@ -171,7 +181,7 @@ fn own(cluster: &Cluster, node: &Node) -> (Vec<String>, Vec<String>) {
     let ip = |arguments: &[&str]| {
         let text = node.exec("ip", arguments.iter().copied()).unwrap_or_else(|error| panic!("{error}"));
         let lines = text.lines().filter(|line| !vips.iter().any(|vip| line.contains(vip.as_str())));
-        // The first words are the address or the destination with its way; lifetimes come later.
+        // The first words are the address or the destination with its route; lifetimes follow.
         let mut lines: Vec<String> = lines.map(without_lifetimes).collect();
         lines.sort_unstable();
         lines
@@ -187,9 +197,9 @@ fn without_lifetimes(line: &str) -> String {
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
         match word {
-            // The number that follows counts down.
+            // The number that follows is a remaining lifetime.
             "valid_lft" | "preferred_lft" | "expires" => drop(words.next()),
-            // The test itself puts the link-local address back without duplicate address detection.
+            // The test itself restores the link-local address without duplicate address detection.
             "nodad" => {}
             "\\" => {}
             _ => kept.push(word),
@@ -198,8 +208,8 @@ fn without_lifetimes(line: &str) -> String {
     kept.join(" ")
 }
 
-/// A flush, then SIGKILL: the VIP expires alone, whatever the kernel does with secondaries, and whether the node's own
-/// addresses are leased, too.
+/// After a flush and SIGKILL only the VIP expires, for either setting of promote_secondaries and for leased own
+/// addresses, too.
 pub(crate) fn survive() {
     let long = Duration::from_secs(600);
     let lans = [
@@ -209,20 +219,22 @@ pub(crate) fn survive() {
         ("promote_secondaries=1, leased", Lan::builder().promote_secondaries().leased_addresses(long)),
     ];
     for (name, lan) in lans {
-        // A single controller: nobody else takes the VIP, so it is the one that is flushed and comes back.
+        // A single controller: without a peer that could take over, the flushed node restores the VIP.
         let mut cluster = Cluster::build(lan.controllers(1), Plan::v3("100ms").dual_stack());
         let before = own(&cluster, cluster.node(0));
         cluster.start_all();
         cluster.wait_until_settled();
         flush(cluster.node(0));
-        cluster.node(0).configure().expect("the node's addresses are back");
-        // The kernel makes the link-local address only with the link.
+        cluster.node(0).configure().expect("the node's addresses are configured");
+        // The kernel adds the link-local address only when the link comes up.
         let link_local = cluster.node(0).link_local();
-        cluster.node(0).add_address(link_local, 64).expect("the link-local address is back");
+        cluster.node(0).add_address(link_local, 64).expect("the link-local address is added");
         cluster.wait_for_owner(None);
         cluster.signal(0, Signal::SIGKILL);
         cluster.wait_until_ended(0);
-        cluster.check(cluster.node(0).has_address(cluster.vip()), || "the VIP should be left".to_owned());
+        cluster.check(cluster.node(0).has_address(cluster.vip()), || {
+            "the VIP was removed with the daemon".to_owned()
+        });
         cluster.wait("the VIP has expired", || cluster.owners().is_empty());
         cluster.wait("the IPv6 VIP has expired", || !cluster.node(0).has_address(cluster.lan.v6(VIP_HOST)));
         let after = own(&cluster, cluster.node(0));

@@ -6,17 +6,17 @@ use testbed::{AddressWatch, Capture, Direction, Mac, Probe, Signal};
 
 use crate::support::{Cluster, PATIENCE, Plan};
 
-/// The lease at these intervals, and the longest that the kernel takes to end it (measured: 1.02 s) with a margin
-/// for a loaded machine.
+/// The lease at these intervals, and the longest time until the kernel has removed the address (measured: 1.02 s later)
+/// with a margin for a loaded machine.
 const LEASE: Duration = Duration::from_secs(2);
 const LEASE_OVER: Duration = Duration::from_millis(3200);
 
-/// A cluster with everything that watches it.
+/// A cluster with captures, watches and a probe.
 struct Scene {
     cluster: Cluster,
     owner: usize,
     watches: Vec<AddressWatch>,
-    /// What the client hears: the answers that count.
+    /// Frames at the client, whose view of the VIP is checked.
     heard: Capture,
     probe: Probe,
     since: Instant,
@@ -26,8 +26,8 @@ impl Scene {
     fn new(plan: Plan) -> Self {
         let cluster = Cluster::start(plan);
         let owner = cluster.wait_until_settled();
-        // Backups take over from one that cannot serve after 2 s of serving.
-        cluster.wait("all have served for 2 s", || {
+        // Backups take over from a degraded Active after 2 s of serving.
+        cluster.wait("all nodes have served for 2 s", || {
             (0..cluster.len()).all(|index| {
                 cluster.status(index)["serving"]["sinceSeconds"].as_f64().is_some_and(|since| since > 2.0)
             })
@@ -35,14 +35,14 @@ impl Scene {
         let watches = cluster.lan.controllers().iter().map(AddressWatch::on);
         let watches = watches.collect::<Result<_, _>>().expect("the watches begin");
         let heard = Capture::on(cluster.client()).expect("the capture begins");
-        // Every connection asks anew who has the VIP, so that two answers would be seen.
+        // Every connection resolves the VIP again, so that two answers would be recorded.
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
         let probe = probe.start(cluster.client()).expect("the probe starts");
         probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
         Self { cluster, owner, watches, heard, probe, since: Instant::now() }
     }
 
-    /// Waits until another controller has the VIP and clients reach it, and says how long they did not.
+    /// Waits until another controller has the VIP and clients reach it, and checks the blackout.
     fn recovered(&self, what: &str, limit: Duration) -> usize {
         let next = self.cluster.wait_for_owner(Some(self.owner));
         if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
@@ -54,19 +54,20 @@ impl Scene {
         next
     }
 
-    /// When the former owner lost the address.
+    /// Checks that the former owner lost the address within `limit`.
     fn lost_within(&self, limit: Duration) {
         let lost = self.watches[self.owner].wait_for_loss(self.cluster.vip(), PATIENCE);
-        let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the VIP stays on the node"));
+        let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the former owner keeps the VIP"));
         let after = lost.saturating_duration_since(self.since);
         println!("MEASURED the former owner lost the VIP after {after:?}, allowed {limit:?}");
-        self.cluster.check(after <= limit, || format!("the VIP was there for {after:?}, not {limit:?}"));
+        self.cluster
+            .check(after <= limit, || format!("the VIP was kept for {after:?}, allowed are {limit:?}"));
     }
 
-    /// Once the lease is over, the client has heard of `owner` only.
+    /// Checks that the client received announcements of `owner` only, once the lease is over.
     fn one_answers(&self, owner: usize, lease_over: Duration) {
         let from = self.since + lease_over;
-        self.cluster.wait("the lease is over and the client has asked again", || {
+        self.cluster.wait("the lease is over and the client has resolved the VIP again", || {
             Instant::now() > from + Duration::from_millis(300)
         });
         let mac = self.cluster.node(owner).mac();
@@ -77,12 +78,12 @@ impl Scene {
             .filter(|(at, _)| *at >= from)
             .map(|(at, announcement)| (at.duration_since(self.since), announcement.mac))
             .collect();
-        self.cluster.check(!answers.is_empty(), || "nobody answers for the VIP".to_owned());
+        self.cluster.check(!answers.is_empty(), || "no node answers for the VIP".to_owned());
         let wrong: Vec<_> = answers.iter().filter(|(_, answered)| *answered != mac).collect();
         self.cluster.check(wrong.is_empty(), || format!("{mac} has the VIP, but also answered: {wrong:?}"));
     }
 
-    /// The node is well again: one owner, and the client reaches it.
+    /// Checks the cluster after the fault has ended: one owner, and the client reaches it.
     fn healed(&self) {
         let owner = self.cluster.wait_for_owner(None);
         if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
@@ -93,15 +94,17 @@ impl Scene {
 
     fn since_owner(&self, owner: usize) {
         self.cluster
-            .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost it".to_owned());
+            .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost the VIP".to_owned());
     }
 }
 
-/// Down at 1 s and priority 200 in version 2, with the largest offset, and a margin for a loaded machine.
+/// Active_Down_Interval at 1 s and priority 200 in version 2, with the largest offset, and a margin for a loaded
+/// machine.
 const SLOW: Duration = Duration::from_millis(3219 + 100 + 400);
 /// The same at 100 ms in version 3.
 const FAST: Duration = Duration::from_millis(322 + 25 + 400);
-/// A client that asks anew may ask the predecessor until its lease is over, and then waits up to 1 s for its next try.
+/// A client without a neighbour entry may reach the predecessor until its lease is over, and then waits up to 1 s for
+/// its next attempt.
 const FRESH: Duration = Duration::from_millis(3020 + 500);
 
 pub(crate) fn killed_slow() {
@@ -113,7 +116,7 @@ pub(crate) fn killed(plan: Plan) {
     let mut scene = Scene::new(plan);
     scene.since = scene.cluster.signal(scene.owner, Signal::SIGKILL);
     let next = scene.recovered("SIGKILL", limit);
-    // Nothing ran to remove it: the kernel did.
+    // No process was left to remove it: the kernel did.
     scene.lost_within(LEASE_OVER);
     scene.one_answers(next, LEASE_OVER);
 }
@@ -123,12 +126,12 @@ pub(crate) fn stopped() {
     scene.since = scene.cluster.signal(scene.owner, Signal::SIGSTOP);
     let next = scene.recovered("SIGSTOP", SLOW.max(FRESH));
     scene.lost_within(LEASE_OVER);
-    scene.cluster.wait("ten seconds", || scene.since.elapsed() > Duration::from_secs(10));
+    scene.cluster.wait("ten seconds have passed", || scene.since.elapsed() > Duration::from_secs(10));
     scene.cluster.signal(scene.owner, Signal::SIGCONT);
     let owner = scene.owner;
     scene
         .cluster
-        .wait("the stopped one is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
+        .wait("the stopped node is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
     scene.one_answers(next, scene.since.elapsed().max(LEASE_OVER));
     scene.one_answers(next, LEASE_OVER);
     scene.cluster.check(scene.watches[owner].tenures(scene.cluster.vip()).len() == 1, || {
@@ -139,22 +142,22 @@ pub(crate) fn stopped() {
 pub(crate) fn link_down(plan: Plan) {
     let mut scene = Scene::new(plan);
     scene.since = Instant::now();
-    scene.cluster.node(scene.owner).link_down().expect("the link goes down");
+    scene.cluster.node(scene.owner).link_down().expect("the link is set down");
     let next = scene.recovered("link down", FAST);
     scene.one_answers(next, LEASE_OVER);
-    scene.cluster.node(scene.owner).link_up().expect("the link comes up");
-    scene.cluster.node(scene.owner).configure().expect("the addresses are back");
+    scene.cluster.node(scene.owner).link_up().expect("the link is set up");
+    scene.cluster.node(scene.owner).configure().expect("the addresses are configured");
     scene.healed();
 }
 
 pub(crate) fn unplugged(plan: Plan) {
     let mut scene = Scene::new(plan);
     scene.since = Instant::now();
-    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is pulled");
-    let next = scene.recovered("cable pulled", FAST);
+    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is unplugged");
+    let next = scene.recovered("cable unplugged", FAST);
     scene.lost_within(LEASE_OVER);
     scene.one_answers(next, LEASE_OVER);
-    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is back");
+    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is plugged in");
     scene.healed();
 }
 
@@ -166,7 +169,7 @@ fn cut(plan: Plan, direction: Direction) -> Scene {
     scene
 }
 
-/// Whoever is cut off may keep the address: nobody hears it. What counts is what the client hears.
+/// The isolated node may keep the address, as no host receives its frames. The client's view is checked.
 pub(crate) fn cut_off(plan: Plan) {
     let scene = cut(plan, Direction::Both);
     let next = scene.recovered("cut off", FAST);
@@ -175,22 +178,23 @@ pub(crate) fn cut_off(plan: Plan) {
     scene.healed();
 }
 
-/// The mute Active hears its successor, asserts itself for one Down, sees that it does not help, and yields.
+/// An Active that cannot send hears its successor, asserts itself for one Active_Down_Interval without effect, and
+/// yields.
 pub(crate) fn mute(plan: Plan) {
     let scene = cut(plan, Direction::From);
-    let next = scene.recovered("mute", FAST);
+    let next = scene.recovered("cannot send", FAST);
     scene.lost_within(LEASE + FAST + FAST);
     scene.one_answers(next, LEASE_OVER);
     scene.cluster.lan.heal_all().expect("the cut is healed");
     scene.healed();
 }
 
-/// The deaf Active is heard by all, so its Backups wait until it finds that it reaches no other backend: two checks
-/// of 1 s, then two degraded advertisements and Skew_Time.
+/// An Active that cannot receive is heard by all, so its Backups wait until it finds that it reaches no other backend:
+/// two checks of 1 s, then two degraded advertisements and Skew_Time.
 pub(crate) fn deaf(plan: Plan) {
     let scene = cut(plan, Direction::To);
     let evidence = Duration::from_millis(300 + 22 + 4000);
-    let next = scene.recovered("deaf", evidence + Duration::from_millis(500));
+    let next = scene.recovered("cannot receive", evidence + Duration::from_millis(500));
     scene.one_answers(next, scene.since.elapsed());
     scene.cluster.lan.heal_all().expect("the cut is healed");
     scene.healed();

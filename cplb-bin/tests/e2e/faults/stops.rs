@@ -7,11 +7,11 @@ use testbed::{AddressWatch, AnnouncementKind, Capture, Mac, Probe, Signal, Trave
 use crate::support::crash::VRID;
 use crate::support::{Cluster, PATIENCE, Plan};
 
-/// A xorshift generator, so that a failing seed can be run again.
+/// A xorshift generator, so that a failing seed can be repeated.
 struct Random(u64);
 
 impl Random {
-    /// From `CPLB_TEST_SEED`, or the clock; printed.
+    /// Takes the seed from `CPLB_TEST_SEED`, or the clock; prints it.
     fn new() -> Self {
         let given = std::env::var("CPLB_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// A cluster that clients use all the time, so that there is somebody to answer.
+/// A cluster with a client that connects continuously, so that the nodes have requests to answer.
 struct Arena {
     cluster: Cluster,
     watches: Vec<AddressWatch>,
@@ -42,17 +42,17 @@ struct Arena {
     _clients: Probe,
 }
 
-/// What one stop led to.
+/// The outcome of one stop.
 struct Stop {
     pause: Duration,
     continued: Instant,
     /// Another node advertised before the stopped one went on.
     overtaken: bool,
-    /// When, after it went on, the stopped node sent something in the VIP's name.
+    /// Times, after the node continued, at which it sent a frame from or about the VIP.
     sent: Vec<Duration>,
-    /// What its daemon said afterwards as an Active does: advertisements and announcements.
+    /// Number of advertisements and announcements that its daemon sent afterwards.
     said: usize,
-    /// How long the successor took from its first advertisement to the first announcement of its installed VIP.
+    /// The time from the successor's first advertisement to the first announcement of its installed VIP.
     install: Duration,
 }
 
@@ -68,12 +68,12 @@ impl Arena {
         Self { cluster, watches, lan, random, _clients: clients }
     }
 
-    /// A capture keeps all it has seen.
+    /// Starts a new capture, because a capture keeps all its frames.
     fn forget(&mut self) {
         self.lan = self.cluster.lan.capture().expect("the capture begins");
     }
 
-    /// The one node that has the VIP, by the kernel's account.
+    /// The only node that has the VIP, according to its kernel.
     fn owner(&self) -> usize {
         let mut found = None;
         self.cluster.wait("one node has the VIP", || {
@@ -81,10 +81,10 @@ impl Arena {
             found = owners.next().filter(|_| owners.next().is_none());
             found.is_some()
         });
-        found.expect("it was found")
+        found.expect("an owner was found")
     }
 
-    /// Stops the Active, lets it go on, waits until there is one owner again, and looks at its cable.
+    /// Stops the Active, continues it, waits until there is one owner again, and evaluates the frames on its cable.
     fn stop(&mut self, low: Duration, high: Duration) -> Stop {
         let pause = self.random.between(low, high);
         let cluster = &self.cluster;
@@ -92,18 +92,18 @@ impl Arena {
         let port = cluster.lan.capture_port(cluster.node(owner)).expect("the capture begins");
         let mac = cluster.node(owner).mac();
         let stopped = cluster.signal(owner, Signal::SIGSTOP);
-        // It is the pause that is the fault: nothing is waited for.
+        // The pause itself is the fault, so it is a fixed time.
         std::thread::sleep(pause);
         let continued = cluster.signal(owner, Signal::SIGCONT);
         let overtaken =
             self.lan.adverts(VRID).iter().any(|(at, advert)| {
                 *at > stopped && *at < continued && advert.mac != mac && advert.priority > 0
             });
-        cluster.wait("the node that went on knows its place", || {
+        cluster.wait("the continued node is Active or Backup", || {
             matches!(cluster.state(owner).as_deref(), Some("active" | "backup"))
         });
         let next = self.owner();
-        cluster.wait("the nodes agree", || {
+        cluster.wait("the states of both nodes match the owner", || {
             let expected = |index| if index == next { "active" } else { "backup" };
             [owner, next].into_iter().all(|i| cluster.state(i).as_deref() == Some(expected(i)))
         });
@@ -130,7 +130,7 @@ impl Arena {
     }
 }
 
-/// What left the node of `port` in the VIP's name: packets from it and answers for it.
+/// The frames from the node of `port` that carry the VIP: packets from it and announcements of it.
 fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<Duration> {
     let vip = cluster.vip();
     let frames = port.select(|frame| {
@@ -140,7 +140,7 @@ fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<Duration> {
     frames.into_iter().map(|frame| frame.at.duration_since(since)).collect()
 }
 
-/// How often the daemon of the node of `port` spoke as an Active does.
+/// The number of advertisements and unsolicited announcements from the node of `port`.
 fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
     let vip = cluster.vip();
     let frames = port.select(|frame| {
@@ -157,10 +157,10 @@ fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
     frames.len()
 }
 
-/// How many clusters share the stops, side by side: nearly all of the time is pauses.
+/// Number of clusters that share the stops, side by side: nearly all of the time is pauses.
 const ARENAS: usize = 8;
 
-/// At 1 s the lease is over before a successor is Active, so not one packet may leave in the VIP's name.
+/// At 1 s the lease is over before a successor is Active, so the node may not send a single packet from the VIP.
 pub(crate) fn strict(plan: &Plan, count: usize) {
     let mut random = Random::new();
     let seeds: Vec<u64> = (0..ARENAS).map(|_| random.next()).collect();
@@ -169,7 +169,7 @@ pub(crate) fn strict(plan: &Plan, count: usize) {
             .into_iter()
             .map(|seed| scope.spawn(move || strict_arena(plan.clone(), Random(seed), count / ARENAS)))
             .collect();
-        arenas.into_iter().map(|arena| arena.join().expect("this arena holds")).sum()
+        arenas.into_iter().map(|arena| arena.join().expect("the cluster passes")).sum()
     });
     println!("MEASURED {overtaken} of {count} stops were overtaken");
     assert!(overtaken > count / 4, "the pauses are too short to prove anything: {overtaken}");
@@ -186,18 +186,21 @@ fn strict_arena(plan: Plan, random: Random, count: usize) -> usize {
         }
         overtaken += 1;
         arena.cluster.check(stop.sent.is_empty() && stop.said == 0, || {
-            format!("round {round}, after {:?}: {} said, sent at {:?}", stop.pause, stop.said, stop.sent)
+            format!(
+                "round {round}, after {:?}: {} adverts or announcements, frames at {:?}",
+                stop.pause, stop.said, stop.sent
+            )
         });
     }
     overtaken
 }
 
 /// At 50 ms a successor is Active long before the lease is over (there it is a backstop), so the address and the
-/// connections are still there when the node goes on, and its kernel may send before its daemon has run. So the
-/// daemon itself may say nothing, and the kernel must be silent after [`GRACE`].
+/// connections still exist when the node continues, and its kernel may send before its daemon has run. So the daemon
+/// itself may send nothing, and the kernel must stop sending within [`GRACE`].
 pub(crate) fn fast() {
     const STOPS: usize = 60;
-    /// The daemon drains its socket, listens to its keeper and removes the address.
+    /// Time for the daemon to drain its socket, process the keeper's events and remove the address.
     const GRACE: Duration = Duration::from_millis(150);
     let mut arena = Arena::new(Plan::v3("50ms"), Random::new(), Duration::from_millis(5));
     let (mut overtaken, mut early, mut locked, mut slowest) = (0, 0, 0, Duration::ZERO);
@@ -212,11 +215,14 @@ pub(crate) fn fast() {
         slowest = stop.sent.iter().copied().max().unwrap_or_default().max(slowest);
         let Stop { pause, said, .. } = stop;
         arena.cluster.check(said == 0, || {
-            format!("round {round}, after {pause:?}: {said} said, {:?} ago", stop.continued.elapsed())
+            format!(
+                "round {round}, after {pause:?}: {said} adverts or announcements, {:?} ago",
+                stop.continued.elapsed()
+            )
         });
-        // All nodes share one kernel here, and with it the lock of its routing tables. While somebody else holds it
-        // (a namespace that ends, on a loaded machine), the successor cannot install its VIP either, and the
-        // stopped node's removal says nothing: seen for 280 ms at a load of 20.
+        // All nodes share one kernel here, and with it the lock of its routing tables. While another task holds the
+        // lock (a namespace that ends, on a loaded machine), the successor cannot install its VIP either, and the
+        // stopped node's delay proves nothing: seen for 280 ms at a load of 20.
         if stop.install > GRACE / 2 {
             locked += 1;
             arena.cluster.check(locked <= STOPS / 10, || "the kernel is too busy to measure".to_owned());

@@ -1,4 +1,4 @@
-//! Directors come and go.
+//! Failover and handover of directors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +14,7 @@ use testbed::{AddressChange, AddressWatch, Frame, Lan, Node, Probe, Signal, Thre
 use super::ground::{ipvsadm, plan, settled, wait_for_servers};
 use crate::support::{Cluster, PATIENCE, PORT, VIP_HOST};
 
-/// The connections that IPVS of a node knows: protocol, client, virtual address and server.
+/// The connections in IPVS's table of a node: protocol, client, virtual address and server.
 fn connections(cluster: &Cluster, node: usize) -> BTreeSet<Vec<String>> {
     let listing = ipvsadm(cluster, node, &["-Lnc"]);
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -29,30 +29,30 @@ pub(crate) fn crash() {
     probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
     let at = cluster.signal(owner, Signal::SIGKILL);
     let successor = cluster.wait_for_owner(Some(owner));
-    cluster.wait("the lease of the dead is over", || !cluster.node(owner).has_address(cluster.vip()));
+    cluster.wait("the killed node's lease is over", || !cluster.node(owner).has_address(cluster.vip()));
     probe.wait_for_success(Instant::now(), PATIENCE).expect("the VIP answers again");
     wait_for_servers(&cluster, successor, 3);
-    // Nobody is left there to take the service away; it just directs nothing.
+    // Without its daemon the service stays on the dead node; it only receives no packets.
     let before = connections(&cluster, owner);
-    cluster.check(!before.is_empty(), || "the dead one never directed".to_owned());
+    cluster.check(!before.is_empty(), || "the killed director never directed".to_owned());
     let since = Instant::now();
-    cluster.wait("a hundred more requests are made", || {
+    cluster.wait("100 more requests have ended", || {
         probe.report().samples().iter().filter(|sample| sample.started > since).count() >= 100
     });
     let after = connections(&cluster, owner);
     cluster.check(after.is_subset(&before), || {
-        format!("the dead director still directs: {:?}", after.difference(&before))
+        format!("the killed director still directs: {:?}", after.difference(&before))
     });
     let report = probe.stop();
     let blackout = report.blackout_since(at).duration();
     eprintln!("blackout {blackout:?}");
-    // Three intervals and the skew, and as much again for a machine that is emulated.
+    // Three intervals and the skew, and the same again for an emulated machine.
     cluster.check(blackout < Duration::from_secs(2), || format!("blackout of {blackout:?}"));
     let served = report.served_by_since(since);
-    cluster.check(served.len() == 3, || format!("the dead one's server is missing: {served:?}"));
+    cluster.check(served.len() == 3, || format!("the killed director's server is missing: {served:?}"));
 }
 
-/// Two instances, each preferred by another node, so that both directors are at work at once.
+/// Two instances, each preferred by another node, so that both directors are active at once.
 fn two_instances(cluster: &Cluster, node: usize, vips: [Ipv4Addr; 2]) -> String {
     let instances = vips.iter().enumerate().map(|(index, vip)| {
         let priority = 200 - 30 * ((node + 3 - index) % 3);
@@ -74,14 +74,14 @@ fn two_instances(cluster: &Cluster, node: usize, vips: [Ipv4Addr; 2]) -> String 
     )
 }
 
-/// The marks of a node's IPVS services, seen at some time between two.
+/// The marks of a node's IPVS services, observed at some time in this range.
 #[derive(Debug, Clone)]
 struct Sample {
     time: RangeInclusive<Instant>,
     marks: BTreeSet<u32>,
 }
 
-/// Looks at the IPVS services of a node all the time.
+/// Samples the IPVS services of a node continuously.
 struct Sampler {
     stop: Arc<AtomicBool>,
     samples: Arc<Mutex<Vec<Sample>>>,
@@ -102,7 +102,7 @@ impl Sampler {
                     _ => None,
                 });
                 let sample = Sample { time: since..=Instant::now(), marks: marks.collect() };
-                seen.lock().expect("nobody panics").push(sample);
+                seen.lock().expect("the lock is not poisoned").push(sample);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -114,13 +114,13 @@ impl Sampler {
     }
 
     fn last(&self) -> Option<Sample> {
-        self.samples.lock().expect("nobody panics").last().cloned()
+        self.samples.lock().expect("the lock is not poisoned").last().cloned()
     }
 
     fn end(self) -> Vec<Sample> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it was in its node");
-        std::mem::take(&mut *self.samples.lock().expect("nobody panics"))
+        self.thread.join().expect("the thread ran in its node");
+        std::mem::take(&mut *self.samples.lock().expect("the lock is not poisoned"))
     }
 }
 
@@ -132,7 +132,7 @@ fn launch(cluster: &mut Cluster, node: usize, vips: [Ipv4Addr; 2]) {
     cluster.wait("the daemon answers", || cluster.try_status(node).is_some());
 }
 
-/// Which address each mark stands for, the same on all nodes.
+/// The address of each mark, the same on all nodes.
 fn marks(cluster: &Cluster) -> BTreeMap<u32, IpAddr> {
     let status = cluster.status(0);
     let all = status["ipvs"]["virtualServers"].as_array().expect("a list");
@@ -149,7 +149,7 @@ pub(crate) fn two_owners() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let vips = [cluster.lan.v4(VIP_HOST), cluster.lan.v4(VIP_HOST - 10)];
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it exists");
     }
     let capture = cluster.lan.capture().expect("the capture starts");
     let watches: Vec<_> = cluster
@@ -166,7 +166,7 @@ pub(crate) fn two_owners() {
             (0..cluster.len()).filter(|node| cluster.node(*node).has_address(vip)).collect::<Vec<_>>()
         })
     };
-    cluster.wait("each instance is where it is preferred", || owners(&cluster) == [vec![0], vec![1]]);
+    cluster.wait("each instance is on its preferred node", || owners(&cluster) == [vec![0], vec![1]]);
     let probes = vips.map(|vip| {
         let probe = Probe::to(SocketAddr::new(vip.into(), PORT)).every(Duration::from_millis(40));
         let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -177,20 +177,20 @@ pub(crate) fn two_owners() {
     let samplers: Vec<_> = cluster.lan.controllers().iter().map(Sampler::on).collect();
     let mut dead = Vec::new();
     for round in 0..ROUNDS {
-        // Each crash moves one instance away, and the return of the node moves it back.
+        // Each crash moves one instance away, and the restart of the node moves it back.
         let node = round % 2;
         let killed = cluster.signal(node, Signal::SIGKILL);
         cluster.wait("the instance has moved", || owners(&cluster)[node].iter().any(|owner| *owner != node));
         launch(&mut cluster, node, vips);
         let back = Instant::now();
-        cluster.wait("what it left behind is gone", || {
+        cluster.wait("the leftover services are removed", || {
             samplers[node].last().is_some_and(|sample| {
                 let held = |mark| cluster.node(node).has_address(marks[mark]);
                 *sample.time.start() > back && sample.marks.iter().all(held)
             })
         });
         dead.push((node, killed..Instant::now()));
-        cluster.wait("the instance is back", || owners(&cluster) == [vec![0], vec![1]]);
+        cluster.wait("the instance has moved back", || owners(&cluster) == [vec![0], vec![1]]);
     }
     for probe in probes {
         probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
@@ -216,39 +216,41 @@ pub(crate) fn two_owners() {
         let to = frame.tcp().map(|segment| segment.destination);
         to.is_some_and(|to| vips.iter().any(|vip| to == SocketAddr::new((*vip).into(), PORT)))
             && sender(frame).is_some()
-            // What controllers say for themselves are questions.
+            // Controllers send packets of their own to the VIP, too.
             && frame.ip_source() == Some(cluster.client().v4().into())
     });
     cluster.check(capture.dropped() == 0, || "the capture is not complete".to_owned());
     let mut hops = BTreeMap::new();
     for frame in &directed {
         *hops.entry(frame.hops()).or_insert(0) += 1;
-        let (node, vip) =
-            (sender(frame).expect("it is"), frame.ip_destination().expect("it is an IP packet"));
+        let (node, vip) = (
+            sender(frame).expect("a controller sent it"),
+            frame.ip_destination().expect("it is an IP packet"),
+        );
         cluster.check(ground.held(node, vip, &(frame.at..=frame.at)), || {
             format!("node {node} directed a packet for {vip} that it did not hold: {frame:?}")
         });
     }
     eprintln!("services seen: {seen:?}; packets directed, by hops left: {hops:?}");
-    // A client's packets start with 64.
+    // A client's packets start with a hop limit of 64.
     cluster.check(hops.keys().all(|hops| *hops == Some(63)) && directed.len() > 1000, || {
         format!("packets by hops left: {hops:?}")
     });
 }
 
-/// When nodes had addresses where clients reach them.
+/// The records of the addresses on the nodes' interfaces.
 struct Ground<'a> {
     cluster: &'a Cluster,
     watches: Vec<AddressWatch>,
 }
 
 impl Ground<'_> {
-    /// Whether the node had the address at some moment of this time.
+    /// Returns whether the node had the address at some moment of this time.
     fn held(&self, node: usize, vip: IpAddr, time: &RangeInclusive<Instant>) -> bool {
-        // A watch hears of a change when its thread gets a processor, which on a busy emulated machine took 100 ms. A
-        // director that forgets to stop goes on for seconds.
+        // A watch records a change when its thread runs, which on a busy emulated machine took 100 ms. A director that
+        // fails to stop continues for seconds.
         const SLACK: Duration = Duration::from_millis(500);
-        let eth0 = self.cluster.node(node).run(|| if_nametoindex("eth0").expect("it is there"));
+        let eth0 = self.cluster.node(node).run(|| if_nametoindex("eth0").expect("it exists"));
         let mut since = None;
         for event in self.watches[node].events() {
             if event.address.ip != vip || event.address.interface != eth0 {
@@ -267,19 +269,19 @@ impl Ground<'_> {
     }
 }
 
-/// A port that is balanced besides the API server's.
+/// A balanced port besides the API server's.
 const FILES: u16 = 8080;
 
-/// Serves a stream of bytes, slowly and for ever, to whoever connects.
+/// Serves each client a slow, endless stream of bytes.
 fn serve(node: &Node, stop: &Arc<AtomicBool>) -> Thread<()> {
     let stop = Arc::clone(stop);
     let serve = move || {
         let listener = TcpListener::bind(("0.0.0.0", FILES)).expect("the port is free");
-        listener.set_nonblocking(true).expect("it can");
+        listener.set_nonblocking(true).expect("the socket option is set");
         let mut clients: Vec<TcpStream> = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             while let Ok((client, _)) = listener.accept() {
-                client.set_nonblocking(true).expect("it can");
+                client.set_nonblocking(true).expect("the socket option is set");
                 clients.push(client);
             }
             clients.retain_mut(|client| match client.write(&[7; 4096]) {
@@ -292,7 +294,7 @@ fn serve(node: &Node, stop: &Arc<AtomicBool>) -> Thread<()> {
     node.thread("files", serve).expect("the server starts")
 }
 
-/// What became of a download: how much came until now, and how it ended.
+/// The progress of a download, and its end.
 #[derive(Debug, Default)]
 struct Download {
     bytes: usize,
@@ -305,11 +307,11 @@ fn fetch(node: &Node, from: SocketAddr, stop: &Arc<AtomicBool>) -> (Thread<()>, 
     let seen = Arc::clone(&download);
     let fetch = move || {
         let mut stream = TcpStream::connect(from).expect("the VIP answers");
-        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("it can");
+        stream.set_read_timeout(Some(Duration::from_millis(100))).expect("the socket option is set");
         let mut buffer = [0; 4096];
         while !stop.load(Ordering::Relaxed) {
             let read = stream.read(&mut buffer);
-            let mut seen = seen.lock().expect("nobody panics");
+            let mut seen = seen.lock().expect("the lock is not poisoned");
             match read {
                 Ok(0) => seen.end = Some((Instant::now(), ErrorKind::UnexpectedEof)),
                 Ok(count) => (seen.bytes, seen.last) = (seen.bytes + count, Some(Instant::now())),
@@ -324,7 +326,7 @@ fn fetch(node: &Node, from: SocketAddr, stop: &Arc<AtomicBool>) -> (Thread<()>, 
     (node.thread("download", fetch).expect("the download starts"), download)
 }
 
-/// Six downloads through all servers, while the director hands over.
+/// Six downloads through all servers during a handover of the director.
 pub(crate) fn download(sync: bool) {
     let services = format!(
         "[{{name: kube-apiserver, port: {PORT}}}, {{name: files, port: {FILES}, healthCheck: {{type: tcp}}}}]"
@@ -343,11 +345,12 @@ pub(crate) fn download(sync: bool) {
     });
     let from = SocketAddr::new(cluster.vip(), FILES);
     let downloads: Vec<_> = (0..6).map(|_| fetch(cluster.client(), from, &stop)).collect();
-    let bytes =
-        || downloads.iter().map(|(_, it)| it.lock().expect("nobody panics").bytes).collect::<Vec<_>>();
-    cluster.wait("the downloads are under way", || bytes().iter().all(|bytes| *bytes > 100_000));
+    let bytes = || {
+        downloads.iter().map(|(_, it)| it.lock().expect("the lock is not poisoned").bytes).collect::<Vec<_>>()
+    };
+    cluster.wait("each download has 100 kB", || bytes().iter().all(|bytes| *bytes > 100_000));
     if sync {
-        cluster.wait("all nodes know of the downloads", || {
+        cluster.wait("all nodes have the connections of the downloads", || {
             (0..cluster.len()).all(|node| {
                 let known = connections(&cluster, node);
                 known.iter().filter(|it| it[2].ends_with(&format!(":{FILES}"))).count() == downloads.len()
@@ -355,7 +358,7 @@ pub(crate) fn download(sync: bool) {
         });
     }
     let ended = || {
-        let ends = downloads.iter().map(|(_, it)| it.lock().expect("nobody panics").end);
+        let ends = downloads.iter().map(|(_, it)| it.lock().expect("the lock is not poisoned").end);
         ends.map(|end| end.map(|(_, how)| how)).collect::<Vec<_>>()
     };
     let go_on = |what: &str| {
@@ -366,34 +369,34 @@ pub(crate) fn download(sync: bool) {
         });
     };
     if sync {
-        // Another node takes the address, and the former holder takes it back: nobody stops being a server.
+        // Another node takes the address, and the former owner takes it back: all nodes stay servers.
         let next = (owner + 1) % cluster.len();
         for (taker, priority) in [(next, 240), (owner, 250)] {
             let preferred = cluster.plan.clone().instance(format!("priority: {priority}"));
             let preferred = preferred.instance("preempt: always").render(&cluster.lan);
-            std::fs::write(cluster.config_file(taker), preferred).expect("it is written");
+            std::fs::write(cluster.config_file(taker), preferred).expect("the configuration is written");
             cluster.signal(taker, Signal::SIGHUP);
             let from = if taker == next { owner } else { next };
             let taken = cluster.wait_for_owner(Some(from));
             cluster.check(taken == taker, || format!("node {taken} took it"));
-            go_on("all downloads go on");
+            go_on("all downloads continue");
             cluster.check(ended() == [None; 6], || format!("{:?}", ended()));
-            cluster.wait("the new director knows of them", || connections(&cluster, taker).len() >= 6);
+            cluster.wait("the new director has the connections", || connections(&cluster, taker).len() >= 6);
         }
     }
     let at = cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_for_owner(Some(owner));
     if sync {
         cluster.wait_until_ended(owner);
-        go_on("the downloads from other servers go on");
-        // What the node that stops serves itself ends with its part as a real server.
+        go_on("the downloads from other servers continue");
+        // The downloads from the stopping node itself end with its role as a real server.
         let ended: Vec<_> = ended().into_iter().flatten().collect();
         cluster.check(ended == [ErrorKind::ConnectionReset; 2], || format!("{ended:?}"));
     } else {
-        // The new director has no connections but those of its own server, and says so to all other clients.
+        // The new director only has connections of its own server, and resets those of all other clients.
         cluster.wait("no download hangs", || {
             downloads.iter().all(|(_, it)| {
-                let download = it.lock().expect("nobody panics");
+                let download = it.lock().expect("the lock is not poisoned");
                 let goes_on = |last: Instant| last.elapsed() < Duration::from_millis(100);
                 download.end.is_some()
                     || (at.elapsed() > Duration::from_secs(1) && download.last.is_some_and(goes_on))
@@ -409,6 +412,6 @@ pub(crate) fn download(sync: bool) {
     }
     stop.store(true, Ordering::Relaxed);
     for thread in downloads.into_iter().map(|it| it.0).chain(servers) {
-        thread.join().expect("it was in its node");
+        thread.join().expect("the thread ran in its node");
     }
 }

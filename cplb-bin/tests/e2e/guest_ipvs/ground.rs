@@ -1,4 +1,4 @@
-//! What the tests of IPVS share.
+//! Shared fixture of the IPVS tests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use testbed::{Backend, Lan, Probe, wait_until};
 
 use crate::support::{Cluster, PATIENCE, PORT, Plan, VIP_HOST};
 
-/// The VIP moves when its holder dies or hands it over, not when the guest is so slow that the holder looks degraded.
+/// The VIP moves on a crash or handover of its owner, not when the guest is so slow that the owner looks degraded.
 const NEVER: &str = "preempt: never";
 
 pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
@@ -20,12 +20,12 @@ pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
     if v6 { plan.v6_only() } else { plan }
 }
 
-/// For tests that are not about elections, which shall not come in between on a busy machine.
+/// A plan with long intervals, for tests in which an election on a busy machine would interfere.
 pub(crate) fn calm(plan: Plan) -> Plan {
     Plan { instance: vec!["version: 3".to_owned(), NEVER.to_owned()], ..plan }
 }
 
-/// Servers that do not accept what is addressed to the virtual IP.
+/// Makes servers listen on their own address only, so that they do not accept packets to the virtual IP.
 pub(crate) fn bind_to_one_address(cluster: &mut Cluster) {
     for node in 0..cluster.len() {
         let own = SocketAddr::new(cluster.node(node).v4().into(), PORT);
@@ -63,12 +63,12 @@ pub(crate) fn wait_for_servers(cluster: &Cluster, node: usize, count: usize) {
     cluster.check(there.is_ok(), || format!("{count} servers of node {node}: {servers}"));
 }
 
-/// Who answers that many requests, one after the other; none may fail.
+/// Makes that many requests, one after the other; returns their number by server. None may fail.
 pub(crate) fn served(cluster: &Cluster, count: usize) -> BTreeMap<String, usize> {
     let since = Instant::now();
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    cluster.wait("the requests are made", || probe.report().samples().len() >= count);
+    cluster.wait("the requests have ended", || probe.report().samples().len() >= count);
     let report = probe.stop();
     let failures = report.failures_since(since);
     cluster.check(failures.is_empty(), || format!("{failures:?}"));

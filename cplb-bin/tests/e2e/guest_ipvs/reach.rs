@@ -1,4 +1,4 @@
-//! Links and services of other software that only a distribution's kernel has.
+//! Links and services of other software that only a distribution's kernel supports.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use testbed::{Backend, Lan, Node, Sessions};
 use super::ground::{calm, degraded, ipvsadm, served};
 use crate::support::{Cluster, PORT, Plan};
 
-/// A server's port behind kube-proxy's service.
+/// The port of a server of kube-proxy's service.
 const OTHER_PORT: u16 = 8443;
 const SESSIONS: usize = 10;
 
@@ -16,7 +16,7 @@ fn ip(node: &Node, command: &str) {
     node.exec("ip", command.split(' ')).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// How connections arrive, with the reason.
+/// The delivery of connections, with the reason.
 fn delivery(cluster: &Cluster) -> String {
     cluster.status(0)["services"][0]["delivery"][0].to_string()
 }
@@ -25,13 +25,13 @@ fn is_transparent(cluster: &Cluster) -> bool {
     delivery(cluster).contains("\"mode\":\"transparent\"")
 }
 
-/// A Service whose external address is the VIP, as kube-proxy's mode ipvs makes it, and takes it away again.
+/// A Service whose external address is the VIP, as kube-proxy creates it in IPVS mode, added and removed.
 pub(crate) fn external_address() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), calm(Plan::default()));
-    let other = Backend::echo(cluster.node(0), "behind kube-proxy", OTHER_PORT).expect("it starts");
+    let other = Backend::echo(cluster.node(0), "behind kube-proxy", OTHER_PORT).expect("the server starts");
     cluster.start_all();
     cluster.wait_until_settled();
-    cluster.wait("connections keep their port", || is_transparent(&cluster));
+    cluster.wait("the delivery is transparent", || is_transparent(&cluster));
     let open = || Sessions::open(cluster.client(), cluster.address(), SESSIONS).expect("sessions open");
     let before = open();
     let vip = cluster.address().to_string();
@@ -40,7 +40,7 @@ pub(crate) fn external_address() {
     ipvsadm(&cluster, 0, &["-A", "-t", &vip, "-s", "rr"]);
     let server = SocketAddr::new(cluster.node(0).v4().into(), OTHER_PORT).to_string();
     ipvsadm(&cluster, 0, &["-a", "-t", &vip, "-r", &server, "-m"]);
-    cluster.wait("the service is known", || {
+    cluster.wait("the IPVS service is detected", || {
         let shown = delivery(&cluster);
         shown.contains("\"mode\":\"dnat\"") && shown.contains("IPVS")
     });
@@ -49,12 +49,12 @@ pub(crate) fn external_address() {
     cluster.check(found.keys().all(|name| name == "api-c1"), || format!("{found:?}"));
     let beside = open();
     ipvsadm(&cluster, 0, &["-D", "-t", &vip]);
-    cluster.wait("the service is gone", || is_transparent(&cluster));
+    cluster.wait("the delivery is transparent again", || is_transparent(&cluster));
     let found = served(&cluster, 20);
     cluster.check(found.keys().all(|name| name == "api-c1"), || format!("{found:?}"));
     cluster.check(other.stats().accepted == accepted, || "IPVS took connections".to_owned());
     for sessions in [before, beside] {
-        cluster.wait("sessions have echoes", || sessions.hanging(Duration::from_secs(1)) == 0);
+        cluster.wait("all sessions have an echo", || sessions.hanging(Duration::from_secs(1)) == 0);
         cluster.check(sessions.ended() == 0, || format!("{} sessions ended", sessions.ended()));
     }
 }
@@ -75,7 +75,7 @@ pub(crate) fn bond() {
     });
 }
 
-/// Builds `link` on all nodes, with their addresses, and looks how clients of a VIP there are served.
+/// Creates `link` on all nodes, with their addresses, and checks that clients of a VIP there are served.
 fn on_link(link: &str, build: impl Fn(&Node)) {
     let plan = calm(Plan::default()).instance(format!("interface: {link}"));
     let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
@@ -87,8 +87,8 @@ fn on_link(link: &str, build: impl Fn(&Node)) {
     }
     cluster.start_all();
     let owner = cluster.wait_until_settled();
-    cluster.wait("connections keep their port", || is_transparent(&cluster));
-    // Nothing is accepted but the service's port.
+    cluster.wait("the delivery is transparent", || is_transparent(&cluster));
+    // The firewall accepts only the service's port.
     for node in cluster.lan.controllers() {
         node.exec("nft", ["add", "table", "ip", "fw"]).expect("a table");
         let rule = format!(
@@ -110,7 +110,7 @@ pub(crate) fn vrf(plan: Plan) {
         ip(node, "link set vrf0 up");
         ip(node, "link set eth0 master vrf0");
         // The link was down for a moment.
-        node.configure().expect("the node's addresses are back");
+        node.configure().expect("the node's addresses are configured");
         ip(node, "route add 10.9.0.0/24 dev eth0");
         ip(node, &format!("route add local {} dev vrf0", node.v4()));
         ip(node, "-6 route add fd09::/64 dev eth0");
@@ -119,13 +119,15 @@ pub(crate) fn vrf(plan: Plan) {
     cluster.start_all();
     cluster.wait_for_owner(None);
     for node in 0..cluster.len() {
-        cluster.wait("it says what is missing", || degraded(&cluster, node).contains("is in the VRF vrf0"));
+        cluster.wait("the missing VRF setting is reported", || {
+            degraded(&cluster, node).contains("is in the VRF vrf0")
+        });
     }
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.tcp_l3mdev_accept", "1").expect("a sysctl");
     }
     for node in 0..cluster.len() {
-        cluster.wait("nothing is missing", || !degraded(&cluster, node).contains("VRF"));
+        cluster.wait("the VRF setting is no longer reported", || !degraded(&cluster, node).contains("VRF"));
     }
     let shown = delivery(&cluster);
     cluster.check(shown.contains("dnat") && shown.contains("in the VRF vrf0"), || shown);

@@ -1,4 +1,4 @@
-//! Real servers come and go.
+//! Changes of the set of real servers.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ pub(crate) fn backends() {
     let (cluster, owner) = settled(calm(plan));
     let lost = (owner + 1) % cluster.len();
     let before = ipvsadm(&cluster, owner, &["-Ln"]);
-    // The kernel's own listing costs a tenth of `cplb status` here.
+    // The kernel's own listing takes a tenth of the time of `cplb status` here.
     let servers =
         || ipvsadm(&cluster, owner, &["-Ln"]).lines().filter(|line| line.contains(" Route ")).count();
     for round in 0..50 {
         cluster.backends[lost].refuse().expect("the server refuses");
-        let took = cluster.wait("the dead server is out", || servers() == 2);
+        let took = cluster.wait("the dead server is removed", || servers() == 2);
         cluster.check(took < Duration::from_secs(5), || format!("round {round}: out after {took:?}"));
         cluster.backends[lost].accept().expect("the server accepts");
-        cluster.wait("it is back", || servers() == 3);
+        cluster.wait("the server is restored", || servers() == 3);
     }
     let names = |listing: &str| {
         let words = |line: &str| line.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
@@ -33,7 +33,7 @@ pub(crate) fn backends() {
     cluster.check(names(&after) == names(&before), || format!("{before}\n{after}"));
 }
 
-/// Its connections end instead of hanging for as long as TCP tries. The checks run as often as `delayLoop` says.
+/// Its connections end instead of hanging until TCP gives up. The checks run at the interval of `delayLoop`.
 pub(crate) fn silent_backend() {
     let mut plan = calm(plan("DR", false, 0)).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
     for line in &mut plan.spec {
@@ -46,17 +46,17 @@ pub(crate) fn silent_backend() {
     cluster.backends[lost].blackhole().expect("the server is silent");
     wait_for_servers(&cluster, owner, 2);
     let out = since.elapsed();
-    // Two checks that time out, one interval apart, and as much again for a machine that is emulated.
+    // Two checks that time out, one interval apart, and the same again for an emulated machine.
     cluster.check(out < Duration::from_secs(3), || format!("out after {out:?}"));
     let excluded = virtual_server(&cluster, owner)["excluded"].to_string();
     cluster.check(excluded.contains("health checks"), || excluded.clone());
-    cluster.wait("its sessions end", || sessions.ended() == 2);
+    cluster.wait("the sessions of the silent server end", || sessions.ended() == 2);
     eprintln!("out after {out:?}, sessions ended after {:?}", since.elapsed());
-    cluster.wait("nobody else hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
+    cluster.wait("no other session hangs", || sessions.hanging(Duration::from_millis(100)) == 0);
     cluster.check(sessions.ended() == 2, || format!("{:?}", sessions.states()));
 }
 
-/// The server's health check, which goes to its own address, sees nothing wrong.
+/// The server's health check, which goes to its own address, succeeds.
 pub(crate) fn one_address() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let narrow = cluster.lan.controllers().len() - 1;
@@ -76,12 +76,12 @@ pub(crate) fn one_address() {
     cluster.check(after.contains_key("api-wide"), || format!("{after:?}"));
 }
 
-/// Its API server lives on, and looks sound to everybody; but packets to the virtual address would not be for it any
-/// more, and go round in circles where nodes forward.
+/// The node's API server stays up and healthy; but the node would no longer accept packets to the virtual address,
+/// which then loop where nodes forward.
 pub(crate) fn leaving() {
     let (mut cluster, owner) = settled(calm(plan("DR", false, 0)));
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "1").expect("the sysctl exists");
     }
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -91,20 +91,24 @@ pub(crate) fn leaving() {
     cluster.signal(node, Signal::SIGTERM);
     cluster.wait_until_ended(node);
     let gone = Instant::now();
-    cluster.wait("the others serve", || probe.report().served_by_since(gone).values().sum::<usize>() >= 100);
+    cluster.wait("the other servers have answered 100 requests", || {
+        probe.report().served_by_since(gone).values().sum::<usize>() >= 100
+    });
     let served = probe.report().served_by_since(gone);
     cluster.check(served.len() == 2, || format!("{served:?}"));
     cluster.start_daemon(node);
     wait_for_servers(&cluster, owner, 3);
     let back = Instant::now();
-    cluster.wait("all serve", || probe.report().served_by_since(back).values().sum::<usize>() >= 100);
+    cluster.wait("all servers have answered 100 requests", || {
+        probe.report().served_by_since(back).values().sum::<usize>() >= 100
+    });
     let report = probe.stop();
     let (served, failures) = (report.served_by_since(back), report.failures_since(since));
     cluster.check(served.len() == 3, || format!("{served:?}"));
     cluster.check(failures.is_empty(), || format!("{failures:?}"));
 }
 
-/// What a daemon left behind is what the next one needs, so connections do not notice.
+/// The next daemon adopts the state of its predecessor, so connections are not affected.
 pub(crate) fn restart(kind: &str) {
     let (mut cluster, owner) = settled(calm(plan(kind, false, 0)));
     let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
@@ -113,14 +117,14 @@ pub(crate) fn restart(kind: &str) {
     cluster.wait_until_ended(node);
     cluster.start_daemon(node);
     cluster.wait("the daemon can serve", || cluster.status(node)["serving"]["serving"] == true);
-    // Longer than the director takes to find out that a server has gone.
+    // Longer than the director needs to detect that a server has gone.
     let again = served(&cluster, 300);
     cluster.check(again.len() == 3, || format!("{again:?}"));
     cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
-    cluster.wait("nobody hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
+    cluster.wait("no session hangs", || sessions.hanging(Duration::from_millis(200)) == 0);
 }
 
-/// Konnectivity's agents meet all of its servers, whatever the persistence of the others.
+/// Konnectivity's agents reach all of its servers, whatever the persistence of the other services.
 pub(crate) fn three_services() {
     services::different_sets(plan("DR", false, 360), true, |cluster, owner| {
         let listing = ipvsadm(cluster, owner, &["-Ln"]);
@@ -130,7 +134,7 @@ pub(crate) fn three_services() {
     });
 }
 
-/// As kube-apiserver does: it says so, lets go of its port, and ends its connections at last.
+/// The shutdown follows kube-apiserver: it reports it, closes its port, and finally ends its connections.
 pub(crate) fn shutdown() {
     let (cluster, owner) = settled(calm(plan("DR", false, 0)));
     let server = (owner + 1) % cluster.len();
@@ -141,23 +145,23 @@ pub(crate) fn shutdown() {
     probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
     let since = Instant::now();
     backend.set_readiness(Readiness::Leaving);
-    cluster.wait("the director believes it", || {
+    cluster.wait("the director excludes the terminating server", || {
         virtual_server(&cluster, owner)["excluded"].to_string().contains("shuts down")
     });
     let asked = backend.stats().requests;
     let made = probe.report().samples().len();
-    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
-    // One may have been under way when it was believed.
+    cluster.wait("100 more requests have ended", || probe.report().samples().len() >= made + 100);
+    // One request may have been in flight when the server was excluded.
     let new = backend.stats().requests - asked;
     cluster.check(new <= 1, || format!("{new} requests to a server that shuts down"));
-    backend.refuse_new().expect("it lets go of its port");
+    backend.refuse_new().expect("the port is closed");
     let made = probe.report().samples().len();
-    cluster.wait("a hundred more requests are made", || probe.report().samples().len() >= made + 100);
+    cluster.wait("100 more requests have ended", || probe.report().samples().len() >= made + 100);
     let untouched = sessions.ended() == 0 && sessions.hanging(Duration::from_millis(500)) == 0;
     cluster.check(untouched, || format!("{:?}", sessions.states()));
     let failures = probe.report().failures_since(since);
     cluster.check(failures.is_empty(), || format!("{failures:?}"));
-    backend.close_all().expect("it ends its connections");
-    cluster.wait("its own sessions end", || sessions.ended() == 2);
+    backend.close_all().expect("the connections are reset");
+    cluster.wait("the sessions of the terminating server end", || sessions.ended() == 2);
     drop(probe);
 }

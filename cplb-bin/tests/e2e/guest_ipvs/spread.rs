@@ -1,4 +1,4 @@
-//! Who gets the connections.
+//! The distribution of connections over servers.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use super::ground::{
 };
 use crate::support::{Cluster, PORT, VIP_HOST};
 
-/// Every server gets its share, the director's own too, and only the node that is Active has the service.
+/// Every server receives its share, the director's own too, and only the Active node has the service.
 pub(crate) fn spread(kind: &str, v6: bool) {
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, v6, 0));
     cluster.start_all();
@@ -21,7 +21,7 @@ pub(crate) fn spread(kind: &str, v6: bool) {
         "TUN" => "Tunnel",
         _ => "Route",
     };
-    // The director's own server is the kernel's to recognise.
+    // The kernel recognises the director's own server.
     let complete = |listing: &str| {
         let count = |word| listing.split_whitespace().filter(|it| *it == word).count();
         count(method) + count("Local") == 3 && count(method) >= 2
@@ -30,7 +30,7 @@ pub(crate) fn spread(kind: &str, v6: bool) {
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
     let since = Instant::now();
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    cluster.wait("a hundred requests are made", || probe.report().samples().len() >= 100);
+    cluster.wait("100 requests have ended", || probe.report().samples().len() >= 100);
     let report = probe.stop();
     let served: BTreeMap<String, usize> = report.served_by_since(since);
     eprintln!("{kind} {served:?}");
@@ -50,7 +50,7 @@ pub(crate) fn persistence() {
     cluster.check(listing.contains("persistent 60"), || listing.clone());
 }
 
-/// From the first second on, though every node has the address.
+/// This holds from the first second on, though every node has the address.
 pub(crate) fn arp() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let capture = cluster.lan.capture().expect("the capture starts");
@@ -58,7 +58,7 @@ pub(crate) fn arp() {
     let probe = probe.start(cluster.client()).expect("the probe starts");
     cluster.start_all();
     let owner = cluster.wait_until_settled();
-    cluster.wait("a hundred requests are made", || probe.report().samples().len() >= 100);
+    cluster.wait("100 requests have ended", || probe.report().samples().len() >= 100);
     drop(probe);
     let mac = cluster.node(owner).mac();
     let seen = capture.announcements(cluster.vip());
@@ -66,11 +66,11 @@ pub(crate) fn arp() {
         let replies = seen.iter().filter(|(_, it)| matches!(it.kind, AnnouncementKind::ArpReply));
         replies.filter(|(_, it)| (it.mac == mac) == own).count()
     };
-    cluster.check(answers(true) > 0, || "nobody answered".to_owned());
+    cluster.check(answers(true) > 0, || "the owner did not answer".to_owned());
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
 }
 
-/// IPVS has no server for the IPv6 address, the proxy has.
+/// IPVS has no server for the IPv6 address, but the proxy has.
 pub(crate) fn other_family() {
     let mut plan = calm(plan("DR", false, 0).dual_stack());
     for line in &mut plan.spec {
@@ -83,12 +83,12 @@ pub(crate) fn other_family() {
         let all = cluster.status(owner)["ipvs"]["virtualServers"].as_array().cloned().unwrap_or_default();
         all.into_iter().find(|it| it["ipAddress"] == ip).unwrap_or_default()
     };
-    cluster.wait("IPVS serves the other", || server("10.9.0.100")["directing"] == true);
+    cluster.wait("IPVS directs the IPv4 VIP", || server("10.9.0.100")["directing"] == true);
     let six = cluster.vips()[1];
     let since = Instant::now();
     let probe = Probe::to(SocketAddr::new(six, PORT)).every(Duration::from_millis(10));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    cluster.wait("a few requests are made", || probe.report().samples().len() >= 30);
+    cluster.wait("30 requests have ended", || probe.report().samples().len() >= 30);
     let report = probe.stop();
     cluster.check(report.failures_since(since).is_empty(), || format!("{:?}", report.failures_since(since)));
     cluster.check(report.served_by_since(since).len() == 3, || format!("{:?}", report.samples()));
@@ -97,18 +97,18 @@ pub(crate) fn other_family() {
     cluster.check(told["excluded"].to_string().matches("address family").count() == 3, || told.to_string());
 }
 
-/// The servers are on another link than the address, and answer on that of the client.
+/// The servers are on another link than the address, and answer on the client's link.
 pub(crate) fn two_links() {
     let lan = Lan::builder().back_link();
     let backends = "backends: {static: [10.8.0.1, 10.8.0.2, 10.8.0.3]}";
     let mut cluster = Cluster::build(lan, calm(plan("DR", false, 0).spec(backends)));
-    // As some distributions do: clients are behind another link than directors.
+    // Some distributions set this: clients are behind another link than directors.
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "1").expect("it is there");
+        node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "1").expect("the sysctl exists");
     }
     let settings = |cluster: &Cluster, node: usize| {
         ["arp_ignore", "arp_announce", "rp_filter"].map(|name| {
-            cluster.node(node).sysctl(&format!("net.ipv4.conf.eth1.{name}")).expect("it is there")
+            cluster.node(node).sysctl(&format!("net.ipv4.conf.eth1.{name}")).expect("the sysctl exists")
         })
     };
     let before = settings(&cluster, 0);
@@ -116,7 +116,7 @@ pub(crate) fn two_links() {
     let owner = cluster.wait_until_settled();
     wait_for_servers(&cluster, owner, 3);
     for node in 0..cluster.len() {
-        cluster.wait("nobody answers for the address on the second link", || {
+        cluster.wait("ARP for the VIP is suppressed on the second link", || {
             settings(&cluster, node) == ["1", "2", "2"]
         });
     }
@@ -126,20 +126,20 @@ pub(crate) fn two_links() {
         let proxied = cluster.status(node)["services"][0]["connectionsAccepted"].clone();
         cluster.check(proxied == 0, || format!("the proxy of node {node} has served {proxied}"));
     }
-    // A former holder is a server again, and gets its packets by the second link.
+    // A former owner is a server again, and receives its packets by the second link.
     cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_until_ended(owner);
     cluster.check(settings(&cluster, owner) == before, || format!("{:?}", settings(&cluster, owner)));
     cluster.start_daemon(owner);
     let next = cluster.wait_until_settled();
     wait_for_servers(&cluster, next, 3);
-    cluster.check(next != owner, || "the former holder has it again".to_owned());
+    cluster.check(next != owner, || "the former owner has the VIP again".to_owned());
     let served = self::served(&cluster, 90);
     cluster.check(served.len() == 3 && served.values().all(|count| *count >= 25), || format!("{served:?}"));
 }
 
-/// An address that no instance moves: whoever has it directs. With direct routing and tunnels, servers accept it because
-/// somebody has seen to it.
+/// An address that no instance manages: the node that has it directs. With direct routing and tunnels, the
+/// administrator configures the servers to accept it.
 pub(crate) fn held_by_hand(kind: &str) {
     let vip = IpAddr::from([10, 9, 0, VIP_HOST]);
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
@@ -157,8 +157,8 @@ pub(crate) fn held_by_hand(kind: &str) {
         node.exec("ip", ["link", "set", "byhand0", "up"]).expect("the link is up");
         node.exec("ip", ["addr", "add", &format!("{vip}/32"), "dev", "byhand0"])
             .expect("the address is added");
-        node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "1").expect("it is there");
-        node.set_sysctl("net.ipv4.conf.eth0.arp_announce", "2").expect("it is there");
+        node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "1").expect("the sysctl exists");
+        node.set_sysctl("net.ipv4.conf.eth0.arp_announce", "2").expect("the sysctl exists");
     }
     let servers: Vec<String> = cluster.lan.controllers().iter().map(|node| node.v4().to_string()).collect();
     let text = format!(
@@ -176,18 +176,21 @@ pub(crate) fn held_by_hand(kind: &str) {
     }
     let address = format!("{vip}/24");
     let change = |node: usize, what: &str| {
-        cluster.node(node).exec("ip", ["addr", what, &address, "dev", "eth0"]).expect("it is changed");
+        cluster
+            .node(node)
+            .exec("ip", ["addr", what, &address, "dev", "eth0"])
+            .expect("the address is changed");
     };
     for owner in [0, 1] {
         change(owner, "add");
-        cluster.client().flush_neighbours().expect("they are flushed");
+        cluster.client().flush_neighbours().expect("the neighbour cache is flushed");
         // Until IPVS has the service, the proxy serves, or the server on this node.
         self::served(&cluster, 30);
-        cluster.wait("IPVS serves", || virtual_server(&cluster, owner)["directing"] == true);
+        cluster.wait("IPVS directs the VIP", || virtual_server(&cluster, owner)["directing"] == true);
         let served = served(&cluster, 60);
         cluster.check(served.len() == 3, || format!("{served:?}"));
         change(owner, "del");
-        cluster.wait("the service goes with the address", || {
+        cluster.wait("the service is removed with the address", || {
             !ipvsadm(&cluster, owner, &["-Ln"]).contains("FWM")
         });
     }

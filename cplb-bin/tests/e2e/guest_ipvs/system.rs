@@ -1,4 +1,4 @@
-//! What IPVS finds on a node, and what it leaves.
+//! The state of the system that IPVS starts with, and the state that it leaves.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use testbed::{Lan, Node, Probe, Signal};
 use super::ground::{bind_to_one_address, calm, degraded, ipvsadm, plan, served, wait_for_servers};
 use crate::support::{Cluster, PATIENCE};
 
-/// What could be left on a node.
+/// The state that could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
     let run = |program: &str, arguments: &[&str]| {
-        let text = node.exec(program, arguments.iter().copied()).expect("it works");
+        let text = node.exec(program, arguments.iter().copied()).expect("the command succeeds");
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         lines.sort();
         lines
@@ -32,7 +32,7 @@ fn traces(node: &Node) -> Vec<String> {
         "ipv4.vs.expire_quiescent_template",
         "ipv4.vs.conn_reuse_mode",
     ] {
-        all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it is there")));
+        all.push(format!("{name} {}", node.sysctl(&format!("net.{name}")).expect("it exists")));
     }
     all
 }
@@ -40,14 +40,14 @@ fn traces(node: &Node) -> Vec<String> {
 pub(crate) fn leftovers() {
     let mut cluster = Cluster::build(Lan::builder(), plan("TUN", false, 0));
     for node in cluster.lan.controllers() {
-        node.exec("ipvsadm", ["-A", "-t", "192.0.2.1:80", "-s", "wlc"]).expect("a service of somebody else");
-        node.exec("ip", ["link", "add", "dummy9", "type", "dummy"]).expect("a dummy of somebody else");
+        node.exec("ipvsadm", ["-A", "-t", "192.0.2.1:80", "-s", "wlc"]).expect("a service that is foreign");
+        node.exec("ip", ["link", "add", "dummy9", "type", "dummy"]).expect("a dummy that is foreign");
     }
     let before: Vec<_> = cluster.lan.controllers().iter().map(traces).collect();
     cluster.start_all();
     let owner = cluster.wait_until_settled();
     wait_for_servers(&cluster, owner, 3);
-    // One is killed, started again and stopped like the others.
+    // One daemon is killed, started again and stopped like the others.
     cluster.signal(owner, Signal::SIGKILL);
     cluster.wait_until_ended(owner);
     cluster.start_daemon(owner);
@@ -65,7 +65,7 @@ pub(crate) fn leftovers() {
     }
 }
 
-/// All modules that need the one of IPVS, and that one.
+/// All modules that depend on IPVS's, and that one.
 const MODULES: [&str; 16] = [
     "ip_vs_pe_sip",
     "ip_vs_ovf",
@@ -87,11 +87,11 @@ const MODULES: [&str; 16] = [
 
 pub(crate) fn no_module() {
     for module in MODULES {
-        unload_module(module).expect("nobody uses it");
+        unload_module(module).expect("the module is unused");
     }
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     cluster.start_all();
-    // Without IPVS no node can do all it should, so nobody waits for one that can serve.
+    // Without IPVS every node is degraded, so no node waits for one that can serve.
     let owner = cluster.wait_for_owner(None);
     cluster.wait("the missing module is named", || degraded(&cluster, owner).contains("ip_vs"));
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
@@ -100,10 +100,10 @@ pub(crate) fn no_module() {
     let answered = probe.wait_for_calm(Duration::from_millis(300), PATIENCE);
     answered.unwrap_or_else(|error| cluster.fail(&format!("the proxy takes the place of IPVS: {error}")));
     for module in MODULES.iter().rev().filter(|module| **module != "ip_vs_ftp") {
-        load_module(module).expect("it is there");
+        load_module(module).expect("it exists");
     }
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
     drop(probe);
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
@@ -112,13 +112,16 @@ pub(crate) fn no_module() {
 pub(crate) fn forwarding() {
     let mut cluster = Cluster::build(Lan::builder(), plan("NAT", false, 0));
     for node in cluster.lan.controllers() {
-        node.set_sysctl("net.ipv4.ip_forward", "0").expect("it is there");
+        node.set_sysctl("net.ipv4.ip_forward", "0").expect("it exists");
     }
     cluster.start_all();
     for node in 0..cluster.len() {
-        cluster.wait("it is told", || degraded(&cluster, node).contains("net.ipv4.ip_forward is 0"));
-        cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it is there");
-        cluster.wait("it is not told any more", || !degraded(&cluster, node).contains("ip_forward"));
+        cluster.wait("the condition is reported", || {
+            degraded(&cluster, node).contains("net.ipv4.ip_forward is 0")
+        });
+        cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it exists");
+        cluster
+            .wait("the condition is no longer reported", || !degraded(&cluster, node).contains("ip_forward"));
     }
 }
 
@@ -127,15 +130,15 @@ pub(crate) fn kube_proxy() {
     let add = |node: &Node| {
         node.exec("ip", ["link", "add", "kube-ipvs0", "type", "dummy"]).expect("a dummy of kube-proxy");
     };
-    // It may have been there before, or come later.
+    // kube-proxy may start before cplb, or later.
     add(cluster.node(0));
     cluster.start_all();
     cluster.wait_for_owner(None);
     add(cluster.node(1));
     let log = |node: usize| cluster.daemon(node).log().text();
     let told = |node: usize| log(node).matches("excludeCIDRs").count();
-    cluster.wait("both tell of it", || told(0) == 1 && told(1) == 1);
-    cluster.wait("its deletion changes nothing", || {
+    cluster.wait("both nodes have logged the warning", || told(0) == 1 && told(1) == 1);
+    cluster.wait("the service survives the deletion request", || {
         (0..cluster.len()).any(|node| outlives_deletion(&cluster, node))
     });
     for node in 0..cluster.len() {
@@ -144,13 +147,13 @@ pub(crate) fn kube_proxy() {
     for (node, conntrack) in [(0, "1"), (1, "1"), (2, "0")] {
         cluster.wait_until_ended(node);
         cluster.check(told(node) == usize::from(node < 2), || log(node));
-        let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it is there");
+        let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it exists");
         cluster.check(left == conntrack, || format!("node {node}: {left}"));
     }
 }
 
-/// Whether a director keeps its service when it is sent what kube-proxy sends to delete a service that matches a mark,
-/// which kube-proxy takes for one of no protocol at 0.0.0.0.
+/// Returns whether a director keeps its service when it receives kube-proxy's request to delete a service that matches
+/// a mark, which kube-proxy takes for one of no protocol at 0.0.0.0.
 fn outlives_deletion(cluster: &Cluster, node: usize) -> bool {
     let complete = || ipvsadm(cluster, node, &["-Ln"]).matches("->").count() == 4;
     if !complete() {
@@ -166,11 +169,10 @@ fn outlives_deletion(cluster: &Cluster, node: usize) -> bool {
 pub(crate) fn foreign_dummy() {
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     let node = cluster.node(0);
-    node.exec("ip", ["link", "add", "dummyvip0", "type", "bridge"]).expect("a link of somebody else");
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "bridge"]).expect("a link that is foreign");
     let node = cluster.node(1);
-    node.exec("ip", ["link", "add", "dummyvip0", "type", "dummy"]).expect("a dummy of somebody else");
-    node.exec("ip", ["addr", "add", "192.0.2.7/32", "dev", "dummyvip0"])
-        .expect("an address of somebody else");
+    node.exec("ip", ["link", "add", "dummyvip0", "type", "dummy"]).expect("a dummy that is foreign");
+    node.exec("ip", ["addr", "add", "192.0.2.7/32", "dev", "dummyvip0"]).expect("an address that is foreign");
     let before: Vec<String> = [0, 1].map(|index| links(cluster.node(index))).into();
     cluster.start_all();
     for (index, word) in [(0, "kind"), (1, "192.0.2.7")] {
@@ -183,24 +185,24 @@ pub(crate) fn foreign_dummy() {
 }
 
 fn links(node: &Node) -> String {
-    node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it is there")
+    node.exec("ip", ["-o", "addr", "show", "dev", "dummyvip0"]).expect("it exists")
 }
 
-/// Somebody else keeps his connections in step with the sync daemon that a namespace can have of each kind.
+/// Another program uses the sync daemon, of which a namespace can have one of each kind.
 pub(crate) fn foreign_sync() {
     let mut cluster = Cluster::build(Lan::builder(), calm(plan("DR", false, 0).spec("ipvsSync: true")));
     let foreign = cluster.node(0);
     let start = ["--start-daemon", "master", "--mcast-interface", "eth0", "--syncid", "77"];
-    foreign.exec("ipvsadm", start).expect("a sync daemon of somebody else");
+    foreign.exec("ipvsadm", start).expect("a sync daemon that is foreign");
     let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
     let before = daemons(0);
     cluster.start_all();
     let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
-    cluster.wait("it is told", || {
+    cluster.wait("the condition is reported", || {
         degraded(&cluster, 0).contains("a master sync daemon runs already and is not cplb's")
     });
     let both = |text: &str| text.contains("master sync daemon") && text.contains("backup sync daemon");
-    cluster.wait("all nodes have both", || (0..cluster.len()).all(|node| both(&daemons(node))));
+    cluster.wait("all nodes have both sync daemons", || (0..cluster.len()).all(|node| both(&daemons(node))));
     cluster.check(daemons(0).contains("syncid=77"), || daemons(0));
     cluster.check(degraded(&cluster, 1) == "[]", || degraded(&cluster, 1));
     for node in 0..cluster.len() {
@@ -213,7 +215,7 @@ pub(crate) fn foreign_sync() {
     }
 }
 
-/// What cannot be recorded is not made, as nobody could take it away after a crash.
+/// A link or service that cannot be recorded is not created, as it could not be removed after a crash.
 pub(crate) fn full_state() {
     let with = calm(plan("DR", false, 0));
     let mut without = with.clone();
@@ -224,25 +226,26 @@ pub(crate) fn full_state() {
     let owner = cluster.wait_until_settled();
     for (node, disk) in disks.iter().enumerate() {
         disk.fill();
-        std::fs::write(cluster.config_file(node), with.render(&cluster.lan)).expect("it is written");
+        std::fs::write(cluster.config_file(node), with.render(&cluster.lan))
+            .expect("the configuration is written");
         cluster.signal(node, Signal::SIGHUP);
     }
-    cluster.wait("it is told", || degraded(&cluster, owner).contains("No space left"));
+    cluster.wait("the condition is reported", || degraded(&cluster, owner).contains("No space left"));
     let proxied = served(&cluster, 60);
     cluster.check(proxied.len() == 3, || format!("the proxy serves meanwhile: {proxied:?}"));
     let made = [
         ipvsadm(&cluster, owner, &["-Ln"]).contains("FWM"),
-        cluster.node(owner).exec("ip", ["link"]).expect("it works").contains("dummyvip0"),
+        cluster.node(owner).exec("ip", ["link"]).expect("the command succeeds").contains("dummyvip0"),
     ];
     cluster.check(made == [false; 2], || format!("{made:?}"));
     disks.iter().for_each(Disk::make_room);
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("nothing is wrong any more", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
 }
 
-/// A small file system of its own, for a directory. It goes with the guest.
+/// A small file system for a directory. It ends with the guest.
 struct Disk {
     filler: PathBuf,
 }
@@ -261,11 +264,11 @@ impl Disk {
     }
 
     fn make_room(&self) {
-        std::fs::remove_file(&self.filler).expect("it is there");
+        std::fs::remove_file(&self.filler).expect("it exists");
     }
 }
 
-/// From IPVS to the proxy and back, with the virtual IP answering all the time.
+/// Reloads from IPVS to the proxy and back, with the virtual IP answering all the time.
 pub(crate) fn reload(kind: &str) {
     let mut cluster = Cluster::build(Lan::builder(), plan(kind, false, 0));
     if kind == "NAT" {
@@ -283,15 +286,19 @@ pub(crate) fn reload(kind: &str) {
     let since = Instant::now();
     let nothing = |node: &Node| {
         let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));
-        gone(&node.exec("ipvsadm", ["-Ln"]).expect("it works"), &["FWM"])
-            && gone(&node.exec("ip", ["link"]).expect("it works"), &["dummyvip0"])
-            && gone(&node.exec("nft", ["list", "ruleset"]).expect("it works"), &["chain ipvs_mark"])
-            && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it is there") == "0"
+        gone(&node.exec("ipvsadm", ["-Ln"]).expect("the command succeeds"), &["FWM"])
+            && gone(&node.exec("ip", ["link"]).expect("the command succeeds"), &["dummyvip0"])
+            && gone(
+                &node.exec("nft", ["list", "ruleset"]).expect("the command succeeds"),
+                &["chain ipvs_mark"],
+            )
+            && node.sysctl("net.ipv4.conf.eth0.arp_ignore").expect("it exists") == "0"
     };
     for round in 0..2 {
         for (plan, reloaded) in [(&without, false), (&with, true)] {
             for node in 0..cluster.len() {
-                std::fs::write(cluster.config_file(node), plan.render(&cluster.lan)).expect("it is written");
+                std::fs::write(cluster.config_file(node), plan.render(&cluster.lan))
+                    .expect("the configuration is written");
                 cluster.signal(node, Signal::SIGHUP);
             }
             if reloaded {

@@ -1,4 +1,4 @@
-//! Who reaches the load balancer's own port.
+//! Access to the load balancer's own port.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use testbed::{Lan, Signal};
 use super::is_served;
 use crate::support::{BIND_PORT, Cluster, Plan};
 
-/// What a client and the node itself meet at the bind port.
+/// Returns whether the bind port serves a client and the node itself.
 fn reached(cluster: &Cluster) -> [bool; 2] {
     let from_outside = SocketAddr::new(cluster.node(0).v4().into(), BIND_PORT);
     let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), BIND_PORT);
@@ -32,18 +32,19 @@ pub(crate) fn access() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), Plan::v3("100ms"));
     cluster.start_all();
     cluster.wait_until_settled();
-    cluster.check(reached(&cluster) == [false, true], || "with a VIP the bind port is closed".to_owned());
+    cluster
+        .check(reached(&cluster) == [false, true], || "the bind port is open in spite of a VIP".to_owned());
     let plan = Plan::v3("100ms").spec(format!("bindAddress: {}", cluster.node(0).v4()));
     reload(&cluster, &plan.render(&cluster.lan));
-    cluster.wait("the configuration opens it", || reached(&cluster) == [true, true]);
+    cluster.wait("bindAddress opens the bind port", || reached(&cluster) == [true, true]);
     reload(&cluster, &Plan::v3("100ms").render(&cluster.lan));
-    cluster.wait("and closes it again", || reached(&cluster) == [false, true]);
+    cluster.wait("the bind port is closed again", || reached(&cluster) == [false, true]);
     let backend = format!("backends: {{static: [\"{}\"]}}", cluster.node(0).v4());
     let without = |more: &str| {
         format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  {backend}\n{more}")
     };
     reload(&cluster, &without(""));
-    cluster.wait("without a VIP it is open", || reached(&cluster) == [true, true]);
+    cluster.wait("the bind port is open without a VIP", || reached(&cluster) == [true, true]);
     reload(&cluster, &without("  bindAddress: 127.0.0.1\n"));
-    cluster.wait("unless the configuration closes it", || reached(&cluster) == [false, true]);
+    cluster.wait("bindAddress closes the bind port", || reached(&cluster) == [false, true]);
 }

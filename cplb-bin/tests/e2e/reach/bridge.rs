@@ -1,4 +1,4 @@
-//! Bridges whose packets visit the hooks of IP twice, as Kubernetes wants it (`bridge-nf-call-iptables=1`).
+//! Bridges whose packets pass the IP hooks twice, as Kubernetes requires it (`bridge-nf-call-iptables=1`).
 
 use std::net::IpAddr;
 

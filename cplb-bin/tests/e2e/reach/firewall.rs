@@ -1,4 +1,4 @@
-//! A usual host firewall: everything is dropped but ssh, the API server's port, VRRP and what was established.
+//! A common host firewall: everything is dropped except ssh, the API server's port, VRRP and established connections.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ const RULES: &str = "table inet fw {
 }
 ";
 
-/// Puts the firewall up on a node.
+/// Enables the firewall on a node.
 pub(crate) fn up(node: &Node) {
     let file: PathBuf = node.directory().join("firewall.nft");
     std::fs::write(&file, RULES).expect("the rules are written");

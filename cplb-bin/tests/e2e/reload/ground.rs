@@ -1,4 +1,4 @@
-//! What the tests of reloads share.
+//! Shared fixture of the reload tests.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,12 +12,12 @@ use testbed::{Lan, Node, Probe, Signal};
 
 use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT};
 
-/// Konnectivity's port, and where the proxy takes it.
+/// Konnectivity's port, and the proxy's bind port for it.
 pub(crate) const OTHER_PORT: u16 = 8132;
 
 pub(crate) const OTHER_BIND_PORT: u16 = 8133;
 
-/// Two instances at this interval, each with one address, and all controllers as backends.
+/// A configuration with two instances at this interval, each with one address, and all controllers as backends.
 pub(crate) fn two_instances(lan: &Lan, interval: &str, addresses: [Ipv4Addr; 2]) -> String {
     let backends: Vec<_> = lan.controllers().iter().map(|node| format!("\"{}\"", node.v4())).collect();
     let [first, second] = addresses;
@@ -49,7 +49,7 @@ pub(crate) fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
     probe
 }
 
-/// What is wrong with a daemon, but that an ordinary user gets no real-time priority.
+/// The degraded entries of a daemon, except the missing real-time priority of an ordinary user.
 pub(crate) fn degraded(cluster: &Cluster, index: usize) -> String {
     let mut problems = cluster.status(index)["degraded"].clone();
     let list = problems.as_array_mut().expect("a list");
@@ -57,7 +57,7 @@ pub(crate) fn degraded(cluster: &Cluster, index: usize) -> String {
     problems.to_string()
 }
 
-/// Writes a file, has it read and waits for the answer in the log.
+/// Writes a file, makes the daemon read it and waits for the result in the log.
 pub(crate) fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &str) {
     fs::write(cluster.config_file(index), text).expect("a file");
     let mark = cluster.daemon(index).log().len();
@@ -66,13 +66,13 @@ pub(crate) fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &s
     cluster.check(read.is_ok(), || format!("{read:?}"));
 }
 
-/// Another file in the place of a program or of one in `/etc`, in this program's own mounts, until it is dropped.
+/// A bind mount over a program or a file in `/etc`, in this program's own mount namespace, until it is dropped.
 pub(crate) struct Replaced(PathBuf);
 
 impl Replaced {
     pub(crate) fn new(file: impl Into<PathBuf>, with: &Path) -> Self {
         let file = file.into();
-        // `/run` is empty here, where such a file may be a link to.
+        // `/run` is empty here, and such a file may be a link into it.
         if let (Err(_), Ok(link)) = (fs::metadata(&file), fs::read_link(&file)) {
             let target = file.parent().expect("a file").join(link);
             fs::create_dir_all(target.parent().expect("a file")).expect("a directory");
@@ -87,7 +87,10 @@ impl Replaced {
 impl Drop for Replaced {
     fn drop(&mut self) {
         let status = Command::new("umount").arg(&self.0).status();
-        assert!(thread::panicking() || status.is_ok_and(|status| status.success()), "it stays replaced");
+        assert!(
+            thread::panicking() || status.is_ok_and(|status| status.success()),
+            "the file is still replaced"
+        );
     }
 }
 
@@ -99,7 +102,7 @@ pub(crate) fn services_of(cluster: &Cluster, index: usize) -> Vec<Value> {
     cluster.status(index)["services"].as_array().cloned().unwrap_or_default()
 }
 
-/// The services and backends of a daemon, without what changes by itself.
+/// The services and backends of a daemon, without fields that change over time.
 pub(crate) fn names(cluster: &Cluster, index: usize) -> Vec<String> {
     let mut names = Vec::new();
     for service in services_of(cluster, index) {

@@ -1,4 +1,4 @@
-//! Instances that come, go and trade their addresses.
+//! Reloads that add and remove instances and move their addresses.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -20,10 +20,10 @@ pub(crate) fn removed_instance() {
         fs::write(cluster.config_file(index), &text).expect("a file");
         cluster.signal(index, Signal::SIGHUP);
     }
-    cluster.wait("one node holds the second VIP", || holders(&cluster, second).len() == 1);
+    cluster.wait("one node has the second VIP", || holders(&cluster, second).len() == 1);
     let owner = holders(&cluster, second)[0];
     let probe = probe(&cluster, second);
-    cluster.wait("all can serve", || {
+    cluster.wait("all nodes can serve", || {
         (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == true)
     });
     let since = Instant::now();
@@ -33,7 +33,7 @@ pub(crate) fn removed_instance() {
     cluster.signal(owner, Signal::SIGHUP);
     let gone = cluster.daemon(owner).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
     cluster.check(gone.is_ok(), || format!("{gone:?}"));
-    cluster.wait("another node holds the second VIP", || {
+    cluster.wait("another node has the second VIP", || {
         let now = holders(&cluster, second);
         now.len() == 1 && now != [owner]
     });
@@ -62,7 +62,7 @@ pub(crate) fn traded_addresses() {
         }
     };
     let holder = |vrid: u64, vip: Ipv4Addr| {
-        cluster.wait(&format!("the router {vrid} holds {vip} and nobody else"), || {
+        cluster.wait(&format!("instance {vrid} is the only owner of {vip}"), || {
             let active: Vec<_> = (0..cluster.len())
                 .filter(|&index| {
                     let status = cluster.status(index);
@@ -83,7 +83,7 @@ pub(crate) fn traded_addresses() {
     reload(&two_instances(&cluster.lan, "100ms", [second, first]));
     holder(51, second);
     holder(52, first);
-    // The router 52 goes, and its address to the router 51.
+    // Instance 52 is removed, and its address moves to instance 51.
     let text = two_instances(&cluster.lan, "100ms", [second, first]);
     let merged: String = text
         .lines()
@@ -96,7 +96,7 @@ pub(crate) fn traded_addresses() {
     reload(&merged);
     holder(51, second);
     holder(51, first);
-    // Routers that were reloaded at different moments were groups of their own meanwhile, which is told for a while.
+    // Instances that were reloaded at different moments were different groups meanwhile, which is reported for a while.
     for index in 0..cluster.len() {
         let status = cluster.status(index);
         let mut told = status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
@@ -117,9 +117,9 @@ pub(crate) fn source_taken_out() {
         .instance(format!("unicastSourceIP: {wrong}"))
         .instance(format!("unicastPeers: [\"{peer}\"]"));
     reload_one(&cluster, 0, &unicast.render(&cluster.lan), "is reloaded");
-    cluster.wait("the source is missed", || degraded(&cluster, 0).contains("unicastSourceIP"));
+    cluster.wait("the missing source is reported", || degraded(&cluster, 0).contains("unicastSourceIP"));
     reload_one(&cluster, 0, &Plan::v3("100ms").render(&cluster.lan), "is reloaded");
-    cluster.wait("nothing is missed any more", || degraded(&cluster, 0) == "[]");
+    cluster.wait("the node is not degraded", || degraded(&cluster, 0) == "[]");
     cluster.wait_until_settled();
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn reload_at_the_end() {
     cluster.signal(active, Signal::SIGHUP);
     let status = cluster.wait_until_ended(active);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
-    // A handover to a serving Backup takes 0.3 s; with another router to wait for it would be its bound, 4.2 s.
+    // A handover to a serving Backup takes 0.3 s; with another instance to wait for it would take its bound, 4.2 s.
     cluster.check(asked.elapsed() < Duration::from_secs(3), || format!("it took {:?}", asked.elapsed()));
     cluster
         .check(!cluster.daemon(active).log().text().contains("is reloaded"), || "it was reloaded".to_owned());
@@ -147,7 +147,7 @@ pub(crate) fn address_there_and_back() {
     cluster.wait_until_settled();
     let two = two_instances(&cluster.lan, "1s", [first, second]);
     reload_one(&cluster, 0, &two, "is reloaded");
-    cluster.wait("the second VIP is held", || holders(&cluster, second) == [0]);
+    cluster.wait("the node has the second VIP", || holders(&cluster, second) == [0]);
     let merged: String = two
         .lines()
         .filter(|line| !line.contains("virtualRouterID: 52"))
@@ -155,10 +155,10 @@ pub(crate) fn address_there_and_back() {
             line.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]")) + "\n"
         })
         .collect();
-    // The router 52 is still resigning when it is wanted again.
+    // Instance 52 is still resigning when it is added again.
     reload_one(&cluster, 0, &merged, "is reloaded");
     reload_one(&cluster, 0, &two, "is reloaded");
-    cluster.wait("both routers are active", || {
+    cluster.wait("both instances are active", || {
         let status = cluster.status(0);
         let instances = status["instances"].as_array().cloned().unwrap_or_default();
         instances.len() == 2

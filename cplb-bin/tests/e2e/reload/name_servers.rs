@@ -1,4 +1,4 @@
-//! Backends given by name, while the name server takes its time.
+//! Backends given by name, with a slow or silent name server.
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -11,7 +11,7 @@ use crate::support::{Cluster, PATIENCE, Plan};
 
 use super::ground::{Replaced, degraded, names, reload_one};
 
-/// A status must come at once while a name server says nothing; the machine may be busy.
+/// Longest duration of a status query while a name server does not answer; the machine may be busy.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
 pub(crate) fn silent_name_server() {
@@ -51,14 +51,14 @@ pub(crate) fn silent_name_server() {
     cluster.check(names(&cluster, 0) == before, || format!("{:?} is not {before:?}", names(&cluster, 0)));
     let shown = degraded(&cluster, 0);
     cluster.check(shown.contains("a.cluster.test cannot be resolved"), || shown.clone());
-    cluster.check(cluster.owners() == [0], || "the VIP is gone".to_owned());
+    cluster.check(cluster.owners() == [0], || "the node lost the VIP".to_owned());
     let stopped = cluster.signal(0, Signal::SIGTERM);
     let status = cluster.wait_until_ended(0);
     cluster.check(status.success(), || format!("the daemon ended with {status}"));
     cluster.check(stopped.elapsed() < Duration::from_secs(4), || format!("it took {:?}", stopped.elapsed()));
 }
 
-/// The system's name server, which answers every question for an address with this one after so long, or never.
+/// Replaces the system's name server by one that answers every question with this address after this delay, or never.
 fn name_server(cluster: &Cluster, answer: Option<(Ipv4Addr, Duration)>) -> Replaced {
     let directory = cluster.state_dir(0).with_file_name("etc");
     fs::create_dir_all(&directory).expect("a directory");
@@ -81,7 +81,7 @@ fn name_server(cluster: &Cluster, answer: Option<(Ipv4Addr, Duration)>) -> Repla
     replaced
 }
 
-/// RFC 1035 §4: the question again, and one A record if that is what was asked for.
+/// Builds the answer (RFC 1035 §4): the question again, and one A record if an A record was requested.
 fn dns_answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
     let name = query[12..].iter().position(|&byte| byte == 0).expect("a name ends");
     let question = &query[12..12 + name + 5];
@@ -96,7 +96,7 @@ fn dns_answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
     answer
 }
 
-/// Its first name server is dead, so this is how long the system's resolver takes for each name.
+/// Delay of the answer, as the system's resolver takes for each name if its first name server is dead.
 const SLOW: Duration = Duration::from_secs(3);
 
 pub(crate) fn slow_name_server() {
@@ -120,7 +120,7 @@ pub(crate) fn wrong_file_after_a_good_one() {
     let mark = cluster.daemon(0).log().len();
     fs::write(cluster.config_file(0), good.render(&cluster.lan)).expect("a file");
     cluster.signal(0, Signal::SIGHUP);
-    // The good one waits for its names for 2 s.
+    // The reload of the valid file waits for its names for 2 s.
     let asked =
         cluster.daemon(0).log().wait_for_line_after(mark, "the configuration file is read again", PATIENCE);
     cluster.check(asked.is_ok(), || format!("{asked:?}"));

@@ -13,7 +13,7 @@ use super::ground::{
     two_instances,
 };
 
-/// What clients meet at an address of a single daemon, through a service whose servers are all elsewhere.
+/// A single daemon, with a service whose servers are all on other nodes.
 struct Elsewhere {
     cluster: Cluster,
     _agents: Vec<Backend>,
@@ -25,7 +25,7 @@ impl Elsewhere {
         let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
         let others = &cluster.lan.controllers()[1..];
         let agent = |node: &Node| Backend::echo(node, &format!("agent-{}", node.name()), OTHER_PORT);
-        let agents = others.iter().map(|node| agent(node).expect("it listens")).collect();
+        let agents = others.iter().map(|node| agent(node).expect("the server listens")).collect();
         let services = format!(
             "  services: [{{name: kube-apiserver, port: 6443}}, {{name: konnectivity, port: {OTHER_PORT}, \
              bindPort: {OTHER_BIND_PORT}, backends: {{static: [\"{}\", \"{}\"]}}, healthCheck: {{type: tcp}}}}]\n",
@@ -43,14 +43,14 @@ impl Elsewhere {
     }
 }
 
-/// A node must not hold a virtual IP whose traffic its table does not lead anywhere: clients would be refused.
+/// A node must not hold a virtual IP without the table's rules for it: clients would be refused.
 pub(crate) fn table_outlives_addresses() {
     let scene = Elsewhere::start();
     let cluster = &scene.cluster;
     let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(cluster));
     let two = two_instances(&cluster.lan, "1s", [first, second]) + &scene.services;
     reload_one(cluster, 0, &two, "is reloaded");
-    cluster.wait("the second VIP is held", || holders(cluster, second) == [0]);
+    cluster.wait("the node has the second VIP", || holders(cluster, second) == [0]);
     let probe = scene.probe(second);
     if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
         cluster.fail(&error.to_string());
@@ -65,12 +65,14 @@ pub(crate) fn table_outlives_addresses() {
     reload_one(cluster, 0, &one, "is reloaded");
     let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
     cluster.check(removed.is_ok(), || format!("{removed:?}"));
-    cluster.wait("the VIP is gone", || holders(cluster, second).is_empty());
-    // Nobody answers for the address afterwards; that is silence, and no refusal.
+    cluster.wait("the VIP is removed", || holders(cluster, second).is_empty());
+    // No node answers for the address afterwards; connections then time out and are not refused.
     let failures = probe.stop().failures_since(since);
     let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
     cluster.check(refused == 0, || format!("{failures:?}"));
-    cluster.wait("the table forgets it", || !ruleset(cluster.node(0)).contains(&second.to_string()));
+    cluster.wait("the table has no rule for the VIP", || {
+        !ruleset(cluster.node(0)).contains(&second.to_string())
+    });
 }
 
 pub(crate) fn table_precedes_addresses() {
@@ -111,11 +113,11 @@ pub(crate) fn listeners_outlive_addresses() {
     );
     reload_one(&cluster, 0, &without, "is reloaded");
     let served = probe.wait_for_success(Instant::now(), Duration::from_secs(1));
-    cluster.check(holders(&cluster, vip) == [0], || "the VIP is gone already".to_owned());
+    cluster.check(holders(&cluster, vip) == [0], || "the VIP was removed already".to_owned());
     cluster.check(served.is_ok(), || format!("while the VIP is handed over: {served:?}"));
     drop(probe.stop());
-    cluster.wait("the VIP is gone", || holders(&cluster, vip).is_empty());
-    cluster.wait("only bindAddress is listened on", || {
+    cluster.wait("the VIP is removed", || holders(&cluster, vip).is_empty());
+    cluster.wait("bindAddress is the only listening address", || {
         let listeners = cluster.node(0).exec("ss", ["-Hltn", "sport = :6444"]).expect("ss runs");
         listeners.contains("127.0.0.1:6444") && !listeners.contains("*:6444")
     });
@@ -136,13 +138,13 @@ pub(crate) fn stubborn_table() {
 
     let disabled = Plan::v3("100ms").spec("disableLoadBalancer: true").render(&cluster.lan);
     reload_one(&cluster, 0, &disabled, "is reloaded");
-    cluster.wait("the table is missed that cannot be removed", || {
+    cluster.wait("the table that cannot be removed is reported", || {
         degraded(&cluster, 0).contains("the nftables table cannot be removed")
     });
     drop(broken);
-    cluster.wait("the table is removed at last", || degraded(&cluster, 0) == "[]");
+    cluster.wait("the table is removed", || degraded(&cluster, 0) == "[]");
     cluster.check(!ruleset(cluster.node(0)).contains("cplb"), || ruleset(cluster.node(0)));
     reload_one(&cluster, 0, &before, "is reloaded");
-    cluster.wait("it serves again", || cluster.status(0)["serving"]["serving"] == true);
+    cluster.wait("the daemon serves again", || cluster.status(0)["serving"]["serving"] == true);
     cluster.check(ruleset(cluster.node(0)).contains("dnat"), || ruleset(cluster.node(0)));
 }

@@ -1,4 +1,4 @@
-//! Changes that nothing may notice but what they are about.
+//! Reloads that do not affect existing connections.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::ground::{
 /// Sessions that are open during a reload.
 const SESSIONS: usize = 20;
 
-/// A session without an echo for this long hangs: it sends every 10 ms, and the machine may be busy.
+/// Time without an echo after which a session counts as hanging: it sends every 10 ms, and the machine may be busy.
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// A settled cluster with sessions and a probe through the VIP.
@@ -24,7 +24,7 @@ struct Scene {
     sessions: Sessions,
     probe: Probe,
     active: usize,
-    /// How often a node had become Active by then: at the start, two may for a millisecond.
+    /// The number of takeovers until then: at the start, two nodes may be Active for a millisecond.
     takeovers: usize,
     since: Instant,
 }
@@ -47,7 +47,7 @@ impl Scene {
         Self { cluster, sessions, probe, active, takeovers, since }
     }
 
-    /// Gives every controller the file that `plan` renders, and has it read.
+    /// Writes the file that `plan` renders on every controller, and reloads it.
     fn reload(&mut self, plan: Plan) {
         self.cluster.plan = plan;
         let text = self.cluster.plan.render(&self.cluster.lan);
@@ -65,7 +65,7 @@ impl Scene {
         }
     }
 
-    /// Nothing that was there has noticed anything.
+    /// Checks that no connection and no election was affected.
     fn check_undisturbed(self) -> Cluster {
         let Self { cluster, sessions, probe, active, takeovers, since } = self;
         let checked = Instant::now();
@@ -103,9 +103,9 @@ pub(crate) fn adds_a_service() {
     if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
         scene.cluster.fail(&format!("the new service does not answer: {error}"));
     }
-    // The new service's connections are its own: removing it again leaves the others alone.
+    // The new service's connections are separate: removing it again does not affect the others.
     scene.reload(Plan::v3("100ms"));
-    scene.cluster.wait("one service is left", || services_of(&scene.cluster, 0).len() == 1);
+    scene.cluster.wait("one service remains", || services_of(&scene.cluster, 0).len() == 1);
     drop((probe, others));
     scene.check_undisturbed();
 }
@@ -122,10 +122,14 @@ pub(crate) fn changes_backends() {
         backends.iter().filter(|backend| backend["state"] == "up").count() == 2
     });
     let mark = Instant::now();
-    scene.cluster.wait("both have answered", || scene.probe.report().served_by_since(mark).len() == 2);
+    scene
+        .cluster
+        .wait("both backends have answered", || scene.probe.report().served_by_since(mark).len() == 2);
     let after = Instant::now();
     scene.reload(Plan::v3("100ms"));
-    scene.cluster.wait("all three have answered", || scene.probe.report().served_by_since(after).len() == 3);
+    scene
+        .cluster
+        .wait("all three backends have answered", || scene.probe.report().served_by_since(after).len() == 3);
     scene.check_undisturbed();
 }
 
@@ -154,7 +158,7 @@ pub(crate) fn taken_port() {
     let mut scene = Scene::start();
     let active = scene.active;
     let squatter =
-        Backend::echo(scene.cluster.node(active), "squatter", OTHER_BIND_PORT).expect("the port is taken");
+        Backend::echo(scene.cluster.node(active), "other", OTHER_BIND_PORT).expect("the port is taken");
     let moved = format!("services: [{{name: kube-apiserver, port: 6443, bindPort: {OTHER_BIND_PORT}}}]");
     let text = Plan::v3("100ms").spec(moved).render(&scene.cluster.lan);
     fs::write(scene.cluster.config_file(active), text).expect("the configuration is written");
@@ -169,7 +173,9 @@ pub(crate) fn taken_port() {
     let service = &services_of(&scene.cluster, active)[0];
     scene.cluster.check(service["bindPort"] == BIND_PORT, || service.to_string());
     let after = Instant::now();
-    scene.cluster.wait("clients still reach all", || scene.probe.report().served_by_since(after).len() == 3);
+    scene
+        .cluster
+        .wait("all three backends still answer", || scene.probe.report().served_by_since(after).len() == 3);
     drop(squatter);
     scene.reload(Plan::v3("100ms"));
     scene.cluster.check(degraded(&scene.cluster, active) == "[]", || degraded(&scene.cluster, active));
@@ -181,19 +187,19 @@ pub(crate) fn instances() {
     let second = second_vip(&scene.cluster);
     let text = two_instances(&scene.cluster.lan, "100ms", [scene.cluster.lan.v4(VIP_HOST), second]);
     scene.reload_text(&text, "the configuration is reloaded");
-    scene.cluster.wait("one node holds the second VIP", || holders(&scene.cluster, second).len() == 1);
+    scene.cluster.wait("one node has the second VIP", || holders(&scene.cluster, second).len() == 1);
     drop(probe(&scene.cluster, second));
     scene.reload(Plan::v3("100ms"));
-    scene.cluster.wait("nobody holds the second VIP", || holders(&scene.cluster, second).is_empty());
-    // The second instance's own takeovers are counted apart, by its VRID.
+    scene.cluster.wait("no node has the second VIP", || holders(&scene.cluster, second).is_empty());
+    // The second instance's own takeovers are counted separately, by its VRID.
     let second_moves: usize =
         (0..scene.cluster.len()).map(|index| moves_of(&scene.cluster.daemon(index).log().text(), 52)).sum();
-    scene.cluster.check(second_moves >= 1, || "nobody became Active for the second VIP".to_owned());
+    scene.cluster.check(second_moves >= 1, || "no node became Active for the second VIP".to_owned());
     scene.takeovers += second_moves;
     scene.check_undisturbed();
 }
 
-/// How often the instance became Active, by the daemon's own account.
+/// The number of times that the instance became Active, according to the daemon's log.
 fn moves_of(log: &str, vrid: u8) -> usize {
     let field = format!("vrid={vrid} ");
     log.lines().filter(|line| line.contains(&field) && line.contains("to=active")).count()

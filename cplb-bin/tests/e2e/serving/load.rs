@@ -1,5 +1,5 @@
-//! Load is not a failure of the node: clients beyond its descriptors or ports move no VIP, and are served when there is
-//! room again.
+//! Load is not a failure of the node: clients in excess of its descriptors or ports move no VIP, and are served once
+//! capacity is available again.
 
 use std::io::ErrorKind;
 use std::process::Command;
@@ -19,14 +19,14 @@ use crate::serving::Watches;
 use crate::support::{Cluster, Plan};
 
 const CLIENTS: usize = 2_000;
-/// Longer than a failover takes: 3 × the interval, Skew, and two degraded advertisements before.
+/// Longer than a failover takes: 3 × the interval, Skew_Time, and two degraded advertisements before.
 const LOAD: Duration = Duration::from_secs(8);
-/// A refused client comes back after so long.
+/// Delay after which a refused client retries.
 const RETRY: Duration = Duration::from_millis(500);
 /// Sessions that must be served when the load is over.
 const AFTERWARDS: usize = 30;
 
-/// Idle clients that want a connection, and those of them that have been refused.
+/// Idle clients that connect, and the number of refusals.
 struct Load {
     stop: Arc<AtomicBool>,
     open: Arc<AtomicUsize>,
@@ -76,7 +76,7 @@ impl Clients {
         });
     }
 
-    /// Holds an idle connection, or tries again when it is refused.
+    /// Keeps an idle connection open, and retries when it is refused.
     async fn hold(self) {
         while !self.stop.load(SeqCst) {
             let Ok(Ok(mut stream)) = timeout(LOAD, TcpStream::connect(self.target)).await else {
@@ -100,7 +100,7 @@ impl Clients {
     }
 }
 
-/// `cplb run` with a hard limit of descriptors.
+/// Wraps `cplb run` with a hard limit of descriptors.
 fn limited(command: &Command, descriptors: u32) -> Command {
     let mut limited = Command::new("sh");
     limited.args(["-c", &format!("ulimit -n {descriptors} && exec \"$@\""), "sh"]);
@@ -108,7 +108,7 @@ fn limited(command: &Command, descriptors: u32) -> Command {
     limited
 }
 
-/// 2,000 idle clients at 256 descriptors.
+/// 2,000 idle clients with 256 descriptors.
 pub(crate) fn descriptors() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
     for index in 0..cluster.len() {
@@ -118,7 +118,7 @@ pub(crate) fn descriptors() {
     bears_load(&cluster, "descriptors", "LimitNOFILE");
 }
 
-/// 2,000 idle clients, where there are 300 ports towards each of three servers.
+/// 2,000 idle clients with 300 ports towards each of three servers.
 pub(crate) fn ports() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
     for node in cluster.lan.controllers() {

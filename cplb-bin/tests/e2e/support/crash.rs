@@ -1,4 +1,4 @@
-//! Crashes of the Active in a row, as the client, the LAN and the survivors see them.
+//! Repeated crashes of the Active, measured at the client, on the LAN and at the survivors.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +21,13 @@ pub(crate) struct Crash {
     pub(crate) successor: usize,
     /// The longest time without an answer, as the client saw it.
     pub(crate) blackout: Duration,
-    /// The worst stall of the machine meanwhile, of a real-time and of an ordinary thread.
+    /// The longest stall of the machine during the crash, of a real-time and of an ordinary thread.
     pub(crate) stall: Duration,
-    /// What was not as it should be besides the blackout.
+    /// Violations besides the blackout.
     pub(crate) faults: Vec<String>,
 }
 
-/// What crashes are measured with.
+/// A series of crashes and its instruments.
 pub(crate) struct Crashes<'a> {
     cluster: &'a mut Cluster,
     capture: Capture,
@@ -38,11 +38,11 @@ pub(crate) struct Crashes<'a> {
 }
 
 impl<'a> Crashes<'a> {
-    /// Crashes whose blackout must not exceed `bound`.
+    /// A series of crashes whose blackout must not exceed `bound`.
     pub(crate) fn of(cluster: &'a mut Cluster, bound: Duration) -> Self {
         let capture = cluster.lan.capture().expect("the capture starts");
-        // A kernel believes nothing new about an IPv4 neighbour within a second of the last news. These crashes follow
-        // each other faster than that, and it is the takeovers that are measured.
+        // A kernel ignores changes of an IPv4 neighbour within a second of the last change. These crashes follow each
+        // other faster than that, and the test measures the takeovers.
         let locktime = format!("net.ipv4.neigh.{}.locktime", cluster.client().interface());
         cluster.client().set_sysctl(&locktime, "0").expect("the client's neighbour table is configured");
         // Half of the design's rate: three daemons, their clients and their servers share the machine.
@@ -50,7 +50,7 @@ impl<'a> Crashes<'a> {
         Self { cluster, capture, canary: Canary::start(), probe, bound, may_bounce: false }
     }
 
-    /// Another time between two connections of the client.
+    /// Sets the interval between two connections of the client.
     pub(crate) fn every(mut self, interval: Duration) -> Self {
         self.probe = self.probe.every(interval);
         self
@@ -62,10 +62,11 @@ impl<'a> Crashes<'a> {
         self
     }
 
-    /// This many crashes in a row, each as it should be; the crashed daemon is started again each time.
+    /// Runs this many crashes in a row, each of which must meet the requirements; the crashed daemon is started again
+    /// each time.
     ///
-    /// A crash during which the machine itself stalled proves nothing, good or bad. It is done again, at most
-    /// half as often as asked for, and the series fails if that is not enough.
+    /// A crash during which the machine itself stalled is no evidence. It is repeated, at most half as often as
+    /// requested, and the series fails if that is not enough.
     pub(crate) fn run(mut self, count: usize) -> Vec<Crash> {
         let mut done: Vec<Crash> = Vec::new();
         let mut stalled = 0;
@@ -104,7 +105,7 @@ impl<'a> Crashes<'a> {
         let successor = cluster.wait_for_owner(Some(victim));
         let answered = probe.wait_for_success(at, PATIENCE);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
-        // A rival would advertise within the spread of the offsets; a loser yields within one advertisement.
+        // A rival would advertise within the range of the offsets; a loser yields within one advertisement.
         let mac = cluster.node(successor).mac();
         let capture = &self.capture;
         cluster.wait("the successor advertises four times", || senders(capture, at, Some(mac)).len() >= 4);
@@ -143,9 +144,9 @@ impl<'a> Crashes<'a> {
     }
 }
 
-/// The stall from which on a crash is done again: the offsets keep equal nodes some milliseconds apart.
+/// The stall from which on a crash is repeated: the offsets separate equal nodes by some milliseconds.
 const NOTABLE: Duration = Duration::from_millis(6);
-/// How long the client must have been content before a crash.
+/// Period before a crash in which all probes must succeed.
 const CALM: Duration = Duration::from_millis(100);
 
 /// The senders of all advertisements since `at` that do not resign, or of those of `only`.
@@ -158,7 +159,7 @@ pub(crate) fn senders(capture: &Capture, at: Instant, only: Option<Mac>) -> Vec<
         .collect()
 }
 
-/// Who called clients to itself since `at`, for any VIP of the cluster, without being asked.
+/// The senders of unsolicited announcements since `at`, for any VIP of the cluster.
 pub(crate) fn announcers(capture: &Capture, cluster: &Cluster, at: Instant) -> BTreeSet<Mac> {
     let all = cluster.vips().into_iter().flat_map(|vip| capture.announcements(vip));
     all.filter(|(seen, _)| *seen >= at)
@@ -178,8 +179,8 @@ fn report(crashes: &[Crash]) {
     eprintln!("{} crashes: blackout median {:?}, worst {worst:?}", crashes.len(), super::median(&blackouts));
 }
 
-/// A thread of ordinary priority that wants to run every 2 ms and notes when it could not: the proxies and the
-/// servers of the tests are such threads.
+/// A thread of ordinary priority that runs every 2 ms and records its stalls: the proxies and the servers of the tests
+/// are such threads.
 pub(crate) struct Canary {
     shared: Arc<Mutex<Song>>,
     thread: Option<JoinHandle<()>>,
@@ -211,7 +212,7 @@ impl Canary {
         Self { shared, thread: Some(thread) }
     }
 
-    /// The longest time it did not run, since `at`.
+    /// The longest stall since `at`.
     pub(crate) fn worst_since(&self, at: Instant) -> Duration {
         let song = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let since = song.stalls.iter().filter(|(seen, _)| *seen >= at);

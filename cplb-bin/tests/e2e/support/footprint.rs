@@ -1,4 +1,4 @@
-//! What a process takes of its machine, by the kernel's own account.
+//! The resource usage of a process, according to the kernel.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use testbed::Process;
 
-/// The processor time of a process from one moment on.
+/// Measures the processor time of a process from its creation on.
 pub(crate) struct Meter<'a> {
     process: &'a Process,
     since: Instant,
@@ -15,12 +15,12 @@ pub(crate) struct Meter<'a> {
     threads: Vec<(u32, String, Duration)>,
 }
 
-/// What a [`Meter`] has counted.
+/// The result of a [`Meter`].
 #[derive(Debug)]
 pub(crate) struct Usage {
-    /// Of one processor, all threads together.
+    /// The share of one processor, all threads together.
     pub(crate) share: f64,
-    /// By thread, for whoever wants to know where it went.
+    /// Processor time by thread, for analysis.
     pub(crate) threads: Vec<(String, Duration)>,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// User and system time of all threads, also of those that have ended; to the nanosecond, where `utime` and `stime`
+/// User and system time of all threads, also of those that have ended; in nanoseconds, whereas `utime` and `stime`
 /// count ticks of 10 ms.
 fn processor_time(process: &Process) -> Duration {
     let pid = Pid::from_raw(process.pid().cast_signed());
@@ -58,7 +58,7 @@ fn by_thread(process: &Process) -> Vec<(u32, String, Duration)> {
         .collect()
 }
 
-/// Memory that the process has in use now, in bytes.
+/// Resident memory of the process, in bytes.
 pub(crate) fn resident(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("every process has memory");

@@ -1,7 +1,7 @@
 //! A cluster on a LAN for the tests of the real binary: controllers with daemons and API servers, and clients.
 //!
-//! Every failure prints the logs of all processes. Nothing here waits for a fixed time where a condition can be
-//! waited for.
+//! Every failure prints the logs of all processes. The helpers wait for conditions, not for a fixed time, wherever
+//! there is a condition.
 
 pub(crate) mod crash;
 pub(crate) mod footprint;
@@ -36,7 +36,7 @@ pub(crate) fn binary() -> PathBuf {
     std::env::var_os("CPLB_BIN").map_or_else(|| env!("CARGO_BIN_EXE_cplb").into(), PathBuf::from)
 }
 
-/// What the daemons of a cluster are told.
+/// The configuration of the daemons of a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// Lines of one `vrrpInstances` entry besides virtualIPs, such as `advertInterval: 100ms`.
@@ -47,7 +47,7 @@ pub(crate) struct Plan {
     pub(crate) v4: bool,
     /// Use the IPv6 VIP.
     pub(crate) v6: bool,
-    /// What the nodes' kernels can do.
+    /// The features of the nodes' kernels.
     pub(crate) tproxy: Tproxy,
 }
 
@@ -65,7 +65,7 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// Version 3 at this interval, for example `100ms`.
+    /// A plan with version 3 at this interval, for example `100ms`.
     pub(crate) fn v3(interval: &str) -> Self {
         Self {
             instance: vec!["version: 3".to_owned(), format!("advertInterval: {interval}")],
@@ -73,7 +73,7 @@ impl Plan {
         }
     }
 
-    /// Adds a line to the instance, in the place of one with the same key.
+    /// Adds a line to the instance, or replaces the one with the same key.
     pub(crate) fn instance(mut self, line: impl Into<String>) -> Self {
         let line = line.into();
         self.instance.retain(|former| former.split(':').next() != line.split(':').next());
@@ -155,7 +155,7 @@ impl Cluster {
         Self { lan, plan, backends, daemons: BTreeMap::new() }
     }
 
-    /// Three controllers, one client, all daemons started, one of them Active and serving.
+    /// Starts three controllers, one client and all daemons, and waits until one of them is Active and serves.
     pub(crate) fn start(plan: Plan) -> Self {
         let mut cluster = Self::build(Lan::builder(), plan);
         cluster.start_all();
@@ -169,7 +169,7 @@ impl Cluster {
         index: usize,
         start: impl FnOnce(&Node) -> Result<Backend, testbed::Error>,
     ) {
-        // The port is only free when the old one has gone.
+        // The port is only free once the old server has ended.
         drop(self.backends.remove(index));
         let backend = start(self.lan.controller(index)).expect("the API server starts");
         self.backends.insert(index, backend);
@@ -187,7 +187,7 @@ impl Cluster {
         self.lan.client(0)
     }
 
-    /// The VIP that decides: IPv4 unless the plan has IPv6 only.
+    /// The VIP that decides the election: IPv4 unless the plan has IPv6 only.
     pub(crate) fn vip(&self) -> IpAddr {
         if self.plan.v4 { IpAddr::V4(self.lan.v4(VIP_HOST)) } else { IpAddr::V6(self.lan.v6(VIP_HOST)) }
     }
@@ -215,7 +215,7 @@ impl Cluster {
         self.node(index).directory().join("cplb.yaml")
     }
 
-    /// `cplb run` with the usual paths; the configuration file is written anew.
+    /// The command `cplb run` with the usual paths; also writes the configuration file.
     pub(crate) fn command(&self, index: usize) -> Command {
         let config = self.config_file(index);
         std::fs::write(&config, self.plan.render(&self.lan)).expect("the configuration is written");
@@ -233,7 +233,7 @@ impl Cluster {
         self.wait("the daemon answers", || self.try_status(index).is_some());
     }
 
-    /// Starts a daemon by a command of the test's own, without waiting.
+    /// Starts a daemon with the given command, without waiting.
     pub(crate) fn launch(&mut self, index: usize, command: Command) {
         let name = format!("cplb-{}", self.node(index).name());
         let process = self.node(index).spawn(&name, command).expect("cplb starts");
@@ -259,7 +259,7 @@ impl Cluster {
         self.daemons.get(&index).filter(|daemon| daemon.is_running())
     }
 
-    /// Sends a signal to the daemon; the instant just before.
+    /// Sends a signal to the daemon; returns the time just before.
     pub(crate) fn signal(&self, index: usize, signal: Signal) -> Instant {
         self.daemon(index).signal(signal).expect("the daemon runs")
     }
@@ -272,7 +272,7 @@ impl Cluster {
         }
     }
 
-    /// `cplb status --json` by the real client, in the daemon's namespaces.
+    /// The output of `cplb status --json`, run in the daemon's namespaces.
     pub(crate) fn status(&self, index: usize) -> Value {
         let mut answer = self.ask(index);
         // The client gives up after a few seconds, which a loaded machine may need.
@@ -314,7 +314,7 @@ impl Cluster {
         (0..self.len()).filter(|&index| self.node(index).has_address(self.vip())).collect()
     }
 
-    /// Waits for exactly one owner, which also says that it is Active; `except` is left out of the count.
+    /// Waits for exactly one owner, whose status is Active; `except` is not counted.
     pub(crate) fn wait_for_owner(&self, except: Option<usize>) -> usize {
         let mut found = None;
         self.wait("one controller holds the VIP and is Active", || {
@@ -325,10 +325,10 @@ impl Cluster {
             };
             found.is_some()
         });
-        found.expect("it was found")
+        found.expect("an owner was found")
     }
 
-    /// One owner, every daemon able to serve, and the VIP answering. Returns the owner.
+    /// Waits until there is one owner, every daemon can serve, and the VIP answers. Returns the owner.
     pub(crate) fn wait_until_settled(&self) -> usize {
         let owner = self.wait_for_owner(None);
         for index in self.daemons.keys() {
@@ -346,7 +346,7 @@ impl Cluster {
         owner
     }
 
-    /// How often the instance of each controller became Active, by the daemons' own account.
+    /// The number of times that the instances of all controllers became Active, according to the daemons' logs.
     pub(crate) fn takeovers(&self) -> usize {
         (0..self.len())
             .filter_map(|index| self.daemons.get(&index))
@@ -354,7 +354,7 @@ impl Cluster {
             .sum()
     }
 
-    /// Waits up to [`patience`]; fails with all logs.
+    /// Waits for a condition up to [`patience`]; fails with all logs.
     pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) -> Duration {
         match wait_until(what, patience(), condition) {
             Ok(took) => took,
@@ -362,7 +362,7 @@ impl Cluster {
         }
     }
 
-    /// Panics with the logs of everything that ran.
+    /// Panics with the logs of all processes.
     pub(crate) fn fail(&self, why: &str) -> ! {
         panic!("{why}\n\n{}", self.lan.report());
     }
@@ -375,8 +375,8 @@ impl Cluster {
     }
 }
 
-/// Time for what takes a few seconds at most. An emulated guest computes some twenty times as slowly, and shares the
-/// machine with other tests.
+/// Time limit of conditions that take a few seconds at most. An emulated guest is some twenty times slower, and shares
+/// the machine with other tests.
 fn patience() -> Duration {
     if testbed::guest::is_guest() { 4 * PATIENCE } else { PATIENCE }
 }

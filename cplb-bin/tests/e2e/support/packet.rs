@@ -1,4 +1,4 @@
-//! Advertisements that no daemon sends.
+//! Advertisements that no correct daemon sends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
@@ -13,24 +13,24 @@ const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12);
 /// The VRID that k0s gives to the first instance.
 const VRID: u8 = 51;
 
-/// An advertisement as the daemons' peers send it, which a case then spoils.
+/// A valid advertisement, of which a test case changes a field.
 #[derive(Debug, Clone)]
 pub(crate) struct Packet {
     pub(crate) bytes: Vec<u8>,
     pub(crate) source: Option<IpAddr>,
     pub(crate) destination: IpAddr,
     pub(crate) ttl: u8,
-    /// Is wrong in the checksum.
+    /// The difference to the valid checksum (exclusive or).
     pub(crate) damage: u16,
 }
 
 impl Packet {
-    /// Well-formed, and weaker than the daemons' own.
+    /// A valid advertisement, of lower priority than the daemons' own.
     pub(crate) fn good(vip: IpAddr) -> Self {
         Self::with_addresses(&[vip])
     }
 
-    /// Version 2 with k0s's password for IPv4, version 3 for IPv6.
+    /// An advertisement of version 2 with k0s's password for IPv4, of version 3 for IPv6.
     pub(crate) fn with_addresses(addresses: &[IpAddr]) -> Self {
         Self::of(addresses.first().is_none_or(IpAddr::is_ipv4), addresses)
     }
@@ -58,13 +58,13 @@ impl Packet {
         self
     }
 
-    /// Ends it early, or goes on with zeros.
+    /// Truncates the message, or extends it with zeros.
     pub(crate) fn resize(mut self, len: usize) -> Self {
         self.bytes.resize(len, 0);
         self
     }
 
-    /// The message with its checksum (RFC 9568 §5.2.8, where `pseudo_header` belongs to it).
+    /// The message with its checksum (RFC 9568 §5.2.8, which includes `pseudo_header`).
     fn message(&self, pseudo_header: &[u8]) -> Vec<u8> {
         let mut message = self.bytes.clone();
         if message.len() >= 8 {
@@ -74,7 +74,7 @@ impl Packet {
         message
     }
 
-    /// Sends it from `node`, so many times in a row.
+    /// Sends the packet from `node`, `times` times in a row.
     pub(crate) fn send(&self, node: &Node, times: u64) {
         match self.destination {
             IpAddr::V4(destination) => self.send_v4(node, destination, times),
@@ -96,7 +96,7 @@ impl Packet {
             let socket = raw(Domain::IPV4, i32::from(VRRP));
             socket.set_header_included_v4(true).expect("IP_HDRINCL");
             socket.set_multicast_if_v4(&own).expect("IP_MULTICAST_IF");
-            // The kernel fills in the lengths and the header's checksum.
+            // The kernel sets the lengths and the header's checksum.
             send_often(&socket, &datagram, &SocketAddrV4::new(destination, 0).into(), times);
         });
     }
@@ -113,7 +113,7 @@ impl Packet {
         let datagram = [header, self.message(&pseudo_header)].concat();
         node.run(|| {
             let index = nix::net::if_::if_nametoindex("eth0").expect("the node's interface");
-            // IPPROTO_RAW: with a header of our own.
+            // IPPROTO_RAW: the header is included.
             let socket = raw(Domain::IPV6, 255);
             socket.set_multicast_if_v6(index).expect("IPV6_MULTICAST_IF");
             send_often(&socket, &datagram, &SocketAddrV6::new(destination, 0, 0, index).into(), times);
@@ -131,7 +131,7 @@ fn send_often(socket: &Socket, datagram: &[u8], to: &SockAddr, times: u64) {
     }
 }
 
-/// RFC 1071, with the checksum's own place taken as zero.
+/// The checksum of RFC 1071; the checksum field itself counts as zero.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();

@@ -1,4 +1,4 @@
-//! Several services at once, each over other healthy servers.
+//! Several services at once, each with a different set of healthy servers.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,14 +19,14 @@ fn with_services(plan: Plan) -> Plan {
     ))
 }
 
-/// What a service is expected to be.
+/// The expected state of a service.
 struct Expected {
     name: &'static str,
     port: u16,
-    /// The nodes whose servers take connections.
+    /// The nodes whose servers accept connections.
     up: Vec<usize>,
     down: Vec<usize>,
-    /// Whether a client stays with its server.
+    /// A client stays with its server (persistence).
     pinned: bool,
 }
 
@@ -39,12 +39,11 @@ impl Expected {
         Self { pinned, ..self }
     }
 
-    /// Requests are answered by just these servers, and status says so of every node.
+    /// Waits until requests are answered by exactly these servers, and the status of every node shows it.
     fn holds(&self, cluster: &Cluster, probe: &Probe) {
         let servers: BTreeSet<String> = self.up.iter().map(|node| name(cluster, *node, self.port)).collect();
         cluster.wait(&format!("{} is served by {servers:?}", self.name), || {
-            let since =
-                Instant::now().checked_sub(Duration::from_millis(500)).expect("it is later than that");
+            let since = Instant::now().checked_sub(Duration::from_millis(500)).expect("the clock is later");
             let served: BTreeSet<_> = probe.report().served_by_since(since).into_keys().collect();
             if self.pinned { served.len() == 1 && served.is_subset(&servers) } else { served == servers }
         });
@@ -78,8 +77,9 @@ fn name(cluster: &Cluster, node: usize, port: u16) -> String {
     }
 }
 
-/// Starts everything, takes another server of each service away, and brings them back. `check` sees the cluster while
-/// they are away, with the owner of the virtual IP. `pinned`: clients stay with their servers, except konnectivity's.
+/// Starts all servers and daemons, stops a different server of each service, and starts them again. `check` is called
+/// while they are stopped, with the owner of the virtual IP. `pinned`: clients stay with their servers, except
+/// konnectivity's.
 pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Cluster, usize)) {
     let mut cluster = Cluster::build(Lan::builder(), with_services(plan));
     for port in [KONNECTIVITY, JOIN] {
@@ -99,11 +99,11 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     };
     let server = |node: usize, port: u16| {
         let name = name(&cluster, node, port);
-        cluster.backends.iter().find(|backend| backend.name() == name).expect("it is there")
+        cluster.backends.iter().find(|backend| backend.name() == name).expect("the server exists")
     };
     let probes = [PORT, KONNECTIVITY, JOIN].map(probe);
     let away = [server(0, PORT), server(1, KONNECTIVITY), server(2, JOIN)];
-    away.iter().for_each(|backend| backend.refuse().expect("it closes its port"));
+    away.iter().for_each(|backend| backend.refuse().expect("the port is closed"));
     let partly = [
         Expected::new("kube-apiserver", PORT, &[1, 2], &[0]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 2], &[1]),
@@ -111,7 +111,7 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     ];
     partly.iter().zip(&probes).for_each(|(expected, probe)| expected.holds(&cluster, probe));
     check(&cluster, owner);
-    away.iter().for_each(|backend| backend.accept().expect("it is back"));
+    away.iter().for_each(|backend| backend.accept().expect("the port is open"));
     let whole = [
         Expected::new("kube-apiserver", PORT, &[0, 1, 2], &[]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 1, 2], &[]),

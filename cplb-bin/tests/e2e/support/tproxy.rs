@@ -1,4 +1,4 @@
-//! A node whose kernel has no `tproxy`.
+//! Simulation of a node whose kernel has no `tproxy`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use testbed::Tool;
 
-/// Whether nodes have the kernel's module nft_tproxy.
+/// The availability of the kernel module nft_tproxy on the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tproxy {
     Present,
@@ -17,7 +17,7 @@ pub(crate) enum Tproxy {
 impl Tproxy {
     pub(crate) const BOTH: [Self; 2] = [Self::Present, Self::Missing];
 
-    /// How the daemon delivers connections.
+    /// The daemon's mode of delivery.
     pub(crate) fn mode(self) -> &'static str {
         match self {
             Self::Present => "transparent",
@@ -25,7 +25,7 @@ impl Tproxy {
         }
     }
 
-    /// Sets a command's `PATH` so that `nft` refuses what the kernel would refuse without the module, in its words.
+    /// Sets a command's `PATH` so that `nft` fails as it does without the module, with the kernel's message.
     pub(crate) fn prepare(self, command: &mut Command, directory: &Path) {
         if self == Self::Missing {
             command.env("PATH", path_with_wrapper(directory));
@@ -45,7 +45,7 @@ fn path_with_wrapper(directory: &Path) -> OsString {
     );
     let text = own.join("script");
     fs::write(&text, script).expect("the script is written");
-    // Not written by this process: a child that another thread forks meanwhile would hold it open for writing, and the
+    // Not written by this process: a child that another thread forks meanwhile would keep it open for writing, and the
     // kernel refuses to run such a file.
     let installed = Command::new("install").args(["-m", "755"]).arg(&text).arg(own.join("nft")).status();
     assert!(installed.expect("coreutils").success());
