@@ -1,15 +1,15 @@
 //! The `main` of test binaries with `harness = false`.
 
-use std::{
-    fmt::Write as _,
-    path::PathBuf,
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-};
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{Ground, Tool, enter, guest, guest::GuestRoom, is_initial_root};
+use crate::{
+    Ground, Tool, enter, guest,
+    guest::SharedGuests,
+    is_initial_root,
+    scheduler::{GUESTS, Scheduler, TestGroup},
+};
 
 /// Number of tests that run at the same time. Most of them wait for timers of the protocols under test, each in its own
 /// LAN, so a machine with two processors can run several.
@@ -61,7 +61,7 @@ impl Test {
     }
 
     /// The test runs in a [`guest`], because this machine's kernel may lack a feature that it needs. All such tests of
-    /// a binary run in the same guest, one after the other, each in its own process and namespaces.
+    /// a binary share two guests; each runs in its own process and namespaces.
     pub fn in_guest(mut self) -> Self {
         self.in_guest = true;
         self
@@ -85,41 +85,37 @@ impl Test {
         self.in_guest && !guest::is_guest()
     }
 
-    /// Returns whether no other test runs beside it. The emulated guest is so slow that health checks in it would time
-    /// out beside other tests.
-    fn is_alone(&self) -> bool {
-        self.alone || self.is_elsewhere()
+    fn group(&self) -> TestGroup {
+        match (self.alone, self.is_elsewhere()) {
+            (true, _) => TestGroup::Alone,
+            (false, true) => TestGroup::Guest,
+            (false, false) => TestGroup::Host,
+        }
     }
 
-    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>, machine: &Arc<RwLock<()>>) -> Trial {
-        let (alone, machine) = (self.is_alone(), Arc::clone(machine));
-        let elsewhere = self.is_elsewhere().then(|| Arc::clone(room));
+    fn into_trial(self, guests: &Arc<SharedGuests>, scheduler: &Arc<Scheduler>) -> Trial {
+        let (group, scheduler) = (self.group(), Arc::clone(scheduler));
+        let elsewhere = self.is_elsewhere().then(|| Arc::clone(guests));
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
             if !missing.is_empty() {
                 return Err(Failed::from(missing_tools(&missing)));
             }
-            // A failed test leaves no invalid state in the lock.
-            let _exclusive = alone.then(|| machine.write().unwrap_or_else(PoisonError::into_inner));
-            let _shared = (!alone).then(|| machine.read().unwrap_or_else(PoisonError::into_inner));
-            match elsewhere {
-                Some(room) => {
-                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-                    room.run_test(&name).map_err(Failed::from)
-                }
-                None => {
+            scheduler.run(group, || {
+                let Some(guests) = elsewhere else {
                     body();
-                    Ok(())
-                }
-            }
+                    return Ok(());
+                };
+                guests.run_test(&name).map_err(Failed::from)
+            })
         })
     }
 }
 
 /// Runs tests with the command line of libtest (filters, `--list`, `--exact`, `--skip` …), inside of [`enter`]'s
-/// namespaces. Four tests run side by side unless `--test-threads` says otherwise; those that are [`Test::alone`] or
-/// [`Test::in_guest`] come last, one at a time.
+/// namespaces. Four tests run side by side unless `--test-threads` says otherwise; those that are [`Test::in_guest`] come
+/// later, two at a time, and those that are [`Test::alone`] last.
 ///
 ///     fn main() -> std::process::ExitCode {
 ///         testbed::main(vec![testbed::Test::new("nothing_happens", || {})])
@@ -145,17 +141,17 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     }
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE.min(present.len().max(1)));
     // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
-    present.sort_by_key(Test::is_alone);
+    present.sort_by_key(Test::group);
     let in_guest = || present.iter().filter(|test| test.in_guest);
     let builder = guest::Guest::builder()
         .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
         .files(in_guest().flat_map(|test| test.files.iter()));
-    let room = Arc::new(Mutex::new(GuestRoom::new(builder)));
-    let machine = Arc::default();
-    let trials = present.into_iter().map(|test| test.into_trial(&room, &machine)).collect();
+    let guests = Arc::new(SharedGuests::new(&builder, GUESTS));
+    let scheduler = Arc::default();
+    let trials = present.into_iter().map(|test| test.into_trial(&guests, &scheduler)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // The conclusion may end the process without unwinding.
-    drop(room);
+    drop(guests);
     conclusion.exit_code()
 }
 

@@ -49,6 +49,7 @@
 pub mod api;
 mod backend;
 mod capture;
+
 mod error;
 mod freeze;
 mod ground;
@@ -63,6 +64,7 @@ mod netns;
 mod node;
 mod probe;
 mod process;
+mod scheduler;
 mod tool;
 mod urgency;
 mod wait;

@@ -33,7 +33,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("manually_assigned_vip_is_directed_by_direct_routing", || spread::held_by_hand("DR")),
         test("manually_assigned_vip_is_directed_by_tunnels", || spread::held_by_hand("TUN")),
         test("only_the_active_node_answers_arp", spread::arp),
-        test("killed_director_stops_directing_and_its_server_stays", failover::crash),
+        test("killed_director_stops_directing_and_its_server_stays", failover::crash).alone(),
         test("packets_of_two_instances_are_directed_once", failover::two_owners),
         test("download_survives_a_handover_with_sync", || failover::download(true)),
         test("download_is_reset_by_a_handover_without_sync", || failover::download(false)),

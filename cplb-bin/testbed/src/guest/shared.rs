@@ -1,25 +1,42 @@
-//! The guest that the tests of one binary share.
+//! The guests that the tests of one binary share.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::{Mutex, PoisonError},
+};
 
 use super::{Guest, GuestBuilder, GuestCommand, GuestEnd, GuestError};
 
-/// A guest that is booted for the first test that needs it.
+/// Guests for tests that run at the same time; each is booted for the first test that finds no other one unused.
 #[derive(Debug)]
-pub(crate) enum GuestRoom {
+pub(crate) struct SharedGuests(Mutex<Vec<SharedGuest>>);
+
+impl SharedGuests {
+    /// This many guests, all with the same content.
+    pub(crate) fn new(builder: &GuestBuilder, count: usize) -> Self {
+        Self(Mutex::new((0..count).map(|_| SharedGuest::Empty(Some(builder.clone()))).collect()))
+    }
+
+    /// Runs one test of this binary, by its exact name, in an unused guest.
+    pub(crate) fn run_test(&self, name: &str) -> Result<(), String> {
+        let unused = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guest = unused().pop().ok_or("more tests run at the same time than there are guests")?;
+        let result = guest.run_test(name);
+        unused().push(guest);
+        result
+    }
+}
+
+#[derive(Debug)]
+enum SharedGuest {
     Empty(Option<GuestBuilder>),
     Up(Box<Guest>),
     /// It could not be booted, or was lost: no further test can run.
     Lost(String),
 }
 
-impl GuestRoom {
-    pub(crate) fn new(builder: GuestBuilder) -> Self {
-        Self::Empty(Some(builder))
-    }
-
-    /// Runs one test of this binary, by its exact name.
-    pub(crate) fn run_test(&mut self, name: &str) -> Result<(), String> {
+impl SharedGuest {
+    fn run_test(&mut self, name: &str) -> Result<(), String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut command =
             GuestCommand::new(program).args(["--exact", name, "--nocapture", "--test-threads=1"]);
