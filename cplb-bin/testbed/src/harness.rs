@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Number of tests that run at the same time. Most of them wait for timers of the protocols under test, each in its own
-/// LAN, so a machine with two processors can run several.
-const SIDE_BY_SIDE: usize = 4;
+/// LAN: six of them keep two processors busy for half of the time.
+const SIDE_BY_SIDE: usize = 6;
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
@@ -114,7 +114,7 @@ impl Test {
 }
 
 /// Runs tests with the command line of libtest (filters, `--list`, `--exact`, `--skip` …), inside of [`enter`]'s
-/// namespaces. Four tests run side by side unless `--test-threads` says otherwise; those that are [`Test::in_guest`] come
+/// namespaces. Six tests run side by side unless `--test-threads` says otherwise; those that are [`Test::in_guest`] come
 /// later, two at a time, and those that are [`Test::alone`] last.
 ///
 ///     fn main() -> std::process::ExitCode {

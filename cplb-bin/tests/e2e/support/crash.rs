@@ -102,13 +102,20 @@ impl<'a> Crashes<'a> {
         };
         let before = takeovers(cluster);
         let at = cluster.signal(victim, Signal::SIGKILL);
-        let successor = cluster.wait_for_owner(Some(victim));
+        let mut successor = cluster.wait_for_owner(Some(victim));
         let answered = probe.wait_for_success(at, PATIENCE);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
-        // A rival would advertise within the range of the offsets; a loser yields within one advertisement.
-        let mac = cluster.node(successor).mac();
+        // A rival would advertise within the range of the offsets; a loser yields within one advertisement. Where equal
+        // nodes may bounce, the first owner can be the loser.
         let capture = &self.capture;
-        cluster.wait("the successor advertises four times", || senders(capture, at, Some(mac)).len() >= 4);
+        let survivors_with_vip =
+            || cluster.owners().into_iter().filter(|&owner| owner != victim).collect::<Vec<_>>();
+        cluster.wait("the successor advertises four times", || {
+            let [owner] = survivors_with_vip()[..] else { return false };
+            successor = owner;
+            senders(capture, at, Some(cluster.node(owner).mac())).len() >= 4
+        });
+        let mac = cluster.node(successor).mac();
         let settled = cluster.wait_for_owner(Some(victim));
         let probed = probe.stop();
         let moved = takeovers(cluster) - before;
