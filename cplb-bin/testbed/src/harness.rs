@@ -9,11 +9,11 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{Ground, Tool, enter, guest, guest::GuestRoom, is_initial_root};
+use crate::{Ground, Tool, enter, guest, guest::SharedGuest, is_initial_root};
 
 /// Number of tests that run at the same time. Most of them wait for timers of the protocols under test, each in its own
 /// LAN, so a machine with two processors can run several.
-const SIDE_BY_SIDE: usize = 4;
+const PARALLEL_TESTS: usize = 4;
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
@@ -81,19 +81,19 @@ impl Test {
     }
 
     /// Returns whether the test runs in a guest and this process does not.
-    fn is_elsewhere(&self) -> bool {
+    fn runs_in_another_machine(&self) -> bool {
         self.in_guest && !guest::is_guest()
     }
 
     /// Returns whether no other test runs beside it. The emulated guest is so slow that health checks in it would time
     /// out beside other tests.
     fn is_alone(&self) -> bool {
-        self.alone || self.is_elsewhere()
+        self.alone || self.runs_in_another_machine()
     }
 
-    fn into_trial(self, room: &Arc<Mutex<GuestRoom>>, machine: &Arc<RwLock<()>>) -> Trial {
-        let (alone, machine) = (self.is_alone(), Arc::clone(machine));
-        let elsewhere = self.is_elsewhere().then(|| Arc::clone(room));
+    fn into_trial(self, shared_guest: &Arc<Mutex<SharedGuest>>, exclusion: &Arc<RwLock<()>>) -> Trial {
+        let (alone, exclusion) = (self.is_alone(), Arc::clone(exclusion));
+        let shared_guest = self.runs_in_another_machine().then(|| Arc::clone(shared_guest));
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
@@ -101,12 +101,12 @@ impl Test {
                 return Err(Failed::from(missing_tools(&missing)));
             }
             // A failed test leaves no invalid state in the lock.
-            let _exclusive = alone.then(|| machine.write().unwrap_or_else(PoisonError::into_inner));
-            let _shared = (!alone).then(|| machine.read().unwrap_or_else(PoisonError::into_inner));
-            match elsewhere {
-                Some(room) => {
-                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-                    room.run_test(&name).map_err(Failed::from)
+            let _exclusive = alone.then(|| exclusion.write().unwrap_or_else(PoisonError::into_inner));
+            let _shared = (!alone).then(|| exclusion.read().unwrap_or_else(PoisonError::into_inner));
+            match shared_guest {
+                Some(shared_guest) => {
+                    let mut shared_guest = shared_guest.lock().unwrap_or_else(PoisonError::into_inner);
+                    shared_guest.run_test(&name).map_err(Failed::from)
                 }
                 None => {
                     body();
@@ -143,19 +143,19 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     if !absent.is_empty() {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
-    arguments.test_threads.get_or_insert(SIDE_BY_SIDE.min(present.len().max(1)));
+    arguments.test_threads.get_or_insert(PARALLEL_TESTS.min(present.len().max(1)));
     // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
     present.sort_by_key(Test::is_alone);
     let in_guest = || present.iter().filter(|test| test.in_guest);
     let builder = guest::Guest::builder()
         .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
         .files(in_guest().flat_map(|test| test.files.iter()));
-    let room = Arc::new(Mutex::new(GuestRoom::new(builder)));
-    let machine = Arc::default();
-    let trials = present.into_iter().map(|test| test.into_trial(&room, &machine)).collect();
+    let shared_guest = Arc::new(Mutex::new(SharedGuest::new(builder)));
+    let exclusion = Arc::default();
+    let trials = present.into_iter().map(|test| test.into_trial(&shared_guest, &exclusion)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // The conclusion may end the process without unwinding.
-    drop(room);
+    drop(shared_guest);
     conclusion.exit_code()
 }
 
