@@ -21,11 +21,11 @@ use crate::support::{Cluster, Plan, TIMEOUT, median};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || {
-            bounded(Plan::v3("100ms"), 20)
+            bounded(Plan::v3("100ms"), 20);
         })
         .needs([Tool::Nft]),
         Test::new("handovers_stay_within_the_blackout_bound_ipv6", || {
-            bounded(Plan::v3("100ms").v6_only(), 10)
+            bounded(Plan::v3("100ms").v6_only(), 10);
         })
         .needs([Tool::Nft]),
         Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || bounded(Plan::default(), 20))
