@@ -1,4 +1,4 @@
-//! What one advertisement costs: every packet on the wire passes `decode`, also hostile ones.
+//! The cost of one advertisement: `decode` runs on every received packet, also hostile ones.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,4 +1,4 @@
-//! What the election costs: a Backup that hears an advertisement, and an Active that sends one.
+//! The cost of the election: a Backup that receives an advertisement, and an Active that sends one.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,6 +1,6 @@
-//! What the benchmarks in `benches/` share.
+//! Statistics that the benchmarks in `benches/` share.
 
-/// Figures of one kind, one of each round.
+/// Figures of one kind, one from each round.
 #[derive(Clone, Debug, Default)]
 pub struct Sample(Vec<f64>);
 
@@ -10,7 +10,7 @@ impl Sample {
         self.0.push(figure);
     }
 
-    /// The figure that is reached with this share of them below it, interpolated; NaN if there are none.
+    /// The quantile for this share, interpolated; NaN without figures.
     #[must_use]
     pub fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
@@ -22,7 +22,7 @@ impl Sample {
         sorted[below] + (above - sorted[below]) * (position - position.floor())
     }
 
-    /// The middle one: what an unlucky round cannot move.
+    /// The median, which a single outlier does not change.
     #[must_use]
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
@@ -34,8 +34,8 @@ impl Sample {
         (self.quantile(0.75) - self.quantile(0.25)) / 2.0 / self.median()
     }
 
-    /// The ratios to `peer` in each round. Both were measured within seconds, so that what slows the machine down for
-    /// longer cancels out.
+    /// The ratios to `peer` in each round. Both were measured within seconds, so that longer slowdowns of the machine
+    /// cancel out.
     #[must_use]
     pub fn over(&self, peer: &Sample) -> Sample {
         Sample(self.0.iter().zip(&peer.0).map(|(own, peer)| own / peer).collect())

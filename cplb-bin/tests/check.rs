@@ -23,13 +23,13 @@ struct Run {
 
 impl Run {
     /// Fails unless the exit code is `code`.
-    fn ends_with(self, code: i32) -> Self {
+    fn exits_with(self, code: i32) -> Self {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         self
     }
 
     /// Fails unless every text is in standard error.
-    fn says(self, texts: &[&str]) -> Self {
+    fn prints(self, texts: &[&str]) -> Self {
         for text in texts {
             assert!(self.err.contains(text), "{text:?} is not in:\n{}", self.err);
         }
@@ -91,12 +91,12 @@ fn examples_are_valid_and_their_effective_form_is_stable() {
                 path.as_os_str(),
             ])
         };
-        let first = secrets(&path).ends_with(0);
+        let first = secrets(&path).exits_with(0);
         assert!(first.out.starts_with("apiVersion: cplb/v1alpha1\n"), "{name}: {}", first.out);
         let directory = tempfile::tempdir().unwrap();
         let effective = directory.path().join("effective.yaml");
         std::fs::write(&effective, &first.out).unwrap();
-        let second = secrets(&effective).ends_with(0);
+        let second = secrets(&effective).exits_with(0);
         assert_eq!(first.out, second.out, "{name}");
         seen += 1;
     }
@@ -114,7 +114,7 @@ fn documentation_configurations_are_valid() {
         blocks.extend(rest.filter_map(|rest| rest.split("```").next()).map(str::to_owned));
     }
     for block in &blocks {
-        let run = check_text(block).ends_with(0);
+        let run = check_text(block).exits_with(0);
         // The documentation must not recommend settings that cause a warning.
         let warned = ["kube-proxy-ipvs", "kube-proxy in mode", "checks run every", "no virtual IP"];
         assert!(warned.iter().all(|text| !run.err.contains(text)), "{}", run.err);
@@ -124,7 +124,7 @@ fn documentation_configurations_are_valid() {
 
 #[test]
 fn effective_form_shows_k0s_defaults_and_no_password() {
-    let run = example("k0s-userspace.yaml").ends_with(0).says(&["k0s-userspace.yaml:5:16: warning"]);
+    let run = example("k0s-userspace.yaml").exits_with(0).prints(&["k0s-userspace.yaml:5:16: warning"]);
     for default in [
         "    virtualRouterID: 51\n",
         "    advertInterval: 1s\n",
@@ -142,7 +142,7 @@ fn effective_form_shows_k0s_defaults_and_no_password() {
 
 #[test]
 fn effective_form_shows_the_ipvs_defaults_of_k0s() {
-    let run = example("k0sctl-ipvs.yaml").ends_with(0);
+    let run = example("k0sctl-ipvs.yaml").exits_with(0);
     for default in [
         "delayLoop: 1m",
         "lbAlgo: rr",
@@ -158,14 +158,14 @@ fn effective_form_shows_the_ipvs_defaults_of_k0s() {
 #[test]
 fn misplaced_network_section_error_names_the_right_path() {
     let run = example("k0sctl-misplaced-network.yaml")
-        .ends_with(DATA)
-        .says(&["k0sctl-misplaced-network.yaml:21:9: error", "config.spec.network"]);
+        .exits_with(DATA)
+        .prints(&["k0sctl-misplaced-network.yaml:21:9: error", "config.spec.network"]);
     assert_eq!(run.out, "", "a wrong configuration has no effective form");
 }
 
 #[test]
 fn file_without_a_load_balancer_section_is_an_error() {
-    example("k0s-external-balancer.yaml").ends_with(DATA).says(&["k0s-external-balancer.yaml:"]);
+    example("k0s-external-balancer.yaml").exits_with(DATA).prints(&["k0s-external-balancer.yaml:"]);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn all_errors_are_reported_with_location_and_fix() {
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100]\n    virtualRouterId: 51\n  \
          backends: {{static: [10.0.0.11]}}\n"
     );
-    check_text(&text).ends_with(DATA).says(&["cplb.yaml:6:5", "virtualRouterID", "10.0.0.100/"]);
+    check_text(&text).exits_with(DATA).prints(&["cplb.yaml:6:5", "virtualRouterID", "10.0.0.100/"]);
 }
 
 #[test]
@@ -183,41 +183,41 @@ fn duplicates_and_mixed_families_are_located_errors() {
         "{NATIVE}  vrrpInstances:\n  - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n  \
          - {{virtualIPs: [10.0.0.100/24], virtualRouterID: 51}}\n"
     );
-    let run = check_text(&twice).ends_with(DATA);
+    let run = check_text(&twice).exits_with(DATA);
     let errors = run.err.matches("cplb.yaml:6:").count();
     assert!(errors >= 2, "the VRID and the VIP are both reported at line 6:\n{}", run.err);
     let key = format!("{NATIVE}  userSpaceProxyBindPort: 1\n  userSpaceProxyBindPort: 2\n");
-    check_text(&key).ends_with(DATA).says(&["cplb.yaml:5:", "userSpaceProxyBindPort"]);
+    check_text(&key).exits_with(DATA).prints(&["cplb.yaml:5:", "userSpaceProxyBindPort"]);
     let mixed = format!(
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: ['fd00::100/64']\n    unicastSourceIP: 10.0.0.1\n    \
          unicastPeers: [10.0.0.2]\n"
     );
-    check_text(&mixed).ends_with(DATA).says(&["cplb.yaml:"]);
+    check_text(&mixed).exits_with(DATA).prints(&["cplb.yaml:"]);
 }
 
 #[test]
 fn files_that_are_no_configuration_are_refused() {
-    check_text("]]] : {{{").ends_with(DATA).says(&["cplb.yaml:1:"]);
-    check_text("").ends_with(DATA).says(&["cplb.yaml"]);
-    check_text("apiVersion: v1\nkind: Pod\n").ends_with(DATA).says(&["cplb.yaml:2:7", "Pod"]);
+    check_text("]]] : {{{").exits_with(DATA).prints(&["cplb.yaml:1:"]);
+    check_text("").exits_with(DATA).prints(&["cplb.yaml"]);
+    check_text("apiVersion: v1\nkind: Pod\n").exits_with(DATA).prints(&["cplb.yaml:2:7", "Pod"]);
 }
 
 #[test]
 fn huge_and_deep_files_are_refused_quickly() {
     let started = Instant::now();
-    check_text(&format!("{NATIVE}{}", "# a comment that goes on and on\n".repeat(330_000))).ends_with(DATA);
-    check_text(&format!("{NATIVE}  services: {}", "[".repeat(100_000))).ends_with(DATA);
+    check_text(&format!("{NATIVE}{}", "# a comment that goes on and on\n".repeat(330_000))).exits_with(DATA);
+    check_text(&format!("{NATIVE}  services: {}", "[".repeat(100_000))).exits_with(DATA);
     let bomb: String = (1..40).fold("a0: &a0 [x, x]\n".to_owned(), |text, n| {
         format!("{text}a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1)
     });
-    check_text(&bomb).ends_with(DATA);
+    check_text(&bomb).exits_with(DATA);
     // Three runs of a debug build on a loaded machine; the library's own tests bound each to a fraction.
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[test]
 fn unreadable_file_is_named() {
-    check(Path::new("/nonexistent/k0s.yaml")).ends_with(NO_INPUT).says(&["/nonexistent/k0s.yaml"]);
+    check(Path::new("/nonexistent/k0s.yaml")).exits_with(NO_INPUT).prints(&["/nonexistent/k0s.yaml"]);
     let directory = tempfile::tempdir().unwrap();
     assert_ne!(check(directory.path()).code, 0, "a directory is no file");
 }
@@ -232,9 +232,9 @@ fn unique_vrid_is_proposed_instead_of_the_default() {
         )
     };
     check_text(&text(""))
-        .ends_with(0)
-        .says(&["note: virtualRouterID is 51 by default", "`virtualRouterID: 100`"]);
-    let run = check_text(&text("    virtualRouterID: 51\n")).ends_with(0);
+        .exits_with(0)
+        .prints(&["note: virtualRouterID is 51 by default", "`virtualRouterID: 100`"]);
+    let run = check_text(&text("    virtualRouterID: 51\n")).exits_with(0);
     assert!(!run.err.contains("virtualRouterID"), "{}", run.err);
 }
 
@@ -244,25 +244,25 @@ fn unknown_interface_is_a_warning() {
         "{NATIVE}  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24]\n    interface: nosuch0\n  \
          backends: {{static: [10.0.0.11]}}\n"
     );
-    check_text(&text).ends_with(0).says(&["warning", "nosuch0"]);
+    check_text(&text).exits_with(0).prints(&["warning", "nosuch0"]);
 }
 
 #[test]
 fn configuration_without_virtual_ips_is_valid() {
     let text = format!("{NATIVE}  vrrpInstances: []\n  backends: {{static: [10.0.0.11, 10.0.0.12]}}\n");
-    let run = check_text(&text).ends_with(0);
+    let run = check_text(&text).exits_with(0);
     assert!(run.out.contains("vrrpInstances: []"), "{}", run.out);
 }
 
 #[test]
 fn schema_is_printed_on_request() {
     let path = examples().join("native-k3s.yaml");
-    let run = cplb(["check", "--print", "schema"]).ends_with(0);
-    let same = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).ends_with(0);
+    let run = cplb(["check", "--print", "schema"]).exits_with(0);
+    let same = cplb(["check", "--print", "schema", "--config", path.to_str().unwrap()]).exits_with(0);
     assert_eq!(run.out, same.out);
     let schema: serde_json::Value = serde_json::from_str(&run.out).unwrap();
     assert!(schema.get("$schema").is_some() && schema.get("properties").is_some(), "{}", run.out);
-    let quiet = cplb(["check", "--print", "none", "--config", path.to_str().unwrap()]).ends_with(0);
+    let quiet = cplb(["check", "--print", "none", "--config", path.to_str().unwrap()]).exits_with(0);
     assert_eq!(quiet.out, "");
 }
 
@@ -281,7 +281,7 @@ fn usage_errors_exit_with_64_and_refer_to_help() {
         vec!["completions", "cobol"],
         vec![],
     ] {
-        let run = cplb(&wrong).ends_with(USAGE);
+        let run = cplb(&wrong).exits_with(USAGE);
         assert!(run.err.contains("--help") || run.err.contains("Usage"), "{wrong:?}: {}", run.err);
         assert_eq!(run.out, "", "{wrong:?}");
     }
@@ -289,30 +289,30 @@ fn usage_errors_exit_with_64_and_refer_to_help() {
 
 #[test]
 fn help_and_version_exit_with_0() {
-    let help = cplb(["--help"]).ends_with(0);
+    let help = cplb(["--help"]).exits_with(0);
     for command in ["run", "check", "status", "demo", "completions"] {
         assert!(help.out.contains(&format!("  {command}")), "{command} is not in:\n{}", help.out);
-        let own = cplb([command, "--help"]).ends_with(0);
+        let own = cplb([command, "--help"]).exits_with(0);
         assert!(own.out.contains("Usage:"), "{}", own.out);
     }
-    let run = cplb(["check", "--help"]).ends_with(0);
+    let run = cplb(["check", "--help"]).exits_with(0);
     assert!(
         run.out.contains("--config <FILE>\n") && run.out.contains("check --print schema\n"),
         "{}",
         run.out
     );
-    let run = cplb(["run", "--help"]).ends_with(0);
+    let run = cplb(["run", "--help"]).exits_with(0);
     for option in ["--config", "--backend", "--socket", "--state-dir", "--log-format"] {
         assert!(run.out.contains(option), "{option} is not in:\n{}", run.out);
     }
-    let version = cplb(["--version"]).ends_with(0);
+    let version = cplb(["--version"]).exits_with(0);
     assert_eq!(version.out, format!("cplb {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn completions_contain_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let run = cplb(["completions", shell]).ends_with(0);
+        let run = cplb(["completions", shell]).exits_with(0);
         for command in ["check", "status", "demo"] {
             assert!(run.out.contains(command), "{shell} does not complete {command}");
         }
@@ -321,7 +321,7 @@ fn completions_contain_the_commands() {
 
 #[test]
 fn status_without_a_daemon_explains_how_to_start_one() {
-    cplb(["status", "--socket", "/nonexistent/cplb.sock"]).ends_with(UNAVAILABLE).says(&[
+    cplb(["status", "--socket", "/nonexistent/cplb.sock"]).exits_with(UNAVAILABLE).prints(&[
         "/nonexistent/cplb.sock",
         "cplb run",
         "--socket",
@@ -345,15 +345,15 @@ fn check_and_run_refuse_too_many_virtual_servers() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cplb.yaml");
     std::fs::write(&path, too_many("")).unwrap();
-    let checked = check(&path).ends_with(DATA).says(&[
+    let checked = check(&path).exits_with(DATA).prints(&[
         "cplb.yaml: 1 error, the first at line 7, column 5",
         "cplb.yaml:7:5: error: virtualServers times services is 1 more than IPVS has marks for",
         "127 or fewer",
     ]);
     assert_eq!(checked.out, "", "a wrong configuration has no effective form");
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
-        .ends_with(DATA)
-        .says(&["virtualServers times services is 1 more", "127 or fewer"]);
+        .exits_with(DATA)
+        .prints(&["virtualServers times services is 1 more", "127 or fewer"]);
 }
 
 #[test]
@@ -364,19 +364,19 @@ fn unusable_backend_options_are_reported_with_the_reason() {
         // The run ends after the backends have been checked.
         std::fs::write(&path, too_many(more)).unwrap();
         let arguments = ["run", "--backend", backend, "--config"].map(OsStr::new);
-        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(DATA)
+        cplb(arguments.into_iter().chain([path.as_os_str()])).exits_with(DATA)
     };
     let own = ", backends: {static: [10.0.0.11]}";
-    run(own, "10.0.0.12").says(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
-    run("", "10.0.0.12:6444").says(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
-    run("", "127.0.0.1").says(&["WARN", "--backend 127.0.0.1 is ignored:", "direct connections to itself"]);
+    run(own, "10.0.0.12").prints(&["WARN", "--backend 10.0.0.12 is ignored: no service would use"]);
+    run("", "10.0.0.12:6444").prints(&["WARN", "--backend 10.0.0.12:6444 is ignored:", "proxy"]);
+    run("", "127.0.0.1").prints(&["WARN", "--backend 127.0.0.1 is ignored:", "direct connections to itself"]);
     assert!(!run("", "10.0.0.12").err.contains("is ignored"));
     let check = |backend: &str| {
         std::fs::write(&path, format!("{NATIVE}  services: [{{name: api, port: 6443}}]\n")).unwrap();
         let arguments = ["check", "--backend", backend, "--config"].map(OsStr::new);
-        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(0)
+        cplb(arguments.into_iter().chain([path.as_os_str()])).exits_with(0)
     };
-    check("10.0.0.12:6444").says(&["warning: --backend 10.0.0.12:6444 is ignored:", "proxy"]);
+    check("10.0.0.12:6444").prints(&["warning: --backend 10.0.0.12:6444 is ignored:", "proxy"]);
     let checked = check("10.0.0.12");
     assert!(!checked.err.contains("no backend") && checked.out.contains("10.0.0.12"), "{}", checked.out);
 }
@@ -392,14 +392,14 @@ fn effective_form_with_backend_options_is_valid() {
     let arguments = backends.iter().flat_map(|backend| ["--backend", backend]).map(OsStr::new);
     let run =
         cplb(["check", "--config"].map(OsStr::new).into_iter().chain([path.as_os_str()]).chain(arguments))
-            .ends_with(0)
-            .says(&[
+            .exits_with(0)
+            .prints(&[
                 "warning: --backend 10.0.0.12:7443 is ignored: lbKind DR cannot change the port",
                 "warning: --backend 127.0.0.1 is ignored:",
             ]);
     assert!(run.out.contains("10.0.0.13") && !run.out.contains("7443"), "{}", run.out);
     std::fs::write(&path, &run.out).unwrap();
-    assert_eq!(check(&path).ends_with(0).out, run.out);
+    assert_eq!(check(&path).exits_with(0).out, run.out);
 }
 
 #[test]
@@ -412,14 +412,14 @@ fn virtual_server_without_servers_of_its_family_is_a_warning() {
     std::fs::write(&path, text).unwrap();
     let with = |backend: &str| {
         let arguments = ["check", "--backend", backend, "--config"].map(OsStr::new);
-        cplb(arguments.into_iter().chain([path.as_os_str()])).ends_with(0)
+        cplb(arguments.into_iter().chain([path.as_os_str()])).exits_with(0)
     };
-    with("10.0.0.11").says(&[
+    with("10.0.0.11").prints(&[
         "cplb.yaml:5:32: warning: no server of kube-apiserver has the family of fd00::100",
         "IPv6 addresses",
     ]);
     assert!(!with("fd00::11").err.contains("has the family"));
-    assert!(!check(&path).ends_with(0).err.contains("has the family"));
+    assert!(!check(&path).exits_with(0).err.contains("has the family"));
 }
 
 #[test]
@@ -428,12 +428,12 @@ fn check_warns_about_settings_that_run_ignores() {
         "{NATIVE}  services:\n  - {{name: api, port: 6443, backends: {{kubernetes: {{}}}}}}\n  \
          - {{name: other, port: 8132}}\n  status: {{listen: '127.0.0.1:9000'}}\n"
     );
-    check_text(&text).ends_with(0).says(&[
+    check_text(&text).exits_with(0).prints(&[
         "warning: no backend is configured for other",
         "--kubeconfig",
         "cplb.yaml:7:20: warning: this version serves no status page",
     ]);
-    let sound = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).ends_with(0);
+    let sound = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).exits_with(0);
     assert_eq!(sound.err, "");
 }
 
@@ -443,7 +443,7 @@ fn k0s_files_default_to_discovery_with_the_k0s_kubeconfig() {
     let path = examples().join("k0s-userspace.yaml");
     let check = |more: &[&str]| {
         let arguments = [OsStr::new("check"), OsStr::new("--config"), path.as_os_str()];
-        cplb(arguments.into_iter().chain(more.iter().map(OsStr::new))).ends_with(0)
+        cplb(arguments.into_iter().chain(more.iter().map(OsStr::new))).exits_with(0)
     };
     let alone = check(&[]);
     assert!(alone.out.contains(FOUND) && !alone.err.contains("backend"), "{} {}", alone.out, alone.err);
@@ -451,31 +451,31 @@ fn k0s_files_default_to_discovery_with_the_k0s_kubeconfig() {
     let elsewhere = check(&["--kubeconfig", "/etc/cplb/kubeconfig"]);
     assert!(elsewhere.out.contains("kubeconfig: /etc/cplb/kubeconfig\n"), "{}", elsewhere.out);
     let native = check_text(&format!("{NATIVE}  vrrpInstances: [{{virtualIPs: [10.0.0.100/24]}}]\n"));
-    native.ends_with(0).says(&["warning: no backend is configured for kube-apiserver"]);
+    native.exits_with(0).prints(&["warning: no backend is configured for kube-apiserver"]);
 }
 
 #[test]
 fn run_refuses_an_invalid_file_with_the_errors_of_check() {
     let path = examples().join("k0sctl-misplaced-network.yaml");
     cplb([OsStr::new("run"), OsStr::new("--config"), path.as_os_str()])
-        .ends_with(DATA)
-        .says(&[":21:9: error", "config.spec.network"]);
+        .exits_with(DATA)
+        .prints(&[":21:9: error", "config.spec.network"]);
 }
 
 #[test]
 fn file_text_is_escaped_in_the_report() {
     let spec = "  \"a\\nf.yaml:1:1: error: forged\\u001b[2J\\u202e\": 1\n";
-    let run = check_text(&format!("{NATIVE}{spec}  backends: {{static: [10.0.0.11]}}\n")).ends_with(DATA);
+    let run = check_text(&format!("{NATIVE}{spec}  backends: {{static: [10.0.0.11]}}\n")).exits_with(DATA);
     assert!(!run.err.contains(['\u{1b}', '\u{202e}']), "{:?}", run.err);
     assert!(run.err.lines().all(|line| !line.starts_with("f.yaml:1:1")), "{}", run.err);
-    run.says(&[r"`a\nf.yaml:1:1: error: forged\u{1b}[2J\u{202e}`"]);
+    run.prints(&[r"`a\nf.yaml:1:1: error: forged\u{1b}[2J\u{202e}`"]);
 }
 
 #[test]
 fn unresolvable_backend_name_is_a_warning() {
     let start = Instant::now();
     let run = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11, controller.invalid]}}\n"));
-    run.ends_with(0).says(&[
+    run.exits_with(0).prints(&[
         ":4:34: warning: the backend name controller.invalid cannot be resolved on this machine:",
         "[backends.static[1]]",
     ]);

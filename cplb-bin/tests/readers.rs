@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Several intervals of `--watch` on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The smallest valid status document.
 const STATUS: &str = r#"{"schema":1,"version":"0","pid":7,"uptimeSeconds":1.0,"config":"c.yaml","degraded":[],
@@ -31,7 +31,7 @@ fn closed() -> Stdio {
 fn end(mut child: Child) -> (Option<i32>, String) {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > TIMEOUT {
             child.kill().unwrap();
             panic!("the process still runs");
         }
@@ -180,7 +180,7 @@ impl Balancer {
             if serde_json::from_slice(&output.stdout).is_ok_and(|status| expected(&status)) {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "{what}: {output:?}");
+            assert!(started.elapsed() < TIMEOUT, "{what}: {output:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

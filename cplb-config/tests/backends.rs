@@ -134,7 +134,7 @@ fn ipvs_directs_to_no_loopback_address_of_the_command_line() {
     assert_eq!(v6.add_backend("127.0.0.1".parse().unwrap()), Ok(()), "the proxy's only");
 }
 
-/// Whatever is taken from the command line could have stood in the file.
+/// Every backend of the command line could have been written in the file.
 #[test]
 fn the_effective_configuration_with_servers_of_the_command_line_loads_to_itself() {
     let listed = "  backends: {static: [{address: 10.0.0.11, weight: 3, name: first}, '10.0.0.12:6443']}\n";

@@ -15,7 +15,7 @@ fn eth0() -> FoundInterface {
     }
 }
 
-/// Chooses `eth0` for everything but other names, if it is there.
+/// Chooses `eth0` unless another name is given, if it exists.
 fn choose(instance: &Instance, interfaces: &[FoundInterface]) -> Option<String> {
     let name = match &instance.interface {
         InterfaceSelector::Name(name) => name.as_str(),

@@ -19,7 +19,7 @@ fn errors() -> Errors {
 }
 
 #[test]
-fn findings_are_a_list() {
+fn diagnostics_have_severity_rule_path_and_location() {
     let errors = errors();
     let found = &errors.report().diagnostics;
     assert_eq!(found.len(), 2);
@@ -36,12 +36,12 @@ fn findings_are_a_list() {
 }
 
 #[test]
-fn findings_are_plain_lines() {
+fn diagnostics_render_as_plain_lines() {
     insta::assert_snapshot!("plain", errors().report().plain());
 }
 
 #[test]
-fn findings_are_drawn() {
+fn diagnostics_render_graphically() {
     insta::assert_snapshot!("monochrome", errors().report().graphical(Theme::Monochrome, 90));
     insta::assert_snapshot!("ascii", errors().report().graphical(Theme::Ascii, 90));
     assert!(errors().report().graphical(Theme::Color, 90).contains("\u{1b}["));
@@ -49,7 +49,7 @@ fn findings_are_drawn() {
 }
 
 #[test]
-fn errors_are_errors() {
+fn load_errors_display_the_first_diagnostic() {
     let errors = errors();
     let error: &dyn std::error::Error = &errors;
     assert_eq!(

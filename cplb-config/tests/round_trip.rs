@@ -19,7 +19,7 @@ use proptest::test_runner::FileFailurePersistence;
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 
-/// Text that some YAML reader takes for something else.
+/// Text that some YAML readers take for another type.
 fn awkward() -> impl Strategy<Value = String> {
     let words = select(vec![
         "yes", "No", "on", "y", "N", "true", "null", "~", "0123", "0x10", "0o7", "0b1", "1_000", "1e3",

@@ -1,4 +1,4 @@
-//! Any file is a configuration, whose effective form loads to itself, or a list of located errors.
+//! Any file is a configuration whose effective form loads to itself, or a list of located errors.
 #![no_main]
 
 use cplb_config::{Redact, load, load_bytes};

@@ -1,4 +1,4 @@
-//! Any bytes behind a netlink header become a request and a reply that survive, or errors.
+//! Any bytes after a netlink header decode to a request and a reply that encode to themselves, or to errors.
 #![no_main]
 
 use ipvs::wire::{Command, Reply, Request};

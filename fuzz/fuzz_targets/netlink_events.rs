@@ -1,4 +1,4 @@
-//! Any bytes of a netlink datagram become events or errors.
+//! Any bytes of a netlink datagram decode to events or errors.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

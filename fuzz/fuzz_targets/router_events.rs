@@ -1,5 +1,5 @@
-//! A router driven by any events, in any order, at any times: no panic, no deadline in the past, no endless output,
-//! and no claim outside of the states that may hold the addresses.
+//! A router driven by any events, in any order, at any times: no panic, no deadline in the past, no endless output, and
+//! no claim outside of the states that may hold the addresses.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -57,7 +57,7 @@ enum Event {
 
 const VIP4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 0x100);
-/// No single event may lead to more.
+/// Bound of the outputs of a single event.
 const MOST_OUTPUTS: usize = 32;
 
 fn config(setup: &Setup) -> Option<RouterConfig> {

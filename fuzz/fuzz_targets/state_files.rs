@@ -1,5 +1,5 @@
-//! Any bytes of a state file are a valid content, which is written and read again as it was, or are refused. The first
-//! byte chooses the format.
+//! Any bytes of a state file are a valid content, which is identical after writing and reading, or are refused. The
+//! first byte chooses the format.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

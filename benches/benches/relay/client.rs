@@ -1,4 +1,4 @@
-//! The load: one thread, as many connections as the measurement says.
+//! The load generator: one thread, with the number of connections that the measurement sets.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,36 +16,36 @@ use tokio::task::JoinSet;
 use crate::Result;
 use crate::server::{ANSWER, ASK, CHUNK, DOWNLOAD, REQUEST, UPLOAD};
 
-/// Connections at once when counting requests and connections.
+/// Concurrent connections when counting requests and connections.
 pub(crate) const ABREAST: usize = 32;
-/// Requests on each kept connection before they count.
+/// Requests on each kept connection before the measurement.
 const WARM_UP_REQUESTS: u32 = 20;
-/// Addresses that clients come from, for the ports; see [`crate::server::ADDRESSES`].
+/// Client addresses, to have enough ports; see [`crate::server::ADDRESSES`].
 const SOURCES: u64 = 32;
-/// Nothing that is measured takes this long, unless it hangs.
+/// A measured operation that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where bulk flows.
+/// The direction of bulk data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     Down,
     Up,
 }
 
-/// How long to go on.
+/// The end of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Until {
     Time(Duration),
-    /// So many bytes, requests or connections.
+    /// After this many bytes, requests or connections.
     Count(u64),
 }
 
-/// What was done, and how long it took.
+/// The work that was done, and its duration.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub count: u64,
     pub elapsed: Duration,
-    /// Of each request, unordered.
+    /// The latency of each request, unordered.
     pub latencies: Vec<Duration>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Client {
     runtime: Runtime,
 }
 
-/// Shared by the connections of one measurement.
+/// State that the connections of one measurement share.
 #[derive(Debug)]
 struct Budget {
     addresses: Vec<SocketAddr>,
@@ -86,7 +86,7 @@ impl Budget {
         Arc::new(Budget { addresses: addresses.to_vec(), deadline, left, number })
     }
 
-    /// Whether one more is to be done.
+    /// Returns whether one more operation is to be done.
     fn take(&self) -> bool {
         if let Some(deadline) = self.deadline {
             return Instant::now() < deadline;
@@ -111,7 +111,7 @@ impl Client {
         Ok(Client { runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()? })
     }
 
-    /// The congestion control of a connection here; nobody chooses one, so that all have the same.
+    /// The congestion control of a connection on this machine; it is left at its default, so that all have the same.
     pub(crate) fn congestion(&self, addresses: &[SocketAddr]) -> Result<String> {
         self.bounded(async {
             let stream = Budget::new(addresses, Until::Count(0)).connect().await?;
@@ -119,28 +119,28 @@ impl Client {
         })
     }
 
-    /// One stream of bulk. `started` is called after `warm_up`, when measuring begins.
+    /// Transfers one stream of bulk data. `started` is called after `warm_up`, when the measurement begins.
     pub(crate) fn bulk<T>(
         &self,
         addresses: &[SocketAddr],
-        way: Way,
+        direction: Direction,
         warm_up: Duration,
         until: Until,
         started: impl FnOnce() -> T,
     ) -> Result<(Done, T)> {
         self.bounded(async {
             let mut stream = Budget::new(addresses, until).connect().await?;
-            let first = if way == Way::Down { DOWNLOAD } else { UPLOAD };
+            let first = if direction == Direction::Down { DOWNLOAD } else { UPLOAD };
             stream.write_all(&request(first)).await?;
             let mut chunk = vec![0; CHUNK];
-            pour(&mut stream, way, &mut chunk, Until::Time(warm_up)).await?;
+            transfer(&mut stream, direction, &mut chunk, Until::Time(warm_up)).await?;
             let mark = started();
-            let done = pour(&mut stream, way, &mut chunk, until).await?;
+            let done = transfer(&mut stream, direction, &mut chunk, until).await?;
             Ok((done, mark))
         })
     }
 
-    /// Requests on connections that are kept.
+    /// Sends requests on kept connections.
     pub(crate) fn requests(&self, addresses: &[SocketAddr], until: Until) -> Result<Done> {
         self.bounded(async {
             let opening = Budget::new(addresses, until);
@@ -172,7 +172,7 @@ impl Client {
         })
     }
 
-    /// Connections with one request each; the client closes.
+    /// Opens connections with one request each; the client closes them.
     pub(crate) fn connections(&self, addresses: &[SocketAddr], until: Until) -> Result<Done> {
         self.bounded(async {
             let budget = Budget::new(addresses, until);
@@ -194,7 +194,7 @@ impl Client {
         })
     }
 
-    /// Connections that have been used once and are then left alone.
+    /// Opens connections that are used once and then stay idle.
     pub(crate) fn idle(&self, addresses: &[SocketAddr], count: usize) -> Result<Vec<TcpStream>> {
         self.bounded(async {
             let budget = Budget::new(addresses, Until::Count(count as u64));
@@ -245,8 +245,13 @@ async fn ask(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads or writes as fast as it goes.
-async fn pour(stream: &mut TcpStream, way: Way, chunk: &mut [u8], until: Until) -> Result<Done> {
+/// Reads or writes as fast as possible.
+async fn transfer(
+    stream: &mut TcpStream,
+    direction: Direction,
+    chunk: &mut [u8],
+    until: Until,
+) -> Result<Done> {
     let started = Instant::now();
     let mut count = 0;
     loop {
@@ -257,9 +262,9 @@ async fn pour(stream: &mut TcpStream, way: Way, chunk: &mut [u8], until: Until) 
         if over {
             return Ok(Done { count, elapsed: started.elapsed(), latencies: Vec::new() });
         }
-        count += match way {
-            Way::Down => stream.read(chunk).await?,
-            Way::Up => stream.write(chunk).await?,
+        count += match direction {
+            Direction::Down => stream.read(chunk).await?,
+            Direction::Up => stream.write(chunk).await?,
         } as u64;
     }
 }

@@ -1,10 +1,10 @@
 //! The proxy beside HAProxy: bulk throughput, requests, connections, memory of idle pairs. See the README.
 //!
-//! Without arguments: the comparison, then criterion's tracking of the proxy alone. `--peers` leaves the tracking out,
-//! `--quick` makes the comparison short and rough, `--test` only proves that everything runs. With any other argument
-//! the comparison is left out, and the arguments are criterion's.
+//! Without arguments: the comparison, then criterion's tracking of the proxy alone. `--peers` omits the tracking,
+//! `--quick` makes the comparison short and rough, `--test` only checks that everything runs. With any other argument
+//! the comparison is omitted, and the arguments are criterion's.
 //!
-//! The client is this process. The server, the proxy and its peers are processes of their own; the first two are this
+//! The client is this process. The server, the proxy and its peers are separate processes; the first two are this
 //! program again, with a role as their first argument.
 
 mod client;
@@ -22,11 +22,11 @@ use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// How much is measured.
+/// The extent of the measurements.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
     rounds: usize,
-    /// Length of one measurement of speed, after its warm-up.
+    /// Duration of one measurement of speed, after its warm-up.
     slice: Duration,
     memory_rounds: usize,
     idle_pairs: usize,
@@ -58,7 +58,7 @@ fn bench(args: &[String]) -> Result<()> {
     let ours = ["--bench", "--peers", "--quick", "--test"];
     let criterions = args.iter().any(|arg| !ours.contains(&arg.as_str()));
     let effort = match () {
-        // `cargo bench` says so itself; criterion too takes its absence for a test.
+        // `cargo bench` passes this argument; criterion, too, runs as a test without it.
         () if has("--test") || !has("--bench") => TEST,
         () if has("--quick") => QUICK,
         () => FULL,

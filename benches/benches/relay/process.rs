@@ -1,4 +1,4 @@
-//! Processes under measurement: started here, stopped by their own number, and what the kernel says of them.
+//! Processes under measurement: started here, stopped by process id, measured by the kernel's counters.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use crate::Result;
 /// Descriptors that a process needs besides those of its pairs.
 const SPARE_DESCRIPTORS: u64 = 512;
 
-/// A child. Dropping it ends it.
+/// A child process. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Process(Child);
 
@@ -22,8 +22,8 @@ impl Process {
         Process(child)
     }
 
-    /// This program again in another role. It says on its first line where it listens, and ends with its input, so
-    /// that it does not outlive this process.
+    /// Starts this program again in another role. Its first line is the address that it listens on, and it ends with
+    /// its input, so that it does not outlive this process.
     pub(crate) fn in_role(role: &str, args: &[String]) -> Result<(Self, SocketAddr)> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(role).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -40,10 +40,10 @@ impl Process {
         matches!(self.0.try_wait(), Ok(None))
     }
 
-    /// Processor time of all its threads so far in seconds; the kernel counts it in hundredths.
+    /// Processor time of all its threads so far in seconds, to a hundredth.
     pub(crate) fn cpu(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The second field is a name in parentheses and may contain anything; utime and stime are the 14th and 15th.
+        // The second field is a name in parentheses and may contain any byte; utime and stime are the 14th and 15th.
         let (_, fields) = stat.rsplit_once(") ").ok_or("unexpected stat")?;
         let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
         let ticks: u64 = ticks.sum::<std::result::Result<_, _>>()?;
@@ -51,7 +51,7 @@ impl Process {
         Ok(ticks as f64 / per_second as f64)
     }
 
-    /// Its proportional set size in bytes: what it has in memory, with its share of what others have too.
+    /// The proportional set size in bytes: private memory, and a share of the memory in common with other processes.
     pub(crate) fn memory(&self) -> Result<f64> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
         let pss =
@@ -68,8 +68,8 @@ impl Drop for Process {
     }
 }
 
-/// Raises the limit of descriptors for this process and its children. Returns how many pairs a proxy can then have,
-/// at most as many as wanted.
+/// Raises the limit of descriptors for this process and its children. Returns the number of pairs that a proxy can then
+/// have, at most `wanted`.
 pub(crate) fn allow_descriptors(pairs: usize) -> Result<usize> {
     let wanted = 2 * pairs as u64 + SPARE_DESCRIPTORS;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

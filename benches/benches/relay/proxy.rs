@@ -8,10 +8,10 @@ use crate::Result;
 
 pub(crate) const ROLE: &str = "--as-proxy";
 
-/// As many as HAProxy has threads.
+/// The same number as HAProxy's threads.
 pub(crate) const WORKERS: usize = 2;
 
-/// Balances over the backends given as arguments until its input ends.
+/// Balances over the backends given as arguments until the standard input ends.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let backends: Vec<SocketAddr> =
         args.iter().map(|arg| arg.parse()).collect::<std::result::Result<_, _>>()?;
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What must not happen during a measurement. That marks need a privilege is no trouble.
+/// Prints events that must not occur during a measurement. Marks need a privilege and are not essential.
 fn report(event: &Event) {
     if !matches!(event, Event::BackendUp { .. } | Event::MarkRefused { .. }) {
         eprintln!("proxy: {event:?}");

@@ -9,10 +9,10 @@ use cplb_benches::Sample;
 use crate::subject::Kind;
 use crate::{Effort, Result};
 
-/// Below this much of HAProxy's best, something is wrong.
+/// A ratio to HAProxy's best mode below which there is a defect.
 const FLOOR: f64 = 0.8;
-/// Load from others above which figures are rough.
-const QUIET: f64 = 0.5;
+/// Load of other processes above which figures are rough.
+const MAX_OTHER_LOAD: f64 = 0.5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Metric {
@@ -56,7 +56,7 @@ impl Metric {
         }
     }
 
-    /// Less is better.
+    /// Lower is better.
     fn is_cost(self) -> bool {
         !matches!(self, Metric::Download | Metric::Upload | Metric::Requests | Metric::Connections)
     }
@@ -118,7 +118,7 @@ impl Figures {
         println!("{row}");
     }
 
-    /// How the proxy compares with the mode of HAProxy that is best at this.
+    /// The ratio of the proxy to the best mode of HAProxy.
     fn ratio(&self, metric: Metric) -> Option<(Sample, Kind)> {
         let own = self.0.get(&(metric, Kind::Proxy))?;
         let peers = Kind::ALL.into_iter().filter(|kind| kind.is_peer());
@@ -132,22 +132,22 @@ impl Figures {
     }
 }
 
-/// What a figure depends on besides the code.
+/// The conditions that a figure depends on besides the code.
 #[derive(Debug)]
-pub(crate) struct Surroundings {
+pub(crate) struct Environment {
     haproxy: String,
     kernel: String,
     congestion: String,
-    /// Of the last minute before the measurements.
+    /// The load average of the last minute before the measurements.
     load: f64,
 }
 
-impl Surroundings {
-    pub(crate) fn look(haproxy: String, congestion: String) -> Result<Self> {
+impl Environment {
+    pub(crate) fn read(haproxy: String, congestion: String) -> Result<Self> {
         let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
         let release = read("/proc/sys/kernel/osrelease")?;
         let load = read("/proc/loadavg")?;
-        Ok(Surroundings {
+        Ok(Environment {
             haproxy,
             kernel: release.split('.').take(2).collect::<Vec<_>>().join("."),
             congestion,
@@ -157,7 +157,7 @@ impl Surroundings {
 
     pub(crate) fn print(&self, effort: &Effort) {
         let cores = available_parallelism().map_or(0, usize::from);
-        let Surroundings { haproxy, kernel, congestion, load } = self;
+        let Environment { haproxy, kernel, congestion, load } = self;
         let Effort { rounds, slice, memory_rounds, idle_pairs } = effort;
         println!("\n{cores} cores, kernel {kernel}, {haproxy}, congestion control {congestion} everywhere.");
         println!(
@@ -170,7 +170,7 @@ impl Surroundings {
         );
         if *rounds == 1 {
             println!("One short round: this shows that everything runs, and nothing else.");
-        } else if *load > QUIET {
+        } else if *load > MAX_OTHER_LOAD {
             println!(
                 "The machine was busy (load {load}): only the ratios mean something, and less than usual."
             );

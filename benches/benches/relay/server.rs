@@ -1,4 +1,4 @@
-//! The backend: does what the first byte of each request says.
+//! The backend: the first byte of each request selects the operation.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,8 +10,8 @@ use crate::Result;
 
 pub(crate) const ROLE: &str = "--as-server";
 
-/// Addresses that the server listens on, all with the same port. Several, because the port of a closed connection is
-/// not free again at once, and an address has 28,000 of them.
+/// Number of addresses that the server listens on, all with the same port: the port of a closed connection stays in use
+/// for a while, and an address has 28,000 of them.
 pub(crate) const ADDRESSES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(127, 0, 0, 11),
     Ipv4Addr::new(127, 0, 0, 12),
@@ -19,23 +19,23 @@ pub(crate) const ADDRESSES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(127, 0, 0, 14),
 ];
 
-/// Low, as that of an API server: with a port that the kernel might give to a client, the proxy has to check more.
+/// Below the ephemeral range, like the port of an API server: for a port of that range the proxy has to check more.
 const PORTS: std::ops::Range<u16> = 6443..6543;
 
-/// Bytes of a request and of its answer: those of a small API call.
+/// Bytes of a request and of its answer, as in a small API call.
 pub(crate) const REQUEST: usize = 128;
 pub(crate) const ANSWER: usize = 1024;
 /// Bytes of one read or write of bulk.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// Answer.
+/// Operation: answer.
 pub(crate) const ASK: u8 = b'a';
-/// Send until the connection breaks.
+/// Operation: send until the connection breaks.
 pub(crate) const DOWNLOAD: u8 = b'd';
-/// Receive until the end.
+/// Operation: receive until the end.
 pub(crate) const UPLOAD: u8 = b'u';
 
-/// Serves until its input ends.
+/// Serves until the standard input ends.
 pub(crate) fn run() -> Result<()> {
     std::thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
@@ -72,7 +72,7 @@ async fn listen() -> Result<(u16, Vec<TcpListener>)> {
 async fn accept(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
-        // A client that is done may reset its connection.
+        // A client that has finished may reset its connection.
         tokio::spawn(async move { drop(serve(stream).await) });
     }
     eprintln!("server: cannot accept any more");

@@ -1,4 +1,4 @@
-//! What is measured: the proxy, HAProxy in its modes, and no proxy at all.
+//! The subjects of the measurement: the proxy, HAProxy in its modes, and a direct connection.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,19 +12,20 @@ use crate::Result;
 use crate::process::Process;
 use crate::proxy;
 
-/// Ports for HAProxy, below those that the kernel gives to clients.
+/// Ports for HAProxy, below the ephemeral range.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// HAProxy is fastest with another mode for each kind of load, so the proxy has to stand against all of them.
+/// A subject. HAProxy is fastest with a different mode for each kind of load, so the proxy is compared with all of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Proxy,
-    /// Splices when it sees fit.
+    /// HAProxy splices by its own heuristics.
     HaproxyAuto,
-    /// Splices whenever it can, with larger pipes.
+    /// HAProxy splices whenever possible, with larger pipes.
     HaproxySplice,
-    /// Copies.
+    /// HAProxy copies.
     HaproxyCopy,
     /// The client connects to the server.
     Direct,
@@ -48,7 +49,7 @@ impl Kind {
         matches!(self, Kind::HaproxyAuto | Kind::HaproxySplice | Kind::HaproxyCopy)
     }
 
-    /// Its lines for the sections `global` and `defaults`.
+    /// The mode's lines for the sections `global` and `defaults`.
     fn settings(self) -> (&'static str, &'static str) {
         match self {
             Kind::HaproxyAuto => ("", "option splice-auto"),
@@ -60,13 +61,13 @@ impl Kind {
     }
 }
 
-/// One of them, running.
+/// A running subject.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub kind: Kind,
-    /// Where clients connect, in turn.
+    /// The addresses for clients, used in turn.
     pub addresses: Vec<SocketAddr>,
-    /// There is none if the client connects to the server.
+    /// The process; `None` for direct connections.
     pub process: Option<Process>,
 }
 
@@ -77,21 +78,21 @@ impl Subject {
     }
 }
 
-/// What all subjects have in common.
+/// The environment that all subjects share.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Setup {
     pub backends: Vec<SocketAddr>,
     haproxy: PathBuf,
     setpriv: PathBuf,
     directory: tempfile::TempDir,
-    /// Pairs that a proxy must be able to have.
+    /// Number of pairs that a proxy must support.
     pairs: usize,
 }
 
-impl Ground {
+impl Setup {
     pub(crate) fn new(backends: Vec<SocketAddr>, pairs: usize) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("cplb-bench-").tempdir()?;
-        Ok(Ground {
+        Ok(Setup {
             backends,
             haproxy: Tool::Haproxy.path()?,
             setpriv: Tool::Setpriv.path()?,
@@ -100,7 +101,7 @@ impl Ground {
         })
     }
 
-    /// The first line of what HAProxy says of itself.
+    /// The first line of HAProxy's version output.
     pub(crate) fn haproxy_version(&self) -> Result<String> {
         let output = Command::new(&self.haproxy).arg("-v").output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -122,7 +123,7 @@ impl Ground {
         let file = self.directory.path().join(format!("{}.cfg", listen.port()));
         let log = file.with_extension("log");
         fs::write(&file, self.haproxy_config(kind, listen))?;
-        // Without this it would outlive a benchmark that is killed; it becomes HAProxy, so its number is HAProxy's.
+        // Without this it would outlive a killed benchmark; the process executes HAProxy, so its id is HAProxy's.
         let mut command = Command::new(&self.setpriv);
         command.args(["--pdeathsig", "KILL"]).arg(&self.haproxy).arg("-db").arg("-f").arg(&file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);

@@ -1,4 +1,4 @@
-//! The proxy alone under criterion, which remembers the figures of the last run: what a change gains or loses.
+//! The proxy alone under criterion, which compares the figures with those of the last run.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 
 use crate::Result;
-use crate::client::{Client, Done, Until, Way};
+use crate::client::{Client, Direction, Done, Until};
 use crate::compare::start_server;
 use crate::subject::start_proxy;
 
-/// Bytes of one iteration of bulk: enough that the connect does not count.
+/// Bytes of one iteration of bulk: enough that the connect is negligible.
 const BULK: u64 = 16 << 20;
 
 pub(crate) fn run() -> Result<()> {
@@ -22,9 +22,9 @@ pub(crate) fn run() -> Result<()> {
     let mut group = criterion.benchmark_group("relay");
     group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
     let to = [listening];
-    for (name, way) in [("download", Way::Down), ("upload", Way::Up)] {
-        let pour = |bytes| client.bulk(&to, way, Duration::ZERO, Until::Count(bytes), || ());
-        track(&mut group, name, Throughput::Bytes(BULK), &|iterations| Ok(pour(iterations * BULK)?.0));
+    for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
+        let transfer = |bytes| client.bulk(&to, direction, Duration::ZERO, Until::Count(bytes), || ());
+        track(&mut group, name, Throughput::Bytes(BULK), &|iterations| Ok(transfer(iterations * BULK)?.0));
     }
     track_count(&mut group, "request", &to, &|to, until| client.requests(to, until));
     track_count(&mut group, "connection", &to, &|to, until| client.connections(to, until));

@@ -88,17 +88,17 @@ impl Process {
 
 /// Interval at which the tracer checks whether one of its threads was killed: they cannot end before the tracer has
 /// waited for them.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Longest time for a thread to stop: one in an uninterruptible system call stops when the call returns.
-const STOPPING: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn trace(process: Pid, mut ids: BTreeSet<Pid>, report: &SyncSender<io::Result<()>>, thawed: &Receiver<()>) {
     let stopped = ids.iter().try_for_each(|&id| stop(id));
     let failed = stopped.is_err();
     // The receiver is gone if the caller has panicked.
     let _ = report.send(stopped.map_err(io::Error::from));
-    while !failed && matches!(thawed.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout)) {
+    while !failed && matches!(thawed.recv_timeout(POLL_INTERVAL), Err(RecvTimeoutError::Timeout)) {
         // The end of the main thread is that of the process, which its owner waits for. A signal for a stopped thread
         // stays pending, so any other status of the other threads is their end.
         ids.retain(|&id| {
@@ -118,7 +118,7 @@ fn trace(process: Pid, mut ids: BTreeSet<Pid>, report: &SyncSender<io::Result<()
 fn stop(id: Pid) -> nix::Result<()> {
     ptrace::seize(id, ptrace::Options::empty())?;
     ptrace::interrupt(id)?;
-    let deadline = Instant::now() + STOPPING;
+    let deadline = Instant::now() + STOP_TIMEOUT;
     while Instant::now() < deadline {
         match waitpid(id, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL))? {
             WaitStatus::StillAlive => thread::sleep(Duration::from_micros(200)),

@@ -13,7 +13,7 @@ use crate::{
 
 /// Number of tests that run at the same time. Most of them wait for timers of the protocols under test, each in its own
 /// LAN: six of them keep two processors busy for half of the time.
-const SIDE_BY_SIDE: usize = 6;
+const PARALLEL_TESTS: usize = 6;
 
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
@@ -81,12 +81,12 @@ impl Test {
     }
 
     /// Returns whether the test runs in a guest and this process does not.
-    fn is_elsewhere(&self) -> bool {
+    fn runs_in_another_machine(&self) -> bool {
         self.in_guest && !guest::is_guest()
     }
 
     fn group(&self) -> TestGroup {
-        match (self.alone, self.is_elsewhere()) {
+        match (self.alone, self.runs_in_another_machine()) {
             (true, _) => TestGroup::Alone,
             (false, true) => TestGroup::Guest,
             (false, false) => TestGroup::Host,
@@ -95,7 +95,7 @@ impl Test {
 
     fn into_trial(self, guests: &Arc<SharedGuests>, scheduler: &Arc<Scheduler>) -> Trial {
         let (group, scheduler) = (self.group(), Arc::clone(scheduler));
-        let elsewhere = self.is_elsewhere().then(|| Arc::clone(guests));
+        let elsewhere = self.runs_in_another_machine().then(|| Arc::clone(guests));
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
@@ -139,7 +139,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     if !absent.is_empty() {
         eprintln!("{} real-time tests need root; run by .ci/run as root", absent.len());
     }
-    arguments.test_threads.get_or_insert(SIDE_BY_SIDE.min(present.len().max(1)));
+    arguments.test_threads.get_or_insert(PARALLEL_TESTS.min(present.len().max(1)));
     // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
     present.sort_by_key(Test::group);
     let in_guest = || present.iter().filter(|test| test.in_guest);

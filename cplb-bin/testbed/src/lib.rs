@@ -52,13 +52,13 @@ mod capture;
 
 mod error;
 mod freeze;
-mod ground;
 pub mod guest;
 mod harness;
 mod keepalived;
 mod lan;
 mod listen;
 mod log;
+mod namespaces;
 mod netlink;
 mod netns;
 mod node;
@@ -74,11 +74,11 @@ pub use backend::{Backend, BackendStats, Behaviour, Readiness, peer_certificate}
 pub use capture::{Announcement, AnnouncementKind, Capture, Frame, TcpSegment, Travel, VrrpAdvert};
 pub use error::Error;
 pub use freeze::FrozenThreads;
-pub use ground::{EnterError, Ground, enter, is_initial_root};
 pub use harness::{Test, main};
 pub use keepalived::{Keepalived, KeepalivedState, VrrpInstance};
 pub use lan::{Direction, Impairment, Lan, LanBuilder};
 pub use log::{Line, Log, Stream};
+pub use namespaces::{EnterError, Ground, enter, is_initial_root};
 pub use netlink::{Address, Mac, Neighbour};
 pub use netns::Thread;
 pub use node::Node;
@@ -86,4 +86,4 @@ pub use probe::{Failure, Gap, Probe, ProbeBuilder, ProbeReport, Sample, SessionS
 pub use process::{Process, Signal};
 pub use tool::Tool;
 pub use wait::{TimedOut, eventually, wait_until};
-pub use watch::{AddressChange, AddressEvent, AddressWatch, Tenure};
+pub use watch::{AddressChange, AddressEvent, AddressPeriod, AddressWatch};

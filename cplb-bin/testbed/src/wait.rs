@@ -16,7 +16,7 @@ pub struct TimedOut {
 }
 
 /// Interval between two evaluations of a condition.
-const POLL: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Evaluates `condition` every 2 ms until it holds, and returns the elapsed time.
 ///
@@ -38,7 +38,7 @@ pub fn wait_until(
         if late {
             return Err(TimedOut { what: what.into(), timeout });
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -44,7 +44,7 @@ pub struct AddressEvent {
 
 /// A period during which a node had an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tenure {
+pub struct AddressPeriod {
     /// The beginning.
     pub from: Instant,
     /// The end; `None` if the node still has it.
@@ -91,24 +91,24 @@ impl AddressWatch {
 
     /// The periods during which the node had this address; renewals do not begin a new period.
     #[must_use]
-    pub fn tenures(&self, ip: impl Into<IpAddr>) -> Vec<Tenure> {
+    pub fn periods(&self, ip: impl Into<IpAddr>) -> Vec<AddressPeriod> {
         let ip = ip.into();
-        let mut tenures: Vec<Tenure> = Vec::new();
+        let mut periods: Vec<AddressPeriod> = Vec::new();
         for event in self.shared.events().iter().filter(|event| event.address.ip == ip) {
-            let current = tenures.last_mut().filter(|tenure| tenure.until.is_none());
+            let current = periods.last_mut().filter(|period| period.until.is_none());
             match (event.change, current) {
-                (AddressChange::Present, None) => tenures.push(Tenure { from: event.at, until: None }),
-                (AddressChange::Removed, Some(tenure)) => tenure.until = Some(event.at),
+                (AddressChange::Present, None) => periods.push(AddressPeriod { from: event.at, until: None }),
+                (AddressChange::Removed, Some(period)) => period.until = Some(event.at),
                 _ => {}
             }
         }
-        tenures
+        periods
     }
 
     /// Returns whether the node has this address now.
     #[must_use]
     pub fn has(&self, ip: impl Into<IpAddr>) -> bool {
-        self.tenures(ip).last().is_some_and(|tenure| tenure.until.is_none())
+        self.periods(ip).last().is_some_and(|period| period.until.is_none())
     }
 
     /// Waits until the node has this address, and returns the beginning of the period.
@@ -119,7 +119,7 @@ impl AddressWatch {
         let ip = ip.into();
         let mut since = None;
         wait_until(format!("the node has {ip}"), timeout, || {
-            since = self.tenures(ip).last().filter(|tenure| tenure.until.is_none()).map(|tenure| tenure.from);
+            since = self.periods(ip).last().filter(|period| period.until.is_none()).map(|period| period.from);
             since.is_some()
         })?;
         since.ok_or_else(|| Error::Misuse("an address was found and lost".into()))
@@ -132,7 +132,7 @@ impl AddressWatch {
     pub fn wait_for_loss(&self, ip: impl Into<IpAddr>, timeout: Duration) -> Result<Option<Instant>, Error> {
         let ip = ip.into();
         wait_until(format!("the node has lost {ip}"), timeout, || !self.has(ip))?;
-        Ok(self.tenures(ip).last().and_then(|tenure| tenure.until))
+        Ok(self.periods(ip).last().and_then(|period| period.until))
     }
 }
 
@@ -152,7 +152,7 @@ impl Shared {
 }
 
 /// Interval at which the watch checks whether to stop.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 fn run(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) {
     urgency::claim(Urgency::Measure);
@@ -180,7 +180,7 @@ async fn watch(shared: &Shared, ready: &mpsc::SyncSender<io::Result<()>>) -> io:
     }
     let _ = ready.send(Ok(()));
     while !shared.stop.load(Ordering::Relaxed) {
-        let Ok(message) = tokio::time::timeout(POLL, messages.next()).await else { continue };
+        let Ok(message) = tokio::time::timeout(POLL_INTERVAL, messages.next()).await else { continue };
         let Some((message, _)) = message else { return Ok(()) };
         let (change, message) = match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(it)) => (AddressChange::Present, it),

@@ -47,8 +47,8 @@ fn copies() {
         let text = format!("is on {interface} without a lease");
         cluster.check(degraded(&cluster, index, &text), || format!("{interface} is not in degraded"));
         let log = cluster.daemon(index).log().text();
-        let said = log.matches("virtual IP without a lease on this node").count();
-        cluster.check(said == 1, || format!("logged {said} times"));
+        let logged = log.matches("virtual IP without a lease on this node").count();
+        cluster.check(logged == 1, || format!("logged {logged} times"));
     }
     cluster.wait("the node with a copy on its interface is unfit", || {
         instance(&cluster, backup)["unfit"].as_array().is_some_and(|unfit| unfit.len() == 1)
@@ -106,22 +106,22 @@ fn together() {
             && instance(&cluster, first)["unfit"][0].is_string()
     });
     let log = cluster.daemon(first).log().text();
-    let said = log.matches("this node cannot hold all virtual IPs").count();
-    cluster.check(said == 1, || format!("logged {said} times"));
+    let logged = log.matches("this node cannot hold all virtual IPs").count();
+    cluster.check(logged == 1, || format!("logged {logged} times"));
 
     // No node can hold both: one holds the family that it can, and the VIPs do not move.
     (0..3).filter(|&index| index != first).for_each(disable);
     cluster.wait("every node reports the reason", || {
         (0..3).all(|index| degraded(&cluster, index, "IPv6 is disabled on eth0"))
     });
-    let holder = cluster.wait_for_owner(None);
+    let active = cluster.wait_for_owner(None);
     let moves = cluster.takeovers();
     cluster.wait("the Active advertises the degraded priority", || {
-        let status = instance(&cluster, holder);
+        let status = instance(&cluster, active);
         status["advertisedPriority"] == 40 && status["holdsVirtualIPs"] == false
     });
     // Longer than a Backup that considers itself better would need: proof, Skew_Time and settling.
     std::thread::sleep(std::time::Duration::from_secs(3));
     cluster
-        .check(cluster.takeovers() == moves && cluster.owners() == [holder], || "the VIP moved".to_owned());
+        .check(cluster.takeovers() == moves && cluster.owners() == [active], || "the VIP moved".to_owned());
 }

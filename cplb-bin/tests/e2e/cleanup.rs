@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use testbed::{AddressWatch, Lan, Node, Signal, Test, Tool};
 
-use crate::support::{Cluster, OTHER_HOST, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, OTHER_HOST, Plan, TIMEOUT, VIP_HOST};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
@@ -79,7 +79,7 @@ fn sorted(text: &str) -> Vec<String> {
 }
 
 /// Adds foreign state that resembles the daemon's: a table, and addresses beside the VIPs.
-fn plant(lan: &Lan, node: &Node) {
+fn add_foreign_state(lan: &Lan, node: &Node) {
     run(node, "nft", &[FOREIGN_TABLE]);
     for ip in [IpAddr::V4(lan.v4(OTHER_HOST)), IpAddr::V6(lan.v6(OTHER_HOST))] {
         // A host address on the same interface resembles a VIP most.
@@ -90,10 +90,10 @@ fn plant(lan: &Lan, node: &Node) {
 }
 
 /// A dual-stack cluster with foreign state on every controller, and the traces before any daemon has started.
-fn planted(controllers: u8, plan: Plan) -> (Cluster, Vec<Traces>) {
+fn cluster_with_foreign_state(controllers: u8, plan: Plan) -> (Cluster, Vec<Traces>) {
     let cluster = Cluster::build(Lan::builder().controllers(controllers), plan);
     for node in cluster.lan.controllers() {
-        plant(&cluster.lan, node);
+        add_foreign_state(&cluster.lan, node);
     }
     let traces = cluster.lan.controllers().iter().map(Traces::of).collect();
     (cluster, traces)
@@ -139,7 +139,7 @@ fn check_presence(cluster: &Cluster, owner: usize, before: &Traces) {
 }
 
 fn stop() {
-    let (mut cluster, before) = planted(3, Plan::v3("100ms").dual_stack());
+    let (mut cluster, before) = cluster_with_foreign_state(3, Plan::v3("100ms").dual_stack());
     cluster.start_all();
     let first = cluster.wait_until_settled();
     check_presence(&cluster, first, &before[first]);
@@ -157,7 +157,7 @@ fn stop() {
 const EARLY: std::ops::Range<u64> = 0..30;
 
 fn early_stop() {
-    let (mut cluster, before) = planted(1, Plan::v3("100ms").dual_stack());
+    let (mut cluster, before) = cluster_with_foreign_state(1, Plan::v3("100ms").dual_stack());
     let mut caught = 0;
     for round in EARLY {
         let command = cluster.command(0);
@@ -179,7 +179,7 @@ fn early_stop() {
 }
 
 fn stop_with_a_stuck_keeper() {
-    let (mut cluster, _) = planted(1, Plan::v3("100ms"));
+    let (mut cluster, _) = cluster_with_foreign_state(1, Plan::v3("100ms"));
     cluster.start_all();
     cluster.wait_until_settled();
     let frozen = cluster
@@ -187,7 +187,7 @@ fn stop_with_a_stuck_keeper() {
         .freeze_threads(|name| name.starts_with("vip-keeper"))
         .expect("the thread is frozen");
     let asked = cluster.signal(0, Signal::SIGTERM);
-    let ended = cluster.daemon(0).wait(PATIENCE);
+    let ended = cluster.daemon(0).wait(TIMEOUT);
     cluster.check(ended.is_ok(), || format!("the daemon still runs: {ended:?}"));
     eprintln!("ended after {:?}", asked.elapsed());
     drop(frozen);
@@ -196,7 +196,7 @@ fn stop_with_a_stuck_keeper() {
 
 fn restart() {
     // One second, so that the leases of a killed daemon still exist when the next one starts.
-    let (mut cluster, before) = planted(3, Plan::default().dual_stack());
+    let (mut cluster, before) = cluster_with_foreign_state(3, Plan::default().dual_stack());
     cluster.start_all();
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
@@ -225,7 +225,7 @@ fn restart() {
 }
 
 fn restart_with_another_vip() {
-    let (mut cluster, before) = planted(1, Plan::v3("100ms").dual_stack());
+    let (mut cluster, before) = cluster_with_foreign_state(1, Plan::v3("100ms").dual_stack());
     cluster.start_all();
     cluster.wait_until_settled();
     cluster.signal(0, Signal::SIGKILL);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Lan, Mac, Node, Probe, Test, Tool};
 
-use crate::support::crash::{Canary, Crashes, announcers, senders};
-use crate::support::{Cluster, PATIENCE, PORT, Plan};
+use crate::support::crash::{Crashes, StallMonitor, announcers, senders};
+use crate::support::{Cluster, PORT, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -33,13 +33,13 @@ fn crash_bound(interval: Duration, version: u8) -> Duration {
 fn start() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
     let capture = cluster.lan.capture().expect("the capture starts");
-    let canary = Canary::start();
+    let monitor = StallMonitor::start();
     let started = Instant::now();
     cluster.start_all();
     let owner = cluster.wait_for_owner(None);
     let took = started.elapsed();
     eprintln!("one Active after {took:?}");
-    cluster.check(took <= Duration::from_secs(5) + canary.worst_since(started), || {
+    cluster.check(took <= Duration::from_secs(5) + monitor.worst_since(started), || {
         format!("the election took {took:?}")
     });
     cluster.wait_until_settled();
@@ -83,7 +83,7 @@ fn dual_stack() {
     // The addresses of a killed owner end with their leases, which the kernel counts for each address separately; the
     // requirement is that both were added together.
     for watch in &watches {
-        let (first, second) = (watch.tenures(v4), watch.tenures(v6));
+        let (first, second) = (watch.periods(v4), watch.periods(v6));
         cluster.check(first.len() == second.len(), || format!("{v4}: {first:?}, {v6}: {second:?}"));
         for (a, b) in first.iter().zip(&second) {
             let lag = a.from.max(b.from) - a.from.min(b.from);
@@ -141,7 +141,7 @@ const LOWEST: usize = 0;
 fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usize) {
     let capture = cluster.lan.capture().expect("the capture starts");
     let watches = watch(cluster);
-    let canary = Canary::start();
+    let monitor = StallMonitor::start();
     let client = cluster.client();
     let former = cluster.wait_for_owner(None);
     // The client has a neighbour entry for each VIP, like clients that use them.
@@ -179,7 +179,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     let lost: Vec<Instant> = cluster
         .vips()
         .into_iter()
-        .map(|vip| match watches[loser].wait_for_loss(vip, PATIENCE) {
+        .map(|vip| match watches[loser].wait_for_loss(vip, TIMEOUT) {
             Ok(at) => at.unwrap_or(healed),
             Err(error) => cluster.fail(&error.to_string()),
         })
@@ -189,7 +189,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
         cluster.vips().into_iter().all(|vip| knows(client, vip, mac))
     });
     let known = healed.elapsed();
-    let stall = canary.worst_since(healed);
+    let stall = monitor.worst_since(healed);
     eprintln!(
         "{case:?} at {interval:?}: one owner after {contended:?}, known after {known:?}, stall {stall:?}"
     );
@@ -199,20 +199,21 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
     cluster
         .check(known <= bound, || format!("the client had the winner in its cache {known:?} after the heal"));
     // The winner keeps the VIP, and no other node announces it.
-    let calm = Instant::now();
-    cluster.wait("the winner advertises three times more", || senders(&capture, calm, Some(mac)).len() >= 3);
-    let adverts: BTreeSet<Mac> = senders(&capture, calm, None).into_iter().collect();
+    let won = Instant::now();
+    cluster.wait("the winner advertises three times more", || senders(&capture, won, Some(mac)).len() >= 3);
+    let adverts: BTreeSet<Mac> = senders(&capture, won, None).into_iter().collect();
     cluster.check(adverts == BTreeSet::from([mac]), || format!("adverts of {adverts:?} after the heal"));
-    let called = announcers(&capture, cluster, calm);
-    cluster
-        .check(called.iter().all(|it| *it == mac), || format!("announcements of {called:?} after the heal"));
+    let announced = announcers(&capture, cluster, won);
+    cluster.check(announced.iter().all(|it| *it == mac), || {
+        format!("announcements of {announced:?} after the heal")
+    });
     cluster.check(cluster.wait_for_owner(None) == winner, || "the VIP moved after the heal".to_owned());
     for vip in cluster.vips() {
         cluster.check(knows(client, vip, mac), || format!("the client lost its neighbour entry for {vip}"));
     }
     for probe in probes {
-        let calm = probe.wait_for_calm(Duration::from_millis(200), PATIENCE);
-        calm.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let answered = probe.wait_for_calm(Duration::from_millis(200), TIMEOUT);
+        answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
     }
 }
 

@@ -26,20 +26,20 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("backup_without_its_unicast_source_waits_in_init", addresses::unicast_source),
         Test::new("address_flush_and_sigkill_keep_the_own_addresses_of_the_node", addresses::survive),
     ];
-    let everywhere: [Case; 10] = [
+    let both_families: [Case; 10] = [
         ("killed_active_is_replaced", nodes::killed),
         ("active_with_link_down_is_replaced", nodes::link_down),
         ("active_with_unplugged_cable_is_replaced", nodes::unplugged),
         ("active_cut_off_in_both_directions_is_replaced", nodes::cut_off),
-        ("active_that_cannot_send_is_replaced", nodes::mute),
-        ("active_that_cannot_receive_is_replaced", nodes::deaf),
+        ("active_that_cannot_send_is_replaced", nodes::cannot_send),
+        ("active_that_cannot_receive_is_replaced", nodes::cannot_receive),
         ("deleted_vip_is_restored_within_100_ms", addresses::deleted),
         ("address_flush_leaves_one_owner", addresses::flushed),
         ("single_node_restores_the_vip_after_a_fault", addresses::alone),
-        ("link_down_and_up_leaves_one_owner", addresses::bounced),
+        ("link_down_and_up_leaves_one_owner", addresses::link_bounced),
     ];
     let plan = || Plan::v3("100ms");
-    for (name, test) in everywhere {
+    for (name, test) in both_families {
         tests.push(Test::new(name, move || test(plan())));
         tests.push(Test::new(format!("{name}_ipv6"), move || test(plan().v6_only())));
     }

@@ -34,7 +34,7 @@ const SIZE: u64 = 13_000_000;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
-        Test::new("idle_daemon_stays_within_memory_and_cpu_limits", at_rest).needs([Tool::Nft]).alone(),
+        Test::new("idle_daemon_stays_within_memory_and_cpu_limits", idle).needs([Tool::Nft]).alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
             .needs([Tool::Nft])
             .needs_root_realtime(),
@@ -57,12 +57,12 @@ fn size() {
 
 /// Age of the instance's state in seconds from which on the daemon is idle: the announcements of a takeover are over by
 /// then.
-const REST: f64 = 5.0;
+const IDLE_AFTER_SECONDS: f64 = 5.0;
 /// Duration of the measurement.
 const SPAN: Duration = Duration::from_secs(20);
 
 /// The measured configuration is k0s's: one instance at one second, three HTTPS backends checked each second.
-fn at_rest() {
+fn idle() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
     let daemons = [0, 1];
     daemons.iter().for_each(|&index| cluster.start_daemon(index));
@@ -74,7 +74,7 @@ fn at_rest() {
                 .as_array()
                 .map_or(0, |backends| backends.iter().filter(|backend| backend["state"] == "up").count());
             let age = status["instances"][0]["sinceSeconds"].as_f64();
-            backends == cluster.len() && age.is_some_and(|age| age >= REST)
+            backends == cluster.len() && age.is_some_and(|age| age >= IDLE_AFTER_SECONDS)
         });
     }
     let checks = || cluster.backends.iter().map(|backend| backend.stats().checks).sum::<u64>();
@@ -144,18 +144,18 @@ fn many_instances() {
 /// Checks that until now every instance of the first controller, and no other node, has advertised without a gap.
 fn expect_no_gap(cluster: &Cluster, capture: &Capture, since: Instant) {
     let until = Instant::now();
-    let mut heard: BTreeMap<u8, Vec<Instant>> = BTreeMap::new();
+    let mut received: BTreeMap<u8, Vec<Instant>> = BTreeMap::new();
     let own = cluster.node(0).mac();
     for frame in capture.frames().iter().filter(|frame| frame.at >= since && frame.at <= until) {
         let Some(advert) = frame.vrrp() else { continue };
         cluster.check(advert.mac == own, || format!("the Backup spoke: {advert:?}"));
-        heard.entry(advert.vrid).or_default().push(frame.at);
+        received.entry(advert.vrid).or_default().push(frame.at);
     }
     cluster.check(capture.dropped() == 0, || format!("{} frames are not recorded", capture.dropped()));
-    cluster.check(heard.len() == INSTANCES, || format!("only {} instances advertise", heard.len()));
-    let gaps = heard.iter().map(|(vrid, times)| (longest_gap(times, since, until), *vrid));
+    cluster.check(received.len() == INSTANCES, || format!("only {} instances advertise", received.len()));
+    let gaps = received.iter().map(|(vrid, times)| (longest_gap(times, since, until), *vrid));
     let (gap, vrid) = gaps.max().unwrap_or_default();
-    let count: usize = heard.values().map(Vec::len).sum();
+    let count: usize = received.values().map(Vec::len).sum();
     eprintln!("{count} advertisements in {:?}, the longest gap is {gap:?}, of {vrid}", until - since);
     cluster.check(gap <= INTERVAL * 3 / 2, || format!("{vrid} was silent for {gap:?}"));
 }

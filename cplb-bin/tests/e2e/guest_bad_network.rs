@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 use testbed::{Impairment, Lan, Mac, Probe, Signal, Test, Tool};
 
 use crate::support::crash::{Crashes, senders};
-use crate::support::{Cluster, PATIENCE, Plan, binary};
+use crate::support::{Cluster, Plan, TIMEOUT, binary};
 
-const BAD: Impairment =
+const LOSSY: Impairment =
     Impairment { delay: Duration::from_millis(20), jitter: Duration::from_millis(20), loss_percent: 1.0 };
 /// The additional duration of a client's exchange on this network: three round trips, and one retransmitted segment.
-const TRAVEL: Duration = Duration::from_millis(6 * 40 + 400);
+const EXCHANGE_DELAY: Duration = Duration::from_millis(6 * 40 + 400);
 /// The time for an announcement to arrive: one may be lost, or overtaken by that of an equal which yields, and is
 /// repeated every 500 ms. Two losses in a row are rare enough.
-const ANNOUNCED: Duration = Duration::from_secs(1);
+const ANNOUNCEMENT_DELAY: Duration = Duration::from_secs(1);
 
 pub(crate) fn tests() -> Vec<Test> {
     let test =
         |name, body: fn()| Test::new(name, body).needs([Tool::Nft, Tool::Tc]).files([binary()]).in_guest();
     // The time without a VIP is measured on an emulated machine: nothing else may load it.
     vec![
-        test("vip_stays_on_a_lossy_network_at_100_ms", || calm(Plan::v3("100ms"))),
-        test("vip_stays_on_a_lossy_network_at_1_s", || calm(Plan::default())),
+        test("vip_stays_on_a_lossy_network_at_100_ms", || no_moves(Plan::v3("100ms"))),
+        test("vip_stays_on_a_lossy_network_at_1_s", || no_moves(Plan::default())),
         test("vip_moves_after_a_crash_on_a_lossy_network_at_100_ms", || {
             crashes(Plan::v3("100ms"), Duration::from_millis(100), Duration::from_millis(22), 8);
         })
@@ -37,14 +37,14 @@ pub(crate) fn tests() -> Vec<Test> {
 
 fn cluster(plan: Plan) -> Cluster {
     let mut cluster = Cluster::build(Lan::builder(), plan);
-    cluster.lan.impair(BAD).expect("the kernel has netem");
+    cluster.lan.impair(LOSSY).expect("the kernel has netem");
     cluster.start_all();
     cluster.wait_until_settled();
     cluster
 }
 
 /// Equals that started together may have been rivals; from then on lost and late advertisements move no VIP.
-fn calm(plan: Plan) {
+fn no_moves(plan: Plan) {
     let cluster = cluster(plan);
     let owner = cluster.wait_for_owner(None);
     let (before, since) = (cluster.takeovers(), Instant::now());
@@ -61,8 +61,8 @@ fn crashes(plan: Plan, interval: Duration, skew: Duration, count: usize) {
     let mut cluster = cluster(plan);
     let offset = (interval / 4).min(Duration::from_millis(100));
     // The last advertisement may have been lost on its way to the successor, and the one before may have been delayed.
-    let down = 3 * interval + skew + offset + 2 * BAD.jitter;
-    let bound = down + TRAVEL + ANNOUNCED + Duration::from_millis(150);
+    let down = 3 * interval + skew + offset + 2 * LOSSY.jitter;
+    let bound = down + EXCHANGE_DELAY + ANNOUNCEMENT_DELAY + Duration::from_millis(150);
     // Jitter is larger than the offsets that separate equals: both may take over, and one yields.
     Crashes::of(&mut cluster, bound).every(Duration::from_millis(20)).that_may_bounce().run(count);
 }
@@ -79,10 +79,10 @@ fn handover() {
         let successor = cluster.wait_for_owner(Some(owner));
         cluster.wait_until_ended(owner);
         probe
-            .wait_for_success(Instant::now(), PATIENCE)
+            .wait_for_success(Instant::now(), TIMEOUT)
             .unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let blackout = probe.stop().blackout_since(at).duration();
-        cluster.check(blackout < Duration::from_millis(345) + TRAVEL + ANNOUNCED, || {
+        cluster.check(blackout < Duration::from_millis(345) + EXCHANGE_DELAY + ANNOUNCEMENT_DELAY, || {
             format!("blackout {blackout:?}")
         });
         cluster.check(cluster.owners() == [successor], || "the VIP is on two nodes".to_owned());

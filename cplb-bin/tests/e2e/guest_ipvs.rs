@@ -2,7 +2,7 @@
 //! only such a kernel supports.
 
 mod failover;
-mod ground;
+mod fixture;
 mod reach;
 mod servers;
 mod spread;
@@ -41,7 +41,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("silent_backend_is_removed_and_its_sessions_end", servers::silent_backend),
         test("terminating_server_keeps_its_connections", servers::shutdown),
         test("server_that_listens_on_one_address_only_is_excluded", servers::one_address),
-        test("departing_node_loses_no_connection", servers::leaving),
+        test("departing_node_loses_no_connection", servers::departing),
         test("real_server_survives_a_crash_of_its_daemon", || servers::restart("DR")),
         test("tunnel_real_server_survives_a_crash_of_its_daemon", || servers::restart("TUN")),
         test("reload_switches_between_ipvs_and_proxy", || system::reload("DR")),

@@ -16,22 +16,20 @@ use testbed::{
     Signal, Test, Tool, VrrpInstance,
 };
 
-use crate::support::{Cluster, PATIENCE, Plan, median};
+use crate::support::{Cluster, Plan, TIMEOUT, median};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test::new("twenty_handovers_at_100_ms_stay_within_the_blackout_bound", || {
-            unnoticed(Plan::v3("100ms"), 20)
+            bounded(Plan::v3("100ms"), 20);
         })
         .needs([Tool::Nft]),
         Test::new("handovers_stay_within_the_blackout_bound_ipv6", || {
-            unnoticed(Plan::v3("100ms").v6_only(), 10)
+            bounded(Plan::v3("100ms").v6_only(), 10);
         })
         .needs([Tool::Nft]),
-        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || {
-            unnoticed(Plan::default(), 20)
-        })
-        .needs([Tool::Nft]),
+        Test::new("twenty_handovers_at_1_s_stay_within_the_blackout_bound", || bounded(Plan::default(), 20))
+            .needs([Tool::Nft]),
         Test::new("handover_resets_all_sessions_before_the_vip_is_removed", sessions).needs([Tool::Nft]),
         Test::new("keepalived_takes_over_from_a_stopped_cplb", to_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
@@ -46,7 +44,7 @@ const NOISE: Duration = Duration::from_millis(15);
 /// Largest number of noisy rounds per required one.
 const REPEATS: usize = 1;
 /// Period before and after a handover in which all probes must succeed.
-const CALM: Duration = Duration::from_millis(100);
+const STABLE: Duration = Duration::from_millis(100);
 
 /// One measured handover.
 struct Round {
@@ -63,14 +61,14 @@ struct StallMeter {
 
 impl StallMeter {
     fn start() -> Self {
-        const REST: Duration = Duration::from_millis(1);
+        const INTERVAL: Duration = Duration::from_millis(1);
         let (stop, worst) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (ended, longest) = (Arc::clone(&stop), Arc::clone(&worst));
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 let before = Instant::now();
-                thread::sleep(REST);
-                let late = before.elapsed().saturating_sub(REST);
+                thread::sleep(INTERVAL);
+                let late = before.elapsed().saturating_sub(INTERVAL);
                 longest.fetch_max(u64::try_from(late.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
             }
         });
@@ -121,29 +119,29 @@ impl Round {
 }
 
 /// Collects `count` rounds; noisy ones are repeated up to the limit.
-fn quiet_rounds(count: usize, mut round: impl FnMut() -> Round) -> Vec<Duration> {
-    let (mut quiet, mut noisy) = (Vec::new(), Vec::new());
-    while quiet.len() < count {
+fn measured_rounds(count: usize, mut round: impl FnMut() -> Round) -> Vec<Duration> {
+    let (mut measured, mut noisy) = (Vec::new(), Vec::new());
+    while measured.len() < count {
         let Round { blackout, stall } = round();
         // The noise alone decides, so that good figures are not selected.
         if stall < NOISE || noisy.len() >= REPEATS * count {
-            quiet.push(blackout);
+            measured.push(blackout);
         } else {
             noisy.push((blackout, stall));
         }
     }
-    println!("blackouts: {quiet:?}; (blackout, stall) of repeated rounds: {noisy:?}");
-    quiet
+    println!("blackouts: {measured:?}; (blackout, stall) of repeated rounds: {noisy:?}");
+    measured
 }
 
 fn probe(cluster: &Cluster) -> Probe {
     let probe = Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    calm(cluster, &probe);
+    wait_until_stable(cluster, &probe);
     probe
 }
 
-fn calm(cluster: &Cluster, probe: &Probe) {
-    if let Err(error) = probe.wait_for_calm(CALM, PATIENCE) {
+fn wait_until_stable(cluster: &Cluster, probe: &Probe) {
+    if let Err(error) = probe.wait_for_calm(STABLE, TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer all the time: {error}"));
     }
 }
@@ -159,7 +157,7 @@ fn hand_over(cluster: &mut Cluster) -> Round {
     let next = cluster.wait_for_owner(None);
     cluster.check(next != owner, || "the stopped node has the VIP".to_owned());
     let waited = longest_wait(cluster, &before);
-    calm(cluster, &probe);
+    wait_until_stable(cluster, &probe);
     let round = Round::of(&probe.stop(), &meter, waited, stopped);
     cluster.start_daemon(owner);
     cluster.wait("the restarted daemon can serve", || {
@@ -168,9 +166,9 @@ fn hand_over(cluster: &mut Cluster) -> Round {
     round
 }
 
-fn unnoticed(plan: Plan, rounds: usize) {
+fn bounded(plan: Plan, rounds: usize) {
     let mut cluster = Cluster::start(plan);
-    let blackouts = quiet_rounds(rounds, || hand_over(&mut cluster));
+    let blackouts = measured_rounds(rounds, || hand_over(&mut cluster));
     let (middle, worst) = (median(&blackouts), blackouts.iter().max().copied().unwrap_or_default());
     println!("median {middle:?}, worst {worst:?}");
     cluster.check(middle <= MEDIAN, || format!("the median of {blackouts:?} is {middle:?}"));
@@ -188,7 +186,7 @@ fn sessions() {
         let stopped = cluster.signal(owner, Signal::SIGTERM);
         cluster.wait("all sessions have ended", || sessions.ended() == COUNT);
         let lost = watch
-            .wait_for_loss(cluster.vip(), PATIENCE)
+            .wait_for_loss(cluster.vip(), TIMEOUT)
             .expect("the VIP is released")
             .expect("the owner had the VIP");
         let mut last = Duration::ZERO;
@@ -216,17 +214,17 @@ fn to_keepalived() {
     let keepalived =
         Keepalived::start(cluster.node(1), std::slice::from_ref(&instance)).expect("keepalived starts");
     keepalived
-        .wait_for_state(&instance, KeepalivedState::Backup, PATIENCE)
+        .wait_for_state(&instance, KeepalivedState::Backup, TIMEOUT)
         .unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let probe = probe(&cluster);
     let (meter, before) = (StallMeter::start(), waits(&cluster));
     let stopped = cluster.signal(0, Signal::SIGTERM);
     cluster.wait_until_ended(0);
     keepalived
-        .wait_for_state(&instance, KeepalivedState::Master, PATIENCE)
+        .wait_for_state(&instance, KeepalivedState::Master, TIMEOUT)
         .unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let waited = longest_wait(&cluster, &before);
-    calm(&cluster, &probe);
+    wait_until_stable(&cluster, &probe);
     let Round { blackout, stall } = Round::of(&probe.stop(), &meter, waited, stopped);
     println!("keepalived as successor: {blackout:?} (stall {stall:?})");
     let owners = cluster.owners();

@@ -23,13 +23,13 @@ pub(crate) fn tests() -> Vec<Test> {
 /// cplb has the lower address, so keepalived wins among equals.
 fn version_2() {
     let group = Group::build(0, Duration::from_secs(1), [Kind::V2Multicast, Kind::V2Unicast]);
-    fail_over_in_every_way(group);
+    fail_over_both_ways(group);
 }
 
 /// cplb has the higher address.
 fn version_3() {
     let group = Group::build(1, Duration::from_millis(100), [Kind::V3, Kind::V3Ipv6]);
-    fail_over_in_every_way(group);
+    fail_over_both_ways(group);
 }
 
 /// The protocol variant of a virtual router.
@@ -44,7 +44,7 @@ enum Kind {
 /// The program with the higher priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Higher {
-    Nobody,
+    Neither,
     Cplb,
     Keepalived,
 }
@@ -80,7 +80,7 @@ impl Group {
         let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default());
         let mut routers = Vec::new();
         for kind in kinds {
-            for higher in [Higher::Nobody, Higher::Cplb, Higher::Keepalived] {
+            for higher in [Higher::Neither, Higher::Cplb, Higher::Keepalived] {
                 let number = u8::try_from(routers.len()).expect("few");
                 let host = 110 + number;
                 let vip = if kind == Kind::V3Ipv6 {
@@ -175,17 +175,19 @@ impl Group {
             let own = adverts.into_iter().filter(|(at, it)| *at >= from && it.mac == mac && it.priority > 0);
             own.map(|(at, _)| at).collect::<Vec<_>>()
         };
-        let calm = Instant::now();
+        let converged = Instant::now();
         self.cluster.wait(&format!("{what}: owners advertise"), || {
-            self.routers.iter().all(|router| first(router, calm).len() >= 2)
+            self.routers.iter().all(|router| first(router, converged).len() >= 2)
         });
         for router in &self.routers {
             let mac = self.node(owner(router)).mac();
             let adverts = self.capture.adverts(router.vrid);
-            let heard: BTreeSet<_> =
-                adverts.into_iter().filter(|(at, _)| *at >= calm).map(|(_, it)| it.mac).collect();
-            self.cluster.check(heard == BTreeSet::from([mac]), || {
-                format!("{what}: {router:?} is advertised by {heard:?} after convergence, not only by {mac}")
+            let advertisers: BTreeSet<_> =
+                adverts.into_iter().filter(|(at, _)| *at >= converged).map(|(_, it)| it.mac).collect();
+            self.cluster.check(advertisers == BTreeSet::from([mac]), || {
+                format!(
+                    "{what}: {router:?} is advertised by {advertisers:?} after convergence, not only by {mac}"
+                )
             });
         }
         let taken = self.routers.iter().filter_map(|router| first(router, since).first().copied()).max();
@@ -275,7 +277,7 @@ const PASSWORD: &str = "Example";
 
 fn priority(router: &Router, side: Side) -> u8 {
     match (router.higher, side) {
-        (Higher::Nobody, _) => 200,
+        (Higher::Neither, _) => 200,
         (Higher::Cplb, Side::Cplb) | (Higher::Keepalived, Side::Keepalived) => 210,
         _ => 150,
     }
@@ -289,11 +291,11 @@ fn other(side: Side) -> Side {
 }
 
 /// keepalived takes the VIP back if it has the higher priority; cplb does not preempt a serving Active.
-fn after_keepalived_came_back(router: &Router) -> Side {
+fn owner_with_both_running(router: &Router) -> Side {
     if router.higher == Higher::Keepalived { Side::Keepalived } else { Side::Cplb }
 }
 
-fn fail_over_in_every_way(mut group: Group) {
+fn fail_over_both_ways(mut group: Group) {
     // Active_Down_Interval at the lowest priority, with tolerance for starts, loaded machines and keepalived's own
     // delays.
     let skew = if group.interval < Duration::from_secs(1) { group.interval } else { Duration::from_secs(1) };
@@ -303,7 +305,7 @@ fn fail_over_in_every_way(mut group: Group) {
     group.start(Side::Cplb);
     group.converge("cplb alone", Instant::now(), |_| Side::Cplb);
     group.start(Side::Keepalived);
-    group.converge("keepalived joins", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived joins", Instant::now(), owner_with_both_running);
 
     let at = group.crash(Side::Cplb);
     let took = group.converge("cplb crashes", at, |_| Side::Keepalived);
@@ -315,7 +317,7 @@ fn fail_over_in_every_way(mut group: Group) {
     let took = group.converge("keepalived stops", at, |_| Side::Cplb);
     group.cluster.check(took <= handover, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), owner_with_both_running);
 
     let at = group.stop(Side::Cplb);
     let took = group.converge("cplb stops", at, |_| Side::Keepalived);
@@ -327,7 +329,7 @@ fn fail_over_in_every_way(mut group: Group) {
     let took = group.converge("keepalived crashes", at, |_| Side::Cplb);
     group.cluster.check(took <= crash, || format!("cplb took over after {took:?}"));
     group.start(Side::Keepalived);
-    group.converge("keepalived restarts", Instant::now(), after_keepalived_came_back);
+    group.converge("keepalived restarts", Instant::now(), owner_with_both_running);
     contend(&group);
     group.check_by_tshark();
 }
@@ -343,7 +345,7 @@ fn contend(group: &Group) {
     group.cluster.lan.heal_all().expect("the LAN is healed");
     let among_equals = if group.cplb == 0 { Side::Keepalived } else { Side::Cplb };
     group.converge("a split heals", Instant::now(), |router| match router.higher {
-        Higher::Nobody => among_equals,
+        Higher::Neither => among_equals,
         Higher::Cplb => Side::Cplb,
         Higher::Keepalived => Side::Keepalived,
     });

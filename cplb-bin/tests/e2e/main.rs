@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use testbed::Test;
 
 fn main() -> ExitCode {
-    if sessions::hold_if_holder() {
+    if sessions::run_if_session_client() {
         return ExitCode::SUCCESS;
     }
     // The longest suites first, so that none of their tests starts when the others have ended.

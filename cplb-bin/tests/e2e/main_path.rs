@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Node, Test, Tool};
 
-use crate::support::{BIND_PORT, Cluster, PATIENCE, PORT, Plan, Tproxy, binary};
+use crate::support::{BIND_PORT, Cluster, PORT, Plan, TIMEOUT, Tproxy, binary};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tests = [
@@ -129,7 +129,7 @@ fn expect_all_certificates(cluster: &Cluster, node: &Node, target: SocketAddr) {
             .take_while(|line| !line.starts_with("-----END CERTIFICATE"))
             .skip(1)
             .collect();
-        let whose = cluster.backends.iter().find(|backend| {
+        let backend = cluster.backends.iter().find(|backend| {
             let own: String = backend
                 .certificate_pem()
                 .unwrap_or_default()
@@ -138,7 +138,7 @@ fn expect_all_certificates(cluster: &Cluster, node: &Node, target: SocketAddr) {
                 .collect();
             !pem.is_empty() && own == pem
         });
-        match whose {
+        match backend {
             Some(backend) => seen.insert(backend.name()),
             None => cluster.fail(&format!(
                 "{} got from {target}: {text}\n{}",
@@ -150,34 +150,34 @@ fn expect_all_certificates(cluster: &Cluster, node: &Node, target: SocketAddr) {
             return;
         }
     }
-    cluster.fail(&format!("{} met only {seen:?} at {target} in {RUNS} connections", node.name()));
+    cluster.fail(&format!("{} received only {seen:?} at {target} in {RUNS} connections", node.name()));
 }
 
 /// Checks the same without a process for each connection.
 fn expect_all_certificates_quickly(cluster: &Cluster, node: &Node, target: SocketAddr) {
     let seen = certificates_of(cluster, node, target, RUNS);
     cluster.check(seen.iter().collect::<BTreeSet<_>>().len() == cluster.backends.len(), || {
-        format!("{} met only {seen:?} at {target}", node.name())
+        format!("{} received only {seen:?} at {target}", node.name())
     });
 }
 
 /// The names of the backends whose certificates `count` connections from `node` receive.
 fn certificates_of(cluster: &Cluster, node: &Node, target: SocketAddr, count: usize) -> Vec<String> {
-    let met = node.block_on(move || async move {
-        let mut met = Vec::new();
+    let certificates = node.block_on(move || async move {
+        let mut certificates = Vec::new();
         for _ in 0..count {
-            met.push(testbed::peer_certificate(target).await?);
+            certificates.push(testbed::peer_certificate(target).await?);
         }
-        Ok::<_, std::io::Error>(met)
+        Ok::<_, std::io::Error>(certificates)
     });
-    let met = met
+    let certificates = certificates
         .expect("a runtime")
         .unwrap_or_else(|error| cluster.fail(&format!("{} at {target}: {error}", node.name())));
     let owner = |certificate: &Vec<u8>| {
         let found = cluster.backends.iter().find(|backend| backend.has_certificate(certificate));
         found.map_or_else(|| "unknown".to_owned(), |backend| backend.name().to_owned())
     };
-    met.iter().map(owner).collect()
+    certificates.iter().map(owner).collect()
 }
 
 /// The backends of the three controllers and the VIP in between, as a list in YAML.
@@ -252,7 +252,7 @@ fn expect_no_loop(cluster: &Cluster, warning: &str) {
             .collect();
         cluster.check(shown.len() == 3, || format!("backends of {index}: {shown:?}"));
         let log = cluster.daemon(index).log();
-        cluster.check(log.wait_for_line(warning, PATIENCE).is_ok(), || format!("{index} does not warn"));
+        cluster.check(log.wait_for_line(warning, TIMEOUT).is_ok(), || format!("{index} does not warn"));
     }
     let backup = (0..cluster.len()).find(|&index| index != active).expect("there are three");
     let own = |index: usize| SocketAddr::new(cluster.node(index).v4().into(), BIND_PORT);
@@ -270,9 +270,10 @@ fn expect_no_loop(cluster: &Cluster, warning: &str) {
     });
     for (node, target) in rounds {
         let before = accepted(cluster);
-        let met = certificates_of(cluster, node, target, RUNS);
-        let distinct: BTreeSet<_> = met.iter().collect();
-        cluster.check(distinct.len() == 3, || format!("{} met {met:?} at {target}", node.name()));
+        let certificates = certificates_of(cluster, node, target, RUNS);
+        let distinct: BTreeSet<_> = certificates.iter().collect();
+        cluster
+            .check(distinct.len() == 3, || format!("{} received {certificates:?} at {target}", node.name()));
         let now = accepted(cluster);
         cluster.check(now - before == RUNS as u64, || {
             format!("{RUNS} connections from {} to {target} became {}", node.name(), now - before)

@@ -7,13 +7,13 @@ use std::net::IpAddr;
 
 use testbed::{Lan, Node, Signal, Test, Tool};
 
-use crate::support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tools = [Tool::Nft, Tool::Ip];
     vec![
         Test::new("paused_daemon_recovers_from_a_netlink_overrun", stopped).needs(tools),
-        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", keeper_stopped).needs(tools),
+        Test::new("frozen_keeper_restores_the_vips_after_a_netlink_overrun", frozen_keeper).needs(tools),
     ]
 }
 
@@ -23,24 +23,24 @@ fn stopped() {
     let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::default());
     cluster.start_all();
     let old = cluster.wait_until_settled();
-    let (before, mark) = (kernel(&cluster, old), cluster.daemon(old).log().len());
+    let (before, mark) = (counters(&cluster, old), cluster.daemon(old).log().len());
     cluster.signal(old, Signal::SIGSTOP);
-    let foreign = storm(&cluster, old);
+    let foreign = overrun_socket(&cluster, old);
     cluster.signal(old, Signal::SIGCONT);
     expect_noticed(&cluster, old, mark, before);
     cluster.wait_until_settled();
     expect_untouched(&cluster, old, &foreign);
-    expect_calm(&cluster, old);
+    expect_no_report(&cluster, old);
 }
 
 /// Only the keeper's thread is stopped, and there is no other node to take the VIPs over.
-fn keeper_stopped() {
+fn frozen_keeper() {
     let mut cluster = Cluster::build(Lan::builder().controllers(1), Plan::default().dual_stack());
     cluster.start_all();
     cluster.wait_until_settled();
-    let (before, mark) = (kernel(&cluster, 0), cluster.daemon(0).log().len());
+    let (before, mark) = (counters(&cluster, 0), cluster.daemon(0).log().len());
     let frozen = cluster.daemon(0).freeze_threads(|name| name == "vip-keeper").expect("it has a keeper");
-    let foreign = storm(&cluster, 0);
+    let foreign = overrun_socket(&cluster, 0);
     cluster
         .check(cluster.vips().iter().all(|vip| !cluster.node(0).has_address(*vip)), || "VIPs remain".into());
     frozen.thaw();
@@ -50,11 +50,11 @@ fn keeper_stopped() {
     });
     cluster.wait_until_settled();
     expect_untouched(&cluster, 0, &foreign);
-    expect_calm(&cluster, 0);
+    expect_no_report(&cluster, 0);
 }
 
 /// The daemon's counters of overruns and resyncs.
-fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
+fn counters(cluster: &Cluster, index: usize) -> (u64, u64) {
     let status = cluster.status(index);
     let total = |name: &str| status["kernel"][name].as_u64();
     match (total("overruns"), total("resyncs")) {
@@ -65,9 +65,9 @@ fn kernel(cluster: &Cluster, index: usize) -> (u64, u64) {
 
 /// Changes addresses and links that the daemon does not manage until the kernel has dropped notifications for it, and
 /// only then removes the VIPs. Returns the node's traces after that.
-fn storm(cluster: &Cluster, index: usize) -> Vec<String> {
+fn overrun_socket(cluster: &Cluster, index: usize) -> Vec<String> {
     let node = cluster.node(index);
-    let batch = node.directory().join("storm");
+    let batch = node.directory().join("changes");
     let mut text =
         "link add storm0 type veth peer name storm1\naddress add 203.0.113.1/24 dev storm0\n".to_owned();
     for host in 1..=250 {
@@ -130,11 +130,12 @@ fn traces(cluster: &Cluster, index: usize) -> Vec<String> {
 
 /// Checks that the overrun is logged, counted and reported in `status`, and that the daemon resynced.
 fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u64)) {
-    let said = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", PATIENCE);
-    let said = said.unwrap_or_else(|error| cluster.fail(&error.to_string()));
-    cluster.check(said.text.contains("WARN") && said.text.contains("`ip monitor`"), || said.text.clone());
+    let logged = cluster.daemon(index).log().wait_for_line_after(mark, "netlink overrun", TIMEOUT);
+    let logged = logged.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+    cluster
+        .check(logged.text.contains("WARN") && logged.text.contains("`ip monitor`"), || logged.text.clone());
     cluster.wait("the status reports the overrun and a resync", || {
-        let (overruns, resyncs) = kernel(cluster, index);
+        let (overruns, resyncs) = counters(cluster, index);
         let degraded = cluster.status(index)["degraded"].to_string();
         overruns > before.0 && resyncs > before.1 && degraded.contains("netlink overrun")
     });
@@ -146,7 +147,7 @@ fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
 }
 
 /// Checks that the overrun is no longer reported as a problem.
-fn expect_calm(cluster: &Cluster, index: usize) {
+fn expect_no_report(cluster: &Cluster, index: usize) {
     cluster.wait("the overrun is no longer reported", || {
         !cluster.status(index)["degraded"].to_string().contains("netlink overrun")
     });

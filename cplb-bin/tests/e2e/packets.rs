@@ -187,7 +187,7 @@ impl Observed {
 
     fn expect_undisturbed(self, cluster: &Cluster) {
         let Self { active, takeovers, probe, since } = self;
-        if let Err(error) = probe.wait_for_success(Instant::now(), crate::support::PATIENCE) {
+        if let Err(error) = probe.wait_for_success(Instant::now(), crate::support::TIMEOUT) {
             cluster.fail(&error.to_string());
         }
         let failures = probe.stop().failures_since(since);
@@ -208,9 +208,9 @@ fn unknown_peer() {
     cluster.start_all();
     let observed = Observed::start(&cluster);
     let active = observed.active;
-    let stranger = Packet::good(cluster.vip()).byte(2, 254);
+    let unknown = Packet::good(cluster.vip()).byte(2, 254);
     for index in 0..cluster.len() {
-        Packet { destination: cluster.node(index).v4().into(), ..stranger.clone() }
+        Packet { destination: cluster.node(index).v4().into(), ..unknown.clone() }
             .send(cluster.client(), TIMES);
         cluster.wait("the unknown router is counted", || {
             Place::Discarded("unknown_peer").count(&cluster.status(index)) == TIMES
@@ -223,7 +223,7 @@ fn unknown_peer() {
         cluster.check(!shown.contains("own address"), || shown.clone());
     }
     // A peer on the link cannot be behind a router (RFC 5082).
-    let (peer, forwarded) = (1 - active, stranger.clone());
+    let (peer, forwarded) = (1 - active, unknown.clone());
     let forwarded = Packet {
         source: Some(cluster.node(peer).v4().into()),
         destination: cluster.node(active).v4().into(),

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Mac, Probe, Signal, Test, Tool};
 
-use crate::support::crash::{Canary, Crashes, senders};
-use crate::support::{Cluster, PATIENCE, Plan, median};
+use crate::support::crash::{Crashes, StallMonitor, senders};
+use crate::support::{Cluster, Plan, TIMEOUT, median};
 
 pub(crate) fn tests() -> Vec<Test> {
     let test = |name, body: fn()| Test::new(name, body).needs([Tool::Nft]).needs_root_realtime();
@@ -85,12 +85,13 @@ fn busy_round(cluster: &Cluster) -> Result<(), String> {
     let times: Vec<Instant> = adverts.iter().map(|(at, _)| *at).filter(|at| *at >= since).collect();
     let gap = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
     eprintln!("{} advertisements beside {LOOPS} busy loops, the longest gap {gap:?}", times.len());
-    let heard: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
+    let advertisers: BTreeSet<Mac> = senders(&capture, since, None).into_iter().collect();
     let moved = cluster.takeovers() - before;
-    let is_calm = heard == BTreeSet::from([mac]) && moved == 0 && cluster.wait_for_owner(None) == owner;
-    is_calm
-        .then_some(())
-        .ok_or_else(|| format!("{moved} takeovers, advertisements of {heard:?}, the longest gap {gap:?}"))
+    let is_unchanged =
+        advertisers == BTreeSet::from([mac]) && moved == 0 && cluster.wait_for_owner(None) == owner;
+    is_unchanged.then_some(()).ok_or_else(|| {
+        format!("{moved} takeovers, advertisements of {advertisers:?}, the longest gap {gap:?}")
+    })
 }
 
 /// The kernel of a killed owner answers for the VIP until its lease is over. A client that resolves the VIP meanwhile
@@ -100,22 +101,22 @@ fn without_neighbour_entry() {
     for _ in 0..3 {
         let victim = cluster.wait_for_owner(None);
         let watch = AddressWatch::on(cluster.node(victim)).expect("addresses are watched");
-        let canary = Canary::start();
+        let monitor = StallMonitor::start();
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        let calm = probe.wait_for_calm(Duration::from_millis(200), PATIENCE);
-        calm.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let answered = probe.wait_for_calm(Duration::from_millis(200), TIMEOUT);
+        answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let at = cluster.signal(victim, Signal::SIGKILL);
         cluster.wait_for_owner(Some(victim));
-        let lease = match watch.wait_for_loss(cluster.vip(), PATIENCE) {
+        let lease = match watch.wait_for_loss(cluster.vip(), TIMEOUT) {
             Ok(lost) => lost.unwrap_or(at).saturating_duration_since(at),
             Err(error) => cluster.fail(&error.to_string()),
         };
-        let calm = probe.wait_for_calm(Duration::from_secs(1), PATIENCE);
-        calm.unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        let answered = probe.wait_for_calm(Duration::from_secs(1), TIMEOUT);
+        answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let report = probe.stop();
         let gap = report.blackout_since(at);
-        let stall = report.own_stall_since(at).max(canary.worst_since(at));
+        let stall = report.own_stall_since(at).max(monitor.worst_since(at));
         eprintln!(
             "blackout {:?}, the dead node's lease ended after {lease:?}, stall {stall:?}",
             gap.duration()
@@ -144,28 +145,28 @@ fn realtime(plan: Plan) -> Cluster {
 
 /// Threads that compute without a pause, until dropped.
 struct Load {
-    over: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     fn start(count: usize) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let spin = |over: Arc<AtomicBool>| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spin = |stop: Arc<AtomicBool>| {
             move || {
-                while !over.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
             }
         };
-        let threads = (0..count).map(|_| std::thread::spawn(spin(Arc::clone(&over)))).collect();
-        Self { over, threads }
+        let threads = (0..count).map(|_| std::thread::spawn(spin(Arc::clone(&stop)))).collect();
+        Self { stop, threads }
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration changes, the connections stay; an invalid file changes nothing.
 
-mod ground;
+mod fixture;
 mod instances;
 mod name_servers;
 mod table;
@@ -17,8 +17,8 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("silent_name_server_does_not_block_the_daemon", name_servers::silent_name_server).alone(),
         Test::new("adding_and_removing_an_instance_keeps_the_other", undisturbed::instances),
         Test::new("removed_instance_hands_its_address_over", instances::removed_instance),
-        Test::new("reload_moves_addresses_between_instances", instances::traded_addresses),
-        Test::new("address_moves_to_another_instance_and_back_at_once", instances::address_there_and_back),
+        Test::new("reload_moves_addresses_between_instances", instances::moved_addresses),
+        Test::new("address_moves_to_another_instance_and_back_at_once", instances::address_moved_and_back),
         Test::new(
             "table_keeps_the_rules_of_an_address_until_it_is_released",
             table::table_outlives_addresses,
@@ -27,14 +27,14 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("table_has_the_rules_of_an_address_before_it_is_added", table::table_precedes_addresses),
         Test::new("removed_vips_are_served_until_they_are_released", table::listeners_outlive_addresses)
             .needs([Tool::Nft]),
-        Test::new("failed_table_change_is_retried", table::stubborn_table).needs([Tool::Nft]).alone(),
+        Test::new("failed_table_change_is_retried", table::failing_table).needs([Tool::Nft]).alone(),
         Test::new("late_answer_of_a_slow_name_server_is_used", name_servers::slow_name_server).alone(),
         Test::new(
             "invalid_file_after_a_pending_reload_is_reported",
             name_servers::wrong_file_after_a_good_one,
         )
         .alone(),
-        Test::new("removed_unicast_source_is_no_longer_reported", instances::source_taken_out),
-        Test::new("reload_after_sigterm_is_ignored", instances::reload_at_the_end),
+        Test::new("removed_unicast_source_is_no_longer_reported", instances::removed_source),
+        Test::new("reload_after_sigterm_is_ignored", instances::reload_after_stop),
     ]
 }

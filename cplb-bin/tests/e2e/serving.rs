@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Failure, Node, Probe, Readiness, Sessions, Test, Tool};
 
-use crate::support::{Cluster, PATIENCE, Plan, services};
+use crate::support::{Cluster, Plan, TIMEOUT, services};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
@@ -68,22 +68,22 @@ impl Watches {
 
     /// The number of times that a controller got the VIP since the watch began.
     fn moves(&self, cluster: &Cluster) -> usize {
-        let began: usize = self.0.iter().map(|watch| watch.tenures(cluster.vip()).len()).sum();
+        let began: usize = self.0.iter().map(|watch| watch.periods(cluster.vip()).len()).sum();
         // The first period is that of the owner at the beginning.
         began - 1
     }
 
     /// The longest time without any owner between the first and the last event.
-    fn longest_vacancy(&self, cluster: &Cluster) -> Duration {
-        let mut tenures: Vec<_> = self.0.iter().flat_map(|watch| watch.tenures(cluster.vip())).collect();
-        tenures.sort_by_key(|tenure| tenure.from);
-        let mut held_until = tenures.first().map(|tenure| tenure.from);
+    fn longest_absence(&self, cluster: &Cluster) -> Duration {
+        let mut periods: Vec<_> = self.0.iter().flat_map(|watch| watch.periods(cluster.vip())).collect();
+        periods.sort_by_key(|period| period.from);
+        let mut held_until = periods.first().map(|period| period.from);
         let mut longest = Duration::ZERO;
-        for tenure in tenures {
+        for period in periods {
             if let Some(until) = held_until {
-                longest = longest.max(tenure.from.saturating_duration_since(until));
+                longest = longest.max(period.from.saturating_duration_since(until));
             }
-            held_until = match (held_until, tenure.until) {
+            held_until = match (held_until, period.until) {
                 (Some(before), Some(until)) => Some(before.max(until)),
                 _ => None,
             };
@@ -108,9 +108,9 @@ fn taken_over(cluster: &Cluster, former: usize, since: Instant, limit: Duration)
     (owners[0], took)
 }
 
-fn answers(cluster: &Cluster) {
+fn check_vip_answers(cluster: &Cluster) {
     let probe = testbed::Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), PATIENCE) {
+    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer: {error}"));
     }
 }
@@ -118,11 +118,11 @@ fn answers(cluster: &Cluster) {
 fn loses_backends(plan: Plan, interval: Duration) {
     let cluster = Cluster::start(plan);
     let owner = cluster.wait_until_settled();
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let since = Instant::now();
     lose_backends(cluster.node(owner));
     let (next, _) = taken_over(&cluster, owner, since, bound(interval));
-    answers(&cluster);
+    check_vip_answers(&cluster);
     // The VIP does not move back when the first one can serve again.
     regain_backends(cluster.node(owner));
     cluster.wait("the former owner can serve again", || cluster.status(owner)["serving"]["serving"] == true);
@@ -133,7 +133,7 @@ fn loses_backends(plan: Plan, interval: Duration) {
 
 /// Waits until all nodes have served for 2 s, the condition for a Backup to take over from a degraded Active; the
 /// bounds count from such a state.
-fn serves_for_a_while(cluster: &Cluster) {
+fn wait_until_all_have_served(cluster: &Cluster) {
     cluster.wait("all nodes have served for 2 s", || {
         (0..cluster.len()).all(|index| {
             let serving = &cluster.status(index)["serving"];
@@ -145,13 +145,13 @@ fn serves_for_a_while(cluster: &Cluster) {
 fn freezes(thread: &'static str) {
     let cluster = Cluster::start(Plan::default());
     let owner = cluster.wait_until_settled();
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let frozen = cluster
         .daemon(owner)
         .freeze_threads(|name| name.starts_with(thread))
         .expect("the threads are frozen");
     let (next, _) = taken_over(&cluster, owner, frozen.since(), bound(Duration::from_secs(1)));
-    answers(&cluster);
+    check_vip_answers(&cluster);
     frozen.thaw();
     cluster.wait("the thawed daemon can serve again", || cluster.status(owner)["serving"]["serving"] == true);
     let owners = cluster.owners();
@@ -173,7 +173,7 @@ fn quick_checks() -> Plan {
 fn outages() {
     let cluster = Cluster::start(quick_checks());
     let owner = cluster.wait_until_settled();
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let watches = Watches::on(&cluster);
     let all = |serving: bool| {
         cluster.wait("all daemons have the same serving verdict", || {
@@ -191,7 +191,7 @@ fn outages() {
     let moves = watches.moves(&cluster);
     cluster.check(moves == 0, || format!("{moves} moves"));
     cluster.check(cluster.owners() == [owner], || "the owner changed".to_owned());
-    answers(&cluster);
+    check_vip_answers(&cluster);
 }
 
 /// Duration of the flapping; the hold time is longer, so at most one move is allowed.
@@ -199,29 +199,29 @@ const FLAPPING: Duration = Duration::from_secs(9);
 const FLAP: Duration = Duration::from_millis(200);
 
 /// Calls `set` with alternating arguments every 200 ms, on the calling thread.
-fn flap(turn: impl Fn(bool)) {
+fn flap(set: impl Fn(bool)) {
     let (begun, mut next, mut good) = (Instant::now(), Instant::now(), false);
     while begun.elapsed() < FLAPPING {
-        turn(good);
+        set(good);
         good = !good;
         next += FLAP;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    turn(true);
+    set(true);
 }
 
-fn check_calm(cluster: &Cluster, watches: &Watches) {
-    let (moves, vacancy) = (watches.moves(cluster), watches.longest_vacancy(cluster));
-    println!("MEASURED {moves} moves in {FLAPPING:?}, longest vacancy {vacancy:?}");
+fn check_moves(cluster: &Cluster, watches: &Watches) {
+    let (moves, absence) = (watches.moves(cluster), watches.longest_absence(cluster));
+    println!("MEASURED {moves} moves in {FLAPPING:?}, longest absence {absence:?}");
     cluster.check(moves <= 1, || format!("{moves} moves"));
     cluster.wait_for_owner(None);
-    answers(cluster);
+    check_vip_answers(cluster);
 }
 
 fn flaps_on_active() {
     let cluster = Cluster::start(quick_checks());
     let owner = cluster.wait_until_settled();
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let watches = Watches::on(&cluster);
     let (node, lost) = (cluster.node(owner), AtomicBool::new(false));
     flap(|good| {
@@ -231,19 +231,19 @@ fn flaps_on_active() {
             lose_backends(node);
         }
     });
-    check_calm(&cluster, &watches);
+    check_moves(&cluster, &watches);
 }
 
 fn flaps_everywhere() {
     let cluster = Cluster::start(quick_checks());
     cluster.wait_until_settled();
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let watches = Watches::on(&cluster);
     flap(|good| {
         let readiness = Readiness::Status(if good { 200 } else { 500 });
         cluster.backends.iter().for_each(|backend| backend.set_readiness(readiness));
     });
-    check_calm(&cluster, &watches);
+    check_moves(&cluster, &watches);
 }
 
 /// Time for which a server finishes open requests after it has closed its port.
@@ -253,11 +253,11 @@ const FINISH: Duration = Duration::from_secs(3);
 /// its connections, and starts again.
 fn rolling_restart(delay: Duration) {
     let cluster = Cluster::start(Plan::default());
-    serves_for_a_while(&cluster);
+    wait_until_all_have_served(&cluster);
     let sessions = Sessions::open(cluster.client(), cluster.address(), 9).expect("the sessions are opened");
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let mut in_flight = 0;
     for backend in &cluster.backends {
@@ -268,7 +268,7 @@ fn rolling_restart(delay: Duration) {
             cluster.check(hanging == 0, || format!("{when}: {hanging} sessions hang"));
         };
         if !delay.is_zero() {
-            backend.set_readiness(Readiness::Leaving);
+            backend.set_readiness(Readiness::Terminating);
             let state = |word: &str| cluster.status(0)["services"][0]["backends"].to_string().contains(word);
             cluster.wait("the backend is reported as terminating", || state("terminating"));
             // Every node has checked it meanwhile.

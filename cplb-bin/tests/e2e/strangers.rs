@@ -26,7 +26,7 @@ fn degraded(cluster: &Cluster, index: usize) -> String {
     cluster.status(index)["degraded"].to_string()
 }
 
-fn every_node_says(cluster: &Cluster, texts: &[&str]) {
+fn wait_for_report_of_every_node(cluster: &Cluster, texts: &[&str]) {
     for index in 0..cluster.len() {
         cluster.wait("the status of every node reports it", || {
             let shown = degraded(cluster, index);
@@ -44,7 +44,7 @@ fn probe(cluster: &Cluster) -> Probe {
 }
 
 /// Sends the packet from the client every 100 ms until `during` returns.
-fn beside(cluster: &Cluster, packet: &Packet, during: impl FnOnce()) {
+fn send_beside(cluster: &Cluster, packet: &Packet, during: impl FnOnce()) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -67,15 +67,15 @@ fn strangers() {
     let since = Instant::now();
 
     let weaker = Packet::good(cluster.vip()).byte(2, 150);
-    beside(&cluster, &weaker, || {
-        every_node_says(&cluster, &[&client, "is no known controller"]);
+    send_beside(&cluster, &weaker, || {
+        wait_for_report_of_every_node(&cluster, &[&client, "is no known controller"]);
         cluster.wait("three times Active_Down_Interval are over", || since.elapsed() >= CONTENTION);
     });
     let other: Ipv4Addr = cluster.lan.v4(OTHER_HOST);
     let group = Packet::good(IpAddr::V4(other)).byte(2, 254);
     let began = Instant::now();
-    beside(&cluster, &group, || {
-        every_node_says(&cluster, &[&client, &other.to_string(), "another virtualRouterID"]);
+    send_beside(&cluster, &group, || {
+        wait_for_report_of_every_node(&cluster, &[&client, &other.to_string(), "another virtualRouterID"]);
         cluster.wait("Active_Down_Interval is over", || began.elapsed() >= CONTENTION / 3);
     });
 
@@ -116,10 +116,10 @@ fn filtered() {
     switch.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
     cluster.wait("all nodes have the VIP", || cluster.owners().len() == cluster.len());
     let vip = cluster.vip().to_string();
-    every_node_says(&cluster, &["announces", &vip, "protocol 112"]);
+    wait_for_report_of_every_node(&cluster, &["announces", &vip, "protocol 112"]);
     // Clients reach the node that announced the address last, and are served there.
     let probe = probe(&cluster);
-    probe.wait_for_calm(Duration::from_secs(1), crate::support::PATIENCE).expect("clients are served");
+    probe.wait_for_calm(Duration::from_secs(1), crate::support::TIMEOUT).expect("clients are served");
     println!(
         "MEASURED clients are served by {:?}",
         probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))
@@ -145,7 +145,7 @@ fn reverse_path() {
     }
     cluster.start_all();
     let owner = cluster.wait_for_owner(None);
-    every_node_says(&cluster, &["rp_filter", "eth1"]);
+    wait_for_report_of_every_node(&cluster, &["rp_filter", "eth1"]);
     let probe = probe(&cluster);
     let since = Instant::now();
     cluster.wait("two times Active_Down_Interval pass without a move", || {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Backend, Lan, LanBuilder, Probe, Signal, Test, Tool};
 
-use crate::support::{BIND_PORT, Cluster, PATIENCE, Plan};
+use crate::support::{BIND_PORT, Cluster, Plan, TIMEOUT};
 
 /// Exit codes of sysexits, as the design assigns them.
 const UNAVAILABLE: i32 = 69;
@@ -27,7 +27,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("failing_nft_moves_the_vip_and_is_reported", nft_fails_later).needs([Tool::Nft]),
         Test::new("port_in_use_is_named", port_taken),
         Test::new("second_daemon_exits_without_affecting_the_first", second_daemon),
-        Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_surroundings),
+        Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_environment),
         Test::new("absent_interface_is_awaited_at_start_and_after_removal", interface_comes_and_goes)
             .needs([Tool::Ip]),
         Test::new("uncreatable_state_directory_or_socket_is_named", nothing_writable),
@@ -35,24 +35,24 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// A LAN with one controller.
-fn alone() -> LanBuilder {
+fn single_controller() -> LanBuilder {
     Lan::builder().controllers(1).clients(1)
 }
 
 /// Runs `command` on the first controller; it must exit with `code` and print all of `texts`.
 fn expect_end(cluster: &Cluster, command: Command, code: i32, texts: &[&str]) {
     let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    cluster.check(output.status.code() == Some(code), || format!("{}, not {code}:\n{said}", output.status));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    cluster.check(output.status.code() == Some(code), || format!("{}, not {code}:\n{stderr}", output.status));
     for text in texts {
-        cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
+        cluster.check(stderr.contains(text), || format!("{text:?} is not in:\n{stderr}"));
     }
     // All state that the daemon had created is removed.
     cluster.check(!cluster.node(0).has_address(cluster.vip()), || "the VIP remains".to_owned());
 }
 
 /// `prefix` followed by the words of `command`.
-fn behind<'a>(prefix: impl IntoIterator<Item = &'a str>, command: &Command) -> Command {
+fn with_prefix<'a>(prefix: impl IntoIterator<Item = &'a str>, command: &Command) -> Command {
     let mut words = prefix.into_iter();
     let mut wrapped = Command::new(words.next().expect("a program"));
     wrapped.args(words).arg(command.get_program()).args(command.get_args());
@@ -60,20 +60,20 @@ fn behind<'a>(prefix: impl IntoIterator<Item = &'a str>, command: &Command) -> C
 }
 
 fn no_privilege() {
-    let cluster = Cluster::build(alone(), Plan::default());
+    let cluster = Cluster::build(single_controller(), Plan::default());
     let setpriv = Tool::Setpriv.path().expect("the test declares it");
     let prefix = [setpriv.to_str().expect("UTF-8"), "--bounding-set", "-net_admin,-net_raw"];
-    let command = behind(prefix, &cluster.command(0));
+    let command = with_prefix(prefix, &cluster.command(0));
     let texts = ["CAP_NET_ADMIN and CAP_NET_RAW", "run as root", "AmbientCapabilities="];
     expect_end(&cluster, command, PERMISSION, &texts);
 }
 
 fn nft_missing() {
-    let cluster = Cluster::build(alone(), Plan::default());
+    let cluster = Cluster::build(single_controller(), Plan::default());
     // In a separate mount namespace, a device is mounted over the program.
     let hide = "for f in /usr/sbin/nft /sbin/nft /usr/bin/nft /bin/nft; do \
                 [ -f $f ] && mount --bind /dev/null $f; done; exec \"$0\" \"$@\"";
-    let command = behind(["unshare", "--mount", "sh", "-c", hide], &cluster.command(0));
+    let command = with_prefix(["unshare", "--mount", "sh", "-c", hide], &cluster.command(0));
     expect_end(&cluster, command, UNAVAILABLE, &["nft", "apt-get install nftables", "disableLoadBalancer"]);
 }
 
@@ -102,7 +102,7 @@ fn path_with(first: &Path) -> String {
 }
 
 fn nft_fails_at_start() {
-    let cluster = Cluster::build(alone(), Plan::default());
+    let cluster = Cluster::build(single_controller(), Plan::default());
     let place = fake_nft(cluster.node(0).directory(), "echo 'Error: broken on purpose' >&2; exit 1");
     let mut command = cluster.command(0);
     command.env("PATH", path_with(&place));
@@ -149,7 +149,7 @@ fn nft_fails_later() {
 }
 
 /// Longest duration of a status query while another program hangs; the machine may be busy.
-const AT_ONCE: Duration = Duration::from_millis(1500);
+const STATUS_TIMEOUT: Duration = Duration::from_millis(1500);
 
 fn nft_hangs_later() {
     let mut cluster = Cluster::build(Lan::builder().controllers(2), Plan::v3("100ms"));
@@ -173,7 +173,8 @@ fn nft_hangs_later() {
         cluster.wait(what, || {
             let asked = Instant::now();
             let status = cluster.status(old);
-            cluster.check(asked.elapsed() < AT_ONCE, || format!("the status took {:?}", asked.elapsed()));
+            cluster
+                .check(asked.elapsed() < STATUS_TIMEOUT, || format!("the status took {:?}", asked.elapsed()));
             expected(&status)
         });
     };
@@ -204,20 +205,20 @@ fn expect_replaced(cluster: &Cluster, old: usize, since: Instant) {
     cluster.check(took < 2 * Duration::from_millis(4_400), || format!("it took {took:?}"));
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20)).start(cluster.client());
     let probe = probe.expect("the probe starts");
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer: {error}"));
     }
 }
 
 fn port_taken() {
-    let cluster = Cluster::build(alone(), Plan::default());
-    let _squatter = Backend::echo(cluster.node(0), "other", BIND_PORT).expect("the port is free");
+    let cluster = Cluster::build(single_controller(), Plan::default());
+    let _listener = Backend::echo(cluster.node(0), "other", BIND_PORT).expect("the port is free");
     let texts = ["6444", "ss -ltnp", "userSpaceProxyBindPort"];
     expect_end(&cluster, cluster.command(0), TEMPORARY, &texts);
 }
 
 fn second_daemon() {
-    let mut cluster = Cluster::build(alone(), Plan::v3("100ms"));
+    let mut cluster = Cluster::build(single_controller(), Plan::v3("100ms"));
     cluster.start_all();
     cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(0)).expect("addresses can be watched");
@@ -232,7 +233,7 @@ fn second_daemon() {
     let other_port = other_port.render(&cluster.lan).replace(&vip, &another);
     let without_balancer = without_balancer.render(&cluster.lan).replace(&vip, &another);
     // In a separate mount namespace, without the first daemon's files.
-    let elsewhere = [
+    let separate_mounts = [
         "unshare",
         "--mount",
         "sh",
@@ -243,7 +244,7 @@ fn second_daemon() {
         (cluster.plan.render(&cluster.lan), None),
         (other_port, None),
         (without_balancer.clone(), None),
-        (without_balancer, Some(elsewhere)),
+        (without_balancer, Some(separate_mounts)),
     ] {
         let config = own("second.yaml");
         fs::write(&config, text).expect("the configuration is written");
@@ -251,21 +252,21 @@ fn second_daemon() {
         command.arg("run").arg("--config").arg(config).arg("--socket").arg(own("second.sock"));
         command.arg("--state-dir").arg(own("state2"));
         if let Some(prefix) = prefix {
-            command = behind(prefix, &command);
+            command = with_prefix(prefix, &command);
         }
         let output = cluster.node(0).output(command).unwrap_or_else(|error| cluster.fail(&error.to_string()));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        cluster.check(output.status.code() == Some(TEMPORARY), || format!("{}:\n{said}", output.status));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        cluster.check(output.status.code() == Some(TEMPORARY), || format!("{}:\n{stderr}", output.status));
         for text in ["another cplb", &format!("process {first}"), "stop the other"] {
-            cluster.check(said.contains(text), || format!("{text:?} is not in:\n{said}"));
+            cluster.check(stderr.contains(text), || format!("{text:?} is not in:\n{stderr}"));
         }
     }
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&error.to_string());
     }
     let failures = probe.stop().failures_since(since);
     cluster.check(failures.is_empty(), || format!("connections failed: {failures:?}"));
-    let lost = watch.tenures(cluster.vip()).iter().filter(|tenure| tenure.until.is_some()).count();
+    let lost = watch.periods(cluster.vip()).iter().filter(|period| period.until.is_some()).count();
     cluster.check(lost == 0 && watch.has(cluster.vip()), || "the VIP was removed meanwhile".to_owned());
     let status = cluster.status(0);
     cluster.check(status["instances"][0]["state"] == "active", || status.to_string());
@@ -273,7 +274,7 @@ fn second_daemon() {
 }
 
 fn interface_comes_and_goes() {
-    let mut cluster = Cluster::build(alone(), Plan::v3("100ms").instance("interface: late0"));
+    let mut cluster = Cluster::build(single_controller(), Plan::v3("100ms").instance("interface: late0"));
     cluster.start_daemon(0);
     let waits = |cluster: &Cluster| {
         let status = cluster.status(0);
@@ -308,7 +309,7 @@ fn interface_comes_and_goes() {
 }
 
 fn nothing_writable() {
-    let cluster = Cluster::build(alone(), Plan::default());
+    let cluster = Cluster::build(single_controller(), Plan::default());
     let file = cluster.node(0).directory().join("file");
     fs::write(&file, "precious").expect("a file");
     let run = |socket: &Path, state: &Path| {
@@ -332,8 +333,8 @@ fn mount(cluster: &Cluster, words: &str, directory: &Path) {
     cluster.node(0).exec("mount", words).unwrap_or_else(|error| cluster.fail(&error.to_string()));
 }
 
-fn hostile_surroundings() {
-    let mut cluster = Cluster::build(alone(), Plan::v3("100ms"));
+fn hostile_environment() {
+    let mut cluster = Cluster::build(single_controller(), Plan::v3("100ms"));
     let state = cluster.state_dir(0);
     fs::create_dir_all(&state).expect("a directory");
     mount(&cluster, "-t tmpfs -o size=16k,mode=0700 none", &state);
@@ -352,7 +353,7 @@ fn hostile_surroundings() {
     }
     let log = cluster.daemon(0).log();
     cluster
-        .check(log.wait_for_line("virtualRouterID", PATIENCE).is_ok(), || "no status in the log".to_owned());
+        .check(log.wait_for_line("virtualRouterID", TIMEOUT).is_ok(), || "no status in the log".to_owned());
 
     let config = cluster.config_file(0);
     let aside = config.with_extension("aside");
@@ -370,7 +371,7 @@ fn hostile_surroundings() {
     fs::remove_file(&filler).expect("it is there");
     cluster.wait("the full directory is no longer reported", || !degraded(&cluster, "cannot be written"));
 
-    let lost = watch.tenures(cluster.vip()).iter().filter(|tenure| tenure.until.is_some()).count();
+    let lost = watch.periods(cluster.vip()).iter().filter(|period| period.until.is_some()).count();
     cluster.check(lost == 0 && watch.has(cluster.vip()), || "the VIP was lost meanwhile".to_owned());
     cluster.signal(0, Signal::SIGTERM);
     cluster.check(cluster.wait_until_ended(0).success(), || "the daemon failed".to_owned());

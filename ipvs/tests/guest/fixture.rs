@@ -37,7 +37,7 @@ pub(crate) fn ipvsadm(arguments: &str) -> String {
     run(Tool::Ipvsadm, arguments, "")
 }
 
-/// Runs a program with what it reads, and returns what it prints.
+/// Runs a program with this input, and returns its output.
 pub(crate) fn run(tool: Tool, arguments: &str, input: &str) -> String {
     let mut child = Command::new(tool.path().expect("it is installed"))
         .args(arguments.split_whitespace())

@@ -16,7 +16,7 @@ use testbed::guest::{load_module, unload_module};
 use crate::fixture::{block_on, destination, tcp, with_client};
 use crate::tables;
 
-/// Whatever is desired, a second look finds nothing to do.
+/// A second reconciliation makes no changes, whatever the desired state.
 pub(crate) fn settings() {
     with_client(async |client| {
         let mut odd = Service::new(tcp("10.0.0.100", 1), SchedulerName::RR);
@@ -49,7 +49,7 @@ pub(crate) fn settings() {
         desired.insert(with_all(DesiredService::new(odd)));
         desired.extend([idle, long, masked].map(DesiredService::new));
         reconcile(client, &desired).await;
-        // And each of its values is what the kernel keeps.
+        // The kernel keeps each of these values.
         let kept = client.destinations(&tcp("10.0.0.100", 1)).await.expect("a list");
         let kept: BTreeSet<_> = kept.iter().map(|entry| format!("{:?}", entry.destination)).collect();
         assert_eq!(kept, destinations.iter().map(|destination| format!("{destination:?}")).collect());
@@ -59,7 +59,7 @@ pub(crate) fn settings() {
     });
 }
 
-/// Makes it so, and finds nothing to do then.
+/// Reconciles, and checks that a second reconciliation makes no changes.
 async fn reconcile(client: &Client, desired: &Desired) {
     let (mut planner, mut owned) = (Planner::new(Options::default()), BTreeSet::new());
     let (plan, report) = client.reconcile(&mut planner, desired, &mut owned).await.expect("a table");
@@ -150,7 +150,7 @@ async fn daemons(client: &Client) {
     let running = DaemonError::AlreadyRunning(SyncState::MASTER);
     assert_eq!(client.start_daemon(&master).await, Err(running));
 
-    // To a daemon that has hardly started, the kernel forgets the answer.
+    // The kernel may not answer a request to stop a daemon that has just started.
     for _ in 0..20 {
         client.stop_daemon(SyncState::MASTER).await.expect("it stops");
         assert_eq!(client.stop_daemon(SyncState::MASTER).await, Err(none));

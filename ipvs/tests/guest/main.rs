@@ -1,4 +1,4 @@
-//! The client against a real kernel, and against `ipvsadm` as the witness of what is in it. A guest brings the kernel.
+//! The client against a real kernel, with `ipvsadm` as an independent observer. A guest provides the kernel.
 
 mod fixture;
 mod kernel;

@@ -114,7 +114,7 @@ pub(crate) fn ipvsadm_prints() {
         let change = TimeoutChange { tcp: Some(Seconds(7200)), udp: Some(Seconds(30)), tcp_fin: None };
         client.set_timeouts(&change).await.expect("they are set");
         assert_eq!(ipvsadm("-L --timeout"), "Timeout (tcp tcpfin udp): 7200 120 30\n");
-        // Daemons do not know destinations of another family.
+        // Daemons do not replicate destinations of another family.
         client.flush().await.expect("all is deleted");
         start_daemons(client).await;
         let expected = "master sync daemon (mcast=dummy0, syncid=7, maxlen=1472, group=224.0.0.81, port=8848, ttl=1)\n\
@@ -157,7 +157,7 @@ pub(crate) fn client_lists() {
         for (mut expected, destinations) in table() {
             let key = expected.key();
             let entry = listed.iter().find(|entry| entry.service.key() == key).expect("it is listed");
-            // The kernel says that it is in the table, and nothing else is added.
+            // The kernel sets the flag of a service that is in its table, and no other.
             expected.flags = expected.flags | ServiceFlags::HASHED;
             assert_eq!(entry.service, expected);
             assert!(entry.other.is_empty() && entry.stats32.is_some() && entry.stats64.is_some());

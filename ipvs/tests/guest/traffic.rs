@@ -88,7 +88,7 @@ pub(crate) fn counted() {
         let entry = only(client, &key).await;
         let stats = client.service(&key).await.expect("it is there").stats();
         assert_eq!(stats.connections, 3);
-        // SYN, ACK and data of each, and what else TCP says.
+        // SYN, ACK and data of each, and other segments of TCP.
         assert!(stats.incoming_packets >= 9 && stats.incoming_bytes > 9 * 40, "{stats:?}");
         assert_eq!(columns("-L -n --stats --exact"), [totals(&stats), totals(&entry.stats())]);
         // Rates are estimated every two seconds.

@@ -1,4 +1,4 @@
-//! Failover: the client never sees a dead backend.
+//! Failover: a dead backend is invisible to the client.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering::SeqCst;

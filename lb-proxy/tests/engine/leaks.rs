@@ -1,4 +1,4 @@
-//! Leaks: closed sessions leave nothing, and idle ones hold only their sockets.
+//! Leaks: closed sessions leave no resources, and idle ones use only their sockets.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -51,7 +51,7 @@ fn a_stopped_balancer_releases_its_port() {
     let echo = Echo::start(1);
     let addr = ([127, 0, 0, 1], quiet_port()).into();
     let first = Balancer::start(&[echo.addr], |_, service| service.listen = vec![addr]).checked();
-    // Closed by the balancer's side first: TIME_WAIT must not be in the way.
+    // Closed by the balancer's side first: its sockets in TIME_WAIT must not block the next bind.
     visit(addr).unwrap();
     drop(first);
     let second = Balancer::start(&[echo.addr], |_, service| service.listen = vec![addr]);

@@ -1,4 +1,4 @@
-//! Removed listeners: their clients are not refused at once, and the change waits for nothing.
+//! Removed listeners: their clients are not refused at once, and the change does not wait for them.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

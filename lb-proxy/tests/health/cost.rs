@@ -45,6 +45,6 @@ async fn an_https_check_costs_little() {
     let share = |cost: Duration| 3.0 * cost.as_secs_f64() * 100.0;
     println!("a check costs {https:?} (https, kept), {tls:?} (tls), {tcp:?} (tcp)");
     println!("three each second: {:.3} %, {:.3} %, {:.3} % of a core", share(https), share(tls), share(tcp));
-    // About 0.05 % when optimised; this build is not, and the machine is not quiet.
+    // About 0.05 % when optimised; this build is not, and the machine has other load.
     assert!(share(https) < 0.2, "{https:?}");
 }

@@ -61,7 +61,7 @@ impl Watch {
     fn known(&self) -> TargetSnapshot {
         let mut all = self.monitor.snapshot();
         assert!(all.len() <= 1, "{all:?}");
-        // The first update may still be on its way to the monitor's thread.
+        // The first update may not have reached the monitor's thread yet.
         all.pop().unwrap_or_else(|| {
             std::thread::sleep(Duration::from_millis(20));
             self.monitor.snapshot().pop().expect("no target")

@@ -175,7 +175,7 @@ pub(crate) fn tls_with(
 ) -> ServerConfig {
     let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["other.example".to_owned()]).unwrap();
-    // Expired, for another name, self-signed: no check without trust may depend on any of that.
+    // Expired, for another name, self-signed: a check without trust accepts each of them.
     params.not_before = rcgen::date_time_ymd(1999, 1, 1);
     params.not_after = rcgen::date_time_ymd(2000, 1, 1);
     let certificate = params.self_signed(&key).unwrap().der().clone();

@@ -194,7 +194,7 @@ fn a_vip_on_another_host_is_left_alone(mode: Mode) {
         let _stream = connect(vip);
         assert_eq!(accepted_at(&remote), vip, "the other host owns it");
     }
-    // A packet that only passes through the node keeps its port, too.
+    // A forwarded packet keeps its port, too.
     let visitor = Peer::new("side");
     add_address("172.16.0.1/24", "side");
     visitor.run(|| {

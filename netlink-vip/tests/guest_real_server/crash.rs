@@ -22,13 +22,13 @@ pub(crate) fn takeover() {
     assert_eq!(arp_sysctls(node), ["1", "2"], "the VIPs are still there, and no neighbour learns of them");
     assert!(route_to(node, v4).contains("metric 203"));
 
-    // The next process wants the same: nothing is touched.
+    // The next process has the same desired state: nothing changes.
     let mut server = Server::open(node);
     let report = server.change(config(&lan, node)).expect("a real server");
     assert!(report.repairs.is_empty(), "{:?}", report.repairs);
     drop(server);
 
-    // The next one wants something else. What it does not want goes.
+    // The next one has another desired state. The rest is removed.
     let mut server = Server::open(node);
     let mut other = config(&lan, node);
     other.dummy = "dummyvip1".into();
@@ -45,7 +45,7 @@ pub(crate) fn takeover() {
     assert_eq!(arp_sysctls(node), ["1", "2"]);
     drop(server);
 
-    // The last one wants nothing, and removes it all without being told what it was.
+    // The last one has an empty desired state, and removes all of it by the recorded state alone.
     let mut server = Server::open(node);
     let recovery = server.remove().expect("everything can be taken back");
     assert_eq!((recovery.restored.len(), recovery.failed.len()), (2, 0));
@@ -89,7 +89,7 @@ pub(crate) fn keeper() {
         keeper.shutdown();
         keeper.join().expect("an orderly end");
         if end == "a crash" {
-            // What a keeper that was killed leaves: its list, and the addresses until their time is over.
+            // The leftovers of a killed keeper: its list, and the addresses until they expire.
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("an id");
             let list = format!(
                 r#"{{"version":1,"boot_id":"{}","content":{{"vips":[{{"ip":"{v4}","prefix_len":24}},{{"ip":"{v6}","prefix_len":64}}],"labels":[]}}}}"#,
@@ -115,7 +115,7 @@ pub(crate) fn stricter() {
         server.remove().expect("everything can be taken back");
         assert_same(node, &before);
     }
-    // What the administrator changes meanwhile is theirs.
+    // The administrator's later changes are kept.
     node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "0").expect("a sysctl");
     let mut server = Server::with(node, config(&lan, node));
     node.set_sysctl("net.ipv4.conf.eth0.arp_ignore", "8").expect("a sysctl");

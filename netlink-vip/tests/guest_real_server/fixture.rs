@@ -52,7 +52,7 @@ impl<'a> Server<'a> {
         self.node.run(|| self.server.change(config))
     }
 
-    /// The repairs of a reconciliation. The next one finds nothing.
+    /// The repairs of a reconciliation; a second one has none.
     pub(crate) fn repairs(&mut self) -> Vec<String> {
         let report = self.reconcile();
         let again = self.reconcile();

@@ -188,7 +188,7 @@ pub(crate) fn foreign_tunnels() {
     assert_same(node, &before);
     ip(node, "link del theirs");
 
-    // What a crash leaves between making a link and giving it our alias is ours.
+    // The leftover of a crash between creating a link and setting our alias counts as ours.
     ip(node, &format!("link add cplbtun4 type ipip mode ipip local {own}"));
     let mut server = Server::with(node, only_v4());
     assert!(ip(node, "link show cplbtun4").contains("alias cplb"));

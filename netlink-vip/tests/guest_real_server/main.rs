@@ -13,28 +13,28 @@ use testbed::{Test, Tool};
 
 fn main() -> ExitCode {
     let tests: [(&str, fn()); 22] = [
-        ("a_lease_goes_before_the_dummy_and_comes_back_to_it", links::leases),
+        ("lease_takes_precedence_over_the_dummy", links::leases),
         ("reconcile_repairs_disturbances", links::disturbances),
         ("foreign_links_stay", links::foreign_dummies),
         ("foreign_tunnels_stay", links::foreign_tunnels),
-        ("foreign_addresses_on_our_dummy_are_told_apart", links::mixed_dummies),
+        ("foreign_addresses_on_the_dummy_are_distinguished", links::mixed_dummies),
         ("missing_modules_are_named", links::modules),
-        ("interfaces_may_come_later", links::late_interfaces),
-        ("arp_and_ndp_are_answered_by_the_holder_only", network::silence),
+        ("interfaces_may_appear_later", links::late_interfaces),
+        ("arp_and_ndp_are_answered_by_the_owner_only", network::silence),
         ("tunnels_unpack_both_families", network::tunnels),
         ("a_crash_is_taken_over_and_removal_restores", crash::takeover),
         ("a_keeper_of_the_same_vip_leaves_the_dummy_alone", crash::keeper),
-        ("a_stricter_administrator_stays_strict", crash::stricter),
+        ("stricter_sysctls_of_the_administrator_are_kept", crash::stricter),
         ("acceptance_is_reported_for_each_server", acceptance::answers),
-        ("the_holder_and_a_backup_may_probe", acceptance::any_node),
+        ("owner_and_backup_may_probe", acceptance::any_node),
         ("many_servers_are_probed_at_once", acceptance::many),
         ("accepted_probes_are_reset", acceptance::taken_back),
-        ("servers_off_the_link_are_told_apart", acceptance::neighbours),
+        ("servers_off_the_link_are_distinguished", acceptance::neighbours),
         ("vlan_interfaces_may_probe", acceptance::vlan),
         ("probing_without_its_means_fails", acceptance::errors),
-        ("sessions_on_vips_that_go_are_reset", sessions::reset),
-        ("sessions_on_vips_that_stay_go_on", sessions::kept),
-        ("sessions_that_cannot_be_reset_keep_no_vip", sessions::unsupported),
+        ("sessions_of_removed_vips_are_reset", sessions::reset),
+        ("sessions_of_kept_vips_continue", sessions::kept),
+        ("sessions_that_cannot_be_reset_do_not_delay_removal", sessions::unsupported),
     ];
     let tests = tests
         .map(|(name, body)| Test::new(name, body).needs([Tool::Ip, Tool::Ipvsadm, Tool::Nft]).in_guest());

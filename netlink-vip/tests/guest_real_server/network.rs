@@ -100,7 +100,7 @@ fn counting_server(node: &Node) {
     node.thread("server", serve).expect("a thread");
 }
 
-/// Sends this many bytes and returns what is said about them.
+/// Sends this many bytes and returns the answer.
 fn upload(node: &Node, to: SocketAddr, length: usize) -> Option<String> {
     node.run(|| {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;

@@ -54,7 +54,7 @@ pub(crate) fn reset() {
     let own = lan.client(0).run(|| TcpStream::connect((node.v4(), 6443))).expect("a connection");
     let own = Session { client: own, server: listener.accept().expect("the connection").0 };
 
-    // Only what goes.
+    // Only sessions of the removed VIPs.
     let sessions = [v4, v6].map(session);
     let mut fewer = config(&lan, node);
     fewer.vips = vec![v6];
@@ -76,7 +76,7 @@ pub(crate) fn reset() {
     own.assert_alive();
 }
 
-/// The node goes on with them.
+/// The node keeps the VIPs as a real server.
 pub(crate) fn kept() {
     let lan = lan(1);
     let node = lan.controller(0);
@@ -91,7 +91,7 @@ pub(crate) fn kept() {
     sessions[1].assert_reset(start);
 }
 
-/// Sessions that cannot be reset do not keep the VIPs.
+/// Sessions that cannot be reset do not delay the release of the VIPs.
 pub(crate) fn unsupported() {
     let lan = lan(1);
     let node = lan.controller(0);

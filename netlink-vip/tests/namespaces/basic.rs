@@ -1,4 +1,4 @@
-//! A VIP comes with a claim, stays with claims, goes without.
+//! A VIP is added on a claim, stays with further claims, and is removed without.
 
 use std::time::{Duration, Instant};
 

@@ -28,7 +28,7 @@ fn dual(fixture: &Fixture) -> Observer {
     keeper
 }
 
-/// Does what an Active router does: claims again when it hears that an address is missing.
+/// Claims again when an address is reported missing, as an Active router does.
 fn repair(keeper: &Observer, missing: usize) -> Instant {
     for _ in 0..missing {
         keeper.wait("Missing", |event| matches!(event, KeeperEvent::Missing { .. }));

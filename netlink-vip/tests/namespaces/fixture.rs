@@ -200,7 +200,7 @@ pub(crate) fn median(mut took: Vec<Duration>) -> Duration {
     took[took.len() / 2]
 }
 
-/// A keeper, and what it said.
+/// A keeper, and its events.
 pub(crate) struct Observer {
     pub(crate) handle: KeeperHandle,
     events: Receiver<(Instant, KeeperEvent)>,
@@ -248,7 +248,7 @@ impl Observer {
         self.events.try_iter().map(|(_, event)| event).collect()
     }
 
-    /// Waits until the published status, which may be some milliseconds old, is as it should be.
+    /// Waits until the published status, which may be some milliseconds old, is as expected.
     pub(crate) fn shows(&self, what: &str, is_so: impl Fn(&Status) -> bool) {
         let end = Instant::now() + SOON;
         while !is_so(&self.handle.status()) {

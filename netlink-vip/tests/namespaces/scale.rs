@@ -39,7 +39,7 @@ fn hundreds_of_groups_are_taken_over_and_kept(fixture: &Fixture) {
         std::thread::sleep(100 * MS);
         longest_gap = longest_gap.max(round.elapsed());
     }
-    // What it costs is a matter of how many writes there are: a quarter of the claims here.
+    // The cost depends on the number of writes: a quarter of the claims here.
     let refreshes = keeper.handle.status().counters.refreshes - refreshed;
     // The status is up to a second old.
     let spacing = LeaseTime::MIN.duration() / 6;

@@ -1,4 +1,4 @@
-//! Foreign addresses, routes and labels survive everything that happens to a VIP.
+//! Foreign addresses, routes and labels survive every operation on a VIP.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;

@@ -18,7 +18,7 @@ const ETH_P_ALL: u16 = 3;
 /// A frame and when it was read.
 type Frame = (Instant, Vec<u8>);
 
-/// Everything that reaches a node's interfaces, until it is dropped.
+/// All frames that reach a node's interfaces, until it is dropped.
 pub(crate) struct Capture {
     frames: Arc<Mutex<Vec<Frame>>>,
     stop: Arc<AtomicBool>,
@@ -78,7 +78,7 @@ impl Capture {
             .collect()
     }
 
-    /// Writes everything as a pcap file.
+    /// Writes all frames as a pcap file.
     pub(crate) fn save(&self, path: &std::path::Path) {
         let mut file = Vec::new();
         for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65536, 1] {

@@ -9,17 +9,17 @@ use vrrp::runner::InstanceId;
 use crate::Test;
 use crate::capture::Capture;
 use crate::fixture::{Lan, eventually, fast};
-use crate::member::{ID, Member, Note, VIP6, VRID, config, led_by_first};
+use crate::member::{ID, Member, Note, VIP6, VRID, config, with_first_active};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        ("routers_come_and_go", routers_come_and_go),
+        ("instances_are_added_and_removed_at_run_time", instances_are_added_and_removed_at_run_time),
         ("a_new_priority_is_advertised_without_a_move", a_new_priority_is_advertised_without_a_move),
         ("a_second_family_is_added_without_a_move", a_second_family_is_added_without_a_move),
         ("a_shutdown_ends_within_its_bound", a_shutdown_ends_within_its_bound),
         ("a_shutdown_without_an_active_ends_at_once", a_shutdown_without_an_active_ends_at_once),
         ("dropping_the_last_handle_resigns", dropping_the_last_handle_resigns),
-        ("a_degraded_active_is_relieved", a_degraded_active_is_relieved),
+        ("serving_backup_replaces_a_degraded_active", serving_backup_replaces_a_degraded_active),
         ("claims_come_with_advertisements", claims_come_with_advertisements),
         ("every_advertisement_extends_the_claim", every_advertisement_extends_the_claim),
         ("a_missing_address_is_claimed_again", a_missing_address_is_claimed_again),
@@ -28,10 +28,10 @@ pub(crate) fn tests() -> Vec<Test> {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn routers_come_and_go() {
+fn instances_are_added_and_removed_at_run_time() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
+    let members = with_first_active(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     let second = InstanceId(7);
     for member in &members {
@@ -78,7 +78,7 @@ fn a_new_priority_is_advertised_without_a_move() {
         capture.advertisements(start).iter().find(|seen| seen.advertisement.priority.0 == 201).map(|_| ())
     });
     assert_eq!(member.status().counters.became_active, 1);
-    // From the group to a peer that is not there: the group hears nothing more.
+    // From the group to a peer that does not exist: the group receives no more advertisements.
     let peer = "10.9.0.9".parse().expect("an address");
     member.handle.reconfigure(crate::member::unicast(config(201, fast()), &[peer]));
     let sent = eventually("it sends to the peer", SECOND, || {
@@ -141,7 +141,7 @@ fn a_shutdown_ends_within_its_bound() {
 fn a_shutdown_without_an_active_ends_at_once() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
+    let members = with_first_active(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     members[1].await_state(StateName::Backup, 3 * SECOND);
     let start = Instant::now();
@@ -177,10 +177,10 @@ fn dropping_the_last_handle_resigns() {
     });
 }
 
-fn a_degraded_active_is_relieved() {
+fn serving_backup_replaces_a_degraded_active() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
+    let members = with_first_active(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     eventually("the backup serves, too", 4 * SECOND, || members[1].status().serving.then_some(()));
     members[0].handle.not_serving();
@@ -208,7 +208,7 @@ fn claims_come_with_advertisements() {
     assert!(claims <= 2 + capture.advertisements(start - 10 * SECOND).len(), "{claims} claims");
 }
 
-/// At 100 ms a claim, which makes work, comes only every quarter of the lease.
+/// At 100 ms a claim, with its netlink request, comes only every quarter of the lease.
 fn every_advertisement_extends_the_claim() {
     let lan = Lan::new();
     let (a, observer) = (lan.node(1), lan.node(9));

@@ -8,7 +8,9 @@ use vrrp::router::{Reason, StateName};
 use crate::Test;
 use crate::capture::Capture;
 use crate::fixture::{Lan, always, eventually, fast};
-use crate::member::{Member, VIP4, VIP6, config, config_v2, config_v6, led_by_first, sole_active, unicast};
+use crate::member::{
+    Member, VIP4, VIP6, config, config_v2, config_v6, sole_active, unicast, with_first_active,
+};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -64,7 +66,7 @@ fn three_equal_runners_elect_one() {
 fn ipv6_elects_by_link_local_multicast() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = led_by_first(vec![(&a, config_v6(150, fast())), (&b, config_v6(100, fast()))]);
+    let members = with_first_active(vec![(&a, config_v6(150, fast())), (&b, config_v6(100, fast()))]);
     assert_eq!(sole_active(&members, 3 * SECOND).node.number, 1);
     let peer = eventually("the backup hears the active", SECOND, || members[1].status().active);
     assert_eq!(Some(peer.source), a.interface("eth0").and_then(|interface| interface.v6).map(Into::into));
@@ -78,7 +80,7 @@ fn one_router_holds_both_families() {
     both.router.addresses_v6 = vec![VIP6];
     let mut lower = both.clone();
     lower.router.priority = vrrp::Priority::new(120).expect("a priority");
-    let members = led_by_first(vec![(&a, both), (&b, lower)]);
+    let members = with_first_active(vec![(&a, both), (&b, lower)]);
     assert_eq!(sole_active(&members, 3 * SECOND).node.number, 1);
     let settled = Instant::now() + 2 * fast();
     always("one owner", 10 * fast(), || members[0].is_active() && !members[1].is_active());
@@ -99,7 +101,7 @@ fn unicast_reaches_the_peers_only() {
     let capture = Capture::on(&observer);
     let first = unicast(config(200, fast()), &[b.v4().into()]);
     let second = unicast(config(100, fast()), &[a.v4().into()]);
-    let members = led_by_first(vec![(&a, first), (&b, second)]);
+    let members = with_first_active(vec![(&a, first), (&b, second)]);
     assert_eq!(sole_active(&members, 3 * SECOND).node.number, 1);
     // A stranger of the highest priority that sends to both changes nothing.
     let intruder =
@@ -117,7 +119,7 @@ fn version_2_with_a_password_as_k0s_configures_it() {
     let (a, b, c) = (lan.node(1), lan.node(2), lan.node(3));
     let mut wrong = config_v2(254);
     wrong.router.auth = Some(vrrp::AuthPass::new("secret").expect("a password"));
-    let members = led_by_first(vec![(&a, config_v2(200)), (&b, config_v2(150))]);
+    let members = with_first_active(vec![(&a, config_v2(200)), (&b, config_v2(150))]);
     assert_eq!(sole_active(&members, 5 * SECOND).node.number, 1);
     let other = Member::start(&c, vec![wrong]);
     eventually("the wrong password is seen", 6 * SECOND, || {

@@ -45,7 +45,7 @@ fn spoilt(spoil: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     message
 }
 
-/// Sets one byte and adapts the checksum, so that only this byte can be what is wrong.
+/// Sets one byte and adapts the checksum, so that this byte is the only error.
 fn with_byte(offset: usize, value: u8) -> Vec<u8> {
     spoilt(|message| {
         let word = |message: &[u8]| u16::from_be_bytes([message[offset & !1], message[offset | 1]]);
@@ -152,7 +152,7 @@ fn a_stalled_backup_reads_before_it_takes_over() {
         let obeying = matches!(event, RunnerEvent::Transition { id, transition }
             if *id == other && transition.to == StateName::Stopped);
         if reading || obeying {
-            // A scheduler that does not run the thread looks like this.
+            // A scheduler that does not run the thread has the same effect.
             std::thread::sleep(8 * fast());
             counter.fetch_add(1, Ordering::SeqCst);
         }

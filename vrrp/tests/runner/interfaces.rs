@@ -8,7 +8,7 @@ use vrrp::runner::{RunnerEvent, SocketOperation};
 use crate::Test;
 use crate::capture::Capture;
 use crate::fixture::{Lan, always, eventually, fast, sh};
-use crate::member::{ID, Member, Note, config, led_by_first};
+use crate::member::{ID, Member, Note, config, with_first_active};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -42,7 +42,7 @@ fn a_router_waits_for_its_interface() {
 fn a_recreated_interface_gets_new_sockets() {
     let lan = Lan::new();
     let (a, b) = (lan.node(1), lan.node(2));
-    let members = led_by_first(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
+    let members = with_first_active(vec![(&a, config(200, fast())), (&b, config(100, fast()))]);
     members[0].await_state(StateName::Active, 3 * SECOND);
     eventually("the backup follows", SECOND, || members[1].status().active);
     let before = b.interface("eth0").expect("eth0").index;

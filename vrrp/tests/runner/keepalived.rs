@@ -28,7 +28,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// keepalived runs at normal priority, and so does the `ip` that looks for its address.
+/// keepalived runs at normal priority, and so does the `ip` that lists its address.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// The transport of the group.
@@ -154,7 +154,7 @@ impl<'a> Keepalived<'a> {
         keepalived
     }
 
-    /// The process that speaks VRRP.
+    /// The VRRP process.
     fn worker(&self) -> Option<Pid> {
         let pid = fs::read_to_string(self.directory.join("vrrp.pid")).ok()?;
         pid.trim().parse().ok().map(Pid::from_raw)
@@ -170,7 +170,7 @@ impl<'a> Keepalived<'a> {
         !self.node.run(move || sh("ip", &format!("-o addr show dev eth0 to {vip}"))).trim().is_empty()
     }
 
-    /// Kills both processes without giving either a chance, and takes away the address that it leaves behind.
+    /// Kills both processes at once, and removes the address that they leave behind.
     fn crash(mut self) -> Instant {
         let supervisor = Pid::from_raw(i32::try_from(self.process.id()).expect("a pid"));
         let worker = self.worker().expect("it runs");

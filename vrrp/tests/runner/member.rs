@@ -1,4 +1,4 @@
-//! A node that runs a runner, with a keeper that only takes notes.
+//! A node that runs a runner, with a keeper that records its calls.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -211,7 +211,7 @@ pub(crate) fn unicast(mut instance: InstanceConfig, peers: &[IpAddr]) -> Instanc
 }
 
 /// Starts a member on each node; the first one is Active before the others start.
-pub(crate) fn led_by_first<'a>(members: Vec<(&'a Node, InstanceConfig)>) -> Vec<Member<'a>> {
+pub(crate) fn with_first_active<'a>(members: Vec<(&'a Node, InstanceConfig)>) -> Vec<Member<'a>> {
     let start = |(node, instance)| {
         let member = Member::start(node, vec![instance]);
         if member.node.number == 1 {

@@ -1,4 +1,4 @@
-//! The faults that tests inject into the world, and the questions that they ask it.
+//! The faults that tests inject into the world, and the queries of its state.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl World {
         node.kernel.epoch += 1;
     }
 
-    /// A power cut: nothing is left.
+    /// A power failure: the kernel loses its state, too.
     pub(crate) fn crash(&mut self, node: usize) {
         self.kill(node);
         self.nodes[node].kernel.installed = false;

@@ -39,7 +39,7 @@ pub(crate) struct Node {
     pub(crate) process: Process,
     /// Set while the daemon finds that this node can serve.
     pub(crate) serves: bool,
-    /// The controllers that the daemon knows.
+    /// The daemon's list of known controllers.
     pub(crate) controllers: BTreeSet<IpAddr>,
     /// Set unless the daemon hangs and reports nothing.
     pub(crate) reports: bool,
@@ -110,8 +110,8 @@ pub(crate) fn config(stack: Stack, version: Version, priority: u8, interval: Dur
     config
 }
 
-/// Makes every router know the others.
-pub(crate) fn acquainted(mut configs: Vec<RouterConfig>) -> Vec<RouterConfig> {
+/// Gives every router the addresses of the others.
+pub(crate) fn with_known_peers(mut configs: Vec<RouterConfig>) -> Vec<RouterConfig> {
     let count = configs.len();
     for (index, config) in configs.iter_mut().enumerate() {
         let others = (0..count).filter(|other| *other != index);

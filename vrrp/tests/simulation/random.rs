@@ -1,4 +1,4 @@
-//! Arbitrary faults, then calm, and the invariants throughout and afterwards.
+//! Arbitrary faults, then a fault-free period, and the invariants throughout and afterwards.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,10 +7,10 @@ use std::time::Duration;
 use vrrp::router::{Command, Preempt, Reason, StateName, skew_time};
 use vrrp::{Family, RouterConfig, Version, WirePriority};
 
-use crate::node::{Node, Process, Stack, acquainted, config};
+use crate::node::{Node, Process, Stack, config, with_known_peers};
 use crate::rng::Rng;
 use crate::stranger::Stranger;
-use crate::world::{Weather, World};
+use crate::world::{NetworkConditions, World};
 
 const STEPS: u64 = 1_000_000;
 /// The least number of seeds; `VRRP_SIM_SEEDS` asks for another.
@@ -79,17 +79,17 @@ impl Run {
     }
 
     fn all(mut self) -> u64 {
-        self.storm();
-        self.calm();
+        self.start_faults();
+        self.stop_faults();
         self.kill_active();
         self.world.steps
     }
 
-    /// Anything may happen.
-    fn storm(&mut self) {
+    /// Starts a period of arbitrary faults.
+    fn start_faults(&mut self) {
         let interval = self.interval;
         let fastest = self.world.nodes.iter().map(|node| node.config.interval()).min().unwrap();
-        self.world.weather = Weather {
+        self.world.conditions = NetworkConditions {
             loss_percent: self.rng.pick(&[0, 0, 5, 20, 40]),
             duplicate_percent: self.rng.pick(&[0, 0, 10]),
             delay: (Duration::from_micros(20), self.rng.pick(&[interval / 50, interval / 4, interval])),
@@ -140,10 +140,11 @@ impl Run {
         }
     }
 
-    /// The faults stop. Nodes may stay dead, but not all.
-    fn calm(&mut self) {
-        self.world.log(|| "calm".to_owned());
-        self.world.weather = Weather { wake_up: self.world.weather.wake_up, ..Weather::FAIR };
+    /// Ends the faults. Nodes may stay dead, but not all.
+    fn stop_faults(&mut self) {
+        self.world.log(|| "faults stop".to_owned());
+        self.world.conditions =
+            NetworkConditions { wake_up: self.world.conditions.wake_up, ..NetworkConditions::IDEAL };
         self.world.heal();
         let survivor = self.rng.below(self.world.nodes.len());
         for node in 0..self.world.nodes.len() {
@@ -159,7 +160,7 @@ impl Run {
                 self.world.link(node, true);
             }
         }
-        // What was sent in the storm may still arrive.
+        // Frames that were sent during the faults may still arrive.
         let delay = self.interval;
         let down = self.world.nodes.iter().map(|node| down(node, self.interval)).max().unwrap();
         self.world.run_while(delay + 2 * down, always);
@@ -174,8 +175,8 @@ impl Run {
         self.bounded();
     }
 
-    /// The Active dies in fair weather. Where priorities are all equal or all different, the best takes
-    /// over and no other router even tries, as long as the interval leaves room between them.
+    /// Kills the Active without other faults. Where priorities are all equal or all different, the best takes over and
+    /// no other router even tries, as long as the interval is long enough for the offsets.
     fn kill_active(&mut self) {
         let configs = || self.world.nodes.iter().map(|node| node.router.config());
         let same_interval = configs().all(|config| config.interval() == self.interval);
@@ -193,7 +194,7 @@ impl Run {
         {
             return;
         }
-        self.world.weather = Weather::FAIR;
+        self.world.conditions = NetworkConditions::IDEAL;
         self.world.run(self.interval * 2);
         let best = survivors.iter().map(|node| self.world.nodes[*node].router.priority()).max().unwrap();
         let active = self.world.the_active();
@@ -226,7 +227,7 @@ impl Run {
                 }
                 _ => false,
             };
-            assert!(explained, "moved in calm weather: {change:?}");
+            assert!(explained, "moved in a fault-free period: {change:?}");
         }
         assert!(takeovers.len() <= self.world.nodes.len(), "too many moves: {takeovers:?}");
         let active = &self.world.nodes[self.world.the_active()];
@@ -244,7 +245,7 @@ impl Run {
         assert_eq!(self.world.holders(), self.world.actives(), "only the Active holds the addresses");
     }
 
-    /// No storms: what others send makes at most one advertisement per gap and two announcements per second.
+    /// Bounds the traffic: frames of others cause at most one advertisement per gap and two announcements per second.
     fn bounded(&self) {
         let elapsed = self.world.elapsed();
         for (index, node) in self.world.nodes.iter().enumerate() {
@@ -284,7 +285,7 @@ fn always(world: &World) {
             || node.kernel.removing;
         assert!(entitled || !node.kernel.installed, "node {index} holds the addresses as {state}");
         if let Some((at, name)) = node.router.poll_timeout() {
-            let slack = world.weather.wake_up.max(Weather::FAIR.wake_up);
+            let slack = world.conditions.wake_up.max(NetworkConditions::IDEAL.wake_up);
             assert!(at + slack >= world.now, "node {index} was not woken for {name:?}");
         }
     }
@@ -316,5 +317,5 @@ fn configs(rng: &mut Rng) -> Vec<RouterConfig> {
         config
     });
     let configs = configs.collect();
-    if rng.chance(50) { acquainted(configs) } else { configs }
+    if rng.chance(50) { with_known_peers(configs) } else { configs }
 }

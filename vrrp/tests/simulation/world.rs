@@ -1,4 +1,4 @@
-//! The LAN: nodes, clients, a network that may do anything, and virtual time.
+//! The LAN: nodes, clients, a network with arbitrary faults, and virtual time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,7 +14,7 @@ use crate::stranger::Stranger;
 
 /// The treatment of frames by the network.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Weather {
+pub(crate) struct NetworkConditions {
     pub(crate) loss_percent: u64,
     pub(crate) duplicate_percent: u64,
     pub(crate) delay: (Duration, Duration),
@@ -22,8 +22,8 @@ pub(crate) struct Weather {
     pub(crate) wake_up: Duration,
 }
 
-impl Weather {
-    pub(crate) const FAIR: Self = Self {
+impl NetworkConditions {
+    pub(crate) const IDEAL: Self = Self {
         loss_percent: 0,
         duplicate_percent: 0,
         delay: (Duration::from_micros(50), Duration::from_micros(500)),
@@ -82,7 +82,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     /// The node that each client has in its neighbour cache.
     pub(crate) clients: Vec<Option<usize>>,
-    pub(crate) weather: Weather,
+    pub(crate) conditions: NetworkConditions,
     /// Cuts from one endpoint to another; clients follow the nodes.
     pub(crate) cut: Vec<Vec<bool>>,
     events: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -117,7 +117,7 @@ impl World {
             rng: Rng::new(seed),
             nodes,
             clients: vec![None; clients],
-            weather: Weather::FAIR,
+            conditions: NetworkConditions::IDEAL,
             cut: vec![vec![false; endpoints]; endpoints],
             events: BinaryHeap::new(),
             details: std::collections::BTreeMap::new(),
@@ -330,7 +330,7 @@ impl World {
         self.nodes[node].wake += 1;
         let wake = self.nodes[node].wake;
         if let Some(at) = next {
-            let late = self.rng.between(Duration::ZERO, self.weather.wake_up);
+            let late = self.rng.between(Duration::ZERO, self.conditions.wake_up);
             self.schedule(at.saturating_duration_since(self.now) + late, Event::Wake { node, wake });
         }
     }
@@ -422,7 +422,7 @@ impl World {
     pub(crate) fn inject(&mut self, frame: &Frame) {
         let from = self.cut.len();
         for to in 0..self.nodes.len() {
-            let delay = self.rng.between(self.weather.delay.0, self.weather.delay.1);
+            let delay = self.rng.between(self.conditions.delay.0, self.conditions.delay.1);
             self.schedule(delay, Event::Deliver { from, to, frame: frame.clone() });
         }
     }
@@ -432,10 +432,10 @@ impl World {
             if to == from || self.cut[from][to] || !self.nodes[from].link_up {
                 continue;
             }
-            let copies = 1 + usize::from(self.rng.chance(self.weather.duplicate_percent));
+            let copies = 1 + usize::from(self.rng.chance(self.conditions.duplicate_percent));
             for _ in 0..copies {
-                if !self.rng.chance(self.weather.loss_percent) {
-                    let delay = self.rng.between(self.weather.delay.0, self.weather.delay.1);
+                if !self.rng.chance(self.conditions.loss_percent) {
+                    let delay = self.rng.between(self.conditions.delay.0, self.conditions.delay.1);
                     self.schedule(delay, Event::Deliver { from, to, frame: frame.clone() });
                 }
             }

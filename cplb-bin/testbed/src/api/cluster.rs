@@ -13,7 +13,7 @@ pub(super) struct Cluster {
     /// Events, each with the version that it led to.
     log: Vec<(u64, &'static str, Option<BTreeSet<SocketAddr>>)>,
     /// Events up to this version are compacted away.
-    forgotten: u64,
+    compacted: u64,
 }
 
 /// The kind of object that the API presents the servers as.
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 
 impl Cluster {
     pub(super) fn new(servers: BTreeSet<SocketAddr>) -> Self {
-        Self { version: 1000, servers: Some(servers), log: Vec::new(), forgotten: 0 }
+        Self { version: 1000, servers: Some(servers), log: Vec::new(), compacted: 0 }
     }
 
     pub(super) fn version(&self) -> u64 {
@@ -47,7 +47,7 @@ impl Cluster {
 
     pub(super) fn forget(&mut self) {
         self.version += 1;
-        self.forgotten = self.version;
+        self.compacted = self.version;
         self.log.clear();
     }
 
@@ -61,7 +61,7 @@ impl Cluster {
 
     /// The events after a version, and the version of the last one; an error once that version is compacted away.
     pub(super) fn since(&self, kind: Kind, version: u64) -> Result<(Vec<Value>, u64), Value> {
-        if version < self.forgotten {
+        if version < self.compacted {
             let status = super::status(410, "Expired", &format!("too old resource version: {version}"));
             return Err(json!({"type": "ERROR", "object": status}));
         }

@@ -26,7 +26,7 @@ use super::{ApiBehaviour, Shared, cluster::Kind, lock, status};
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// The duration of a watch that does not specify one, seconds.
-const WATCH: u64 = 300;
+const DEFAULT_WATCH_SECONDS: u64 = 300;
 
 pub(super) fn run(
     listener: std::net::TcpListener,
@@ -71,14 +71,14 @@ async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, has_certifica
         "/api/v1/namespaces/default/endpoints" => Kind::Endpoints,
         "/readyz" | "/livez" | "/healthz" => {
             lock(&shared.requests).checks += 1;
-            if !is_known(shared, request, has_certificate) {
+            if !is_authenticated(shared, request, has_certificate) {
                 return json(401, &status(401, "Unauthorized", "Unauthorized"));
             }
             return text(*lock(&shared.readiness), "ok");
         }
         _ => return json(404, &status(404, "NotFound", "the server could not find the requested resource")),
     };
-    if !is_known(shared, request, has_certificate) {
+    if !is_authenticated(shared, request, has_certificate) {
         lock(&shared.requests).anonymous += 1;
         return json(401, &status(401, "Unauthorized", "Unauthorized"));
     }
@@ -110,11 +110,11 @@ async fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, has_certifica
     }
     let number = |name| parameter(name).and_then(|value| value.parse().ok());
     let from = number("resourceVersion").unwrap_or_default();
-    let time = Duration::from_secs(number("timeoutSeconds").unwrap_or(WATCH));
+    let time = Duration::from_secs(number("timeoutSeconds").unwrap_or(DEFAULT_WATCH_SECONDS));
     watch_from(shared, kind, from, Instant::now() + time, behaviour == ApiBehaviour::HalfOpen)
 }
 
-fn is_known(shared: &Shared, request: &Request<Incoming>, has_certificate: bool) -> bool {
+fn is_authenticated(shared: &Shared, request: &Request<Incoming>, has_certificate: bool) -> bool {
     let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = lock(&shared.store.token).clone();
     has_certificate
@@ -125,12 +125,12 @@ fn is_known(shared: &Shared, request: &Request<Incoming>, has_certificate: bool)
 fn watch_from(shared: &Arc<Shared>, kind: Kind, from: u64, until: Instant, silent: bool) -> Answer {
     struct Position {
         shared: Arc<Shared>,
-        news: watch::Receiver<u64>,
+        changes: watch::Receiver<u64>,
         at: u64,
         ended: bool,
     }
-    let news = shared.store.version.subscribe();
-    let begin = Position { shared: Arc::clone(shared), news, at: from, ended: false };
+    let changes = shared.store.version.subscribe();
+    let begin = Position { shared: Arc::clone(shared), changes, at: from, ended: false };
     let events = stream::unfold(begin, move |mut position| async move {
         if silent {
             std::future::pending::<()>().await;
@@ -152,7 +152,7 @@ fn watch_from(shared: &Arc<Shared>, kind: Kind, from: u64, until: Instant, silen
                     return Some((lines(&[gone]), position));
                 }
             }
-            if tokio::time::timeout_at(until, position.news.changed()).await.is_err() {
+            if tokio::time::timeout_at(until, position.changes.changed()).await.is_err() {
                 position.ended = true;
                 let bookmark = lock(&position.shared.store.cluster).bookmark(kind);
                 return Some((lines(&[bookmark]), position));

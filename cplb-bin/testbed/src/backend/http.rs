@@ -10,11 +10,12 @@ use super::{Readiness, Shared};
 const MAX_HEAD: u64 = 64 * 1024;
 
 /// The readiness response of kube-apiserver while it shuts down.
-const LEAVING: &str = "[+]ping ok\n[+]etcd ok\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
+const TERMINATING: &str =
+    "[+]ping ok\n[+]etcd ok\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
 
 /// Answers requests until the client closes the connection or asks to close it. Readiness is only answered to a client
 /// that is `authenticated`.
-pub(super) async fn serve<S>(stream: S, shared: &Shared, known: bool) -> io::Result<()>
+pub(super) async fn serve<S>(stream: S, shared: &Shared, authenticated: bool) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -24,10 +25,12 @@ where
             shared.checks.fetch_add(1, Ordering::Relaxed);
             let readiness = shared.settings().readiness;
             match readiness {
-                Readiness::Status(_) | Readiness::Leaving if !known => response(401, "Unauthorized"),
+                Readiness::Status(_) | Readiness::Terminating if !authenticated => {
+                    response(401, "Unauthorized")
+                }
                 Readiness::Status(200) => response(200, "ok"),
                 Readiness::Status(status) => response(status, "not ok"),
-                Readiness::Leaving => response(500, LEAVING),
+                Readiness::Terminating => response(500, TERMINATING),
                 Readiness::Close => return Ok(()),
                 Readiness::Hang => future::pending().await,
             }

@@ -35,7 +35,7 @@ pub struct Backend {
     address: SocketAddr,
     certificate: Option<String>,
     shared: Arc<Shared>,
-    commands: UnboundedSender<Order>,
+    commands: UnboundedSender<PendingCommand>,
     thread: Option<Thread<()>>,
 }
 
@@ -59,7 +59,7 @@ pub enum Readiness {
     /// This HTTP status; 200 means ready, 401 or 403 that anonymous requests are refused.
     Status(u16),
     /// The response of an API server that shuts down: status 500, with `shutdown` as the failed check.
-    Leaving,
+    Terminating,
     /// None: the connection is closed.
     Close,
     /// None: the connection stays open.
@@ -190,8 +190,8 @@ impl Backend {
     /// # Errors
     /// [`Error::Misuse`] if the server thread has ended.
     pub fn refuse(&self) -> Result<(), Error> {
-        self.order(Command::Refuse)?;
-        self.order(Command::ResetAll)
+        self.execute(Command::Refuse)?;
+        self.execute(Command::ResetAll)
     }
 
     /// Closes the port, so that new connections are refused, and keeps the open ones.
@@ -199,7 +199,7 @@ impl Backend {
     /// # Errors
     /// [`Error::Misuse`] if the server thread has ended.
     pub fn refuse_new(&self) -> Result<(), Error> {
-        self.order(Command::Refuse)
+        self.execute(Command::Refuse)
     }
 
     /// Drops every packet that arrives for the port, of new and of open connections, as if the node's cable were
@@ -208,7 +208,7 @@ impl Backend {
     /// # Errors
     /// [`Error::System`] if the kernel refuses the filter.
     pub fn blackhole(&self) -> Result<(), Error> {
-        self.order(Command::Silence)
+        self.execute(Command::Blackhole)
     }
 
     /// Ends [`Backend::refuse`] and [`Backend::blackhole`].
@@ -216,7 +216,7 @@ impl Backend {
     /// # Errors
     /// [`Error::System`] if the port has been taken meanwhile.
     pub fn accept(&self) -> Result<(), Error> {
-        self.order(Command::Listen)
+        self.execute(Command::Listen)
     }
 
     /// Resets all open connections.
@@ -224,7 +224,7 @@ impl Backend {
     /// # Errors
     /// [`Error::Misuse`] if the server thread has ended.
     pub fn close_all(&self) -> Result<(), Error> {
-        self.order(Command::ResetAll)
+        self.execute(Command::ResetAll)
     }
 
     fn start(
@@ -235,22 +235,22 @@ impl Backend {
         certificate: Option<String>,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared { name: name.to_owned(), ..Shared::default() });
-        let (commands, orders) = tokio::sync::mpsc::unbounded_channel();
-        let server = server::Server::new(address, protocol, Arc::clone(&shared), orders);
+        let (commands, requests) = tokio::sync::mpsc::unbounded_channel();
+        let server = server::Server::new(address, protocol, Arc::clone(&shared), requests);
         let thread = node.thread(&format!("backend {name}"), move || server.run())?;
         let backend =
             Self { name: name.to_owned(), address, certificate, shared, commands, thread: Some(thread) };
-        backend.order(Command::Listen)?;
+        backend.execute(Command::Listen)?;
         Ok(backend)
     }
 
     /// Sends a command to the server thread and waits until it is done.
-    fn order(&self, command: Command) -> Result<(), Error> {
+    fn execute(&self, command: Command) -> Result<(), Error> {
         let (done, result) = mpsc::sync_channel(1);
         let gone = || Error::Misuse(format!("backend {} has ended", self.name));
-        self.commands.send(Order { command, done }).map_err(|_| gone())?;
+        self.commands.send(PendingCommand { command, done }).map_err(|_| gone())?;
         result
-            .recv_timeout(PATIENCE)
+            .recv_timeout(COMMAND_TIMEOUT)
             .map_err(|_| gone())?
             .map_err(Error::system(format!("{command:?} on backend {} ({})", self.name, self.address)))
     }
@@ -258,7 +258,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        let _ = self.order(Command::Stop);
+        let _ = self.execute(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -266,7 +266,7 @@ impl Drop for Backend {
 }
 
 /// Longest time for the server thread to carry out a command.
-const PATIENCE: Duration = Duration::from_secs(10);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 enum Protocol {
@@ -303,12 +303,12 @@ impl Shared {
 enum Command {
     Listen,
     Refuse,
-    Silence,
+    Blackhole,
     ResetAll,
     Stop,
 }
 
-struct Order {
+struct PendingCommand {
     command: Command,
     done: mpsc::SyncSender<std::io::Result<()>>,
 }

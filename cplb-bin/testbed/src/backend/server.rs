@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc::UnboundedReceiver, watch},
 };
 
-use super::{Behaviour, Command, Order, Protocol, Shared, http};
+use super::{Behaviour, Command, PendingCommand, Protocol, Shared, http};
 use crate::listen::listen;
 use crate::urgency::{self, Urgency};
 
@@ -22,14 +22,14 @@ pub(super) struct Server {
     address: SocketAddr,
     protocol: Protocol,
     shared: Arc<Shared>,
-    orders: UnboundedReceiver<Order>,
+    requests: UnboundedReceiver<PendingCommand>,
     listener: Option<TcpListener>,
     /// Control of the open connections.
-    fate: watch::Sender<Fate>,
+    control: watch::Sender<Control>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Fate {
+struct Control {
     resets: u64,
     silent: bool,
 }
@@ -42,9 +42,9 @@ impl Server {
         address: SocketAddr,
         protocol: Protocol,
         shared: Arc<Shared>,
-        orders: UnboundedReceiver<Order>,
+        requests: UnboundedReceiver<PendingCommand>,
     ) -> Self {
-        Self { address, protocol, shared, orders, listener: None, fate: watch::Sender::default() }
+        Self { address, protocol, shared, requests, listener: None, control: watch::Sender::default() }
     }
 
     pub(super) fn run(mut self) {
@@ -55,21 +55,21 @@ impl Server {
             loop {
                 tokio::select! {
                     biased;
-                    order = self.orders.recv() => {
-                        let Some(order) = order else { return };
-                        let result = self.obey(order.command);
-                        let _ = order.done.send(result);
-                        if matches!(order.command, Command::Stop) {
+                    request = self.requests.recv() => {
+                        let Some(request) = request else { return };
+                        let result = self.handle_command(request.command);
+                        let _ = request.done.send(result);
+                        if matches!(request.command, Command::Stop) {
                             return;
                         }
                     }
-                    stream = accept(self.listener.as_ref()) => self.welcome(stream).await,
+                    stream = accept(self.listener.as_ref()) => self.dispatch(stream).await,
                 }
             }
         });
     }
 
-    fn obey(&mut self, command: Command) -> io::Result<()> {
+    fn handle_command(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Listen => {
                 if let Some(listener) = &self.listener {
@@ -77,31 +77,31 @@ impl Server {
                 } else {
                     self.listener = Some(TcpListener::from_std(listen(self.address)?)?);
                 }
-                self.fate.send_modify(|fate| fate.silent = false);
+                self.control.send_modify(|control| control.silent = false);
             }
             Command::Refuse | Command::Stop => self.listener = None,
-            Command::Silence => {
+            Command::Blackhole => {
                 if let Some(listener) = &self.listener {
-                    silence(&SockRef::from(listener))?;
+                    drop_packets(&SockRef::from(listener))?;
                 }
-                self.fate.send_modify(|fate| fate.silent = true);
+                self.control.send_modify(|control| control.silent = true);
             }
-            Command::ResetAll => self.fate.send_modify(|fate| fate.resets += 1),
+            Command::ResetAll => self.control.send_modify(|control| control.resets += 1),
         }
         Ok(())
     }
 
-    async fn welcome(&self, stream: io::Result<TcpStream>) {
+    async fn dispatch(&self, stream: io::Result<TcpStream>) {
         let Ok(stream) = stream else {
             // Out of descriptors: pause, rather than spin.
             tokio::time::sleep(Duration::from_millis(10)).await;
             return;
         };
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
-        let (protocol, shared, fate) =
-            (self.protocol.clone(), Arc::clone(&self.shared), self.fate.subscribe());
+        let (protocol, shared, control) =
+            (self.protocol.clone(), Arc::clone(&self.shared), self.control.subscribe());
         tokio::spawn(async move {
-            live(stream, protocol, &shared, fate).await;
+            serve_until_reset(stream, protocol, &shared, control).await;
             shared.closed.fetch_add(1, Ordering::Relaxed);
         });
     }
@@ -115,22 +115,27 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
 }
 
 /// Serves a connection until it ends or is reset.
-async fn live(stream: TcpStream, protocol: Protocol, shared: &Shared, mut fate: watch::Receiver<Fate>) {
+async fn serve_until_reset(
+    stream: TcpStream,
+    protocol: Protocol,
+    shared: &Shared,
+    mut control: watch::Receiver<Control>,
+) {
     // A second descriptor of the socket, because the TLS session takes ownership of the first one.
-    let Ok(control) = SockRef::from(&stream).try_clone() else { return };
-    let resets = fate.borrow().resets;
+    let Ok(socket) = SockRef::from(&stream).try_clone() else { return };
+    let resets = control.borrow().resets;
     let serving = serve(stream, protocol, shared);
     tokio::pin!(serving);
     loop {
         tokio::select! {
             _ = &mut serving => return,
-            changed = fate.changed() => {
-                let now = *fate.borrow_and_update();
+            changed = control.changed() => {
+                let now = *control.borrow_and_update();
                 if changed.is_err() || now.resets != resets {
-                    let _ = control.set_linger(Some(Duration::ZERO));
+                    let _ = socket.set_linger(Some(Duration::ZERO));
                     return;
                 }
-                let _ = if now.silent { silence(&control) } else { control.detach_filter() };
+                let _ = if now.silent { drop_packets(&socket) } else { socket.detach_filter() };
             }
         }
     }
@@ -156,8 +161,8 @@ async fn serve(mut stream: TcpStream, protocol: Protocol, shared: &Shared) -> io
     if stream.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
         let session = acceptor.accept(stream).await?;
         shared.handshakes.fetch_add(1, Ordering::Relaxed);
-        let known = !certified || session.get_ref().1.peer_certificates().is_some();
-        return http::serve(session, shared, known).await;
+        let authenticated = !certified || session.get_ref().1.peer_certificates().is_some();
+        return http::serve(session, shared, authenticated).await;
     }
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
@@ -185,6 +190,6 @@ async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()
 
 /// Makes the kernel drop all packets that arrive for a socket; accepted connections inherit the filter from their
 /// listener.
-fn silence(socket: &Socket) -> io::Result<()> {
+fn drop_packets(socket: &Socket) -> io::Result<()> {
     socket.attach_filter(&DROP_ALL.map(|(code, k)| SockFilter::new(code, 0, 0, k)))
 }

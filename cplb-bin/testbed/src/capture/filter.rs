@@ -11,8 +11,8 @@ mod bpf {
     pub(super) const RETURN: u16 = 0x06;
     pub(super) const PACKET_TYPE: u32 = 0xffff_f004;
     pub(super) const INTERFACE: u32 = 0xffff_f008;
-    pub(super) const NOTHING: u32 = 0;
-    pub(super) const EVERYTHING: u32 = u32::MAX;
+    pub(super) const DROP: u32 = 0;
+    pub(super) const ACCEPT: u32 = u32::MAX;
 }
 
 /// A filter that passes only frames of these interfaces, so that others do not fill the socket's buffer. The reader
@@ -25,15 +25,15 @@ pub(super) fn filter(interfaces: impl Iterator<Item = usize>, only: Option<Trave
         let (if_out, if_in) = if only == Travel::Out { (1, 0) } else { (0, 1) };
         program.push(SockFilter::new(bpf::LOAD, 0, 0, bpf::PACKET_TYPE));
         program.push(SockFilter::new(bpf::JUMP_IF_EQUAL, if_out, if_in, super::PACKET_OUTGOING.into()));
-        program.push(end(bpf::NOTHING));
+        program.push(end(bpf::DROP));
     }
     program.push(SockFilter::new(bpf::LOAD, 0, 0, bpf::INTERFACE));
     for interface in interfaces {
         // Interface indices are small positive integers.
         let interface = u32::try_from(interface).unwrap_or_default();
         program.push(SockFilter::new(bpf::JUMP_IF_EQUAL, 0, 1, interface));
-        program.push(end(bpf::EVERYTHING));
+        program.push(end(bpf::ACCEPT));
     }
-    program.push(end(bpf::NOTHING));
+    program.push(end(bpf::DROP));
     program
 }

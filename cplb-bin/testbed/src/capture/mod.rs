@@ -82,7 +82,7 @@ impl Lan {
 
     /// The node with this hardware address.
     #[must_use]
-    pub fn who(&self, mac: Mac) -> Option<&Node> {
+    pub fn node_with_mac(&self, mac: Mac) -> Option<&Node> {
         self.nodes().find(|node| node.mac() == mac)
     }
 }
@@ -180,7 +180,7 @@ impl Capture {
     fn read(&self) -> MutexGuard<'_, Vec<Frame>> {
         let (now, idle) = (Instant::now(), self.shared.idle.load(Ordering::Relaxed));
         // A reader that lags for longer loses frames and counts them.
-        let _ = wait_until("the capture has caught up", CATCH_UP, || {
+        let _ = wait_until("the capture has caught up", CATCH_UP_TIMEOUT, || {
             let empty = self.shared.idle.load(Ordering::Relaxed) != idle;
             empty || self.shared.frames().last().is_some_and(|frame| frame.at > now)
         });
@@ -225,13 +225,13 @@ impl Shared {
 const POLL_MS: i64 = 5;
 
 /// Longest time that reading the frames waits for a reader that lags.
-const CATCH_UP: Duration = Duration::from_secs(1);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The requested socket buffer; an ordinary user gets at most `net.core.rmem_max`.
 const BUFFER: usize = 16 << 20;
 
 /// The longest frame; segmentation offload makes them longer than any wire would carry.
-const LONGEST: usize = 68 * 1024;
+const MAX_FRAME: usize = 68 * 1024;
 
 struct Tap {
     socket: OwnedFd,
@@ -243,7 +243,7 @@ struct Tap {
 impl Tap {
     fn run(self) {
         urgency::claim(Urgency::Measure);
-        let mut buffer = vec![0; LONGEST];
+        let mut buffer = vec![0; MAX_FRAME];
         let mut control = cmsg_space!(TimeSpec, u32);
         while !self.shared.stop.load(Ordering::Relaxed) {
             match self.receive(&mut buffer, &mut control) {

@@ -40,7 +40,7 @@ pub fn run_if_init() {
     if getpid() != Pid::from_raw(1) || std::env::var_os(VARIABLE).is_none_or(|value| value != INIT) {
         return;
     }
-    let ended = furnish().and_then(|()| serve());
+    let ended = set_up_system().and_then(|()| serve());
     // PID 1 has no caller to return to: the error goes to the console, and the host sees the machine stop.
     if let (Err(error), Ok(mut console)) = (ended, OpenOptions::new().write(true).open(CONSOLE)) {
         let _ = io::Write::write_all(&mut console, format!("guest: {error}\n").as_bytes());
@@ -49,7 +49,7 @@ pub fn run_if_init() {
     std::process::exit(1);
 }
 
-fn furnish() -> io::Result<()> {
+fn set_up_system() -> io::Result<()> {
     for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount(Some(kind), place, Some(kind), MsFlags::MS_NOSUID, None::<&str>)?;
     }

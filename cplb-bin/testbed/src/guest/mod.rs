@@ -27,7 +27,7 @@ mod image;
 mod init;
 mod kernel;
 mod modules;
-mod shared;
+mod shared_guest;
 mod wire;
 
 use std::{
@@ -47,8 +47,8 @@ pub use command::{GuestCommand, GuestEnd};
 pub use init::{is_guest, run_if_init};
 pub use modules::{load_module, unload_module};
 
-pub(crate) use shared::SharedGuests;
-pub use shared::is_for_tests;
+pub(crate) use shared_guest::SharedGuests;
+pub use shared_guest::is_for_tests;
 
 use crate::{Error, Tool};
 use image::Image;
@@ -124,9 +124,9 @@ const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clocksource=tsc tsc=reliable \
                           norandmaps rcupdate.rcu_expedited=1";
 /// Longest time from power-on until the guest is ready: 5 s on an idle machine.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest time for the guest to report that it has killed a program at its time limit.
-const GRACE: Duration = Duration::from_secs(30);
+const KILL_REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The reason why a guest could not be booted or a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -270,7 +270,7 @@ impl Guest {
             return Err(GuestError::Emulator(io::Error::other("no pipes")));
         };
         let mut guest = Self { emulator, port, frames: listen(output), directory, booted_in: Duration::ZERO };
-        match guest.next(BOOT)? {
+        match guest.next(BOOT_TIMEOUT)? {
             Frame::Ready => {}
             other => return Err(guest.lost(format!("began with {other:?}"))),
         }
@@ -300,7 +300,7 @@ impl Guest {
         line.push(b'\n');
         let sent = self.port.write_all(&line).and_then(|()| self.port.flush());
         sent.map_err(|error| self.lost(format!("does not listen: {error}")))?;
-        let deadline = Instant::now() + Duration::from_secs(request.seconds) + GRACE;
+        let deadline = Instant::now() + Duration::from_secs(request.seconds) + KILL_REPORT_TIMEOUT;
         loop {
             match self.next(deadline.saturating_duration_since(Instant::now()))? {
                 Frame::Output(bytes) => output(&bytes),

@@ -10,8 +10,9 @@ use std::{
 
 use super::{Lan, Network};
 use crate::{
-    Address, Error, Mac, Node, ground,
+    Address, Error, Mac, Node,
     log::Journal,
+    namespaces,
     netlink::{self, End},
     netns::{self, Netns},
     node::{INTERFACE, Inner, Interface},
@@ -54,10 +55,10 @@ impl Default for LanBuilder {
 const FIRST_CONTROLLER: u8 = 1;
 const FIRST_CLIENT: u8 = 101;
 const GATEWAY: u8 = 254;
-const MOST_CONTROLLERS: u8 = 99;
-const MOST_CLIENTS: u8 = 99;
-const SMALLEST_V4: u8 = 24;
-const SMALLEST_V6: u8 = 112;
+const MAX_CONTROLLERS: u8 = 99;
+const MAX_CLIENTS: u8 = 99;
+const MAX_PREFIX_LEN_V4: u8 = 24;
+const MAX_PREFIX_LEN_V6: u8 = 112;
 
 /// The networks of routed clients, one host in each, and the gateway address that Calico assigns.
 const POD_V4: [u8; 2] = [10, 244];
@@ -73,7 +74,7 @@ const BACK_INTERFACE: &str = "eth1";
 const BACK_BRIDGE: &str = "br1";
 
 /// Longest time until link-local addresses appear.
-const SETTLE: Duration = Duration::from_secs(5);
+const LINK_LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl LanBuilder {
     /// Sets the number of controllers, at most 99.
@@ -142,14 +143,14 @@ impl LanBuilder {
     /// # Errors
     /// [`Error::NotEntered`] outside of the namespaces that [`crate::enter`] makes; otherwise the kernel's error.
     pub fn build(self) -> Result<Lan, Error> {
-        if !ground::is_inside() {
+        if !namespaces::is_inside() {
             return Err(Error::NotEntered);
         }
-        if self.controllers > MOST_CONTROLLERS || self.clients > MOST_CLIENTS {
+        if self.controllers > MAX_CONTROLLERS || self.clients > MAX_CLIENTS {
             return Err(Error::Misuse("a LAN has at most 99 controllers and 99 clients".into()));
         }
-        let too_small = self.v4.is_some_and(|network| network.prefix_len > SMALLEST_V4)
-            || self.v6.is_some_and(|network| network.prefix_len > SMALLEST_V6);
+        let too_small = self.v4.is_some_and(|network| network.prefix_len > MAX_PREFIX_LEN_V4)
+            || self.v6.is_some_and(|network| network.prefix_len > MAX_PREFIX_LEN_V6);
         if too_small {
             return Err(Error::Misuse("the networks of a LAN must be at least a /24 and a /112".into()));
         }
@@ -332,14 +333,14 @@ impl Maker<'_> {
         let directory = self.directory.join(name);
         fs::create_dir(&directory).map_err(Error::file(&directory))?;
         let node = Node::new(Inner::new(name.to_owned(), netns, interface, directory, self.journal.clone()));
-        set_sysctls(&node, COMMON)?;
+        set_sysctls(&node, COMMON_SYSCTLS)?;
         Ok(node)
     }
 }
 
 /// Sysctls of every node: addresses are usable at once, router advertisements are ignored, and the port range suffices
 /// for a probe every 2 ms.
-const COMMON: &[(&str, &str)] = &[
+const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv6.conf.all.disable_ipv6", "0"),
     ("net.ipv6.conf.default.disable_ipv6", "0"),
     ("net.ipv6.conf.default.addr_gen_mode", "0"),
@@ -357,7 +358,7 @@ impl Lan {
     fn wait_for_link_local(&self) -> Result<(), Error> {
         for node in self.controllers.iter().chain(&self.clients) {
             let own = IpAddr::V6(node.link_local());
-            wait_until(format!("{} has a link-local address", node.name()), SETTLE, || {
+            wait_until(format!("{} has a link-local address", node.name()), LINK_LOCAL_TIMEOUT, || {
                 let usable = |address: &Address| address.ip == own && !address.tentative;
                 node.addresses().is_ok_and(|addresses| addresses.iter().any(usable))
             })?;

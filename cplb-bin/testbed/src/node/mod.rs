@@ -25,7 +25,7 @@ use nix::{
 
 pub(crate) use net::Interface;
 
-use crate::{Error, Mac, Process, Stream, Thread, ground, log::Journal, netns::Netns, tool};
+use crate::{Error, Mac, Process, Stream, Thread, log::Journal, namespaces, netns::Netns, tool};
 
 /// A machine on the LAN: a network namespace with an interface `eth0`. Clones are the same node.
 #[derive(Debug, Clone)]
@@ -299,7 +299,7 @@ pub(crate) fn command_line(command: &Command) -> String {
 }
 
 fn prepare(command: &mut Command) {
-    command.stdin(Stdio::null()).env_remove(ground::MARKER);
+    command.stdin(Stdio::null()).env_remove(namespaces::MARKER);
     // An ordinary user's PATH lacks the directories of the programs that a controller's daemons call.
     if let Ok(path) = std::env::join_paths(tool::search_path())
         && !command.get_envs().any(|(name, _)| name == "PATH")

@@ -130,18 +130,18 @@ impl Probe {
     ///
     /// # Errors
     /// [`Error::TimedOut`].
-    pub fn wait_for_calm(&self, calm: Duration, timeout: Duration) -> Result<(), Error> {
+    pub fn wait_for_calm(&self, window: Duration, timeout: Duration) -> Result<(), Error> {
         let start = Instant::now();
-        wait_until(format!("probes succeed for {calm:?}"), timeout, || {
+        wait_until(format!("probes succeed for {window:?}"), timeout, || {
             let now = Instant::now();
-            if now < start + calm {
+            if now < start + window {
                 return false;
             }
             let series = self.shared.series();
-            let recent = series.samples.iter().rev().take_while(|sample| sample.ended + calm >= now);
+            let recent = series.samples.iter().rev().take_while(|sample| sample.ended + window >= now);
             let (good, bad): (Vec<_>, Vec<_>) = recent.cloned().partition(|sample| sample.outcome.is_ok());
-            let gap = ProbeReport::new(good, Vec::new(), now).blackout_since(now - calm);
-            bad.is_empty() && gap.duration() < calm / 2
+            let gap = ProbeReport::new(good, Vec::new(), now).blackout_since(now - window);
+            bad.is_empty() && gap.duration() < window / 2
         })?;
         Ok(())
     }
@@ -176,10 +176,10 @@ impl Shared {
 fn run(plan: &ProbeBuilder, shared: &Arc<Shared>) {
     urgency::claim(Urgency::Measure);
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    LocalSet::new().block_on(&runtime, launch(plan, shared));
+    LocalSet::new().block_on(&runtime, run_series(plan, shared));
 }
 
-async fn launch(plan: &ProbeBuilder, shared: &Arc<Shared>) {
+async fn run_series(plan: &ProbeBuilder, shared: &Arc<Shared>) {
     let netlink = rtnetlink::new_connection().ok().map(|(connection, handle, _)| {
         tokio::spawn(connection);
         handle
@@ -199,7 +199,7 @@ async fn launch(plan: &ProbeBuilder, shared: &Arc<Shared>) {
         shared.series().launches.push(started);
         let (shared, target, limit) = (Arc::clone(shared), plan.target, plan.timeout);
         tokio::task::spawn_local(async move {
-            let outcome = match timeout(limit, ask(target)).await {
+            let outcome = match timeout(limit, connect_once(target)).await {
                 Ok(Ok(name)) => Ok(name),
                 Ok(Err(error)) => Err(Failure::from(&error)),
                 Err(_) => Err(Failure::TimedOut),
@@ -210,7 +210,7 @@ async fn launch(plan: &ProbeBuilder, shared: &Arc<Shared>) {
 }
 
 /// Makes one connection: sends a line end and returns the line that comes back.
-async fn ask(target: SocketAddr) -> io::Result<Arc<str>> {
+async fn connect_once(target: SocketAddr) -> io::Result<Arc<str>> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A reset at the end leaves no socket in TIME_WAIT; at 500 connections a second, ports would run out.
     socket.set_zero_linger()?;

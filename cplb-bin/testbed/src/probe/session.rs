@@ -47,10 +47,10 @@ struct Shared {
 }
 
 /// Interval at which a session sends a byte.
-const BEAT: Duration = Duration::from_millis(10);
+const SEND_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Longest time until all sessions are open, and the additional time for each of them.
-const OPENING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(2));
+const OPEN_TIMEOUT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(2));
 
 /// The traffic of a session after the first echo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Sessions {
         let worker = Arc::clone(&shared);
         let thread = node.thread("sessions", move || run(target, count, pace, &worker))?;
         let sessions = Self { shared, thread: Some(thread) };
-        let limit = OPENING.0 + OPENING.1 * u32::try_from(count).unwrap_or(u32::MAX);
+        let limit = OPEN_TIMEOUT.0 + OPEN_TIMEOUT.1 * u32::try_from(count).unwrap_or(u32::MAX);
         wait_until(format!("{count} sessions to {target} are open"), limit, || {
             sessions.states().iter().all(|state| matches!(state, SessionState::Alive(_)))
         })?;
@@ -132,7 +132,7 @@ fn run(target: SocketAddr, count: usize, pace: Pace, shared: &Arc<Shared>) {
         for index in 0..count {
             let shared = Arc::clone(shared);
             tokio::task::spawn_local(async move {
-                let failure = match hold(target, index, pace, &shared).await {
+                let failure = match run_session(target, index, pace, &shared).await {
                     Ok(()) => Failure::Closed,
                     Err(error) => Failure::from(&error),
                 };
@@ -140,20 +140,20 @@ fn run(target: SocketAddr, count: usize, pace: Pace, shared: &Arc<Shared>) {
             });
         }
         while !shared.stop.load(Ordering::Relaxed) {
-            tokio::time::sleep(BEAT).await;
+            tokio::time::sleep(SEND_INTERVAL).await;
         }
     });
 }
 
 /// Keeps one session alive until the peer ends it.
-async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> io::Result<()> {
+async fn run_session(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> io::Result<()> {
     let stream = TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
     let (mut read, mut write) = stream.into_split();
     // A TLS backend answers the first line of a plain connection with its name, and then echoes.
     write.write_all(b"\n").await?;
-    let mut beats = interval(BEAT);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut ticks = interval(SEND_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut buffer = [0; 256];
     let mut echoed = false;
     loop {
@@ -170,7 +170,7 @@ async fn hold(target: SocketAddr, index: usize, pace: Pace, shared: &Shared) -> 
                 }
             }
             // A full send buffer must not keep the session from detecting its end.
-            _ = beats.tick(), if !quiet => match write.try_write(&[BYTE]) {
+            _ = ticks.tick(), if !quiet => match write.try_write(&[BYTE]) {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 _ => {}
             },

@@ -8,7 +8,7 @@ use std::{
 
 use testbed::{AnnouncementKind, Backend, Capture, Direction, Lan, Test, Tool, Travel, eventually};
 
-use crate::network::{pings, silent};
+use crate::network::{gets_no_reply, pings};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -47,7 +47,7 @@ fn switch_capture_records_each_frame_once() {
     assert!(request.at >= before && request.at <= Instant::now());
     assert!(request.wall.elapsed().expect("the past") < LONG);
     assert_eq!((&*request.interface, request.source_mac()), ("c2", Some(node.mac())));
-    assert_eq!(lan.who(request.source_mac().expect("a source")).expect("a node").name(), "c2");
+    assert_eq!(lan.node_with_mac(request.source_mac().expect("a source")).expect("a node").name(), "c2");
     assert_eq!(switch.sent_as(client.v4()).len(), 1);
     assert_eq!(switch.sent_as(node.v4()).len(), 1);
     own.wait_for("the reply", LONG, |frame| frame.ip_source() == Some(node.v4().into())).expect("a frame");
@@ -179,7 +179,7 @@ fn port_capture_records_frames_that_a_cut_drops() {
     lan.cut(node, Direction::From).expect("a cut");
     let (cut_port, client_port) =
         (lan.capture_port(node).expect("a capture"), lan.capture_port(client).expect("one"));
-    assert!(silent(client, node.v4()));
+    assert!(gets_no_reply(client, node.v4()));
     let from_node = |frame: &testbed::Frame| frame.ip_source() == Some(node.v4().into());
     cut_port
         .wait_for("the reply", LONG, |frame| from_node(frame) && frame.travel == Travel::In)

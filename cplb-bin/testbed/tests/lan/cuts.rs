@@ -8,7 +8,7 @@ use std::{
 
 use testbed::{Direction, Lan, Node, Test, Tool, eventually};
 
-use crate::network::{pings, reaches, silent};
+use crate::network::{gets_no_reply, pings, reaches};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -22,7 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// Returns whether a datagram arrives from one node at the other, in that direction.
-fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
+fn receives(to: &Node, from: &Node, ip: IpAddr) -> bool {
     let receiver = to.run(|| UdpSocket::bind((ip, 0))).expect("a socket");
     receiver.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
     let address = receiver.local_addr().expect("an address");
@@ -42,19 +42,19 @@ fn hears(to: &Node, from: &Node, ip: IpAddr) -> bool {
 fn cut_drops_frames_per_direction() {
     let lan = Lan::builder().build().expect("a LAN");
     let (node, other) = (lan.controller(0), lan.controller(1));
-    for (direction, node_hears, other_hears) in
+    for (direction, node_receives, other_receives) in
         [(Direction::To, false, true), (Direction::From, true, false), (Direction::Both, false, false)]
     {
         for (ip, other_ip) in node.own_ips().into_iter().zip(other.own_ips()) {
             // Neighbours must know each other, since a one-way cut stops resolution in both directions.
             assert!(pings(node, other_ip) && pings(other, ip));
             lan.cut(node, direction).expect("a cut");
-            assert_eq!(hears(node, other, ip), node_hears, "{direction:?} {ip}");
-            assert_eq!(hears(other, node, other_ip), other_hears, "{direction:?} {ip}");
+            assert_eq!(receives(node, other, ip), node_receives, "{direction:?} {ip}");
+            assert_eq!(receives(other, node, other_ip), other_receives, "{direction:?} {ip}");
             assert!(pings(other, lan.client(0).v4()), "the cut affects other nodes");
             assert!(carrier(node));
             lan.heal(node).expect("healed");
-            assert!(hears(node, other, ip) && hears(other, node, other_ip));
+            assert!(receives(node, other, ip) && receives(other, node, other_ip));
         }
     }
 }
@@ -65,12 +65,12 @@ fn partition_separates_groups() {
     let client = lan.client(0);
     lan.partition(&[&[c1], &[c2, c3]]).expect("a partition");
     for ip in [0, 1].map(|family| c1.own_ips()[family]) {
-        assert!(silent(c2, ip) && silent(c3, ip) && pings(client, ip));
+        assert!(gets_no_reply(c2, ip) && gets_no_reply(c3, ip) && pings(client, ip));
     }
     assert!(pings(c2, c3.v4()) && pings(c2, client.v4()) && pings(c1, lan.v4(254)));
     lan.heal(c2).expect("healed");
     reaches(c2, c1.v4());
-    assert!(silent(c3, c1.v4()));
+    assert!(gets_no_reply(c3, c1.v4()));
     lan.heal_all().expect("healed");
     reaches(c3, c1.v4());
 }
@@ -80,7 +80,7 @@ fn cut_between_is_one_way() {
     let [c1, c2] = [0, 1].map(|index| lan.controller(index));
     assert!(pings(c1, c2.v4()));
     lan.cut_between(&[c1], &[c2]).expect("a cut");
-    assert!(!hears(c2, c1, c2.v4().into()) && hears(c1, c2, c1.v4().into()));
+    assert!(!receives(c2, c1, c2.v4().into()) && receives(c1, c2, c1.v4().into()));
 }
 
 fn unplugged_node_has_no_carrier() {
@@ -89,7 +89,7 @@ fn unplugged_node_has_no_carrier() {
     assert!(carrier(node));
     lan.unplug(node).expect("unplugged");
     eventually("the node has lost the carrier", Duration::from_secs(2), || !carrier(node));
-    assert!(silent(client, node.v4()));
+    assert!(gets_no_reply(client, node.v4()));
     assert!(node.has_address(node.v4()) && node.has_address(node.v6()), "the addresses were removed");
     lan.plug(node).expect("plugged");
     eventually("the node has a carrier", Duration::from_secs(2), || carrier(node));

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(10);
 /// Starts this program as a process with two threads besides its main thread.
 fn ticker(lan: &Lan) -> Process {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.env(crate::life::ROLE, "ticker");
+    command.env(crate::lifecycle::ROLE, "ticker");
     let process = lan.controller(0).spawn("ticker", command).expect("a process");
     for line in ["tick", "tock"] {
         process.wait_for_line(line, LONG).expect("a line");
@@ -29,7 +29,7 @@ fn ticker(lan: &Lan) -> Process {
 }
 
 /// Returns whether the line is written again from now on.
-fn goes_on(log: &Log, line: &str) -> bool {
+fn is_written_again(log: &Log, line: &str) -> bool {
     // Lines that were written before may not have been read yet.
     std::thread::sleep(Duration::from_millis(30));
     log.wait_for_line_after(log.len(), line, Duration::from_millis(300)).is_ok()
@@ -40,13 +40,13 @@ fn freezing_one_thread_leaves_the_others_running() {
     let process = ticker(&lan);
     let frozen = process.freeze_threads(|name| name == "ticks").expect("frozen");
     assert_eq!(frozen.names(), ["ticks"]);
-    assert!(!goes_on(process.log(), "tick") && goes_on(process.log(), "tock"));
+    assert!(!is_written_again(process.log(), "tick") && is_written_again(process.log(), "tock"));
     let others = process.freeze_threads(|name| name == "tocks").expect("frozen as well");
-    assert!(!goes_on(process.log(), "tock") && process.is_running());
+    assert!(!is_written_again(process.log(), "tock") && process.is_running());
     drop(others);
-    assert!(!goes_on(process.log(), "tick") && goes_on(process.log(), "tock"));
+    assert!(!is_written_again(process.log(), "tick") && is_written_again(process.log(), "tock"));
     frozen.thaw();
-    assert!(goes_on(process.log(), "tick"));
+    assert!(is_written_again(process.log(), "tick"));
 }
 
 fn process_with_frozen_threads_can_be_killed() {

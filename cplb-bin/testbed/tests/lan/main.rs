@@ -4,7 +4,7 @@ mod captures;
 mod cuts;
 mod freezing;
 mod keepalived;
-mod life;
+mod lifecycle;
 mod network;
 mod probes;
 mod processes;
@@ -12,11 +12,11 @@ mod processes;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Some(role) = life::role() {
-        return life::play(&role);
+    if let Some(role) = lifecycle::role() {
+        return lifecycle::run_role(&role);
     }
     let tests = [
-        life::tests(),
+        lifecycle::tests(),
         network::tests(),
         cuts::tests(),
         processes::tests(),

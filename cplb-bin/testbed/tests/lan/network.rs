@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testbed::{AddressWatch, Lan, Node, Tenure, Test, Tool, eventually};
+use testbed::{AddressPeriod, AddressWatch, Lan, Node, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -29,7 +29,7 @@ pub(crate) fn pings(from: &Node, to: impl Into<IpAddr>) -> bool {
 }
 
 /// Returns whether an echo request stays without an answer for half a second.
-pub(crate) fn silent(from: &Node, to: impl Into<IpAddr>) -> bool {
+pub(crate) fn gets_no_reply(from: &Node, to: impl Into<IpAddr>) -> bool {
     from.exec("ping", ["-c1", "-W0.5", &to.into().to_string()]).is_err()
 }
 
@@ -121,7 +121,7 @@ fn link_down_and_up_restores_reachability() {
     let (client, node) = (lan.client(0), lan.controller(0));
     assert!(pings(client, node.v6()));
     node.link_down().expect("down");
-    assert!(silent(client, node.v4()) && silent(client, node.v6()));
+    assert!(gets_no_reply(client, node.v4()) && gets_no_reply(client, node.v6()));
     node.link_up().expect("up");
     reaches(client, node.v4());
     assert!(!node.has_address(node.v6()), "the kernel drops IPv6 addresses of a link that goes down");
@@ -167,12 +167,12 @@ fn address_watch_records_every_change() {
             .expect("it expires")
             .expect("the address was present");
         assert!(lost - since >= Duration::from_millis(900), "{:?}", lost - since);
-        assert_eq!(watch.tenures(ip), [Tenure { from: since, until: Some(lost) }]);
+        assert_eq!(watch.periods(ip), [AddressPeriod { from: since, until: Some(lost) }]);
         // A change that is shorter than any polling interval.
         node.exec("sh", ["-c", &format!("ip addr add {address} dev eth0; ip addr del {address} dev eth0")])
             .expect("both");
         testbed::eventually("both changes are recorded", Duration::from_secs(1), || {
-            watch.tenures(ip).len() == 2 && !watch.has(ip)
+            watch.periods(ip).len() == 2 && !watch.has(ip)
         });
     }
 }
@@ -181,7 +181,7 @@ fn lans_are_isolated_from_each_other() {
     let (one, other) =
         (Lan::builder().build().expect("a LAN"), Lan::builder().controllers(1).build().expect("a LAN"));
     assert!(pings(one.client(0), one.controller(2).v4()));
-    assert!(silent(other.client(0), one.controller(2).v4()));
+    assert!(gets_no_reply(other.client(0), one.controller(2).v4()));
     drop(one);
     assert!(pings(other.client(0), other.controller(0).v4()));
 }

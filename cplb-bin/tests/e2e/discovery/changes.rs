@@ -6,127 +6,127 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Failure, Frame, Lan, Probe, ProbeReport, Readiness, Sample, Sessions, Signal};
 
-use super::ground::Scene;
+use super::fixture::Fixture;
 use crate::support::footprint::resident;
-use crate::support::{BIND_PORT, PATIENCE};
+use crate::support::{BIND_PORT, TIMEOUT};
 
-pub(crate) fn come_and_go() {
-    let mut scene = Scene::complete();
-    let probe = scene.probe();
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+pub(crate) fn list_changes() {
+    let mut fixture = Fixture::complete();
+    let probe = fixture.probe();
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
-    scene.list(&[0, 1]);
-    scene.served_by(&probe, &[0, 1]);
-    scene.list(&[0, 1, 2]);
-    scene.served_by(&probe, &[0, 1, 2]);
-    scene.list(&[1, 2]);
-    scene.served_by(&probe, &[1, 2]);
+    fixture.list(&[0, 1]);
+    fixture.served_by(&probe, &[0, 1]);
+    fixture.list(&[0, 1, 2]);
+    fixture.served_by(&probe, &[0, 1, 2]);
+    fixture.list(&[1, 2]);
+    fixture.served_by(&probe, &[1, 2]);
     let failures = probe.report().failures_since(since);
-    scene.cluster.check(failures.is_empty(), || format!("{failures:?}"));
-    scene.end(2);
-    scene.served_by(&probe, &[1]);
+    fixture.cluster.check(failures.is_empty(), || format!("{failures:?}"));
+    fixture.end(2);
+    fixture.served_by(&probe, &[1]);
 }
 
 pub(crate) fn join_and_leave() {
-    let mut scene = Scene::on(Lan::builder().controllers(4));
-    scene.start_nodes(&[0, 1, 2]);
-    let (client, address) = (scene.cluster.client(), scene.cluster.address());
+    let mut fixture = Fixture::on(Lan::builder().controllers(4));
+    fixture.start_nodes(&[0, 1, 2]);
+    let (client, address) = (fixture.cluster.client(), fixture.cluster.address());
     let sessions = Sessions::open(client, address, 9).expect("the sessions are opened");
-    let moves = Moves::watch(&scene);
-    let probe = patient_probe(&scene);
+    let moves = Moves::watch(&fixture);
+    let probe = patient_probe(&fixture);
     let since = Instant::now();
     // The new controller's daemon starts before its API server, which the API lists before it is ready.
-    scene.cluster.start_daemon(3);
-    scene.wait_for(3, "api", &[0, 1, 2]);
-    scene.list(&[0, 1, 2, 3]);
-    (0..4).for_each(|node| scene.wait_for(node, "api", &[0, 1, 2, 3]));
-    scene.serve(3);
-    scene.served_by(&probe, &[0, 1, 2, 3]);
-    scene.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
+    fixture.cluster.start_daemon(3);
+    fixture.wait_for(3, "api", &[0, 1, 2]);
+    fixture.list(&[0, 1, 2, 3]);
+    (0..4).for_each(|node| fixture.wait_for(node, "api", &[0, 1, 2, 3]));
+    fixture.serve(3);
+    fixture.served_by(&probe, &[0, 1, 2, 3]);
+    fixture.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
     // Another one shuts down as kube-apiserver does: it reports it, leaves the list, closes its port, and ends.
-    scene.api_server(1).set_readiness(Readiness::Leaving);
-    scene.served_by(&probe, &[0, 2, 3]);
-    scene.list(&[0, 2, 3]);
+    fixture.api_server(1).set_readiness(Readiness::Terminating);
+    fixture.served_by(&probe, &[0, 2, 3]);
+    fixture.list(&[0, 2, 3]);
     for node in 0..4 {
-        scene.wait_for(node, "api", &[0, 2, 3]);
+        fixture.wait_for(node, "api", &[0, 2, 3]);
     }
-    scene.api_server(1).refuse_new().expect("the port is closed");
-    scene.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
-    scene.end(1);
-    scene.cluster.wait("the sessions of the ended server end", || sessions.ended() == 3);
-    scene.cluster.signal(1, Signal::SIGTERM);
-    scene.cluster.wait_until_ended(1);
-    scene.served_by(&probe, &[0, 2, 3]);
+    fixture.api_server(1).refuse_new().expect("the port is closed");
+    fixture.cluster.check(sessions.ended() == 0, || format!("{:?}", sessions.states()));
+    fixture.end(1);
+    fixture.cluster.wait("the sessions of the ended server end", || sessions.ended() == 3);
+    fixture.cluster.signal(1, Signal::SIGTERM);
+    fixture.cluster.wait_until_ended(1);
+    fixture.served_by(&probe, &[0, 2, 3]);
     // The daemon that ended may have held the VIP, which then moved.
-    moves.check_requests(&scene, &probe.stop(), since);
+    moves.check_requests(&fixture, &probe.stop(), since);
 }
 
 /// A wrong path removes no server, and correcting it causes no failure.
 pub(crate) fn other_kubeconfig() {
-    let scene = Scene::complete();
-    let probe = scene.probe();
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    let fixture = Fixture::complete();
+    let probe = fixture.probe();
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
-    let right = std::fs::read_to_string(scene.cluster.config_file(0)).expect("the file exists");
+    let right = std::fs::read_to_string(fixture.cluster.config_file(0)).expect("the file exists");
     let (wrong, moved) =
         (right.replace("admin.conf", "amdin.conf"), right.replace("admin.conf", "moved.conf"));
-    std::fs::copy(scene.file(), scene.file().with_file_name("moved.conf")).expect("the file is copied");
+    std::fs::copy(fixture.file(), fixture.file().with_file_name("moved.conf")).expect("the file is copied");
     let steps = [(wrong, "amdin.conf", "disk"), (right, "admin.conf", "api"), (moved, "moved.conf", "api")];
     for (text, name, source) in steps {
-        for node in 0..scene.cluster.len() {
-            std::fs::write(scene.cluster.config_file(node), &text).expect("the file is written");
-            scene.cluster.signal(node, Signal::SIGHUP);
+        for node in 0..fixture.cluster.len() {
+            std::fs::write(fixture.cluster.config_file(node), &text).expect("the file is written");
+            fixture.cluster.signal(node, Signal::SIGHUP);
         }
-        for node in 0..scene.cluster.len() {
-            scene.cluster.wait("the new kubeconfig is in use", || {
-                let status = scene.cluster.status(node);
+        for node in 0..fixture.cluster.len() {
+            fixture.cluster.wait("the new kubeconfig is in use", || {
+                let status = fixture.cluster.status(node);
                 status["discovery"][0]["kubeconfig"].as_str().is_some_and(|path| path.ends_with(name))
             });
-            scene.wait_for(node, source, &[0, 1, 2]);
+            fixture.wait_for(node, source, &[0, 1, 2]);
         }
-        scene.served_by(&probe, &[0, 1, 2]);
+        fixture.served_by(&probe, &[0, 1, 2]);
     }
-    let saved = std::fs::read_to_string(scene.cluster.state_dir(0).join("backends.json"));
+    let saved = std::fs::read_to_string(fixture.cluster.state_dir(0).join("backends.json"));
     let saved = saved.expect("the file exists");
     let right = saved.contains("moved.conf") && !saved.contains("admin.conf");
-    scene.cluster.check(right && saved.contains(&scene.server(2).to_string()), || saved.clone());
+    fixture.cluster.check(right && saved.contains(&fixture.server(2).to_string()), || saved.clone());
     let failures = probe.stop().failures_since(since);
-    scene.cluster.check(failures.is_empty(), || format!("{failures:?}"));
+    fixture.cluster.check(failures.is_empty(), || format!("{failures:?}"));
 }
 
 /// Starts a probe that, like most clients, survives a lost packet.
-fn patient_probe(scene: &Scene) -> Probe {
-    let probe = Probe::to(scene.cluster.address()).every(Duration::from_millis(5));
-    let probe = probe.timeout(Duration::from_secs(5)).start(scene.cluster.client());
+fn patient_probe(fixture: &Fixture) -> Probe {
+    let probe = Probe::to(fixture.cluster.address()).every(Duration::from_millis(5));
+    let probe = probe.timeout(Duration::from_secs(5)).start(fixture.cluster.client());
     let probe = probe.expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     probe
 }
 
 /// Ends a daemon and starts it again; returns the time at which it had ended.
-fn restart(scene: &mut Scene, node: usize, signal: Signal) -> Instant {
-    scene.cluster.signal(node, signal);
-    scene.cluster.wait_until_ended(node);
+fn restart(fixture: &mut Fixture, node: usize, signal: Signal) -> Instant {
+    fixture.cluster.signal(node, signal);
+    fixture.cluster.wait_until_ended(node);
     let ended = Instant::now();
-    scene.cluster.start_daemon(node);
-    scene.cluster.wait("the daemon serves again", || {
-        scene.cluster.try_status(node).is_some_and(|status| status["serving"]["serving"] == true)
+    fixture.cluster.start_daemon(node);
+    fixture.cluster.wait("the daemon serves again", || {
+        fixture.cluster.try_status(node).is_some_and(|status| status["serving"]["serving"] == true)
     });
-    scene.cluster.wait_for_owner(None);
+    fixture.cluster.wait_for_owner(None);
     ended
 }
 
 pub(crate) fn upgrade() {
-    let mut scene = Scene::complete();
-    let moves = Moves::watch(&scene);
-    let probe = patient_probe(&scene);
+    let mut fixture = Fixture::complete();
+    let moves = Moves::watch(&fixture);
+    let probe = patient_probe(&fixture);
     let since = Instant::now();
     for node in [0, 1, 2, 0, 1, 2] {
-        restart(&mut scene, node, Signal::SIGTERM);
+        restart(&mut fixture, node, Signal::SIGTERM);
     }
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
-    let moved = moves.check_requests(&scene, &probe.stop(), since);
-    scene.cluster.check(moved > 0, || "the VIP never moved".to_owned());
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let moved = moves.check_requests(&fixture, &probe.stop(), since);
+    fixture.cluster.check(moved > 0, || "the VIP never moved".to_owned());
 }
 
 /// Planned moves of the VIP, and the requests that they may end.
@@ -138,16 +138,16 @@ impl Moves {
     /// Requests that one move may end: the probe starts one every 5 ms, and on a busy machine each takes up to 50 ms.
     const IN_FLIGHT: usize = 10;
 
-    fn watch(scene: &Scene) -> Self {
+    fn watch(fixture: &Fixture) -> Self {
         let watch = |node| AddressWatch::on(node).expect("the watch starts");
-        Self(scene.cluster.lan.controllers().iter().map(watch).collect())
+        Self(fixture.cluster.lan.controllers().iter().map(watch).collect())
     }
 
     /// Fails unless every request since `since` succeeded, except those in flight at a move: they cannot continue on
     /// another node, so the node that hands the VIP over resets them. Returns the number of moves.
-    fn check_requests(&self, scene: &Scene, report: &ProbeReport, since: Instant) -> usize {
-        let tenures = self.0.iter().flat_map(|watch| watch.tenures(scene.cluster.vip()));
-        let moves: Vec<Instant> = tenures.map(|tenure| tenure.from).filter(|from| *from > since).collect();
+    fn check_requests(&self, fixture: &Fixture, report: &ProbeReport, since: Instant) -> usize {
+        let periods = self.0.iter().flat_map(|watch| watch.periods(fixture.cluster.vip()));
+        let moves: Vec<Instant> = periods.map(|period| period.from).filter(|from| *from > since).collect();
         let failed = report.samples().iter().filter(|it| it.ended >= since && it.outcome.is_err());
         let failed: Vec<&Sample> = failed.collect();
         println!("MEASURED {} requests, {} moves, failed: {failed:?}", report.samples().len(), moves.len());
@@ -158,66 +158,66 @@ impl Moves {
         };
         let excused = failed.iter().filter(in_flight).count();
         let right = excused == failed.len() && failed.len() <= Self::IN_FLIGHT * moves.len();
-        scene.cluster.check(right, || format!("{failed:?}"));
+        fixture.cluster.check(right, || format!("{failed:?}"));
         moves.len()
     }
 }
 
 pub(crate) fn crashes() {
-    let mut scene = Scene::complete();
-    let probe = patient_probe(&scene);
-    let mut told = BTreeMap::new();
-    for node in 0..scene.cluster.len() {
-        let held = scene.cluster.owners() == [node];
+    let mut fixture = Fixture::complete();
+    let probe = patient_probe(&fixture);
+    let mut failed_by_node = BTreeMap::new();
+    for node in 0..fixture.cluster.len() {
+        let held = fixture.cluster.owners() == [node];
         let at = Instant::now();
-        let ended = restart(&mut scene, node, Signal::SIGKILL);
-        probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+        let ended = restart(&mut fixture, node, Signal::SIGKILL);
+        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
         let report = probe.report();
         let failed = report.samples().iter().filter(|it| it.ended >= at && it.outcome.is_err());
         let failed: Vec<_> = failed.cloned().collect();
         // Requests in flight end with the daemon; later ones wait for the next Active.
         let under_way = |it: &Sample| held && it.started <= ended && it.outcome != Err(Failure::Refused);
-        scene.cluster.check(failed.iter().all(under_way), || format!("node {node}: {failed:?}"));
-        told.insert(node, (held, failed.len()));
+        fixture.cluster.check(failed.iter().all(under_way), || format!("node {node}: {failed:?}"));
+        failed_by_node.insert(node, (held, failed.len()));
     }
-    println!("MEASURED by node: was Active, failed requests: {told:?}");
+    println!("MEASURED by node: was Active, failed requests: {failed_by_node:?}");
     drop(probe);
 }
 
 /// k0s publishes such a list with an external address.
-pub(crate) fn only_the_vip() {
-    let scene = Scene::complete();
-    let probe = scene.probe();
-    scene.listed.set_servers(&[scene.cluster.address()]);
-    for node in 0..scene.cluster.len() {
-        scene.cluster.wait("the list of only virtual IPs is reported", || {
-            scene.cluster.status(node)["degraded"].to_string().contains("only virtual IPs")
+pub(crate) fn list_of_vips() {
+    let fixture = Fixture::complete();
+    let probe = fixture.probe();
+    fixture.listed.set_servers(&[fixture.cluster.address()]);
+    for node in 0..fixture.cluster.len() {
+        fixture.cluster.wait("the list of only virtual IPs is reported", || {
+            fixture.cluster.status(node)["degraded"].to_string().contains("only virtual IPs")
         });
-        scene.wait_for(node, "api", &[0, 1, 2]);
+        fixture.wait_for(node, "api", &[0, 1, 2]);
     }
-    scene.served_by(&probe, &[0, 1, 2]);
+    fixture.served_by(&probe, &[0, 1, 2]);
 }
 
 /// An API that lists the bind port of every controller: proxies would connect to each other endlessly, without a
 /// client. Only real sockets show that no proxy connects, so the network is captured for two seconds.
-pub(crate) fn only_proxies() {
+pub(crate) fn list_of_proxies() {
     const WATCHED: Duration = Duration::from_secs(2);
-    let mut scene = Scene::new();
-    let nodes: Vec<usize> = (0..scene.cluster.len()).collect();
-    nodes.iter().for_each(|node| scene.serve(*node));
-    let proxy = |node: &usize| SocketAddr::new(scene.cluster.node(*node).v4().into(), BIND_PORT);
-    scene.listed.set_servers(&nodes.iter().map(proxy).collect::<Vec<_>>());
-    scene.start_api();
-    let capture = scene.cluster.lan.capture().expect("the capture begins");
-    scene.cluster.start_all();
+    let mut fixture = Fixture::new();
+    let nodes: Vec<usize> = (0..fixture.cluster.len()).collect();
+    nodes.iter().for_each(|node| fixture.serve(*node));
+    let proxy = |node: &usize| SocketAddr::new(fixture.cluster.node(*node).v4().into(), BIND_PORT);
+    fixture.listed.set_servers(&nodes.iter().map(proxy).collect::<Vec<_>>());
+    fixture.start_api();
+    let capture = fixture.cluster.lan.capture().expect("the capture begins");
+    fixture.cluster.start_all();
     for node in &nodes {
-        scene.cluster.wait("the list of proxies is refused", || {
-            let degraded = scene.cluster.status(*node)["degraded"].to_string();
+        fixture.cluster.wait("the list of proxies is refused", || {
+            let degraded = fixture.cluster.status(*node)["degraded"].to_string();
             degraded.contains(":6444 is where a proxy of this configuration listens")
         });
     }
-    let probe = scene.probe();
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the Active's own server answers");
+    let probe = fixture.probe();
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the Active's own server answers");
     drop(probe);
     let opened = || {
         let to_a_proxy = |frame: &Frame| {
@@ -227,28 +227,28 @@ pub(crate) fn only_proxies() {
     };
     std::thread::sleep(WATCHED);
     println!("MEASURED connections to proxies, dropped frames: {:?}", opened());
-    scene.cluster.check(opened() == (0, 0), || format!("{:?}", opened()));
+    fixture.cluster.check(opened() == (0, 0), || format!("{:?}", opened()));
     for node in &nodes {
-        let backends = scene.cluster.status(*node)["services"][0]["backends"].to_string();
-        scene.cluster.check(!backends.contains(":6444"), || backends);
+        let backends = fixture.cluster.status(*node)["services"][0]["backends"].to_string();
+        fixture.cluster.check(!backends.contains(":6444"), || backends);
     }
 }
 
 /// Changes the list, the kubeconfig, and the connections to the API.
 pub(crate) fn many_changes() {
-    let mut scene = Scene::complete();
+    let mut fixture = Fixture::complete();
     let mut change = |times: usize| {
         for time in 0..times {
             for nodes in [&[0, 1][..], &[0, 1, 2]] {
-                scene.list(nodes);
-                scene.wait_for(0, "api", nodes);
+                fixture.list(nodes);
+                fixture.wait_for(0, "api", nodes);
             }
             if time % 10 == 0 {
-                scene.api = None;
-                scene.start_api();
+                fixture.api = None;
+                fixture.start_api();
             }
         }
-        let daemon = scene.cluster.daemon(0);
+        let daemon = fixture.cluster.daemon(0);
         let files =
             std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the process runs").count();
         (files, daemon.threads().len(), resident(daemon))
@@ -258,9 +258,9 @@ pub(crate) fn many_changes() {
     println!("MEASURED files, threads and bytes: {before:?}, then {after:?}");
     // One connection to the API and one to each server may be in the middle of a replacement, and files are checked in
     // threads that exist for 10 s after their work.
-    scene
+    fixture
         .cluster
         .check(after.0 <= before.0 + 8 && after.1 <= before.1 + 4, || format!("{before:?} {after:?}"));
     // An allocator retains some memory; 90 leaked lists or handshakes would take more.
-    scene.cluster.check(after.2 <= before.2 + 1_500_000, || format!("{before:?} {after:?}"));
+    fixture.cluster.check(after.2 <= before.2 + 1_500_000, || format!("{before:?} {after:?}"));
 }

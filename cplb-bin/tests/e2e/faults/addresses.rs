@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 use testbed::{AddressWatch, Capture, Lan, Node, Signal};
 
 use crate::support::crash::VRID;
-use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, Plan, TIMEOUT, VIP_HOST};
 
 /// The promised time until the VIP is restored, with a margin for a loaded machine: for ordinary users the daemon has
 /// no real-time priority.
-const BACK: Duration = Duration::from_millis(100);
+const RESTORE_LIMIT: Duration = Duration::from_millis(100);
 
-fn answers(cluster: &Cluster) {
+fn check_vip_answers(cluster: &Cluster) {
     let probe = testbed::Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), PATIENCE) {
+    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer: {error}"));
     }
 }
 
 /// The duration of the last absence of the address; `None` if it was never absent.
 fn absence(cluster: &Cluster, watch: &AddressWatch) -> Option<Duration> {
-    let tenures = watch.tenures(cluster.vip());
-    let [.., before, after] = tenures.as_slice() else { return None };
+    let periods = watch.periods(cluster.vip());
+    let [.., before, after] = periods.as_slice() else { return None };
     Some(after.from.duration_since(before.until?))
 }
 
@@ -34,26 +34,26 @@ pub(crate) fn deleted(plan: Plan) {
         let mut absences = Vec::new();
         for round in 0..10 {
             cluster.node(owner).delete_address(cluster.vip()).expect("the address is deleted");
-            cluster.wait("the VIP is restored", || watch.tenures(cluster.vip()).len() == round + 2);
+            cluster.wait("the VIP is restored", || watch.periods(cluster.vip()).len() == round + 2);
             absences.extend(absence(&cluster, &watch));
         }
         println!("MEASURED a deleted VIP was absent for {absences:?}");
         absences.sort_unstable();
         // One of ten may coincide with a stall of the machine.
-        cluster.check(absences[8] <= BACK, || format!("{absences:?}"));
+        cluster.check(absences[8] <= RESTORE_LIMIT, || format!("{absences:?}"));
         cluster.check(cluster.takeovers() == 1, || "the VIP moved".to_owned());
-        answers(&cluster);
+        check_vip_answers(&cluster);
     }
 }
 
 /// Waits for one owner, the former one or its successor, and checks that the VIP answers.
-fn back_or_handed_over(cluster: &Cluster, owner: usize, watch: &AddressWatch, since: Instant) {
+fn check_recovery(cluster: &Cluster, owner: usize, watch: &AddressWatch, since: Instant) {
     let next = cluster.wait_for_owner(None);
     println!("MEASURED one owner {:?} after the fault; moved: {}", since.elapsed(), next != owner);
     if next == owner {
         println!("MEASURED the VIP was absent for {:?}", absence(cluster, watch));
     }
-    answers(cluster);
+    check_vip_answers(cluster);
 }
 
 pub(crate) fn flushed(plan: Plan) {
@@ -63,7 +63,7 @@ pub(crate) fn flushed(plan: Plan) {
     let since = Instant::now();
     flush(cluster.node(owner));
     cluster.node(owner).configure().expect("the node's addresses are configured");
-    back_or_handed_over(&cluster, owner, &watch, since);
+    check_recovery(&cluster, owner, &watch, since);
     // The same if the node's own addresses are not restored.
     let owner = cluster.wait_for_owner(None);
     let since = Instant::now();
@@ -72,14 +72,14 @@ pub(crate) fn flushed(plan: Plan) {
     println!("MEASURED a node without addresses was followed by another after {:?}", since.elapsed());
     cluster.check(!cluster.node(owner).has_address(cluster.vip()), || "the VIP remains".to_owned());
     cluster.check(next != owner, || "the owner has no address to advertise from".to_owned());
-    answers(&cluster);
+    check_vip_answers(&cluster);
 }
 
 fn flush(node: &Node) {
     node.exec("ip", ["addr", "flush", "dev", node.interface()]).unwrap_or_else(|error| panic!("{error}"));
 }
 
-pub(crate) fn bounced(plan: Plan) {
+pub(crate) fn link_bounced(plan: Plan) {
     let cluster = Cluster::start(plan);
     let owner = cluster.wait_until_settled();
     let watch = AddressWatch::on(cluster.node(owner)).expect("the watch begins");
@@ -87,10 +87,10 @@ pub(crate) fn bounced(plan: Plan) {
     cluster.node(owner).link_down().expect("the link is set down");
     cluster.node(owner).link_up().expect("the link is set up");
     cluster.node(owner).configure().expect("the node's addresses are configured");
-    back_or_handed_over(&cluster, owner, &watch, since);
+    check_recovery(&cluster, owner, &watch, since);
 }
 
-/// The only node serves the VIP again after a fault: within [`BACK`] of the claim, which comes with the first
+/// The only node serves the VIP again after a fault: within [`RESTORE_LIMIT`] of the claim, which comes with the first
 /// advertisement. A daemon that is delayed may see the link or the node's own addresses only once they are restored,
 /// and then the VIP rightly stays, or is restored before the test checks.
 pub(crate) fn alone(plan: Plan) {
@@ -114,14 +114,17 @@ pub(crate) fn alone(plan: Plan) {
                 .add_address(cluster.node(0).link_local(), 64)
                 .expect("the link-local address is added");
         }
-        answers(&cluster);
-        let tenures = watch.tenures(cluster.vip());
-        let Some(back) = tenures.last().map(|it| it.from).filter(|from| *from >= since) else {
+        check_vip_answers(&cluster);
+        let periods = watch.periods(cluster.vip());
+        let Some(back) = periods.last().map(|it| it.from).filter(|from| *from >= since) else {
             println!("MEASURED the VIP stayed");
             continue;
         };
-        let claimed =
-            capture.adverts(VRID).into_iter().map(|(at, _)| at).find(|at| *at >= since && *at + BACK >= back);
+        let claimed = capture
+            .adverts(VRID)
+            .into_iter()
+            .map(|(at, _)| at)
+            .find(|at| *at >= since && *at + RESTORE_LIMIT >= back);
         let claimed =
             claimed.unwrap_or_else(|| cluster.fail("the VIP was restored without an advertisement"));
         println!(
@@ -150,7 +153,7 @@ pub(crate) fn unicast_source() {
     }
     let owner = cluster.wait_until_settled();
     let backup = 1 - owner;
-    let heard = Capture::on(cluster.client()).expect("the capture begins");
+    let capture = Capture::on(cluster.client()).expect("the capture begins");
     let node = cluster.node(backup);
     let (lan, other) = (cluster.lan.prefix_lengths().0, cluster.lan.v4(77));
     node.add_address(other, lan).expect("another address is added");
@@ -163,7 +166,7 @@ pub(crate) fn unicast_source() {
     let waiting = Instant::now();
     cluster.wait("six Active_Down_Intervals have passed", || waiting.elapsed() > Duration::from_secs(2));
     cluster.check(cluster.owners() == [owner], || format!("owners: {:?}", cluster.owners()));
-    let announced = heard.announcements(cluster.vip());
+    let announced = capture.announcements(cluster.vip());
     let wrong = announced.iter().filter(|(_, it)| it.mac == node.mac()).count();
     cluster.check(wrong == 0, || format!("the Backup announced itself {wrong} times"));
     node.add_address(node.v4(), lan).expect("the source is added");
@@ -172,7 +175,7 @@ pub(crate) fn unicast_source() {
         let quiet = !status["degraded"].to_string().contains("unicastSourceIP");
         quiet && status["instances"][0]["state"] == "backup"
     });
-    answers(&cluster);
+    check_vip_answers(&cluster);
 }
 
 /// The node's own addresses and routes, without lifetimes.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AddressWatch, Capture, Direction, Mac, Probe, Signal};
 
-use crate::support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 /// The lease at these intervals, and the longest time until the kernel has removed the address (measured: 1.02 s later)
 /// with a margin for a loaded machine.
@@ -12,17 +12,17 @@ const LEASE: Duration = Duration::from_secs(2);
 const LEASE_OVER: Duration = Duration::from_millis(3200);
 
 /// A cluster with captures, watches and a probe.
-struct Scene {
+struct Fixture {
     cluster: Cluster,
     owner: usize,
     watches: Vec<AddressWatch>,
     /// Frames at the client, whose view of the VIP is checked.
-    heard: Capture,
+    client_capture: Capture,
     probe: Probe,
     since: Instant,
 }
 
-impl Scene {
+impl Fixture {
     fn new(plan: Plan) -> Self {
         let cluster = Cluster::start(plan);
         let owner = cluster.wait_until_settled();
@@ -34,18 +34,18 @@ impl Scene {
         });
         let watches = cluster.lan.controllers().iter().map(AddressWatch::on);
         let watches = watches.collect::<Result<_, _>>().expect("the watches begin");
-        let heard = Capture::on(cluster.client()).expect("the capture begins");
+        let client_capture = Capture::on(cluster.client()).expect("the capture begins");
         // Every connection resolves the VIP again, so that two answers would be recorded.
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
-        Self { cluster, owner, watches, heard, probe, since: Instant::now() }
+        probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
+        Self { cluster, owner, watches, client_capture, probe, since: Instant::now() }
     }
 
     /// Waits until another controller has the VIP and clients reach it, and checks the blackout.
     fn recovered(&self, what: &str, limit: Duration) -> usize {
         let next = self.cluster.wait_for_owner(Some(self.owner));
-        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
+        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), TIMEOUT) {
             self.cluster.fail(&format!("the VIP does not answer: {error}"));
         }
         let blackout = self.probe.report().blackout_since(self.since).duration();
@@ -56,7 +56,7 @@ impl Scene {
 
     /// Checks that the former owner lost the address within `limit`.
     fn lost_within(&self, limit: Duration) {
-        let lost = self.watches[self.owner].wait_for_loss(self.cluster.vip(), PATIENCE);
+        let lost = self.watches[self.owner].wait_for_loss(self.cluster.vip(), TIMEOUT);
         let lost = lost.ok().flatten().unwrap_or_else(|| self.cluster.fail("the former owner keeps the VIP"));
         let after = lost.saturating_duration_since(self.since);
         println!("MEASURED the former owner lost the VIP after {after:?}, allowed {limit:?}");
@@ -72,7 +72,7 @@ impl Scene {
         });
         let mac = self.cluster.node(owner).mac();
         let answers: Vec<(Duration, Mac)> = self
-            .heard
+            .client_capture
             .announcements(self.cluster.vip())
             .into_iter()
             .filter(|(at, _)| *at >= from)
@@ -86,13 +86,13 @@ impl Scene {
     /// Checks the cluster after the fault has ended: one owner, and the client reaches it.
     fn healed(&self) {
         let owner = self.cluster.wait_for_owner(None);
-        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), PATIENCE) {
+        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), TIMEOUT) {
             self.cluster.fail(&format!("the VIP does not answer after the fault: {error}"));
         }
-        self.since_owner(owner);
+        self.check_owner(owner);
     }
 
-    fn since_owner(&self, owner: usize) {
+    fn check_owner(&self, owner: usize) {
         self.cluster
             .check(self.watches[owner].has(self.cluster.vip()), || "the owner has lost the VIP".to_owned());
     }
@@ -113,89 +113,89 @@ pub(crate) fn killed_slow() {
 
 pub(crate) fn killed(plan: Plan) {
     let limit = SLOW.max(FRESH);
-    let mut scene = Scene::new(plan);
-    scene.since = scene.cluster.signal(scene.owner, Signal::SIGKILL);
-    let next = scene.recovered("SIGKILL", limit);
+    let mut fixture = Fixture::new(plan);
+    fixture.since = fixture.cluster.signal(fixture.owner, Signal::SIGKILL);
+    let next = fixture.recovered("SIGKILL", limit);
     // No process was left to remove it: the kernel did.
-    scene.lost_within(LEASE_OVER);
-    scene.one_answers(next, LEASE_OVER);
+    fixture.lost_within(LEASE_OVER);
+    fixture.one_answers(next, LEASE_OVER);
 }
 
 pub(crate) fn stopped() {
-    let mut scene = Scene::new(Plan::default());
-    scene.since = scene.cluster.signal(scene.owner, Signal::SIGSTOP);
-    let next = scene.recovered("SIGSTOP", SLOW.max(FRESH));
-    scene.lost_within(LEASE_OVER);
-    scene.cluster.wait("ten seconds have passed", || scene.since.elapsed() > Duration::from_secs(10));
-    scene.cluster.signal(scene.owner, Signal::SIGCONT);
-    let owner = scene.owner;
-    scene
+    let mut fixture = Fixture::new(Plan::default());
+    fixture.since = fixture.cluster.signal(fixture.owner, Signal::SIGSTOP);
+    let next = fixture.recovered("SIGSTOP", SLOW.max(FRESH));
+    fixture.lost_within(LEASE_OVER);
+    fixture.cluster.wait("ten seconds have passed", || fixture.since.elapsed() > Duration::from_secs(10));
+    fixture.cluster.signal(fixture.owner, Signal::SIGCONT);
+    let owner = fixture.owner;
+    fixture
         .cluster
-        .wait("the stopped node is Backup", || scene.cluster.state(owner).as_deref() == Some("backup"));
-    scene.one_answers(next, scene.since.elapsed().max(LEASE_OVER));
-    scene.one_answers(next, LEASE_OVER);
-    scene.cluster.check(scene.watches[owner].tenures(scene.cluster.vip()).len() == 1, || {
+        .wait("the stopped node is Backup", || fixture.cluster.state(owner).as_deref() == Some("backup"));
+    fixture.one_answers(next, fixture.since.elapsed().max(LEASE_OVER));
+    fixture.one_answers(next, LEASE_OVER);
+    fixture.cluster.check(fixture.watches[owner].periods(fixture.cluster.vip()).len() == 1, || {
         "the stopped node had the VIP again".to_owned()
     });
 }
 
 pub(crate) fn link_down(plan: Plan) {
-    let mut scene = Scene::new(plan);
-    scene.since = Instant::now();
-    scene.cluster.node(scene.owner).link_down().expect("the link is set down");
-    let next = scene.recovered("link down", FAST);
-    scene.one_answers(next, LEASE_OVER);
-    scene.cluster.node(scene.owner).link_up().expect("the link is set up");
-    scene.cluster.node(scene.owner).configure().expect("the addresses are configured");
-    scene.healed();
+    let mut fixture = Fixture::new(plan);
+    fixture.since = Instant::now();
+    fixture.cluster.node(fixture.owner).link_down().expect("the link is set down");
+    let next = fixture.recovered("link down", FAST);
+    fixture.one_answers(next, LEASE_OVER);
+    fixture.cluster.node(fixture.owner).link_up().expect("the link is set up");
+    fixture.cluster.node(fixture.owner).configure().expect("the addresses are configured");
+    fixture.healed();
 }
 
 pub(crate) fn unplugged(plan: Plan) {
-    let mut scene = Scene::new(plan);
-    scene.since = Instant::now();
-    scene.cluster.lan.unplug(scene.cluster.node(scene.owner)).expect("the cable is unplugged");
-    let next = scene.recovered("cable unplugged", FAST);
-    scene.lost_within(LEASE_OVER);
-    scene.one_answers(next, LEASE_OVER);
-    scene.cluster.lan.plug(scene.cluster.node(scene.owner)).expect("the cable is plugged in");
-    scene.healed();
+    let mut fixture = Fixture::new(plan);
+    fixture.since = Instant::now();
+    fixture.cluster.lan.unplug(fixture.cluster.node(fixture.owner)).expect("the cable is unplugged");
+    let next = fixture.recovered("cable unplugged", FAST);
+    fixture.lost_within(LEASE_OVER);
+    fixture.one_answers(next, LEASE_OVER);
+    fixture.cluster.lan.plug(fixture.cluster.node(fixture.owner)).expect("the cable is plugged in");
+    fixture.healed();
 }
 
 /// Cuts the Active off in one direction or both.
-fn cut(plan: Plan, direction: Direction) -> Scene {
-    let mut scene = Scene::new(plan);
-    scene.since = Instant::now();
-    scene.cluster.lan.cut(scene.cluster.node(scene.owner), direction).expect("the cut is made");
-    scene
+fn cut(plan: Plan, direction: Direction) -> Fixture {
+    let mut fixture = Fixture::new(plan);
+    fixture.since = Instant::now();
+    fixture.cluster.lan.cut(fixture.cluster.node(fixture.owner), direction).expect("the cut is made");
+    fixture
 }
 
 /// The isolated node may keep the address, as no host receives its frames. The client's view is checked.
 pub(crate) fn cut_off(plan: Plan) {
-    let scene = cut(plan, Direction::Both);
-    let next = scene.recovered("cut off", FAST);
-    scene.one_answers(next, LEASE_OVER);
-    scene.cluster.lan.heal_all().expect("the cut is healed");
-    scene.healed();
+    let fixture = cut(plan, Direction::Both);
+    let next = fixture.recovered("cut off", FAST);
+    fixture.one_answers(next, LEASE_OVER);
+    fixture.cluster.lan.heal_all().expect("the cut is healed");
+    fixture.healed();
 }
 
 /// An Active that cannot send hears its successor, asserts itself for one Active_Down_Interval without effect, and
 /// yields.
-pub(crate) fn mute(plan: Plan) {
-    let scene = cut(plan, Direction::From);
-    let next = scene.recovered("cannot send", FAST);
-    scene.lost_within(LEASE + FAST + FAST);
-    scene.one_answers(next, LEASE_OVER);
-    scene.cluster.lan.heal_all().expect("the cut is healed");
-    scene.healed();
+pub(crate) fn cannot_send(plan: Plan) {
+    let fixture = cut(plan, Direction::From);
+    let next = fixture.recovered("cannot send", FAST);
+    fixture.lost_within(LEASE + FAST + FAST);
+    fixture.one_answers(next, LEASE_OVER);
+    fixture.cluster.lan.heal_all().expect("the cut is healed");
+    fixture.healed();
 }
 
 /// An Active that cannot receive is heard by all, so its Backups wait until it finds that it reaches no other backend:
 /// two checks of 1 s, then two degraded advertisements and Skew_Time.
-pub(crate) fn deaf(plan: Plan) {
-    let scene = cut(plan, Direction::To);
+pub(crate) fn cannot_receive(plan: Plan) {
+    let fixture = cut(plan, Direction::To);
     let evidence = Duration::from_millis(300 + 22 + 4000);
-    let next = scene.recovered("cannot receive", evidence + Duration::from_millis(500));
-    scene.one_answers(next, scene.since.elapsed());
-    scene.cluster.lan.heal_all().expect("the cut is healed");
-    scene.healed();
+    let next = fixture.recovered("cannot receive", evidence + Duration::from_millis(500));
+    fixture.one_answers(next, fixture.since.elapsed());
+    fixture.cluster.lan.heal_all().expect("the cut is healed");
+    fixture.healed();
 }

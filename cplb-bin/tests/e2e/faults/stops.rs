@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use testbed::{AddressWatch, AnnouncementKind, Capture, Mac, Probe, Signal, Travel};
 
 use crate::support::crash::VRID;
-use crate::support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 /// A xorshift generator, so that a failing seed can be repeated.
 struct Random(u64);
@@ -34,7 +34,7 @@ impl Random {
 }
 
 /// A cluster with a client that connects continuously, so that the nodes have requests to answer.
-struct Arena {
+struct Rig {
     cluster: Cluster,
     watches: Vec<AddressWatch>,
     lan: Capture,
@@ -51,12 +51,12 @@ struct Stop {
     /// Times, after the node continued, at which it sent a frame from or about the VIP.
     sent: Vec<Duration>,
     /// Number of advertisements and announcements that its daemon sent afterwards.
-    said: usize,
+    announced: usize,
     /// The time from the successor's first advertisement to the first announcement of its installed VIP.
     install: Duration,
 }
 
-impl Arena {
+impl Rig {
     fn new(plan: Plan, random: Random, every: Duration) -> Self {
         let cluster = Cluster::start(plan);
         let watches = cluster.lan.controllers().iter().map(AddressWatch::on);
@@ -64,12 +64,12 @@ impl Arena {
         let lan = cluster.lan.capture().expect("the capture begins");
         let clients = Probe::to(cluster.address()).every(every);
         let clients = clients.start(cluster.client()).expect("the probe starts");
-        clients.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
+        clients.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
         Self { cluster, watches, lan, random, _clients: clients }
     }
 
     /// Starts a new capture, because a capture keeps all its frames.
-    fn forget(&mut self) {
+    fn restart_capture(&mut self) {
         self.lan = self.cluster.lan.capture().expect("the capture begins");
     }
 
@@ -111,10 +111,10 @@ impl Arena {
             format!("{} was overtaken and has the VIP again", cluster.node(owner).name())
         });
         let sent = sent_by(cluster, &port, continued);
-        let said = said_by(cluster, &port, continued);
+        let announced = announced_by(cluster, &port, continued);
         cluster.check(port.dropped() == 0, || "the capture is incomplete".to_owned());
         let install = self.install_time(cluster.node(next).mac(), stopped);
-        Stop { pause, continued, overtaken, sent, said, install }
+        Stop { pause, continued, overtaken, sent, announced, install }
     }
 
     fn install_time(&self, successor: Mac, since: Instant) -> Duration {
@@ -125,7 +125,7 @@ impl Arena {
             .find(|(at, advert)| *at > since && advert.mac == successor && advert.priority > 0);
         let Some((advertised, _)) = first_advert else { return Duration::ZERO };
         let mut announcements = self.lan.announcements(self.cluster.vip()).into_iter();
-        let first = announcements.find(|(at, said)| *at > advertised && said.mac == successor);
+        let first = announcements.find(|(at, announced)| *at > advertised && announced.mac == successor);
         first.map_or(Duration::ZERO, |(announced, _)| announced.duration_since(advertised))
     }
 }
@@ -141,7 +141,7 @@ fn sent_by(cluster: &Cluster, port: &Capture, since: Instant) -> Vec<Duration> {
 }
 
 /// The number of advertisements and unsolicited announcements from the node of `port`.
-fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
+fn announced_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
     let vip = cluster.vip();
     let frames = port.select(|frame| {
         let announces = frame.announcement().is_some_and(|announcement| {
@@ -158,37 +158,37 @@ fn said_by(cluster: &Cluster, port: &Capture, since: Instant) -> usize {
 }
 
 /// Number of clusters that share the stops, side by side: nearly all of the time is pauses.
-const ARENAS: usize = 8;
+const RIGS: usize = 8;
 
 /// At 1 s the lease is over before a successor is Active, so the node may not send a single packet from the VIP.
 pub(crate) fn strict(plan: &Plan, count: usize) {
     let mut random = Random::new();
-    let seeds: Vec<u64> = (0..ARENAS).map(|_| random.next()).collect();
+    let seeds: Vec<u64> = (0..RIGS).map(|_| random.next()).collect();
     let overtaken: usize = std::thread::scope(|scope| {
-        let arenas: Vec<_> = seeds
+        let threads: Vec<_> = seeds
             .into_iter()
-            .map(|seed| scope.spawn(move || strict_arena(plan.clone(), Random(seed), count / ARENAS)))
+            .map(|seed| scope.spawn(move || strict_rig(plan.clone(), Random(seed), count / RIGS)))
             .collect();
-        arenas.into_iter().map(|arena| arena.join().expect("the cluster passes")).sum()
+        threads.into_iter().map(|rig| rig.join().expect("the cluster passes")).sum()
     });
     println!("MEASURED {overtaken} of {count} stops were overtaken");
     assert!(overtaken > count / 4, "the pauses are too short to prove anything: {overtaken}");
 }
 
-fn strict_arena(plan: Plan, random: Random, count: usize) -> usize {
-    let mut arena = Arena::new(plan, random, Duration::from_millis(50));
+fn strict_rig(plan: Plan, random: Random, count: usize) -> usize {
+    let mut rig = Rig::new(plan, random, Duration::from_millis(50));
     let mut overtaken = 0;
     for round in 0..count {
-        arena.forget();
-        let stop = arena.stop(Duration::from_millis(2200), Duration::from_millis(4200));
+        rig.restart_capture();
+        let stop = rig.stop(Duration::from_millis(2200), Duration::from_millis(4200));
         if !stop.overtaken {
             continue;
         }
         overtaken += 1;
-        arena.cluster.check(stop.sent.is_empty() && stop.said == 0, || {
+        rig.cluster.check(stop.sent.is_empty() && stop.announced == 0, || {
             format!(
                 "round {round}, after {:?}: {} adverts or announcements, frames at {:?}",
-                stop.pause, stop.said, stop.sent
+                stop.pause, stop.announced, stop.sent
             )
         });
     }
@@ -202,21 +202,21 @@ pub(crate) fn fast() {
     const STOPS: usize = 60;
     /// Time for the daemon to drain its socket, process the keeper's events and remove the address.
     const GRACE: Duration = Duration::from_millis(150);
-    let mut arena = Arena::new(Plan::v3("50ms"), Random::new(), Duration::from_millis(5));
+    let mut rig = Rig::new(Plan::v3("50ms"), Random::new(), Duration::from_millis(5));
     let (mut overtaken, mut early, mut locked, mut slowest) = (0, 0, 0, Duration::ZERO);
     for round in 0..STOPS {
-        arena.forget();
-        let stop = arena.stop(Duration::from_millis(10), Duration::from_millis(360));
+        rig.restart_capture();
+        let stop = rig.stop(Duration::from_millis(10), Duration::from_millis(360));
         if !stop.overtaken {
             continue;
         }
         overtaken += 1;
         early += stop.sent.len();
         slowest = stop.sent.iter().copied().max().unwrap_or_default().max(slowest);
-        let Stop { pause, said, .. } = stop;
-        arena.cluster.check(said == 0, || {
+        let Stop { pause, announced, .. } = stop;
+        rig.cluster.check(announced == 0, || {
             format!(
-                "round {round}, after {pause:?}: {said} adverts or announcements, {:?} ago",
+                "round {round}, after {pause:?}: {announced} adverts or announcements, {:?} ago",
                 stop.continued.elapsed()
             )
         });
@@ -225,15 +225,15 @@ pub(crate) fn fast() {
         // stopped node's delay proves nothing: seen for 280 ms at a load of 20.
         if stop.install > GRACE / 2 {
             locked += 1;
-            arena.cluster.check(locked <= STOPS / 10, || "the kernel is too busy to measure".to_owned());
+            rig.cluster.check(locked <= STOPS / 10, || "the kernel is too busy to measure".to_owned());
             continue;
         }
         let late: Vec<_> = stop.sent.iter().filter(|after| **after > GRACE).collect();
-        arena.cluster.check(late.is_empty(), || format!("round {round}, after {pause:?}: {late:?}"));
+        rig.cluster.check(late.is_empty(), || format!("round {round}, after {pause:?}: {late:?}"));
     }
     println!(
         "MEASURED {overtaken} of {STOPS} stops were overtaken; {early} frames, the last after {slowest:?}"
     );
     println!("MEASURED {locked} rounds met a locked kernel");
-    arena.cluster.check(overtaken > STOPS / 10, || "the pauses are too short to prove anything".to_owned());
+    rig.cluster.check(overtaken > STOPS / 10, || "the pauses are too short to prove anything".to_owned());
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use testbed::{AddressChange, AddressWatch, Frame, Lan, Node, Probe, Signal, Thread};
 
-use super::ground::{ipvsadm, plan, settled, wait_for_servers};
-use crate::support::{Cluster, PATIENCE, PORT, VIP_HOST};
+use super::fixture::{ipvsadm, plan, settled, wait_for_servers};
+use crate::support::{Cluster, PORT, TIMEOUT, VIP_HOST};
 
 /// The connections in IPVS's table of a node: protocol, client, virtual address and server.
 fn connections(cluster: &Cluster, node: usize) -> BTreeSet<Vec<String>> {
@@ -26,11 +26,11 @@ pub(crate) fn crash() {
     let (cluster, owner) = settled(plan("DR", false, 0));
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
     let at = cluster.signal(owner, Signal::SIGKILL);
     let successor = cluster.wait_for_owner(Some(owner));
     cluster.wait("the killed node's lease is over", || !cluster.node(owner).has_address(cluster.vip()));
-    probe.wait_for_success(Instant::now(), PATIENCE).expect("the VIP answers again");
+    probe.wait_for_success(Instant::now(), TIMEOUT).expect("the VIP answers again");
     wait_for_servers(&cluster, successor, 3);
     // Without its daemon the service stays on the dead node; it only receives no packets.
     let before = connections(&cluster, owner);
@@ -92,7 +92,7 @@ impl Sampler {
     fn on(node: &Node) -> Self {
         let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<Sample>>>::default());
         let (ended, seen) = (Arc::clone(&stop), Arc::clone(&samples));
-        let look = async move {
+        let sample_services = async move {
             let client = ipvs::Client::spawn().expect("there is IPVS");
             while !ended.load(Ordering::Relaxed) {
                 let since = Instant::now();
@@ -108,7 +108,7 @@ impl Sampler {
         };
         let thread = node.thread("sampler", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(look);
+            runtime.expect("a runtime").block_on(sample_services);
         });
         Self { stop, samples, thread: thread.expect("the sampler starts") }
     }
@@ -170,7 +170,7 @@ pub(crate) fn two_owners() {
     let probes = vips.map(|vip| {
         let probe = Probe::to(SocketAddr::new(vip.into(), PORT)).every(Duration::from_millis(40));
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
         probe
     });
     let marks = marks(&cluster);
@@ -193,16 +193,16 @@ pub(crate) fn two_owners() {
         cluster.wait("the instance has moved back", || owners(&cluster) == [vec![0], vec![1]]);
     }
     for probe in probes {
-        probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     }
-    let ground = Ground { cluster: &cluster, watches };
+    let records = AddressRecords { cluster: &cluster, watches };
     let mut seen = BTreeMap::new();
     for (node, sampler) in samplers.into_iter().enumerate() {
         for Sample { time, marks: found } in sampler.end() {
             for mark in found {
                 *seen.entry((node, mark)).or_insert(0) += 1;
                 let crashed = dead.iter().any(|(died, dead)| *died == node && dead.contains(time.start()));
-                cluster.check(crashed || ground.held(node, marks[&mark], &time), || {
+                cluster.check(crashed || records.had_address(node, marks[&mark], &time), || {
                     format!("node {node} had the service of {} and not the address", marks[&mark])
                 });
             }
@@ -227,7 +227,7 @@ pub(crate) fn two_owners() {
             sender(frame).expect("a controller sent it"),
             frame.ip_destination().expect("it is an IP packet"),
         );
-        cluster.check(ground.held(node, vip, &(frame.at..=frame.at)), || {
+        cluster.check(records.had_address(node, vip, &(frame.at..=frame.at)), || {
             format!("node {node} directed a packet for {vip} that it did not hold: {frame:?}")
         });
     }
@@ -239,14 +239,14 @@ pub(crate) fn two_owners() {
 }
 
 /// The records of the addresses on the nodes' interfaces.
-struct Ground<'a> {
+struct AddressRecords<'a> {
     cluster: &'a Cluster,
     watches: Vec<AddressWatch>,
 }
 
-impl Ground<'_> {
+impl AddressRecords<'_> {
     /// Returns whether the node had the address at some moment of this time.
-    fn held(&self, node: usize, vip: IpAddr, time: &RangeInclusive<Instant>) -> bool {
+    fn had_address(&self, node: usize, vip: IpAddr, time: &RangeInclusive<Instant>) -> bool {
         // A watch records a change when its thread runs, which on a busy emulated machine took 100 ms. A director that
         // fails to stop continues for seconds.
         const SLACK: Duration = Duration::from_millis(500);

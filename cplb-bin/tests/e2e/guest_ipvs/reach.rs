@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testbed::{Backend, Lan, Node, Sessions};
 
-use super::ground::{calm, degraded, ipvsadm, served};
+use super::fixture::{degraded, ipvsadm, served, with_slow_election};
 use crate::support::{Cluster, PORT, Plan};
 
 /// The port of a server of kube-proxy's service.
@@ -27,7 +27,7 @@ fn is_transparent(cluster: &Cluster) -> bool {
 
 /// A Service whose external address is the VIP, as kube-proxy creates it in IPVS mode, added and removed.
 pub(crate) fn external_address() {
-    let mut cluster = Cluster::build(Lan::builder().controllers(1), calm(Plan::default()));
+    let mut cluster = Cluster::build(Lan::builder().controllers(1), with_slow_election(Plan::default()));
     let other = Backend::echo(cluster.node(0), "behind kube-proxy", OTHER_PORT).expect("the server starts");
     cluster.start_all();
     cluster.wait_until_settled();
@@ -77,7 +77,7 @@ pub(crate) fn bond() {
 
 /// Creates `link` on all nodes, with their addresses, and checks that clients of a VIP there are served.
 fn on_link(link: &str, build: impl Fn(&Node)) {
-    let plan = calm(Plan::default()).instance(format!("interface: {link}"));
+    let plan = with_slow_election(Plan::default()).instance(format!("interface: {link}"));
     let mut cluster = Cluster::build(Lan::builder().controllers(2), plan);
     for node in cluster.lan.nodes() {
         build(node);
@@ -104,7 +104,7 @@ fn on_link(link: &str, build: impl Fn(&Node)) {
 
 /// `eth0` as a member of a VRF, and backends that are reached through the main table.
 pub(crate) fn vrf(plan: Plan) {
-    let mut cluster = Cluster::build(Lan::builder().controllers(2), calm(plan));
+    let mut cluster = Cluster::build(Lan::builder().controllers(2), with_slow_election(plan));
     for node in cluster.lan.controllers() {
         ip(node, "link add vrf0 type vrf table 10");
         ip(node, "link set vrf0 up");

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use testbed::{Backend, Lan, Probe, Readiness, Sessions, Signal};
 
-use super::ground::{calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers};
-use crate::support::{Cluster, PATIENCE, PORT, services};
+use super::fixture::{ipvsadm, plan, served, settled, virtual_server, wait_for_servers, with_slow_election};
+use crate::support::{Cluster, PORT, TIMEOUT, services};
 
 pub(crate) fn backends() {
     let plan = plan("DR", false, 0).spec("healthCheck: {interval: 200ms, timeout: 1s, fall: 1}");
-    let (cluster, owner) = settled(calm(plan));
+    let (cluster, owner) = settled(with_slow_election(plan));
     let lost = (owner + 1) % cluster.len();
     let before = ipvsadm(&cluster, owner, &["-Ln"]);
     // The kernel's own listing takes a tenth of the time of `cplb status` here.
@@ -35,7 +35,8 @@ pub(crate) fn backends() {
 
 /// Its connections end instead of hanging until TCP gives up. The checks run at the interval of `delayLoop`.
 pub(crate) fn silent_backend() {
-    let mut plan = calm(plan("DR", false, 0)).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
+    let mut plan =
+        with_slow_election(plan("DR", false, 0)).spec("healthCheck: {interval: 1m, timeout: 500ms, fall: 2}");
     for line in &mut plan.spec {
         *line = line.replace("lbKind: DR", "lbKind: DR, delayLoop: 200ms");
     }
@@ -78,14 +79,14 @@ pub(crate) fn one_address() {
 
 /// The node's API server stays up and healthy; but the node would no longer accept packets to the virtual address,
 /// which then loop where nodes forward.
-pub(crate) fn leaving() {
-    let (mut cluster, owner) = settled(calm(plan("DR", false, 0)));
+pub(crate) fn departing() {
+    let (mut cluster, owner) = settled(with_slow_election(plan("DR", false, 0)));
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.ip_forward", "1").expect("the sysctl exists");
     }
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(500), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(500), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let node = (owner + 1) % cluster.len();
     cluster.signal(node, Signal::SIGTERM);
@@ -110,7 +111,7 @@ pub(crate) fn leaving() {
 
 /// The next daemon adopts the state of its predecessor, so connections are not affected.
 pub(crate) fn restart(kind: &str) {
-    let (mut cluster, owner) = settled(calm(plan(kind, false, 0)));
+    let (mut cluster, owner) = settled(with_slow_election(plan(kind, false, 0)));
     let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("the sessions are opened");
     let node = (owner + 1) % cluster.len();
     cluster.signal(node, Signal::SIGKILL);
@@ -136,15 +137,15 @@ pub(crate) fn three_services() {
 
 /// The shutdown follows kube-apiserver: it reports it, closes its port, and finally ends its connections.
 pub(crate) fn shutdown() {
-    let (cluster, owner) = settled(calm(plan("DR", false, 0)));
+    let (cluster, owner) = settled(with_slow_election(plan("DR", false, 0)));
     let server = (owner + 1) % cluster.len();
     let (backend, client) = (&cluster.backends[server], cluster.client());
     let sessions = Sessions::open(client, cluster.address(), 6).expect("the sessions are opened");
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).start(client);
     let probe = probe.expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
-    backend.set_readiness(Readiness::Leaving);
+    backend.set_readiness(Readiness::Terminating);
     cluster.wait("the director excludes the terminating server", || {
         virtual_server(&cluster, owner)["excluded"].to_string().contains("shuts down")
     });

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use testbed::{AnnouncementKind, Lan, Probe, Signal};
 
-use super::ground::{
-    bind_to_one_address, calm, ipvsadm, plan, served, settled, virtual_server, wait_for_servers,
+use super::fixture::{
+    bind_to_one_address, ipvsadm, plan, served, settled, virtual_server, wait_for_servers, with_slow_election,
 };
 use crate::support::{Cluster, PORT, VIP_HOST};
 
@@ -72,7 +72,7 @@ pub(crate) fn arp() {
 
 /// IPVS has no server for the IPv6 address, but the proxy has.
 pub(crate) fn other_family() {
-    let mut plan = calm(plan("DR", false, 0).dual_stack());
+    let mut plan = with_slow_election(plan("DR", false, 0).dual_stack());
     for line in &mut plan.spec {
         *line = line.replace("virtualServers: [", "virtualServers: [{ipAddress: 'fd09::100'}, ");
     }
@@ -92,16 +92,16 @@ pub(crate) fn other_family() {
     let report = probe.stop();
     cluster.check(report.failures_since(since).is_empty(), || format!("{:?}", report.failures_since(since)));
     cluster.check(report.served_by_since(since).len() == 3, || format!("{:?}", report.samples()));
-    let told = server(&six.to_string());
-    cluster.check(told["held"] == true && told["directing"] == false, || told.to_string());
-    cluster.check(told["excluded"].to_string().matches("address family").count() == 3, || told.to_string());
+    let shown = server(&six.to_string());
+    cluster.check(shown["held"] == true && shown["directing"] == false, || shown.to_string());
+    cluster.check(shown["excluded"].to_string().matches("address family").count() == 3, || shown.to_string());
 }
 
 /// The servers are on another link than the address, and answer on the client's link.
 pub(crate) fn two_links() {
     let lan = Lan::builder().back_link();
     let backends = "backends: {static: [10.8.0.1, 10.8.0.2, 10.8.0.3]}";
-    let mut cluster = Cluster::build(lan, calm(plan("DR", false, 0).spec(backends)));
+    let mut cluster = Cluster::build(lan, with_slow_election(plan("DR", false, 0).spec(backends)));
     // Some distributions set this: clients are behind another link than directors.
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "1").expect("the sysctl exists");

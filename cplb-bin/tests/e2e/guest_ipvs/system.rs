@@ -8,8 +8,10 @@ use nix::mount::{MsFlags, mount};
 use testbed::guest::{load_module, unload_module};
 use testbed::{Lan, Node, Probe, Signal};
 
-use super::ground::{bind_to_one_address, calm, degraded, ipvsadm, plan, served, wait_for_servers};
-use crate::support::{Cluster, PATIENCE};
+use super::fixture::{
+    bind_to_one_address, degraded, ipvsadm, plan, served, wait_for_servers, with_slow_election,
+};
+use crate::support::{Cluster, TIMEOUT};
 
 /// The state that could be left on a node.
 fn traces(node: &Node) -> Vec<String> {
@@ -97,7 +99,7 @@ pub(crate) fn no_module() {
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    let answered = probe.wait_for_calm(Duration::from_millis(300), PATIENCE);
+    let answered = probe.wait_for_calm(Duration::from_millis(300), TIMEOUT);
     answered.unwrap_or_else(|error| cluster.fail(&format!("the proxy takes the place of IPVS: {error}")));
     for module in MODULES.iter().rev().filter(|module| **module != "ip_vs_ftp") {
         load_module(module).expect("it exists");
@@ -136,8 +138,8 @@ pub(crate) fn kube_proxy() {
     cluster.wait_for_owner(None);
     add(cluster.node(1));
     let log = |node: usize| cluster.daemon(node).log().text();
-    let told = |node: usize| log(node).matches("excludeCIDRs").count();
-    cluster.wait("both nodes have logged the warning", || told(0) == 1 && told(1) == 1);
+    let warnings = |node: usize| log(node).matches("excludeCIDRs").count();
+    cluster.wait("both nodes have logged the warning", || warnings(0) == 1 && warnings(1) == 1);
     cluster.wait("the service survives the deletion request", || {
         (0..cluster.len()).any(|node| outlives_deletion(&cluster, node))
     });
@@ -146,7 +148,7 @@ pub(crate) fn kube_proxy() {
     }
     for (node, conntrack) in [(0, "1"), (1, "1"), (2, "0")] {
         cluster.wait_until_ended(node);
-        cluster.check(told(node) == usize::from(node < 2), || log(node));
+        cluster.check(warnings(node) == usize::from(node < 2), || log(node));
         let left = cluster.node(node).sysctl("net.ipv4.vs.conntrack").expect("it exists");
         cluster.check(left == conntrack, || format!("node {node}: {left}"));
     }
@@ -190,7 +192,8 @@ fn links(node: &Node) -> String {
 
 /// Another program uses the sync daemon, of which a namespace can have one of each kind.
 pub(crate) fn foreign_sync() {
-    let mut cluster = Cluster::build(Lan::builder(), calm(plan("DR", false, 0).spec("ipvsSync: true")));
+    let mut cluster =
+        Cluster::build(Lan::builder(), with_slow_election(plan("DR", false, 0).spec("ipvsSync: true")));
     let foreign = cluster.node(0);
     let start = ["--start-daemon", "master", "--mcast-interface", "eth0", "--syncid", "77"];
     foreign.exec("ipvsadm", start).expect("a sync daemon that is foreign");
@@ -217,7 +220,7 @@ pub(crate) fn foreign_sync() {
 
 /// A link or service that cannot be recorded is not created, as it could not be removed after a crash.
 pub(crate) fn full_state() {
-    let with = calm(plan("DR", false, 0));
+    let with = with_slow_election(plan("DR", false, 0));
     let mut without = with.clone();
     without.spec.retain(|line| !line.starts_with("virtualServers"));
     let mut cluster = Cluster::build(Lan::builder(), without);
@@ -238,7 +241,7 @@ pub(crate) fn full_state() {
         cluster.node(owner).exec("ip", ["link"]).expect("the command succeeds").contains("dummyvip0"),
     ];
     cluster.check(made == [false; 2], || format!("{made:?}"));
-    disks.iter().for_each(Disk::make_room);
+    disks.iter().for_each(Disk::free_space);
     wait_for_servers(&cluster, owner, 3);
     cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
     let served = served(&cluster, 60);
@@ -263,7 +266,7 @@ impl Disk {
         assert!(written.is_err(), "a megabyte fits into 64 KiB");
     }
 
-    fn make_room(&self) {
+    fn free_space(&self) {
         std::fs::remove_file(&self.filler).expect("it exists");
     }
 }
@@ -282,7 +285,7 @@ pub(crate) fn reload(kind: &str) {
     without.spec.retain(|line| !line.starts_with("virtualServers"));
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), PATIENCE).expect("the VIP answers");
+    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let nothing = |node: &Node| {
         let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));

@@ -23,7 +23,7 @@ fn reload(cluster: &Cluster, text: &str) {
     let read = cluster.daemon(0).log().wait_for_line_after(
         mark,
         "configuration is reloaded",
-        crate::support::PATIENCE,
+        crate::support::TIMEOUT,
     );
     cluster.check(read.is_ok(), || format!("{read:?}"));
 }

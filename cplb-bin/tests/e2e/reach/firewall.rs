@@ -68,7 +68,7 @@ pub(crate) fn transparent() {
     let at = cluster.signal(owner, Signal::SIGTERM);
     cluster.wait_for_owner(Some(owner));
     cluster.wait_until_ended(owner);
-    let served = probe.wait_for_success(at + Duration::from_millis(300), crate::support::PATIENCE);
+    let served = probe.wait_for_success(at + Duration::from_millis(300), crate::support::TIMEOUT);
     cluster.check(served.is_ok(), || format!("after the handover: {served:?}"));
 }
 

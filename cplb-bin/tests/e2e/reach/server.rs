@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Probe, Sessions, Signal};
 
-use crate::support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 const SESSIONS: usize = 500;
 
@@ -32,10 +32,10 @@ pub(crate) fn killed() {
     let cluster = cluster_beside_its_own_server();
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).start(cluster.client());
     let probe = probe.expect("the probe starts");
-    probe.wait_for_success(Instant::now(), PATIENCE).expect("the VIP answers");
+    probe.wait_for_success(Instant::now(), TIMEOUT).expect("the VIP answers");
     let killed = cluster.signal(0, Signal::SIGKILL);
     let successor = cluster.wait_for_owner(Some(0));
-    let served = probe.wait_for_success(killed + Duration::from_millis(50), PATIENCE);
+    let served = probe.wait_for_success(killed + Duration::from_millis(50), TIMEOUT);
     cluster.check(served.is_ok(), || format!("{successor} does not serve: {served:?}"));
     let report = probe.stop();
     let by_own = cluster.backends[0].stats().accepted;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Signal};
 
-use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, Plan, TIMEOUT, VIP_HOST};
 
-use super::ground::{degraded, holders, probe, reload_one, second_vip, two_instances};
+use super::fixture::{degraded, owners_of, probe, reload_one, second_vip, two_instances};
 
 pub(crate) fn removed_instance() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
@@ -20,8 +20,8 @@ pub(crate) fn removed_instance() {
         fs::write(cluster.config_file(index), &text).expect("a file");
         cluster.signal(index, Signal::SIGHUP);
     }
-    cluster.wait("one node has the second VIP", || holders(&cluster, second).len() == 1);
-    let owner = holders(&cluster, second)[0];
+    cluster.wait("one node has the second VIP", || owners_of(&cluster, second).len() == 1);
+    let owner = owners_of(&cluster, second)[0];
     let probe = probe(&cluster, second);
     cluster.wait("all nodes can serve", || {
         (0..cluster.len()).all(|index| cluster.status(index)["serving"]["serving"] == true)
@@ -31,13 +31,13 @@ pub(crate) fn removed_instance() {
     let (mark, text) = (cluster.daemon(owner).log().len(), cluster.plan.render(&cluster.lan));
     fs::write(cluster.config_file(owner), text).expect("a file");
     cluster.signal(owner, Signal::SIGHUP);
-    let gone = cluster.daemon(owner).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    let gone = cluster.daemon(owner).log().wait_for_line_after(mark, "the instance is removed", TIMEOUT);
     cluster.check(gone.is_ok(), || format!("{gone:?}"));
     cluster.wait("another node has the second VIP", || {
-        let now = holders(&cluster, second);
+        let now = owners_of(&cluster, second);
         now.len() == 1 && now != [owner]
     });
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&error.to_string());
     }
     let blackout = probe.stop().blackout_since(since).duration();
@@ -49,7 +49,7 @@ pub(crate) fn removed_instance() {
     });
 }
 
-pub(crate) fn traded_addresses() {
+pub(crate) fn moved_addresses() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(&cluster));
     let reload = |text: &str| {
@@ -57,11 +57,11 @@ pub(crate) fn traded_addresses() {
             fs::write(cluster.config_file(index), text).expect("a file");
             let mark = cluster.daemon(index).log().len();
             cluster.signal(index, Signal::SIGHUP);
-            let read = cluster.daemon(index).log().wait_for_line_after(mark, "is reloaded", PATIENCE);
+            let read = cluster.daemon(index).log().wait_for_line_after(mark, "is reloaded", TIMEOUT);
             cluster.check(read.is_ok(), || format!("{read:?}"));
         }
     };
-    let holder = |vrid: u64, vip: Ipv4Addr| {
+    let wait_for_owner_of = |vrid: u64, vip: Ipv4Addr| {
         cluster.wait(&format!("instance {vrid} is the only owner of {vip}"), || {
             let active: Vec<_> = (0..cluster.len())
                 .filter(|&index| {
@@ -73,16 +73,16 @@ pub(crate) fn traded_addresses() {
                     })
                 })
                 .collect();
-            active.len() == 1 && holders(&cluster, vip) == active
+            active.len() == 1 && owners_of(&cluster, vip) == active
         });
         drop(probe(&cluster, vip));
     };
     reload(&two_instances(&cluster.lan, "100ms", [first, second]));
-    holder(51, first);
-    holder(52, second);
+    wait_for_owner_of(51, first);
+    wait_for_owner_of(52, second);
     reload(&two_instances(&cluster.lan, "100ms", [second, first]));
-    holder(51, second);
-    holder(52, first);
+    wait_for_owner_of(51, second);
+    wait_for_owner_of(52, first);
     // Instance 52 is removed, and its address moves to instance 51.
     let text = two_instances(&cluster.lan, "100ms", [second, first]);
     let merged: String = text
@@ -94,13 +94,14 @@ pub(crate) fn traded_addresses() {
         .collect();
     assert!(merged.contains(&format!("{first}/24")));
     reload(&merged);
-    holder(51, second);
-    holder(51, first);
+    wait_for_owner_of(51, second);
+    wait_for_owner_of(51, first);
     // Instances that were reloaded at different moments were different groups meanwhile, which is reported for a while.
     for index in 0..cluster.len() {
         let status = cluster.status(index);
-        let mut told = status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
-        let expected = told.all(|text| {
+        let mut reported =
+            status["degraded"].as_array().into_iter().flatten().filter_map(|text| text.as_str());
+        let expected = reported.all(|text| {
             text.contains("uses the same identifier for other virtual addresses")
                 || text.contains("real-time priority")
         });
@@ -108,7 +109,7 @@ pub(crate) fn traded_addresses() {
     }
 }
 
-pub(crate) fn source_taken_out() {
+pub(crate) fn removed_source() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
     cluster.start_daemon(0);
     cluster.wait_until_settled();
@@ -123,7 +124,7 @@ pub(crate) fn source_taken_out() {
     cluster.wait_until_settled();
 }
 
-pub(crate) fn reload_at_the_end() {
+pub(crate) fn reload_after_stop() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
     let second = second_vip(&cluster);
     cluster.start_all();
@@ -140,14 +141,14 @@ pub(crate) fn reload_at_the_end() {
         .check(!cluster.daemon(active).log().text().contains("is reloaded"), || "it was reloaded".to_owned());
 }
 
-pub(crate) fn address_there_and_back() {
+pub(crate) fn address_moved_and_back() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
     let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(&cluster));
     cluster.start_daemon(0);
     cluster.wait_until_settled();
     let two = two_instances(&cluster.lan, "1s", [first, second]);
     reload_one(&cluster, 0, &two, "is reloaded");
-    cluster.wait("the node has the second VIP", || holders(&cluster, second) == [0]);
+    cluster.wait("the node has the second VIP", || owners_of(&cluster, second) == [0]);
     let merged: String = two
         .lines()
         .filter(|line| !line.contains("virtualRouterID: 52"))

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Line, Signal};
 
-use crate::support::{Cluster, PATIENCE, Plan};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
-use super::ground::{Replaced, degraded, names, reload_one};
+use super::fixture::{Replaced, degraded, names, reload_one};
 
 /// Longest duration of a status query while a name server does not answer; the machine may be busy.
-const AT_ONCE: Duration = Duration::from_millis(1500);
+const STATUS_TIMEOUT: Duration = Duration::from_millis(1500);
 
 pub(crate) fn silent_name_server() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
@@ -44,7 +44,8 @@ pub(crate) fn silent_name_server() {
     while cluster.daemon(0).log().wait_for(mark, Duration::ZERO, reloaded).is_none() {
         let started = Instant::now();
         let status = cluster.status(0);
-        cluster.check(started.elapsed() < AT_ONCE, || format!("the status took {:?}", started.elapsed()));
+        cluster
+            .check(started.elapsed() < STATUS_TIMEOUT, || format!("the status took {:?}", started.elapsed()));
         cluster.check(status["serving"]["serving"] == true, || format!("{status}"));
         cluster.check(asked.elapsed() < Duration::from_secs(6), || "the reload takes too long".to_owned());
     }
@@ -122,10 +123,10 @@ pub(crate) fn wrong_file_after_a_good_one() {
     cluster.signal(0, Signal::SIGHUP);
     // The reload of the valid file waits for its names for 2 s.
     let asked =
-        cluster.daemon(0).log().wait_for_line_after(mark, "the configuration file is read again", PATIENCE);
+        cluster.daemon(0).log().wait_for_line_after(mark, "the configuration file is read again", TIMEOUT);
     cluster.check(asked.is_ok(), || format!("{asked:?}"));
     reload_one(&cluster, 0, "spec: [\n", "is not reloaded");
-    let read = cluster.daemon(0).log().wait_for_line_after(mark, "is reloaded", PATIENCE);
+    let read = cluster.daemon(0).log().wait_for_line_after(mark, "is reloaded", TIMEOUT);
     cluster.check(read.is_ok(), || format!("{read:?}"));
     let shown = degraded(&cluster, 0);
     cluster.check(shown.contains("is not reloaded"), || shown.clone());

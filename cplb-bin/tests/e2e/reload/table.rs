@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use testbed::{Backend, Failure, Lan, Node, Probe, Tool};
 
-use crate::support::{Cluster, PATIENCE, Plan, VIP_HOST};
+use crate::support::{Cluster, Plan, TIMEOUT, VIP_HOST};
 
-use super::ground::{
-    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, holders, probe, reload_one, ruleset, second_vip,
+use super::fixture::{
+    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, owners_of, probe, reload_one, ruleset, second_vip,
     two_instances,
 };
 
 /// A single daemon, with a service whose servers are all on other nodes.
-struct Elsewhere {
+struct RemoteService {
     cluster: Cluster,
     _agents: Vec<Backend>,
     services: String,
 }
 
-impl Elsewhere {
+impl RemoteService {
     fn start() -> Self {
         let mut cluster = Cluster::build(Lan::builder(), Plan::v3("1s"));
         let others = &cluster.lan.controllers()[1..];
@@ -45,14 +45,14 @@ impl Elsewhere {
 
 /// A node must not hold a virtual IP without the table's rules for it: clients would be refused.
 pub(crate) fn table_outlives_addresses() {
-    let scene = Elsewhere::start();
-    let cluster = &scene.cluster;
+    let remote = RemoteService::start();
+    let cluster = &remote.cluster;
     let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(cluster));
-    let two = two_instances(&cluster.lan, "1s", [first, second]) + &scene.services;
+    let two = two_instances(&cluster.lan, "1s", [first, second]) + &remote.services;
     reload_one(cluster, 0, &two, "is reloaded");
-    cluster.wait("the node has the second VIP", || holders(cluster, second) == [0]);
-    let probe = scene.probe(second);
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    cluster.wait("the node has the second VIP", || owners_of(cluster, second) == [0]);
+    let probe = remote.probe(second);
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&error.to_string());
     }
     let since = Instant::now();
@@ -63,9 +63,9 @@ pub(crate) fn table_outlives_addresses() {
         .collect();
     let mark = cluster.daemon(0).log().len();
     reload_one(cluster, 0, &one, "is reloaded");
-    let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", PATIENCE);
+    let removed = cluster.daemon(0).log().wait_for_line_after(mark, "the instance is removed", TIMEOUT);
     cluster.check(removed.is_ok(), || format!("{removed:?}"));
-    cluster.wait("the VIP is removed", || holders(cluster, second).is_empty());
+    cluster.wait("the VIP is removed", || owners_of(cluster, second).is_empty());
     // No node answers for the address afterwards; connections then time out and are not refused.
     let failures = probe.stop().failures_since(since);
     let refused = failures.get(&Failure::Refused).copied().unwrap_or(0);
@@ -76,20 +76,20 @@ pub(crate) fn table_outlives_addresses() {
 }
 
 pub(crate) fn table_precedes_addresses() {
-    let scene = Elsewhere::start();
-    let cluster = &scene.cluster;
+    let remote = RemoteService::start();
+    let cluster = &remote.cluster;
     let (first, second) = (cluster.lan.v4(VIP_HOST), second_vip(cluster));
-    let one: String = (two_instances(&cluster.lan, "1s", [first, second]) + &scene.services)
+    let one: String = (two_instances(&cluster.lan, "1s", [first, second]) + &remote.services)
         .lines()
         .filter(|line| !line.contains("virtualRouterID: 52"))
         .map(|line| format!("{line}\n"))
         .collect();
     let both = one.replace(&format!("[\"{first}/24\"]"), &format!("[\"{first}/24\", \"{second}/24\"]"));
     reload_one(cluster, 0, &one, "is reloaded");
-    let probe = scene.probe(second);
+    let probe = remote.probe(second);
     let since = Instant::now();
     reload_one(cluster, 0, &both, "is reloaded");
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&error.to_string());
     }
     let failures = probe.stop().failures_since(since);
@@ -113,17 +113,17 @@ pub(crate) fn listeners_outlive_addresses() {
     );
     reload_one(&cluster, 0, &without, "is reloaded");
     let served = probe.wait_for_success(Instant::now(), Duration::from_secs(1));
-    cluster.check(holders(&cluster, vip) == [0], || "the VIP was removed already".to_owned());
+    cluster.check(owners_of(&cluster, vip) == [0], || "the VIP was removed already".to_owned());
     cluster.check(served.is_ok(), || format!("while the VIP is handed over: {served:?}"));
     drop(probe.stop());
-    cluster.wait("the VIP is removed", || holders(&cluster, vip).is_empty());
+    cluster.wait("the VIP is removed", || owners_of(&cluster, vip).is_empty());
     cluster.wait("bindAddress is the only listening address", || {
         let listeners = cluster.node(0).exec("ss", ["-Hltn", "sport = :6444"]).expect("ss runs");
         listeners.contains("127.0.0.1:6444") && !listeners.contains("*:6444")
     });
 }
 
-pub(crate) fn stubborn_table() {
+pub(crate) fn failing_table() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
     let nft = Tool::Nft.path().expect("the test declares it");
     cluster.start_daemon(0);

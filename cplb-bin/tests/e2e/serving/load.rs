@@ -115,7 +115,7 @@ pub(crate) fn descriptors() {
         let command = limited(&cluster.command(index), 256);
         cluster.launch(index, command);
     }
-    bears_load(&cluster, "descriptors", "LimitNOFILE");
+    check_load(&cluster, "descriptors", "LimitNOFILE");
 }
 
 /// 2,000 idle clients with 300 ports towards each of three servers.
@@ -125,24 +125,24 @@ pub(crate) fn ports() {
         node.set_sysctl("net.ipv4.ip_local_port_range", "32768 33067").expect("the range is set");
     }
     cluster.start_all();
-    bears_load(&cluster, "ports", "ip_local_port_range");
+    check_load(&cluster, "ports", "ip_local_port_range");
 }
 
-fn bears_load(cluster: &Cluster, reason: &str, remedy: &str) {
+fn check_load(cluster: &Cluster, reason: &str, remedy: &str) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit is known");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the clients have descriptors");
     let owner = cluster.wait_until_settled();
     let watches = Watches::on(cluster);
     let (load, since) = (Load::start(cluster), Instant::now());
-    let mut told = false;
+    let mut reported = false;
     while since.elapsed() < LOAD {
         let status = cluster.status(owner);
         cluster.check(status["serving"]["serving"] == true, || status.to_string());
         let degraded = status["degraded"].to_string();
-        told |= degraded.contains(remedy) && status["services"][0]["refusals"][reason].as_u64() > Some(0);
+        reported |= degraded.contains(remedy) && status["services"][0]["refusals"][reason].as_u64() > Some(0);
         thread::sleep(Duration::from_millis(250));
     }
-    cluster.check(told, || cluster.status(owner).to_string());
+    cluster.check(reported, || cluster.status(owner).to_string());
     let (open, refused) = load.end();
     let over = Instant::now();
     let sessions = Sessions::open(cluster.client(), cluster.address(), AFTERWARDS);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{AnnouncementKind, Capture, Mac, Probe, ProbeBuilder, Signal};
 
-use super::{Cluster, PATIENCE};
+use super::{Cluster, TIMEOUT};
 
 /// The VRID of the clusters' first instance, k0s's default.
 pub(crate) const VRID: u8 = 51;
@@ -31,7 +31,7 @@ pub(crate) struct Crash {
 pub(crate) struct Crashes<'a> {
     cluster: &'a mut Cluster,
     capture: Capture,
-    canary: Canary,
+    monitor: StallMonitor,
     probe: ProbeBuilder,
     bound: Duration,
     may_bounce: bool,
@@ -47,7 +47,7 @@ impl<'a> Crashes<'a> {
         cluster.client().set_sysctl(&locktime, "0").expect("the client's neighbour table is configured");
         // Half of the design's rate: three daemons, their clients and their servers share the machine.
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(4));
-        Self { cluster, capture, canary: Canary::start(), probe, bound, may_bounce: false }
+        Self { cluster, capture, monitor: StallMonitor::start(), probe, bound, may_bounce: false }
     }
 
     /// Sets the interval between two connections of the client.
@@ -77,7 +77,7 @@ impl<'a> Crashes<'a> {
                 done.push(crash);
                 continue;
             }
-            let excused = crash.stall >= NOTABLE.max(excess) && stalled < count.div_ceil(2);
+            let excused = crash.stall >= NOTABLE_STALL.max(excess) && stalled < count.div_ceil(2);
             self.cluster
                 .check(excused, || format!("crash {}: {crash:?}, bound {:?}", done.len(), self.bound));
             eprintln!("crash {} is done again, the machine stalled: {crash:?}", done.len());
@@ -92,7 +92,7 @@ impl<'a> Crashes<'a> {
         let victim = cluster.wait_for_owner(None);
         let probe = self.probe.clone().start(cluster.client()).expect("the probe starts");
         let mut faults = Vec::new();
-        probe.wait_for_calm(CALM, PATIENCE).unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        probe.wait_for_calm(STABLE, TIMEOUT).unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let survivors: Vec<usize> = (0..cluster.len()).filter(|&index| index != victim).collect();
         let takeovers = |cluster: &Cluster| -> usize {
             survivors
@@ -103,7 +103,7 @@ impl<'a> Crashes<'a> {
         let before = takeovers(cluster);
         let at = cluster.signal(victim, Signal::SIGKILL);
         let mut successor = cluster.wait_for_owner(Some(victim));
-        let answered = probe.wait_for_success(at, PATIENCE);
+        let answered = probe.wait_for_success(at, TIMEOUT);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
         // A rival would advertise within the range of the offsets; a loser yields within one advertisement. Where equal
         // nodes may bounce, the first owner can be the loser.
@@ -123,10 +123,10 @@ impl<'a> Crashes<'a> {
             faults.push(format!("{moved} takeovers"));
         }
         let own = cluster.node(victim).mac();
-        let heard: BTreeSet<Mac> =
+        let advertisers: BTreeSet<Mac> =
             senders(capture, at, None).into_iter().filter(|sender| *sender != own).collect();
-        if heard != BTreeSet::from([mac]) {
-            faults.push(format!("adverts of {heard:?}"));
+        if advertisers != BTreeSet::from([mac]) {
+            faults.push(format!("adverts of {advertisers:?}"));
         }
         let announced = announcers(capture, cluster, at);
         if announced != BTreeSet::from([mac]) {
@@ -146,15 +146,15 @@ impl<'a> Crashes<'a> {
         if cluster.wait_for_owner(None) != settled {
             faults.push("the VIP moved when the crashed node came back".to_owned());
         }
-        let stall = stall.max(self.canary.worst_since(at));
+        let stall = stall.max(self.monitor.worst_since(at));
         Crash { victim, successor: settled, blackout, stall, faults }
     }
 }
 
 /// The stall from which on a crash is repeated: the offsets separate equal nodes by some milliseconds.
-const NOTABLE: Duration = Duration::from_millis(6);
+const NOTABLE_STALL: Duration = Duration::from_millis(6);
 /// Period before a crash in which all probes must succeed.
-const CALM: Duration = Duration::from_millis(100);
+const STABLE: Duration = Duration::from_millis(100);
 
 /// The senders of all advertisements since `at` that do not resign, or of those of `only`.
 pub(crate) fn senders(capture: &Capture, at: Instant, only: Option<Mac>) -> Vec<Mac> {
@@ -188,31 +188,31 @@ fn report(crashes: &[Crash]) {
 
 /// A thread of ordinary priority that runs every 2 ms and records its stalls: the proxies and the servers of the tests
 /// are such threads.
-pub(crate) struct Canary {
-    shared: Arc<Mutex<Song>>,
+pub(crate) struct StallMonitor {
+    shared: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Song {
+struct State {
     over: bool,
     stalls: Vec<(Instant, Duration)>,
 }
 
-impl Canary {
+impl StallMonitor {
     pub(crate) fn start() -> Self {
-        let shared = Arc::new(Mutex::new(Song::default()));
+        let shared = Arc::new(Mutex::new(State::default()));
         let worker = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             let mut last = Instant::now();
             loop {
                 std::thread::sleep(Duration::from_millis(2));
                 let now = Instant::now();
-                let mut song = worker.lock().unwrap_or_else(PoisonError::into_inner);
-                if song.over {
+                let mut state = worker.lock().unwrap_or_else(PoisonError::into_inner);
+                if state.over {
                     return;
                 }
-                song.stalls.push((now, now - last));
+                state.stalls.push((now, now - last));
                 last = now;
             }
         });
@@ -221,13 +221,13 @@ impl Canary {
 
     /// The longest stall since `at`.
     pub(crate) fn worst_since(&self, at: Instant) -> Duration {
-        let song = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = song.stalls.iter().filter(|(seen, _)| *seen >= at);
+        let state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = state.stalls.iter().filter(|(seen, _)| *seen >= at);
         since.map(|(_, stall)| *stall).max().unwrap_or_default()
     }
 }
 
-impl Drop for Canary {
+impl Drop for StallMonitor {
     fn drop(&mut self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).over = true;
         if let Some(thread) = self.thread.take() {

@@ -29,7 +29,7 @@ pub(crate) const VIP_HOST: u8 = 100;
 /// An address that no VIP, controller or client of a LAN has.
 pub(crate) const OTHER_HOST: u8 = 200;
 /// Longer than any start, election or failover at 1 s intervals.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The binary under test: `CPLB_BIN` where the tests run on another machine or as another user.
 pub(crate) fn binary() -> PathBuf {
@@ -266,7 +266,7 @@ impl Cluster {
 
     /// Waits until the daemon has ended.
     pub(crate) fn wait_until_ended(&self, index: usize) -> std::process::ExitStatus {
-        match self.daemon(index).wait(PATIENCE) {
+        match self.daemon(index).wait(TIMEOUT) {
             Ok(status) => status,
             Err(error) => self.fail(&error.to_string()),
         }
@@ -274,25 +274,25 @@ impl Cluster {
 
     /// The output of `cplb status --json`, run in the daemon's namespaces.
     pub(crate) fn status(&self, index: usize) -> Value {
-        let mut answer = self.ask(index);
+        let mut answer = self.query_status(index);
         // The client gives up after a few seconds, which a loaded machine may need.
-        let asked = wait_until("the daemon answers", PATIENCE, || {
+        let answered = wait_until("the daemon answers", TIMEOUT, || {
             if answer.is_err() {
-                answer = self.ask(index);
+                answer = self.query_status(index);
             }
             answer.is_ok()
         });
-        match (asked, answer) {
+        match (answered, answer) {
             (Ok(_), Ok(status)) => status,
             (_, why) => self.fail(&format!("{} does not answer: {why:?}", self.node(index).name())),
         }
     }
 
     pub(crate) fn try_status(&self, index: usize) -> Option<Value> {
-        self.ask(index).ok()
+        self.query_status(index).ok()
     }
 
-    fn ask(&self, index: usize) -> Result<Value, String> {
+    fn query_status(&self, index: usize) -> Result<Value, String> {
         let output = Command::new(binary())
             .args(["status", "--json", "--socket"])
             .arg(self.socket(index))
@@ -340,7 +340,7 @@ impl Cluster {
             .every(Duration::from_millis(20))
             .start(self.client())
             .expect("the probe starts");
-        if let Err(error) = probe.wait_for_success(Instant::now(), patience()) {
+        if let Err(error) = probe.wait_for_success(Instant::now(), timeout()) {
             self.fail(&format!("the VIP does not answer: {error}"));
         }
         owner
@@ -354,9 +354,9 @@ impl Cluster {
             .sum()
     }
 
-    /// Waits for a condition up to [`patience`]; fails with all logs.
+    /// Waits for a condition up to [`timeout`]; fails with all logs.
     pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) -> Duration {
-        match wait_until(what, patience(), condition) {
+        match wait_until(what, timeout(), condition) {
             Ok(took) => took,
             Err(error) => self.fail(&error.to_string()),
         }
@@ -377,8 +377,8 @@ impl Cluster {
 
 /// Time limit of conditions that take a few seconds at most. An emulated guest is some twenty times slower, and shares
 /// the machine with other tests.
-fn patience() -> Duration {
-    if testbed::guest::is_guest() { 4 * PATIENCE } else { PATIENCE }
+fn timeout() -> Duration {
+    if testbed::guest::is_guest() { 4 * TIMEOUT } else { TIMEOUT }
 }
 
 /// The median of some durations.

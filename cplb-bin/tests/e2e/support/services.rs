@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Backend, Lan, Probe};
 
-use super::{Cluster, PATIENCE, PORT, Plan};
+use super::{Cluster, PORT, Plan, TIMEOUT};
 
 const KONNECTIVITY: u16 = 8132;
 const JOIN: u16 = 9443;
@@ -40,7 +40,7 @@ impl Expected {
     }
 
     /// Waits until requests are answered by exactly these servers, and the status of every node shows it.
-    fn holds(&self, cluster: &Cluster, probe: &Probe) {
+    fn wait_until_met(&self, cluster: &Cluster, probe: &Probe) {
         let servers: BTreeSet<String> = self.up.iter().map(|node| name(cluster, *node, self.port)).collect();
         cluster.wait(&format!("{} is served by {servers:?}", self.name), || {
             let since = Instant::now().checked_sub(Duration::from_millis(500)).expect("the clock is later");
@@ -94,7 +94,7 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     let probe = |port: u16| {
         let probe = Probe::to(SocketAddr::new(cluster.vip(), port)).every(Duration::from_millis(20));
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(200), PATIENCE).expect("the VIP answers");
+        probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
         probe
     };
     let server = |node: usize, port: u16| {
@@ -102,20 +102,20 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
         cluster.backends.iter().find(|backend| backend.name() == name).expect("the server exists")
     };
     let probes = [PORT, KONNECTIVITY, JOIN].map(probe);
-    let away = [server(0, PORT), server(1, KONNECTIVITY), server(2, JOIN)];
-    away.iter().for_each(|backend| backend.refuse().expect("the port is closed"));
+    let stopped = [server(0, PORT), server(1, KONNECTIVITY), server(2, JOIN)];
+    stopped.iter().for_each(|backend| backend.refuse().expect("the port is closed"));
     let partly = [
         Expected::new("kube-apiserver", PORT, &[1, 2], &[0]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 2], &[1]),
         Expected::new("join-api", JOIN, &[1], &[2]).pinned(pinned),
     ];
-    partly.iter().zip(&probes).for_each(|(expected, probe)| expected.holds(&cluster, probe));
+    partly.iter().zip(&probes).for_each(|(expected, probe)| expected.wait_until_met(&cluster, probe));
     check(&cluster, owner);
-    away.iter().for_each(|backend| backend.accept().expect("the port is open"));
+    stopped.iter().for_each(|backend| backend.accept().expect("the port is open"));
     let whole = [
         Expected::new("kube-apiserver", PORT, &[0, 1, 2], &[]).pinned(pinned),
         Expected::new("konnectivity", KONNECTIVITY, &[0, 1, 2], &[]),
         Expected::new("join-api", JOIN, &[1, 2], &[]).pinned(pinned),
     ];
-    whole.iter().zip(&probes).for_each(|(expected, probe)| expected.holds(&cluster, probe));
+    whole.iter().zip(&probes).for_each(|(expected, probe)| expected.wait_until_met(&cluster, probe));
 }

@@ -6,7 +6,7 @@ use vrrp::router::{Preempt, Reason, StateName};
 use vrrp::{RouterConfig, Version};
 
 use super::{SEEDS, equals, ms, never_two_holders, peers, secs, settled};
-use crate::node::{Stack, acquainted, config, k0s};
+use crate::node::{Stack, config, k0s, with_known_peers};
 use crate::world::World;
 
 #[test]
@@ -53,7 +53,7 @@ fn twenty_crashes_of_equal_peers_move_the_vip_once_each() {
 }
 
 #[test]
-fn twenty_crashes_of_equal_strangers_move_the_vip_once_each() {
+fn twenty_crashes_of_equal_unlisted_nodes_move_the_vip_once_each() {
     for stack in [Stack::V4, Stack::V6, Stack::Dual] {
         twenty_crashes(settled(equals(1, 3, &k0s(stack))), ms(100));
     }
@@ -101,7 +101,7 @@ fn ranked(preempt: Preempt, interval: Duration) -> Vec<RouterConfig> {
 #[test]
 fn offsets_never_change_the_order_of_priorities() {
     for seed in 0..SEEDS {
-        for configs in [ranked(Preempt::Never, secs(1)), acquainted(ranked(Preempt::Never, secs(1)))] {
+        for configs in [ranked(Preempt::Never, secs(1)), with_known_peers(ranked(Preempt::Never, secs(1)))] {
             let mut world = World::new(seed, configs, 0);
             world.run(secs(10));
             assert_eq!(world.the_active(), 0, "the highest priority wins even from the start");
@@ -122,7 +122,7 @@ fn clearly_different_priorities_start_in_order_at_every_interval() {
         for milliseconds in [20, 50, 90, 100, 110, 120, 200, 1000] {
             let configs =
                 [200, 100].map(|priority| config(Stack::V4, Version::V3, priority, ms(milliseconds)));
-            for configs in [configs.to_vec(), acquainted(configs.to_vec())] {
+            for configs in [configs.to_vec(), with_known_peers(configs.to_vec())] {
                 let mut world = World::new(seed, configs, 0);
                 world.run(secs(5));
                 assert_eq!(world.the_active(), 0);
@@ -134,10 +134,10 @@ fn clearly_different_priorities_start_in_order_at_every_interval() {
 }
 
 #[test]
-fn offsets_do_not_hold_up_a_router_above_a_lower_active() {
+fn offsets_do_not_delay_a_router_above_a_lower_active() {
     // Two routers came back after the Active, which has a lower priority; the higher of them goes first.
     for seed in 0..SEEDS {
-        let mut configs = acquainted(ranked(Preempt::Never, secs(1)));
+        let mut configs = with_known_peers(ranked(Preempt::Never, secs(1)));
         configs.swap(0, 4);
         let mut world = World::new(seed, configs, 0);
         for node in 1..5 {
@@ -195,15 +195,15 @@ fn a_lossy_lan_keeps_its_active() {
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let before = world.elapsed();
-        world.weather.duplicate_percent = 30;
-        world.weather.delay = (ms(0), ms(400));
+        world.conditions.duplicate_percent = 30;
+        world.conditions.delay = (ms(0), ms(400));
         world.run(secs(300));
         assert_eq!(world.takeovers_since(before), [], "delay, reordering and duplicates move nothing");
     }
 }
 
 #[test]
-fn a_version_2_interval_mismatch_is_survived_with_the_longer_down() {
+fn version_2_interval_mismatch_uses_the_longer_down() {
     let slow = config(Stack::V4, Version::V2, 200, secs(3));
     let quick = k0s(Stack::V4);
     for seed in 0..SEEDS {

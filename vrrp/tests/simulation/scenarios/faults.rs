@@ -8,7 +8,7 @@ use crate::node::{Stack, config, k0s};
 use crate::world::World;
 
 #[test]
-fn a_mute_active_yields_after_one_down() {
+fn active_that_cannot_send_yields_after_one_down() {
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let active = world.the_active();
@@ -28,7 +28,7 @@ fn a_mute_active_yields_after_one_down() {
 }
 
 #[test]
-fn a_deaf_active_that_cannot_serve_does_not_get_the_addresses_back() {
+fn degraded_active_that_cannot_receive_does_not_regain_the_addresses() {
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let active = world.the_active();
@@ -53,7 +53,7 @@ fn a_deaf_active_that_cannot_serve_does_not_get_the_addresses_back() {
 }
 
 #[test]
-fn contention_without_end_makes_no_storm() {
+fn endless_contention_causes_no_advertisement_storm() {
     for interval in [ms(10), ms(100), secs(1)] {
         let mut world = settled(peers(1, 3, &config(Stack::V4, Version::V3, 200, interval)));
         let active = world.the_active();
@@ -73,7 +73,7 @@ fn contention_without_end_makes_no_storm() {
 }
 
 #[test]
-fn a_flapping_link_between_two_halves_makes_no_storm() {
+fn flapping_link_between_two_halves_causes_no_advertisement_storm() {
     for seed in 0..SEEDS {
         let mut world = settled(equals(seed, 4, &config(Stack::V4, Version::V3, 200, ms(10))));
         let before: Vec<_> = (0..4).map(|node| world.sent(node)).collect();
@@ -118,7 +118,7 @@ fn a_stopped_active_resumes_as_backup() {
 }
 
 #[test]
-fn an_active_that_slept_through_a_lossy_queue_listens_for_an_interval() {
+fn active_that_overslept_and_lost_its_queue_listens_for_an_interval() {
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let active = world.the_active();
@@ -136,7 +136,7 @@ fn an_active_that_slept_through_a_lossy_queue_listens_for_an_interval() {
 }
 
 #[test]
-fn a_host_that_freezes_all_nodes_at_once_moves_nothing() {
+fn simultaneous_freeze_of_all_nodes_moves_no_address() {
     for seed in 0..SEEDS {
         for interval in [ms(10), ms(100), secs(1)] {
             let mut world = settled(peers(seed, 3, &config(Stack::V4, Version::V3, 200, interval)));
@@ -172,7 +172,7 @@ fn a_backup_that_stalls_does_not_become_a_second_active() {
 }
 
 #[test]
-fn an_address_removed_behind_our_back_is_back_at_once() {
+fn externally_removed_address_is_restored_at_once() {
     for seed in 0..SEEDS {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let active = world.the_active();
@@ -216,7 +216,7 @@ fn a_link_that_goes_down_and_up_on_the_active_hands_over_or_returns() {
 }
 
 #[test]
-fn a_node_alone_keeps_everything_through_stalls() {
+fn single_node_keeps_the_addresses_through_stalls() {
     let mut world: World = settled(equals(1, 1, &k0s(Stack::V4)));
     for _ in 0..20 {
         world.pause(0);

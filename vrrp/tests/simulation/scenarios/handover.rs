@@ -86,7 +86,7 @@ fn a_successor_that_does_not_announce_ends_the_handover_after_100_ms() {
 }
 
 #[test]
-fn a_rolling_restart_moves_the_vip_only_with_its_holder() {
+fn rolling_restart_moves_the_vip_only_with_its_active() {
     let mut world = settled(peers(1, 3, &k0s(Stack::Dual)));
     for round in 0..9 {
         let (node, before) = (round % 3, world.elapsed());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vrrp::RouterConfig;
 
-use crate::node::acquainted;
+use crate::node::with_known_peers;
 use crate::world::World;
 
 const SEEDS: u64 = 20;
@@ -28,9 +28,9 @@ fn equals(seed: u64, count: usize, config: &RouterConfig) -> World {
     World::new(seed, vec![config.clone(); count], 2)
 }
 
-/// The same, but they know each other.
+/// The same, with the addresses of the others known.
 fn peers(seed: u64, count: usize, config: &RouterConfig) -> World {
-    World::new(seed, acquainted(vec![config.clone(); count]), 2)
+    World::new(seed, with_known_peers(vec![config.clone(); count]), 2)
 }
 
 /// A world in which the election is over and every lease settled.

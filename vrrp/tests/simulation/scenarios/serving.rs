@@ -123,7 +123,7 @@ fn a_flapping_check_moves_the_vip_at_most_once_per_hold_time() {
 }
 
 #[test]
-fn the_hold_time_of_a_node_that_gave_the_addresses_away_is_kept() {
+fn hold_time_is_kept_after_yielding_the_addresses() {
     let mut world = settled(peers(1, 2, &k0s(Stack::V4)));
     let first = world.the_active();
     let second = 1 - first;
@@ -142,7 +142,7 @@ fn the_hold_time_of_a_node_that_gave_the_addresses_away_is_kept() {
 }
 
 #[test]
-fn a_takeover_from_a_degraded_active_has_two_holders_for_100_ms_at_most() {
+fn takeover_from_a_degraded_active_has_two_owners_for_at_most_100_ms() {
     /// The longest wait for the successor's announcement and the keeper's removal.
     const OVERLAP: Duration = Duration::from_millis(104);
     for seed in 0..SEEDS {

@@ -25,7 +25,7 @@ fn unheard(world: &World) -> u64 {
 }
 
 #[test]
-fn a_weaker_stranger_moves_nothing() {
+fn unknown_router_of_lower_priority_moves_no_address() {
     for seed in 0..SEEDS {
         let mut rng = crate::rng::Rng::new(seed);
         let priority = rng.pick(&[1, 49, 50, 100, 150, 199]);
@@ -46,7 +46,7 @@ fn a_weaker_stranger_moves_nothing() {
 }
 
 #[test]
-fn a_weaker_stranger_does_not_keep_a_new_group_from_its_addresses() {
+fn unknown_router_of_lower_priority_does_not_block_a_new_group() {
     for seed in 0..SEEDS {
         let mut world = known(seed);
         world.intrude(WEAKER);
@@ -56,7 +56,7 @@ fn a_weaker_stranger_does_not_keep_a_new_group_from_its_addresses() {
 }
 
 #[test]
-fn a_weaker_stranger_does_not_delay_the_successor_of_a_crash() {
+fn unknown_router_of_lower_priority_does_not_delay_the_successor_of_a_crash() {
     for seed in 0..SEEDS {
         for controllers_known in [true, false] {
             let mut world = settled(equals(seed, 3, &k0s(Stack::V4)));
@@ -75,7 +75,7 @@ fn a_weaker_stranger_does_not_delay_the_successor_of_a_crash() {
 }
 
 #[test]
-fn a_weaker_stranger_wins_nothing_from_an_active_that_does_not_serve() {
+fn unknown_router_of_lower_priority_does_not_replace_a_degraded_active() {
     for seed in 0..SEEDS {
         let mut world = known(seed);
         (0..3).for_each(|node| world.serve(node, false));
@@ -91,7 +91,7 @@ fn a_weaker_stranger_wins_nothing_from_an_active_that_does_not_serve() {
 }
 
 #[test]
-fn a_planned_handover_waits_for_a_controller_beside_a_weaker_stranger() {
+fn planned_handover_waits_for_a_controller_beside_an_unknown_router() {
     for seed in 0..SEEDS {
         let mut world = settled(known(seed));
         let active = world.the_active();
@@ -133,7 +133,7 @@ fn ranked(seed: u64) -> World {
 }
 
 #[test]
-fn a_mute_active_yields_to_an_unknown_successor_that_announces() {
+fn active_that_cannot_send_yields_to_an_unknown_successor_that_announces() {
     for seed in 0..SEEDS {
         let mut world = settled(ranked(seed));
         let active = world.the_active();
@@ -146,7 +146,7 @@ fn a_mute_active_yields_to_an_unknown_successor_that_announces() {
 }
 
 #[test]
-fn a_mute_active_yields_to_a_listed_successor() {
+fn active_that_cannot_send_yields_to_a_listed_successor() {
     for seed in 0..SEEDS {
         let mut world = ranked(seed);
         world.introduce_all();
@@ -161,7 +161,7 @@ fn a_mute_active_yields_to_a_listed_successor() {
 
 /// A stranger that announces as well does hold the addresses. Every controller yields once, and nothing flaps.
 #[test]
-fn a_stranger_that_announces_is_yielded_to_once_by_each() {
+fn each_router_yields_once_to_an_announcing_unknown_router() {
     for seed in 0..SEEDS {
         let mut world = settled(known(seed));
         world.intrude(Stranger { announces: true, ..WEAKER });
@@ -208,7 +208,7 @@ fn nodes_that_hear_no_advertisements_learn_of_each_other_by_announcements() {
 }
 
 #[test]
-fn ordinary_moves_are_no_announcements_elsewhere() {
+fn ordinary_moves_report_no_foreign_announcements() {
     for seed in 0..SEEDS {
         let mut world = settled(known(seed));
         let active = world.the_active();

@@ -14,7 +14,7 @@ pub(crate) struct SharedGuests(Mutex<Vec<SharedGuest>>);
 impl SharedGuests {
     /// This many guests, all with the same content.
     pub(crate) fn new(builder: &GuestBuilder, count: usize) -> Self {
-        Self(Mutex::new((0..count).map(|_| SharedGuest::Empty(Some(builder.clone()))).collect()))
+        Self(Mutex::new((0..count).map(|_| SharedGuest::NotBooted(Some(builder.clone()))).collect()))
     }
 
     /// Runs one test of this binary, by its exact name, in an unused guest.
@@ -29,8 +29,8 @@ impl SharedGuests {
 
 #[derive(Debug)]
 enum SharedGuest {
-    Empty(Option<GuestBuilder>),
-    Up(Box<Guest>),
+    NotBooted(Option<GuestBuilder>),
+    Running(Box<Guest>),
     /// It could not be booted, or was lost: no further test can run.
     Lost(String),
 }
@@ -52,33 +52,33 @@ impl SharedGuest {
             Ok(GuestEnd::Exited(0)) => Ok(()),
             Ok(GuestEnd::Exited(code)) => Err(format!("the test ended with code {code} in the guest")),
             Ok(GuestEnd::Overdue) => Err("the test was killed in the guest: its time was over".to_owned()),
-            Err(error) => Err(self.lose(&error)),
+            Err(error) => Err(self.mark_lost(&error)),
         }
     }
 
     fn guest(&mut self) -> Result<&mut Guest, String> {
-        if let Self::Empty(builder) = self {
+        if let Self::NotBooted(builder) = self {
             match builder.take().unwrap_or_default().boot() {
                 Ok(guest) => {
                     eprintln!("guest up in {:?}", guest.booted_in());
-                    *self = Self::Up(Box::new(guest));
+                    *self = Self::Running(Box::new(guest));
                 }
-                Err(error) => return Err(self.lose(&error)),
+                Err(error) => return Err(self.mark_lost(&error)),
             }
         }
         match self {
-            Self::Up(guest) => Ok(guest),
-            Self::Lost(why) => Err(format!("an earlier test had no guest: {why}")),
-            Self::Empty(_) => Err("there is no guest".to_owned()),
+            Self::Running(guest) => Ok(guest),
+            Self::Lost(reason) => Err(format!("an earlier test had no guest: {reason}")),
+            Self::NotBooted(_) => Err("there is no guest".to_owned()),
         }
     }
 
-    fn lose(&mut self, error: &GuestError) -> String {
-        let why = error.to_string();
+    fn mark_lost(&mut self, error: &GuestError) -> String {
+        let reason = error.to_string();
         if !matches!(error, GuestError::NotStarted(_)) {
-            *self = Self::Lost(why.split(';').next().unwrap_or_default().to_owned());
+            *self = Self::Lost(reason.split(';').next().unwrap_or_default().to_owned());
         }
-        why
+        reason
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testbed::{Backend, Lan, Probe, wait_until};
 
-use crate::support::{Cluster, PATIENCE, PORT, Plan, VIP_HOST};
+use crate::support::{Cluster, PORT, Plan, TIMEOUT, VIP_HOST};
 
 /// The VIP moves on a crash or handover of its owner, not when the guest is so slow that the owner looks degraded.
 const NEVER: &str = "preempt: never";
@@ -21,7 +21,7 @@ pub(crate) fn plan(kind: &str, v6: bool, persistence: u32) -> Plan {
 }
 
 /// A plan with long intervals, for tests in which an election on a busy machine would interfere.
-pub(crate) fn calm(plan: Plan) -> Plan {
+pub(crate) fn with_slow_election(plan: Plan) -> Plan {
     Plan { instance: vec!["version: 3".to_owned(), NEVER.to_owned()], ..plan }
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn settled(plan: Plan) -> (Cluster, usize) {
 
 pub(crate) fn wait_for_servers(cluster: &Cluster, node: usize, count: usize) {
     let mut servers = Value::Null;
-    let there = wait_until("the director has its servers", PATIENCE, || {
+    let there = wait_until("the director has its servers", TIMEOUT, || {
         servers = virtual_server(cluster, node)["servers"].clone();
         servers.as_array().is_some_and(|servers| servers.len() == count)
     });

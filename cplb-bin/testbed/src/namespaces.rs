@@ -79,8 +79,8 @@ pub enum EnterError {
 /// users may not create user namespaces.
 pub fn enter() -> Result<Ground, EnterError> {
     match env::var(MARKER) {
-        Ok(parent) if getpid() == Pid::from_raw(1) => settle(&parent).map(|()| Ground::Inside),
-        _ => leave().map(Ground::Finished),
+        Ok(parent) if getpid() == Pid::from_raw(1) => set_up_namespaces(&parent).map(|()| Ground::Inside),
+        _ => run_in_namespaces().map(Ground::Finished),
     }
 }
 
@@ -98,14 +98,14 @@ pub(crate) fn is_inside() -> bool {
 }
 
 /// The first process: makes the namespaces, starts the second and waits for it.
-fn leave() -> Result<ExitCode, EnterError> {
+fn run_in_namespaces() -> Result<ExitCode, EnterError> {
     let threads = thread_count().map_err(step("count the threads of this process"))?;
     if threads != 1 {
         return Err(EnterError::Threads(threads));
     }
     let program = env::current_exe().map_err(step("find this program's own file"))?;
     let parent = getpid();
-    separate()?;
+    unshare_namespaces()?;
     let mut child = Command::new(program)
         .args(env::args_os().skip(1))
         .env(MARKER, parent.to_string())
@@ -116,7 +116,7 @@ fn leave() -> Result<ExitCode, EnterError> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-fn separate() -> Result<(), EnterError> {
+fn unshare_namespaces() -> Result<(), EnterError> {
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
     let (uid, gid) = (geteuid(), getegid());
     // Root in a container may lack the capability, and is then in the position of an ordinary user.
@@ -137,7 +137,7 @@ fn write_map(file: &'static str, content: &str) -> Result<(), EnterError> {
 }
 
 /// The second process: binds its life to the first one's and mounts the file systems of the new namespaces.
-fn settle(parent: &str) -> Result<(), EnterError> {
+fn set_up_namespaces(parent: &str) -> Result<(), EnterError> {
     let errno = |what| move |errno: nix::Error| step(what)(errno.into());
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(errno("bind this process to its parent"))?;
     // The parent may have died before the request above. This /proc is still the parent's, so it shows the
@@ -177,12 +177,12 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> EnterError {
 
 fn forbidden(step: &'static str) -> impl FnOnce(io::Error) -> EnterError {
     move |source| match source.raw_os_error() {
-        Some(libc_errno) if is_refusal(libc_errno) => EnterError::Forbidden { step, source },
+        Some(libc_errno) if is_permission_error(libc_errno) => EnterError::Forbidden { step, source },
         _ => EnterError::Step { step, source },
     }
 }
 
-fn is_refusal(errno: i32) -> bool {
+fn is_permission_error(errno: i32) -> bool {
     use nix::Error as Errno;
     matches!(
         Errno::from_raw(errno),

@@ -15,7 +15,7 @@ use crate::support::{Cluster, PORT, Plan};
 pub(super) const API: u16 = 16443;
 
 /// Daemons that discover, an API for discovery, and API servers to balance over.
-pub(super) struct Scene {
+pub(super) struct Fixture {
     pub(super) cluster: Cluster,
     pub(super) authority: Authority,
     client: Identity,
@@ -23,7 +23,7 @@ pub(super) struct Scene {
     pub(super) listed: ApiCluster,
 }
 
-impl Scene {
+impl Fixture {
     /// A cluster in which no process runs yet.
     pub(super) fn new() -> Self {
         Self::on(Lan::builder())
@@ -43,9 +43,9 @@ impl Scene {
 
     /// A cluster in which all processes run, and every daemon has discovered all servers.
     pub(super) fn complete() -> Self {
-        let mut scene = Self::new();
-        scene.start_nodes(&[0, 1, 2]);
-        scene
+        let mut fixture = Self::new();
+        fixture.start_nodes(&[0, 1, 2]);
+        fixture
     }
 
     /// Starts the servers, the API and the daemons of some nodes.

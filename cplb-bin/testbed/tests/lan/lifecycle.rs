@@ -12,12 +12,12 @@ use testbed::{Backend, Ground, Lan, Probe, Signal, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("killed_test_leaves_no_orphan", || nothing_survives(Signal::SIGKILL)),
-        Test::new("terminated_test_leaves_no_orphan", || nothing_survives(Signal::SIGTERM)),
+        Test::new("killed_test_leaves_no_orphan", || assert_no_process_survives(Signal::SIGKILL)),
+        Test::new("terminated_test_leaves_no_orphan", || assert_no_process_survives(Signal::SIGTERM)),
         Test::new("exit_code_of_the_second_process_is_returned", exit_code_of_the_second_process_is_returned),
         Test::new("enter_refuses_a_process_with_threads", enter_refuses_a_process_with_threads),
         Test::new("host_namespaces_are_not_visible", host_namespaces_are_not_visible).alone(),
-        Test::new("dropped_lan_frees_all_resources", || in_a_process_of_its_own("frees")).needs([Tool::Ip]),
+        Test::new("dropped_lan_frees_all_resources", || run_in_a_separate_process("frees")).needs([Tool::Ip]),
         Test::new("missing_tool_fails_with_its_install_line", missing_tool_fails_with_its_install_line),
         Test::new("tests_run_as_an_ordinary_user", tests_run_as_an_ordinary_user)
             .needs([Tool::Setpriv, Tool::Ping]),
@@ -30,7 +30,7 @@ pub(crate) fn role() -> Option<String> {
     env::var(ROLE).ok()
 }
 
-pub(crate) fn play(role: &str) -> ExitCode {
+pub(crate) fn run_role(role: &str) -> ExitCode {
     match role {
         "victim" => {
             let Ok(Ground::Inside) = testbed::enter() else { return ExitCode::SUCCESS };
@@ -88,7 +88,7 @@ fn start(role: &str) -> Command {
     command
 }
 
-fn nothing_survives(signal: Signal) {
+fn assert_no_process_survives(signal: Signal) {
     let mut victim = start("victim").stdout(Stdio::piped()).spawn().expect("a process");
     let mut line = String::new();
     BufReader::new(victim.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
@@ -156,7 +156,7 @@ fn host_namespaces_are_not_visible() {
 }
 
 /// Runs a test that counts the resources of its process in a separate process, without other tests.
-fn in_a_process_of_its_own(role: &str) {
+fn run_in_a_separate_process(role: &str) {
     let output = start(role).output().expect("a process");
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testbed::{Lan, Node, Probe, Signal};
 
-use crate::support::{Cluster, OTHER_HOST, PATIENCE, PORT};
+use crate::support::{Cluster, OTHER_HOST, PORT, TIMEOUT};
 
 /// Konnectivity's port, and the proxy's bind port for it.
 pub(crate) const OTHER_PORT: u16 = 8132;
@@ -34,7 +34,7 @@ pub(crate) fn second_vip(cluster: &Cluster) -> Ipv4Addr {
     cluster.lan.v4(OTHER_HOST)
 }
 
-pub(crate) fn holders(cluster: &Cluster, vip: Ipv4Addr) -> Vec<usize> {
+pub(crate) fn owners_of(cluster: &Cluster, vip: Ipv4Addr) -> Vec<usize> {
     (0..cluster.len()).filter(|&index| cluster.node(index).has_address(vip)).collect()
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
         .every(Duration::from_millis(10))
         .start(cluster.client())
         .expect("a probe");
-    if let Err(error) = probe.wait_for_success(Instant::now(), PATIENCE) {
+    if let Err(error) = probe.wait_for_success(Instant::now(), TIMEOUT) {
         cluster.fail(&format!("{vip} does not answer: {error}"));
     }
     probe
@@ -62,7 +62,7 @@ pub(crate) fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &s
     fs::write(cluster.config_file(index), text).expect("a file");
     let mark = cluster.daemon(index).log().len();
     cluster.signal(index, Signal::SIGHUP);
-    let read = cluster.daemon(index).log().wait_for_line_after(mark, answer, PATIENCE);
+    let read = cluster.daemon(index).log().wait_for_line_after(mark, answer, TIMEOUT);
     cluster.check(read.is_ok(), || format!("{read:?}"));
 }
 
