@@ -38,7 +38,8 @@ pub(crate) enum Command {
     ///
     /// Network namespaces play the controllers; the daemons, their virtual IP and the traffic are real. The
     /// demonstration kills the Active, measures what a client saw, brings the node back, and cleans up.
-    Demo(DemoArgs),
+    #[cfg(feature = "demo")]
+    Demo(crate::demo::DemoArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell to write for
@@ -114,16 +115,6 @@ pub(crate) struct StatusArgs {
     /// Repeat every second until interrupted, also while no daemon answers (with --json: one document a line)
     #[arg(long, short)]
     pub(crate) watch: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DemoArgs {
-    /// How many controllers to show
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
-    pub(crate) nodes: u8,
-    /// No colours and no drawing: lines fit for a log
-    #[arg(long)]
-    pub(crate) plain: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod daemon;
+#[cfg(feature = "demo")]
 mod demo;
 mod discovery;
 mod exit;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
             // The generator panics where it cannot write.

@@ -6,9 +6,9 @@ mod show;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use testbed::{Ground, Probe, Signal};
 
-use crate::cli::DemoArgs;
 use crate::exit::{Failure, Kind};
 
 use scene::Scene;
@@ -22,6 +22,16 @@ const FAILOVER: Duration = Duration::from_secs(10);
 const WATCH_FOR_FAILBACK: Duration = Duration::from_secs(4);
 /// Requests that show the spread.
 const REQUESTS: usize = 60;
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Number of controllers to show
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    nodes: u8,
+    /// Print plain lines, without colours or drawings
+    #[arg(long)]
+    plain: bool,
+}
 
 /// Runs the demonstration; must be called before the process has a second thread.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
