@@ -12,7 +12,6 @@ mod logging;
 mod output;
 mod source;
 mod status;
-mod support;
 
 use std::process::ExitCode;
 
@@ -25,7 +24,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; what cannot be printed has no reader.
+            // Help and version are no errors. A failure to print has no other place to be reported.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(Kind::Usage as u8) } else { ExitCode::SUCCESS };
         }
@@ -37,7 +36,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
-            // The generator panics where it cannot write.
+            // The generator panics if it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cplb", &mut script);
             output::print(&String::from_utf8_lossy(&script)).map(|_| ExitCode::SUCCESS)
@@ -45,7 +44,7 @@ fn main() -> ExitCode {
     };
     logging::flush();
     result.unwrap_or_else(|failure| {
-        output::complain(format_args!("cplb: {failure}"));
+        output::print_error(format_args!("cplb: {failure}"));
         failure.code()
     })
 }
