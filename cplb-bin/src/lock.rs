@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Attempts to identify the holder in that time.
 const ATTEMPTS: u32 = 20;
 
-/// Why the network namespace could not be locked.
+/// A failure to lock the network namespace.
 #[derive(Debug, Error)]
 pub(crate) enum LockError {
     #[error("another cplb ({0}) runs in this network namespace already")]

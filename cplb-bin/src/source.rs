@@ -108,7 +108,7 @@ pub(crate) fn render(report: &Report) -> String {
 }
 
 fn describe(errors: &Errors) -> String {
-    format!("{errors}\n\n{}", render(&errors.report()).trim_end())
+    format!("{errors}\n\n{}", render(errors.report()).trim_end())
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
     let mut cluster = Cluster::build(args.nodes).map_err(|error| failure(&error))?;
     let result = run_steps(&out, &mut cluster);
     if result.is_err() {
-        out.log(&cluster.report());
+        out.block(&cluster.report());
     }
     drop(cluster);
     result.map_err(|error| failure(&error))?;
@@ -88,7 +88,7 @@ fn describe(out: &Printer, cluster: &Cluster) -> Result<(), testbed::Error> {
     }
     let client = cluster.client();
     out.line(&format!("{} {} knows one address: {}", client.name(), client.v4(), cluster.vip()));
-    out.config(&cluster.configuration());
+    out.block(&cluster.configuration());
     Ok(())
 }
 

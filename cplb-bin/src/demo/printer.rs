@@ -41,15 +41,11 @@ impl Printer {
         self.put("", "  ", text);
     }
 
-    /// A configuration file or a log, line by line.
-    pub(crate) fn config(&self, text: &str) {
+    /// A text of several lines, such as a configuration file or a log.
+    pub(crate) fn block(&self, text: &str) {
         for line in text.lines() {
             self.put(DIM, "    ", line);
         }
-    }
-
-    pub(crate) fn log(&self, text: &str) {
-        self.config(text);
     }
 
     /// A share of a total, as a bar or in figures.

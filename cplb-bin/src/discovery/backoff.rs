@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause, before jitter.
 const MAX_PAUSE: Duration = Duration::from_secs(8);
-/// A watch of this length is a long one, if more was requested.
+/// A watch is a long one from this length on, or from half of its requested length.
 const LONG_WATCH: Duration = Duration::from_secs(5);
 
 /// Counts consecutive short watches and failures. Pure: `now` is a parameter, and the jitter is seeded.
@@ -86,9 +86,14 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const WATCH: Duration = Duration::from_secs(25);
 
-    /// Requests in each of ten minutes to a server whose watches end after `length`. With `relist` a list precedes each
-    /// watch.
-    fn requests(seed: u64, length: Duration, relist: bool) -> Vec<usize> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Lists {
+        Once,
+        BeforeEachWatch,
+    }
+
+    /// Requests in each of ten minutes to a server whose watches end after `length`.
+    fn requests(seed: u64, length: Duration, lists: Lists) -> Vec<usize> {
         let (mut backoff, start) = (Backoff::new(WATCH, seed), Instant::now());
         let (mut now, mut minutes) = (start, vec![0; 10]);
         let mut listed = false;
@@ -102,7 +107,7 @@ mod tests {
                 backoff.watch_started(now);
                 now += length;
             }
-            listed = !listed || !relist;
+            listed = !listed || lists == Lists::Once;
         }
         minutes
     }
@@ -110,7 +115,7 @@ mod tests {
     #[test]
     fn a_server_that_ends_each_watch_at_once_gets_few_requests() {
         for seed in 0..50 {
-            let minutes = requests(seed, Duration::from_millis(1), false);
+            let minutes = requests(seed, Duration::from_millis(1), Lists::Once);
             assert!(minutes[0] <= 22 && minutes[1..].iter().all(|count| *count <= 15), "{minutes:?}");
             assert!(minutes[1..].iter().all(|count| *count >= 7), "requests go on: {minutes:?}");
         }
@@ -119,14 +124,14 @@ mod tests {
     #[test]
     fn a_server_whose_versions_are_always_gone_gets_few_requests() {
         for seed in 0..50 {
-            let minutes = requests(seed, Duration::ZERO, true);
+            let minutes = requests(seed, Duration::ZERO, Lists::BeforeEachWatch);
             assert!(minutes[0] <= 44 && minutes[1..].iter().all(|count| *count <= 32), "{minutes:?}");
         }
     }
 
     #[test]
     fn long_watches_follow_each_other_without_a_pause() {
-        let minutes = requests(1, WATCH, false);
+        let minutes = requests(1, WATCH, Lists::Once);
         assert!(minutes.iter().all(|count| (2..=4).contains(count)), "{minutes:?}");
         let (mut backoff, now) = (Backoff::new(Duration::from_secs(1), 1), Instant::now());
         backoff.watch_started(now);

@@ -217,14 +217,14 @@ async fn dial(
     };
     let mut waiting = servers.into_iter().enumerate();
     let mut attempts: FuturesUnordered<_> = waiting.next().map(attempt).into_iter().collect();
-    let mut failure: Option<(Informative, SocketAddr, io::Error)> = None;
+    let mut failure: Option<(FailureRank, SocketAddr, io::Error)> = None;
     while !attempts.is_empty() {
         let ended = tokio::time::timeout(stagger, attempts.next()).await;
         if let Ok(Some((index, server, connected))) = ended {
             match connected {
                 Ok(stream) => return Ok((server, stream)),
                 Err(error) => {
-                    let rank = Informative::of(server, &error, index);
+                    let rank = FailureRank::of(server, &error, index);
                     if failure.as_ref().is_none_or(|(known, ..)| rank < *known) {
                         failure = Some((rank, server, error));
                     }
@@ -242,13 +242,13 @@ async fn dial(
 /// The order of failures by the information about their cause, the most informative first: an error of TLS, then one from
 /// another host, then the server that was tried first. Loopback addresses are only guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Informative {
+struct FailureRank {
     has_no_tls_error: bool,
     is_loopback: bool,
     index: usize,
 }
 
-impl Informative {
+impl FailureRank {
     fn of(server: SocketAddr, error: &io::Error, index: usize) -> Self {
         Self { has_no_tls_error: tls_error(error).is_none(), is_loopback: server.ip().is_loopback(), index }
     }

@@ -19,7 +19,7 @@ use super::schema::Status;
 /// The connection of a slower reader is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the socket could not be opened.
+/// A failure to open the status socket.
 #[derive(Debug, Error)]
 pub(crate) enum BindError {
     #[error("another cplb answers at {}", .0.display())]
