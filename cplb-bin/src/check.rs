@@ -1,13 +1,12 @@
 //! `cplb check`: validate a configuration and print the effective one.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use cplb_config::{Config, Diagnostic, Host, Loaded, Redact, Severity, Theme, json_schema};
+use cplb_config::{Config, Diagnostic, Host, Loaded, Redact, Severity, json_schema};
 use netlink_vip::{FoundInterface, Inventory};
 
 use crate::cli::{BackendArgs, CheckArgs, Print};
@@ -32,52 +31,52 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     output::print(&text).map(|_| ())
 }
 
-/// Reads the configuration and tells what is found; what is wrong with it is the error.
+/// Reads the configuration and prints its warnings to standard error.
+///
+/// # Errors
+/// The report of all its errors.
 fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
     let mut loaded = source::load_or_stdin(path)?;
     for warning in source::add_backends(&mut loaded, backends) {
-        output::complain(format_args!("warning: {warning}"));
+        output::print_error(format_args!("warning: {warning}"));
     }
     let mut findings = std::mem::take(&mut loaded.warnings);
     match Inventory::read() {
-        Ok(here) => findings.extend(compare(&loaded.config, &here)),
-        Err(error) => {
-            let text = format_args!("warning: the interfaces of this machine are not compared: {error}");
-            output::complain(text);
-        }
+        Ok(inventory) => findings.extend(check_interfaces(&loaded.config, &inventory)),
+        Err(error) => output::print_error(format_args!(
+            "warning: the configuration is not checked against the interfaces of this machine, which cannot be read: {error}"
+        )),
     }
     findings.extend(unresolved(&loaded.config));
     findings.extend(loaded.propose_vrids());
     findings.extend(loaded.config.check_effective());
     let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
     if !report.diagnostics.is_empty() {
-        let drawn =
-            if io::stderr().is_terminal() { report.graphical(Theme::Color, 100) } else { report.plain() };
-        output::complain(drawn.trim_end());
+        output::print_error(source::render(&report).trim_end());
     }
     Ok(loaded)
 }
 
 /// Findings about the interfaces of this machine, chosen as `run` chooses them.
-fn compare(config: &Config, here: &Inventory) -> Vec<Diagnostic> {
+fn check_interfaces(config: &Config, inventory: &Inventory) -> Vec<Diagnostic> {
     let reaches_vrfs = daemon::accepts_vrfs();
-    let mut interfaces: Vec<FoundInterface> = here.interfaces().collect();
+    let mut interfaces: Vec<FoundInterface> = inventory.interfaces().collect();
     if reaches_vrfs {
         interfaces.iter_mut().for_each(|interface| interface.vrf = None);
     }
     config.check_interfaces(&interfaces, |instance| {
-        here.select(&instance.interface, &instance.virtual_ips).map(str::to_owned)
+        inventory.select(&instance.interface, &instance.virtual_ips).map(str::to_owned)
     })
 }
 
-/// Names of backends that the resolver of this machine does not know, asked all at once.
+/// Warnings about names of backends that the resolver of this machine does not know. All names are resolved at once.
 fn unresolved(config: &Config) -> Vec<Diagnostic> {
     let (sender, answers) = mpsc::channel();
-    let mut open = BTreeMap::new();
+    let mut pending = BTreeMap::new();
     for (path, name) in backend_names(config) {
-        if open.insert(name.clone(), path).is_none() {
+        if pending.insert(name.clone(), path).is_none() {
             let sender = sender.clone();
-            // A thread may outlive the command, which does not wait for a dead name server.
+            // The command does not wait for a thread whose name server does not answer.
             std::thread::spawn(move || {
                 let answer = (name.as_str(), 0).to_socket_addrs().map(drop);
                 let _ = sender.send((name, answer));
@@ -88,10 +87,10 @@ fn unresolved(config: &Config) -> Vec<Diagnostic> {
     let until = Instant::now() + RESOLVE_TIMEOUT;
     let mut found = Vec::new();
     while let Ok((name, answer)) = answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        let Some(path) = open.remove(&name) else { continue };
+        let Some(path) = pending.remove(&name) else { continue };
         found.extend(answer.err().map(|error| unresolved_name(path, &name, &error.to_string())));
     }
-    let late = open.into_iter().map(|(name, path)| unresolved_name(path, &name, "no answer in time"));
+    let late = pending.into_iter().map(|(name, path)| unresolved_name(path, &name, "no answer in time"));
     found.extend(late);
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found
@@ -109,7 +108,7 @@ fn unresolved_name(path: String, name: &str, why: &str) -> Diagnostic {
     }
 }
 
-/// The names among the backends, each with its path; those of a k0sctl file have none of their own.
+/// The host names among the backends, each with its path in the configuration.
 fn backend_names(config: &Config) -> Vec<(String, String)> {
     let shared = ("backends".to_owned(), &config.backends);
     let own = config.services.iter().enumerate().filter_map(|(index, service)| {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Where the daemon answers `cplb status` unless told otherwise.
+/// The default path of the status socket.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/cplb/cplb.sock";
-/// Where the daemon records what it owns unless told otherwise.
+/// The default directory for the records of what the daemon owns.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/cplb";
 
 /// A highly available address and load balancer for a Kubernetes control plane.
@@ -32,13 +32,14 @@ pub(crate) enum Command {
     /// error with its line and column. Warnings go to standard error.
     #[command(override_usage = "cplb check [OPTIONS] --config <FILE>\n       cplb check --print schema")]
     Check(CheckArgs),
-    /// Show who is Active, why and since when, and the backends
+    /// Show which router is Active, why and since when, and the backends
     Status(StatusArgs),
     /// Show a failover on this machine, without privileges
     ///
-    /// Network namespaces play the controllers; the daemons, their virtual IP and the traffic are real. The
-    /// demonstration kills the Active, measures what a client saw, brings the node back, and cleans up.
-    Demo(DemoArgs),
+    /// The controllers are network namespaces; the daemons, their virtual IP and the traffic are real. The
+    /// demonstration kills the Active, measures the blackout of a client, starts the daemon again, and cleans up.
+    #[cfg(feature = "demo")]
+    Demo(crate::demo::DemoArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell to write for
@@ -58,8 +59,8 @@ pub(crate) struct BackendArgs {
     /// A backend in addition to those of the configuration: an address or a name, with or without :PORT (repeatable)
     #[arg(long = "backend", value_name = "ADDR")]
     pub(crate) backends: Vec<cplb_config::Backend>,
-    /// Find the API servers through the Kubernetes API with this kubeconfig, which may come later [default: with a
-    /// k0s.yaml or k0sctl.yaml k0s's own, /var/lib/k0s/pki/admin.conf]
+    /// Find the API servers through the Kubernetes API with this kubeconfig, which may not exist yet [default: with
+    /// a k0s.yaml or k0sctl.yaml k0s's own, /var/lib/k0s/pki/admin.conf]
     // An environment file may leave it empty.
     #[arg(long, value_name = "FILE", env = "CPLB_KUBECONFIG", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -73,10 +74,10 @@ pub(crate) struct RunArgs {
     pub(crate) backends: BackendArgs,
     #[command(flatten)]
     pub(crate) socket: SocketArg,
-    /// Where to record what the daemon owns, so that a restart can clean up after a crash
+    /// The directory for the records of what the daemon owns, by which a restart cleans up after a crash
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "CPLB_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
-    /// How to write the log on standard error
+    /// The format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "CPLB_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
 }
@@ -96,10 +97,10 @@ pub(crate) struct CheckArgs {
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backends: BackendArgs,
-    /// What to print
-    #[arg(long, value_name = "WHAT", default_value = "effective")]
+    /// The document to print
+    #[arg(long, value_name = "DOCUMENT", default_value = "effective")]
     pub(crate) print: Print,
-    /// Print authPass as it is instead of a placeholder
+    /// Print authPass in clear text instead of a placeholder
     #[arg(long)]
     pub(crate) show_secrets: bool,
 }
@@ -111,19 +112,9 @@ pub(crate) struct StatusArgs {
     /// Print the documented JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
-    /// Repeat every second until interrupted, also while no daemon answers (with --json: one document a line)
+    /// Repeat every second until interrupted, also while no daemon answers (with --json: one document per line)
     #[arg(long, short)]
     pub(crate) watch: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DemoArgs {
-    /// How many controllers to show
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
-    pub(crate) nodes: u8,
-    /// No colours and no drawing: lines fit for a log
-    #[arg(long)]
-    pub(crate) plain: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -133,16 +124,16 @@ pub(crate) struct SocketArg {
     pub(crate) socket: PathBuf,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// One readable line an event
+    /// One line of text per event
     Text,
-    /// One JSON object an event
+    /// One JSON object per event
     Json,
 }
 
-/// What `cplb check` prints on success.
+/// The document that `cplb check` prints on success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Print {
     /// The effective native configuration with every default filled in

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use cplb_config::escaped;
 
-/// What a caller (an init system, a script) can tell from the exit code.
+/// The reason of an exit, which an init system or a script reads from the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `EX_USAGE`: the command line is wrong.
@@ -16,19 +16,19 @@ pub(crate) enum Kind {
     NoInput = 66,
     /// `EX_UNAVAILABLE`: the system lacks something the configuration cannot do without.
     Unavailable = 69,
-    /// `EX_SOFTWARE`: a defect of ours.
+    /// `EX_SOFTWARE`: a defect of cplb.
     Internal = 70,
     /// `EX_OSERR`: the system refused a call that normally works.
     System = 71,
-    /// `EX_CANTCREAT`: a directory, socket or file of ours cannot be created.
+    /// `EX_CANTCREAT`: a directory, socket or file of cplb cannot be created.
     CannotCreate = 73,
-    /// `EX_TEMPFAIL`: somebody else holds what we need; starting again later may help.
+    /// `EX_TEMPFAIL`: another process holds a resource that cplb needs; starting again later may help.
     Temporary = 75,
     /// `EX_NOPERM`: privileges are missing.
     Permission = 77,
 }
 
-/// A failure with what to do about it.
+/// A failure with its remedy.
 #[derive(Debug)]
 pub(crate) struct Failure {
     kind: Kind,
@@ -39,23 +39,23 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
         let text = message.to_string();
-        // The report about a configuration is drawn, with its texts escaped.
+        // A report about a configuration has lines of its own, in which the quoted texts are escaped already.
         let message = if kind == Kind::Config { text } else { escaped_lines(&text) };
         Self { kind, message, help: None }
     }
 
-    /// Adds what the operator should do.
+    /// Adds the remedy, for the operator.
     pub(crate) fn help(mut self, help: impl fmt::Display) -> Self {
         self.help = Some(help.to_string());
         self
     }
 
-    /// What went wrong, without the advice.
+    /// The message without the help.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
 
-    /// The first line of what went wrong.
+    /// The first line of the message.
     pub(crate) fn summary(&self) -> &str {
         self.message.lines().next().unwrap_or_default()
     }
@@ -65,7 +65,7 @@ impl Failure {
     }
 }
 
-/// Messages quote files, programs and the system.
+/// Escapes each line: messages quote files, programs and the system.
 fn escaped_lines(text: &str) -> String {
     text.lines().map(escaped).collect::<Vec<_>>().join("\n")
 }

@@ -1,9 +1,9 @@
 //! One daemon with virtual IPs per network namespace.
 //!
 //! Two daemons in one network namespace would manage the same addresses, ports and tables. The lock is an abstract Unix
-//! socket: the kernel keeps their names per network namespace, whatever a process sees of the file system, and a name
-//! goes with its process. Any user of the namespace may bind the name, so its holder is identified by SO_PEERCRED, and
-//! one that cannot be another daemon does not keep this one from its work.
+//! socket: the kernel keeps these names per network namespace, independent of mounts, and frees a name with its process.
+//! Any user of the namespace may bind the name, so its holder is identified by SO_PEERCRED; a holder that cannot be a
+//! daemon does not stop this one.
 
 use std::fmt;
 use std::fs;
@@ -29,19 +29,19 @@ const NAME: &str = "cplb";
 /// The bit of CAP_NET_ADMIN, see capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Between a failed `accept` and the next one, and the patience with a process that does not answer.
+/// The pause after a failed `accept`, and the time in which a holder of the name must answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a silent holder is asked in that time.
+/// Attempts to identify the holder in that time.
 const ATTEMPTS: u32 = 20;
 
-/// Why the network namespace could not be locked.
+/// A failure to lock the network namespace.
 #[derive(Debug, Error)]
 pub(crate) enum LockError {
     #[error("another cplb ({0}) runs in this network namespace already")]
     Held(Holder),
     #[error(
-        "{0}, which is not cplb, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other"
+        "the abstract socket @{NAME}, which is the lock of the network namespace, is held by {0}, which is not cplb"
     )]
     Occupied(Holder),
     #[error("cannot bind the abstract socket @{NAME}: {0}")]
@@ -61,7 +61,7 @@ impl From<&LockError> for Failure {
     }
 }
 
-/// A process that has the name.
+/// A process that holds the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
     /// `None` if it is in another PID namespace.
@@ -69,7 +69,7 @@ pub(crate) struct Holder {
     uid: u32,
     /// The name of its program.
     program: Option<String>,
-    /// Whether it has CAP_NET_ADMIN in the user namespace of this process.
+    /// It has CAP_NET_ADMIN in the user namespace of this process.
     is_net_admin: bool,
 }
 
@@ -86,35 +86,35 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What a holder of the name is.
+/// The kind of a holder, by its privileges and its program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rank {
+enum HolderKind {
     Daemon,
-    /// As privileged as a daemon.
-    Peer,
-    /// It could not manage addresses, whatever it calls itself.
+    /// Another program with the privileges of a daemon.
+    OtherProgram,
+    /// A process that cannot manage addresses; the name of its program proves nothing.
     Unprivileged,
 }
 
 impl Holder {
-    fn rank(&self, own_uid: u32) -> Rank {
-        // Root of a container may lack the capability, which only /proc tells.
+    fn kind(&self, own_uid: u32) -> HolderKind {
+        // Its capabilities are not in this /proc, so root of another PID namespace counts as privileged.
         let is_root_elsewhere = self.uid == 0 && self.pid.is_none();
         let is_same_user = self.uid == own_uid && own_uid != 0;
         let is_privileged = self.is_net_admin || is_root_elsewhere || is_same_user;
         match &self.program {
-            _ if !is_privileged => Rank::Unprivileged,
-            Some(program) if program != env!("CARGO_BIN_NAME") => Rank::Peer,
-            _ => Rank::Daemon,
+            _ if !is_privileged => HolderKind::Unprivileged,
+            Some(program) if program != env!("CARGO_BIN_NAME") => HolderKind::OtherProgram,
+            _ => HolderKind::Daemon,
         }
     }
 
     /// Identifies the listener of a name; `None` if it does not listen, or its queue is full.
     fn of(name: &str) -> Option<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let asker = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
-        connect(asker.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).ok()?).ok()?;
-        let found = getsockopt(&asker, PeerCredentials).ok()?;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+        connect(client.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes()).ok()?).ok()?;
+        let found = getsockopt(&client, PeerCredentials).ok()?;
         let pid = Some(found.pid()).filter(|pid| *pid > 0);
         let program = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
         Some(Self {
@@ -126,7 +126,7 @@ impl Holder {
     }
 }
 
-/// Capabilities in another user namespace do not reach the network namespace of this process.
+/// Returns whether a process has CAP_NET_ADMIN over this network namespace, which that of another user namespace is not.
 fn is_net_admin(pid: i32) -> bool {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
     let same = namespace("self").is_some_and(|own| namespace(&pid.to_string()) == Some(own));
@@ -140,9 +140,9 @@ fn is_net_admin(pid: i32) -> bool {
 #[derive(Debug)]
 pub(crate) enum Locked {
     Held(NamespaceLock),
-    /// A process that cannot be another daemon has the name. This one works without, and tries again.
+    /// A process that cannot be another daemon holds the name. The daemon runs without the lock, and tries again.
     Without(String),
-    /// The same of a process that does not answer, be it only because it has just begun.
+    /// As `Without`, with a holder that does not answer; it may have just started.
     Unanswered(String),
 }
 
@@ -169,12 +169,12 @@ impl Drop for NamespaceLock {
 /// Locks the network namespace of this thread, within a runtime.
 ///
 /// # Errors
-/// [`LockError`], if another daemon has it, or a process that is as privileged as one.
+/// [`LockError`], if another daemon holds it, or another program with the privileges of one.
 pub(crate) fn acquire() -> Result<Locked, LockError> {
     acquire_as(NAME)
 }
 
-/// As [`acquire`]; waits a second for a process to answer that has just bound the name.
+/// As [`acquire`], but waits up to a second for a holder that has bound the name and does not listen yet.
 ///
 /// # Errors
 /// As [`acquire`].
@@ -198,8 +198,8 @@ fn acquire_as(name: &str) -> Result<Locked, LockError> {
     Ok(Locked::Held(NamespaceLock(tokio::spawn(answer(listener)))))
 }
 
-/// Takes the connections by which other processes identify the holder, so that the queue stays short. The kernel has
-/// answered them already.
+/// Accepts the connections by which other processes identify the holder, so that the queue stays short. The credentials
+/// come from the kernel: nothing is written.
 async fn answer(listener: UnixListener) {
     loop {
         if listener.accept().await.is_err() {
@@ -212,18 +212,18 @@ fn occupied(name: &str) -> Result<Locked, LockError> {
     let Some(holder) = Holder::of(name) else {
         return Ok(Locked::Unanswered(without("a process that does not answer")));
     };
-    match holder.rank(geteuid().as_raw()) {
-        Rank::Daemon => Err(LockError::Held(holder)),
-        Rank::Peer => Err(LockError::Occupied(holder)),
-        Rank::Unprivileged => Ok(Locked::Without(without(holder))),
+    match holder.kind(geteuid().as_raw()) {
+        HolderKind::Daemon => Err(LockError::Held(holder)),
+        HolderKind::OtherProgram => Err(LockError::Occupied(holder)),
+        HolderKind::Unprivileged => Ok(Locked::Without(without(holder))),
     }
 }
 
 fn without(holder: impl fmt::Display) -> String {
     format!(
-        "{holder}, has the abstract socket @{NAME}, by which daemons of one network namespace exclude each other: stop it \
-         (`ss -xlp | grep @{NAME}`). It lacks the privileges of a daemon and does not keep this one from its work, but a \
-         second daemon would go unnoticed"
+        "the abstract socket @{NAME}, which is the lock of the network namespace, is held by {holder}: stop it (`ss -xlp | \
+         grep @{NAME}`). It lacks the privileges of a daemon, so this daemon runs without the lock, and a second one would \
+         not be refused"
     )
 }
 
@@ -238,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn a_second_lock_names_the_holder_until_the_first_is_dropped() {
         let name = format!("cplb-test-{}", std::process::id());
-        let Locked::Held(first) = acquire_as(&name).unwrap() else { panic!("it is free") };
+        let Locked::Held(first) = acquire_as(&name).unwrap() else { panic!("the name is free") };
         for _ in 0..3 {
             let error = acquire_as(&name).unwrap_err();
             let text = Failure::from(&error).to_string();
@@ -253,27 +253,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_is_bound_without_listening_does_not_stop_the_daemon() {
-        let name = format!("cplb-mute-{}", std::process::id());
+    async fn a_holder_that_does_not_listen_does_not_stop_the_daemon() {
+        let name = format!("cplb-silent-{}", std::process::id());
         let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
-        let mute = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
-        nix::sys::socket::bind(mute.as_raw_fd(), &address).unwrap();
-        let Locked::Unanswered(why) = acquire_as(&name).unwrap() else { panic!("it is taken") };
+        let silent = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        nix::sys::socket::bind(silent.as_raw_fd(), &address).unwrap();
+        let Locked::Unanswered(why) = acquire_as(&name).unwrap() else { panic!("the name is bound") };
         assert!(why.contains("does not answer") && why.contains("ss -xlp"), "{why}");
     }
 
     #[test]
-    fn only_a_process_with_the_privileges_of_a_daemon_excludes_one() {
-        assert_eq!(holder(0, "cplb", true).rank(0), Rank::Daemon);
+    fn only_holders_with_the_privileges_of_a_daemon_refuse_the_lock() {
+        assert_eq!(holder(0, "cplb", true).kind(0), HolderKind::Daemon);
         assert_eq!(
-            holder(990, "cplb", true).rank(0),
-            Rank::Daemon,
+            holder(990, "cplb", true).kind(0),
+            HolderKind::Daemon,
             "a service with capabilities and no root"
         );
-        assert_eq!(holder(990, "cplb", false).rank(990), Rank::Daemon);
-        assert_eq!(holder(0, "socat", true).rank(990), Rank::Peer);
-        assert_eq!(holder(1000, "cplb", false).rank(0), Rank::Unprivileged, "a name proves nothing");
-        assert_eq!(holder(1000, "sleep", false).rank(0), Rank::Unprivileged);
+        assert_eq!(holder(990, "cplb", false).kind(990), HolderKind::Daemon);
+        assert_eq!(holder(0, "socat", true).kind(990), HolderKind::OtherProgram);
+        assert_eq!(holder(1000, "cplb", false).kind(0), HolderKind::Unprivileged, "a name proves nothing");
+        assert_eq!(holder(1000, "sleep", false).kind(0), HolderKind::Unprivileged);
         let text = without(holder(1000, "sleep", false));
         assert!(text.contains("process 7, program sleep, user 1000"), "{text}");
     }

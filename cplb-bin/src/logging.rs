@@ -1,7 +1,8 @@
 //! Log lines on standard error, text or JSON, filtered by `CPLB_LOG` (default `info`).
 //!
-//! A reader may stop reading: a thread of its own writes, so that a full pipe stalls nothing, and lines that find no room
-//! are counted. A storm of lines is written in part ([`lines`]): the same thread writes the rest of it in time.
+//! The reader of standard error may stop reading: a thread of its own writes, so that a full pipe blocks no other thread,
+//! and lines beyond the capacity of its queue are dropped and counted. A burst of like lines is limited ([`lines`]): the
+//! same thread writes the held lines when they are due.
 
 mod limiter;
 mod lines;
@@ -29,38 +30,38 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::cli::LogFormat;
 
 pub(crate) use lines::ANSWER;
-use lines::{Limited, Lines, Shape};
+use lines::{LimitedFormat, Lines};
 
 /// Lines that wait for a slow reader, some hundred kilobytes.
-const ROOM: usize = 2048;
-/// The end of the process waits this long for a slow reader.
-const PATIENCE: Duration = Duration::from_millis(500);
+const QUEUE_CAPACITY: usize = 2048;
+/// The time for which the end of the process waits for a slow reader.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Discovery tells of its failures itself, where the library would repeat them with each try.
-const DEFAULT: &str = "info,kube_client=off,kube_runtime=off";
+/// Without the lines of kube, which repeat each failure at each attempt: discovery logs its failures itself.
+const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 enum Item {
     Line(Vec<u8>),
-    /// Answered when everything before it is written, and all lines that were held back.
-    Mark(SyncSender<()>),
-    /// The next time at which held lines are due has changed.
-    Held,
+    /// Acknowledged when all lines before it and all held lines are written.
+    Flush(SyncSender<()>),
+    /// [`Lines::next_due`] has changed.
+    NextDue,
 }
 
-/// Takes lines without ever waiting.
+/// The queue to the writing thread. It never blocks.
 #[derive(Clone)]
 struct Queue {
     lines: SyncSender<Item>,
-    lost: Arc<AtomicU64>,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Write for Queue {
     /// The subscriber writes a line at a time.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if let Err(TrySendError::Full(_)) = self.lines.try_send(Item::Line(line.to_vec())) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
@@ -72,31 +73,31 @@ impl Write for Queue {
 
 /// Installs the process-wide subscriber; a second call is a no-op.
 pub(crate) fn init(format: LogFormat) {
-    let (shape, ansi) = match format {
-        LogFormat::Text => (Shape::Text, io::stderr().is_terminal()),
-        LogFormat::Json => (Shape::Json, false),
-    };
-    let Some((queue, lines)) = start(shape) else { return };
-    let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let Some((queue, lines)) = start(format) else { return };
+    let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());
-    let installed = match shape {
-        Shape::Text => {
+    let installed = match format {
+        LogFormat::Text => {
+            let ansi = io::stderr().is_terminal();
             let builder = builder.fmt_fields(EscapedFields::default());
-            builder.map_event_format(|format| Limited { format: format.with_ansi(ansi), lines }).try_init()
+            builder
+                .map_event_format(|format| LimitedFormat { format: format.with_ansi(ansi), lines })
+                .try_init()
         }
-        Shape::Json => {
+        LogFormat::Json => {
             let builder = builder.json().flatten_event(true);
-            builder.map_event_format(|format| Limited { format: EscapedJson(format), lines }).try_init()
+            builder.map_event_format(|format| LimitedFormat { format: EscapedJson(format), lines }).try_init()
         }
     };
     if installed.is_err() {
-        tracing::debug!("a log subscriber was installed before");
+        tracing::debug!("a log subscriber is installed already");
     }
 }
 
-/// Message and fields as usual, without colours, and escaped: they quote files, certificates, peers and API servers.
+/// Formats message and fields as by default, without colours, and escapes them: they quote files, certificates, peers and
+/// API servers.
 #[derive(Default)]
 struct EscapedFields(DefaultFields);
 
@@ -108,7 +109,7 @@ impl<'writer> FormatFields<'writer> for EscapedFields {
     }
 }
 
-/// Escapes in lines of JSON those characters that JSON itself lets pass. Outside of strings there are none.
+/// Escapes unprintable characters in lines of JSON, which permits them in strings. Outside of strings there are none.
 struct EscapedJson<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for EscapedJson<F>
@@ -129,8 +130,8 @@ where
     }
 }
 
-/// A JSON document of one line, or with line breaks between its tokens, with unprintable characters in its strings as
-/// `\\u` escapes: the same document.
+/// Writes the unprintable characters in the strings of a JSON document as `\\u` escapes; line breaks between its tokens
+/// stay. The value of the document is the same.
 pub(crate) fn escape_json(document: &str) -> String {
     let mut out = String::with_capacity(document.len());
     for c in document.chars() {
@@ -145,64 +146,63 @@ pub(crate) fn escape_json(document: &str) -> String {
     out
 }
 
-/// Waits until the lines so far are written, if somebody reads them.
+/// Waits until the lines so far are written, at most [`FLUSH_TIMEOUT`].
 pub(crate) fn flush() {
     let Some(queue) = QUEUE.get() else { return };
-    let deadline = Instant::now() + PATIENCE;
-    let (mark, written) = sync_channel(1);
-    while let Err(TrySendError::Full(_)) = queue.lines.try_send(Item::Mark(mark.clone())) {
+    let deadline = Instant::now() + FLUSH_TIMEOUT;
+    let (done, written) = sync_channel(1);
+    while let Err(TrySendError::Full(_)) = queue.lines.try_send(Item::Flush(done.clone())) {
         if Instant::now() > deadline {
             return;
         }
-        thread::sleep(PATIENCE / 100);
+        thread::sleep(FLUSH_TIMEOUT / 100);
     }
     let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
-/// The queue to the writing thread, and the lines that are held back; `None` if there was one before, or no thread can be
-/// started.
-fn start(shape: Shape) -> Option<(Queue, Arc<Lines>)> {
-    let (queue, items) = queue(ROOM);
+/// Starts the writing thread. Returns its queue and the held lines, or `None` if it runs already or cannot be started.
+fn start(format: LogFormat) -> Option<(Queue, Arc<Lines>)> {
+    let (queue, items) = queue(QUEUE_CAPACITY);
     QUEUE.set(queue.clone()).ok()?;
     let wake = queue.lines.clone();
-    // If it finds no room the thread is awake, and looks by itself.
-    let held = Box::new(move || drop(wake.try_send(Item::Held)));
-    let lines = Arc::new(Lines::new(shape, Instant::now, held));
-    let lost = Arc::clone(&queue.lost);
-    // Without the lock of the standard library's handle, which a stuck write would keep from everybody else.
+    // With a full queue the thread is awake, and reads `next_due` after the next item.
+    let on_held = Box::new(move || drop(wake.try_send(Item::NextDue)));
+    let lines = Arc::new(Lines::new(format, Instant::now, on_held));
+    let dropped = Arc::clone(&queue.dropped);
+    // Not the handle of the standard library: a write that blocks would hold its lock.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
     let held = Arc::clone(&lines);
-    let body = move || write_all(&items, &held, &lost, out);
+    let body = move || write_all(&items, &held, &dropped, out);
     thread::Builder::new().name("log".into()).spawn(body).ok()?;
     Some((queue, lines))
 }
 
-fn queue(room: usize) -> (Queue, Receiver<Item>) {
-    let (lines, items) = sync_channel(room);
-    (Queue { lines, lost: Arc::default() }, items)
+fn queue(capacity: usize) -> (Queue, Receiver<Item>) {
+    let (lines, items) = sync_channel(capacity);
+    (Queue { lines, dropped: Arc::default() }, items)
 }
 
-fn write_all(items: &Receiver<Item>, held: &Lines, lost: &AtomicU64, mut out: impl Write) {
-    // There is no other place to report to that it cannot be written.
+fn write_all(items: &Receiver<Item>, held: &Lines, dropped: &AtomicU64, mut out: impl Write) {
+    // Failures are ignored: there is no other place to report them.
     let mut write = |text: &[u8]| drop(out.write_all(text));
     loop {
         match next(items, held) {
             Ok(Item::Line(line)) => write(&line),
-            Ok(Item::Mark(written)) => {
+            Ok(Item::Flush(done)) => {
                 write(held.drain().as_bytes());
-                let _ = written.try_send(());
+                let _ = done.try_send(());
             }
-            Ok(Item::Held) | Err(RecvTimeoutError::Timeout) => write(held.due().as_bytes()),
+            Ok(Item::NextDue) | Err(RecvTimeoutError::Timeout) => write(held.due().as_bytes()),
             Err(RecvTimeoutError::Disconnected) => return write(held.drain().as_bytes()),
         }
-        match lost.swap(0, Ordering::Relaxed) {
+        match dropped.swap(0, Ordering::Relaxed) {
             0 => {}
-            lines => tracing::warn!(lines, "log lines are lost: nobody read them in time"),
+            lines => tracing::warn!(lines, "log lines dropped: standard error was not read in time"),
         }
     }
 }
 
-/// The next item, or nothing when held lines are due.
+/// Receives the next item, with the time at which held lines are due as the timeout.
 fn next(items: &Receiver<Item>, held: &Lines) -> Result<Item, RecvTimeoutError> {
     match held.next_due() {
         None => items.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -216,7 +216,7 @@ mod tests {
 
     const HOSTILE: &str = "a\nb\r\u{1b}[2J\u{9b}\u{202e}c\u{2028}\u{e0041}\"\\";
 
-    /// The bytes that a subscriber writes for an event with hostile text in message, field and debug output.
+    /// The bytes that a subscriber writes for an event with unprintable characters in message, field and debug output.
     fn logged(format: LogFormat) -> String {
         let (queue, items) = queue(8);
         let make = {
@@ -236,11 +236,11 @@ mod tests {
                 tracing::subscriber::with_default(subscriber, emit);
             }
         }
-        let lost = Arc::clone(&queue.lost);
+        let dropped = Arc::clone(&queue.dropped);
         drop(queue);
-        let held = Lines::new(Shape::Text, Instant::now, Box::new(|| ()));
+        let held = Lines::new(LogFormat::Text, Instant::now, Box::new(|| ()));
         let mut written = Vec::new();
-        write_all(&items, &held, &lost, &mut written);
+        write_all(&items, &held, &dropped, &mut written);
         String::from_utf8(written).unwrap()
     }
 
@@ -254,24 +254,24 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_carry_the_text_as_it_was() {
+    fn json_lines_parse_to_the_original_text() {
         let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
         assert_eq!((&line["name"], &line["shown"]), (&HOSTILE.into(), &HOSTILE.into()));
         assert_eq!(line["message"], format!("said: {HOSTILE}"));
     }
 
     #[test]
-    fn a_full_queue_loses_lines_and_counts_them() {
+    fn a_full_queue_drops_and_counts_lines() {
         let (mut queue, items) = queue(2);
         for line in ["one", "two", "three", "four"] {
             assert_eq!(queue.write(line.as_bytes()).unwrap(), line.len());
         }
-        let lost = Arc::clone(&queue.lost);
-        assert_eq!(lost.load(Ordering::Relaxed), 2);
+        let dropped = Arc::clone(&queue.dropped);
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
         drop(queue);
         let mut written = Vec::new();
-        let lines = Lines::new(Shape::Text, Instant::now, Box::new(|| {}));
-        write_all(&items, &lines, &lost, &mut written);
-        assert_eq!((written.as_slice(), lost.load(Ordering::Relaxed)), (&b"onetwo"[..], 0));
+        let lines = Lines::new(LogFormat::Text, Instant::now, Box::new(|| {}));
+        write_all(&items, &lines, &dropped, &mut written);
+        assert_eq!((written.as_slice(), dropped.load(Ordering::Relaxed)), (&b"onetwo"[..], 0));
     }
 }

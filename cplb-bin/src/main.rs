@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod daemon;
+#[cfg(feature = "demo")]
 mod demo;
 mod discovery;
 mod exit;
@@ -11,7 +12,6 @@ mod logging;
 mod output;
 mod source;
 mod status;
-mod support;
 
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; what cannot be printed has no reader.
+            // Help and version are no errors. A failure to print has no other place to be reported.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(Kind::Usage as u8) } else { ExitCode::SUCCESS };
         }
@@ -33,9 +33,10 @@ fn main() -> ExitCode {
         Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
-            // The generator panics where it cannot write.
+            // The generator panics if it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "cplb", &mut script);
             output::print(&String::from_utf8_lossy(&script)).map(|_| ExitCode::SUCCESS)
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     };
     logging::flush();
     result.unwrap_or_else(|failure| {
-        output::complain(format_args!("cplb: {failure}"));
+        output::print_error(format_args!("cplb: {failure}"));
         failure.code()
     })
 }

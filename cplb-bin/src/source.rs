@@ -5,13 +5,15 @@ use std::io::{self, IsTerminal, Read};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use cplb_config::{Backend, Errors, Format, K0S_KUBECONFIG, Loaded, MAX_BYTES, Theme, load_bytes};
+use cplb_config::{
+    Backend, Config, Errors, Format, K0S_KUBECONFIG, Loaded, MAX_BYTES, Report, Severity, Theme, load_bytes,
+};
 use nix::fcntl::OFlag;
 
 use crate::cli::BackendArgs;
 use crate::exit::{Failure, Kind};
 
-/// Columns of a report where the terminal's width is not known.
+/// The width of a report, in columns.
 const WIDTH: usize = 100;
 
 /// Reads and validates `path`, a regular file.
@@ -34,13 +36,14 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::new(kind, format_args!("cannot read the configuration {}: {error}", path.display()))
 }
 
-/// What a wrong configuration ends a command with.
+/// The failure of a command whose configuration has errors.
 pub(crate) fn refusal(errors: &Errors) -> Failure {
     Failure::new(Kind::Config, describe(errors))
 }
 
-/// Adds the backends and the kubeconfig of the command line, and tells which are left out and why: they would make the
-/// proxy talk to itself, or nothing would use them. Beside k0s the API itself is asked as well, with k0s's own kubeconfig.
+/// Adds the backends and the kubeconfig of the command line, and returns a message about each that is ignored: it would
+/// make the proxy connect to itself, or nothing would use it. With a file of k0s the API servers are discovered as well,
+/// with k0s's own kubeconfig.
 pub(crate) fn add_backends(loaded: &mut Loaded, backends: &BackendArgs) -> Vec<String> {
     let add = |backend: &Backend| {
         let refused = loaded.config.add_backend(backend.clone()).err()?;
@@ -48,21 +51,39 @@ pub(crate) fn add_backends(loaded: &mut Loaded, backends: &BackendArgs) -> Vec<S
     };
     let mut ignored: Vec<String> = backends.backends.iter().filter_map(add).collect();
     if let Some(path) = backends.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-        // Another directory may be the current one when it is read again.
+        // The file is read again later, and the current directory may have changed by then.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         if let Err(refused) = loaded.config.set_kubeconfig(absolute) {
             ignored.push(format!("--kubeconfig {} is ignored: {refused}", path.display()));
         }
     }
     if loaded.document.format != Format::Native && loaded.config.backends.kubeconfig.is_none() {
-        // Unused, if it has no load balancer.
+        // Refused without a load balancer, which alone would use it.
         let _ = loaded.config.set_kubeconfig(K0S_KUBECONFIG.into());
     }
     ignored
 }
 
-/// Reads a regular file, whose content may be in another one that it links to. A FIFO or a device would block, or never
-/// end. One byte more than `limit` is read at most, by which the caller knows that there is more.
+/// Logs the warnings about an effective configuration, and returns them for the status. The backends of the command line
+/// have to be in it already.
+///
+/// # Errors
+/// [`Kind::Config`] with the first error.
+pub(crate) fn admit(config: &Config) -> Result<Vec<String>, Failure> {
+    let (mut refusal, mut warnings) = (None, Vec::new());
+    for finding in config.check_effective() {
+        if finding.severity == Severity::Error {
+            refusal.get_or_insert(Failure::new(Kind::Config, finding.message).help(finding.help));
+            continue;
+        }
+        tracing::warn!(path = %finding.path, "{} ({})", finding.message, finding.help);
+        warnings.push(format!("configuration: {} ({})", finding.message, finding.help));
+    }
+    refusal.map_or(Ok(warnings), Err)
+}
+
+/// Reads a regular file, through symbolic links. A FIFO or a device would block, or never end. A file that is longer than
+/// `limit` yields one byte more than that.
 pub(crate) fn read_file(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     if !file.metadata()?.is_file() {
@@ -81,12 +102,13 @@ fn read(from: impl Read, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Drawn with the lines around each error on a terminal, one line each otherwise.
+/// A report for standard error: on a terminal with the lines around each finding, else with one line for each.
+pub(crate) fn render(report: &Report) -> String {
+    if io::stderr().is_terminal() { report.graphical(Theme::Color, WIDTH) } else { report.plain() }
+}
+
 fn describe(errors: &Errors) -> String {
-    let report = errors.report();
-    let text =
-        if io::stderr().is_terminal() { report.graphical(Theme::Color, WIDTH) } else { report.plain() };
-    format!("{errors}\n\n{}", text.trim_end())
+    format!("{errors}\n\n{}", render(errors.report()).trim_end())
 }
 
 #[cfg(test)]
@@ -106,5 +128,24 @@ mod tests {
         std::fs::write(&file, "0123456789").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert_eq!(read_file(&link, 4).unwrap(), b"01234", "a mounted ConfigMap is a link");
+    }
+
+    fn config(spec: &str) -> Config {
+        let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
+        cplb_config::load(&text, "f.yaml")
+            .unwrap_or_else(|errors| panic!("{}", errors.report().plain()))
+            .config
+    }
+
+    #[test]
+    fn only_errors_keep_a_configuration_from_running() {
+        let warnings = admit(&config("  services: [{name: a, port: 6443}]\n")).unwrap();
+        assert!(warnings[0].contains("no backend is configured for a"), "{warnings:?}");
+        let services: String = (1..=64).map(|port| format!("{{name: s{port}, port: {port}}}, ")).collect();
+        let spec = format!(
+            "  virtualServers: [{{ipAddress: 10.0.0.100}}, {{ipAddress: 10.0.0.101}}]\n  services: [{services}]\n"
+        );
+        let Err(refusal) = admit(&config(&spec)) else { panic!("128 virtual servers have too few marks") };
+        assert!(refusal.to_string().contains("127 or fewer"), "{refusal}");
     }
 }

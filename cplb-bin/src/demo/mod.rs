@@ -1,55 +1,65 @@
 //! `cplb demo`: a failover to watch, on one machine and without privileges.
 
-mod scene;
-mod show;
+mod cluster;
+mod printer;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use testbed::{Ground, Probe, Signal};
 
-use crate::cli::DemoArgs;
 use crate::exit::{Failure, Kind};
 
-use scene::Scene;
-use show::Show;
+use cluster::Cluster;
+use printer::Printer;
 
-/// How long the first election may take: Down at k0s's settings is 3.2 s.
-const ELECTION: Duration = Duration::from_secs(10);
-/// How long a failover may take before the demonstration gives up.
-const FAILOVER: Duration = Duration::from_secs(10);
-/// How long the returned node is watched for a failback.
-const WATCH_FOR_FAILBACK: Duration = Duration::from_secs(4);
-/// Requests that show the spread.
+/// The longest time for the first election: Active_Down_Interval at k0s's settings is 3.2 s.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest time for a failover, after which the demonstration fails.
+const FAILOVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time in which no failback may happen after the killed daemon is started again.
+const FAILBACK_WATCH: Duration = Duration::from_secs(4);
+/// TLS connections that show the distribution over the backends.
 const REQUESTS: usize = 60;
 
-/// Runs the demonstration; must be called before the process has a second thread.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Number of controllers
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    nodes: u8,
+    /// Print plain lines, without colours or drawings
+    #[arg(long)]
+    plain: bool,
+}
+
+/// Runs the demonstration. Must be called before the process has a second thread: it enters namespaces.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
     match testbed::enter() {
-        Ok(Ground::Inside) => perform(args).map(|()| ExitCode::SUCCESS),
+        Ok(Ground::Inside) => demonstrate(args).map(|()| ExitCode::SUCCESS),
         Ok(Ground::Finished(code)) => Ok(code),
         Err(error) => Err(Failure::new(Kind::Permission, error)),
     }
 }
 
-fn perform(args: &DemoArgs) -> Result<(), Failure> {
-    let show = Show::new(args.plain);
-    show.title(&format!(
+fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
+    let out = Printer::new(args.plain);
+    out.title(&format!(
         "A control plane of {} controllers, one address, no external load balancer",
         args.nodes
     ));
-    let mut scene = Scene::build(args.nodes).map_err(|error| broken(&error))?;
-    let played = play(&show, &mut scene);
-    if played.is_err() {
-        show.log(&scene.report());
+    let mut cluster = Cluster::build(args.nodes).map_err(|error| failure(&error))?;
+    let result = run_steps(&out, &mut cluster);
+    if result.is_err() {
+        out.block(&cluster.report());
     }
-    drop(scene);
-    played.map_err(|error| broken(&error))?;
-    show.title("Cleaned up: daemons, namespaces and addresses are gone");
+    drop(cluster);
+    result.map_err(|error| failure(&error))?;
+    out.title("Cleaned up: daemons, namespaces and addresses are gone");
     Ok(())
 }
 
-fn broken(error: &testbed::Error) -> Failure {
+fn failure(error: &testbed::Error) -> Failure {
     let kind = match error {
         testbed::Error::MissingTool(_) => Kind::Unavailable,
         testbed::Error::Namespace { .. } | testbed::Error::Netlink { .. } => Kind::System,
@@ -58,113 +68,119 @@ fn broken(error: &testbed::Error) -> Failure {
     Failure::new(kind, format_args!("the demonstration failed: {error}"))
 }
 
-fn play(show: &Show, scene: &mut Scene) -> Result<(), testbed::Error> {
-    introduce(show, scene)?;
-    let active = elect(show, scene)?;
-    spread(show, scene)?;
-    let successor = crash(show, scene, active)?;
-    bring_back(show, scene, active, successor)?;
-    hand_over(show, scene, successor)
+fn run_steps(out: &Printer, cluster: &mut Cluster) -> Result<(), testbed::Error> {
+    describe(out, cluster)?;
+    let active = elect(out, cluster)?;
+    spread(out, cluster)?;
+    let successor = crash(out, cluster, active)?;
+    bring_back(out, cluster, active, successor)?;
+    hand_over(out, cluster, successor)
 }
 
-fn introduce(show: &Show, scene: &Scene) -> Result<(), testbed::Error> {
-    for node in scene.lan.controllers() {
-        show.line(&format!(
+/// Prints the nodes and the configuration.
+fn describe(out: &Printer, cluster: &Cluster) -> Result<(), testbed::Error> {
+    for node in cluster.lan.controllers() {
+        out.line(&format!(
             "{} {} runs cplb and an API server with a certificate of its own",
             node.name(),
             node.v4()
         ));
     }
-    let client = scene.client();
-    show.line(&format!("{} {} knows one address: {}", client.name(), client.v4(), scene.vip()));
-    show.config(&scene.configuration());
+    let client = cluster.client();
+    out.line(&format!("{} {} knows one address: {}", client.name(), client.v4(), cluster.vip()));
+    out.block(&cluster.configuration());
     Ok(())
 }
 
-/// Waits for the first Active and names it.
-fn elect(show: &Show, scene: &Scene) -> Result<usize, testbed::Error> {
-    show.step("The daemons start and elect");
+/// Waits for the first Active and prints its name.
+fn elect(out: &Printer, cluster: &Cluster) -> Result<usize, testbed::Error> {
+    out.step("The daemons start and elect");
     let started = Instant::now();
-    let active = scene.wait_for_owner(None, ELECTION)?;
-    show.result(&format!(
+    let active = cluster.wait_for_owner(None, ELECTION_TIMEOUT)?;
+    out.result(&format!(
         "{} is Active and holds {} after {:.1} s",
-        scene.name(active),
-        scene.vip(),
+        cluster.name(active),
+        cluster.vip(),
         started.elapsed().as_secs_f64()
     ));
-    scene.wait_until_served(ELECTION)?;
-    show.line(&scene.explain(active));
+    cluster.wait_until_served(ELECTION_TIMEOUT)?;
+    out.line(&cluster.active_reason(active));
     Ok(active)
 }
 
 /// Shows that requests reach every backend.
-fn spread(show: &Show, scene: &Scene) -> Result<(), testbed::Error> {
-    show.step(&format!("{REQUESTS} TLS connections from the client to {}", scene.address()));
-    let counts = scene.ask_certificates(REQUESTS)?;
+fn spread(out: &Printer, cluster: &Cluster) -> Result<(), testbed::Error> {
+    out.step(&format!("{REQUESTS} TLS connections from the client to {}", cluster.address()));
+    let counts = cluster.count_certificates(REQUESTS)?;
     for (name, count) in &counts {
-        show.bar(name, *count, REQUESTS);
+        out.bar(name, *count, REQUESTS);
     }
-    show.result(&format!("{} different certificates answered at one address", counts.len()));
+    out.result(&format!("{} different certificates answered at one address", counts.len()));
     Ok(())
 }
 
-/// Kills the Active and measures what the client sees.
-fn crash(show: &Show, scene: &mut Scene, active: usize) -> Result<usize, testbed::Error> {
-    show.step(&format!("kill -9 cplb on {}, while the client connects every 2 ms", scene.name(active)));
-    let probe = Probe::to(scene.address()).start(scene.client())?;
-    probe.wait_for_calm(Duration::from_millis(300), ELECTION)?;
-    let killed = scene.signal(active, Signal::SIGKILL)?;
-    let successor = scene.wait_for_owner(Some(active), FAILOVER)?;
-    probe.wait_for_success(killed + Duration::from_millis(200), FAILOVER)?;
-    probe.wait_for_calm(Duration::from_millis(500), FAILOVER)?;
+/// Kills the Active and measures the client's blackout. Returns the successor.
+fn crash(out: &Printer, cluster: &mut Cluster, active: usize) -> Result<usize, testbed::Error> {
+    out.step(&format!("kill -9 cplb on {}, while the client connects every 2 ms", cluster.name(active)));
+    let probe = Probe::to(cluster.address()).start(cluster.client())?;
+    probe.wait_for_calm(Duration::from_millis(300), ELECTION_TIMEOUT)?;
+    let killed = cluster.signal(active, Signal::SIGKILL)?;
+    let successor = cluster.wait_for_owner(Some(active), FAILOVER_TIMEOUT)?;
+    probe.wait_for_success(killed + Duration::from_millis(200), FAILOVER_TIMEOUT)?;
+    probe.wait_for_calm(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
     let blackout = probe.stop().blackout_since(killed).duration();
-    show.result(&format!(
+    out.result(&format!(
         "{} took over; the client's blackout was {:.2} s (3 advertisement intervals and the skew make 3.2 s)",
-        scene.name(successor),
+        cluster.name(successor),
         blackout.as_secs_f64()
     ));
-    scene.wait_until_vip_left(active, FAILOVER)?;
-    show.line(&format!(
+    cluster.wait_until_vip_left(active, FAILOVER_TIMEOUT)?;
+    out.line(&format!(
         "the kernel itself took {} off {}: nothing ran there to remove it",
-        scene.vip(),
-        scene.name(active)
+        cluster.vip(),
+        cluster.name(active)
     ));
     Ok(successor)
 }
 
-/// Restarts the killed daemon and shows that nothing fails back.
-fn bring_back(show: &Show, scene: &mut Scene, returned: usize, active: usize) -> Result<(), testbed::Error> {
-    show.step(&format!("cplb comes back on {}", scene.name(returned)));
-    scene.start_daemon(returned)?;
-    let deadline = Instant::now() + WATCH_FOR_FAILBACK;
+/// Starts the killed daemon again and shows that there is no failback.
+fn bring_back(
+    out: &Printer,
+    cluster: &mut Cluster,
+    returned: usize,
+    active: usize,
+) -> Result<(), testbed::Error> {
+    out.step(&format!("cplb starts again on {}", cluster.name(returned)));
+    cluster.start_daemon(returned)?;
+    let deadline = Instant::now() + FAILBACK_WATCH;
     while Instant::now() < deadline {
-        let owners = scene.owners();
+        let owners = cluster.owners();
         if owners != [active] {
-            let names: Vec<_> = owners.iter().map(|&index| scene.name(index)).collect();
+            let names: Vec<_> = owners.iter().map(|&index| cluster.name(index)).collect();
             return Err(testbed::Error::Misuse(format!(
                 "expected {} alone to hold the VIP, found {names:?}",
-                scene.name(active)
+                cluster.name(active)
             )));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    show.result(&format!("{} stays Active: no failback, no second blackout", scene.name(active)));
+    out.result(&format!("{} stays Active: no failback, no second blackout", cluster.name(active)));
     Ok(())
 }
 
-/// Stops the Active politely and measures again.
-fn hand_over(show: &Show, scene: &mut Scene, active: usize) -> Result<(), testbed::Error> {
-    show.step(&format!("a planned stop (SIGTERM) of {}", scene.name(active)));
-    let probe = Probe::to(scene.address()).start(scene.client())?;
-    probe.wait_for_calm(Duration::from_millis(300), ELECTION)?;
-    let stopped = scene.signal(active, Signal::SIGTERM)?;
-    let successor = scene.wait_for_owner(Some(active), FAILOVER)?;
-    scene.wait_until_ended(active, FAILOVER)?;
-    probe.wait_for_calm(Duration::from_millis(500), FAILOVER)?;
+/// Stops the Active by SIGTERM and measures the client's longest wait.
+fn hand_over(out: &Printer, cluster: &mut Cluster, active: usize) -> Result<(), testbed::Error> {
+    out.step(&format!("a planned stop (SIGTERM) of {}", cluster.name(active)));
+    let probe = Probe::to(cluster.address()).start(cluster.client())?;
+    probe.wait_for_calm(Duration::from_millis(300), ELECTION_TIMEOUT)?;
+    let stopped = cluster.signal(active, Signal::SIGTERM)?;
+    let successor = cluster.wait_for_owner(Some(active), FAILOVER_TIMEOUT)?;
+    cluster.wait_until_ended(active, FAILOVER_TIMEOUT)?;
+    probe.wait_for_calm(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
     let blackout = probe.stop().blackout_since(stopped).duration();
-    show.result(&format!(
+    out.result(&format!(
         "{} took over; the client's longest wait for a connection was {} ms",
-        scene.name(successor),
+        cluster.name(successor),
         blackout.as_millis()
     ));
     Ok(())

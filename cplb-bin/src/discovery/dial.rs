@@ -1,7 +1,7 @@
-//! Asks whichever API server of the cluster answers.
+//! Sends requests to the first API server of the cluster that can be connected to and verified.
 //!
-//! A kubeconfig names one server, which may be the one that is down, or the address that this program is to bring up. All
-//! of a cluster say the same, so any that proves to be one of them will do.
+//! A kubeconfig names one server, which may be the one that is down, or a virtual IP of this program. All API servers of a
+//! cluster return the same objects, so any verified one will do.
 
 use std::error::Error;
 use std::io;
@@ -24,104 +24,105 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::backoff::Backoff;
 use super::kubeconfig::Access;
-use super::pace::Pace;
 
-/// How long a server may take for a connection and its handshake.
-const CONNECT: Duration = Duration::from_secs(3);
-/// The next server is tried when the one before has failed, or has not answered for so long.
+/// The time limit of a connect with its TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The next server is tried when a connect has failed, or after this time without a result.
 const STAGGER: Duration = Duration::from_millis(200);
-/// Within this time all of them are tried, however many there are.
-const ROUND: Duration = Duration::from_secs(10);
-/// How long the head of an answer may take.
-const ANSWER: Duration = Duration::from_secs(10);
-/// What a server may say in one answer. Each watch is a new one.
-const BODY_MAX: usize = 32 << 20;
-/// A connection whose other end is silent for so long, while it should confirm what it got, is dead.
-const SILENCE: Duration = Duration::from_secs(10);
-/// So many servers are remembered for answers of no use.
-const USELESS_MAX: usize = 32;
+/// All servers are tried within this time: with many of them the stagger is shorter.
+const MAX_TOTAL_STAGGER: Duration = Duration::from_secs(10);
+/// The time limit for the head of a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum length of a response in bytes. Each watch is a response of its own.
+const MAX_BODY: usize = 32 << 20;
+/// A connection is dead if the server acknowledges neither data nor keepalives for this time.
+const TCP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum number of servers remembered as unhelpful.
+const MAX_UNHELPFUL: usize = 32;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("cplb/", env!("CARGO_PKG_VERSION")));
 
-/// Who is asked, and who answered.
+/// The servers to try, and the results of requests to them; shared by clones.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Directory(Arc<Mutex<Known>>);
+pub(super) struct Candidates(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Those that were found.
-    found: Vec<SocketAddr>,
-    /// Those that are known otherwise.
+    /// Servers that the API lists.
+    discovered: Vec<SocketAddr>,
+    /// Servers from other sources, such as the configuration.
     others: Vec<SocketAddr>,
-    /// Where the server is that the kubeconfig names.
-    named: Vec<SocketAddr>,
-    /// Who was asked last.
-    asked: Option<SocketAddr>,
-    /// Who answered last.
+    /// Addresses of the server in the kubeconfig.
+    kubeconfig: Vec<SocketAddr>,
+    /// The server of the last request.
+    requested: Option<SocketAddr>,
+    /// The server of the last useful response.
     answered: Option<(SocketAddr, Instant)>,
-    /// Those whose answers were of no use, the last one last.
-    useless: Vec<SocketAddr>,
+    /// Servers whose last request failed, the latest last.
+    unhelpful: Vec<SocketAddr>,
 }
 
-impl Directory {
-    /// Who may be asked from now on.
-    pub(super) fn set(&self, found: Vec<SocketAddr>, others: Vec<SocketAddr>) {
+impl Candidates {
+    /// Replaces the servers to try, except those of the kubeconfig.
+    pub(super) fn set(&self, discovered: Vec<SocketAddr>, others: Vec<SocketAddr>) {
         let mut known = self.known();
-        (known.found, known.others) = (found, others);
+        (known.discovered, known.others) = (discovered, others);
     }
 
-    /// Who may be asked besides.
-    pub(super) fn set_named(&self, servers: Vec<SocketAddr>) {
-        self.known().named = servers;
+    /// Replaces the addresses of the server in the kubeconfig.
+    pub(super) fn set_kubeconfig(&self, servers: Vec<SocketAddr>) {
+        self.known().kubeconfig = servers;
     }
 
-    /// Who answered last, and when.
+    /// The server of the last useful response, and its time.
     pub(super) fn answered(&self) -> Option<(SocketAddr, Instant)> {
         self.known().answered
     }
 
-    /// Everybody, who answered last first, and those last whose answers were of no use. All of one kind may be gone, so
-    /// the kinds take turns.
-    fn candidates(&self) -> Vec<SocketAddr> {
+    /// All servers in the order in which they are tried: the one of the last useful response first, unhelpful ones last.
+    /// All servers of one source may be gone, so the sources alternate.
+    fn ordered(&self) -> Vec<SocketAddr> {
         let known = self.known();
-        let kinds = [&known.found, &known.others, &known.named];
-        let longest = kinds.iter().map(|kind| kind.len()).max().unwrap_or_default();
+        let sources = [&known.discovered, &known.others, &known.kubeconfig];
+        let longest = sources.iter().map(|source| source.len()).max().unwrap_or_default();
         let all: Vec<SocketAddr> = (0..longest)
-            .flat_map(|turn| kinds.iter().filter_map(move |kind| kind.get(turn).copied()))
+            .flat_map(|index| sources.iter().filter_map(move |source| source.get(index).copied()))
             .collect();
         let last = known.answered.map(|(server, _)| server).filter(|last| all.contains(last));
-        let mut candidates: Vec<SocketAddr> = Vec::new();
+        let mut ordered: Vec<SocketAddr> = Vec::new();
         for server in last.into_iter().chain(all) {
-            if !candidates.contains(&server) {
-                candidates.push(server);
+            if !ordered.contains(&server) {
+                ordered.push(server);
             }
         }
-        candidates
-            .sort_by_key(|server| known.useless.iter().position(|it| it == server).map_or(0, |at| at + 1));
-        candidates
+        ordered
+            .sort_by_key(|server| known.unhelpful.iter().position(|it| it == server).map_or(0, |at| at + 1));
+        ordered
     }
 
-    fn asks(&self, server: SocketAddr) {
-        self.known().asked = Some(server);
+    fn record_request(&self, server: SocketAddr) {
+        self.known().requested = Some(server);
     }
 
-    /// Who was asked last has said what we wanted to know.
-    pub(super) fn praise(&self) {
+    /// Records that the last request had a useful response.
+    pub(super) fn record_success(&self) {
         let mut known = self.known();
-        let Some(asked) = known.asked else { return };
-        known.useless.retain(|it| *it != asked);
-        known.answered = Some((asked, Instant::now()));
+        let Some(server) = known.requested else { return };
+        known.unhelpful.retain(|it| *it != server);
+        known.answered = Some((server, Instant::now()));
     }
 
-    /// Who was asked last has said nothing of use. One server whose etcd is down must not keep us from the others.
-    pub(super) fn blame(&self) {
+    /// Records that the last request had no useful response. The server is then tried last, so that one whose etcd is down
+    /// does not hide the others.
+    pub(super) fn record_failure(&self) {
         let mut known = self.known();
-        let Some(asked) = known.asked.take() else { return };
-        known.useless.retain(|it| *it != asked);
-        known.useless.push(asked);
-        // Names may change without end.
-        if known.useless.len() > USELESS_MAX {
-            known.useless.remove(0);
+        let Some(server) = known.requested.take() else { return };
+        known.unhelpful.retain(|it| *it != server);
+        known.unhelpful.push(server);
+        // The addresses of a cluster may change any number of times.
+        if known.unhelpful.len() > MAX_UNHELPFUL {
+            known.unhelpful.remove(0);
         }
     }
 
@@ -130,19 +131,20 @@ impl Directory {
     }
 }
 
-/// Nobody could be asked.
+/// The reason why a request could not be sent, or got no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     #[error("no API server is known yet")]
-    Nobody,
-    /// The failure of one of them, the most telling one.
-    #[error("no API server answers: {server}: {why}{}", others(*.count))]
-    Unreachable { server: SocketAddr, why: String, count: usize },
-    #[error("{0} took a request and does not answer")]
-    Silent(SocketAddr),
+    NoServer,
+    /// The most informative failure of a connect, and the number of servers tried.
+    #[error("no API server answers: {server}: {reason}{}", and_others(*.count))]
+    Unreachable { server: SocketAddr, reason: String, count: usize },
+    #[error("{0} accepted the request and sent no response in time")]
+    NoResponse(SocketAddr),
 }
 
-fn others(count: usize) -> String {
+/// The end of a message about one of `count` servers.
+fn and_others(count: usize) -> String {
     match count {
         0 | 1 => String::new(),
         2 => "; nor does another one".to_owned(),
@@ -150,19 +152,24 @@ fn others(count: usize) -> String {
     }
 }
 
-/// A client that opens a connection for each request, of which there are two in a minute. Requests wait as `pace` says.
-pub(super) fn client(access: &Access, directory: &Directory, mark: u32, pace: &Arc<Mutex<Pace>>) -> Client {
-    let (access, directory, pace) = (access.clone(), directory.clone(), Arc::clone(pace));
+/// A client that opens a connection for each request, of which there are a few per minute. Requests wait for `backoff`.
+pub(super) fn client(
+    access: &Access,
+    candidates: &Candidates,
+    mark: u32,
+    backoff: &Arc<Mutex<Backoff>>,
+) -> Client {
+    let (access, candidates, backoff) = (access.clone(), candidates.clone(), Arc::clone(backoff));
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (access, directory, pace) = (access.clone(), directory.clone(), Arc::clone(&pace));
+        let (access, candidates, backoff) = (access.clone(), candidates.clone(), Arc::clone(&backoff));
         async move {
-            let with_pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
-            let pause = with_pace().before_request(Instant::now());
+            let with_backoff = || backoff.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = with_backoff().before_request(Instant::now());
             tokio::time::sleep(pause).await;
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            let response = ask(access, directory, mark, request).await?;
+            let response = send(access, candidates, mark, request).await?;
             if is_watch {
-                with_pace().watch_began(Instant::now());
+                with_backoff().watch_started(Instant::now());
             }
             Ok::<_, Box<dyn Error + Send + Sync>>(response)
         }
@@ -170,78 +177,80 @@ pub(super) fn client(access: &Access, directory: &Directory, mark: u32, pace: &A
     Client::new(service, "default")
 }
 
-async fn ask(
+async fn send(
     access: Access,
-    directory: Directory,
+    candidates: Candidates,
     mark: u32,
     mut request: Request<Body>,
 ) -> Result<Response<Limited<Incoming>>, Box<dyn Error + Send + Sync>> {
-    let (server, stream) = dial(&access, &directory, mark).await?;
+    let (server, stream) = dial(&access, &candidates, mark).await?;
     let headers = request.headers_mut();
     headers.insert(HOST, HeaderValue::from_str(&server.to_string())?);
     headers.insert(USER_AGENT, AGENT);
     if let Some(authorization) = access.trust.authorization() {
         headers.insert(AUTHORIZATION, authorization.clone());
     }
-    let asked = async {
+    let response = async {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         sender.send_request(request).await
     };
-    directory.asks(server);
-    let response = tokio::time::timeout(ANSWER, asked).await.map_err(|_| DialError::Silent(server))??;
-    Ok(response.map(|body| Limited::new(body, BODY_MAX)))
+    candidates.record_request(server);
+    let response = tokio::time::timeout(RESPONSE_TIMEOUT, response)
+        .await
+        .map_err(|_| DialError::NoResponse(server))??;
+    Ok(response.map(|body| Limited::new(body, MAX_BODY)))
 }
 
-/// A connection to the first server that proves to be one.
+/// Opens a connection to the first server that can be verified.
 async fn dial(
     access: &Access,
-    directory: &Directory,
+    candidates: &Candidates,
     mark: u32,
 ) -> Result<(SocketAddr, TlsStream<TcpStream>), DialError> {
-    let candidates = directory.candidates();
-    let count = candidates.len();
-    let stagger = STAGGER.min(ROUND / u32::try_from(count).unwrap_or(u32::MAX).max(1));
-    let attempt = |(turn, server): (usize, SocketAddr)| async move {
-        let connected = tokio::time::timeout(CONNECT, connect(access, server, mark)).await;
-        (turn, server, connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
+    let servers = candidates.ordered();
+    let count = servers.len();
+    let stagger = STAGGER.min(MAX_TOTAL_STAGGER / u32::try_from(count).unwrap_or(u32::MAX).max(1));
+    let attempt = |(index, server): (usize, SocketAddr)| async move {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(access, server, mark)).await;
+        (index, server, connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
     };
-    let mut waiting = candidates.into_iter().enumerate();
+    let mut waiting = servers.into_iter().enumerate();
     let mut attempts: FuturesUnordered<_> = waiting.next().map(attempt).into_iter().collect();
-    let mut worst: Option<(Telling, SocketAddr, io::Error)> = None;
+    let mut failure: Option<(FailureRank, SocketAddr, io::Error)> = None;
     while !attempts.is_empty() {
         let ended = tokio::time::timeout(stagger, attempts.next()).await;
-        if let Ok(Some((turn, server, connected))) = ended {
+        if let Ok(Some((index, server, connected))) = ended {
             match connected {
                 Ok(stream) => return Ok((server, stream)),
                 Err(error) => {
-                    let telling = Telling::of(server, &error, turn);
-                    if worst.as_ref().is_none_or(|(known, ..)| telling < *known) {
-                        worst = Some((telling, server, error));
+                    let rank = FailureRank::of(server, &error, index);
+                    if failure.as_ref().is_none_or(|(known, ..)| rank < *known) {
+                        failure = Some((rank, server, error));
                     }
                 }
             }
         }
         attempts.extend(waiting.next().map(attempt));
     }
-    match worst {
-        Some((_, server, why)) => Err(DialError::Unreachable { server, why: explain(&why), count }),
-        None => Err(DialError::Nobody),
+    match failure {
+        Some((_, server, error)) => Err(DialError::Unreachable { server, reason: describe(&error), count }),
+        None => Err(DialError::NoServer),
     }
 }
 
-/// How much a failure says about its cause, the most telling one first: a server that answered with TLS, then one of
-/// another host, then the one that was asked first. Loopback addresses are mere guesses.
+/// The order of failures by the information about their cause, the most informative first: an error of TLS, then one from
+/// another host, then the server that was tried first. Loopback addresses are only guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Telling {
-    is_silent: bool,
+struct FailureRank {
+    has_no_tls_error: bool,
     is_loopback: bool,
-    turn: usize,
+    index: usize,
 }
 
-impl Telling {
-    fn of(server: SocketAddr, error: &io::Error, turn: usize) -> Self {
-        Self { is_silent: tls_error(error).is_none(), is_loopback: server.ip().is_loopback(), turn }
+impl FailureRank {
+    fn of(server: SocketAddr, error: &io::Error, index: usize) -> Self {
+        Self { has_no_tls_error: tls_error(error).is_none(), is_loopback: server.ip().is_loopback(), index }
     }
 }
 
@@ -249,11 +258,11 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn explain(error: &io::Error) -> String {
+fn describe(error: &io::Error) -> String {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(_)) => {
-            let why = tls_error(error).map(explain_error).unwrap_or_default();
-            format!("its certificate is not accepted: {why}")
+            let reason = tls_error(error).map(explain_error).unwrap_or_default();
+            format!("its certificate is not accepted: {reason}")
         }
         _ => error.to_string(),
     }
@@ -261,12 +270,12 @@ fn explain(error: &io::Error) -> String {
 
 async fn connect(access: &Access, server: SocketAddr, mark: u32) -> io::Result<TlsStream<TcpStream>> {
     let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Without the privilege the connection goes unmarked, as the load balancer's do.
+    // Without the privilege the connection has no mark, as those of the load balancer.
     let _ = setsockopt(&socket, sockopt::Mark, &mark);
-    let millis = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    let millis = u32::try_from(TCP_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     setsockopt(&socket, sockopt::TcpUserTimeout, &millis)?;
     setsockopt(&socket, sockopt::KeepAlive, &true)?;
-    let seconds = u32::try_from(SILENCE.as_secs() / 2).unwrap_or(u32::MAX);
+    let seconds = u32::try_from(TCP_TIMEOUT.as_secs() / 2).unwrap_or(u32::MAX);
     setsockopt(&socket, sockopt::TcpKeepIdle, &seconds)?;
     setsockopt(&socket, sockopt::TcpKeepInterval, &seconds)?;
     let stream = socket.connect(server).await?;
@@ -280,56 +289,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_answered_last_is_asked_first_while_it_is_known() {
+    fn the_server_of_the_last_response_is_tried_first() {
         let [a, b, c] = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 0, host], 6443)));
-        let directory = Directory::default();
-        assert!(directory.candidates().is_empty());
-        directory.set(vec![a, b, c], Vec::new());
-        directory.asks(c);
-        directory.praise();
-        assert_eq!(directory.candidates(), [c, a, b]);
-        directory.set(vec![b, a], Vec::new());
-        directory.set_named(vec![a, c]);
-        assert_eq!(directory.candidates(), [c, b, a], "who answered, then the kinds in turn");
-        directory.set_named(Vec::new());
-        assert_eq!(directory.candidates(), [b, a]);
+        let candidates = Candidates::default();
+        assert!(candidates.ordered().is_empty());
+        candidates.set(vec![a, b, c], Vec::new());
+        candidates.record_request(c);
+        candidates.record_success();
+        assert_eq!(candidates.ordered(), [c, a, b]);
+        candidates.set(vec![b, a], Vec::new());
+        candidates.set_kubeconfig(vec![a, c]);
+        assert_eq!(candidates.ordered(), [c, b, a], "the last response, then the sources in turn");
+        candidates.set_kubeconfig(Vec::new());
+        assert_eq!(candidates.ordered(), [b, a]);
     }
 
     #[test]
-    fn no_kind_of_server_hides_the_others() {
+    fn servers_of_all_sources_alternate() {
         let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|host| SocketAddr::from(([10, 0, 0, host], 6443)));
-        let directory = Directory::default();
-        directory.set(vec![a, b, c], vec![d, a]);
-        directory.set_named(vec![e]);
-        assert_eq!(directory.candidates(), [a, d, e, b, c]);
+        let candidates = Candidates::default();
+        candidates.set(vec![a, b, c], vec![d, a]);
+        candidates.set_kubeconfig(vec![e]);
+        assert_eq!(candidates.ordered(), [a, d, e, b, c]);
     }
 
     #[test]
-    fn who_says_nothing_of_use_is_asked_after_all_others() {
+    fn unhelpful_servers_are_tried_last() {
         let [a, b, c] = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 0, host], 6443)));
-        let directory = Directory::default();
-        directory.set(vec![a, b, c], Vec::new());
-        let blame = |server| {
-            directory.asks(server);
-            directory.blame();
+        let candidates = Candidates::default();
+        candidates.set(vec![a, b, c], Vec::new());
+        let fail = |server| {
+            candidates.record_request(server);
+            candidates.record_failure();
         };
-        blame(a);
-        blame(b);
-        assert_eq!(directory.candidates(), [c, a, b]);
-        blame(c);
-        assert_eq!(directory.candidates(), [a, b, c], "in turn");
-        directory.asks(a);
-        directory.praise();
-        directory.blame();
-        assert_eq!(directory.candidates(), [b, c, a], "whatever it said before");
-        directory.blame();
-        assert_eq!(directory.candidates(), [b, c, a], "nobody was asked since");
+        fail(a);
+        fail(b);
+        assert_eq!(candidates.ordered(), [c, a, b]);
+        fail(c);
+        assert_eq!(candidates.ordered(), [a, b, c], "in turn");
+        candidates.record_request(a);
+        candidates.record_success();
+        candidates.record_failure();
+        assert_eq!(candidates.ordered(), [b, c, a], "a success before does not count");
+        candidates.record_failure();
+        assert_eq!(candidates.ordered(), [b, c, a], "no request since");
     }
 
     #[test]
-    fn failures_name_the_first_and_count_the_others() {
+    fn a_failure_names_one_server_and_counts_the_others() {
         let server = SocketAddr::from(([10, 0, 0, 1], 6443));
-        let text = |count| DialError::Unreachable { server, why: "refused".into(), count }.to_string();
+        let text = |count| DialError::Unreachable { server, reason: "refused".into(), count }.to_string();
         assert_eq!(text(1), "no API server answers: 10.0.0.1:6443: refused");
         assert_eq!(text(3), "no API server answers: 10.0.0.1:6443: refused; nor do 2 others");
     }

@@ -1,7 +1,7 @@
-//! Reads a kubeconfig as far as it takes to ask API servers, and to prove to them who asks.
+//! Reads the parts of a kubeconfig by which API servers are reached, verified, and given the user's credentials.
 //!
-//! The file may come late and change at any time: k0s writes it at its first start, and certificates are rotated.
-//! Nothing of it is ever shown but names, paths and positions.
+//! The file may appear late and change at any time: k0s writes it at its first start, and certificates are rotated.
+//! Messages quote only names, paths and positions of it.
 
 use std::fmt;
 use std::fs;
@@ -29,18 +29,18 @@ const KEY: &str = "client key";
 /// The port of an `https` URL without one.
 const HTTPS: u16 = 443;
 
-/// Every API server answers to these names, whoever made its certificate.
+/// Names in the certificate of every API server.
 const COMMON_NAMES: [&str; 2] = ["kubernetes", "kubernetes.default.svc"];
 
-/// What it takes to ask API servers of one cluster.
+/// The content of a kubeconfig: access to the API servers of one cluster.
 #[derive(Clone)]
 pub(crate) struct Access {
-    /// Where the file says that one is.
+    /// The server that the file names.
     pub(crate) server: Server,
     /// Verifies servers by the cluster's authority, and holds the user's certificate and token.
     pub(crate) trust: Trust,
-    /// The state of the files that all this is from.
-    seen: Vec<(PathBuf, Option<Stamp>)>,
+    /// The files that this was read from, with their states.
+    files: Vec<(PathBuf, Option<FileState>)>,
 }
 
 /// The host and the port of a URL.
@@ -51,25 +51,25 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-/// What tells one state of a file from another.
+/// The state of a file, which differs after a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileState {
     modified: SystemTime,
     length: u64,
     inode: u64,
 }
 
-/// Why a kubeconfig is of no use.
+/// The reason why a kubeconfig cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KubeconfigError {
-    /// It, or a file that it names, is not there (yet).
+    /// It, or a file that it names, does not exist (yet).
     #[error("{} does not exist", .0.display())]
     Absent(PathBuf),
     #[error("{}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} has more than {MAX_SIZE} bytes", .0.display())]
     TooLong(PathBuf),
-    /// What the parser says may quote the file.
+    /// Without the message of the parser, which may quote the file.
     #[error("{}{position}: not a kubeconfig", path.display())]
     Parse { path: PathBuf, position: Position },
     #[error("no current-context is set, or it does not exist")]
@@ -78,14 +78,16 @@ pub(crate) enum KubeconfigError {
     NoCluster,
     #[error("the user of the current context does not exist")]
     NoUser,
-    /// It may hold a password.
-    #[error("the cluster's server is no URL of the form https://HOST:PORT, without a path")]
+    /// Without the URL, which may contain a password.
+    #[error("the cluster's server is not a URL of the form https://HOST:PORT, without a path")]
     Server,
-    #[error("proxy-url is not supported: servers are asked directly")]
+    #[error("proxy-url is not supported: connections to servers are direct")]
     Proxy,
     #[error("the cluster has no certificate-authority, by which servers could be verified")]
     NoAuthority,
-    #[error("insecure-skip-tls-verify is not accepted: credentials would go to whoever answers")]
+    #[error(
+        "insecure-skip-tls-verify is not accepted: credentials would go to a server that is not verified"
+    )]
     Insecure,
     #[error(
         "the user is authenticated by the program {0:?}, which is not supported: give a client certificate or a token"
@@ -103,30 +105,30 @@ pub(crate) enum KubeconfigError {
     Base64 { what: &'static str, origin: String },
     #[error("the {what} in {origin} is not PEM, or of the wrong kind")]
     Pem { what: &'static str, origin: String },
-    /// Read, and refused by the TLS library.
-    #[error("the {what} in {origin} cannot be used: {why}")]
-    Refused { what: &'static str, origin: String, why: String },
-    #[error("the token is no text")]
+    /// Refused by the TLS library.
+    #[error("the {what} in {origin} cannot be used: {reason}")]
+    Refused { what: &'static str, origin: String, reason: String },
+    #[error("the token is not text")]
     TokenText,
-    #[error("the tls-server-name {0:?} is no name")]
+    #[error("the tls-server-name {0:?} is not a host name")]
     Name(String),
     #[error(transparent)]
     Trust(#[from] TrustError),
 }
 
-/// Line and column, if they are known.
+/// Line and column in the file, if known.
 #[derive(Debug)]
 pub(crate) struct Position(Option<(u64, u64)>);
 
 impl KubeconfigError {
-    /// Whether it may be better later without anybody's doing.
+    /// Returns whether a file is missing, which may appear later by itself.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Absent(_))
     }
 }
 
 impl Access {
-    /// Reads the file and what it refers to. Waits for the disk.
+    /// Reads the file and the files that it names. Blocks on the file system.
     pub(crate) fn read(path: &Path) -> Result<Self, KubeconfigError> {
         let mut files = Files::default();
         files.read(path)?;
@@ -155,20 +157,20 @@ impl Access {
         credentials.token = token(user, &mut files)?;
         let names = names(&server, cluster.tls_server_name.as_deref())?;
         let trust = Trust::new(authorities, names, credentials).map_err(|error| match error {
-            TrustError::Authority(why) => {
-                KubeconfigError::Refused { what: AUTHORITY, origin: authority.origin.clone(), why }
+            TrustError::Authority(reason) => {
+                KubeconfigError::Refused { what: AUTHORITY, origin: authority.origin.clone(), reason }
             }
-            TrustError::Identity(why) => {
-                KubeconfigError::Refused { what: CERTIFICATE, origin: identity_origin, why }
+            TrustError::Identity(reason) => {
+                KubeconfigError::Refused { what: CERTIFICATE, origin: identity_origin, reason }
             }
             other => other.into(),
         })?;
-        Ok(Self { server, trust, seen: files.seen })
+        Ok(Self { server, trust, files: files.read })
     }
 
-    /// Whether a file that it was read from has changed since.
+    /// Returns whether a file has changed since it was read. Blocks on the file system.
     pub(crate) fn is_outdated(&self) -> bool {
-        self.seen.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
+        self.files.iter().any(|(path, state)| FileState::of(path) != *state)
     }
 }
 
@@ -195,7 +197,7 @@ impl Server {
             return Err(wrong());
         }
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        // The library takes a port that is none for no port.
+        // The library returns no port for one that is not a number.
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let port = match authority.strip_prefix(host).ok_or_else(wrong)?.strip_prefix(':') {
             Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?,
@@ -205,7 +207,7 @@ impl Server {
     }
 }
 
-impl Stamp {
+impl FileState {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt as _;
         let found = fs::metadata(path).ok()?;
@@ -213,34 +215,34 @@ impl Stamp {
     }
 }
 
-/// Bytes with the file that they are from.
+/// Bytes, and the file that they were read from.
 struct Data {
     bytes: Vec<u8>,
     origin: String,
 }
 
-/// Reads files and remembers which.
+/// Reads files and records them with their states.
 #[derive(Default)]
 struct Files {
-    seen: Vec<(PathBuf, Option<Stamp>)>,
+    read: Vec<(PathBuf, Option<FileState>)>,
 }
 
 impl Files {
     fn read(&mut self, path: &Path) -> Result<Vec<u8>, KubeconfigError> {
-        // Before it is read: one that changes meanwhile is read again.
-        self.seen.push((path.to_owned(), Stamp::of(path)));
-        let fault = |source: io::Error| match source.kind() {
+        // The state is taken before the file is read, so that a change meanwhile is noticed.
+        self.read.push((path.to_owned(), FileState::of(path)));
+        let failure = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => KubeconfigError::Absent(path.to_owned()),
             _ => KubeconfigError::Read { path: path.to_owned(), source },
         };
-        let bytes = source::read_file(path, MAX_SIZE).map_err(fault)?;
+        let bytes = source::read_file(path, MAX_SIZE).map_err(failure)?;
         if bytes.len() > MAX_SIZE {
             return Err(KubeconfigError::TooLong(path.to_owned()));
         }
         Ok(bytes)
     }
 
-    /// What is given in the file, or in another file.
+    /// The data that the kubeconfig contains, or that of the file that it names.
     fn data(
         &mut self,
         kubeconfig: &Path,
@@ -272,7 +274,7 @@ fn parse_error(path: &Path, error: &ParseError) -> KubeconfigError {
     KubeconfigError::Parse { path: path.to_owned(), position: Position(position) }
 }
 
-/// The cluster and the user of the current context. A user may be missing: then nobody says who asks.
+/// The cluster and the user of the current context. Without a user requests are anonymous.
 fn current(file: &Kubeconfig) -> Result<(&Cluster, Option<&AuthInfo>), KubeconfigError> {
     let name = file.current_context.as_deref().ok_or(KubeconfigError::NoContext)?;
     let context = file.contexts.iter().find(|context| context.name == name);
@@ -303,7 +305,7 @@ fn refuse_unsupported(user: Option<&AuthInfo>) -> Result<(), KubeconfigError> {
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// The client's certificate and key, with the place of the certificate.
+/// The client's certificate and key, with the origin of the certificate.
 fn identity(
     kubeconfig: &Path,
     user: Option<&AuthInfo>,
@@ -347,8 +349,8 @@ fn certificates(data: &Data, what: &'static str) -> Result<Vec<CertificateDer<'s
     all.ok_or_else(|| KubeconfigError::Pem { what, origin: data.origin.clone() })
 }
 
-/// The names by which a server may be known. One that the file gives is the only one. The loopback's are those of
-/// everything that the authority has certified on a node.
+/// The names of which a server's certificate must have one: `tls-server-name` alone if it is given. Names of the loopback
+/// do not count: any certificate that the authority has signed for a process of a node may have them.
 fn names(server: &Server, given: Option<&str>) -> Result<Names, KubeconfigError> {
     let parse = |name: &str| ServerName::try_from(name.to_owned()).ok();
     if let Some(given) = given.filter(|name| !name.is_empty()) {

@@ -1,11 +1,11 @@
 //! Finds a cluster's API servers through its API.
 
 #[cfg(feature = "kubernetes")]
+mod backoff;
+#[cfg(feature = "kubernetes")]
 mod dial;
 #[cfg(feature = "kubernetes")]
 mod kubeconfig;
-#[cfg(feature = "kubernetes")]
-mod pace;
 #[cfg(feature = "kubernetes")]
 mod slices;
 mod store;
@@ -26,49 +26,47 @@ use lb_proxy::health::Trust;
 pub(crate) use store::Store;
 
 #[cfg(not(feature = "kubernetes"))]
-use without::{Directory, follow};
+use without::{Candidates, follow};
 #[cfg(feature = "kubernetes")]
-use {dial::Directory, watch::follow};
+use {dial::Candidates, watch::follow};
 
-/// The seconds of a watch. A connection that died unnoticed is found out a little later.
-const WATCH: u32 = 25;
+/// The requested length of a watch in seconds. A dead connection is noticed shortly after that time.
+const WATCH_SECONDS: u32 = 25;
 
-/// What following a cluster brings.
+/// A report about a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// All servers that are listed now, by one that has proved to be one of them in this way.
-    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "nobody is asked"))]
+    /// All servers that the API lists now, and the trust by which the server that listed them was verified.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "there is no client of the API"))]
     Servers(BTreeSet<SocketAddr>, Trust),
-    /// Why there are no news.
     State(State),
 }
 
-/// Why there are no news.
+/// The reason why the list of servers is not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
-    /// A file is not there yet.
+    /// A file does not exist yet.
     #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "no file is read"))]
     Waiting(String),
     Failing(String),
 }
 
-/// What is followed.
+/// The cluster to follow.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "nothing is asked"))]
-struct Subject {
+#[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "there is no client of the API"))]
+struct Target {
     kubeconfig: PathBuf,
-    /// Who may be asked.
-    directory: Directory,
+    candidates: Candidates,
     /// `SO_MARK` of the connections.
     mark: u32,
-    /// A server ends a watch after so many seconds; one that is silent for some more is not there any more.
-    watch: u32,
+    /// The requested length of a watch, after which a server ends it. A server that does not is not reachable any more.
+    watch_seconds: u32,
 }
 
 /// Follows one cluster until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    directory: Directory,
+    candidates: Candidates,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -79,20 +77,21 @@ impl Follower {
         mark: u32,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Self {
-        let directory = Directory::default();
-        let subject = Subject { kubeconfig, directory: directory.clone(), mark, watch: WATCH };
-        Self { directory, task: tokio::spawn(follow(subject, report)) }
+        let candidates = Candidates::default();
+        let target =
+            Target { kubeconfig, candidates: candidates.clone(), mark, watch_seconds: WATCH_SECONDS };
+        Self { candidates, task: tokio::spawn(follow(target, report)) }
     }
 
-    /// Who may be asked from now on, besides the server that the kubeconfig names: those that were found, of which all
-    /// may be gone, and others, in turn.
-    pub(crate) fn ask(&self, found: Vec<SocketAddr>, others: Vec<SocketAddr>) {
-        self.directory.set(found, others);
+    /// Replaces the servers to try in addition to that of the kubeconfig: those that were discovered, all of which may be
+    /// gone, and others. They alternate.
+    pub(crate) fn ask(&self, discovered: Vec<SocketAddr>, others: Vec<SocketAddr>) {
+        self.candidates.set(discovered, others);
     }
 
-    /// Who answered last, and when.
+    /// The server of the last useful response, and its time.
     pub(crate) fn answered(&self) -> Option<(SocketAddr, Instant)> {
-        self.directory.answered()
+        self.candidates.answered()
     }
 }
 

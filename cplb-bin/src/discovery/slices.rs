@@ -1,5 +1,5 @@
-//! The objects that list a cluster's API servers: EndpointSlices, and Endpoints of servers before Kubernetes 1.21. Of both
-//! only what is needed is read.
+//! The objects that list a cluster's API servers: EndpointSlices, and Endpoints of servers before Kubernetes 1.21. Only the
+//! needed fields are decoded.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,16 +12,16 @@ use serde::Deserialize;
 
 /// The name of the service, and of its Endpoints.
 pub(super) const SERVICE: &str = "kubernetes";
-/// What slices of the service are labelled with.
+/// The label of the slices of the service.
 pub(super) const LABEL: &str = "kubernetes.io/service-name=kubernetes";
 /// The name of the port that clients of the API use.
 const PORT_NAME: &str = "https";
-/// The port of API servers that do not say which.
+/// The port of API servers whose object has none.
 const PORT: u16 = 6443;
 
 /// An object that lists servers.
-pub(super) trait Lists {
-    /// Those that serve.
+pub(super) trait ServerList {
+    /// The ready servers.
     fn servers(&self) -> BTreeSet<SocketAddr>;
 }
 
@@ -51,7 +51,7 @@ struct Port {
     port: Option<u16>,
 }
 
-/// `v1`; also where slices are not.
+/// `v1`, for API servers without EndpointSlices.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Endpoints {
     metadata: ObjectMeta,
@@ -69,8 +69,8 @@ struct Address {
     ip: String,
 }
 
-impl Lists for EndpointSlice {
-    /// An endpoint that does not say whether it is ready is (`EndpointConditions`).
+impl ServerList for EndpointSlice {
+    /// An endpoint without the condition `ready` is ready (`EndpointConditions`).
     fn servers(&self) -> BTreeSet<SocketAddr> {
         let port = port(self.ports.as_deref());
         let is_ready = |endpoint: &&Endpoint| {
@@ -82,7 +82,7 @@ impl Lists for EndpointSlice {
     }
 }
 
-impl Lists for Endpoints {
+impl ServerList for Endpoints {
     fn servers(&self) -> BTreeSet<SocketAddr> {
         let subset = |subset: &Subset| {
             let port = port(subset.ports.as_deref());
@@ -93,11 +93,11 @@ impl Lists for Endpoints {
     }
 }
 
-/// Slices of address type FQDN have none.
+/// The server of an address; none for the host names of address type FQDN.
 fn server(text: &str, port: u16) -> Option<SocketAddr> {
     let ip: IpAddr = text.parse().ok()?;
     let ip = ip.to_canonical();
-    // What no API server can have, whoever wrote it into the object.
+    // No API server can have these addresses, but any text may be in the object.
     let usable = !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast());
     usable.then(|| SocketAddr::new(ip, port))
 }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ready_serves_at_the_port_for_clients() {
+    fn ready_endpoints_are_servers_at_the_https_port() {
         let found = slice(
             r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "kubernetes"},
                 "addressType": "IPv4", "ports": [{"name": "metrics", "port": 1}, {"name": "https", "port": 6444}],
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_odd_is_no_server() {
+    fn missing_fields_and_unusable_addresses_yield_no_server() {
         for none in [
             r#"{"metadata": {}}"#,
             r#"{"metadata": {}, "endpoints": null, "ports": null}"#,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_say_the_same() {
+    fn endpoints_list_ready_servers() {
         let text = r#"{"metadata": {"name": "kubernetes"}, "subsets": [
             {"addresses": [{"ip": "10.0.0.11"}, {"ip": "10.0.0.12"}], "notReadyAddresses": [{"ip": "10.0.0.13"}],
              "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}]},
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn their_paths_are_those_of_the_api() {
+    fn url_paths_are_those_of_the_kubernetes_api() {
         let path = EndpointSlice::url_path(&(), Some("default"));
         assert_eq!(path, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices");
         assert_eq!(Endpoints::url_path(&(), Some("default")), "/api/v1/namespaces/default/endpoints");

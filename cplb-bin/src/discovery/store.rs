@@ -1,4 +1,4 @@
-//! The last good set of servers on disk, for a boot without an API.
+//! Stores the last good set of servers of each cluster on disk, for a boot without an API.
 
 mod format;
 
@@ -11,29 +11,29 @@ use netlink_vip::files::{self, Loaded, Outlives};
 
 use format::{Cluster, Content};
 
-/// Its name in the state directory.
+/// The name of the file in the state directory.
 pub(crate) const FILE: &str = "backends.json";
 
-/// The file. What is wrong with it costs nothing but what it knew.
+/// The file and its content. An unreadable file counts as empty.
 #[derive(Debug)]
 pub(crate) struct Store {
     path: PathBuf,
     content: Content,
-    /// Whether the file says what the content is.
+    /// True if the file has this content.
     is_saved: bool,
 }
 
 impl Store {
-    /// Reads the file; what is wrong with one that cannot be read comes with it.
+    /// Reads the file. With one that cannot be read the store is empty, and the reason is returned.
     pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
         let path = state_dir.join(FILE);
-        let (content, wrong) = match files::load_as::<Content>(&path, Outlives::Boot) {
+        let (content, fault) = match files::load_as::<Content>(&path, Outlives::Boot) {
             Ok(Loaded::Content(content)) => (content, None),
             Ok(Loaded::Nothing) => (Content::default(), None),
-            Ok(Loaded::Unreadable(why)) => (Content::default(), Some(why)),
+            Ok(Loaded::Unreadable(reason)) => (Content::default(), Some(reason)),
             Err(error) => (Content::default(), Some(error.to_string())),
         };
-        (Self { path, content, is_saved: true }, wrong)
+        (Self { path, content, is_saved: true }, fault)
     }
 
     /// The servers of a cluster.
@@ -42,18 +42,18 @@ impl Store {
         clusters.find(|cluster| cluster.kubeconfig == kubeconfig).map(|cluster| &cluster.servers)
     }
 
-    /// The servers of all clusters but some; none if there are none.
+    /// The servers of all clusters for which `known` is false; `None` if there are none.
     pub(crate) fn servers_besides(&self, known: impl Fn(&Path) -> bool) -> Option<BTreeSet<SocketAddr>> {
         let others = self.content.clusters.iter().filter(|cluster| !known(&cluster.kubeconfig));
         let servers: BTreeSet<SocketAddr> = others.flat_map(|cluster| &cluster.servers).copied().collect();
         (!servers.is_empty()).then_some(servers)
     }
 
-    /// Keeps the servers of a cluster, also if they cannot be written down: then with the next change, or when this is
-    /// called again.
+    /// Keeps the servers of a cluster in memory and on disk. Servers that cannot be written are written with the next
+    /// change, or at the next call.
     ///
     /// # Errors
-    /// Why they are not on disk.
+    /// The failure to write the file.
     pub(crate) fn keep(&mut self, kubeconfig: &Path, servers: &BTreeSet<SocketAddr>) -> io::Result<()> {
         if self.servers(kubeconfig) != Some(servers) {
             self.content.clusters.retain(|cluster| cluster.kubeconfig != kubeconfig);
@@ -64,7 +64,7 @@ impl Store {
         self.save().map(drop)
     }
 
-    /// Forgets clusters that nobody asks any more.
+    /// Removes the clusters for which `wanted` is false.
     ///
     /// # Errors
     /// As [`Store::keep`].
@@ -75,7 +75,7 @@ impl Store {
         self.save().map(drop)
     }
 
-    /// Writes down what is not on disk. Whether there was any.
+    /// Writes the content if the file has another one. Returns whether it had.
     ///
     /// # Errors
     /// As [`Store::keep`].
@@ -104,11 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_good_is_known_after_a_restart_and_private() {
+    fn store_then_open_round_trips_with_mode_0600() {
         let directory = tempfile::tempdir().unwrap();
         let (a, b) = (Path::new("/a.conf"), Path::new("/b.conf"));
-        let (mut store, wrong) = Store::open(directory.path());
-        assert!(wrong.is_none() && store.servers(a).is_none());
+        let (mut store, fault) = Store::open(directory.path());
+        assert!(fault.is_none() && store.servers(a).is_none());
         let good = servers(&["10.0.0.11:6443", "[fd00::12]:6443"]);
         store.keep(a, &good).unwrap();
         store.keep(b, &servers(&["10.1.0.1:6443"])).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_said_and_a_boot_without_it() {
+    fn an_unreadable_file_is_reported_and_counts_as_empty() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join(FILE);
         let later = r#"{"version": 2, "boot_id": "", "content": {"clusters": []}}"#;
@@ -143,15 +143,15 @@ mod tests {
         let forged = forged.iter().map(String::as_str);
         for broken in ["", "{", "\u{0}", later, wrong, &later[..20]].into_iter().chain(forged) {
             std::fs::write(&file, broken).unwrap();
-            let (mut store, said) = Store::open(directory.path());
-            assert!(said.is_some() && store.servers(Path::new("/a.conf")).is_none(), "{broken}");
+            let (mut store, fault) = Store::open(directory.path());
+            assert!(fault.is_some() && store.servers(Path::new("/a.conf")).is_none(), "{broken}");
             store.keep(Path::new("/a.conf"), &servers(&["10.0.0.11:6443"])).unwrap();
             assert!(Store::open(directory.path()).1.is_none());
         }
     }
 
     #[test]
-    fn what_cannot_be_written_is_known_all_the_same() {
+    fn servers_that_cannot_be_written_are_kept_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let (mut store, _) = Store::open(&missing);

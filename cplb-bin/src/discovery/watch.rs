@@ -1,5 +1,5 @@
-//! Follows the list of a cluster's API servers, through whatever happens to the kubeconfig, the servers and the
-//! connections to them.
+//! Follows the list of a cluster's API servers, through changes of the kubeconfig and failures of servers and
+//! connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,53 +16,54 @@ use kube::runtime::watcher::{self, Event as Step};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
+use super::backoff::Backoff;
 use super::dial;
 use super::kubeconfig::{Access, KubeconfigError, Server};
-use super::pace::Pace;
-use super::slices::{EndpointSlice, Endpoints, LABEL, Lists, SERVICE};
-use super::{Report, State, Subject};
+use super::slices::{EndpointSlice, Endpoints, LABEL, SERVICE, ServerList};
+use super::{Report, State, Target};
 
-/// How long a list may take as a whole.
-const LIST: Duration = Duration::from_secs(20);
-/// How often a kubeconfig is looked at that is not there or has changed.
-const LOOK: Duration = Duration::from_secs(1);
-/// How long to wait for the system's resolver.
-const RESOLVE: Duration = Duration::from_secs(2);
-/// What a hostile server invents must not fill the memory.
-const OBJECTS_MAX: usize = 100;
-const SERVERS_MAX: usize = 20_000;
-/// What a server says of a failure is shown up to this length.
-const SAID_MAX: usize = 300;
+/// The time limit of a complete list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The interval between checks of the kubeconfig for a change.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The time limit of the system's resolver.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The maximum number of objects: a hostile server must not exhaust the memory.
+const MAX_OBJECTS: usize = 100;
+/// The maximum number of servers in all objects.
+const MAX_SERVERS: usize = 20_000;
+/// The maximum length of a failure's text, which a server may have written.
+const MAX_REASON: usize = 300;
 
-/// Where servers are listed.
+/// The kind of objects that list the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Slices,
     Endpoints,
 }
 
-/// Why following ended.
+/// The reason why following ended.
 #[derive(Debug)]
 enum End {
     /// The kubeconfig has changed.
     Outdated,
-    /// The servers know nothing of this kind.
+    /// The API server does not know this kind.
     NoSuchKind,
     Failed(String),
 }
 
-/// Follows until the future is dropped.
-pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
+/// Follows the cluster until the future is dropped.
+pub(super) async fn follow(target: Target, report: impl Fn(Report) + Sync) {
     let mut kind = Kind::Slices;
-    // Randomly keyed: the nodes of a cluster shall not ask in step.
+    // A random seed, so that the nodes of a cluster do not send at the same time.
     let seed = RandomState::new().build_hasher().finish();
-    let pace = Arc::new(Mutex::new(Pace::new(Duration::from_secs(subject.watch.into()), seed)));
+    let backoff = Arc::new(Mutex::new(Backoff::new(Duration::from_secs(target.watch_seconds.into()), seed)));
     let mut known: Option<Access> = None;
     loop {
-        // What is still good is not read again: whoever checks by it would begin anew.
+        // An unchanged kubeconfig is not read again: with another `Trust` the health checks would start again.
         let read = match known.take() {
             Some(access) if !is_outdated(&access).await => Ok(access),
-            _ => read(subject.kubeconfig.clone()).await,
+            _ => read(target.kubeconfig.clone()).await,
         };
         let access = match read {
             Ok(access) => known.insert(access),
@@ -71,61 +72,65 @@ pub(super) async fn follow(subject: Subject, report: impl Fn(Report) + Sync) {
                     error if error.is_absent() => State::Waiting(error.to_string()),
                     error => State::Failing(error.to_string()),
                 }));
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             }
         };
-        subject.directory.set_named(look_up(&access.server).await);
-        let client = dial::client(access, &subject.directory, subject.mark, &pace);
-        let told = |servers| {
-            subject.directory.praise();
+        target.candidates.set_kubeconfig(resolve(&access.server).await);
+        let client = dial::client(access, &target.candidates, target.mark, &backoff);
+        let report_servers = |servers| {
+            target.candidates.record_success();
             report(Report::Servers(servers, access.trust.clone()));
         };
         let followed = async {
             match kind {
-                Kind::Slices => follow_kind::<EndpointSlice>(client, slices(subject.watch), told).await,
-                Kind::Endpoints => follow_kind::<Endpoints>(client, endpoints(subject.watch), told).await,
+                Kind::Slices => {
+                    follow_kind::<EndpointSlice>(client, slices(target.watch_seconds), report_servers).await
+                }
+                Kind::Endpoints => {
+                    follow_kind::<Endpoints>(client, endpoints(target.watch_seconds), report_servers).await
+                }
             }
         };
         let end = tokio::select! {
             end = followed => end,
-            () = outdated(access) => End::Outdated,
+            () = wait_until_outdated(access) => End::Outdated,
         };
         match end {
             End::Outdated => {
-                tracing::info!(kubeconfig = %subject.kubeconfig.display(), "read again: it has changed");
+                tracing::info!(kubeconfig = %target.kubeconfig.display(), "kubeconfig changed; reading it again");
             }
             End::NoSuchKind if kind == Kind::Slices => kind = Kind::Endpoints,
             End::NoSuchKind => {
                 kind = Kind::Slices;
-                subject.directory.blame();
+                target.candidates.record_failure();
                 report(Report::State(State::Failing(
                     "the API server knows neither EndpointSlices nor Endpoints".to_owned(),
                 )));
-                pause(&pace, access).await;
+                pause(&backoff, access).await;
             }
-            End::Failed(why) => {
-                // The next server may know slices.
+            End::Failed(reason) => {
+                // The next server may know EndpointSlices.
                 kind = Kind::Slices;
-                subject.directory.blame();
-                report(Report::State(State::Failing(shown(&why))));
-                pause(&pace, access).await;
+                target.candidates.record_failure();
+                report(Report::State(State::Failing(sanitized(&reason))));
+                pause(&backoff, access).await;
             }
         }
     }
 }
 
-/// A text that strangers had a part in, fit for logs and terminals.
-fn shown(text: &str) -> String {
+/// Shortens a text that a server may have written, and replaces its control characters.
+fn sanitized(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut short: String = text.chars().take(SAID_MAX).map(plain).collect();
-    if text.chars().nth(SAID_MAX).is_some() {
+    let mut short: String = text.chars().take(MAX_REASON).map(plain).collect();
+    if text.chars().nth(MAX_REASON).is_some() {
         short.push('…');
     }
     short
 }
 
-/// Looks away from the loop: the file system may not answer.
+/// Checks in a thread of its own: the file system may block.
 async fn is_outdated(access: &Access) -> bool {
     let access = access.clone();
     tokio::task::spawn_blocking(move || access.is_outdated()).await.unwrap_or(true)
@@ -135,20 +140,21 @@ async fn read(path: PathBuf) -> Result<Access, KubeconfigError> {
     let reading = tokio::task::spawn_blocking(move || Access::read(&path));
     match reading.await {
         Ok(read) => read,
-        // The runtime ends.
+        // The runtime shuts down.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// Where the server is that a kubeconfig names; nowhere, if nobody knows it: there are others.
-async fn look_up(server: &Server) -> Vec<SocketAddr> {
-    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((server.host.as_str(), server.port)));
+/// The addresses of the server in a kubeconfig. None if its name cannot be resolved: there are other servers to try.
+async fn resolve(server: &Server) -> Vec<SocketAddr> {
+    let found =
+        tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((server.host.as_str(), server.port)));
     found.await.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default()
 }
 
-async fn outdated(access: &Access) {
+async fn wait_until_outdated(access: &Access) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if is_outdated(access).await {
             return;
         }
@@ -163,10 +169,10 @@ fn endpoints(watch: u32) -> watcher::Config {
     watcher::Config::default().timeout(watch).fields(&format!("metadata.name={SERVICE}"))
 }
 
-async fn follow_kind<K>(client: Client, config: watcher::Config, told: impl Fn(BTreeSet<SocketAddr>)) -> End
+async fn follow_kind<K>(client: Client, config: watcher::Config, report: impl Fn(BTreeSet<SocketAddr>)) -> End
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Lists
+        + ServerList
         + Clone
         + fmt::Debug
         + DeserializeOwned
@@ -176,13 +182,15 @@ where
     let api: Api<K> = Api::namespaced(client, "default");
     let mut steps = pin!(watcher::watcher(api, config));
     let mut objects = Objects::default();
-    let mut deadline = Instant::now() + LIST;
+    let mut deadline = Instant::now() + LIST_TIMEOUT;
     loop {
         let step = if objects.is_listing() {
             match tokio::time::timeout_at(deadline.into(), steps.next()).await {
                 Ok(step) => step,
                 Err(_) => {
-                    return End::Failed(format!("the list of servers was not complete within {LIST:?}"));
+                    return End::Failed(format!(
+                        "the list of servers was not complete within {LIST_TIMEOUT:?}"
+                    ));
                 }
             }
         } else {
@@ -191,16 +199,16 @@ where
         match step {
             Some(Ok(step)) => {
                 if matches!(step, Step::Init) {
-                    deadline = Instant::now() + LIST;
+                    deadline = Instant::now() + LIST_TIMEOUT;
                 }
                 if let Some(servers) = objects.take(step) {
-                    told(servers);
+                    report(servers);
                 }
             }
-            // It lists again by itself.
+            // The watcher lists again by itself.
             Some(Err(watcher::Error::WatchError(status))) if status.code == GONE => {
                 objects = Objects::default();
-                deadline = Instant::now() + LIST;
+                deadline = Instant::now() + LIST_TIMEOUT;
             }
             Some(Err(error)) => return failure(&error),
             None => return End::Failed("the watch has ended".to_owned()),
@@ -208,7 +216,7 @@ where
     }
 }
 
-/// The resource version that was asked for is too old.
+/// Status of a watch whose resource version is too old.
 const GONE: u16 = 410;
 
 fn failure(error: &watcher::Error) -> End {
@@ -225,12 +233,12 @@ fn failure(error: &watcher::Error) -> End {
             code => End::Failed(format!("the API server answers with status {code}: {}", status.message)),
         },
         kube::Error::Service(error) => End::Failed(chain(error.as_ref())),
-        kube::Error::SerdeError(error) => End::Failed(format!("what the API server says is no list of servers: {error}")),
+        kube::Error::SerdeError(error) => End::Failed(format!("the response of the API server is not a list of servers: {error}")),
         other => End::Failed(chain(other)),
     }
 }
 
-/// An error with those that caused it, as far as they add something.
+/// The text of an error and of those that caused it, without repetitions.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -257,8 +265,11 @@ impl Objects {
         self.known.is_none()
     }
 
-    /// All servers, if they may have changed.
-    fn take<K: Resource<DynamicType = ()> + Lists>(&mut self, step: Step<K>) -> Option<BTreeSet<SocketAddr>> {
+    /// Applies a step of the watch. Returns all servers, if they may have changed.
+    fn take<K: Resource<DynamicType = ()> + ServerList>(
+        &mut self,
+        step: Step<K>,
+    ) -> Option<BTreeSet<SocketAddr>> {
         let name = |object: &K| object.meta().name.clone().unwrap_or_default();
         match step {
             Step::Init => {
@@ -274,20 +285,20 @@ impl Objects {
     }
 }
 
-fn add(objects: &mut BTreeMap<String, BTreeSet<SocketAddr>>, name: String, object: &impl Lists) {
-    if objects.len() < OBJECTS_MAX || objects.contains_key(&name) {
+fn add(objects: &mut BTreeMap<String, BTreeSet<SocketAddr>>, name: String, object: &impl ServerList) {
+    if objects.len() < MAX_OBJECTS || objects.contains_key(&name) {
         objects.remove(&name);
         let known: usize = objects.values().map(BTreeSet::len).sum();
-        let servers = object.servers().into_iter().take(SERVERS_MAX.saturating_sub(known));
+        let servers = object.servers().into_iter().take(MAX_SERVERS.saturating_sub(known));
         objects.insert(name, servers.collect());
     }
 }
 
-/// Waits after a failure, unless there is another kubeconfig meanwhile.
-async fn pause(pace: &Mutex<Pace>, access: &Access) {
-    let pause = pace.lock().unwrap_or_else(PoisonError::into_inner).failed(Instant::now());
+/// Waits after a failure, or until the kubeconfig changes.
+async fn pause(backoff: &Mutex<Backoff>, access: &Access) {
+    let pause = backoff.lock().unwrap_or_else(PoisonError::into_inner).failed(Instant::now());
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
-        () = outdated(access) => {}
+        () = wait_until_outdated(access) => {}
     }
 }

@@ -1,15 +1,15 @@
-//! Finds nothing: this build goes without the `kubernetes` feature.
+//! Stands in for discovery in builds without the feature `kubernetes`: reports that and nothing else.
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{Report, State, Subject};
+use super::{Report, State, Target};
 
-/// Nobody is asked.
+/// No servers: there is no client of the API.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Directory {}
+pub(super) struct Candidates {}
 
-impl Directory {
+impl Candidates {
     pub(super) fn set(&self, _: Vec<SocketAddr>, _: Vec<SocketAddr>) {}
 
     pub(super) fn answered(&self) -> Option<(SocketAddr, Instant)> {
@@ -17,8 +17,8 @@ impl Directory {
     }
 }
 
-pub(super) async fn follow(_: Subject, report: impl Fn(Report) + Sync) {
-    let why = "this build of cplb cannot ask the Kubernetes API: list the servers under backends.static";
-    report(Report::State(State::Failing(why.to_owned())));
+pub(super) async fn follow(_: Target, report: impl Fn(Report) + Sync) {
+    let reason = "this build of cplb has no Kubernetes client: list the servers under backends.static";
+    report(Report::State(State::Failing(reason.to_owned())));
     std::future::pending::<()>().await;
 }

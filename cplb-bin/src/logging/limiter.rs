@@ -1,5 +1,5 @@
 //! Limits lines of one kind about one subject: the first ones are written, further ones are counted, and the last of
-//! those is written with the count when the period is over. So the last state of something that flaps is always told.
+//! those is written with the count when the period is over. So the last state of a flapping subject is always written.
 //!
 //! A pure core without clock and I/O. Call order: [`Limiter::due`], then [`Limiter::offer`] for a new line;
 //! [`Limiter::due`] again at [`Limiter::next_due`]; [`Limiter::drain`] at the end.
@@ -13,17 +13,17 @@ pub(super) const PERIOD: Duration = Duration::from_secs(10);
 /// Lines written in the first period.
 pub(super) const BURST: u32 = 10;
 /// Lines written at once in a period that follows one with suppressed lines.
-pub(super) const TRICKLE: u32 = 1;
-/// Subjects of a kind that are told apart: 255 virtual routers, 256 discovered servers. All others share one limit.
-pub(super) const SUBJECTS: usize = 300;
+pub(super) const LATER_BURST: u32 = 1;
+/// Subjects of a kind with a limit of their own: 255 virtual routers, 256 discovered servers. Further ones share one.
+pub(super) const MAX_SUBJECTS: usize = 300;
 
-/// Lines `L` by kind `K`, of which there are as many as the program has places that log, and by subject.
+/// Lines `L` by kind `K` and subject. The number of kinds is bounded by that of the log statements in the program.
 #[derive(Debug)]
 pub(super) struct Limiter<K, L> {
     kinds: HashMap<K, HashMap<Option<u64>, Window<L>>>,
-    /// Lines held so far, for their order.
+    /// Number of lines held so far, for their order.
     held: u64,
-    /// No window with a held line ends earlier.
+    /// The earliest end of a window with a held line.
     next_due: Option<Instant>,
 }
 
@@ -43,16 +43,17 @@ struct Held<L> {
     suppressed: u64,
 }
 
-/// A decision about a line.
+/// The decision about a line.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Offer<L> {
-    /// Write it.
+pub(super) enum Decision<L> {
+    /// The line is to be written now.
     Write(L),
-    /// It is kept, and written later if no further one comes. `first` of its window: [`Limiter::next_due`] has changed.
+    /// The line is held, and written later unless another one replaces it. With `first`, the first held line of its
+    /// window, [`Limiter::next_due`] may have changed.
     Held { first: bool },
 }
 
-/// A line whose time has come, and the number of lines suppressed before it.
+/// A held line that is due, and the number of lines suppressed before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Due<L> {
     pub(super) line: L,
@@ -65,23 +66,23 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
     }
 
     /// Decides about a line of `kind` about `subject`.
-    pub(super) fn offer(&mut self, kind: K, subject: u64, line: L, now: Instant) -> Offer<L> {
+    pub(super) fn offer(&mut self, kind: K, subject: u64, line: L, now: Instant) -> Decision<L> {
         let windows = self.kinds.entry(kind).or_default();
         let mut key = Some(subject);
-        if windows.len() >= SUBJECTS && !windows.contains_key(&key) {
-            windows.retain(|_, window| !window.is_spent(now));
-            if windows.len() >= SUBJECTS {
+        if windows.len() >= MAX_SUBJECTS && !windows.contains_key(&key) {
+            windows.retain(|_, window| !window.is_expired(now));
+            if windows.len() >= MAX_SUBJECTS {
                 key = None;
             }
         }
         let fresh = || Window { opened: now, left: BURST, held: None };
         let window = windows.entry(key).or_insert_with(fresh);
-        if window.is_spent(now) {
+        if window.is_expired(now) {
             *window = fresh();
         }
         if window.left > 0 && window.held.is_none() {
             window.left -= 1;
-            return Offer::Write(line);
+            return Decision::Write(line);
         }
         self.held += 1;
         let suppressed = window.held.as_ref().map_or(0, |held| held.suppressed + 1);
@@ -89,7 +90,7 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
         window.held = Some(Held { number: self.held, line, suppressed });
         let end = window.opened + PERIOD;
         self.next_due = Some(self.next_due.map_or(end, |due| due.min(end)));
-        Offer::Held { first }
+        Decision::Held { first }
     }
 
     /// Takes the held lines whose windows are over, in the order in which they came.
@@ -105,7 +106,7 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
         self.take(now, |_| true)
     }
 
-    /// When a held line is due next.
+    /// The time at which the next held line is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.next_due
     }
@@ -113,7 +114,7 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
     fn take(&mut self, now: Instant, is_over: impl Fn(&Window<L>) -> bool) -> Vec<Due<L>> {
         let mut taken = Vec::new();
         self.next_due = None;
-        // Lines of one subject go together, or its last state would not be the last that is written.
+        // The lines of one subject are written together; otherwise its last state might not be written last.
         let held = self.kinds.values().flatten().filter(|(_, window)| window.held.is_some());
         let over: HashSet<_> =
             held.filter(|(_, window)| is_over(window)).map(|(subject, _)| *subject).collect();
@@ -123,7 +124,7 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
             }
             if over.contains(subject) {
                 taken.extend(window.held.take());
-                (window.opened, window.left) = (now, TRICKLE);
+                (window.opened, window.left) = (now, LATER_BURST);
             } else {
                 let end = window.opened + PERIOD;
                 self.next_due = Some(self.next_due.map_or(end, |due: Instant| due.min(end)));
@@ -135,8 +136,8 @@ impl<K: Hash + Eq, L> Limiter<K, L> {
 }
 
 impl<L> Window<L> {
-    /// Whether it is over and nothing of it is left to be written.
-    fn is_spent(&self, now: Instant) -> bool {
+    /// Returns whether the period is over and no line is held.
+    fn is_expired(&self, now: Instant) -> bool {
         self.held.is_none() && now.saturating_duration_since(self.opened) >= PERIOD
     }
 }
@@ -160,7 +161,7 @@ mod tests {
 
         fn line(&mut self, kind: &'static str, subject: u64, line: u64, now: Instant) {
             self.pass(now);
-            if let Offer::Write(line) = self.0.offer(kind, subject, line, now) {
+            if let Decision::Write(line) = self.0.offer(kind, subject, line, now) {
                 self.1.push((line, 0));
             }
         }
@@ -172,29 +173,29 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_of_1000_lines_a_second_is_ten_lines_and_then_two_in_a_period() {
+    fn a_burst_writes_ten_lines_then_two_per_period() {
         let (mut log, start) = (Log::new(), Instant::now());
         for number in 0..60_000 {
             log.line("backend suspected", 1, number, start + TICK * u32::try_from(number).unwrap());
         }
         assert_eq!(log.1.len(), 10 + 5 * 2, "{:?}", log.1);
         log.pass(start + Duration::from_secs(70));
-        assert_eq!(log.1.last().unwrap().0, 59_999, "the last one is told");
+        assert_eq!(log.1.last().unwrap().0, 59_999, "the last line is written");
         let suppressed: u64 = log.1.iter().map(|(_, suppressed)| suppressed).sum();
         assert_eq!(suppressed + log.1.len() as u64, 60_000, "each line is written or counted");
     }
 
     #[test]
-    fn the_last_state_of_a_flapping_subject_is_told_last() {
+    fn the_last_state_of_a_flapping_subject_is_written_last() {
         let (mut log, start) = (Log::new(), Instant::now());
         for number in 0..1_001 {
             let kind = if number % 2 == 0 { "down" } else { "up" };
             log.line(kind, 1, number, start + TICK * u32::try_from(number).unwrap());
         }
-        assert_eq!(log.0.next_due(), Some(start + PERIOD), "the window of the other kind is over later");
+        assert_eq!(log.0.next_due(), Some(start + PERIOD), "the window of the other kind ends later");
         log.pass(start + PERIOD);
-        let told: Vec<u64> = log.1.iter().map(|(line, _)| *line).collect();
-        assert_eq!(told[told.len() - 2..], [999, 1_000], "in the order in which they came");
+        let written: Vec<u64> = log.1.iter().map(|(line, _)| *line).collect();
+        assert_eq!(written[written.len() - 2..], [999, 1_000], "in their order");
         assert_eq!(log.0.next_due(), None);
     }
 
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_quiet_period_the_limit_is_whole_again() {
+    fn a_quiet_period_restores_the_full_burst() {
         let (mut log, start) = (Log::new(), Instant::now());
         for number in 0..20 {
             log.line("up", 1, number, start);
@@ -224,19 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn a_variety_of_subjects_without_end_takes_bounded_memory_and_shares_one_limit() {
+    fn subjects_beyond_the_maximum_share_one_limit_in_bounded_memory() {
         let (mut log, start) = (Log::new(), Instant::now());
         for number in 0..100_000 {
             log.line("discarded", number, number, start + TICK * u32::try_from(number / 10).unwrap());
         }
-        assert!(log.0.kinds["discarded"].len() <= SUBJECTS + 1);
-        // Each period has room for new subjects, whose first lines are written.
-        assert!(log.1.len() <= 2 * (SUBJECTS + BURST as usize), "{}", log.1.len());
+        assert!(log.0.kinds["discarded"].len() <= MAX_SUBJECTS + 1);
+        // Windows of earlier subjects expire, so each period admits new subjects, whose first lines are written.
+        assert!(log.1.len() <= 2 * (MAX_SUBJECTS + BURST as usize), "{}", log.1.len());
     }
 
     proptest! {
         #[test]
-        fn each_line_is_written_or_counted_and_the_last_of_a_subject_is_written(
+        fn each_line_is_written_or_counted_and_the_last_one_of_a_subject_is_written(
             lines in vec((0_u64..4, 0_u32..3_000), 1..400)
         ) {
             let (mut log, mut now) = (Log::new(), Instant::now());

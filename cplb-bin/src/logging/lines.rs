@@ -1,8 +1,8 @@
-//! Applies the [`Limiter`] to every line of level INFO and above, whoever logs it: a client, a peer, a backend or a
-//! flapping link can cause most of them.
+//! Applies the [`Limiter`] to every line of level INFO and above: a client, a peer, a backend or a flapping link can cause
+//! most of them.
 //!
-//! The kind of a line is the place in the program that logs it, its subject are the fields in [`SUBJECTS`]. Lines at
-//! DEBUG and TRACE are written as they come: an operator has asked for each of them.
+//! The kind of a line is its log statement in the program; its subject are the fields in [`SUBJECT_FIELDS`]. Lines at
+//! DEBUG and TRACE are not limited: an operator has asked for each of them.
 
 use std::fmt::{self, Write as _};
 use std::hash::{DefaultHasher, Hasher};
@@ -15,14 +15,15 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::limiter::{Due, Limiter, Offer};
+use super::limiter::{Decision, Due, Limiter};
+use crate::cli::LogFormat;
 
-/// Target of the answers to an operator's command, such as a reload: each of them is written.
+/// The target of lines that report the result of an operator's command, such as a reload. They are not limited.
 pub(crate) const ANSWER: &str = "cplb::answer";
 
-/// Fields that say which thing a line is about. Never one that a packet's sender chooses, such as its address: then each
-/// packet could have a subject of its own.
-const SUBJECTS: [&str; 12] = [
+/// Fields that identify the subject of a line. None of them is chosen by the sender of a packet, as its address is:
+/// otherwise each packet could have a subject of its own.
+const SUBJECT_FIELDS: [&str; 12] = [
     "vrid",
     "interface",
     "service",
@@ -37,28 +38,25 @@ const SUBJECTS: [&str; 12] = [
     "path",
 ];
 
-/// How a line ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Shape {
-    Text,
-    Json,
-}
-
-/// The lines of the process that are held back, and their limits.
+/// The limits of all lines of the process, and the lines that are held.
 pub(super) struct Lines {
     limiter: Mutex<Limiter<callsite::Identifier, String>>,
-    shape: Shape,
+    format: LogFormat,
     clock: fn() -> Instant,
-    /// Told when a line is held back whose time [`Lines::next_due`] was not known before.
-    held: Box<dyn Fn() + Send + Sync>,
+    /// Called when a line is held by which [`Lines::next_due`] may have changed.
+    on_held: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Lines {
-    pub(super) fn new(shape: Shape, clock: fn() -> Instant, held: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { limiter: Mutex::new(Limiter::new()), shape, clock, held }
+    pub(super) fn new(
+        format: LogFormat,
+        clock: fn() -> Instant,
+        on_held: Box<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        Self { limiter: Mutex::new(Limiter::new()), format, clock, on_held }
     }
 
-    /// When held lines are due next.
+    /// The time at which held lines are due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.limiter().next_due()
     }
@@ -75,26 +73,26 @@ impl Lines {
         self.text(all)
     }
 
-    /// What is to be written now because of this line.
+    /// Limits a line. Returns the text to be written now: held lines that are due, and the line unless it is held.
     fn offer(&self, event: &Event<'_>, line: String) -> String {
         let mut subject = Subject(DefaultHasher::new());
         event.record(&mut subject);
         let (kind, now) = (event.metadata().callsite(), (self.clock)());
-        let (due, offer) = {
+        let (due, decision) = {
             let mut limiter = self.limiter();
             (limiter.due(now), limiter.offer(kind, subject.0.finish(), line, now))
         };
         let mut text = self.text(due);
-        match offer {
-            Offer::Write(line) => text.push_str(&line),
-            Offer::Held { first: true } => (self.held)(),
-            Offer::Held { first: false } => {}
+        match decision {
+            Decision::Write(line) => text.push_str(&line),
+            Decision::Held { first: true } => (self.on_held)(),
+            Decision::Held { first: false } => {}
         }
         text
     }
 
     fn text(&self, due: Vec<Due<String>>) -> String {
-        due.into_iter().map(|Due { line, suppressed }| self.shape.with_count(line, suppressed)).collect()
+        due.into_iter().map(|Due { line, suppressed }| with_count(self.format, line, suppressed)).collect()
     }
 
     fn limiter(&self) -> MutexGuard<'_, Limiter<callsite::Identifier, String>> {
@@ -102,32 +100,30 @@ impl Lines {
     }
 }
 
-impl Shape {
-    /// The line with the number of those like it that were not written.
-    fn with_count(self, mut line: String, suppressed: u64) -> String {
-        if suppressed == 0 {
-            return line;
-        }
-        let end = match self {
-            Shape::Text => "\n",
-            Shape::Json => "}\n",
-        };
-        line.truncate(line.strip_suffix(end).map_or(line.len(), str::len));
-        let _ = match self {
-            Shape::Text => writeln!(line, " suppressed_lines={suppressed}"),
-            Shape::Json => writeln!(line, ",\"suppressed_lines\":{suppressed}}}"),
-        };
-        line
+/// Adds the number of suppressed lines to a line.
+fn with_count(format: LogFormat, mut line: String, suppressed: u64) -> String {
+    if suppressed == 0 {
+        return line;
     }
+    let end = match format {
+        LogFormat::Text => "\n",
+        LogFormat::Json => "}\n",
+    };
+    line.truncate(line.strip_suffix(end).map_or(line.len(), str::len));
+    let _ = match format {
+        LogFormat::Text => writeln!(line, " suppressed_lines={suppressed}"),
+        LogFormat::Json => writeln!(line, ",\"suppressed_lines\":{suppressed}}}"),
+    };
+    line
 }
 
-/// Formats like `F`, and lets only those lines through that are to be written now.
-pub(super) struct Limited<F> {
+/// Formats events by `F`, and limits the lines.
+pub(super) struct LimitedFormat<F> {
     pub(super) format: F,
     pub(super) lines: Arc<Lines>,
 }
 
-impl<S, N, F> FormatEvent<S, N> for Limited<F>
+impl<S, N, F> FormatEvent<S, N> for LimitedFormat<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -149,12 +145,12 @@ where
     }
 }
 
-/// The hash of a line's subject.
+/// Hashes the subject of a line.
 struct Subject(DefaultHasher);
 
 impl Visit for Subject {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if SUBJECTS.contains(&field.name()) {
+        if SUBJECT_FIELDS.contains(&field.name()) {
             self.0.write(field.name().as_bytes());
             let _ = write!(self, "{value:?}");
         }

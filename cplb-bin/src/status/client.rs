@@ -1,4 +1,4 @@
-//! `cplb status`.
+//! `cplb status`: reads the status from the daemon's socket and prints it.
 
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cli::StatusArgs;
 use crate::exit::{Failure, Kind};
-use crate::output::{self, Reader};
+use crate::output::{self, Stdout};
 
 use cplb_config::escaped;
 use serde_json::Value;
@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Moves the cursor home and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// 255 instances and 10,000 backends stay well below.
+/// Documents of 255 instances and 10,000 backends are far smaller.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Runs the command.
@@ -40,50 +40,50 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     output::print(&text).map(|_| ())
 }
 
-/// Shows what the daemon says, or why it says nothing, until nobody reads it any more.
+/// Prints the status every second, or the reason why there is none, until standard output is closed.
 fn watch(args: &StatusArgs) -> Result<(), Failure> {
     let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
-    let mut told = None;
+    let mut last_failure = None;
     loop {
         let status = fetch(&args.socket.socket);
         let printed = if args.json {
-            print_line(status, &mut told)?
+            print_line(status, &mut last_failure)?
         } else {
             let text = status.map_or_else(|failure| format!("cplb: {failure}\n"), table);
             output::print(&format!("{clear}{text}"))?
         };
-        if printed == Reader::Gone || output::wait(WATCH_INTERVAL) == Reader::Gone {
+        if printed == Stdout::Closed || output::wait(WATCH_INTERVAL) == Stdout::Closed {
             return Ok(());
         }
     }
 }
 
-/// One document; failures go to standard error, each once for as long as it lasts.
-fn print_line(status: Result<Status, Failure>, told: &mut Option<String>) -> Result<Reader, Failure> {
+/// Prints one document. A failure goes to standard error, once for as long as it lasts.
+fn print_line(status: Result<Status, Failure>, last_failure: &mut Option<String>) -> Result<Stdout, Failure> {
     match status {
         Ok(status) => {
-            *told = None;
+            *last_failure = None;
             let text = serde_json::to_string(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
             output::print(&escape_json(&text))
         }
         Err(failure) => {
             let text = failure.to_string();
-            if told.as_ref() != Some(&text) {
-                output::complain(format_args!("cplb: {text}"));
+            if last_failure.as_ref() != Some(&text) {
+                output::print_error(format_args!("cplb: {text}"));
             }
-            *told = Some(text);
-            Ok(Reader::Listens)
+            *last_failure = Some(text);
+            Ok(Stdout::Open)
         }
     }
 }
 
-/// The status for people. Its texts quote files, certificates, peers and API servers.
+/// The status as a table, with escaped texts: they quote files, certificates, peers and API servers.
 fn table(status: Status) -> String {
     let printable = serde_json::to_value(&status).map(printable).and_then(serde_json::from_value);
     render::table(&printable.unwrap_or(status))
 }
 
-/// The same with every text escaped.
+/// The value with every text escaped.
 fn printable(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(escaped(&text).into_owned()),
@@ -96,18 +96,22 @@ fn printable(value: Value) -> Value {
     }
 }
 
-/// Asks the daemon at `path` once.
+/// Reads the status from the socket at `path`.
 pub(crate) fn fetch(path: &Path) -> Result<Status, Failure> {
-    let text = read(path).map_err(|error| explain(path, &error))?;
+    let text = read(path).map_err(|error| connect_failure(path, &error))?;
     let status: Status = serde_json::from_slice(&text).map_err(|error| {
         Failure::new(
             Kind::Unavailable,
-            format_args!("what answers at {} is not cplb: {}", path.display(), escaped(&error.to_string())),
+            format_args!(
+                "the reply at {} is not a status of cplb: {}",
+                path.display(),
+                escaped(&error.to_string())
+            ),
         )
     })?;
     if status.schema != SCHEMA {
         let message = format!(
-            "the daemon at {} speaks status schema {}, this cplb {SCHEMA}",
+            "the daemon at {} has status schema {}, this cplb has {SCHEMA}",
             path.display(),
             status.schema
         );
@@ -124,7 +128,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn explain(path: &Path, error: &io::Error) -> Failure {
+fn connect_failure(path: &Path, error: &io::Error) -> Failure {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -132,7 +136,7 @@ fn explain(path: &Path, error: &io::Error) -> Failure {
                 .help("start it with `cplb run --config FILE`, or name its socket with --socket")
         }
         io::ErrorKind::PermissionDenied => {
-            Failure::new(Kind::Permission, format_args!("may not open {path}")).help("run as root")
+            Failure::new(Kind::Permission, format_args!("no permission to open {path}")).help("run as root")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
             Kind::Temporary,
@@ -159,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn text_of_others_forges_no_line_of_the_table() {
+    fn quoted_texts_cannot_add_lines_to_the_table() {
         let (text, plain) = (table(hostile()), table(Status { degraded: vec!["x".into()], ..hostile() }));
         assert!(!text.contains(|c| c != '\n' && is_unprintable(c)), "{text:?}");
         assert_eq!(text.lines().count(), plain.lines().count(), "{text}");
     }
 
     #[test]
-    fn the_json_document_is_printable_and_the_same() {
+    fn the_json_document_is_printable_and_parses_to_the_same() {
         let text = escape_json(&serde_json::to_string_pretty(&hostile()).unwrap());
         assert!(!text.contains(|c| c != '\n' && is_unprintable(c)), "{text:?}");
         let again: Status = serde_json::from_str(&text).unwrap();

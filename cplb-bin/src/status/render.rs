@@ -1,4 +1,4 @@
-//! `cplb status` for people.
+//! The table of `cplb status`.
 
 use std::fmt::Write;
 
@@ -35,7 +35,8 @@ pub(crate) fn table(status: &Status) -> String {
     }
     if let Some(kernel) = status.kernel.as_ref().filter(|kernel| kernel.overruns > 0) {
         let times = kernel.overruns;
-        let _ = writeln!(out, "\nthe kernel dropped news about addresses {times} times; all was read anew");
+        let _ =
+            writeln!(out, "\nnetlink events overran {times} times; all links and addresses were read again");
     }
     for interface in &status.interfaces {
         render_interface(&mut out, interface);
@@ -57,8 +58,8 @@ fn render_instance(out: &mut String, instance: &Instance) {
     let _ = writeln!(out, "\nvirtual router {vrid} on {interface}: {}", instance.virtual_ips.join(", "));
     let _ = writeln!(out, "  {state} for {} ({reason})", age(instance.since_seconds));
     let degraded = if instance.advertised_priority < instance.priority {
-        let why = if instance.unfit.is_empty() { "not serving" } else { "it cannot hold the virtual IPs" };
-        format!(", advertised as {} while {why}", instance.advertised_priority)
+        let reason = if instance.unfit.is_empty() { "not serving" } else { "it cannot hold the virtual IPs" };
+        format!(", advertised as {} while {reason}", instance.advertised_priority)
     } else {
         String::new()
     };
@@ -82,29 +83,29 @@ fn render_instance(out: &mut String, instance: &Instance) {
     } else {
         writeln!(out, ", discarded: {}", discarded.join(", "))
     };
-    for (what, ago) in &instance.mismatch_seconds_ago {
-        let count = instance.mismatches.get(what).copied().unwrap_or_default();
+    for (difference, ago) in &instance.mismatch_seconds_ago {
+        let count = instance.mismatches.get(difference).copied().unwrap_or_default();
         let _ = writeln!(
             out,
-            "  another router's configuration differs: {what}, last heard {} ago, in {count} advertisements",
+            "  another router's configuration differs: {difference}, last heard {} ago, in {count} advertisements",
             age(*ago)
         );
     }
     for transition in instance.transitions.iter().take(3) {
-        let (from, to, why) = (&transition.from, &transition.to, &transition.reason);
-        let _ = writeln!(out, "  {} ago: {from} → {to}: {why}", age(transition.seconds_ago));
+        let (from, to, reason) = (&transition.from, &transition.to, &transition.reason);
+        let _ = writeln!(out, "  {} ago: {from} → {to}: {reason}", age(transition.seconds_ago));
     }
 }
 
-/// Only what is odd: what arrived for the instances is shown with them.
+/// Shows packets of foreign VRIDs and malformed ones only; those of the instances are shown with the instances.
 fn render_interface(out: &mut String, interface: &Interface) {
-    let mut odd: Vec<_> =
+    let mut unexpected: Vec<_> =
         interface.foreign.iter().map(|(vrid, count)| format!("{count} for virtual router {vrid}")).collect();
     if interface.malformed > 0 {
-        odd.push(format!("{} malformed", interface.malformed));
+        unexpected.push(format!("{} malformed", interface.malformed));
     }
-    if !odd.is_empty() {
-        let _ = writeln!(out, "\n{}: other VRRP packets: {}", interface.name, odd.join(", "));
+    if !unexpected.is_empty() {
+        let _ = writeln!(out, "\n{}: other VRRP packets: {}", interface.name, unexpected.join(", "));
     }
 }
 
@@ -116,7 +117,7 @@ fn render_service(out: &mut String, service: &Service) {
         service.connections_active, service.connections_accepted, service.connections_refused
     );
     if !service.refusals.is_empty() {
-        let reasons = service.refusals.iter().map(|(why, count)| format!("{why} {count}"));
+        let reasons = service.refusals.iter().map(|(reason, count)| format!("{reason} {count}"));
         let reasons: Vec<_> = reasons.collect();
         let _ = writeln!(out, "  refused: {}; at most {} open", reasons.join(", "), service.max_connections);
     }
@@ -128,7 +129,7 @@ fn render_service(out: &mut String, service: &Service) {
     let width = service.backends.iter().map(|b| b.address.len()).max().unwrap_or(0);
     for backend in &service.backends {
         let Backend { address, state, .. } = backend;
-        let reason = backend.reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let reason = backend.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
         let _ = writeln!(
             out,
             "  {address:width$}  {state} for {}{reason}: {} open, {} in total, {} failed",
@@ -151,18 +152,18 @@ fn render_discovery(out: &mut String, discovery: &Discovery) {
     if let (Some(by), Some(ago)) = (&discovery.answered_by, discovery.answered_seconds_ago) {
         let _ = writeln!(out, "  {by} answered {} ago", age(ago));
     }
-    for (what, text) in
+    for (label, text) in
         [("waiting", &discovery.waiting), ("failing", &discovery.error), ("kept", &discovery.kept)]
     {
         if let Some(text) = text {
-            let _ = writeln!(out, "  {what}: {text}");
+            let _ = writeln!(out, "  {label}: {text}");
         }
     }
 }
 
 fn render_ipvs(out: &mut String, ipvs: &Ipvs) {
-    if let Some(why) = &ipvs.reason {
-        let _ = writeln!(out, "\nIPVS: {why}; the load balancer takes its place here");
+    if let Some(reason) = &ipvs.reason {
+        let _ = writeln!(out, "\nIPVS: {reason}; the load balancer serves here instead");
     }
     for server in &ipvs.virtual_servers {
         let VirtualServer { ip_address, port, lb_algo, lb_kind, mark, .. } = server;
@@ -187,15 +188,15 @@ fn render_ipvs(out: &mut String, ipvs: &Ipvs) {
             );
         }
         for ExcludedServer { address, reason } in &server.excluded {
-            let _ = writeln!(out, "  {address}  left out: {reason}");
+            let _ = writeln!(out, "  {address}  excluded: {reason}");
         }
     }
     if !ipvs.sync_daemons.is_empty() {
-        let _ = writeln!(out, "  connections are kept in step: {}", ipvs.sync_daemons.join(", "));
+        let _ = writeln!(out, "  connection synchronisation: {}", ipvs.sync_daemons.join(", "));
     }
 }
 
-/// A duration in the two largest units that matter.
+/// A duration in at most two units.
 fn age(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {
@@ -213,7 +214,7 @@ mod tests {
     use crate::status::schema::{Kernel, Serving};
 
     #[test]
-    fn packets_for_nobody_here_are_shown_and_an_ordinary_interface_is_not() {
+    fn unexpected_packets_are_shown_and_an_interface_without_them_is_not() {
         let mut interface = Interface { name: "eth0".into(), received: 9, ..Interface::default() };
         let text = |interface: &Interface| {
             table(&Status { interfaces: vec![interface.clone()], ..Status::default() })
@@ -225,17 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn dropped_news_are_shown_and_none_are_not() {
+    fn netlink_overruns_are_shown_only_if_there_were_any() {
         let text = |overruns| {
             let kernel = Kernel { overruns, resyncs: 1 + overruns, ..Kernel::default() };
             table(&Status { kernel: Some(kernel), ..Status::default() })
         };
-        assert!(text(2).contains("dropped news about addresses 2 times"), "{}", text(2));
-        assert!(!text(0).contains("dropped"), "{}", text(0));
+        assert!(text(2).contains("netlink events overran 2 times"), "{}", text(2));
+        assert!(!text(0).contains("overran"), "{}", text(0));
     }
 
     #[test]
-    fn a_difference_that_has_ended_is_not_shown() {
+    fn a_mismatch_that_has_ended_is_not_shown() {
         let mut instance =
             Instance { mismatches: [("interval".to_owned(), 3)].into(), ..Instance::default() };
         let text =
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_short() {
+    fn ages_have_at_most_two_units() {
         let shown: Vec<_> = [0.26, 11.9, 119.0, 120.0, 7_199.0, 7_260.0, 200_000.0].map(age).into();
         assert_eq!(shown, ["0.3 s", "11 s", "119 s", "2 min", "119 min", "2 h 1 min", "2 d 7 h"]);
     }

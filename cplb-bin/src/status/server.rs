@@ -16,10 +16,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::schema::Status;
 
-/// A reader that takes longer than this is dropped.
+/// The connection of a slower reader is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the socket could not be opened.
+/// A failure to open the status socket.
 #[derive(Debug, Error)]
 pub(crate) enum BindError {
     #[error("another cplb answers at {}", .0.display())]
@@ -35,18 +35,18 @@ pub(crate) struct StatusSocket {
     path: PathBuf,
     /// Device and inode of the file.
     identity: Option<(u64, u64)>,
-    /// Given up for a reader when the process has no other descriptor left: then the status matters most.
-    spare: Mutex<Option<File>>,
+    /// Closed to accept a reader when the process has no other descriptor left: then the status is needed most.
+    reserve: Mutex<Option<File>>,
 }
 
 impl StatusSocket {
-    /// Binds `path` (mode 0660; its directory is created with 0700), replacing a socket that nobody answers.
+    /// Binds `path` (mode 0660; its directory is created with 0700), replacing a socket without a listener.
     pub(crate) fn bind(path: &Path) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
         }
-        if answers(path) {
+        if has_listener(path) {
             return Err(BindError::InUse(path.to_owned()));
         }
         match fs::symlink_metadata(path) {
@@ -61,10 +61,10 @@ impl StatusSocket {
         let listener = UnixListener::bind(path).map_err(io)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(io)?;
         let identity = identity(path);
-        Ok(Self { listener, path: path.to_owned(), identity, spare: Mutex::new(spare()) })
+        Ok(Self { listener, path: path.to_owned(), identity, reserve: Mutex::new(reserve()) })
     }
 
-    /// Makes the socket anew if its file was removed, or replaced by one without a listener.
+    /// Creates the socket again if its file was removed, or replaced by a socket without a listener.
     pub(crate) fn keep(&mut self) -> Result<Kept, BindError> {
         if self.is_in_place() {
             return Ok(Kept::Present);
@@ -77,27 +77,27 @@ impl StatusSocket {
         self.identity.is_some() && identity(&self.path) == self.identity
     }
 
-    /// The next reader; an error of `accept` is waited out here because there is nothing else to do about it.
+    /// Accepts the next reader. After an error of `accept` it waits and tries again: there is no other remedy.
     pub(crate) async fn accept(&self) -> UnixStream {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    self.with_spare(|held| *held = held.take().or_else(spare));
+                    self.with_reserve(|held| *held = held.take().or_else(reserve));
                     return stream;
                 }
-                // The next turn has its descriptor.
-                Err(_) if self.with_spare(|held| held.take().is_some()) => {}
+                // The closed reserve frees a descriptor for the next attempt.
+                Err(_) if self.with_reserve(|held| held.take().is_some()) => {}
                 Err(error) => {
-                    tracing::debug!(%error, "status socket");
+                    tracing::debug!(%error, "status socket: accept failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    self.with_spare(|held| *held = spare());
+                    self.with_reserve(|held| *held = reserve());
                 }
             }
         }
     }
 
-    fn with_spare<T>(&self, use_it: impl FnOnce(&mut Option<File>) -> T) -> T {
-        use_it(&mut self.spare.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_reserve<T>(&self, action: impl FnOnce(&mut Option<File>) -> T) -> T {
+        action(&mut self.reserve.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -112,16 +112,16 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Whether a process listens there. One whose queue is full does, and is not waited for.
-fn answers(path: &Path) -> bool {
+/// Returns whether a process listens at `path`. A full queue (EAGAIN) shows a listener, too.
+fn has_listener(path: &Path) -> bool {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let asked = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-        .and_then(|asker| connect(asker.as_raw_fd(), &UnixAddr::new(path)?));
-    matches!(asked, Ok(()) | Err(Errno::EAGAIN))
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|client| connect(client.as_raw_fd(), &UnixAddr::new(path)?));
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
 }
 
-/// Any descriptor will do; none is no misfortune while there are others.
-fn spare() -> Option<File> {
+/// Opens a descriptor to hold in reserve; `accept` needs none while others are free.
+fn reserve() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
@@ -133,7 +133,7 @@ impl Drop for StatusSocket {
     }
 }
 
-/// Writes `status` to a reader, without letting a slow one wait forever.
+/// Writes `status` to a reader, within [`WRITE_TIMEOUT`].
 pub(crate) async fn answer(mut stream: UnixStream, status: Status) {
     let Ok(mut text) = serde_json::to_vec(&status) else { return };
     text.push(b'\n');
@@ -142,7 +142,7 @@ pub(crate) async fn answer(mut stream: UnixStream, status: Status) {
         stream.shutdown().await
     };
     if !matches!(tokio::time::timeout(WRITE_TIMEOUT, write).await, Ok(Ok(()))) {
-        tracing::debug!("a status reader went away");
+        tracing::debug!("the status was not read completely");
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
         let socket = StatusSocket::bind(&path).unwrap();
         assert!(matches!(StatusSocket::bind(&path), Err(BindError::InUse(_))));
         let serve = async {
-            // The refused bind above has left one connection that asks for nothing.
+            // The refused bind above has left one connection without a reader.
             for _ in 0..2 {
                 answer(socket.accept().await, Status { schema: 1, pid: 7, ..Status::default() }).await;
             }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_removed_socket_is_made_anew_and_that_of_another_daemon_is_left_alone() {
+    async fn a_removed_socket_is_created_again_and_that_of_another_daemon_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/cplb.sock");
         let mut socket = StatusSocket::bind(&path).unwrap();
@@ -183,20 +183,20 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_eq!(socket.keep().unwrap(), Kept::Restored);
         assert_eq!(socket.keep().unwrap(), Kept::Present);
-        assert!(answers(&path));
+        assert!(has_listener(&path));
         fs::remove_dir_all(dir.path().join("run")).unwrap();
         assert_eq!(socket.keep().unwrap(), Kept::Restored);
         fs::remove_file(&path).unwrap();
         let other = StatusSocket::bind(&path).unwrap();
         assert!(matches!(socket.keep(), Err(BindError::InUse(_))));
         drop(socket);
-        assert!(answers(&path), "the other daemon's");
+        assert!(has_listener(&path), "the other daemon's");
         drop(other);
         assert!(!path.exists());
     }
 
     #[tokio::test]
-    async fn a_dead_socket_is_replaced_and_another_file_is_not() {
+    async fn a_socket_without_a_listener_is_replaced_and_another_file_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cplb.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::RunArgs;
 use crate::exit::{Failure, Kind};
-use crate::support;
+use crate::source;
 
 /// Bit numbers of capabilities(7).
 const CAP_NET_ADMIN: u32 = 12;
@@ -18,7 +18,7 @@ const CAP_NET_RAW: u32 = 13;
 /// Everything that can be known before the first change to the system. Returns the warnings, which are logged.
 pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<Vec<String>, Failure> {
     let mut warnings: Vec<String> = raise_descriptor_limit().into_iter().collect();
-    warnings.extend(support::admit(config)?);
+    warnings.extend(source::admit(config)?);
     if !config.instances.is_empty() {
         privileges()?;
         state_dir(&args.state_dir)?;

@@ -2,7 +2,7 @@ use testbed::api::{Authority, Credential, Validity, kubeconfig};
 
 use super::*;
 
-/// A file with the usual content, after a change.
+/// Reads a valid kubeconfig after a change.
 fn read(change: impl Fn(&mut serde_json::Value)) -> Result<Access, KubeconfigError> {
     let authority = Authority::new("cluster").unwrap();
     let client = authority.client("cplb", Validity::Now).unwrap();
@@ -16,11 +16,11 @@ fn read(change: impl Fn(&mut serde_json::Value)) -> Result<Access, KubeconfigErr
 }
 
 fn refusal(change: impl Fn(&mut serde_json::Value)) -> String {
-    read(change).expect_err("it should be refused").to_string()
+    read(change).expect_err("the kubeconfig is invalid").to_string()
 }
 
 #[test]
-fn what_is_of_no_use_is_refused_with_the_reason() {
+fn unusable_kubeconfigs_are_refused_with_the_reason() {
     let user = |value: serde_json::Value| {
         move |file: &mut serde_json::Value| file["users"][0]["user"] = value.clone()
     };
@@ -42,26 +42,27 @@ fn what_is_of_no_use_is_refused_with_the_reason() {
     let secret = refusal(cluster("server", json!("https://admin:s3cret@10.0.0.11:6443")));
     assert!(secret.contains("https://HOST:PORT") && !secret.contains("s3cret"), "{secret}");
     assert!(refusal(cluster("proxy-url", json!("http://proxy"))).contains("proxy-url"));
-    assert!(refusal(cluster("tls-server-name", json!("a b"))).contains("no name"));
+    assert!(refusal(cluster("tls-server-name", json!("a b"))).contains("not a host name"));
     assert!(refusal(|file| file["current-context"] = json!(null)).contains("current-context"));
     assert!(refusal(|file| file["clusters"] = json!([])).contains("cluster of the current context"));
     assert!(refusal(|file| file["users"] = json!([])).contains("user of the current context"));
 }
 
 #[test]
-fn an_error_of_a_certificate_names_the_file_and_the_cause() {
-    // The armour of a certificate around another content.
-    let armoured = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+fn a_certificate_error_names_the_file_and_the_cause() {
+    // The PEM lines of a certificate around other content.
+    let not_a_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let directory = tempfile::tempdir().unwrap();
     let ca = directory.path().join("ca.crt");
-    fs::write(&ca, armoured).unwrap();
+    fs::write(&ca, not_a_certificate).unwrap();
     let text = refusal(|file| {
         file["clusters"][0]["cluster"]["certificate-authority-data"] = serde_json::json!(null);
         file["clusters"][0]["cluster"]["certificate-authority"] = ca.display().to_string().into();
     });
     assert!(text.contains(&ca.display().to_string()) && text.contains("not a valid X.509"), "{text}");
     let text = refusal(|file| {
-        file["clusters"][0]["cluster"]["certificate-authority-data"] = STANDARD.encode(armoured).into();
+        file["clusters"][0]["cluster"]["certificate-authority-data"] =
+            STANDARD.encode(not_a_certificate).into();
     });
     assert!(text.contains("admin.conf") && text.contains("not a valid X.509"), "{text}");
     let other = Authority::new("other").unwrap().client("other", Validity::Now).unwrap();
@@ -79,18 +80,18 @@ fn an_error_of_a_certificate_names_the_file_and_the_cause() {
 }
 
 #[test]
-fn who_says_nothing_of_a_user_is_anonymous() {
+fn a_context_without_a_user_is_anonymous() {
     assert!(read(|file| file["contexts"][0]["context"]["user"] = "".into()).is_ok());
     assert!(read(|file| file["users"][0]["user"] = serde_json::json!({})).is_ok());
 }
 
 #[test]
-fn nothing_of_the_file_is_quoted() {
+fn messages_quote_no_secrets_of_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.conf");
     for text in ["users:\n- token: s3cret\n  - s3cret: [", "s3cret", "\u{0}s3cret", "users: s3cret\n"] {
         fs::write(&path, text).unwrap();
-        let error = Access::read(&path).expect_err("it is no kubeconfig");
+        let error = Access::read(&path).expect_err("not a kubeconfig");
         for shown in [error.to_string(), format!("{error:?}")] {
             assert!(shown.contains("admin.conf") || shown.contains("context"), "{shown}");
             assert!(!shown.contains("s3cret"), "{shown}");
@@ -102,7 +103,7 @@ fn nothing_of_the_file_is_quoted() {
 }
 
 #[test]
-fn a_change_of_any_file_is_seen() {
+fn a_change_of_any_file_makes_the_access_outdated() {
     let authority = Authority::new("cluster").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (path, ca) = (directory.path().join("admin.conf"), directory.path().join("ca.crt"));
@@ -112,7 +113,7 @@ fn a_change_of_any_file_is_seen() {
     file["clusters"][0]["cluster"] =
         serde_json::json!({"server": "https://a:6443", "certificate-authority": "ca.crt"});
     fs::write(&path, file.to_string()).unwrap();
-    assert!(Access::read(&path).unwrap_err().is_absent(), "it may come");
+    assert!(Access::read(&path).unwrap_err().is_absent(), "the file may appear later");
     fs::write(&ca, authority.pem()).unwrap();
     let access = Access::read(&path).unwrap();
     assert!(!access.is_outdated());
@@ -124,7 +125,7 @@ fn a_change_of_any_file_is_seen() {
 }
 
 #[test]
-fn servers_have_hosts_and_ports() {
+fn server_urls_are_parsed_or_refused() {
     let parse = |url: &str| Server::parse(url).map(|server| (server.host, server.port)).ok();
     assert_eq!(parse("https://[fd00::1]:6443"), Some(("fd00::1".into(), 6443)));
     assert_eq!(parse("https://api.example.com/"), Some(("api.example.com".into(), 443)));
@@ -145,7 +146,7 @@ fn servers_have_hosts_and_ports() {
 }
 
 #[test]
-fn the_loopback_is_no_name_of_a_server() {
+fn loopback_names_do_not_identify_a_server() {
     let named =
         |host: &str, given: Option<&str>| names(&Server { host: host.into(), port: 6443 }, given).unwrap();
     let of = |all: &[&str]| {

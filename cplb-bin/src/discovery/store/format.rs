@@ -1,4 +1,4 @@
-//! The content of `backends.json`. The fuzz target compiles this file, too.
+//! The content of `backends.json`. The fuzz target `state_files` compiles this file, too.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ const MAX_CLUSTERS: usize = 256;
 /// More servers than discovery keeps of a cluster.
 const MAX_SERVERS: usize = 256;
 
-/// What is known of the clusters that were asked, by the path of the kubeconfig.
+/// The last known servers of each cluster, by the path of the kubeconfig.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawContent")]
 pub(crate) struct Content {
@@ -25,7 +25,7 @@ pub(crate) struct Cluster {
     pub(crate) servers: BTreeSet<SocketAddr>,
 }
 
-/// A content that was not validated.
+/// A content before validation.
 #[derive(Deserialize)]
 struct RawContent {
     clusters: Vec<Cluster>,
@@ -41,7 +41,7 @@ impl TryFrom<RawContent> for Content {
         let mut paths = BTreeSet::new();
         for Cluster { kubeconfig, servers } in &raw.clusters {
             if !kubeconfig.is_absolute() || !paths.insert(kubeconfig) {
-                return Err(format!("{} is not an absolute path, or there twice", kubeconfig.display()));
+                return Err(format!("{} is not an absolute path, or occurs twice", kubeconfig.display()));
             }
             if servers.len() > MAX_SERVERS {
                 return Err(format!("more than {MAX_SERVERS} servers"));
@@ -54,7 +54,7 @@ impl TryFrom<RawContent> for Content {
     }
 }
 
-/// Whether a server can be there at all. The configuration decides whether it may be a backend.
+/// Returns whether a server can have this address. The configuration decides whether it may be a backend.
 fn is_server(server: &SocketAddr) -> bool {
     let is_wildcard_or_group = match server.ip() {
         IpAddr::V4(v4) => v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),

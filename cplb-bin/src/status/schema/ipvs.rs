@@ -1,4 +1,4 @@
-//! What the kernel's IPVS balances.
+//! The kernel's IPVS and its virtual servers.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Ipvs {
-    /// Whether the kernel has it.
+    /// True if the kernel has it.
     pub(crate) available: bool,
-    /// Why not.
+    /// The reason why it is not available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
     pub(crate) virtual_servers: Vec<VirtualServer>,
@@ -16,7 +16,7 @@ pub(crate) struct Ipvs {
     pub(crate) sync_daemons: Vec<String>,
 }
 
-/// A server without a share of the connections.
+/// A server that gets no connections.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ExcludedServer {
@@ -32,20 +32,20 @@ pub(crate) struct VirtualServer {
     pub(crate) port: u16,
     /// The name of the service whose health checks decide.
     pub(crate) service: String,
-    /// What the kernel's service matches, `FWM` in `ipvsadm -Ln`.
+    /// The firewall mark that the kernel's service matches, `FWM` in `ipvsadm -Ln`.
     pub(crate) mark: u32,
     pub(crate) lb_algo: String,
     pub(crate) lb_kind: String,
     /// 0 without persistence.
     pub(crate) persistence_timeout_seconds: u32,
-    /// Whether the virtual IP is on this node.
+    /// True if the virtual IP is on this node.
     pub(crate) held: bool,
-    /// Whether this node directs: it is, and IPVS gets what clients send.
+    /// True if this node is the director: it has the virtual IP, and the packets of clients go to IPVS.
     pub(crate) directing: bool,
-    /// Since the kernel's service was made.
+    /// Since the kernel's service was created.
     pub(crate) connections_total: u64,
     pub(crate) servers: Vec<RealServer>,
-    /// Servers that a director passes over, as long as it has better ones.
+    /// Servers that a director does not use as long as it has accepting ones.
     pub(crate) excluded: Vec<ExcludedServer>,
 }
 

@@ -15,19 +15,19 @@ use crate::status::schema::Status;
 /// The host number of the VIP in the LAN's network.
 const VIP_HOST: u8 = 100;
 const PORT: u16 = 6443;
-/// How long a daemon may take to end by itself when the scene is struck.
-const GRACE: Duration = Duration::from_secs(5);
+/// The time that a daemon has to end after SIGTERM, when the cluster is dropped.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything that is on stage.
+/// The LAN with its daemons and API servers; dropping it stops them.
 #[derive(Debug)]
-pub(crate) struct Scene {
+pub(crate) struct Cluster {
     pub(crate) lan: Lan,
     backends: Vec<Backend>,
     daemons: Vec<Option<Process>>,
     program: PathBuf,
 }
 
-impl Scene {
+impl Cluster {
     pub(crate) fn build(nodes: u8) -> Result<Self, Error> {
         let program = std::env::current_exe()
             .map_err(|source| Error::File { path: "/proc/self/exe".into(), source })?;
@@ -37,15 +37,15 @@ impl Scene {
             .iter()
             .map(|node| Backend::tls(node, &format!("api-{}", node.name()), PORT))
             .collect::<Result<_, _>>()?;
-        let mut scene = Self { lan, backends, daemons: Vec::new(), program };
-        for index in 0..scene.lan.controllers().len() {
-            scene.daemons.push(None);
-            scene.start_daemon(index)?;
+        let mut cluster = Self { lan, backends, daemons: Vec::new(), program };
+        for index in 0..cluster.lan.controllers().len() {
+            cluster.daemons.push(None);
+            cluster.start_daemon(index)?;
         }
-        Ok(scene)
+        Ok(cluster)
     }
 
-    /// Starts (again) the daemon of a controller.
+    /// Starts the daemon of a controller, for the first time or again.
     pub(crate) fn start_daemon(&mut self, index: usize) -> Result<(), Error> {
         let node = self.node(index);
         let config = node.directory().join("cplb.yaml");
@@ -100,7 +100,7 @@ impl Scene {
         (0..self.daemons.len()).filter(|&index| self.node(index).has_address(vip)).collect()
     }
 
-    /// Waits until one controller other than `except` holds the VIP and says that it is Active.
+    /// Waits until one controller other than `except` holds the VIP and its status is Active.
     pub(crate) fn wait_for_owner(&self, except: Option<usize>, timeout: Duration) -> Result<usize, Error> {
         let mut found = None;
         wait_until("one controller is Active", timeout, || {
@@ -114,7 +114,7 @@ impl Scene {
         found.ok_or_else(|| Error::Misuse("no controller is Active".into()))
     }
 
-    /// Waits until the client gets an answer through the VIP.
+    /// Waits until a connection of the client to the VIP succeeds.
     pub(crate) fn wait_until_served(&self, timeout: Duration) -> Result<(), Error> {
         let probe =
             testbed::Probe::to(self.address()).every(Duration::from_millis(20)).start(self.client())?;
@@ -135,17 +135,17 @@ impl Scene {
         self.daemon(index)?.signal(signal)
     }
 
-    /// One line about why a controller is Active.
-    pub(crate) fn explain(&self, index: usize) -> String {
+    /// The reason why a controller is Active, from its status.
+    pub(crate) fn active_reason(&self, index: usize) -> String {
         let reason = self
             .status(index)
             .and_then(|status| status.instances.into_iter().next())
-            .map_or_else(|| "it does not answer".to_owned(), |instance| instance.reason);
-        format!("why {}: {reason}", self.name(index))
+            .map_or_else(|| "its status cannot be read".to_owned(), |instance| instance.reason);
+        format!("reason in the status of {}: {reason}", self.name(index))
     }
 
-    /// Connects over TLS that many times from the client; counts the certificates by name.
-    pub(crate) fn ask_certificates(&self, count: usize) -> Result<BTreeMap<String, usize>, Error> {
+    /// Opens `count` TLS connections from the client, and counts the certificates by the name of the backend.
+    pub(crate) fn count_certificates(&self, count: usize) -> Result<BTreeMap<String, usize>, Error> {
         let address = self.address();
         let certificates = self.client().block_on(move || async move {
             let mut certificates = Vec::new();
@@ -166,7 +166,7 @@ impl Scene {
         Ok(counts)
     }
 
-    /// The logs of everything that ran.
+    /// The logs of all processes.
     pub(crate) fn report(&self) -> String {
         self.lan.report()
     }
@@ -191,11 +191,11 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Cluster {
     fn drop(&mut self) {
         for daemon in self.daemons.iter().flatten() {
-            if let Err(error) = daemon.stop(GRACE) {
-                tracing::warn!(%error, "a daemon of the demonstration");
+            if let Err(error) = daemon.stop(STOP_TIMEOUT) {
+                tracing::warn!(%error, "a daemon of the demonstration cannot be stopped");
             }
         }
     }

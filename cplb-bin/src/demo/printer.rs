@@ -1,11 +1,11 @@
-//! What the audience sees: a coloured narration, or plain lines with `--plain`.
+//! Prints the steps and results of the demonstration: with colours, or as plain lines with `--plain`.
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-/// Writes to standard output; a closed pipe is no reason to fail a demonstration.
+/// Writes to standard output; a closed pipe is no failure.
 #[derive(Debug)]
-pub(crate) struct Show {
+pub(crate) struct Printer {
     plain: bool,
     started: Instant,
 }
@@ -17,7 +17,7 @@ const RESET: &str = "\x1b[0m";
 /// Width of a full bar.
 const BAR: usize = 40;
 
-impl Show {
+impl Printer {
     pub(crate) fn new(plain: bool) -> Self {
         Self { plain: plain || !std::io::stdout().is_terminal(), started: Instant::now() }
     }
@@ -26,13 +26,13 @@ impl Show {
         self.put(BOLD, "", text);
     }
 
-    /// Something is about to happen.
+    /// A step that begins.
     pub(crate) fn step(&self, text: &str) {
         let _ = writeln!(std::io::stdout());
         self.put(BOLD, "▶ ", text);
     }
 
-    /// Something was measured.
+    /// A measured result.
     pub(crate) fn result(&self, text: &str) {
         self.put(GREEN, "✔ ", text);
     }
@@ -41,18 +41,14 @@ impl Show {
         self.put("", "  ", text);
     }
 
-    /// A configuration file or a log, line by line.
-    pub(crate) fn config(&self, text: &str) {
+    /// A text of several lines, such as a configuration file or a log.
+    pub(crate) fn block(&self, text: &str) {
         for line in text.lines() {
             self.put(DIM, "    ", line);
         }
     }
 
-    pub(crate) fn log(&self, text: &str) {
-        self.config(text);
-    }
-
-    /// A share of a whole.
+    /// A share of a total, as a bar or in figures.
     pub(crate) fn bar(&self, name: &str, part: usize, whole: usize) {
         let filled = "█".repeat(part * BAR / whole.max(1));
         let text =
