@@ -15,7 +15,7 @@ use super::ipvs::{Input, Ipvs, News, ProbeReport, Sessions};
 use super::problems::Cause;
 use super::serving::{self, Lease, Observation, Sources};
 use super::table::{TableChange, TableState};
-use super::vip::{Instance, VipEvent};
+use super::vip::{Election, Instance, VipEvent};
 use super::{Daemon, event_log};
 
 /// Shortest and longest time between two gatherings of evidence for the serving verdict.
@@ -57,30 +57,36 @@ impl Daemon {
 
     pub(super) async fn on_vip(&mut self, event: VipEvent) {
         match event {
-            VipEvent::Runner(event) => event_log::election(&event, &mut self.problems),
+            VipEvent::Runner(event) => {
+                let instance = Election::names(self.election.as_ref());
+                event_log::election(&event, instance, &mut self.problems);
+            }
             VipEvent::Keeper(event) => self.on_keeper(&event).await,
             VipEvent::PlannedRelease(id) => self.release(id).await,
             VipEvent::Source { id, source, present } => {
-                event_log::source(id, source, present, &mut self.problems);
+                let instance = Election::names(self.election.as_ref());
+                event_log::source(id, (source, present), instance, &mut self.problems);
             }
         }
     }
 
     async fn on_keeper(&mut self, event: &KeeperEvent) {
-        let instances = self.election.as_ref().map(|election| &election.instances);
+        let election = self.election.as_ref();
+        let instances = election.map(|election| &election.instances);
         let wanted = |id: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
-        event_log::keeper(event, wanted, &mut self.problems);
+        event_log::keeper(event, Election::names(election), wanted, &mut self.problems);
         let multicasts = |id: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.is_some_and(Instance::multicasts_v6)
         };
-        event_log::link_local(event, multicasts, &mut self.problems);
+        event_log::link_local(event, Election::names(election), multicasts, &mut self.problems);
         self.on_addresses(event);
-        if let KeeperEvent::SessionsLeft { ips, .. } = event {
-            self.proxy.reset_sessions(ips).await;
+        if let KeeperEvent::SessionsLeft { id, ips } = event {
+            let instance = Election::names(self.election.as_ref())(id.0);
+            self.proxy.reset_sessions(&instance, ips).await;
         }
     }
 
@@ -92,7 +98,9 @@ impl Daemon {
                 self.table.expect_ordinary_listeners(why);
                 self.gather_evidence();
             }
-            Balancer::BackendUp { .. } | Balancer::BackendTerminating { .. } | Balancer::BackendDown { .. } => {
+            Balancer::BackendUp { .. }
+            | Balancer::BackendTerminating { .. }
+            | Balancer::BackendDown { .. } => {
                 self.gather_evidence();
                 self.update_ipvs(Input::Tick);
             }
@@ -145,7 +153,8 @@ impl Daemon {
             self.note_table(table);
             self.ipvs.log_probes();
             self.update_ipvs(Input::Tick);
-            event_log::fitness(fitness, &mut self.problems);
+            let instance = Election::names(self.election.as_ref());
+            event_log::fitness(fitness, instance, &mut self.problems);
         }
         let interval = self.evidence_interval();
         let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
@@ -199,18 +208,19 @@ impl Daemon {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
         let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
+        let name = Election::names(Some(election))(id.0);
         if !keeper.defers_release(group) {
             return;
         }
         if !self.ipvs.is_available() {
             // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
-            self.proxy.reset_sessions(&lasting).await;
+            self.proxy.reset_sessions(&name, &lasting).await;
         }
         let sessions = if instance.group.lasting.is_empty() { Sessions::End } else { Sessions::Continue };
         self.update_ipvs(Input::PlannedRelease(id, sessions));
         if sessions == Sessions::End {
-            self.ipvs.withdrawn(id).await;
+            self.ipvs.withdrawn(&name).await;
         }
         keeper.finish_release(group);
     }

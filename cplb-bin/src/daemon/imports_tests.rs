@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const SHELLS: [&str; 9] =
     ["event_loop", "handlers", "maintenance", "status", "reload", "wiring", "event", "event_log", "desired"];
 /// Modules that every subsystem may use.
-const COMMON: [&str; 2] = ["problems", "sender"];
+const COMMON: [&str; 3] = ["problems", "sender", "instance_log"];
 /// Subsystems that may read another one.
 const READS: [(&str, &str); 1] = [("serving", "ipvs")];
 

@@ -13,6 +13,7 @@ mod handlers;
 mod host_lock;
 #[cfg(test)]
 mod imports_tests;
+mod instance_log;
 mod ipvs;
 mod maintenance;
 mod mismatches;

@@ -8,6 +8,7 @@ use lb_proxy::{LoadBalancer, Options, ReconfigureError, Service, StartError};
 
 use crate::exit::{Failure, Kind};
 
+use super::instance_log::{InstanceFields, instance_log};
 use super::sender::EventSender;
 
 /// Bound of the time for the load balancer to reset sessions, where the kernel cannot.
@@ -144,14 +145,21 @@ impl Proxy {
         }
     }
 
-    /// Resets the sessions through `vips`, which are about to go.
-    pub(crate) async fn reset_sessions(&self, vips: &[IpAddr]) {
+    /// Resets the sessions through `vips` of an instance, before these addresses are removed.
+    pub(crate) async fn reset_sessions(&self, instance: &InstanceFields, vips: &[IpAddr]) {
         let Some(balancer) = self.balancer.as_ref().filter(|_| !vips.is_empty()) else { return };
         match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
+            Ok(count) => {
+                instance_log!(info, instance, addresses = ?vips, count, "sessions reset by the load balancer");
+            }
             Err(_) => {
-                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
+                instance_log!(
+                    warn,
+                    instance,
+                    addresses = ?vips,
+                    "sessions not reset in time by the load balancer"
+                );
             }
         }
     }

@@ -303,7 +303,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let state = prop_oneof![Just(BackendState::Up), Just(BackendState::Down), Just(BackendState::Terminating)];
+    let state =
+        prop_oneof![Just(BackendState::Up), Just(BackendState::Down), Just(BackendState::Terminating)];
     let result = prop_oneof![
         Just(None),
         Just(Some(ProbeResult::Accepts)),

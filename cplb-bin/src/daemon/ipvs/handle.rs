@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lb_proxy::nft::Director;
 use vrrp::runner::InstanceId;
 
+use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
 use crate::daemon::sender::EventSender;
 use crate::status::schema;
@@ -126,11 +127,11 @@ impl Ipvs {
         self.controller.departure()
     }
 
-    /// Waits until the services of an instance that is given up are gone, for a moment at most.
-    pub(crate) async fn withdrawn(&self, id: InstanceId) {
+    /// Waits until the services of an instance that is handed over are removed, for [`WITHDRAWAL`] at most.
+    pub(crate) async fn withdrawn(&self, instance: &InstanceFields) {
         let Some(reconciler) = &self.reconciler else { return };
         if tokio::time::timeout(WITHDRAWAL, reconciler.reconciled()).await.is_err() {
-            tracing::warn!(vrid = id.0, "IPVS still has the services of virtual IPs that are handed over");
+            instance_log!(warn, instance, "IPVS services not removed in time before the handover");
         }
     }
 

@@ -15,6 +15,7 @@ use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus
 
 use crate::exit::{Failure, Kind};
 
+use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::sender::EventSender;
 
 use super::bridge::{Bridge, ElectionEnd, VipEvent};
@@ -150,6 +151,26 @@ impl Election {
         self.runner.controllers(BTreeSet::new());
     }
 
+    /// Returns the fields of each instance for the log, by its VRID.
+    pub(crate) fn names(election: Option<&Self>) -> impl Fn(u32) -> InstanceFields {
+        move |vrid| match election {
+            Some(election) => election.name(vrid),
+            None => InstanceFields { vrid, ..InstanceFields::default() },
+        }
+    }
+
+    fn name(&self, vrid: u32) -> InstanceFields {
+        let Some(instance) = self.instances.get(&InstanceId(vrid)) else {
+            return InstanceFields { vrid, ..InstanceFields::default() };
+        };
+        let vips: Vec<String> = instance.addresses().map(|ip| ip.to_string()).collect();
+        let status = self.keeper.status();
+        let group = status.groups.iter().find(|group| group.id.0 == vrid);
+        let found = group.and_then(|group| group.interface.as_ref()).map(|interface| interface.name.clone());
+        let interface = found.unwrap_or_else(|| instance.group.interface.to_string());
+        InstanceFields { vip: vips.join(","), interface, vrid }
+    }
+
     /// Every virtual IP that this node may hold.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.instances.values().flat_map(Instance::addresses)
@@ -168,12 +189,13 @@ impl Election {
                 || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
         };
         for id in self.removals.poll(runs, Instant::now()) {
+            let name = self.name(id.0);
             self.instances.remove(&id);
             if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
-                tracing::warn!(%error, vrid = id.0, "removing an instance");
+                instance_log!(warn, name, %error, "addresses of a removed instance not released");
             }
             self.bridge.leave(id);
-            tracing::info!(vrid = id.0, "the instance is removed");
+            instance_log!(info, name, "the instance is removed");
         }
     }
 
@@ -201,7 +223,7 @@ impl Election {
     pub(crate) async fn end(self) {
         self.runner.shutdown(Duration::from_millis(100));
         if tokio::time::timeout(END_GRACE, self.runner.ended()).await.is_err() {
-            tracing::warn!("the election does not end; going on without it");
+            tracing::warn!("election thread does not end in time; continuing the shutdown");
             self.runner.abort();
         }
         self.keeper.shutdown();
@@ -209,10 +231,10 @@ impl Election {
         let joined = tokio::task::spawn_blocking(move || keeper.join());
         match tokio::time::timeout(END_GRACE, joined).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
-            Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "VIP keeper failed"),
+            Ok(Err(error)) => tracing::warn!(%error, "VIP keeper failed"),
             Err(_) => tracing::warn!(
-                "the VIP keeper does not end; the kernel removes the addresses when their lease is over"
+                "VIP keeper does not end in time; the kernel removes the addresses when their leases expire"
             ),
         }
     }

@@ -127,7 +127,10 @@ impl Sorted {
 }
 
 /// Looks up each server once, however often it is asked.
-fn sort(asks: &BTreeSet<ProbeTarget>, mut way: impl FnMut(IpAddr) -> Result<Egress, AcceptanceError>) -> Sorted {
+fn sort(
+    asks: &BTreeSet<ProbeTarget>,
+    mut way: impl FnMut(IpAddr) -> Result<Egress, AcceptanceError>,
+) -> Sorted {
     let mut by_server: BTreeMap<IpAddr, Vec<ProbeTarget>> = BTreeMap::new();
     for ask in asks {
         by_server.entry(ask.server).or_default().push(*ask);
