@@ -105,11 +105,10 @@ fn lines_about_links_and_addresses_are_limited() {
         id: GROUP,
         state: Some(state(number % 2 == 1)),
     });
-    keeper("a link that comes and goes", 2, "interface not found", &|number| KeeperEvent::Interface {
-        id: GROUP,
-        state: (number % 2 == 0).then(|| state(true)),
+    keeper("a link that appears and disappears", 2, "interface not found", &|number| {
+        KeeperEvent::Interface { id: GROUP, state: (number % 2 == 0).then(|| state(true)) }
     });
-    keeper("addresses that come and go", 2, "removed", &|number| match number % 2 {
+    keeper("addresses that are installed and removed", 2, "removed", &|number| match number % 2 {
         0 => KeeperEvent::Installed { id: GROUP, took: Duration::ZERO },
         _ => KeeperEvent::Removed { id: GROUP, reason: Removal::Released(Release::Lost) },
     });
@@ -123,14 +122,16 @@ fn lines_about_links_and_addresses_are_limited() {
         let faults = if number % 2 == 0 { vec!["IPv6 is disabled".to_owned()] } else { Vec::new() };
         event_log::fitness(&[Fitness { id: ID, faults }], instance, problems);
     });
-    expect_limit("overruns that come and go", 2, "no longer overrun", |number, problems| match number % 2 {
-        0 => event_log::keeper(
-            &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
-            instance,
-            |_| String::new(),
-            problems,
-        ),
-        _ => event_log::no_overrun(1, problems),
+    expect_limit("overruns that begin and end", 2, "no longer overrun", |number, problems| {
+        match number % 2 {
+            0 => event_log::keeper(
+                &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
+                instance,
+                |_| String::new(),
+                problems,
+            ),
+            _ => event_log::no_overrun(1, problems),
+        }
     });
 }
 

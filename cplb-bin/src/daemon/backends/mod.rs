@@ -15,7 +15,7 @@ use super::sender::EventSender;
 pub(crate) use admission::{Admitted, Refusal, admit, is_api};
 #[cfg(test)]
 pub(crate) use clusters::ClusterServers;
-pub(crate) use clusters::{Clusters, Discovered, Known};
+pub(crate) use clusters::{ClusterState, Clusters, Discovered};
 pub(crate) use refusals::Refusals;
 pub(crate) use resolved::ResolvedBackends;
 pub(crate) use resolver::{Answers, Resolved, Resolver};
@@ -30,7 +30,7 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    /// The sources before any of them is asked, with the record of the last run, and what is wrong with that.
+    /// The sources before the first query, with the record of the last run, and the fault of that record if it has one.
     pub(crate) fn open(
         state_dir: &Path,
         rounds: EventSender<Resolved>,
@@ -42,7 +42,8 @@ impl Backends {
         (Self { resolver, clusters, resolved, refusals }, unreadable)
     }
 
-    /// The addresses after discovery, on this node as it is now. Tells discovery which servers it may ask.
+    /// The addresses after discovery, with the current addresses of this node. Also sets the servers that discovery may
+    /// query.
     pub(crate) fn resolve(&self, config: &Config, resolved: ResolvedBackends) -> ResolvedBackends {
         let resolved = resolved.on_node(clusters::node_addresses(config));
         let written = admission::written_servers(config, &resolved);

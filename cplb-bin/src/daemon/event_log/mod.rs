@@ -32,7 +32,7 @@ pub(crate) fn fitness(all: &[Fitness], instance: impl Fn(u32) -> InstanceFields,
 /// Reports backend names that have no address, once per change.
 pub(crate) fn names(answers: &Answers, problems: &mut Problems) {
     problems.retain(|cause| match cause {
-        Cause::Name(name) => answers.asked(name),
+        Cause::Name(name) => answers.contains(name),
         _ => true,
     });
     for (name, failure) in answers.failures() {

@@ -1,6 +1,6 @@
-//! The task that keeps the kernel's IPVS as it should be: services, their servers, and the sync daemons.
+//! The task that keeps the kernel's IPVS in its desired state: services, their servers, and the sync daemons.
 //!
-//! It resyncs once a second, and at once when it is last_sent that something changed. The kernel's module may come and go.
+//! It resyncs once a second, and at once after a command. The kernel's module may be loaded and unloaded meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -25,14 +25,14 @@ use super::{kube_proxy, sysctls};
 /// The time between two reads of the kernel when nothing changes.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the kernel may take to take everything back.
-const END: Duration = Duration::from_secs(5);
+/// The time that the kernel may take to remove everything.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// So many resyncs may fail in a row, for reasons that usually pass, before IPVS counts as missing, and so often what is
-/// ours is taken back.
-const FAILURES: u8 = 3;
+/// The number of transient failures in a row after which IPVS counts as unavailable, and the number of attempts to remove
+/// everything at the end.
+const MAX_FAILURES: u8 = 3;
 
-/// What IPVS should have.
+/// The desired state.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) services: Desired,
@@ -40,73 +40,77 @@ pub(crate) struct Wanted {
     pub(crate) sync: Option<(InterfaceName, u32)>,
     pub(crate) sysctls: sysctls::Wanted,
     pub(crate) forwarding: Forwarding,
-    /// What this node needs as a server behind directors.
-    pub(crate) node: NodeWish,
+    /// This node as a real server.
+    pub(crate) node: NodePlan,
 }
 
-/// What a node is to be as a server behind directors.
+/// The desired state of a node as a real server.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) enum NodeWish {
+pub(crate) enum NodePlan {
     #[default]
-    Nothing,
-    /// Not known yet: what a daemon before this one made stays.
-    AsItIs,
+    None,
+    /// Not known yet: the settings of a former daemon stay.
+    Unchanged,
     Server(RealServerConfig),
 }
 
-/// What IPVS has.
+/// The observed state.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Observed {
-    /// Why there is none of it.
+    /// The reason why IPVS is unavailable.
     pub(crate) unavailable: Option<String>,
-    /// What is not as it should be, for people.
+    /// The differences to the desired state, for the operator.
     pub(crate) faults: Vec<String>,
-    /// Our services with their servers.
+    /// The services of this daemon with their servers.
     pub(crate) services: BTreeMap<ServiceKey, (ServiceEntry, Vec<DestinationEntry>)>,
     pub(crate) daemons: Vec<SyncDaemon>,
 }
 
 impl Observed {
+    /// The services with a server that gets new connections.
     fn ready(&self) -> impl Iterator<Item = ServiceKey> {
-        let takes = |server: &DestinationEntry| server.destination.weight.0 > 0;
-        self.services.iter().filter(move |(_, (_, servers))| servers.iter().any(takes)).map(|(key, _)| *key)
+        let gets_connections = |server: &DestinationEntry| server.destination.weight.0 > 0;
+        self.services
+            .iter()
+            .filter(move |(_, (_, servers))| servers.iter().any(gets_connections))
+            .map(|(key, _)| *key)
     }
 }
 
-/// Something to tell the main thread: whether there is IPVS, what is wrong with it, and what it serves.
+/// A report to the main thread: the availability of IPVS, its faults, and the services that balance.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct ReconcilerReport {
     pub(crate) unavailable: Option<String>,
     pub(crate) faults: Vec<String>,
-    /// Services with a server that takes connections.
+    /// The services with a server that gets new connections.
     pub(crate) ready: BTreeSet<ServiceKey>,
 }
 
 enum Command {
     Want(Box<Wanted>),
-    /// Something changed that the kernel knows.
+    /// Reads the kernel now.
     Resync,
-    /// Answered once what was wanted before is so, or could not be made so.
+    /// Answered after a resync with everything that was wanted before.
     Reconciled(oneshot::Sender<()>),
-    /// Answered with what is left behind.
+    /// Removes everything, ends the task, and is answered with the objects left behind.
     End(oneshot::Sender<Vec<String>>),
 }
 
-/// Talks to the task; it ends with [`ReconcilerHandle::end`].
+/// The handle of the task, which ends with [`ReconcilerHandle::end`].
 #[derive(Debug, Clone)]
 pub(crate) struct ReconcilerHandle {
     commands: UnboundedSender<Command>,
     observed: Arc<Mutex<Observed>>,
-    /// The last wish.
+    /// The last desired state.
     wanted: Arc<Mutex<Option<Wanted>>>,
 }
 
 impl ReconcilerHandle {
     /// Starts the task in the current runtime.
-    pub(crate) fn start(state_dir: PathBuf, events: EventSender<News>) -> Self {
-        let (record, wrong) = Record::open(&state_dir);
-        if let Some(why) = wrong {
-            tracing::warn!(why, "the record of what is ours in IPVS cannot be read and is put aside");
+    pub(crate) fn start(state_dir: PathBuf, events: EventSender<ReconcilerReport>) -> Self {
+        let (record, fault) = Record::open(&state_dir);
+        if let Some(why) = fault {
+            tracing::warn!(why, "record of owned IPVS services unreadable; moved aside");
         }
         let (commands, inbox) = unbounded_channel();
         let observed = Arc::new(Mutex::new(Observed::default()));
@@ -126,8 +130,8 @@ impl ReconcilerHandle {
         Self { commands, observed, wanted: Arc::default() }
     }
 
-    /// Says what IPVS should have from now on. Nothing is touched before this is said first, so that what a daemon before
-    /// this one made stays as far as it is still wanted.
+    /// Sets the desired state. Nothing is changed before the first call, so that services of a former daemon stay if they
+    /// are still wanted.
     pub(crate) fn want(&self, wanted: Wanted) {
         let mut last = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&wanted) {
@@ -136,7 +140,7 @@ impl ReconcilerHandle {
         }
     }
 
-    /// Reads the kernel now, and not only when that is due.
+    /// Reads the kernel now, before the next interval.
     pub(crate) fn resync(&self) {
         let _ = self.commands.send(Command::Resync);
     }
@@ -145,29 +149,29 @@ impl ReconcilerHandle {
         self.commands.is_closed()
     }
 
-    /// Waits until IPVS has what was wanted last, as far as that is possible.
+    /// Waits for the resync after the last desired state.
     pub(crate) async fn reconciled(&self) {
         let (done, reconciled) = oneshot::channel();
         let _ = self.commands.send(Command::Reconciled(done));
         let _ = reconciled.await;
     }
 
-    /// Removes everything that is ours, and ends the task. Returns what is left behind, for people.
+    /// Removes everything that this daemon owns, and ends the task. Returns the objects left behind, for the operator.
     pub(crate) async fn end(&self) -> Vec<String> {
         let (done, ended) = oneshot::channel();
         let _ = self.commands.send(Command::End(done));
         let left = async { ended.await.unwrap_or_else(|_| vec!["its task ended unexpectedly".to_owned()]) };
-        let late = vec![format!("the kernel has not answered within {END:?}")];
-        tokio::time::timeout(END, left).await.unwrap_or(late)
+        let late = vec![format!("the kernel has not answered within {END_TIMEOUT:?}")];
+        tokio::time::timeout(END_TIMEOUT, left).await.unwrap_or(late)
     }
 
-    /// What was observed last.
+    /// The last observed state.
     pub(crate) fn observed(&self) -> Observed {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Whether a look led to commands.
+/// The effect of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Changed {
     Nothing,
@@ -180,13 +184,13 @@ struct Reconciler {
     planner: Planner,
     record: Record,
     wanted: Wanted,
-    /// Whether anything was wanted yet.
+    /// Set after the first desired state.
     has_plan: bool,
-    /// Looks that failed, the last ones.
+    /// The number of failed resyncs in a row.
     failures: u8,
     observed: Arc<Mutex<Observed>>,
-    last_sent: Option<News>,
-    events: EventSender<News>,
+    last_sent: Option<ReconcilerReport>,
+    events: EventSender<ReconcilerReport>,
 }
 
 impl Reconciler {
@@ -198,14 +202,14 @@ impl Reconciler {
             tokio::select! {
                 command = commands.recv() => {
                     let mut next = command;
-                    // Only the last wish counts, so those that wait are taken together.
+                    // Only the last desired state counts, so all pending commands are taken together.
                     while let Some(command) = next {
                         match command {
                             Command::Want(wanted) => (self.wanted, self.has_plan) = (*wanted, true),
                             Command::Resync => {}
                             Command::Reconciled(done) => waiting.push(done),
                             Command::End(done) => {
-                                let _ = done.send(self.take_back().await);
+                                let _ = done.send(self.remove_all().await);
                                 return;
                             }
                         }
@@ -226,14 +230,14 @@ impl Reconciler {
         }
     }
 
-    /// Removes everything; what is left, for people.
-    async fn take_back(&mut self) -> Vec<String> {
+    /// Removes everything. Returns the objects left behind, for the operator.
+    async fn remove_all(&mut self) -> Vec<String> {
         self.wanted = Wanted::default();
         let mut left = Vec::new();
-        for _ in 0..FAILURES {
+        for _ in 0..MAX_FAILURES {
             self.resync().await;
             let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            // What went with the kernel's module needs not be removed.
+            // The kernel removes everything itself when its module is unloaded.
             let missing = observed.unavailable.filter(|_| !self.record.is_empty() && !self.is_missing());
             left = missing.into_iter().chain(observed.faults).collect();
             if left.is_empty() {
@@ -243,16 +247,16 @@ impl Reconciler {
         left
     }
 
-    /// Whether the last look failed because the kernel has no IPVS.
+    /// Returns whether the last resync failed because the kernel has no IPVS.
     fn is_missing(&self) -> bool {
         self.failures == 0
     }
 
-    /// Reads the kernel, mends, and reports what is new.
+    /// Reads the kernel, repairs the differences, and reports changes.
     async fn resync(&mut self) {
         let mut observed = Observed::default();
-        // What was changed is looked at again, so that what is shown is what is. Where nothing is wanted or left, the
-        // kernel is not asked, as that loads its module.
+        // A second round after changes, so that status shows the result. Without a desired state or a record there is none,
+        // because a request would load the kernel's module.
         let rounds = if self.wanted == Wanted::default() && self.record.is_empty() { 0 } else { 2 };
         for _ in 0..rounds {
             observed = Observed::default();
@@ -271,37 +275,37 @@ impl Reconciler {
         }
         observed.faults.extend(self.node().await);
         let interfaces = match &self.wanted.node {
-            NodeWish::Server(config) => config.interfaces.as_slice(),
-            NodeWish::Nothing | NodeWish::AsItIs => &[],
+            NodePlan::Server(config) => config.interfaces.as_slice(),
+            NodePlan::None | NodePlan::Unchanged => &[],
         };
         observed.faults.extend(self.wanted.forwarding.faults(interfaces));
         if self.wanted != Wanted::default() {
-            observed.faults.extend(kube_proxy::fault(kube_proxy::is_here()));
+            observed.faults.extend(kube_proxy::fault(kube_proxy::is_present()));
         }
-        let news = News {
+        let report = ReconcilerReport {
             unavailable: observed.unavailable.clone(),
             faults: observed.faults.clone(),
             ready: observed.ready().collect(),
         };
         *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = observed;
-        if self.last_sent.as_ref() != Some(&news) {
-            self.last_sent = Some(news.clone());
-            let _ = self.events.send(news);
+        if self.last_sent.as_ref() != Some(&report) {
+            self.last_sent = Some(report.clone());
+            let _ = self.events.send(report);
         }
     }
 
-    /// The kernel answers at once, but not without a thread that waits.
+    /// Reconciles the node in a thread of the pool, since its requests block. Returns the faults.
     async fn node(&self) -> Vec<String> {
         let wanted = match &self.wanted.node {
-            NodeWish::AsItIs => return Vec::new(),
-            NodeWish::Nothing => None,
-            NodeWish::Server(config) => Some(config.clone()),
+            NodePlan::Unchanged => return Vec::new(),
+            NodePlan::None => None,
+            NodePlan::Server(config) => Some(config.clone()),
         };
         let node = Arc::clone(&self.node);
-        let kept = tokio::task::spawn_blocking(move || {
-            node.lock().unwrap_or_else(PoisonError::into_inner).keep(wanted.as_ref())
+        let reconciled = tokio::task::spawn_blocking(move || {
+            node.lock().unwrap_or_else(PoisonError::into_inner).reconcile(wanted.as_ref())
         });
-        kept.await.unwrap_or_else(|error| vec![error.to_string()])
+        reconciled.await.unwrap_or_else(|error| vec![error.to_string()])
     }
 
     async fn reconcile(&mut self, observed: &mut Observed) -> Result<Changed, RequestError> {
@@ -322,7 +326,7 @@ impl Reconciler {
         Ok(changed)
     }
 
-    /// What is known after a look that failed.
+    /// The state to report after a failed resync.
     fn failed(&mut self, error: &RequestError) -> Observed {
         if *error == RequestError::Closed {
             self.client = None;
@@ -334,7 +338,7 @@ impl Reconciler {
         self.failures = self.failures.saturating_add(1);
         let mut last = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         last.faults = vec![error.to_string()];
-        if self.failures >= FAILURES {
+        if self.failures >= MAX_FAILURES {
             last.unavailable = Some(error.to_string());
         }
         last
@@ -344,10 +348,10 @@ impl Reconciler {
         let mut table = Table::default();
         for entry in client.services().await? {
             let key = entry.service.key();
-            let ours = self.record.services().contains(&key);
-            let destinations = if ours { client.destinations(&key).await? } else { Vec::new() };
+            let is_owned = self.record.services().contains(&key);
+            let destinations = if is_owned { client.destinations(&key).await? } else { Vec::new() };
             table.insert(entry.service.clone(), &destinations);
-            if ours {
+            if is_owned {
                 observed.services.insert(key, (entry, destinations));
             }
         }
@@ -358,7 +362,9 @@ impl Reconciler {
                 .push(format!("the IPVS service {key} exists already and is not cplb's: remove it"));
         }
         if let Err(error) = self.record.claim(&plan.claims) {
-            observed.faults.push(format!("IPVS is left alone, as what is ours cannot be recorded: {error}"));
+            observed
+                .faults
+                .push(format!("IPVS is not changed, because its owned services cannot be recorded: {error}"));
             return Ok(Changed::Nothing);
         }
         let report = client.apply(&plan, |step, outcome| tracing::debug!(%step, ?outcome, "ipvs")).await;
@@ -375,8 +381,8 @@ impl Reconciler {
         }
     }
 
-    /// One that receives and one that sends, on every node: they are per network namespace, and addresses may have
-    /// different owners.
+    /// Reconciles the sync daemons: one that receives and one that sends, on every node, because they are per network
+    /// namespace, and each address may be on another node.
     async fn daemons(&mut self, client: &Client, observed: &mut Observed) -> Result<(), RequestError> {
         observed.daemons = client.daemons().await?;
         if let Err(error) = self.record.retain_daemons(&observed.daemons) {
@@ -411,7 +417,7 @@ impl Reconciler {
                 observed.faults.push(format!("the {state} sync daemon cannot be started: {error}"));
             }
         }
-        // What was stopped is forgotten now, as there may be no further look.
+        // Stopped daemons are removed from the record now, because there may be no further resync.
         observed.daemons = client.daemons().await?;
         if let Err(error) = self.record.retain_daemons(&observed.daemons) {
             observed.faults.push(unrecorded(&error));
@@ -430,5 +436,5 @@ fn same(one: &SyncDaemon, other: &SyncDaemon) -> bool {
 }
 
 fn unrecorded(error: &std::io::Error) -> String {
-    format!("what is ours in IPVS cannot be recorded: {error}")
+    format!("owned IPVS services cannot be recorded: {error}")
 }
