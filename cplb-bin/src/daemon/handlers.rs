@@ -58,13 +58,13 @@ impl Daemon {
     pub(super) async fn on_vip(&mut self, event: VipEvent) {
         match event {
             VipEvent::Runner(event) => {
-                let instance = Election::names(self.election.as_ref());
+                let instance = Election::log_fields(self.election.as_ref());
                 event_log::election(&event, instance, &mut self.problems);
             }
             VipEvent::Keeper(event) => self.on_keeper(&event).await,
             VipEvent::PlannedRelease(id) => self.release(id).await,
             VipEvent::Source { id, source, present } => {
-                let instance = Election::names(self.election.as_ref());
+                let instance = Election::log_fields(self.election.as_ref());
                 event_log::source(id, (source, present), instance, &mut self.problems);
             }
         }
@@ -77,15 +77,15 @@ impl Daemon {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
-        event_log::keeper(event, Election::names(election), wanted, &mut self.problems);
+        event_log::keeper(event, Election::log_fields(election), wanted, &mut self.problems);
         let multicasts = |id: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.is_some_and(Instance::multicasts_v6)
         };
-        event_log::link_local(event, Election::names(election), multicasts, &mut self.problems);
+        event_log::link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
         self.on_addresses(event);
         if let KeeperEvent::SessionsLeft { id, ips } = event {
-            let instance = Election::names(self.election.as_ref())(id.0);
+            let instance = Election::log_fields(self.election.as_ref())(id.0);
             self.proxy.reset_sessions(&instance, ips).await;
         }
     }
@@ -153,7 +153,7 @@ impl Daemon {
             self.report_table(table);
             self.ipvs.log_probes();
             self.update_ipvs(Input::Tick);
-            let instance = Election::names(self.election.as_ref());
+            let instance = Election::log_fields(self.election.as_ref());
             event_log::fitness(fitness, instance, &mut self.problems);
         }
         let interval = self.evidence_interval();
@@ -209,7 +209,7 @@ impl Daemon {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
         let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
-        let name = Election::names(Some(election))(id.0);
+        let fields = Election::log_fields(Some(election))(id.0);
         if !keeper.defers_release(group) {
             return;
         }
@@ -217,12 +217,12 @@ impl Daemon {
             // The proxy served in place of IPVS. No other node continues its sessions, and the keeper does not reset those of
             // lasting addresses.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
-            self.proxy.reset_sessions(&name, &lasting).await;
+            self.proxy.reset_sessions(&fields, &lasting).await;
         }
         let sessions = if instance.group.lasting.is_empty() { Sessions::End } else { Sessions::Continue };
         self.update_ipvs(Input::PlannedRelease(id, sessions));
         if sessions == Sessions::End {
-            self.ipvs.withdrawn(&name).await;
+            self.ipvs.withdrawn(&fields).await;
         }
         keeper.finish_release(group);
     }

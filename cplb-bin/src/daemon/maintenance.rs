@@ -85,12 +85,12 @@ impl Daemon {
         let has_tproxy = !self.delivered.values().any(refused);
         for group in &election.keeper.status().groups {
             let (id, interface) = (group.id, group.interface.as_ref());
-            let name = Election::names(Some(election))(id.0);
+            let fields = Election::log_fields(Some(election))(id.0);
             let filtered = interface.and_then(reverse_path::problem);
-            event_log::interface(&name, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            event_log::interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
             let balanced = interface.filter(|_| self.proxy.balancer().is_some());
             let unserved = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
-            event_log::interface(&name, Cause::Vrf(id.0), unserved, &mut self.problems);
+            event_log::interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
         }
     }
 }

@@ -180,8 +180,7 @@ pub(crate) fn link_local(
     }
 }
 
-/// Reports that the kernel dropped netlink events: once for as long as it goes on, since a storm of changes lasts for many
-/// resyncs.
+/// Reports that the kernel dropped netlink events, once until [`no_overrun`]: a storm of changes causes many resyncs.
 pub(crate) fn overrun(problems: &mut Problems) {
     let text = "netlink overrun: the kernel dropped events about links and addresses that came faster than they were \
                 read, and all state was read again: if this persists, find the source of the changes with `ip monitor`";

@@ -156,8 +156,9 @@ impl Directed {
         }
     }
 
-    /// Returns whether IPVS can forward to the server: it must have the family of the virtual address. Nothing is forwarded
-    /// to the loopback, which may be a local candidate.
+    /// Returns whether IPVS can forward to the server, which must have the family of the virtual address: only tunnels cross
+    /// families, and the tunnel links of this daemon receive only their own. Nothing is forwarded to the loopback, which
+    /// may be a local candidate.
     pub(crate) fn can_forward_to(&self, member: &Member) -> bool {
         let ip = member.addr.ip();
         ip.is_ipv4() == self.vip.is_ipv4() && !ip.is_loopback()

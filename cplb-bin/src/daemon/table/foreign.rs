@@ -1,7 +1,7 @@
 //! Services of other software in the kernel's IPVS.
 //!
-//! IPVS takes packets for the address and port of a service from the socket that `tproxy` assigned them to; kube-proxy
-//! makes such services for a Kubernetes Service whose `externalIPs` has a virtual IP.
+//! IPVS handles packets for the address and port of a service before the socket that `tproxy` has assigned; kube-proxy
+//! creates such services for a Kubernetes Service whose `externalIPs` has a virtual IP.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

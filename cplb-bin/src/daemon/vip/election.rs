@@ -152,14 +152,14 @@ impl Election {
     }
 
     /// Returns the fields of each instance for the log, by its VRID.
-    pub(crate) fn names(election: Option<&Self>) -> impl Fn(u32) -> InstanceFields {
+    pub(crate) fn log_fields(election: Option<&Self>) -> impl Fn(u32) -> InstanceFields {
         move |vrid| match election {
-            Some(election) => election.name(vrid),
+            Some(election) => election.fields(vrid),
             None => InstanceFields { vrid, ..InstanceFields::default() },
         }
     }
 
-    fn name(&self, vrid: u32) -> InstanceFields {
+    fn fields(&self, vrid: u32) -> InstanceFields {
         let Some(instance) = self.instances.get(&InstanceId(vrid)) else {
             return InstanceFields { vrid, ..InstanceFields::default() };
         };
@@ -189,13 +189,13 @@ impl Election {
                 || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
         };
         for id in self.removals.poll(runs, Instant::now()) {
-            let name = self.name(id.0);
+            let fields = self.fields(id.0);
             self.instances.remove(&id);
             if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
-                instance_log!(warn, name, %error, "addresses of a removed instance not released");
+                instance_log!(warn, fields, %error, "addresses of a removed instance not released");
             }
             self.bridge.leave(id);
-            instance_log!(info, name, "the instance is removed");
+            instance_log!(info, fields, "the instance is removed");
         }
     }
 
