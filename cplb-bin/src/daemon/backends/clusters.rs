@@ -4,27 +4,21 @@
 //! controller of a cluster has no other server to query, and its API server may listen on one of its addresses only.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cplb_config::{Config, Origin, Unfit};
 use lb_proxy::MARK;
 use lb_proxy::health::Trust;
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::SockaddrStorage;
 
 use crate::discovery::{Follower, Report, State, Store};
 
 use crate::daemon::sender::EventSender;
 
 use super::admission;
-
-/// The limit of servers, more than any control plane has: checks of all of them would load the network.
-const MAX_SERVERS: usize = 256;
-/// The limit of this node's addresses that are used as local candidates.
-const MAX_LOCAL_CANDIDATES: usize = 16;
+use super::cluster_state::{ClusterState, Source};
+use super::node::candidate_addresses;
 
 /// The known servers of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,29 +29,6 @@ pub(crate) struct ClusterServers {
     pub(crate) local_candidates: Vec<IpAddr>,
     /// The means to verify servers, once a server was verified.
     pub(crate) trust: Option<Trust>,
-}
-
-/// The source of the servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Source {
-    /// No source yet.
-    #[default]
-    Nothing,
-    /// The state directory.
-    Disk,
-    /// The API, in this run.
-    Api,
-}
-
-impl Source {
-    /// The word in status.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Nothing => "nothing",
-            Self::Disk => "disk",
-            Self::Api => "api",
-        }
-    }
 }
 
 /// A report about the servers of a cluster.
@@ -79,21 +50,6 @@ pub(crate) struct Clusters {
 struct Cluster {
     follower: Follower,
     state: ClusterState,
-}
-
-/// The state of discovery of one cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct ClusterState {
-    pub(crate) servers: BTreeSet<SocketAddr>,
-    pub(crate) source: Source,
-    /// The state that interrupts following the API; `None` while it is followed.
-    pub(crate) interruption: Option<State>,
-    /// The reason why the former servers are retained although the API lists others.
-    pub(crate) retained_reason: Option<String>,
-    /// The servers of the API's last list that may not be backends.
-    pub(crate) refused: Vec<(SocketAddr, Unfit)>,
-    /// The means to verify servers, once a server was verified.
-    pub(crate) trust: Option<Trust>,
 }
 
 impl Clusters {
@@ -243,91 +199,6 @@ impl Cluster {
     }
 }
 
-impl ClusterState {
-    fn from_disk(servers: Option<BTreeSet<SocketAddr>>) -> Self {
-        match servers {
-            Some(servers) => Self { servers, source: Source::Disk, ..Self::default() },
-            None => Self::default(),
-        }
-    }
-
-    fn update(&mut self, report: Report, admissible: impl Fn(SocketAddr) -> Result<SocketAddr, Unfit>) {
-        let listed = match report {
-            Report::State(state) => {
-                self.interruption = Some(state);
-                return;
-            }
-            Report::Servers(listed, trust) => {
-                self.trust = Some(trust);
-                listed
-            }
-        };
-        self.interruption = None;
-        let mut admitted = BTreeSet::new();
-        self.refused.clear();
-        for server in listed.iter().copied() {
-            match admissible(server) {
-                Ok(server) => drop(admitted.insert(server)),
-                Err(unfit) => self.refused.push((server, unfit)),
-            }
-        }
-        let only_vips = self.refused.iter().all(|(_, unfit)| *unfit == Unfit::VirtualIp);
-        self.retained_reason = match (listed.len(), admitted.len()) {
-            (0, _) => Some("the API lists no server".to_owned()),
-            (_, 0) if !only_vips => {
-                Some(format!("the API lists nothing that can be a backend: {}", refused(&self.refused)))
-            }
-            (_, 0) => Some(
-                "the API lists only virtual IPs, as k0s does with spec.api.externalAddress: let k0s's controllers run \
-                 with --disable-components=endpoint-reconciler, or remove externalAddress"
-                    .to_owned(),
-            ),
-            (_, many) if many > MAX_SERVERS => {
-                Some(format!("the API lists {many} servers, of which {MAX_SERVERS} are used"))
-            }
-            _ => None,
-        };
-        if !admitted.is_empty() {
-            self.servers = admitted.into_iter().take(MAX_SERVERS).collect();
-            self.source = Source::Api;
-        }
-    }
-
-    /// Logs the differences to the state before.
-    fn log_changes(&self, before: &Self, kubeconfig: &Path) {
-        let kubeconfig = kubeconfig.display();
-        if self.servers != before.servers {
-            tracing::info!(%kubeconfig, servers = ?self.servers, "API servers discovered");
-        }
-        match (&self.interruption, &before.interruption) {
-            (now, former) if now == former => {}
-            (Some(State::Waiting(why)), _) => tracing::info!("discovery waiting: {why}"),
-            (Some(State::Failing(why)), _) => tracing::warn!(%kubeconfig, "discovery fails: {why}"),
-            (None, _) => tracing::info!(%kubeconfig, "discovery works"),
-        }
-        if let Some(why) =
-            self.retained_reason.as_ref().filter(|_| self.retained_reason != before.retained_reason)
-        {
-            tracing::warn!(%kubeconfig, "discovered servers: {why}");
-        } else if self.refused != before.refused && !self.refused.is_empty() && self.retained_reason.is_none()
-        {
-            let count = self.refused.len();
-            tracing::warn!(%kubeconfig, count, "discovered servers are refused: {}", refused(&self.refused));
-        }
-    }
-}
-
-/// The first addresses of a list that were refused, each with the reason.
-pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
-    const NAMED: usize = 3;
-    let named: Vec<String> =
-        list.iter().take(NAMED).map(|(server, unfit)| format!("{server} {unfit}")).collect();
-    match list.len().saturating_sub(NAMED) {
-        0 => named.join("; "),
-        more => format!("{}; and {more} more", named.join("; ")),
-    }
-}
-
 /// The canonical address of a server that the API lists, if it may be a backend of the API's service.
 fn admissible(config: &Config, server: SocketAddr) -> Result<SocketAddr, Unfit> {
     let server = SocketAddr::new(server.ip().to_canonical(), server.port());
@@ -350,34 +221,3 @@ fn kubeconfigs(config: &Config) -> BTreeSet<PathBuf> {
 fn api_port(config: &Config) -> u16 {
     config.api_service().map_or(6443, |service| service.backend_port.number())
 }
-
-/// Every address of this node besides its virtual IPs; none where they cannot be read.
-pub(crate) fn node_addresses(config: &Config) -> BTreeSet<IpAddr> {
-    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address.and_then(ip));
-    addresses.filter(|ip| !config.is_virtual_ip(*ip)).collect()
-}
-
-fn ip(address: SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
-}
-
-/// Addresses of this node at which its API server may listen, the most likely ones first.
-fn candidate_addresses(config: &Config) -> Vec<IpAddr> {
-    let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    for interface in getifaddrs().into_iter().flatten() {
-        let flags = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST | InterfaceFlags::IFF_NOARP;
-        let on_a_network = interface.flags & flags == InterfaceFlags::IFF_UP | InterfaceFlags::IFF_BROADCAST;
-        let Some(ip) = interface.address.and_then(ip).filter(|_| on_a_network) else { continue };
-        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !link_local && !config.is_virtual_ip(ip) && !all.contains(&ip) && all.len() < MAX_LOCAL_CANDIDATES
-        {
-            all.push(ip);
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-#[path = "clusters_tests.rs"]
-mod tests;

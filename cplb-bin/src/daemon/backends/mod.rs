@@ -1,7 +1,9 @@
 //! The addresses of backends: from the configuration, name resolution, discovery and the record of earlier runs.
 
 mod admission;
+mod cluster_state;
 mod clusters;
+mod node;
 mod refusals;
 mod resolved;
 mod resolver;
@@ -13,9 +15,10 @@ use cplb_config::Config;
 use super::sender::EventSender;
 
 pub(crate) use admission::{Admitted, Refusal, admit, is_api};
+pub(crate) use cluster_state::ClusterState;
 #[cfg(test)]
 pub(crate) use clusters::ClusterServers;
-pub(crate) use clusters::{ClusterState, Clusters, Discovered};
+pub(crate) use clusters::{Clusters, Discovered};
 pub(crate) use refusals::Refusals;
 pub(crate) use resolved::ResolvedBackends;
 pub(crate) use resolver::{Answers, Resolved, Resolver};
@@ -45,7 +48,7 @@ impl Backends {
     /// The addresses after discovery, with the current addresses of this node. Also sets the servers that discovery may
     /// query.
     pub(crate) fn resolve(&self, config: &Config, resolved: ResolvedBackends) -> ResolvedBackends {
-        let resolved = resolved.on_node(clusters::node_addresses(config));
+        let resolved = resolved.on_node(node::node_addresses(config));
         let written = admission::written_servers(config, &resolved);
         let local = self.clusters.local_candidates(config);
         self.clusters.set_sources(config, &written, &local);

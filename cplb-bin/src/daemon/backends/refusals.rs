@@ -8,7 +8,7 @@ use cplb_config::{Origin, Unfit};
 use crate::daemon::problems::{Cause, Problems};
 
 use super::admission::Refusal;
-use super::clusters::refused;
+use super::cluster_state::refused;
 
 /// The refusals that were logged.
 #[derive(Debug, Default)]

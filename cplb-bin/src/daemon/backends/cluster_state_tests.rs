@@ -1,5 +1,7 @@
 //! The state of a cluster through reports of its API.
 
+use std::net::IpAddr;
+
 use lb_proxy::health::{Credentials, Names};
 
 use super::*;
@@ -93,13 +95,4 @@ fn log_lines_about_a_flapping_list_are_limited() {
     });
     assert!(written.lines.len() <= 2 * 21, "{:#?}", written.lines);
     assert!(written.lines.last().unwrap().contains("discovery works"));
-}
-
-#[test]
-fn local_candidates_begin_with_the_loopback_addresses() {
-    let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  backends: {static: [10.0.0.11]}\n";
-    let config = cplb_config::load(text, "f.yaml").unwrap().config;
-    let own = candidate_addresses(&config);
-    assert_eq!(own[..2], [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-    assert!(own.len() <= MAX_LOCAL_CANDIDATES);
 }
