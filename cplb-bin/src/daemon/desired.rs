@@ -20,7 +20,7 @@ pub(crate) struct Desired {
     pub(crate) proxy: ProxyPlan,
     /// Addresses that were found for services and may not be backends.
     pub(crate) refusals: Vec<Refusal>,
-    /// The controllers of the cluster, as far as they are known.
+    /// The known controllers of the cluster.
     pub(crate) controllers: BTreeSet<IpAddr>,
     pub(crate) ipvs: IpvsPlan,
     /// The nftables table without rules for IPVS.
@@ -28,7 +28,7 @@ pub(crate) struct Desired {
 }
 
 impl Desired {
-    /// The work under `config`, while this node may hold `held`, which may have virtual IPs of a former configuration.
+    /// The work under `config`, while this node may hold the virtual IPs `held`, also those of a former configuration.
     pub(crate) fn new(config: &Config, resolved: &ResolvedBackends, held: &BTreeSet<IpAddr>) -> Self {
         let (services, refusals) = services(config, resolved, held);
         Self {
@@ -40,7 +40,7 @@ impl Desired {
         }
     }
 
-    /// The nftables table with rules for IPVS, if there is traffic to lead.
+    /// The nftables table with rules for IPVS, if there is traffic to redirect.
     pub(crate) fn table(&self, directors: Vec<Director>) -> Option<Table> {
         self.table.clone().map(|table| Table { directors, ..table })
     }
@@ -85,14 +85,14 @@ fn balance(
     if is_api(config, service) {
         let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
         let servers = kubeconfig.and_then(|path| resolved.discovered(path));
-        // Until a server has proved itself by it, the kubeconfig may be of another cluster.
+        // Until a server was verified with it, the kubeconfig may belong to another cluster.
         balanced.trust = servers.and_then(|servers| servers.trust.clone());
     }
     balanced
 }
 
-/// The addresses on which the load balancer listens. With virtual IPs, of `config` or others that may still be held, on
-/// all: the table leads to it, and closes it to others.
+/// The addresses on which the load balancer listens. While there are virtual IPs, of `config` or still held, these are
+/// all addresses: the nftables table redirects to them, and blocks direct connections.
 fn listen(config: &Config, held: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
     let has_vips =
         !held.is_empty() || config.virtual_ips().next().is_some() || !config.virtual_servers.is_empty();
@@ -105,8 +105,8 @@ fn listen(config: &Config, held: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
     }
 }
 
-/// The addresses of the controllers as far as they are known: the servers that the configuration lists, by address or by
-/// name, and those that were discovered. This node's own addresses that merely stand in for them are left out.
+/// The known addresses of controllers: the servers that the configuration lists, by address or by name, and the
+/// discovered ones, without local candidates.
 fn controllers(config: &Config, resolved: &ResolvedBackends) -> BTreeSet<IpAddr> {
     let own = config.services.iter().filter_map(|service| service.backends.as_ref());
     let sources: Vec<_> = std::iter::once(&config.backends).chain(own).collect();
@@ -120,11 +120,12 @@ fn controllers(config: &Config, resolved: &ResolvedBackends) -> BTreeSet<IpAddr>
     all.filter(|ip| !config.is_virtual_ip(*ip)).collect()
 }
 
-/// The nftables table, if there is traffic to lead: to the virtual IPs of `config`, and to others that this node may
+/// The nftables table, if there is traffic to redirect: to the virtual IPs of `config`, and to others that this node may
 /// still hold.
 fn table(config: &Config, held: &BTreeSet<IpAddr>) -> Option<Table> {
-    let by_hand = config.virtual_servers.iter().map(|server| server.address);
-    let vips: BTreeSet<IpAddr> = config.virtual_ips().chain(held.iter().copied()).chain(by_hand).collect();
+    let of_virtual_servers = config.virtual_servers.iter().map(|server| server.address);
+    let vips: BTreeSet<IpAddr> =
+        config.virtual_ips().chain(held.iter().copied()).chain(of_virtual_servers).collect();
     if config.disable_load_balancer || vips.is_empty() || config.services.is_empty() {
         return None;
     }
@@ -158,7 +159,7 @@ mod tests {
     use crate::daemon::backends::ClusterServers;
 
     #[test]
-    fn controllers_are_all_servers_but_virtual_ips_and_stand_ins() {
+    fn controllers_are_all_servers_except_virtual_ips_and_local_candidates() {
         let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  vrrpInstances:\n  \
                     - virtualIPs: [10.0.0.100/24]\n  services:\n  - {name: kube-apiserver, port: 6443}\n  \
                     - {name: other, port: 7443, backends: {static: [10.0.0.14]}}\n  backends:\n    \
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bind_address_is_listened_on_only_where_no_table_closes_the_port() {
+    fn the_bind_address_is_used_only_without_virtual_ips() {
         let backends = "  backends: {static: [10.0.0.11]}\n";
         let vips = "  vrrpInstances: [{virtualIPs: [10.0.0.100/24], version: 3}]\n";
         let at = |ip: &str| format!("  bindAddress: \"{ip}\"\n{backends}");

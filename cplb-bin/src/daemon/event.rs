@@ -1,9 +1,9 @@
 //! The events that the loop receives: one variant for each subsystem.
 //!
-//! A producer has an [`EventSender`](super::sender::EventSender) of its own events and does not know this type.
+//! A producer sends its own events through an [`EventSender`](super::sender::EventSender) and does not import this type.
 
 use super::backends::{Discovered, Resolved};
-use super::ipvs::{News, ProbeReport};
+use super::ipvs::{ProbeReport, ReconcilerReport};
 use super::prepare::Reading;
 use super::reload::Staging;
 use super::serving::Observation;
@@ -14,19 +14,19 @@ use super::vip::VipEvent;
 /// An event of a subsystem.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The election, the keeper of the addresses, or the bridge between them.
+    /// An event of the election, of the keeper of the addresses, or of the bridge between them.
     Vip(VipEvent),
-    /// The load balancer.
+    /// An event of the load balancer.
     Proxy(lb_proxy::Event),
-    /// Name resolution and discovery.
+    /// The result of name resolution or discovery.
     Backends(BackendsEvent),
     /// Evidence for the serving verdict was gathered, with this state of the nftables table.
     Serving(Observation, Option<TableState>),
-    /// IPVS and its prober.
+    /// A report of the IPVS reconciler or the prober.
     Ipvs(IpvsEvent),
-    /// The nftables table was changed, or could not be.
+    /// The result of a change of the nftables table.
     Table(TableChange),
-    /// Another configuration is on its way.
+    /// The progress of a reload.
     Reload(ReloadEvent),
     /// The state directory was probed.
     StateDir(Probed),
@@ -42,7 +42,7 @@ pub(crate) enum BackendsEvent {
 /// An event of IPVS.
 #[derive(Debug)]
 pub(crate) enum IpvsEvent {
-    Observed(News),
+    Observed(ReconcilerReport),
     Probed(ProbeReport),
 }
 
@@ -69,7 +69,7 @@ events! {
     lb_proxy::Event => Self::Proxy,
     Resolved => |event| Self::Backends(BackendsEvent::Resolved(event)),
     Discovered => |event| Self::Backends(BackendsEvent::Discovered(event)),
-    News => |event| Self::Ipvs(IpvsEvent::Observed(event)),
+    ReconcilerReport => |event| Self::Ipvs(IpvsEvent::Observed(event)),
     ProbeReport => |event| Self::Ipvs(IpvsEvent::Probed(event)),
     TableChange => Self::Table,
     Reading => |event| Self::Reload(ReloadEvent::Read(event)),

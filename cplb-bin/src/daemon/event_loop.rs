@@ -1,4 +1,4 @@
-//! The event loop: selects what happened and dispatches it.
+//! The event loop: waits for events, timers and signals, and dispatches them.
 
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,17 @@ use crate::status::server;
 
 use super::Daemon;
 use super::event::{BackendsEvent, Event, IpvsEvent, ReloadEvent};
-use super::signals::{Asked, Signals};
+use super::signals::{Request, Signals};
 use super::vip::Election;
 
-/// The time between two rounds of maintenance: names, locks and other rare things.
+/// The time between two rounds of maintenance, such as name resolution and the host lock.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
     pub(crate) async fn run(mut self, signals: &mut Signals) -> Result<(), Failure> {
-        let result = self.watch(signals).await;
-        // Sessions of addresses that were just given up must be reset while the addresses are there.
+        let result = self.run_until_stopped(signals).await;
+        // The sessions of released addresses must be reset while the addresses are still on this node.
         while let (Ok(()), Ok(event)) = (&result, self.events.try_recv()) {
             self.dispatch(event).await;
         }
@@ -29,9 +29,9 @@ impl Daemon {
         result
     }
 
-    async fn watch(&mut self, signals: &mut Signals) -> Result<(), Failure> {
-        let mut evidence = steady(self.evidence_interval());
-        let mut maintenance = steady(MAINTENANCE_INTERVAL);
+    async fn run_until_stopped(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let mut evidence = delayed_interval(self.evidence_interval());
+        let mut maintenance = delayed_interval(MAINTENANCE_INTERVAL);
         let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
@@ -44,17 +44,17 @@ impl Daemon {
                 stream = self.socket.accept() => {
                     tokio::spawn(server::answer(stream, self.status()));
                 }
-                asked = signals.next() => match asked {
-                    Asked::Stop if deadline.is_some() => return Ok(()),
-                    Asked::Stop => deadline = Some(self.begin_handover()),
-                    Asked::Reload => self.reload(),
-                    Asked::Report => self.log_status(),
+                request = signals.next() => match request {
+                    Request::Stop if deadline.is_some() => return Ok(()),
+                    Request::Stop => deadline = Some(self.begin_handover()),
+                    Request::Reload => self.reload(),
+                    Request::Report => self.log_status(),
                 },
                 () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
             }
             self.finish_removals();
             if evidence.period() != self.evidence_interval() {
-                evidence = steady(self.evidence_interval());
+                evidence = delayed_interval(self.evidence_interval());
             }
             if let Some(deadline) = deadline
                 && self.poll_departure()
@@ -72,7 +72,7 @@ impl Daemon {
             Event::Backends(BackendsEvent::Resolved(resolved)) => self.on_resolved(resolved),
             Event::Backends(BackendsEvent::Discovered(discovered)) => self.on_discovered(discovered),
             Event::Serving(observation, table) => self.on_observation(&observation, table.as_ref()),
-            Event::Ipvs(IpvsEvent::Observed(news)) => self.on_ipvs(news),
+            Event::Ipvs(IpvsEvent::Observed(report)) => self.on_ipvs(report),
             Event::Ipvs(IpvsEvent::Probed(report)) => self.on_probed(report),
             Event::Table(change) => self.on_table(change),
             Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
@@ -85,11 +85,11 @@ impl Daemon {
     fn log_status(&self) {
         match serde_json::to_string(&self.status()) {
             Ok(document) => tracing::info!(target: ANSWER, document, "status"),
-            Err(error) => tracing::error!(%error, "status"),
+            Err(error) => tracing::error!(%error, "status cannot be serialised"),
         }
     }
 
-    /// Tells the election to hand over; the time by which it must have.
+    /// Starts the handover of all virtual IPs. Returns its deadline.
     fn begin_handover(&mut self) -> Instant {
         tracing::info!("handing over");
         self.stopping = true;
@@ -103,7 +103,8 @@ impl Daemon {
     }
 }
 
-fn steady(period: Duration) -> Interval {
+/// An interval that does not catch up on missed ticks.
+fn delayed_interval(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

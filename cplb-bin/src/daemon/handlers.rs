@@ -11,18 +11,18 @@ use vrrp::runner::InstanceId;
 use super::backends::Discovered;
 use super::desired;
 use super::event::Event;
-use super::ipvs::{Input, Ipvs, News, ProbeReport, Sessions};
+use super::ipvs::{Input, Ipvs, ProbeReport, ReconcilerReport, Sessions};
 use super::problems::Cause;
 use super::serving::{self, Lease, Observation, Sources};
 use super::table::{TableChange, TableState};
-use super::vip::{Instance, VipEvent};
+use super::vip::{Election, Instance, VipEvent};
 use super::{Daemon, event_log};
 
-/// Shortest and longest time between two gatherings of evidence for the serving verdict.
+/// The shortest and the longest time between two rounds of evidence for the serving verdict.
 const EVIDENCE_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 impl Daemon {
-    /// The time between two gatherings of evidence: that of the health checks that decide.
+    /// The time between two rounds of evidence: the interval of the deciding service's health checks.
     pub(super) fn evidence_interval(&self) -> Duration {
         let service = desired::deciding_service(&self.config);
         let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
@@ -31,7 +31,7 @@ impl Daemon {
             .clamp(EVIDENCE_INTERVAL.0, EVIDENCE_INTERVAL.1)
     }
 
-    /// Gathers evidence for the serving verdict, unless that is under way.
+    /// Gathers evidence for the serving verdict, unless a round is in progress.
     pub(super) fn gather_evidence(&mut self) {
         let output = self.verdict.handle(serving::Input::Due, Instant::now());
         self.gather(output.gather);
@@ -57,30 +57,36 @@ impl Daemon {
 
     pub(super) async fn on_vip(&mut self, event: VipEvent) {
         match event {
-            VipEvent::Runner(event) => event_log::election(&event, &mut self.problems),
+            VipEvent::Runner(event) => {
+                let instance = Election::log_fields(self.election.as_ref());
+                event_log::election(&event, instance, &mut self.problems);
+            }
             VipEvent::Keeper(event) => self.on_keeper(&event).await,
             VipEvent::PlannedRelease(id) => self.release(id).await,
             VipEvent::Source { id, source, present } => {
-                event_log::source(id, source, present, &mut self.problems);
+                let instance = Election::log_fields(self.election.as_ref());
+                event_log::source(id, (source, present), instance, &mut self.problems);
             }
         }
     }
 
     async fn on_keeper(&mut self, event: &KeeperEvent) {
-        let instances = self.election.as_ref().map(|election| &election.instances);
+        let election = self.election.as_ref();
+        let instances = election.map(|election| &election.instances);
         let wanted = |id: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
-        event_log::keeper(event, wanted, &mut self.problems);
+        event_log::keeper(event, Election::log_fields(election), wanted, &mut self.problems);
         let multicasts = |id: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
             instance.is_some_and(Instance::multicasts_v6)
         };
-        event_log::link_local(event, multicasts, &mut self.problems);
+        event_log::link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
         self.on_addresses(event);
-        if let KeeperEvent::SessionsLeft { ips, .. } = event {
-            self.proxy.reset_sessions(ips).await;
+        if let KeeperEvent::SessionsLeft { id, ips } = event {
+            let instance = Election::log_fields(self.election.as_ref())(id.0);
+            self.proxy.reset_sessions(&instance, ips).await;
         }
     }
 
@@ -102,7 +108,7 @@ impl Daemon {
         }
     }
 
-    /// Tells IPVS what the keeper reports of an instance's addresses and interface.
+    /// Passes the keeper's reports about an instance's addresses and interface to IPVS.
     fn on_addresses(&mut self, event: &KeeperEvent) {
         let input = match event {
             KeeperEvent::Installed { id, .. } => Input::Held(InstanceId(id.0)),
@@ -116,8 +122,8 @@ impl Daemon {
         self.update_ipvs(input);
     }
 
-    pub(super) fn on_ipvs(&mut self, news: News) {
-        self.update_ipvs(Input::Observed(news));
+    pub(super) fn on_ipvs(&mut self, report: ReconcilerReport) {
+        self.update_ipvs(Input::Observed(report));
         self.ipvs.report_faults(&mut self.problems);
     }
 
@@ -127,7 +133,7 @@ impl Daemon {
         self.ipvs.log_probes();
     }
 
-    /// Tells directors on other nodes that this one departs. Returns whether they know.
+    /// Announces to directors on other nodes that this one departs. Returns whether they have had time to notice.
     pub(super) fn poll_departure(&mut self) -> bool {
         let now = Instant::now();
         if self.ipvs.departure().is_none() {
@@ -135,7 +141,7 @@ impl Daemon {
             let until = self.ipvs.departure().filter(|until| *until > now);
             if let Some(until) = until {
                 let seconds = (until - now).as_secs_f64();
-                tracing::info!(seconds, "telling directors on other nodes that this one departs");
+                tracing::info!(seconds, "departing; waiting for directors on other nodes to notice");
             }
         }
         self.ipvs.departure().is_none_or(|until| now >= until)
@@ -144,23 +150,24 @@ impl Daemon {
     pub(super) fn on_observation(&mut self, observation: &Observation, table: Option<&TableState>) {
         let Observation { generation, evidence, fitness } = observation;
         if self.verdict.is_current(*generation) {
-            self.note_table(table);
+            self.report_table(table);
             self.ipvs.log_probes();
             self.update_ipvs(Input::Tick);
-            event_log::fitness(fitness, &mut self.problems);
+            let instance = Election::log_fields(self.election.as_ref());
+            event_log::fitness(fitness, instance, &mut self.problems);
         }
         let interval = self.evidence_interval();
         let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
         let output = self.verdict.handle(input, Instant::now());
         self.gather(output.gather);
-        match output.news {
+        match output.changed {
             Some(Ok(())) => tracing::info!("this node can serve"),
             Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
             None => {}
         }
         let Some(election) = &self.election else { return };
         match output.lease {
-            // If this thread or a check hangs, the lease ends.
+            // The lease expires if this thread or a check hangs.
             Some(Lease::Until(until, unfit)) => election.runner.serving_except(until, unfit),
             Some(Lease::None) => election.runner.not_serving(),
             None => {}
@@ -168,13 +175,13 @@ impl Daemon {
     }
 
     /// Reports the state of the table that was observed.
-    fn note_table(&mut self, look: Option<&TableState>) {
-        match look {
+    fn report_table(&mut self, state: Option<&TableState>) {
+        match state {
             Some(TableState::Restored) => {
-                tracing::warn!("somebody removed or changed the nftables table; it is restored");
+                tracing::warn!("nftables table removed or changed by another program; restored");
                 self.problems.clear(&Cause::Table);
             }
-            Some(TableState::Failed(why)) => self.table_is_wrong(why),
+            Some(TableState::Failed(why)) => self.report_table_fault(why),
             Some(TableState::Present | TableState::Applied) | None => {
                 self.problems.clear(&Cause::Table);
             }
@@ -184,53 +191,56 @@ impl Daemon {
 
     pub(super) fn on_table(&mut self, change: TableChange) {
         if let Err(failure) = &change.result {
-            self.table_is_wrong(failure.message());
+            self.report_table_fault(failure.message());
         }
         self.log_delivery();
         self.update_ipvs(Input::RulesApplied(change.directors));
     }
 
-    fn table_is_wrong(&mut self, why: &str) {
+    fn report_table_fault(&mut self, why: &str) {
         if self.problems.raise(Cause::Table, why) {
             tracing::warn!("{why}");
         }
     }
 
-    /// Lets IPVS stop directing, then the addresses go: unless they went already, or are claimed again.
+    /// Removes the IPVS services of an instance, then its addresses: unless the addresses are already gone or claimed
+    /// again.
     async fn release(&mut self, id: InstanceId) {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
         let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
+        let fields = Election::log_fields(Some(election))(id.0);
         if !keeper.defers_release(group) {
             return;
         }
         if !self.ipvs.is_available() {
-            // The proxy served in the place of IPVS: no other node goes on with its sessions, and the keeper spares them.
+            // The proxy served in place of IPVS. No other node continues its sessions, and the keeper does not reset those of
+            // lasting addresses.
             let lasting: Vec<IpAddr> = instance.group.lasting.iter().copied().collect();
-            self.proxy.reset_sessions(&lasting).await;
+            self.proxy.reset_sessions(&fields, &lasting).await;
         }
         let sessions = if instance.group.lasting.is_empty() { Sessions::End } else { Sessions::Continue };
         self.update_ipvs(Input::PlannedRelease(id, sessions));
         if sessions == Sessions::End {
-            self.ipvs.withdrawn(id).await;
+            self.ipvs.withdrawn(&fields).await;
         }
         keeper.finish_release(group);
     }
 
-    pub(super) fn on_discovered(&mut self, news: Discovered) {
-        let kubeconfig = news.kubeconfig.clone();
-        self.backends.clusters.update(news, &self.config);
-        let wrong = self.backends.clusters.wrong(&kubeconfig);
+    pub(super) fn on_discovered(&mut self, discovered: Discovered) {
+        let kubeconfig = discovered.kubeconfig.clone();
+        self.backends.clusters.update(discovered, &self.config);
+        let faults = self.backends.clusters.faults(&kubeconfig);
         let cause = Cause::Discovery(kubeconfig);
-        if wrong.is_empty() {
+        if faults.is_empty() {
             self.problems.clear(&cause);
         } else {
-            self.problems.raise_all(cause, wrong);
+            self.problems.raise_all(cause, faults);
         }
         self.use_discovered();
     }
 
-    /// Balances over what was discovered.
+    /// Resolves the backends again, and applies a change.
     pub(super) fn use_discovered(&mut self) {
         let backends = self.backends.resolve(&self.config, self.backends.resolved.clone());
         if backends != self.backends.resolved && self.reloads.is_idle() {

@@ -1,5 +1,5 @@
-//! Keeps two daemons that manage addresses and tables out of one network namespace. One without virtual IPs manages
-//! neither, and any number of those may run beside each other.
+//! Excludes two daemons that manage addresses and tables from one network namespace. A daemon without virtual IPs
+//! manages neither, and any number of those may run beside each other.
 
 use cplb_config::Config;
 
@@ -8,7 +8,7 @@ use crate::lock::{self, Locked, NamespaceLock};
 
 use super::problems::{Cause, Problems};
 
-/// The lock of the network namespace; absent while it is not needed, or while a process that is no daemon has its name.
+/// The lock of the network namespace; absent while it is not needed, or while a process that is no daemon holds its name.
 #[derive(Debug)]
 pub(crate) struct HostLock(Option<NamespaceLock>);
 
@@ -25,7 +25,7 @@ impl HostLock {
     /// Locks the network namespace for `config`, if that needs it.
     ///
     /// # Errors
-    /// If another daemon has it.
+    /// If another daemon holds the lock.
     pub(crate) fn acquire_for(&mut self, config: &Config, problems: &mut Problems) -> Result<(), Failure> {
         if self.0.is_some() || !is_exclusive(config) {
             return Ok(());
@@ -37,8 +37,8 @@ impl HostLock {
         Ok(())
     }
 
-    /// Locks the network namespace once the process that had its name is gone.
-    pub(crate) fn keep(&mut self, problems: &mut Problems) {
+    /// Tries again to lock the network namespace, if another process held the name before.
+    pub(crate) fn retry(&mut self, problems: &mut Problems) {
         if self.0.is_some() {
             return;
         }
@@ -53,7 +53,7 @@ impl HostLock {
         }
     }
 
-    /// Unlocks the network namespace, when there is nothing left to exclude others from.
+    /// Unlocks the network namespace, once this daemon manages no addresses and tables.
     pub(crate) fn release(&mut self, problems: &mut Problems) {
         self.0 = None;
         problems.clear(&Cause::NamespaceLock);
@@ -66,7 +66,7 @@ fn report_unlocked(why: &str, problems: &mut Problems) {
     }
 }
 
-/// Returns whether a configuration has addresses, which need rules in the daemon's table, too.
+/// Returns whether a configuration has virtual IPs, and so needs the lock.
 pub(super) fn is_exclusive(config: &Config) -> bool {
     !config.instances.is_empty() || !config.virtual_servers.is_empty()
 }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_configurations_with_addresses_exclude_each_other() {
+    fn only_configurations_with_virtual_ips_need_the_host_lock() {
         let config = |spec: &str| {
             let head = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n";
             let text = format!("{head}  backends: {{static: [10.0.0.11]}}\n{spec}");

@@ -1,15 +1,15 @@
-//! The rule of dependency: the loop and its helpers know the subsystems, a subsystem knows no other.
+//! The rule of dependency: the loop and its helpers import subsystems; a subsystem imports no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules that know all parts, from the top down.
+/// Modules that may import all parts, from the top down.
 const SHELLS: [&str; 9] =
     ["event_loop", "handlers", "maintenance", "status", "reload", "wiring", "event", "event_log", "desired"];
-/// Modules that every subsystem may use.
-const COMMON: [&str; 2] = ["problems", "sender"];
-/// Subsystems that may read another one.
+/// Modules that every subsystem may import.
+const COMMON: [&str; 3] = ["problems", "sender", "instance_log"];
+/// Pairs of a subsystem and another one that it may import.
 const READS: [(&str, &str); 1] = [("serving", "ipvs")];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
@@ -87,8 +87,8 @@ fn graph() -> Graph {
     graph
 }
 
-/// A circle that leads from a module back to it.
-fn circle(graph: &Graph, path: &mut Vec<String>, done: &mut BTreeSet<String>) -> Option<Vec<String>> {
+/// An import cycle that begins and ends at the last module of `path`.
+fn cycle(graph: &Graph, path: &mut Vec<String>, done: &mut BTreeSet<String>) -> Option<Vec<String>> {
     let last = path.last()?.clone();
     for next in graph.get(&last).into_iter().flatten() {
         if let Some(at) = path.iter().position(|name| name == next) {
@@ -96,7 +96,7 @@ fn circle(graph: &Graph, path: &mut Vec<String>, done: &mut BTreeSet<String>) ->
         }
         if !done.contains(next) {
             path.push(next.clone());
-            if let Some(found) = circle(graph, path, done) {
+            if let Some(found) = cycle(graph, path, done) {
                 return Some(found);
             }
             path.pop();
@@ -107,11 +107,11 @@ fn circle(graph: &Graph, path: &mut Vec<String>, done: &mut BTreeSet<String>) ->
 }
 
 #[test]
-fn modules_do_not_import_each_other_in_a_circle() {
+fn the_import_graph_has_no_cycle() {
     let graph = graph();
     let mut done = BTreeSet::new();
     for module in graph.keys() {
-        assert_eq!(circle(&graph, &mut vec![module.clone()], &mut done), None);
+        assert_eq!(cycle(&graph, &mut vec![module.clone()], &mut done), None);
     }
 }
 

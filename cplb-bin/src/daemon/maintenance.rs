@@ -1,4 +1,4 @@
-//! Maintenance: what is looked after from time to time.
+//! Maintenance: periodic checks of threads, locks, sockets, interfaces and backends.
 
 use std::time::Instant;
 
@@ -12,9 +12,9 @@ use super::vip::Election;
 use super::{Daemon, event_log, reverse_path, vrf};
 
 impl Daemon {
-    /// Without its threads this process only looks alive: whoever supervises it shall start another one.
+    /// Ends the daemon if one of its threads has ended, so that its supervisor restarts it.
     pub(super) fn check_threads(&self) -> Result<(), Failure> {
-        let director = self.ipvs.is_dead().then_some("the task that keeps IPVS");
+        let director = self.ipvs.is_dead().then_some("the IPVS reconciler");
         match self.election.as_ref().and_then(Election::dead_thread).or(director) {
             Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
                 .help("please report this with the log; restart cplb")),
@@ -26,18 +26,18 @@ impl Daemon {
         self.problems.fade(Instant::now());
         let holds = self.election.as_ref().is_some_and(|election| election.addresses().next().is_some());
         if is_exclusive(&self.config) || holds || !self.reloads.is_idle() {
-            self.host_lock.keep(&mut self.problems);
+            self.host_lock.retry(&mut self.problems);
         } else {
             self.host_lock.release(&mut self.problems);
         }
-        self.keep_socket();
+        self.check_status_socket();
         if self.uses_state_dir() {
             let keeper = self.election.as_ref().map(|election| &election.keeper);
             self.state_dir.probe(&self.args.state_dir, keeper);
         } else {
             self.problems.clear(&Cause::StateDir);
         }
-        self.note_mismatches();
+        self.report_mismatches();
         self.check_interfaces();
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;
@@ -51,7 +51,7 @@ impl Daemon {
         self.backends.clusters.save();
         // This node's addresses may have changed.
         self.use_discovered();
-        // What was observed before an instance was removed may have been told after.
+        // An observation from before the removal of an instance may have raised a problem after it.
         self.forget_problems();
     }
 
@@ -59,14 +59,14 @@ impl Daemon {
         self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 
-    /// The socket is made anew if its file was removed or replaced.
-    pub(super) fn keep_socket(&mut self) {
+    /// Creates the status socket again if its file was removed or replaced.
+    pub(super) fn check_status_socket(&mut self) {
         match self.socket.keep() {
             Ok(Kept::Present) => {
                 self.problems.clear(&Cause::StatusSocket);
             }
             Ok(Kept::Restored) => {
-                tracing::warn!("status socket removed by another process; made anew");
+                tracing::warn!("status socket removed by another process; created again");
                 self.problems.clear(&Cause::StatusSocket);
             }
             Err(error) => {
@@ -85,11 +85,12 @@ impl Daemon {
         let has_tproxy = !self.delivered.values().any(refused);
         for group in &election.keeper.status().groups {
             let (id, interface) = (group.id, group.interface.as_ref());
+            let fields = Election::log_fields(Some(election))(id.0);
             let filtered = interface.and_then(reverse_path::problem);
-            event_log::interface(id, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            event_log::interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
             let balanced = interface.filter(|_| self.proxy.balancer().is_some());
-            let apart = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
-            event_log::interface(id, Cause::Vrf(id.0), apart, &mut self.problems);
+            let unserved = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
+            event_log::interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! `cplb run`: builds the parts from the configuration, wires them, supervises them, and takes them down in order.
+//! `cplb run`: builds the parts from the configuration, wires them, supervises them, and stops them in order.
 //!
 //! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
 //! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
-//! through [`vip`]'s bridge without this thread.
+//! through [`vip`]'s bridge, without this thread.
 
 mod backends;
 mod desired;
@@ -13,6 +13,7 @@ mod handlers;
 mod host_lock;
 #[cfg(test)]
 mod imports_tests;
+mod instance_log;
 mod ipvs;
 mod maintenance;
 mod mismatches;
@@ -66,7 +67,7 @@ use vip::Election;
 pub(crate) use table::Mode;
 pub(crate) use vrf::accepts as accepts_vrfs;
 
-/// Everything that runs.
+/// The daemon with all its parts.
 pub(crate) struct Daemon {
     pub(crate) args: RunArgs,
     pub(crate) config: Config,
@@ -76,7 +77,7 @@ pub(crate) struct Daemon {
     pub(crate) desired: Desired,
     pub(crate) proxy: Proxy,
     pub(crate) table: Arc<TableKeeper>,
-    /// The delivery of connections, as it was logged.
+    /// The delivery of connections that was logged last.
     pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
     pub(crate) election: Option<Election>,
     pub(crate) ipvs: Ipvs,
@@ -84,14 +85,14 @@ pub(crate) struct Daemon {
     pub(crate) socket: StatusSocket,
     pub(crate) events: UnboundedReceiver<Event>,
     pub(crate) channel: UnboundedSender<Event>,
-    /// What keeps this node from doing its whole job, by cause.
+    /// The problems of this node, by cause.
     pub(crate) problems: Problems,
     pub(crate) reloads: Reloads,
-    /// Whether the virtual IPs are being handed over for good.
+    /// Set once the virtual IPs are handed over because the daemon stops.
     pub(crate) stopping: bool,
-    /// How often the kernel had dropped news when that was last looked at.
+    /// The count of netlink overruns at the last round of maintenance.
     pub(crate) overruns: u64,
-    /// Keeps other daemons from this network namespace.
+    /// Excludes other daemons from this network namespace.
     host_lock: HostLock,
     state_dir: state_dir::Watch,
     pub(crate) mismatches: Mismatches,
@@ -105,10 +106,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(Kind::System, format_args!("cannot start the event loop: {error}")))?;
     let result = runtime.block_on(async {
-        // Before anything is made that a signal would leave behind.
+        // First, so that no signal ends the process without a clean-up of what it has made.
         let mut signals = Signals::new()
             .map_err(|error| Failure::new(Kind::System, format_args!("cannot catch signals: {error}")))?;
-        let slow = || tracing::warn!("{}", prepare::slow(args));
+        let slow = || tracing::warn!("{}", prepare::slow_read(args));
         let prepared = tokio::select! {
             prepared = prepare::read(args.clone(), slow) => prepared?,
             () = signals.stop() => return Ok(()),
@@ -116,33 +117,40 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         let daemon = Daemon::start(args.clone(), prepared, &mut signals).await?;
         daemon.run(&mut signals).await
     });
-    // A dead name server, file system or a stuck keeper may occupy a thread of its pool.
+    // Threads of the pool may still wait for a name server, a file system or the keeper.
     runtime.shutdown_background();
     result
 }
 
 impl Daemon {
-    /// Builds everything; what was built is taken down again if a later part fails.
+    /// Starts all parts. After a failure, those that were started before are stopped again.
     async fn start(args: RunArgs, prepared: Prepared, signals: &mut Signals) -> Result<Self, Failure> {
+        let mut daemon = Self::build(args, prepared, signals).await?;
+        if let Err(failure) = daemon.start_election() {
+            daemon.take_down().await;
+            return Err(failure);
+        }
+        daemon.ipvs.start();
+        daemon.update_ipvs(Input::Instances(daemon.interfaces()));
+        daemon.report_refusals();
+        tracing::info!(
+            config = %daemon.args.config.config.display(),
+            instances = daemon.config.instances.len(),
+            services = daemon.config.services.len(),
+            "started"
+        );
+        Ok(daemon)
+    }
+
+    /// The daemon with the load balancer and the nftables table, before the election and IPVS.
+    async fn build(args: RunArgs, prepared: Prepared, signals: &mut Signals) -> Result<Self, Failure> {
         let Prepared { config, warnings } = prepared;
         let (channel, events) = unbounded_channel();
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
         let host_lock = HostLock::at_start(&config).await?;
         let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
-        let (rounds, discovered) = (EventSender::new(&channel), EventSender::new(&channel));
-        let (mut backends, unreadable) = Backends::open(&args.state_dir, rounds, discovered);
-        if let Some(why) = unreadable {
-            let text = format!("the backends of the last run cannot be read, and are found anew: {why}");
-            problems.raise_fading(Cause::Record("backends"), text, Instant::now());
-        }
-        let answers = tokio::select! {
-            answers = backends.resolver.ask(&config) => answers,
-            () = signals.stop() => Answers::default(),
-        };
-        event_log::names(&answers, &mut problems);
-        backends.clusters.follow(&config);
-        backends.resolved = backends.resolve(&config, backends.resolved.after(&answers));
+        let backends = open_backends(&args, &config, &channel, signals, &mut problems).await;
         let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
@@ -154,7 +162,7 @@ impl Daemon {
             return Err(failure);
         }
         let now = Instant::now();
-        let mut daemon = Self {
+        Ok(Self {
             ipvs,
             args,
             config,
@@ -176,33 +184,17 @@ impl Daemon {
             state_dir: state_dir::Watch::new(EventSender::new(&channel), now),
             mismatches: Mismatches::default(),
             channel,
-        };
-        let election = desired::instances(&daemon.config).and_then(|instances| {
-            Election::start(instances, &daemon.args.state_dir, EventSender::new(&daemon.channel))
-        });
-        match election {
-            Ok(election) => {
-                daemon.election = election;
-                daemon.update_controllers();
-            }
-            Err(failure) => {
-                daemon.take_down().await;
-                return Err(failure);
-            }
-        }
-        daemon.ipvs.start();
-        daemon.update_ipvs(Input::Instances(daemon.interfaces()));
-        daemon.report_refusals();
-        tracing::info!(
-            config = %daemon.args.config.config.display(),
-            instances = daemon.config.instances.len(),
-            services = daemon.config.services.len(),
-            "started"
-        );
-        Ok(daemon)
+        })
     }
 
-    /// Removes what is left of ours after the election has ended, or after a start that failed half-way.
+    fn start_election(&mut self) -> Result<(), Failure> {
+        let instances = desired::instances(&self.config)?;
+        self.election = Election::start(instances, &self.args.state_dir, EventSender::new(&self.channel))?;
+        self.update_controllers();
+        Ok(())
+    }
+
+    /// Stops all parts and removes their objects from the system, at the end or after a failed start.
     pub(crate) async fn take_down(&mut self) {
         if let Some(election) = self.election.take() {
             election.end().await;
@@ -211,10 +203,35 @@ impl Daemon {
             tracing::warn!(target: ANSWER, "left behind: {left}");
         }
         if let Err(error) = self.table.set(None).await {
-            tracing::warn!(%error, "the nftables table is left behind");
+            tracing::warn!(%error, "nftables table left behind");
         }
         self.proxy.stop();
     }
+}
+
+/// The backends at the start: by the record of the last run and one round of name resolution, which a request to stop
+/// cuts short.
+async fn open_backends(
+    args: &RunArgs,
+    config: &Config,
+    channel: &UnboundedSender<Event>,
+    signals: &mut Signals,
+    problems: &mut Problems,
+) -> Backends {
+    let (rounds, discovered) = (EventSender::new(channel), EventSender::new(channel));
+    let (mut backends, unreadable) = Backends::open(&args.state_dir, rounds, discovered);
+    if let Some(why) = unreadable {
+        let text = format!("the backends of the last run cannot be read, and are discovered again: {why}");
+        problems.raise_fading(Cause::Record("backends"), text, Instant::now());
+    }
+    let answers = tokio::select! {
+        answers = backends.resolver.resolve(config) => answers,
+        () = signals.stop() => Answers::default(),
+    };
+    event_log::names(&answers, problems);
+    backends.clusters.follow(config);
+    backends.resolved = backends.resolve(config, backends.resolved.after(&answers));
+    backends
 }
 
 fn socket_failure(error: BindError) -> Failure {

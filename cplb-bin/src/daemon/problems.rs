@@ -1,4 +1,4 @@
-//! What keeps this node from doing its whole job, as `cplb status` shows it.
+//! The problems of this node, which `cplb status` shows as `degraded`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,43 +6,43 @@ use std::time::{Duration, Instant};
 
 use lb_proxy::{Refusal, Shortage};
 
-/// How long a problem is shown that says nothing when it ends. It is reported once a minute while it lasts.
+/// The time for which a problem is shown whose end is not reported. While it lasts, it is reported once a minute.
 const FADING: Duration = Duration::from_secs(90);
 
-/// What a problem is about; there is one for each at a time.
+/// The subject of a problem. Each subject has at most one problem at a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
-    /// The load balancer lacks something for connections, until it has not been said for a while.
+    /// The load balancer lacks a resource for connections. Fades.
     Exhausted(Shortage),
-    /// A service refuses clients beyond a limit, until it has not been said for a while.
+    /// A service refuses clients beyond a limit. Fades.
     Limited(String, Refusal),
-    /// The host's addresses cannot be read, until they can.
+    /// The host's addresses cannot be read.
     Unobserved,
-    /// The kernel dropped news, until none were dropped for a while.
+    /// The kernel dropped netlink events, until a round of maintenance without dropped events.
     Overrun,
     /// The election has no real-time priority.
     RealTime,
     /// A thread of the load balancer ended.
     Worker,
-    /// IPVS is missing, or not as it should be.
+    /// IPVS is unavailable or differs from its desired state.
     Ipvs,
-    /// Servers behind virtual addresses cannot be asked.
-    Asking,
-    /// The server on this node does not take connections to a virtual address.
+    /// Servers behind virtual addresses cannot be probed.
+    Probing,
+    /// The server on this node does not accept connections to a virtual address.
     Acceptance,
-    /// The nftables table is not as it should be.
+    /// The nftables table differs from its desired state.
     Table,
     /// No connection is transparent.
     Delivery,
-    /// The file was not taken over at the last reload.
+    /// The last reload was refused.
     Reload,
     /// Warnings about the configuration in use.
     Configuration,
-    /// Another process has the name by which daemons exclude each other.
+    /// Another process holds the lock of the network namespace.
     NamespaceLock,
     /// The state directory cannot be written.
     StateDir,
-    /// The status socket cannot be made anew.
+    /// The status socket cannot be created again.
     StatusSocket,
     /// A file of an earlier run could not be used.
     Record(&'static str),
@@ -54,15 +54,15 @@ pub(crate) enum Cause {
     KeeperRealTime,
     /// A virtual IP has another address label.
     Label(u32),
-    /// The keeper could not do everything for an instance.
+    /// A warning of the keeper, about an instance or the host.
     Keeper(Option<u32>),
     /// Another router of an instance has another configuration.
     Mismatch(u32),
-    /// The load balancer refused its services.
+    /// The load balancer refused a change of its services.
     Services,
-    /// The servers of a cluster cannot be discovered, or are not used, by the kubeconfig.
+    /// The servers of the cluster of this kubeconfig cannot be discovered, or are not used.
     Discovery(PathBuf),
-    /// Every address that was found for this service may not be a backend.
+    /// No address that was found for this service may be a backend.
     Backends(String),
     /// A backend's name has no address.
     Name(String),
@@ -72,7 +72,7 @@ pub(crate) enum Cause {
     OtherGroup(u32),
     /// A router that is no known controller advertises an instance's addresses.
     Stranger(u32),
-    /// Another node has an instance's addresses, too, or is in its way.
+    /// Another router contends for an instance's addresses, in this respect.
     Rival(u32, &'static str),
     /// Advertisements for an instance's addresses are discarded, for this reason.
     Discarded(u32, &'static str),
@@ -93,7 +93,7 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
-    /// The instance that the problem ends with.
+    /// The instance with whose removal the problem ends.
     pub(crate) const fn instance(&self) -> Option<u32> {
         match self {
             Self::Label(id)
@@ -117,7 +117,7 @@ impl Cause {
             | Self::RealTime
             | Self::Worker
             | Self::Ipvs
-            | Self::Asking
+            | Self::Probing
             | Self::Acceptance
             | Self::Table
             | Self::Delivery
@@ -139,24 +139,24 @@ impl Cause {
     }
 }
 
-/// What is wrong now.
+/// The current problems.
 #[derive(Debug, Default)]
 pub(crate) struct Problems(BTreeMap<Cause, Problem>);
 
 #[derive(Debug)]
 struct Problem {
     texts: Vec<String>,
-    /// When it is forgotten by itself.
+    /// The time at which the problem is cleared without a report.
     until: Option<Instant>,
 }
 
 impl Problems {
-    /// Shows `text` until the problem is cleared; returns whether that is new.
+    /// Shows `text` until the problem is cleared. Returns whether the text is new.
     pub(crate) fn raise(&mut self, cause: Cause, text: impl Into<String>) -> bool {
         self.raise_all(cause, vec![text.into()])
     }
 
-    /// The same for several with one cause; without any it is cleared.
+    /// Shows several texts with one cause; without texts, clears the problem.
     pub(crate) fn raise_all(&mut self, cause: Cause, texts: Vec<String>) -> bool {
         if texts.is_empty() {
             self.clear(&cause);
@@ -165,32 +165,32 @@ impl Problems {
         self.put(cause, texts, None)
     }
 
-    /// Shows `text` until it has not been said again for a while.
+    /// Shows `text` until it has not been raised again for [`FADING`].
     pub(crate) fn raise_fading(&mut self, cause: Cause, text: impl Into<String>, now: Instant) {
         self.raise_until(cause, text, now + FADING);
     }
 
-    /// Shows `text` until then, or until it is said again.
+    /// Shows `text` until this time, unless it is raised again before.
     pub(crate) fn raise_until(&mut self, cause: Cause, text: impl Into<String>, until: Instant) {
         self.put(cause, vec![text.into()], Some(until));
     }
 
-    /// The texts that a cause has now.
+    /// The current texts of a cause.
     pub(crate) fn of(&self, cause: &Cause) -> &[String] {
         self.0.get(cause).map_or(&[], |problem| problem.texts.as_slice())
     }
 
-    /// Forgets a problem; returns whether there was one.
+    /// Clears a problem. Returns whether there was one.
     pub(crate) fn clear(&mut self, cause: &Cause) -> bool {
         self.0.remove(cause).is_some()
     }
 
-    /// Forgets what was not said again.
+    /// Clears the problems whose time is over.
     pub(crate) fn fade(&mut self, now: Instant) {
         self.0.retain(|_, problem| problem.until.is_none_or(|until| now < until));
     }
 
-    /// Forgets those whose cause is no more.
+    /// Clears the problems whose cause no longer `exists`.
     pub(crate) fn retain(&mut self, exists: impl Fn(&Cause) -> bool) {
         self.0.retain(|cause, _| exists(cause));
     }
@@ -198,7 +198,7 @@ impl Problems {
     pub(crate) fn texts(&self) -> Vec<String> {
         let mut texts: Vec<String> = Vec::new();
         for text in self.0.values().flat_map(|problem| &problem.texts) {
-            // Two causes may come from one fault.
+            // Two causes of one fault may have the same text.
             if !texts.contains(text) {
                 texts.push(text.clone());
             }
@@ -207,9 +207,9 @@ impl Problems {
     }
 
     fn put(&mut self, cause: Cause, texts: Vec<String>, until: Option<Instant>) -> bool {
-        let news = self.0.get(&cause).is_none_or(|known| known.texts != texts);
+        let is_new = self.0.get(&cause).is_none_or(|known| known.texts != texts);
         self.0.insert(cause, Problem { texts, until });
-        news
+        is_new
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_news_once_and_ends_with_what_it_is_about() {
+    fn raise_returns_whether_the_text_is_new_and_retain_clears_by_cause() {
         let mut problems = Problems::default();
         assert!(problems.raise(Cause::Unfit(51), "held"));
         assert!(!problems.raise(Cause::Unfit(51), "held"));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_again_fades() {
+    fn a_fading_problem_is_cleared_unless_it_is_raised_again() {
         let (mut problems, start) = (Problems::default(), Instant::now());
         problems.raise_fading(Cause::Socket("eth0".into()), "no buffers", start);
         problems.fade(start + FADING / 2);

@@ -1,4 +1,4 @@
-//! The load balancer: its start, its changes and its end, and how its errors are reported.
+//! The life cycle of the load balancer: start, reconfiguration, stop, and the report of its errors.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,15 +8,16 @@ use lb_proxy::{LoadBalancer, Options, ReconfigureError, Service, StartError};
 
 use crate::exit::{Failure, Kind};
 
+use super::instance_log::{InstanceFields, instance_log};
 use super::sender::EventSender;
 
-/// Bound of the time for the load balancer to reset sessions, where the kernel cannot.
+/// The longest time that the load balancer may take to reset sessions, where the kernel cannot.
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The work of the load balancer under a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ProxyPlan {
-    /// Without any, no load balancer is needed.
+    /// No load balancer runs without services.
     pub(crate) services: Vec<Service>,
     /// Addresses that are never backends: the virtual IPs.
     pub(crate) forbidden: Vec<IpAddr>,
@@ -26,7 +27,7 @@ pub(crate) struct ProxyPlan {
 pub(crate) struct Proxy {
     events: EventSender<lb_proxy::Event>,
     balancer: Option<Arc<LoadBalancer>>,
-    /// The plan that is in effect.
+    /// The plan in effect.
     plan: ProxyPlan,
     staged: Option<Staged>,
 }
@@ -37,7 +38,7 @@ enum Staged {
     /// There was no load balancer before.
     Started(ProxyPlan),
     Reconfigured(ProxyPlan),
-    /// The new configuration needs none. The one in use serves until the commit.
+    /// The new configuration needs no load balancer. The current one serves until the commit.
     Retiring,
 }
 
@@ -59,7 +60,7 @@ impl Proxy {
         });
         let options = Options {
             mark: lb_proxy::MARK,
-            // Where there are no virtual IPs it may be refused, and does not matter.
+            // The kernel may refuse it, which does not matter without virtual IPs.
             transparent: true,
             forbidden: plan.forbidden.clone(),
             ..Options::default()
@@ -75,7 +76,7 @@ impl Proxy {
         self.balancer.as_ref()
     }
 
-    /// Puts other services into effect. Those in use stay if that fails, or where no load balancer runs.
+    /// Applies other services. After a failure the current ones stay; without a running load balancer this does nothing.
     pub(crate) fn reconfigure(&mut self, plan: &ProxyPlan) -> Result<(), ReconfigureError> {
         let Some(balancer) = &self.balancer else { return Ok(()) };
         balancer.reconfigure(plan.services.clone())?;
@@ -83,8 +84,8 @@ impl Proxy {
         Ok(())
     }
 
-    /// Puts the services of another configuration into effect, to be followed by [`Proxy::commit`] or
-    /// [`Proxy::roll_back`]. The former ports stay open until the sessions through them end.
+    /// Applies the services of another configuration, to be followed by [`Proxy::commit`] or [`Proxy::roll_back`]. The
+    /// former ports stay open until the sessions through them end.
     pub(crate) fn stage(&mut self, plan: ProxyPlan) -> Result<(), Failure> {
         let staged = match &self.balancer {
             _ if plan.services.is_empty() => Staged::Retiring,
@@ -114,7 +115,7 @@ impl Proxy {
         }
     }
 
-    /// Takes the staged change back.
+    /// Reverts the staged change.
     pub(crate) fn roll_back(&mut self) -> Result<(), ReconfigureError> {
         match self.staged.take() {
             Some(Staged::Started(_)) => self.retire(),
@@ -129,7 +130,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Stops the load balancer in a task, because that waits for its threads.
+    /// Stops the load balancer in a thread of the pool, because that waits for its threads.
     fn retire(&mut self) {
         self.plan = ProxyPlan::default();
         if let Some(balancer) = self.balancer.take() {
@@ -144,14 +145,21 @@ impl Proxy {
         }
     }
 
-    /// Resets the sessions through `vips`, which are about to go.
-    pub(crate) async fn reset_sessions(&self, vips: &[IpAddr]) {
+    /// Resets the sessions through `vips` of an instance, before these addresses are removed.
+    pub(crate) async fn reset_sessions(&self, instance: &InstanceFields, vips: &[IpAddr]) {
         let Some(balancer) = self.balancer.as_ref().filter(|_| !vips.is_empty()) else { return };
         match tokio::time::timeout(RESET_TIMEOUT, balancer.reset_sessions(vips)).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(addresses = ?vips, count, "sessions reset by the load balancer"),
+            Ok(count) => {
+                instance_log!(info, instance, addresses = ?vips, count, "sessions reset by the load balancer");
+            }
             Err(_) => {
-                tracing::warn!(addresses = ?vips, "sessions not reset in time by the load balancer");
+                instance_log!(
+                    warn,
+                    instance,
+                    addresses = ?vips,
+                    "sessions not reset in time by the load balancer"
+                );
             }
         }
     }
@@ -176,7 +184,7 @@ fn reconfigure_failure(error: &ReconfigureError) -> Failure {
 
 fn port_in_use(message: &str, addr: SocketAddr) -> Failure {
     Failure::new(Kind::Temporary, message).help(format_args!(
-        "find who listens with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
+        "find the listener with `ss -ltnp 'sport = :{}'` (k0s's own control plane load balancing uses 6444), or choose \
          another userSpaceProxyBindPort",
         addr.port()
     ))
@@ -209,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rolled_back_change_leaves_the_former_services() {
+    async fn rolling_back_restores_the_former_services() {
         let (one, two) = (free_port(), free_port());
         let mut proxy = Proxy::start(plan("former", one), events()).unwrap();
         proxy.stage(plan("latter", two)).unwrap();
@@ -219,12 +227,12 @@ mod tests {
         proxy.stage(plan("latter", two)).unwrap();
         proxy.commit();
         proxy.roll_back().unwrap();
-        assert_eq!(served(&proxy), ["latter"], "a change that was made is not taken back");
+        assert_eq!(served(&proxy), ["latter"], "a committed change is not rolled back");
         proxy.stop();
     }
 
     #[tokio::test]
-    async fn a_load_balancer_that_was_only_staged_is_taken_back() {
+    async fn rolling_back_a_staged_start_stops_the_load_balancer() {
         let mut proxy = Proxy::start(ProxyPlan::default(), events()).unwrap();
         assert!(proxy.balancer().is_none());
         proxy.stage(plan("staged", free_port())).unwrap();
@@ -234,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_services_the_load_balancer_stays_until_the_commit() {
+    async fn a_plan_without_services_stops_the_load_balancer_at_the_commit() {
         let mut proxy = Proxy::start(plan("former", free_port()), events()).unwrap();
         proxy.stage(ProxyPlan::default()).unwrap();
         assert_eq!(served(&proxy), ["former"]);
@@ -246,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_in_use_is_a_temporary_failure_with_a_remedy_and_changes_nothing() {
+    async fn a_port_in_use_fails_with_a_remedy_and_keeps_the_former_services() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap().port();
         let failure = Proxy::start(plan("first", taken), events()).err().unwrap();

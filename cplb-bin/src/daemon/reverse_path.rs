@@ -13,7 +13,7 @@ use vrrp::LinkPrefix;
 /// The mode of `rp_filter` that drops a packet whose sender is not reached by the interface it arrived at (RFC 3704 §2.2).
 const STRICT: u8 = 1;
 
-/// The network whose packets are dropped on `interface` although it is on that link, as a text with the remedy.
+/// The problem of a network whose packets are dropped on `interface` although it is on that link, with the remedy.
 pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     let mode = mode("all").max(mode(&interface.name));
     if mode != STRICT {
@@ -35,36 +35,37 @@ pub(crate) fn problem(interface: &InterfaceState) -> Option<String> {
     ))
 }
 
-/// The kernel uses the stricter of an interface's own mode and that of all, 0 where neither can be read.
+/// The effective mode of an interface: the kernel uses the maximum of its own and that of all. 0 where neither can be read.
 fn mode(interface: &str) -> u8 {
     let path = Path::new("/proc/sys/net/ipv4/conf").join(interface).join("rp_filter");
     fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
 }
 
-/// The IPv4 network of an address, if it has room for neighbours.
+/// The IPv4 network of an address, if its prefix leaves addresses for neighbours.
 fn network(address: &InterfaceAddress) -> Option<(Ipv4Addr, u8)> {
     let IpAddr::V4(ip) = address.ip else { return None };
     let len = address.prefix_len;
     (1..=30).contains(&len).then(|| (Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (32 - len))), len))
 }
 
-/// Some addresses of the network that this interface does not have. Other interfaces of this node may have the first.
+/// Up to four addresses of the network that this interface does not have. More than one, because another interface of
+/// this node may have the first.
 fn neighbours(network: Ipv4Addr, len: u8, interface: &InterfaceState) -> impl Iterator<Item = Ipv4Addr> {
     let hosts = (1..(u32::MAX >> len)).map(move |host| Ipv4Addr::from_bits(network.to_bits() | host));
     let free = |ip: &Ipv4Addr| interface.addresses.iter().all(|address| address.ip != IpAddr::V4(*ip));
     hosts.filter(free).take(4)
 }
 
-/// The source that the kernel chooses for packets to `ip`, by the route. Nothing is sent.
+/// The source address that the kernel's routing chooses for packets to `ip`. Sends no packet.
 fn source_for(ip: Ipv4Addr) -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // Without a route nothing is answered at all, which is another problem.
+    // A missing route is another problem, and not reported here.
     socket.connect((ip, 9)).ok()?;
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// Whether packets to `neighbour` with this source leave by another interface in the same network. A source from
-/// elsewhere may be that of a route by this interface, and that of an address of this node is the address itself.
+/// Returns whether packets to `neighbour` with this source leave by another interface in the same network. A source
+/// outside the network may belong to a route by this interface, and an address of this node is its own source.
 fn is_of_another_interface(source: IpAddr, neighbour: Ipv4Addr, interface: &InterfaceState, len: u8) -> bool {
     let network = LinkPrefix { address: neighbour.into(), len };
     source != IpAddr::V4(neighbour) && network.contains(source) && !interface.has(source)
@@ -94,19 +95,19 @@ mod tests {
     }
 
     #[test]
-    fn networks_with_room_for_neighbours_are_asked_for_one() {
+    fn only_ipv4_networks_with_neighbours_are_probed() {
         let state = interface(&[("10.77.0.1", 24), ("10.0.0.5", 32), ("10.1.0.5", 31), ("fd00::1", 64)]);
         let networks: Vec<_> = state.addresses.iter().filter_map(network).collect();
         assert_eq!(networks, [(Ipv4Addr::new(10, 77, 0, 0), 24)]);
-        let asked: Vec<_> = neighbours(networks[0].0, 24, &state).map(|ip| ip.octets()[3]).collect();
-        assert_eq!(asked, [2, 3, 4, 5]);
-        let asked: Vec<_> =
+        let probed: Vec<_> = neighbours(networks[0].0, 24, &state).map(|ip| ip.octets()[3]).collect();
+        assert_eq!(probed, [2, 3, 4, 5]);
+        let probed: Vec<_> =
             neighbours(Ipv4Addr::new(10, 0, 0, 4), 30, &state).map(|ip| ip.octets()[3]).collect();
-        assert_eq!(asked, [6]);
+        assert_eq!(probed, [6]);
     }
 
     #[test]
-    fn only_the_source_of_another_interface_in_the_network_counts() {
+    fn only_a_source_of_another_interface_in_the_network_is_a_problem() {
         let state = interface(&[("10.77.0.21", 24)]);
         let neighbour = Ipv4Addr::new(10, 77, 0, 2);
         for (source, counts) in [
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked_for_the_source() {
+    fn the_source_is_the_one_that_routing_chooses() {
         assert_eq!(source_for(Ipv4Addr::new(127, 0, 0, 9)), Some(Ipv4Addr::LOCALHOST.into()));
     }
 }

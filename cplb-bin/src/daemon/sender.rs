@@ -1,14 +1,14 @@
-//! The way of a subsystem's events to the event loop.
+//! The sending end of the event loop's channel, typed for one producer.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Sends the events of one producer, which knows neither the type that the loop receives nor the other producers.
+/// Sends the events of one producer, which depends neither on the type that the loop receives nor on other producers.
 pub(crate) struct EventSender<E>(Arc<dyn Fn(E) -> Delivery + Send + Sync>);
 
-/// The fate of an event.
+/// The result of sending an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivery {
     Sent,
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn producers_share_a_channel_and_learn_when_it_is_closed() {
+    fn producers_share_a_channel_and_see_when_it_is_closed() {
         #[derive(Debug, PartialEq, Eq)]
         enum All {
             Number(u8),

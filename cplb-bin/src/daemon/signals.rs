@@ -1,10 +1,11 @@
-//! The signals that matter, caught before anything is made that they would leave behind.
+//! The signals that the daemon handles, caught before it makes anything that a signal could leave behind.
 
 use nix::libc::{SIGRTMAX, SIGRTMIN};
 use nix::sys::signal::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that people and their tools send to daemons, and that would end the process. After SIGXFSZ a write fails.
+/// Signals that operators and tools send to daemons, and whose default action ends the process. After SIGXFSZ a write
+/// fails.
 const IGNORED: [Number; 9] = [
     Number::SIGUSR2,
     Number::SIGALRM,
@@ -25,25 +26,25 @@ pub(crate) struct Signals {
     quit: Signal,
     hangup: Signal,
     report: Signal,
-    /// A stop that was asked for and not yet obeyed.
+    /// A stop that [`Signals::stop`] received and [`Signals::next`] has not returned yet.
     stop_is_due: bool,
 }
 
 /// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     Stop,
     Reload,
     Report,
 }
 
 impl Signals {
-    /// From here on no signal ends the process by itself, but for those of faults and SIGKILL.
+    /// Installs the handlers: from here on no signal ends the process, except SIGKILL and the signals of faults.
     pub(crate) fn new() -> std::io::Result<Self> {
         // keepalived has commands on some of the real-time signals.
         let real_time = SIGRTMIN()..=SIGRTMAX();
         for number in IGNORED.into_iter().map(|number| number as i32).chain(real_time) {
-            // The handler stays when the listener goes.
+            // The handler stays installed without the listener.
             drop(signal(SignalKind::from_raw(number))?);
         }
         Ok(Self {
@@ -56,21 +57,21 @@ impl Signals {
         })
     }
 
-    /// The next signal, or the stop that was noticed before.
-    pub(crate) async fn next(&mut self) -> Asked {
+    /// The next request, or the stop that [`Signals::stop`] received before.
+    pub(crate) async fn next(&mut self) -> Request {
         if std::mem::take(&mut self.stop_is_due) {
-            return Asked::Stop;
+            return Request::Stop;
         }
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.quit.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
-            _ = self.report.recv() => Asked::Report,
+            _ = self.terminate.recv() => Request::Stop,
+            _ = self.interrupt.recv() => Request::Stop,
+            _ = self.quit.recv() => Request::Stop,
+            _ = self.hangup.recv() => Request::Reload,
+            _ = self.report.recv() => Request::Report,
         }
     }
 
-    /// Waits until a stop is asked for, which [`Signals::next`] then tells again. A reload stays for later.
+    /// Waits for a request to stop, which [`Signals::next`] then returns again. A request to reload stays pending.
     pub(crate) async fn stop(&mut self) {
         if !self.stop_is_due {
             tokio::select! {
@@ -90,19 +91,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn signals_of_habit_end_nothing_and_the_others_ask() {
+    async fn ignored_signals_do_not_end_the_process_and_handled_ones_become_requests() {
         let mut signals = Signals::new().unwrap();
         for number in IGNORED {
             raise(number).unwrap();
         }
-        for (number, asked) in [
-            (Number::SIGUSR1, Asked::Report),
-            (Number::SIGHUP, Asked::Reload),
-            (Number::SIGTERM, Asked::Stop),
-            (Number::SIGQUIT, Asked::Stop),
+        for (number, request) in [
+            (Number::SIGUSR1, Request::Report),
+            (Number::SIGHUP, Request::Reload),
+            (Number::SIGTERM, Request::Stop),
+            (Number::SIGQUIT, Request::Stop),
         ] {
             raise(number).unwrap();
-            assert_eq!(signals.next().await, asked);
+            assert_eq!(signals.next().await, request);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Watches whether the state directory can be written.
 //!
-//! A full or read-only one costs what a restart would know, never the virtual IPs.
+//! A full or read-only directory never costs virtual IPs, only the records that a restart would use.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use netlink_vip::{KeeperHandle, files};
 use super::problems::{Cause, Problems};
 use super::sender::EventSender;
 
-/// Between two probes of a directory that can be written.
+/// The time between two probes of a directory that can be written.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The consequences, for people.
+/// The consequences, for the operator.
 const CONSEQUENCES: &str = "what is running goes on; IPVS is not changed; discovered servers are not known after a restart; \
                             routes and address labels would be left over after a crash";
 
@@ -30,12 +30,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// A watch of a directory that was just probed, at the start of the daemon.
+    /// A watch of a directory whose first probe is due.
     pub(crate) fn new(events: EventSender<Probed>, now: Instant) -> Self {
         Self { events, is_probing: false, next: now }
     }
 
-    /// Starts a probe in a thread of the pool, if it is due. A file system that does not answer keeps one thread.
+    /// Starts a probe in a thread of the pool, if it is due. A file system that does not answer blocks one thread only.
     pub(crate) fn probe(&mut self, dir: &Path, keeper: Option<&KeeperHandle>) {
         if self.is_probing || Instant::now() < self.next {
             return;
@@ -50,7 +50,7 @@ impl Watch {
         });
     }
 
-    /// Takes the result of a probe. The next one comes sooner while there is a fault.
+    /// Takes the result of a probe. After a fault, the next probe is due at once.
     pub(crate) fn conclude(&mut self, Probed(fault): Probed, problems: &mut Problems, now: Instant) {
         self.is_probing = false;
         let Some(text) = fault else {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_degraded_until_the_directory_can_be_written() {
+    fn a_write_fault_is_a_problem_until_a_probe_succeeds() {
         let (now, mut problems) = (Instant::now(), Problems::default());
         let channel = tokio::sync::mpsc::unbounded_channel::<Probed>().0;
         let mut watch = Watch::new(EventSender::new(&channel), now);
@@ -85,7 +85,7 @@ mod tests {
         watch.conclude(Probed(Some(describe(Path::new("/state"), &error))), &mut problems, now);
         let texts = problems.texts();
         assert!(texts[0].contains("/state") && texts[0].contains("IPVS is not changed"), "{texts:?}");
-        assert_eq!(watch.next, now, "soon again");
+        assert_eq!(watch.next, now, "the next probe is due at once");
         watch.conclude(Probed(None), &mut problems, now);
         assert!(problems.texts().is_empty());
         assert_eq!(watch.next, now + INTERVAL);

@@ -18,13 +18,13 @@ use crate::status::schema::{
 use crate::discovery::State;
 
 use super::Daemon;
-use super::backends::Known;
+use super::backends::ClusterState;
 use super::problems::Cause;
 use super::table::{Delivered, Reason, degraded_delivery};
 use super::vip::Election;
 
 impl Daemon {
-    /// What `cplb status` shows.
+    /// The document of `cplb status`.
     pub(crate) fn status(&self) -> Status {
         let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
         let (mut real_time, mut kernel) = (false, None);
@@ -42,7 +42,7 @@ impl Daemon {
                     current.into_iter().map(|(kind, ago)| (kind, ago.as_secs_f64())).collect();
             }
             interfaces = status.interfaces.iter().map(interface).collect();
-            kernel = Some(news(&election.keeper.status().counters));
+            kernel = Some(kernel_counters(&election.keeper.status().counters));
         }
         Status {
             schema: SCHEMA,
@@ -63,11 +63,11 @@ impl Daemon {
         }
     }
 
-    /// Looks whether other routers still have another configuration.
-    pub(super) fn note_mismatches(&mut self) {
+    /// Reports differences to the configuration of other routers.
+    pub(super) fn report_mismatches(&mut self) {
         let Some(election) = &self.election else { return };
         let (status, now) = (election.runner.status(), Instant::now());
-        // One that was removed may still be handing over.
+        // A removed instance may still be handing over.
         let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
         for found in status.instances.iter().filter(is_wanted) {
             let id = found.id.0;
@@ -98,7 +98,7 @@ impl Daemon {
         self.table.delivered(&interfaces)
     }
 
-    /// Says how connections arrive, once per change.
+    /// Logs the delivery of connections, once per change.
     pub(crate) fn log_delivery(&mut self) {
         let delivered = self.delivered();
         for (endpoint, now) in
@@ -118,8 +118,10 @@ impl Daemon {
     }
 }
 
-fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr, Instant)>)) -> Discovery {
-    let (waiting, error) = match &known.trouble {
+fn discovery(
+    (kubeconfig, known, answered): &(&Path, &ClusterState, Option<(SocketAddr, Instant)>),
+) -> Discovery {
+    let (waiting, error) = match &known.interruption {
         Some(State::Waiting(why)) => (Some(why.clone()), None),
         Some(State::Failing(why)) => (None, Some(why.clone())),
         None => (None, None),
@@ -136,7 +138,7 @@ fn discovery((kubeconfig, known, answered): &(&Path, &Known, Option<(SocketAddr,
     }
 }
 
-/// Whether the kernel has confirmed each address of a group.
+/// Returns whether the kernel has confirmed each address of a group.
 fn is_held(group: &GroupStatus) -> bool {
     let present = |address: &AddressStatus| address.state == AddressState::Present;
     matches!(group.state, GroupState::Held { .. }) && group.addresses.iter().all(present)
@@ -191,12 +193,12 @@ fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> 
     }
 }
 
-/// How long the addresses of an Active may take to come, and a Backup may hear of no Active, without an entry: longer than
-/// each takes in order.
+/// The time for which an Active may lack addresses, and a Backup may hear no Active, without an entry in `degraded`:
+/// longer than either takes normally.
 const SETTLING_SECONDS: f64 = 1.0;
 
-/// The addresses of an instance that no host has, as far as this node can know. Another host may have them only if this
-/// node hears it advertise.
+/// The problem of an instance whose addresses no host has, as far as this node can know: another host has them only if
+/// this node hears its advertisements.
 fn unowned(instance: &Instance) -> Option<String> {
     let Instance { virtual_router_id: vrid, virtual_ips, state, since_seconds, .. } = instance;
     let addresses = virtual_ips.join(", ");
@@ -218,7 +220,7 @@ fn unowned(instance: &Instance) -> Option<String> {
     }
 }
 
-fn news(counters: &netlink_vip::Counters) -> Kernel {
+fn kernel_counters(counters: &netlink_vip::Counters) -> Kernel {
     Kernel {
         overruns: counters.overruns,
         resyncs: counters.resyncs,
@@ -231,7 +233,7 @@ fn mismatches(counters: &Counters) -> BTreeMap<String, u64> {
     [("address_list", counters.address_list_mismatches), ("interval", counters.interval_mismatches)]
         .into_iter()
         .filter(|(_, count)| *count > 0)
-        .map(|(what, count)| (what.to_owned(), count))
+        .map(|(kind, count)| (kind.to_owned(), count))
         .collect()
 }
 
@@ -314,10 +316,10 @@ fn backend(found: &BackendSnapshot) -> Backend {
     }
 }
 
-/// Why a backend is in its state: the reason of the verdict, or that of a later check, which need not be the same.
-fn latest_reason(state: BackendState, of_verdict: &str, last_failure: Option<String>) -> Option<String> {
-    let takes_connections = matches!(state, BackendState::Up | BackendState::Suspect);
-    let reason = last_failure.filter(|_| !takes_connections).unwrap_or_else(|| of_verdict.to_owned());
+/// The reason for the state of a backend: that of its last change, or that of a later check, which may differ.
+fn latest_reason(state: BackendState, of_change: &str, last_failure: Option<String>) -> Option<String> {
+    let accepts_connections = matches!(state, BackendState::Up | BackendState::Suspect);
+    let reason = last_failure.filter(|_| !accepts_connections).unwrap_or_else(|| of_change.to_owned());
     (!reason.is_empty() && reason != state.as_str()).then_some(reason)
 }
 
@@ -344,19 +346,23 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_a_backend_is_that_of_its_last_check() {
-        let reason = |state, verdict: &str, last: Option<&str>| {
-            latest_reason(state, verdict, last.map(str::to_owned)).unwrap_or_default()
+    fn the_reason_of_a_failed_backend_is_that_of_its_last_check() {
+        let reason = |state, of_change: &str, last: Option<&str>| {
+            latest_reason(state, of_change, last.map(str::to_owned)).unwrap_or_default()
         };
         assert_eq!(reason(BackendState::Down, "connection refused", Some("timed out")), "timed out");
         assert_eq!(reason(BackendState::Down, "connection refused", None), "connection refused");
         assert_eq!(reason(BackendState::Draining, "up", Some("timed out")), "timed out");
-        assert_eq!(reason(BackendState::Up, "up", Some("timed out")), "", "one failure is no verdict");
+        assert_eq!(
+            reason(BackendState::Up, "up", Some("timed out")),
+            "",
+            "one failure does not change the state"
+        );
         assert_eq!(reason(BackendState::Up, "up-readiness-unknown", None), "up-readiness-unknown");
     }
 
     #[test]
-    fn addresses_that_no_host_is_known_to_have_are_degraded() {
+    fn addresses_that_no_host_is_known_to_hold_are_a_problem() {
         for (state, since, holds, hears) in [
             ("active", 0.5, false, false),
             ("active", 9.0, true, false),
@@ -367,14 +373,17 @@ mod tests {
         ] {
             assert_eq!(text(state, since, holds, hears), None, "{state} {since}");
         }
-        for (state, since, said) in [
+        for (state, since, expected) in [
             ("active", 1.5, "does not have all"),
             ("backup", 5.5, "hears no Active"),
             ("init", 1.5, "does not take part"),
             ("listening", 1.5, "does not take part"),
         ] {
             let text = text(state, since, false, false).unwrap();
-            assert!(text.contains(said) && text.contains("51") && text.contains("10.0.0.100/24"), "{text}");
+            assert!(
+                text.contains(expected) && text.contains("51") && text.contains("10.0.0.100/24"),
+                "{text}"
+            );
         }
     }
 }

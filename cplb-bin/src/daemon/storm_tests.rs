@@ -1,4 +1,5 @@
-//! Every line that a client, a peer, a backend or a flapping link can cause, 1,000 times a second.
+//! The limit of log lines, for every line that a client, a peer, a backend or a flapping link can cause 1,000 times a
+//! second.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,30 +12,35 @@ use vrrp::router::{Discard, Reason, StateName, Transition};
 use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
 
 use super::event_log;
+use super::instance_log::InstanceFields;
 use super::problems::Problems;
 use super::serving::Fitness;
 use crate::logging::testing::storm;
 
 const SECONDS: u32 = 30;
-/// Of each kind and subject: ten, then two in each period of ten seconds, and the last one.
-const MOST: usize = 10 + 2 * 2 + 1;
+/// The limit for each kind and subject: ten lines, then two in each period of ten seconds, and the last one.
+const MAX_LINES: usize = 10 + 2 * 2 + 1;
 
 const ID: InstanceId = InstanceId(51);
 const GROUP: GroupId = GroupId(51);
 
-/// `kinds` of lines, of which each call logs one; `last` is in the last one.
-fn limits(what: &str, kinds: usize, last: &str, mut event: impl FnMut(u32, &mut Problems)) {
+/// Checks the limit where each call of `event` logs one line of so many `kinds`; `last` is in the last line written.
+fn expect_limit(name: &str, kinds: usize, last: &str, mut event: impl FnMut(u32, &mut Problems)) {
     let mut problems = Problems::default();
     let written = storm(SECONDS, |number| event(number, &mut problems));
     let count = written.lines.len();
-    assert!(count <= MOST * kinds, "{what}: {count} lines: {:#?}", written.lines);
+    assert!(count <= MAX_LINES * kinds, "{name}: {count} lines: {:#?}", written.lines);
     assert_eq!(
         count as u64 + written.suppressed,
         u64::from(SECONDS) * 1_000,
-        "{what}: each is written or counted"
+        "{name}: each line is written or counted"
     );
     let end = written.lines.last().unwrap();
-    assert!(end.contains(last), "{what}: the last state is not told last: {end}");
+    assert!(end.contains(last), "{name}: the last line does not show the last state: {end}");
+}
+
+fn instance(vrid: u32) -> InstanceFields {
+    InstanceFields { vip: ip().to_string(), interface: "eth0".to_owned(), vrid }
 }
 
 fn ip() -> IpAddr {
@@ -47,28 +53,33 @@ fn backend() -> SocketAddr {
 
 #[test]
 fn lines_of_the_election_are_limited() {
-    limits("transitions", 1, "to=backup", |number, problems| {
+    expect_limit("transitions", 1, "to=backup", |number, problems| {
         let (from, to) = match number % 2 {
             0 => (StateName::Backup, StateName::Active),
             _ => (StateName::Active, StateName::Backup),
         };
         let transition = Transition { from, to, reason: Reason::InterfaceUp, after: Duration::ZERO };
-        event_log::election(&RunnerEvent::Transition { id: ID, transition }, problems);
+        event_log::election(&RunnerEvent::Transition { id: ID, transition }, instance, problems);
     });
-    limits("another address list", 1, "0.0.117.47", |number, problems| {
+    expect_limit("another address list", 1, "0.0.117.47", |number, problems| {
         let warning =
             vrrp::router::Warning::AddressListMismatch { source: IpAddr::from(number.to_be_bytes()) };
-        event_log::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, problems);
+        event_log::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, instance, problems);
     });
-    limits("discarded, from spoofed sources", 1, "discarded", |number, problems| {
+    expect_limit("discarded, from spoofed sources", 1, "discarded", |number, problems| {
         let (reason, source) = (Discard::ALL[0], IpAddr::from(number.to_be_bytes()));
-        event_log::election(&RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 }, problems);
+        event_log::election(
+            &RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 },
+            instance,
+            problems,
+        );
     });
-    limits("socket errors", 1, "eth0", |_, problems| {
+    expect_limit("socket errors", 1, "eth0", |_, problems| {
         let (operation, error) = (SocketOperation::Advertise, std::io::ErrorKind::NetworkDown.into());
         let interface = "eth0".to_owned();
         event_log::election(
             &RunnerEvent::SocketError { interface, operation, error, suppressed: 0 },
+            instance,
             problems,
         );
     });
@@ -76,9 +87,9 @@ fn lines_of_the_election_are_limited() {
 
 #[test]
 fn lines_about_links_and_addresses_are_limited() {
-    let keeper = |what, kinds, last, event: &dyn Fn(u32) -> KeeperEvent| {
-        limits(what, kinds, last, |number, problems| {
-            event_log::keeper(&event(number), |_| "eth0".to_owned(), problems);
+    let keeper = |name, kinds, last, event: &dyn Fn(u32) -> KeeperEvent| {
+        expect_limit(name, kinds, last, |number, problems| {
+            event_log::keeper(&event(number), instance, |_| "eth0".to_owned(), problems);
         });
     };
     let state = |up| InterfaceState {
@@ -90,15 +101,14 @@ fn lines_about_links_and_addresses_are_limited() {
         kind: None,
         vrf: None,
     };
-    keeper("a flapping link", 2, "the interface is up", &|number| KeeperEvent::Interface {
+    keeper("a flapping link", 2, "interface up", &|number| KeeperEvent::Interface {
         id: GROUP,
         state: Some(state(number % 2 == 1)),
     });
-    keeper("a link that comes and goes", 2, "no such interface", &|number| KeeperEvent::Interface {
-        id: GROUP,
-        state: (number % 2 == 0).then(|| state(true)),
+    keeper("a link that appears and disappears", 2, "interface not found", &|number| {
+        KeeperEvent::Interface { id: GROUP, state: (number % 2 == 0).then(|| state(true)) }
     });
-    keeper("addresses that come and go", 2, "removed", &|number| match number % 2 {
+    keeper("addresses that are installed and removed", 2, "removed", &|number| match number % 2 {
         0 => KeeperEvent::Installed { id: GROUP, took: Duration::ZERO },
         _ => KeeperEvent::Removed { id: GROUP, reason: Removal::Released(Release::Lost) },
     });
@@ -108,25 +118,28 @@ fn lines_about_links_and_addresses_are_limited() {
         id: None,
         warning: Warning::Unobserved(KernelError::NoAnswer),
     });
-    limits("addresses that can and cannot be held", 2, "again", |number, problems| {
+    expect_limit("addresses that can and cannot be held", 2, "again", |number, problems| {
         let faults = if number % 2 == 0 { vec!["IPv6 is disabled".to_owned()] } else { Vec::new() };
-        event_log::fitness(&[Fitness { id: ID, faults }], problems);
+        event_log::fitness(&[Fitness { id: ID, faults }], instance, problems);
     });
-    limits("overruns that come and go", 2, "in time again", |number, problems| match number % 2 {
-        0 => event_log::keeper(
-            &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
-            |_| String::new(),
-            problems,
-        ),
-        _ => event_log::no_overrun(1, problems),
+    expect_limit("overruns that begin and end", 2, "no longer overrun", |number, problems| {
+        match number % 2 {
+            0 => event_log::keeper(
+                &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
+                instance,
+                |_| String::new(),
+                problems,
+            ),
+            _ => event_log::no_overrun(1, problems),
+        }
     });
 }
 
 #[test]
 fn lines_of_the_load_balancer_are_limited() {
     let service = || std::sync::Arc::<str>::from("kube-apiserver");
-    let balancer = |what, kinds, last, event: &dyn Fn(u32) -> Balancer| {
-        limits(what, kinds, last, |number, problems| event_log::balancer(&event(number), problems));
+    let balancer = |name, kinds, last, event: &dyn Fn(u32) -> Balancer| {
+        expect_limit(name, kinds, last, |number, problems| event_log::balancer(&event(number), problems));
     };
     balancer("suspected and trusted again", 2, "trusted", &|number| match number % 2 {
         0 => Balancer::BackendSuspected { service: service(), backend: backend(), reason: Failure::Refused },
@@ -146,17 +159,17 @@ fn lines_of_the_load_balancer_are_limited() {
             after: Duration::ZERO,
         },
     });
-    balancer("shutting down", 1, "shuts down", &|_| Balancer::BackendTerminating {
+    balancer("terminating", 1, "terminating", &|_| Balancer::BackendTerminating {
         service: service(),
         backend: backend(),
         sessions: 1,
     });
-    balancer("left out", 1, "left out", &|_| Balancer::BackendForbidden {
+    balancer("forbidden", 1, "backend excluded", &|_| Balancer::BackendForbidden {
         service: service(),
         backend: backend(),
     });
     for (reason, words) in [
-        (Refusal::NoBackend, "no backend takes a connection"),
+        (Refusal::NoBackend, "no backend accepts connections"),
         (Refusal::MaxConnections, "maxConnections"),
         (Refusal::MaxConnectionsPerClient, "maxConnectionsPerClient"),
         (Refusal::Descriptors, "LimitNOFILE"),

@@ -1,4 +1,5 @@
-//! Keeps the nftables table in the kernel as the configuration wants it, and as the kernel and its IPVS allow it.
+//! Keeps the nftables table in the kernel in the state that the configuration wants, as far as the kernel and its IPVS
+//! allow it.
 
 mod delivery;
 mod foreign;
@@ -21,13 +22,13 @@ pub(crate) use delivery::{Delivered, Reason, degraded_delivery};
 use foreign::ForeignServices;
 use tproxy::Tproxy;
 
-/// Owns the table. Only the methods that run `nft` wait for each other.
+/// The owner of the table. Only the methods that run `nft` wait for each other.
 #[derive(Debug, Default)]
 pub(crate) struct TableKeeper {
     work: Mutex<Work>,
-    /// What the last look or change led to.
+    /// The outcome of the last resync or change.
     outcome: std::sync::Mutex<Outcome>,
-    /// Why the load balancer's listeners are not transparent.
+    /// The reason why the load balancer's listeners are not transparent.
     ordinary_listeners: std::sync::Mutex<Option<String>>,
 }
 
@@ -37,51 +38,51 @@ struct Outcome {
     status: Option<schema::Table>,
     /// The table in the kernel.
     applied: Option<Table>,
-    /// Why no connection can be transparent.
+    /// The reason why no connection can be transparent.
     unavailable: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct Work {
     desired: Option<Table>,
-    /// What other software's services in IPVS take from sockets.
+    /// The endpoints of other software's IPVS services, whose packets do not reach sockets.
     foreign: BTreeSet<SocketAddr>,
     ipvs: ForeignServices,
     tproxy: Tproxy,
-    /// Why the load balancer's listeners are not transparent, as of the beginning of this look or change.
+    /// The reason why the load balancer's listeners are not transparent, as of the beginning of this resync or change.
     ordinary_listeners: Option<String>,
     /// Found when first needed.
     tool: Option<Nft>,
-    /// What is no longer desired and could not be removed yet.
+    /// The table that is no longer desired and could not be removed yet.
     leftover: Option<TableName>,
     /// The table in the kernel.
     applied: Option<Table>,
     restored: u64,
 }
 
-/// A change of the table that was tried.
+/// The result of a change of the table.
 #[derive(Debug)]
 pub(crate) struct TableChange {
     pub(crate) result: Result<(), Failure>,
-    /// Its rules for IPVS.
+    /// The rules for IPVS in the table.
     pub(crate) directors: Vec<Director>,
 }
 
 /// The state of the kernel's table after it was read, and restored if need be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TableState {
-    /// It is as it should be.
+    /// It is in the desired state.
     Present,
-    /// Somebody had removed or changed it; it is back.
+    /// Another program had removed or changed it; it was restored.
     Restored,
-    /// It was not there yet, or had to become another one; now it is.
+    /// It was applied for the first time, or replaced by another one.
     Applied,
-    /// It is not there and could not be put there.
+    /// It is absent and could not be applied, for this reason.
     Failed(String),
 }
 
 impl TableState {
-    /// Why the table does not lead traffic to the load balancer.
+    /// The reason why the table does not redirect traffic to the load balancer.
     pub(crate) fn fault(&self) -> Option<&str> {
         match self {
             Self::Failed(why) => Some(why),
@@ -91,7 +92,7 @@ impl TableState {
 }
 
 impl TableKeeper {
-    /// Applies the table, or removes the one that is there.
+    /// Applies the table, or removes the present one.
     pub(crate) async fn set(&self, desired: Option<Table>) -> Result<(), Failure> {
         let mut work = self.work().await;
         let result = match desired {
@@ -99,7 +100,7 @@ impl TableKeeper {
             Some(desired) => {
                 work.desired = Some(desired);
                 work.tproxy = Tproxy::default();
-                work.ask_ipvs().await;
+                work.list_foreign_services().await;
                 work.apply(Instant::now()).await
             }
             None => work.remove().await,
@@ -108,34 +109,34 @@ impl TableKeeper {
         result
     }
 
-    /// Reads the table, and restores it if it is not as it was applied; `None` if none is wanted.
+    /// Reads the table, and restores it if it differs from the applied one; `None` if no table is wanted.
     pub(crate) async fn resync(&self) -> Option<TableState> {
         let mut work = self.work().await;
-        let look = work.look(Instant::now()).await;
-        let error = look.as_ref().and_then(|state| state.fault().map(str::to_owned));
+        let state = work.resync(Instant::now()).await;
+        let error = state.as_ref().and_then(|state| state.fault().map(str::to_owned));
         self.publish(&work, error);
-        look
+        state
     }
 
-    /// The load balancer's listeners take only connections to their own port: the table, at the next look, translates.
+    /// Lets the table translate from the next resync on, because the load balancer's listeners are not transparent.
     pub(crate) fn expect_ordinary_listeners(&self, why: String) {
         *self.ordinary_listeners.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// The outcome of the last look or change, without waiting for one.
+    /// The outcome of the last resync or change. Does not wait.
     pub(crate) fn status(&self) -> Option<schema::Table> {
         self.outcome().status.clone()
     }
 
-    /// The delivery of connections of other hosts to the load balancer; `interfaces` has the virtual IPs for which their interface
-    /// is a reason to translate. Empty while there is no table.
+    /// The delivery of other hosts' connections to the load balancer. `interfaces` has the virtual IPs whose interface is a
+    /// reason to translate. Empty while there is no table.
     pub(crate) fn delivered(&self, interfaces: &BTreeMap<IpAddr, Reason>) -> BTreeMap<SocketAddr, Delivered> {
         let outcome = self.outcome();
         let Some(applied) = &outcome.applied else { return BTreeMap::new() };
         delivery::delivered(applied, outcome.unavailable.as_deref(), interfaces)
     }
 
-    /// Waits for the look or change under way.
+    /// Waits for the resync or change in progress.
     async fn work(&self) -> MutexGuard<'_, Work> {
         let mut work = self.work.lock().await;
         let reason = self.ordinary_listeners.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,7 +178,7 @@ impl Work {
         result
     }
 
-    /// Tries the transparent table again where it was refused a while ago; whether it is applied now.
+    /// Tries the transparent table again after a refusal has expired. Returns whether it was applied.
     async fn retry(&mut self, now: Instant) -> bool {
         let (Some(table), Some(tool), None) = (self.transparent(), &mut self.tool, &self.ordinary_listeners)
         else {
@@ -199,7 +200,7 @@ impl Work {
         })
     }
 
-    /// The desired table where nothing stands against `tproxy`.
+    /// The desired table where `tproxy` is available.
     fn transparent(&self) -> Option<Table> {
         let desired = self.desired.as_ref()?;
         let is_service = |endpoint: &&SocketAddr| {
@@ -214,7 +215,7 @@ impl Work {
         self.tproxy.refusal().or(self.ordinary_listeners.as_ref())
     }
 
-    async fn ask_ipvs(&mut self) {
+    async fn list_foreign_services(&mut self) {
         if self.desired.is_none() {
             return;
         }
@@ -223,8 +224,8 @@ impl Work {
         }
     }
 
-    async fn look(&mut self, now: Instant) -> Option<TableState> {
-        self.ask_ipvs().await;
+    async fn resync(&mut self, now: Instant) -> Option<TableState> {
+        self.list_foreign_services().await;
         if self.retry(now).await {
             return Some(TableState::Applied);
         }
@@ -238,9 +239,7 @@ impl Work {
                 Ok(Presence::Intact) => return Some(TableState::Present),
                 Ok(Presence::Missing) => {}
                 Err(error) => {
-                    return Some(TableState::Failed(format!(
-                        "the nftables table cannot be looked at: {error}"
-                    )));
+                    return Some(TableState::Failed(format!("the nftables table cannot be read: {error}")));
                 }
             }
         }
@@ -254,7 +253,7 @@ impl Work {
         })
     }
 
-    /// Removes what is there; if that fails, the next look tries again.
+    /// Removes the table; after a failure, the next resync tries again.
     async fn remove(&mut self) -> Result<(), Failure> {
         self.applied = None;
         self.leftover = self.desired.take().map(|desired| desired.name).or(self.leftover.take());
@@ -282,7 +281,7 @@ fn failure(error: &ApplyError) -> Failure {
         _ => Kind::System,
     };
     Failure::new(kind, format_args!("the nftables table cannot be applied: {error}"))
-        .help("without it the traffic of the VIPs would not reach the load balancer; mend nft, or set disableLoadBalancer: true")
+        .help("without it the traffic of the VIPs would not reach the load balancer; repair nft, or set disableLoadBalancer: true")
 }
 
 #[cfg(test)]
@@ -290,13 +289,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn ordinary_listeners_are_noted_during_a_look_and_count_in_the_next() {
+    async fn ordinary_listeners_reported_during_a_resync_count_from_the_next() {
         let keeper = TableKeeper::default();
-        let mut look = keeper.work().await;
-        look.desired = Some(Table::default());
+        let mut current = keeper.work().await;
+        current.desired = Some(Table::default());
         keeper.expect_ordinary_listeners("IP_TRANSPARENT is refused".to_owned());
-        assert_ne!(look.effective().unwrap().delivery, Delivery::Dnat, "this look had begun");
-        drop(look);
+        assert_ne!(current.effective().unwrap().delivery, Delivery::Dnat, "this resync had begun");
+        drop(current);
         let next = keeper.work().await;
         assert_eq!(next.effective().unwrap().delivery, Delivery::Dnat);
         assert_eq!(next.unavailable().unwrap(), "IP_TRANSPARENT is refused");

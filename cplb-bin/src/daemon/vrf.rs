@@ -1,17 +1,17 @@
-//! Virtual IPs in a VRF, where listeners of the main network do not take connections.
+//! Virtual IPs in a VRF, where listeners outside of VRFs accept no connections by default.
 
 use netlink_vip::InterfaceState;
 
-/// The sysctl that lets listeners take connections of every VRF.
+/// The sysctl that lets listeners accept connections of every VRF.
 const ACCEPT: &str = "/proc/sys/net/ipv4/tcp_l3mdev_accept";
 
-/// Whether listeners outside of VRFs take connections that come in through one.
+/// Returns whether listeners outside of VRFs accept connections that arrive through a VRF.
 pub(crate) fn accepts() -> bool {
     std::fs::read_to_string(ACCEPT).is_ok_and(|value| value.trim() == "1")
 }
 
-/// The reason why clients of virtual IPs on this interface do not reach the proxy, with the remedy. `accepted` is the
-/// answer of [`accepts`], `has_tproxy` that of the table: the one without tproxy lacks the rules for VRFs, too.
+/// The problem of virtual IPs on an interface in a VRF whose clients do not reach the proxy, with the remedy. `accepted` is
+/// the result of [`accepts`]; `has_tproxy` is false where the table is without tproxy, which then lacks the rules for VRFs.
 pub(crate) fn problem(interface: &InterfaceState, accepted: bool, has_tproxy: bool) -> Option<String> {
     let vrf = interface.vrf.as_ref()?;
     let remedy = match (accepted, has_tproxy) {
@@ -19,7 +19,7 @@ pub(crate) fn problem(interface: &InterfaceState, accepted: bool, has_tproxy: bo
         (true, false) => "load the kernel module nft_tproxy",
         (true, true) => return None,
     };
-    Some(format!("{} is in the VRF {vrf}, where the proxy takes no connections: {remedy}", interface.name))
+    Some(format!("{} is in the VRF {vrf}, where the proxy accepts no connections: {remedy}", interface.name))
 }
 
 #[cfg(test)]
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_needs_both_and_other_interfaces_neither() {
+    fn an_interface_in_a_vrf_needs_the_sysctl_and_tproxy() {
         let member = InterfaceState {
             name: "eth0".into(),
             index: 2,

@@ -18,7 +18,7 @@ use super::vip::{Election, Instance};
 use super::{Daemon, event_log};
 
 impl Daemon {
-    /// The names of the configuration in use, or of a file, were resolved.
+    /// Takes the end of a round of name resolution, for the configuration in use or for a reload.
     pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
         self.backends.resolver.round_ended();
         if let Some(number) = reload {
@@ -27,24 +27,24 @@ impl Daemon {
             event_log::names(&answers, &mut self.problems);
             let backends = self.backends.resolved.after(&answers);
             if backends != self.backends.resolved {
-                tracing::info!(addresses = ?backends.resolved(), "backends' names have other addresses");
+                tracing::info!(addresses = ?backends.resolved(), "backend names resolve to other addresses");
                 self.backends.resolved = backends;
                 self.update_desired();
             }
         }
     }
 
-    /// Computes the work anew, after a change of the backends or of the virtual IPs that this node may hold, and hands
+    /// Computes the desired state again, after a change of the backends or of the virtual IPs that this node may hold, and hands
     /// it to the load balancer and the election.
     pub(super) fn update_desired(&mut self) {
         self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
         self.report_refusals();
         self.update_controllers();
         let result = self.proxy.reconfigure(&self.desired.proxy);
-        self.note_services(result);
+        self.report_reconfigured(result);
     }
 
-    pub(super) fn note_services(&mut self, result: Result<(), ReconfigureError>) {
+    pub(super) fn report_reconfigured(&mut self, result: Result<(), ReconfigureError>) {
         match result {
             Ok(()) => {
                 self.problems.clear(&Cause::Services);
@@ -64,7 +64,7 @@ impl Daemon {
         self.backends.refusals.report(&proxy.services, refusals, &mut self.problems);
     }
 
-    /// Tells the election which controllers there are.
+    /// Passes the addresses of the controllers to the election.
     pub(super) fn update_controllers(&mut self) {
         if let Some(election) = &mut self.election {
             election.add_controllers(self.desired.controllers.clone());
@@ -82,7 +82,7 @@ impl Daemon {
         Some(instances.map(|instance| (instance.id, instance.interface_name())).collect())
     }
 
-    /// Takes a fact about IPVS, and has the table changed where its rules follow from it.
+    /// Passes an input to IPVS, and changes the nftables table where the rules change.
     pub(super) fn update_ipvs(&mut self, input: Input) {
         let members = self.members();
         if self.ipvs.handle(input, members, Instant::now()).is_some() {
@@ -96,7 +96,7 @@ impl Daemon {
         ipvs::members(&self.desired.proxy.services, balancer.map(Arc::as_ref))
     }
 
-    /// Runs `nft` in a task of its own; a table that cannot be changed is tried again with each round of the verdict.
+    /// Applies the nftables table in a task, since that runs `nft`. A failure is retried with each round of evidence.
     pub(super) fn change_table(&self) {
         let (table, events) = (Arc::clone(&self.table), EventSender::<TableChange>::new(&self.channel));
         let directors = self.ipvs.rules();
@@ -107,13 +107,13 @@ impl Daemon {
         });
     }
 
-    /// Takes down removed instances that have handed over, and goes on with a reload that waited for them.
+    /// Forgets removed instances that have handed over, and continues a reload that waited for them.
     pub(super) fn finish_removals(&mut self) {
         let Some(election) = &mut self.election else { return };
         if !election.is_removing() {
             return;
         }
-        // Releases are said before they are published, and carried out before their groups are forgotten.
+        // The event of a release is sent before the status shows it, and must be handled while its group is known.
         let status = election.runner.status();
         if !self.events.is_empty() {
             return;
@@ -122,7 +122,7 @@ impl Daemon {
         if election.is_removing() {
             return;
         }
-        // Without virtual IPs the listeners may be fewer.
+        // Fewer listeners are needed without virtual IPs.
         self.update_desired();
         self.update_ipvs(Input::Instances(self.interfaces()));
         self.change_table();
@@ -130,7 +130,7 @@ impl Daemon {
         self.begin_next();
     }
 
-    /// Forgets problems of instances that are no more, and of settings that they no longer have.
+    /// Clears the problems of instances that no longer exist, and of settings that they no longer have.
     pub(super) fn forget_problems(&mut self) {
         let instance = |id: u32| self.election.as_ref()?.instances.get(&InstanceId(id));
         self.problems.retain(|cause| match cause {

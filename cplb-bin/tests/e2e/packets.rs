@@ -156,7 +156,7 @@ fn expect_one_line_each(cluster: &Cluster, active: usize) {
     let mut lines: Vec<&str> = log
         .lines()
         .filter_map(|line| line.split_once("advertisement discarded: ").map(|(_, reason)| reason))
-        .map(|reason| reason.split(" vrid=").next().unwrap_or(reason))
+        .map(|reason| reason.split(" vip=").next().unwrap_or(reason))
         .collect();
     cluster.check(lines.len() >= 9, || format!("{lines:?}"));
     lines.sort_unstable();

@@ -1,4 +1,4 @@
-//! The rule of addresses: which of those that were found for a service may be its backends.
+//! Admission: decides which of the addresses that were found for a service may be its backends.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use cplb_config::{BackendRule, Config, Host, Origin, Service, Unfit};
 
 use super::resolved::ResolvedBackends;
 
-/// The backends of each service of a configuration, and the addresses that were found and may not be backends.
+/// The backends of each service of a configuration, and the addresses that were refused.
 #[derive(Debug)]
 pub(crate) struct Admitted<'a> {
     pub(crate) services: Vec<(&'a Service, Vec<lb_proxy::Backend>)>,
@@ -22,7 +22,7 @@ pub(crate) struct Refusal {
     pub(crate) unfit: Unfit,
 }
 
-/// Judges every address that was found. This is the only way of an address to the proxy and to IPVS.
+/// Applies the [`BackendRule`] to every address that was found. Every backend of the proxy and of IPVS passes through here.
 pub(crate) fn admit<'a>(config: &'a Config, resolved: &ResolvedBackends) -> Admitted<'a> {
     let (rule, mut refusals) = (rule(config, resolved), Vec::new());
     let services = config.services.iter().map(|service| {
@@ -45,14 +45,14 @@ pub(crate) fn written_servers(config: &Config, resolved: &ResolvedBackends) -> V
     backends.into_iter().map(|backend| backend.addr).collect()
 }
 
-/// The address at which a service uses a server that the API lists. Clients of the API itself use the port that it says,
-/// unless the configuration says another; the other services run on the same nodes.
+/// The address at which a service uses a server that the API lists. The API's own service uses the listed port, unless the
+/// configuration gives another one; the other services run on the same nodes.
 pub(super) fn listed_at(config: &Config, service: &Service, server: SocketAddr) -> SocketAddr {
     let own_port = is_api(config, service) && service.backend_port == service.port;
     if own_port { server } else { SocketAddr::new(server.ip(), service.backend_port.number()) }
 }
 
-/// An address for a service, not yet judged.
+/// An address for a service before admission.
 struct Candidate {
     server: SocketAddr,
     origin: Origin,
@@ -81,7 +81,7 @@ fn admitted(
     backends
 }
 
-/// The servers that the operator wrote, by address or by name.
+/// The servers that the configuration gives, by address or by name.
 fn written(config: &Config, service: &Service, resolved: &ResolvedBackends) -> Vec<Candidate> {
     let mut found = Vec::new();
     for backend in &config.backends_of(service).fixed {

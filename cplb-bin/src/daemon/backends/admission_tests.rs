@@ -1,4 +1,4 @@
-//! No source of addresses gets past the rule that decides which of them may be backends.
+//! Addresses of every source pass through admission.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
@@ -14,7 +14,7 @@ use crate::daemon::backends::ClusterServers;
 const KUBECONFIG: &str = "/k.conf";
 const VIPS: [&str; 3] = ["10.0.0.100", "fd00::100", "10.0.0.200"];
 
-/// Addresses that have been seen where a server was expected.
+/// Addresses that occur where a server is expected, usable and unusable ones.
 fn address() -> impl Strategy<Value = IpAddr> {
     let text = select(vec![
         "10.0.0.11",
@@ -52,7 +52,7 @@ fn server() -> impl Strategy<Value = SocketAddr> {
     })
 }
 
-/// A file with or without virtual IPs, on ports that meet each other.
+/// A file with or without virtual IPs, on ports that may collide.
 fn file() -> impl Strategy<Value = String> {
     let port = || select(vec![6443_u16, 6444, 6445, 8132]);
     let service = (option::of(port()), option::of(port()));
@@ -97,14 +97,14 @@ fn names() -> impl Strategy<Value = ResolvedBackends> {
     )
 }
 
-/// The rule in other words, without a look at where the address came from.
+/// An independent formulation of the rule that ignores the source of the address.
 fn is_harmless(
     server: SocketAddr,
     config: &Config,
     service: &cplb_config::Service,
 ) -> Result<(), &'static str> {
     let ip = server.ip();
-    let moves = VIPS.iter().any(|vip| vip.parse::<IpAddr>() == Ok(ip)) && {
+    let is_virtual = VIPS.iter().any(|vip| vip.parse::<IpAddr>() == Ok(ip)) && {
         config.is_virtual_ip(ip) || config.virtual_servers.iter().any(|server| server.address == ip)
     };
     let number = service.bind_port.number();
@@ -112,7 +112,7 @@ fn is_harmless(
     let is_this_node = ip.is_loopback() || ip == IpAddr::from([10, 0, 0, 11]);
     let on_own_port = server.port() == service.backend_port.number() && server.port() == number;
     match ip {
-        _ if moves => Err("it moves"),
+        _ if is_virtual => Err("it is a virtual address"),
         _ if bound && is_this_node => Err("it is this node's proxy"),
         _ if bound && !config.instances.is_empty() && !on_own_port => Err("it is a peer's proxy"),
         _ if server.port() == 0 => Err("it has no port"),
@@ -128,12 +128,12 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_source_leads_to_a_proxy_a_virtual_ip_or_no_host(
+    fn no_source_yields_a_proxy_a_virtual_ip_or_an_unusable_address(
         text in file(),
         names in names(),
         given in vec(server(), 0..3),
     ) {
-        // Many of the files are refused, which is as good.
+        // Invalid files are refused when they are loaded.
         let Ok(loaded) = cplb_config::load(&text, "f.yaml") else { return Ok(()) };
         let mut config = loaded.config;
         for server in given {
@@ -154,9 +154,9 @@ proptest! {
     }
 }
 
-/// The property holds without any backend, too: a usable address of each source becomes one.
+/// The property above would hold without any backend, too.
 #[test]
-fn every_source_leads_to_its_servers() {
+fn a_usable_address_of_each_source_becomes_a_backend() {
     let text = "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \
                 vrrpInstances: [{virtualIPs: [10.0.0.100/24]}]\n  \
                 backends: {static: [10.0.0.1, host-a], kubernetes: {kubeconfig: /k.conf}}\n";

@@ -1,7 +1,9 @@
 //! The addresses of backends: from the configuration, name resolution, discovery and the record of earlier runs.
 
 mod admission;
+mod cluster_state;
 mod clusters;
+mod node;
 mod refusals;
 mod resolved;
 mod resolver;
@@ -13,9 +15,10 @@ use cplb_config::Config;
 use super::sender::EventSender;
 
 pub(crate) use admission::{Admitted, Refusal, admit, is_api};
+pub(crate) use cluster_state::ClusterState;
 #[cfg(test)]
 pub(crate) use clusters::ClusterServers;
-pub(crate) use clusters::{Clusters, Discovered, Known};
+pub(crate) use clusters::{Clusters, Discovered};
 pub(crate) use refusals::Refusals;
 pub(crate) use resolved::ResolvedBackends;
 pub(crate) use resolver::{Answers, Resolved, Resolver};
@@ -30,7 +33,7 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    /// The sources before any of them is asked, with the record of the last run, and what is wrong with that.
+    /// The sources before the first query, with the record of the last run, and the fault of that record if it has one.
     pub(crate) fn open(
         state_dir: &Path,
         rounds: EventSender<Resolved>,
@@ -42,9 +45,10 @@ impl Backends {
         (Self { resolver, clusters, resolved, refusals }, unreadable)
     }
 
-    /// The addresses after discovery, on this node as it is now. Tells discovery which servers it may ask.
+    /// The addresses after discovery, with the current addresses of this node. Also sets the servers that discovery may
+    /// query.
     pub(crate) fn resolve(&self, config: &Config, resolved: ResolvedBackends) -> ResolvedBackends {
-        let resolved = resolved.on_node(clusters::node_addresses(config));
+        let resolved = resolved.on_node(node::node_addresses(config));
         let written = admission::written_servers(config, &resolved);
         let local = self.clusters.local_candidates(config);
         self.clusters.set_sources(config, &written, &local);

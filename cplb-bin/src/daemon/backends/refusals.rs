@@ -1,4 +1,4 @@
-//! Addresses that may not be backends: each is logged once, and a service without any other is degraded.
+//! The report of addresses that may not be backends: each is logged once, and a service without any backend is a problem.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use cplb_config::{Origin, Unfit};
 use crate::daemon::problems::{Cause, Problems};
 
 use super::admission::Refusal;
-use super::clusters::refused;
+use super::cluster_state::refused;
 
 /// The refusals that were logged.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(crate) struct Refusals(BTreeSet<(Unfit, Origin, SocketAddr)>);
 
 /// New refusals of one kind, for the log.
 #[derive(Debug, PartialEq, Eq)]
-struct News {
+struct NewRefusals {
     origin: Origin,
     servers: Vec<(SocketAddr, Unfit)>,
 }
@@ -29,9 +29,9 @@ impl Refusals {
         all: &[Refusal],
         problems: &mut Problems,
     ) {
-        for News { origin, servers } in self.update(services, all, problems) {
+        for NewRefusals { origin, servers } in self.update(services, all, problems) {
             let count = servers.len();
-            tracing::warn!(source = word(origin), count, "backends refused: {}", refused(&servers));
+            tracing::warn!(source = source_name(origin), count, "backends refused: {}", refused(&servers));
         }
     }
 
@@ -41,14 +41,14 @@ impl Refusals {
         services: &[lb_proxy::Service],
         all: &[Refusal],
         problems: &mut Problems,
-    ) -> Vec<News> {
-        // Local candidates are guesses: a wrong one is no mistake of the operator.
+    ) -> Vec<NewRefusals> {
+        // Local candidates are guesses, so that a refused one is no mistake of the operator.
         let reported = |refusal: &&Refusal| refusal.origin != Origin::LocalCandidate;
         let now: BTreeSet<_> =
             all.iter().filter(reported).map(|it| (it.unfit, it.origin, it.server)).collect();
-        let mut news: BTreeMap<(Unfit, Origin), Vec<(SocketAddr, Unfit)>> = BTreeMap::new();
+        let mut new: BTreeMap<(Unfit, Origin), Vec<(SocketAddr, Unfit)>> = BTreeMap::new();
         for (unfit, origin, server) in now.difference(&self.0) {
-            news.entry((*unfit, *origin)).or_default().push((*server, *unfit));
+            new.entry((*unfit, *origin)).or_default().push((*server, *unfit));
         }
         self.0 = now;
         let without: BTreeMap<&str, Vec<(SocketAddr, Unfit)>> = without_backends(services, all);
@@ -58,11 +58,11 @@ impl Refusals {
             let text = format!("{service} has no backend: {}", refused(&servers));
             problems.raise(Cause::Backends(service.to_owned()), text);
         }
-        news.into_iter().map(|((_, origin), servers)| News { origin, servers }).collect()
+        new.into_iter().map(|((_, origin), servers)| NewRefusals { origin, servers }).collect()
     }
 }
 
-/// Services that would have backends if none was refused.
+/// Services without backends for which addresses were refused.
 fn without_backends<'a>(
     services: &'a [lb_proxy::Service],
     all: &[Refusal],
@@ -76,7 +76,7 @@ fn without_backends<'a>(
     found.filter(|(_, refused)| !refused.is_empty()).collect()
 }
 
-fn word(origin: Origin) -> &'static str {
+fn source_name(origin: Origin) -> &'static str {
     match origin {
         Origin::Written => "configuration",
         Origin::Resolved => "dns",
@@ -106,17 +106,17 @@ mod tests {
         refusals: &mut Refusals,
         (services, all): &(Vec<lb_proxy::Service>, Vec<Refusal>),
         problems: &mut Problems,
-    ) -> Vec<News> {
+    ) -> Vec<NewRefusals> {
         refusals.update(services, all, problems)
     }
 
     #[test]
-    fn a_refusal_is_news_once_and_degrades_only_a_service_without_backends() {
+    fn a_refusal_is_reported_once_and_is_a_problem_only_without_backends() {
         let (mut refusals, mut problems) = (Refusals::default(), Problems::default());
         let both = || vec![refusal("a", 12, Unfit::Proxy), refusal("b", 12, Unfit::Proxy)];
         let some = balanced(&[("a", &[11]), ("b", &[])], both());
-        let news = update(&mut refusals, &some, &mut problems);
-        assert_eq!(news.len(), 1, "both services refuse the same server");
+        let new = update(&mut refusals, &some, &mut problems);
+        assert_eq!(new.len(), 1, "both services refuse the same server");
         assert_eq!(
             problems.texts(),
             [
@@ -128,11 +128,15 @@ mod tests {
         assert!(update(&mut refusals, &good, &mut problems).is_empty());
         assert!(problems.texts().is_empty());
         update(&mut refusals, &balanced(&[("a", &[11]), ("b", &[11])], Vec::new()), &mut problems);
-        assert_eq!(update(&mut refusals, &good, &mut problems).len(), 1, "it came back");
+        assert_eq!(
+            update(&mut refusals, &good, &mut problems).len(),
+            1,
+            "a refusal that returns is reported again"
+        );
     }
 
     #[test]
-    fn a_service_without_any_candidate_is_not_degraded_by_refusals() {
+    fn a_service_without_candidates_is_no_problem_of_refusals() {
         let mut problems = Problems::default();
         update(&mut Refusals::default(), &balanced(&[("a", &[])], Vec::new()), &mut problems);
         assert!(problems.texts().is_empty());

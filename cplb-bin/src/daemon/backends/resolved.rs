@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::clusters::ClusterServers;
 use super::resolver::{Answer, Answers};
 
-/// The addresses of backends that the configuration does not give by address: a value, kept until the next is known.
+/// The addresses of backends that the configuration does not give by address: a value, replaced by each change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResolvedBackends {
-    /// The addresses of each name, of the last time that it was resolved with success.
+    /// The addresses of each name from its last successful resolution.
     resolved: BTreeMap<String, Vec<IpAddr>>,
     /// The servers of each cluster, by the path of its kubeconfig.
     clusters: BTreeMap<PathBuf, ClusterServers>,
@@ -19,8 +19,8 @@ pub(crate) struct ResolvedBackends {
 }
 
 impl ResolvedBackends {
-    /// The value after a round of name resolution: names that were not asked for are forgotten, but the addresses of names
-    /// that can no longer be resolved are kept. A backend does not die with its name server.
+    /// The value after a round of name resolution: names that are not part of the round are forgotten, but the addresses of
+    /// names that can no longer be resolved are retained, because backends do not depend on the name server.
     pub(crate) fn after(&self, answers: &Answers) -> Self {
         let known = |name: &String, answer: &Answer| match answer {
             Ok(addresses) => addresses.clone(),
@@ -46,7 +46,7 @@ impl ResolvedBackends {
         &self.node
     }
 
-    /// Names that mean these addresses.
+    /// A value with these addresses of names.
     #[cfg(test)]
     pub(crate) fn of(resolved: BTreeMap<String, Vec<IpAddr>>) -> Self {
         Self { resolved, ..Self::default() }
@@ -74,7 +74,7 @@ mod tests {
     use crate::daemon::backends::resolver::tests::answers;
 
     #[test]
-    fn addresses_outlive_the_name_server_but_not_the_configuration() {
+    fn addresses_are_retained_without_an_answer_until_the_name_is_removed() {
         let names = ResolvedBackends::default().after(&answers(&[("a", Some([10, 0, 0, 1])), ("b", None)]));
         assert_eq!(names.addresses("a"), [IpAddr::from([10, 0, 0, 1])]);
         assert!(names.addresses("b").is_empty() && names.addresses("c").is_empty());

@@ -1,7 +1,7 @@
-//! Name resolution of backends: at the start, at a reload, and again from time to time.
+//! Name resolution of backends: at the start, at a reload, and periodically.
 //!
-//! A dead name server takes seconds to say nothing, so only a start waits for it: rounds run in tasks of their own, and
-//! their answers come as events.
+//! A query to a dead name server takes seconds, so only a start waits for it: rounds run in tasks, and their answers are
+//! events.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::daemon::sender::EventSender;
 
-/// How long the look-ups of one round may take.
+/// The time that the look-ups of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The result of a round for each name.
@@ -26,17 +26,17 @@ impl Answers {
         self.0.iter()
     }
 
-    /// Each name, and why it has no address if it has none.
+    /// Each name, with the reason if it has no address.
     pub(crate) fn failures(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|(name, answer)| (name.as_str(), answer.as_ref().err().map(String::as_str)))
     }
 
-    /// Whether `name` was asked for.
-    pub(crate) fn asked(&self, name: &str) -> bool {
+    /// Returns whether `name` was part of the round.
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Whether exactly the names of `config` were asked for.
+    /// Returns whether the names of the round are exactly those of `config`.
     pub(crate) fn are_for(&self, config: &Config) -> bool {
         self.0.keys().eq(&names(config))
     }
@@ -50,32 +50,32 @@ pub(crate) struct Resolved {
     pub(crate) reload: Option<u64>,
 }
 
-/// Asks the system's resolver, one round at a time.
+/// Queries the system's resolver, one round at a time.
 #[derive(Debug)]
 pub(crate) struct Resolver {
     events: EventSender<Resolved>,
     round_is_running: bool,
     /// The names of the reload with this number, for the next round.
     waiting: Option<(u64, BTreeSet<String>)>,
-    questions: Questions,
+    queries: Queries,
 }
 
 impl Resolver {
     /// A resolver that reports its rounds to `events`.
     pub(crate) fn new(events: EventSender<Resolved>) -> Self {
-        Self { events, round_is_running: false, waiting: None, questions: Questions::default() }
+        Self { events, round_is_running: false, waiting: None, queries: Queries::default() }
     }
 
-    /// Asks for every name of `config` at once.
-    pub(crate) fn ask(&self, config: &Config) -> impl Future<Output = Answers> + Send + 'static {
-        self.ask_names(names(config))
+    /// Resolves all names of `config` in parallel.
+    pub(crate) fn resolve(&self, config: &Config) -> impl Future<Output = Answers> + Send + 'static {
+        self.resolve_names(names(config))
     }
 
-    fn ask_names(&self, names: BTreeSet<String>) -> impl Future<Output = Answers> + Send + 'static {
-        let questions = self.questions.clone();
+    fn resolve_names(&self, names: BTreeSet<String>) -> impl Future<Output = Answers> + Send + 'static {
+        let queries = self.queries.clone();
         async move {
             let mut rounds: JoinSet<_> =
-                names.into_iter().map(|name| questions.clone().look_up(name)).collect();
+                names.into_iter().map(|name| queries.clone().look_up(name)).collect();
             let mut answers = Answers::default();
             while let Some(answer) = rounds.join_next().await {
                 answers.0.extend(answer);
@@ -84,14 +84,14 @@ impl Resolver {
         }
     }
 
-    /// Resolves the names of a reload, which come back with its number. Of those that wait for a round to end, only the
-    /// last one counts.
+    /// Resolves the names of a reload; the result has its number. A later reload replaces the one that waits for the end of
+    /// a round.
     pub(crate) fn resolve_for_reload(&mut self, config: &Config, number: u64) {
         self.waiting = Some((number, names(config)));
         self.start_round_of_waiting();
     }
 
-    /// Resolves the names of the configuration in use again, unless a round is under way.
+    /// Resolves the names of the configuration in use again, unless a round is in progress.
     pub(crate) fn refresh(&mut self, config: &Config) {
         let names = names(config);
         if !self.round_is_running && !names.is_empty() {
@@ -99,7 +99,7 @@ impl Resolver {
         }
     }
 
-    /// Starts the round that waits; to be called with each [`Resolved`].
+    /// Starts the round that waits; called with each [`Resolved`].
     pub(crate) fn round_ended(&mut self) {
         self.round_is_running = false;
         self.start_round_of_waiting();
@@ -115,7 +115,7 @@ impl Resolver {
 
     fn start_round(&mut self, names: BTreeSet<String>, reload: Option<u64>) {
         self.round_is_running = true;
-        let (answers, events) = (self.ask_names(names), self.events.clone());
+        let (answers, events) = (self.resolve_names(names), self.events.clone());
         tokio::spawn(async move {
             let answers = answers.await;
             let _ = events.send(Resolved { answers, reload });
@@ -123,16 +123,16 @@ impl Resolver {
     }
 }
 
-/// What the system's resolver found, or why it did not.
+/// The addresses from the system's resolver, or the reason of the failure.
 pub(super) type Answer = Result<Vec<IpAddr>, String>;
 
-/// The names that the system's resolver is busy with, and the answers that came too late for the round that asked. It
-/// may take much longer than a round, for one because its first name server is dead, and each question occupies a
-/// thread: none is asked twice at a time, and no answer is lost.
+/// The queries in progress, and the answers that came after the end of their round. The system's resolver may take much
+/// longer than a round, for instance because its first name server is dead, and each query occupies a thread: there is at
+/// most one query per name, and no answer is lost.
 #[derive(Debug, Clone, Default)]
-struct Questions(Arc<Mutex<BTreeMap<String, Option<Answer>>>>);
+struct Queries(Arc<Mutex<BTreeMap<String, Option<Answer>>>>);
 
-impl Questions {
+impl Queries {
     async fn look_up(self, name: String) -> (String, Answer) {
         let late = || Err("no answer in time".to_owned());
         match self.open().entry(name.clone()) {
@@ -143,12 +143,12 @@ impl Questions {
                 return (name, answer);
             }
         };
-        let (questions, asked) = (self.clone(), name.clone());
-        let question = tokio::spawn(async move {
-            let answer = tokio::net::lookup_host((asked.as_str(), 0)).await.map(addresses);
-            questions.open().insert(asked, Some(answer.map_err(|error| error.to_string())));
+        let (queries, queried) = (self.clone(), name.clone());
+        let query = tokio::spawn(async move {
+            let answer = tokio::net::lookup_host((queried.as_str(), 0)).await.map(addresses);
+            queries.open().insert(queried, Some(answer.map_err(|error| error.to_string())));
         });
-        if tokio::time::timeout(TIMEOUT, question).await.is_err() {
+        if tokio::time::timeout(TIMEOUT, query).await.is_err() {
             return (name, late());
         }
         let answer = self.open().remove(&name).flatten().unwrap_or_else(late);
@@ -183,7 +183,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) fn answers(of: &[(&str, Option<[u8; 4]>)]) -> Answers {
-        let answer = |ip: &Option<[u8; 4]>| ip.map(|ip| vec![IpAddr::from(ip)]).ok_or("silence".to_owned());
+        let answer = |ip: &Option<[u8; 4]>| ip.map(|ip| vec![IpAddr::from(ip)]).ok_or("no answer".to_owned());
         Answers(of.iter().map(|(name, ip)| ((*name).to_owned(), answer(ip))).collect())
     }
 
@@ -208,7 +208,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn answers_for_a_former_configuration_are_known_as_such() {
+    fn answers_match_only_a_configuration_with_the_same_names() {
         let config = |backends: &str| {
             let text = format!(
                 "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n  \

@@ -1,8 +1,8 @@
-//! The decisions about IPVS: which packets the nftables table leaves to it, which services it has, and what this node is
-//! to directors on other nodes. Without I/O: facts come in by [`Controller::handle`], and work comes out.
+//! The decisions about IPVS: the packets that the nftables table marks for it, its services, and this node as a real server
+//! for directors on other nodes. Without I/O: [`Controller::handle`] takes inputs and returns the work that follows.
 //!
-//! Two orders hold. A service goes only after the table has dropped its rule: a packet that still gets its mark needs it.
-//! This node stops being a real server only after directors on other nodes know: they probe it, and are refused.
+//! Two orders hold. A service is removed only after the table has dropped its rule, since a packet with its mark needs it.
+//! This node stops being a real server only after directors on other nodes have noticed: their probes are refused before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,19 +17,19 @@ use vrrp::runner::InstanceId;
 use super::forwarding::forwarding;
 use super::plan::{Directed, Members, desired, servers, sysctls};
 use super::prober::{PROBE_INTERVAL, ProbePlan, ProbeReport, TIMEOUT};
-use super::reconciler::{News, NodeWish, Wanted};
+use super::reconciler::{NodePlan, ReconcilerReport, Wanted};
 
-/// The names of the links that receive what directors send by tunnel.
+/// The names of the tunnel links that receive packets from directors.
 pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
 
-/// How long directors on other nodes are told that this node departs: until the next probe, its answer, and the change.
+/// The time that directors on other nodes need to notice a departure: until the next probe, its answer, and the change.
 const DEPARTURE: Duration = PROBE_INTERVAL.saturating_add(TIMEOUT).saturating_add(PROBE_INTERVAL);
 
 /// The work of IPVS under a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct IpvsPlan {
     pub(crate) virtual_servers: Vec<Directed>,
-    /// Whether directors keep each other's connections in step.
+    /// Set where directors synchronise their connections.
     pub(crate) sync: bool,
 }
 
@@ -37,30 +37,30 @@ pub(crate) struct IpvsPlan {
 /// election.
 pub(crate) type Interfaces = Option<BTreeMap<InstanceId, Option<String>>>;
 
-/// A fact.
+/// An input.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     /// Another configuration is in use.
     Configured(IpvsPlan, Interfaces),
     /// The election runs other instances under the same configuration.
     Instances(Interfaces),
-    /// The servers of each service, as the health checks see them.
+    /// The servers of each service, with the states of their health checks.
     Members(Members),
-    /// The keeper has found out which addresses and interfaces there are.
+    /// The keeper has read the addresses and interfaces for the first time.
     InitialSync,
     /// The addresses of an instance are on this node.
     Held(InstanceId),
-    /// The addresses of an instance are not on this node any more.
+    /// The addresses of an instance are no longer on this node.
     Lost(InstanceId),
     /// An instance has this interface.
     Interface(InstanceId, Option<String>),
-    /// An instance is about to give its addresses up.
+    /// An instance is about to release its addresses.
     PlannedRelease(InstanceId, Sessions),
     /// The reconciler has observed the kernel's IPVS.
-    Observed(News),
+    Observed(ReconcilerReport),
     /// The prober has another report.
     Probed(ProbeReport),
-    /// The table has these rules now, or refuses them.
+    /// The table has these rules, or its change failed.
     RulesApplied(Vec<Director>),
     /// This node is about to stop.
     Depart,
@@ -71,22 +71,22 @@ pub(crate) enum Input {
 /// The fate of the sessions of an instance that moves to another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sessions {
-    /// The next director goes on with them, so the services stay until the addresses have gone: without them, this node
-    /// would reset what still arrives.
+    /// The next director continues them, so the services stay until the addresses are removed: without services, this node
+    /// would reset the sessions whose packets still arrive.
     Continue,
     End,
 }
 
-/// The work that follows from a fact.
+/// The work that follows from an input.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Output {
-    /// The rules for the table, where they have changed.
+    /// The rules for the table, if they have changed.
     pub(crate) rules: Option<Vec<Director>>,
-    /// The state that IPVS is to have; `None` while it must not change.
+    /// The desired state of IPVS; `None` while it must not change.
     pub(crate) wanted: Option<Wanted>,
     /// The servers to probe.
     pub(crate) probe: ProbePlan,
-    /// Whether the reconciler is to read the kernel now.
+    /// Set if the reconciler shall read the kernel now.
     pub(crate) resync: bool,
 }
 
@@ -105,29 +105,29 @@ pub(crate) struct Controller {
     pub(super) members: Members,
     instances: BTreeMap<InstanceId, InstanceState>,
     initial_sync_done: bool,
-    /// Instances that are giving their addresses up.
+    /// Instances that are releasing their addresses.
     releasing: BTreeSet<InstanceId>,
-    pub(super) news: Option<News>,
+    pub(super) observed: Option<ReconcilerReport>,
     pub(super) report: ProbeReport,
-    /// The rules that the table is to have.
+    /// The desired rules of the table.
     rules: Vec<Director>,
-    /// Those that it has.
+    /// The rules that the table has.
     applied_rules: Vec<Director>,
-    /// The services that were wanted last.
+    /// The services of the last desired state.
     services: BTreeSet<ServiceKey>,
-    /// When directors on other nodes know that this node departs, once it does.
+    /// The time by which directors on other nodes have noticed that this node departs, once it does.
     departure: Option<Instant>,
-    /// Virtual servers that a reload has dropped, and until when directors are told so.
+    /// Virtual servers that a reload has dropped, and the time until which probes for them are refused.
     departing: Option<(Vec<Directed>, Instant)>,
 }
 
 impl Controller {
-    /// The decisions before anything is known. The first rules are those of interfaces that the configuration names: what
-    /// directors on other nodes send here is for the server on this one from the start.
+    /// A controller before the first input. The first rules are those of interfaces that the configuration names: packets
+    /// from directors on other nodes are for the server on this node from the start.
     pub(crate) fn new(plan: IpvsPlan, configured: BTreeMap<InstanceId, Option<String>>) -> Self {
         let known = plan.virtual_servers.iter().filter_map(|it| {
             let name = configured.get(&it.instance?)?.clone()?;
-            Some(it.director(behind(it, name)))
+            Some(it.director(arrival_interfaces(it, name)))
         });
         let rules: Vec<Director> = known.collect();
         Self {
@@ -137,7 +137,7 @@ impl Controller {
             instances: BTreeMap::new(),
             initial_sync_done: false,
             releasing: BTreeSet::new(),
-            news: None,
+            observed: None,
             report: ProbeReport::default(),
             applied_rules: rules.clone(),
             rules,
@@ -147,14 +147,14 @@ impl Controller {
         }
     }
 
-    /// Takes a fact, and returns the work that follows from everything known.
+    /// Takes an input, and returns the work that follows from all inputs so far.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) -> Output {
         let resync = matches!(input, Input::Interface(..));
         self.record(input, now);
         Output { resync, ..self.poll_output(now) }
     }
 
-    /// Takes a fact whose work follows with the next one.
+    /// Takes an input; the work follows with the next [`Controller::handle`].
     pub(crate) fn record(&mut self, input: Input, now: Instant) {
         match input {
             Input::Configured(plan, configured) => self.configure(plan, configured, now),
@@ -172,7 +172,7 @@ impl Controller {
             Input::Interface(id, name) => self.instances.entry(id).or_default().interface = name,
             Input::PlannedRelease(_, Sessions::Continue) => {}
             Input::PlannedRelease(id, Sessions::End) => drop(self.releasing.insert(id)),
-            Input::Observed(news) => self.news = Some(news),
+            Input::Observed(report) => self.observed = Some(report),
             Input::Probed(report) => self.report = report,
             Input::RulesApplied(rules) => self.applied_rules = rules,
             Input::Depart => self.depart(now),
@@ -185,7 +185,7 @@ impl Controller {
         self.configured = configured;
         let stays = |vip| self.plan.virtual_servers.iter().any(|it| it.vip == vip && it.instance.is_some());
         let mut dropped = self.departing.take().map(|(dropped, _)| dropped).unwrap_or_default();
-        dropped.extend(former.into_iter().filter(Directed::outlives_its_director));
+        dropped.extend(former.into_iter().filter(Directed::continues_after_failover));
         dropped.retain(|it| !stays(it.vip));
         if !dropped.is_empty() {
             self.departing = Some((dropped, now + DEPARTURE));
@@ -196,24 +196,24 @@ impl Controller {
         if self.departure.is_some() {
             return;
         }
-        let is_probed = |it: &Directed| it.outlives_its_director() && servers(&self.members, it).len() > 1;
+        let is_probed = |it: &Directed| it.continues_after_failover() && servers(&self.members, it).len() > 1;
         let is_probed = self.plan.virtual_servers.iter().any(is_probed);
         self.departure = Some(if is_probed { now + DEPARTURE } else { now });
     }
 
-    /// When directors on other nodes know that this node departs; `None` before [`Input::Depart`].
+    /// The time by which directors on other nodes have noticed that this node departs; `None` before [`Input::Depart`].
     pub(crate) fn departure(&self) -> Option<Instant> {
         self.departure
     }
 
-    /// The rules that the table is to have.
+    /// The desired rules of the table.
     pub(crate) fn rules(&self) -> &[Director] {
         &self.rules
     }
 
-    /// Whether the kernel has IPVS, as far as it is known.
+    /// Returns whether the kernel has IPVS; true before the first observation.
     pub(crate) fn is_available(&self) -> bool {
-        self.news.as_ref().is_none_or(|news| news.unavailable.is_none())
+        self.observed.as_ref().is_none_or(|observed| observed.unavailable.is_none())
     }
 
     fn poll_output(&mut self, now: Instant) -> Output {
@@ -222,7 +222,7 @@ impl Controller {
             reads_addresses: !self.plan.virtual_servers.is_empty(),
         };
         let mut output = Output { probe, ..Output::default() };
-        // What a daemon before this one made is not touched before it is known what is still wanted.
+        // The services of a former daemon are not changed before the keeper has reported the addresses.
         if !self.initial_sync_done && self.configured.is_some() {
             return output;
         }
@@ -232,7 +232,7 @@ impl Controller {
             self.rules.clone_from(&rules);
             output.rules = Some(rules);
         }
-        // A packet that still gets its mark needs its service.
+        // A packet that the table still marks needs its service.
         let stays = |it: &Director| has_rule(&self.rules, it.vip, it.port);
         if self.applied_rules.iter().all(stays) {
             let wanted = self.wanted();
@@ -242,7 +242,7 @@ impl Controller {
         output
     }
 
-    /// The servers to ask whether directors can count on them.
+    /// The servers to probe.
     fn probe_targets(&self) -> impl Iterator<Item = super::ProbeTarget> {
         self.plan
             .virtual_servers
@@ -250,17 +250,17 @@ impl Controller {
             .flat_map(|it| servers(&self.members, it).iter().filter_map(|server| it.probe_target(server)))
     }
 
-    /// The state that IPVS is to have.
+    /// The desired state of IPVS.
     fn wanted(&self) -> Wanted {
         let (all, members) = (self.plan.virtual_servers.as_slice(), &self.members);
         let sync = self.sync_daemons();
-        // IPVS goes on with a connection that it was told of only if it has the server, and looks at packets only if it
-        // has a service. Elsewhere than on the holder no packet has the mark of a new connection.
+        // IPVS continues a synchronised connection only if it has the server, and handles packets only if it has a service.
+        // On nodes without the address no packet gets the mark of a new connection.
         let has = |it: &Directed| {
-            let here = self.holds(it) || (sync.is_some() && it.outlives_its_director());
-            // Once packets are left to a service, it stays: without it the kernel refuses them.
-            let is_useful = self.services.contains(&it.key()) || self.is_known(it);
-            here && it.takes_any(servers(members, it)) && is_useful
+            let is_needed = self.holds(it) || (sync.is_some() && it.continues_after_failover());
+            // A service that packets were directed to stays: without it the kernel refuses them.
+            let is_usable = self.services.contains(&it.key()) || self.is_known(it);
+            is_needed && it.can_forward_to_any(servers(members, it)) && is_usable
         };
         Wanted {
             services: desired(all, members, &self.report.results, has),
@@ -268,20 +268,21 @@ impl Controller {
             sysctls: if all.is_empty() { Vec::new() } else { sysctls(all) },
             forwarding: forwarding(all),
             node: match self.real_server() {
-                Some(_) if self.report.local.is_empty() => NodeWish::AsItIs,
-                Some(config) => NodeWish::Server(config),
-                None => NodeWish::Nothing,
+                Some(_) if self.report.local.is_empty() => NodePlan::Unchanged,
+                Some(config) => NodePlan::Server(config),
+                None => NodePlan::None,
             },
         }
     }
 
-    /// The rules of the table about IPVS. Without IPVS the proxy serves clients that reach this node, and also until a new
-    /// service has its servers: without one the kernel refuses connections.
+    /// The desired rules of the table for IPVS. The proxy serves clients of this node while IPVS is unavailable, and until a
+    /// new service has a server: without one the kernel refuses connections.
     fn wanted_rules(&self) -> Vec<Director> {
-        let stay = self.plan.virtual_servers.iter().filter(|it| it.takes_any(servers(&self.members, it)));
+        let stay =
+            self.plan.virtual_servers.iter().filter(|it| it.can_forward_to_any(servers(&self.members, it)));
         let stay = stay.filter(|it| match it.instance {
             _ if self.holds(it) => self.is_available() && self.is_ready(it),
-            // What another node directs here is for the server on this one.
+            // Packets from directors on other nodes are for the server on this node.
             Some(_) => true,
             None => it.kind != LbKind::Nat,
         });
@@ -296,17 +297,18 @@ impl Controller {
         stay.chain(depart).map(rule).collect()
     }
 
-    /// Whether packets may be left to IPVS. Once they are, they stay so: connections would not survive the proxy.
+    /// Returns whether packets may be directed to IPVS. Once they are, they stay so, because connections cannot move to the
+    /// proxy.
     fn is_ready(&self, directed: &Directed) -> bool {
         has_rule(&self.rules, directed.vip, directed.port) || self.has_servers(directed)
     }
 
     pub(super) fn has_servers(&self, directed: &Directed) -> bool {
-        self.news.as_ref().is_some_and(|news| news.ready.contains(&directed.key()))
+        self.observed.as_ref().is_some_and(|observed| observed.ready.contains(&directed.key()))
     }
 
-    /// Whether the prober knows a server. Until then it is better to leave connections to the server on this node than to
-    /// send them to servers that may not accept them.
+    /// Returns whether the prober knows a server. Until then connections go to the server on this node, because other
+    /// servers may not accept them.
     fn is_known(&self, directed: &Directed) -> bool {
         let mut targets = servers(&self.members, directed)
             .iter()
@@ -315,35 +317,35 @@ impl Controller {
         targets.peek().is_none() || targets.any(|target| self.report.results.contains_key(&target))
     }
 
-    /// Whether this node has the virtual address, and is not giving it up.
+    /// Returns whether this node has the virtual address, and is not releasing it.
     pub(super) fn holds(&self, directed: &Directed) -> bool {
         match directed.instance {
             Some(id) => self.instances.get(&id).is_some_and(|it| it.held) && !self.releasing.contains(&id),
             None => self.report.local.get(&directed.vip).is_some_and(|links| {
-                // With direct routing and tunnels, servers have the address, too.
+                // With direct routing and tunnels, real servers have the address on a dummy link.
                 directed.kind == LbKind::Nat || !links.is_empty()
             }),
         }
     }
 
-    /// Whether the table leaves the packets of a virtual address to IPVS.
+    /// Returns whether the table directs the packets of a virtual address to IPVS.
     pub(super) fn is_applied(&self, directed: &Directed) -> bool {
         has_rule(&self.applied_rules, directed.vip, directed.port)
     }
 
-    /// The name of an instance's interface, also of one that is not there.
+    /// The name of an instance's interface, or the one in the configuration while there is no such interface.
     pub(super) fn interface(&self, id: InstanceId) -> Option<String> {
         let found = self.instances.get(&id).and_then(|it| it.interface.clone());
         found.or_else(|| self.configured.as_ref()?.get(&id)?.clone())
     }
 
-    /// The interface and the id of the sync daemons: those of the first instance, which is the same on all nodes.
+    /// The interface and the id of the sync daemons. They follow from the first instance, which is the same on all nodes.
     fn sync_daemons(&self) -> Option<(InterfaceName, u32)> {
         let first = self.plan.virtual_servers.iter().filter(|_| self.plan.sync).find_map(|it| it.instance)?;
         Some((InterfaceName::new(&self.interface(first)?).ok()?, first.0))
     }
 
-    /// Virtual servers that a reload has dropped while directors may not know.
+    /// Virtual servers that a reload has dropped, until directors have noticed.
     pub(super) fn departing(&self) -> impl Iterator<Item = &Directed> {
         self.departing.iter().flat_map(|(dropped, _)| dropped)
     }
@@ -353,8 +355,8 @@ fn has_rule(rules: &[Director], vip: IpAddr, port: NonZeroU16) -> bool {
     rules.iter().any(|rule| (rule.vip, rule.port) == (vip, port))
 }
 
-/// The interface of its address, and the tunnels if it has any.
-pub(super) fn behind(directed: &Directed, interface: String) -> BTreeSet<String> {
+/// The interfaces by which packets for a virtual server arrive: that of its address, and the tunnel links if it uses them.
+pub(super) fn arrival_interfaces(directed: &Directed, interface: String) -> BTreeSet<String> {
     let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| directed.kind == LbKind::Tunnel);
     tunnels.chain([interface]).collect()
 }

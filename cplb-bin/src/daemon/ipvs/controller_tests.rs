@@ -1,4 +1,4 @@
-//! The orders of [`Controller`], in any sequence of facts and however late the table and the reconciler are.
+//! The orders of [`Controller`], in any sequence of inputs with any delay of the table and the reconciler.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ fn members(states: [BackendState; 3]) -> Members {
     Members::from([("kube-apiserver".to_owned(), all)])
 }
 
-/// Every server answers probes with these results; this node is the first.
+/// A report in which every server has these results. This node is the first.
 fn report(plan: &IpvsPlan, results: [Option<ProbeResult>; 3]) -> ProbeReport {
     let mut report = ProbeReport::default();
     for it in &plan.virtual_servers {
@@ -65,20 +65,20 @@ fn report(plan: &IpvsPlan, results: [Option<ProbeResult>; 3]) -> ProbeReport {
     report
 }
 
-/// The kernel beside a controller: the table and IPVS follow later, one change at a time.
-struct World {
+/// A controller with a simulated kernel: the table and IPVS follow later, one change at a time.
+struct Simulation {
     now: Instant,
     controller: Controller,
-    /// Whether the addresses are on this node.
+    /// Set while the addresses are on this node.
     held: bool,
-    /// Rules that are on their way into the table.
+    /// Rules that are not in the table yet.
     pending: Option<Vec<Director>>,
     table: Vec<Director>,
     services: BTreeSet<ServiceKey>,
     last: Output,
 }
 
-impl World {
+impl Simulation {
     fn new(plan: &IpvsPlan) -> Self {
         let controller = Controller::new(plan.clone(), interfaces());
         let table = controller.rules().to_vec();
@@ -86,7 +86,7 @@ impl World {
         Self { now, controller, held: false, pending: None, table, services, last: Output::default() }
     }
 
-    fn tell(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         match &input {
             Input::Held(_) => self.held = true,
             Input::Lost(_) => self.held = false,
@@ -102,22 +102,22 @@ impl World {
         self.last = output;
     }
 
-    /// The table takes the rules that are pending.
+    /// Applies the pending rules to the table.
     fn apply_table(&mut self) {
         if let Some(rules) = self.pending.take() {
             self.table.clone_from(&rules);
-            self.tell(Input::RulesApplied(rules));
+            self.handle(Input::RulesApplied(rules));
         }
     }
 
-    /// The reconciler has made what was wanted last.
+    /// Lets the reconciler report the last desired state.
     fn observe(&mut self) {
-        let news = News { unavailable: None, faults: Vec::new(), ready: self.services.clone() };
-        self.tell(Input::Observed(news));
+        let report = ReconcilerReport { unavailable: None, faults: Vec::new(), ready: self.services.clone() };
+        self.handle(Input::Observed(report));
     }
 
-    /// Lets everything come to rest.
-    fn rest(&mut self) {
+    /// Applies and observes all pending changes.
+    fn converge(&mut self) {
         for _ in 0..4 {
             self.observe();
             self.apply_table();
@@ -132,161 +132,161 @@ impl World {
 const UP: [BackendState; 3] = [BackendState::Up; 3];
 const ACCEPTS: [Option<ProbeResult>; 3] = [Some(ProbeResult::Accepts); 3];
 
-/// A world in which the addresses are held and IPVS directs them.
-fn directing(plan: &IpvsPlan) -> World {
-    let mut world = World::new(plan);
-    world.tell(Input::Members(members(UP)));
-    world.tell(Input::InitialSync);
-    world.tell(Input::Probed(report(plan, ACCEPTS)));
-    world.rest();
-    world.tell(Input::Held(ID));
-    world.rest();
-    world
+/// A simulation in which the addresses are held and IPVS directs them.
+fn directing(plan: &IpvsPlan) -> Simulation {
+    let mut simulation = Simulation::new(plan);
+    simulation.handle(Input::Members(members(UP)));
+    simulation.handle(Input::InitialSync);
+    simulation.handle(Input::Probed(report(plan, ACCEPTS)));
+    simulation.converge();
+    simulation.handle(Input::Held(ID));
+    simulation.converge();
+    simulation
 }
 
 #[test]
 fn nothing_is_changed_before_the_first_sync_of_the_keeper() {
     let plan = plan("DR", &["10.0.0.100"], true);
-    let mut world = World::new(&plan);
+    let mut simulation = Simulation::new(&plan);
     for input in [Input::Members(members(UP)), Input::Held(ID), Input::Probed(report(&plan, ACCEPTS))] {
-        world.tell(input);
-        assert_eq!((&world.last.rules, &world.last.wanted), (&None, &None));
+        simulation.handle(input);
+        assert_eq!((&simulation.last.rules, &simulation.last.wanted), (&None, &None));
     }
-    assert_eq!(world.last.probe.targets.len(), 3, "servers are probed from the start");
-    world.tell(Input::InitialSync);
-    assert!(world.last.wanted.is_some());
+    assert_eq!(simulation.last.probe.targets.len(), 3, "servers are probed from the start");
+    simulation.handle(Input::InitialSync);
+    assert!(simulation.last.wanted.is_some());
 }
 
 #[test]
-fn a_held_address_that_is_translated_gets_its_rule_when_ipvs_has_its_servers() {
+fn a_held_nat_address_gets_its_rule_once_ipvs_has_servers() {
     let plan = plan("NAT", &["10.0.0.100"], true);
-    let mut world = World::new(&plan);
-    world.tell(Input::Members(members(UP)));
-    world.tell(Input::InitialSync);
-    world.tell(Input::Observed(News {
+    let mut simulation = Simulation::new(&plan);
+    simulation.handle(Input::Members(members(UP)));
+    simulation.handle(Input::InitialSync);
+    simulation.handle(Input::Observed(ReconcilerReport {
         unavailable: Some("no module".into()),
         faults: Vec::new(),
         ready: BTreeSet::new(),
     }));
-    world.tell(Input::Held(ID));
-    world.apply_table();
-    assert_eq!(world.rule([10, 0, 0, 100]), None, "without IPVS the proxy serves");
-    world.rest();
-    assert!(world.rule([10, 0, 0, 100]).is_some());
-    assert_eq!(world.services.len(), 1);
+    simulation.handle(Input::Held(ID));
+    simulation.apply_table();
+    assert_eq!(simulation.rule([10, 0, 0, 100]), None, "without IPVS the proxy serves");
+    simulation.converge();
+    assert!(simulation.rule([10, 0, 0, 100]).is_some());
+    assert_eq!(simulation.services.len(), 1);
 }
 
 #[test]
-fn a_service_stays_until_the_table_has_dropped_its_rule() {
+fn a_service_is_removed_after_its_rule() {
     let both = plan("NAT", &["10.0.0.100", "10.0.0.101"], true);
-    let mut world = directing(&both);
-    assert_eq!((world.services.len(), world.table.len()), (2, 2));
+    let mut simulation = directing(&both);
+    assert_eq!((simulation.services.len(), simulation.table.len()), (2, 2));
     let one = plan("NAT", &["10.0.0.100"], true);
-    world.tell(Input::Configured(one, Some(interfaces())));
-    assert_eq!(world.last.wanted, None, "the table still has the rule");
-    world.tell(Input::Tick);
-    assert_eq!(world.services.len(), 2);
-    world.apply_table();
-    assert_eq!((world.services.len(), world.table.len()), (1, 1));
+    simulation.handle(Input::Configured(one, Some(interfaces())));
+    assert_eq!(simulation.last.wanted, None, "the table still has the rule");
+    simulation.handle(Input::Tick);
+    assert_eq!(simulation.services.len(), 2);
+    simulation.apply_table();
+    assert_eq!((simulation.services.len(), simulation.table.len()), (1, 1));
 }
 
 #[test]
-fn a_departing_node_refuses_probes_before_it_stops_being_a_server() {
+fn a_departing_node_refuses_probes_while_it_is_still_a_server() {
     let plan = plan("DR", &["10.0.0.100"], true);
-    let mut world = directing(&plan);
-    assert!(!world.rule([10, 0, 0, 100]).unwrap().departing);
-    world.tell(Input::Depart);
-    let until = world.controller.departure().unwrap();
-    assert_eq!(until, world.now + DEPARTURE);
-    world.rest();
-    assert!(world.table.iter().all(|rule| rule.departing));
-    assert!(matches!(world.last.wanted.as_ref().unwrap().node, NodeWish::Server(_)));
-    world.now += DEPARTURE / 2;
-    world.tell(Input::Depart);
-    assert_eq!(world.controller.departure(), Some(until), "it departs once");
+    let mut simulation = directing(&plan);
+    assert!(!simulation.rule([10, 0, 0, 100]).unwrap().departing);
+    simulation.handle(Input::Depart);
+    let until = simulation.controller.departure().unwrap();
+    assert_eq!(until, simulation.now + DEPARTURE);
+    simulation.converge();
+    assert!(simulation.table.iter().all(|rule| rule.departing));
+    assert!(matches!(simulation.last.wanted.as_ref().unwrap().node, NodePlan::Server(_)));
+    simulation.now += DEPARTURE / 2;
+    simulation.handle(Input::Depart);
+    assert_eq!(simulation.controller.departure(), Some(until), "it departs once");
 }
 
 #[test]
-fn a_node_that_no_director_uses_departs_at_once() {
+fn a_node_without_directors_departs_at_once() {
     for plan in [plan("NAT", &["10.0.0.100"], true), plan("DR", &[], true)] {
-        let mut world = directing(&plan);
-        world.tell(Input::Depart);
-        assert_eq!(world.controller.departure(), Some(world.now));
+        let mut simulation = directing(&plan);
+        simulation.handle(Input::Depart);
+        assert_eq!(simulation.controller.departure(), Some(simulation.now));
     }
 }
 
 #[test]
-fn a_dropped_virtual_server_is_accepted_and_refuses_probes_until_directors_know() {
-    let mut world = directing(&plan("DR", &["10.0.0.100", "10.0.0.101"], true));
-    world.tell(Input::Lost(ID));
-    world.tell(Input::Configured(plan("DR", &["10.0.0.100"], true), Some(interfaces())));
-    world.rest();
-    let vips = |world: &World| match &world.last.wanted.as_ref().unwrap().node {
-        NodeWish::Server(config) => config.vips.len(),
+fn a_dropped_virtual_server_stays_a_real_server_for_the_departure_time() {
+    let mut simulation = directing(&plan("DR", &["10.0.0.100", "10.0.0.101"], true));
+    simulation.handle(Input::Lost(ID));
+    simulation.handle(Input::Configured(plan("DR", &["10.0.0.100"], true), Some(interfaces())));
+    simulation.converge();
+    let vips = |simulation: &Simulation| match &simulation.last.wanted.as_ref().unwrap().node {
+        NodePlan::Server(config) => config.vips.len(),
         _ => 0,
     };
-    assert_eq!(vips(&world), 2);
-    assert!(world.rule([10, 0, 0, 101]).unwrap().departing);
-    assert!(!world.rule([10, 0, 0, 100]).unwrap().departing);
-    world.now += DEPARTURE;
-    world.tell(Input::Tick);
-    world.rest();
-    assert_eq!((vips(&world), world.rule([10, 0, 0, 101])), (1, None));
+    assert_eq!(vips(&simulation), 2);
+    assert!(simulation.rule([10, 0, 0, 101]).unwrap().departing);
+    assert!(!simulation.rule([10, 0, 0, 100]).unwrap().departing);
+    simulation.now += DEPARTURE;
+    simulation.handle(Input::Tick);
+    simulation.converge();
+    assert_eq!((vips(&simulation), simulation.rule([10, 0, 0, 101])), (1, None));
 }
 
 #[test]
-fn a_planned_release_takes_services_away_unless_the_next_director_goes_on_with_them() {
+fn a_planned_release_removes_services_unless_sessions_continue() {
     for (sessions, left) in [(Sessions::End, 0), (Sessions::Continue, 1)] {
-        let mut world = directing(&plan("DR", &["10.0.0.100"], false));
-        world.tell(Input::PlannedRelease(ID, sessions));
-        assert_eq!(world.services.len(), left, "{sessions:?}");
-        world.tell(Input::Held(ID));
-        assert_eq!(world.services.len(), 1, "it is claimed again");
+        let mut simulation = directing(&plan("DR", &["10.0.0.100"], false));
+        simulation.handle(Input::PlannedRelease(ID, sessions));
+        assert_eq!(simulation.services.len(), left, "{sessions:?}");
+        simulation.handle(Input::Held(ID));
+        assert_eq!(simulation.services.len(), 1, "it is claimed again");
     }
 }
 
 #[test]
-fn a_service_stays_when_all_its_servers_are_replaced_by_others_that_were_not_probed() {
+fn a_service_stays_when_all_its_servers_are_replaced_by_unprobed_ones() {
     let plan = plan("DR", &["10.0.0.100"], true);
-    let mut world = World::new(&plan);
-    world.tell(Input::Members(members(UP)));
-    world.tell(Input::InitialSync);
-    world.tell(Input::Held(ID));
-    world.rest();
-    assert!(world.services.is_empty(), "at first connections are left to the server on this node");
-    world.tell(Input::Probed(report(&plan, ACCEPTS)));
-    assert_eq!(world.services.len(), 1);
-    world.tell(Input::Probed(report(&plan, [None; 3])));
-    assert_eq!(world.services.len(), 1);
+    let mut simulation = Simulation::new(&plan);
+    simulation.handle(Input::Members(members(UP)));
+    simulation.handle(Input::InitialSync);
+    simulation.handle(Input::Held(ID));
+    simulation.converge();
+    assert!(simulation.services.is_empty(), "at first connections are left to the server on this node");
+    simulation.handle(Input::Probed(report(&plan, ACCEPTS)));
+    assert_eq!(simulation.services.len(), 1);
+    simulation.handle(Input::Probed(report(&plan, [None; 3])));
+    assert_eq!(simulation.services.len(), 1);
 }
 
 #[test]
-fn a_release_that_is_reported_after_the_addresses_have_gone_takes_nothing_away_from_the_next_claim() {
-    let mut world = directing(&plan("DR", &["10.0.0.100"], false));
-    world.tell(Input::Lost(ID));
-    world.tell(Input::PlannedRelease(ID, Sessions::End));
-    assert!(world.services.is_empty());
-    world.tell(Input::Held(ID));
-    assert_eq!(world.services.len(), 1);
+fn a_late_release_does_not_affect_the_next_claim() {
+    let mut simulation = directing(&plan("DR", &["10.0.0.100"], false));
+    simulation.handle(Input::Lost(ID));
+    simulation.handle(Input::PlannedRelease(ID, Sessions::End));
+    assert!(simulation.services.is_empty());
+    simulation.handle(Input::Held(ID));
+    assert_eq!(simulation.services.len(), 1);
 }
 
 #[test]
-fn an_interface_that_changes_is_read_by_the_reconciler_at_once() {
-    let mut world = directing(&plan("DR", &["10.0.0.100"], true));
-    assert!(!world.last.resync);
-    world.tell(Input::Interface(ID, Some("eth1".to_owned())));
-    assert!(world.last.resync);
-    world.rest();
-    assert!(world.rule([10, 0, 0, 100]).unwrap().from.contains("eth1"));
-    world.tell(Input::Interface(ID, None));
-    world.rest();
+fn a_changed_interface_causes_a_resync() {
+    let mut simulation = directing(&plan("DR", &["10.0.0.100"], true));
+    assert!(!simulation.last.resync);
+    simulation.handle(Input::Interface(ID, Some("eth1".to_owned())));
+    assert!(simulation.last.resync);
+    simulation.converge();
+    assert!(simulation.rule([10, 0, 0, 100]).unwrap().from.contains("eth1"));
+    simulation.handle(Input::Interface(ID, None));
+    simulation.converge();
     assert!(
-        world.rule([10, 0, 0, 100]).unwrap().from.contains("eth0"),
+        simulation.rule([10, 0, 0, 100]).unwrap().from.contains("eth0"),
         "the one that the configuration names"
     );
 }
 
-/// Something that happens.
+/// An input, or a step of the simulated kernel.
 #[derive(Debug, Clone)]
 enum Step {
     Configured(usize),
@@ -326,75 +326,83 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn take(world: &mut World, plans: &[IpvsPlan], step: &Step) {
+fn take(simulation: &mut Simulation, plans: &[IpvsPlan], step: &Step) {
     match *step {
         Step::Configured(index) => {
             let plan = plans[index % plans.len()].clone();
-            world.tell(Input::Configured(plan, Some(interfaces())));
+            simulation.handle(Input::Configured(plan, Some(interfaces())));
         }
-        Step::Members(states) => world.tell(Input::Members(members(states))),
-        Step::Held => world.tell(Input::Held(ID)),
-        Step::Lost => world.tell(Input::Lost(ID)),
-        Step::Release(sessions) => world.tell(Input::PlannedRelease(ID, sessions)),
+        Step::Members(states) => simulation.handle(Input::Members(members(states))),
+        Step::Held => simulation.handle(Input::Held(ID)),
+        Step::Lost => simulation.handle(Input::Lost(ID)),
+        Step::Release(sessions) => simulation.handle(Input::PlannedRelease(ID, sessions)),
         Step::Probed(results) => {
-            let report = report(&world.controller.plan, results);
-            world.tell(Input::Probed(report));
+            let report = report(&simulation.controller.plan, results);
+            simulation.handle(Input::Probed(report));
         }
         Step::Unavailable => {
             let unavailable = Some("no module".to_owned());
-            world.tell(Input::Observed(News { unavailable, faults: Vec::new(), ready: BTreeSet::new() }));
+            simulation.handle(Input::Observed(ReconcilerReport {
+                unavailable,
+                faults: Vec::new(),
+                ready: BTreeSet::new(),
+            }));
         }
-        Step::Observe => world.observe(),
-        Step::ApplyTable => world.apply_table(),
+        Step::Observe => simulation.observe(),
+        Step::ApplyTable => simulation.apply_table(),
         Step::Wait(millis) => {
-            world.now += Duration::from_millis(millis);
-            world.tell(Input::Tick);
+            simulation.now += Duration::from_millis(millis);
+            simulation.handle(Input::Tick);
         }
-        Step::Depart => world.tell(Input::Depart),
+        Step::Depart => simulation.handle(Input::Depart),
     }
 }
 
-/// The orders that hold after each step. `former` is the state before it.
-fn check(world: &World, former: &Former) -> Result<(), TestCaseError> {
-    // Rules before services: IPVS is changed only while the table has no rule that is on its way out of it.
-    if world.last.wanted.is_some() {
-        for rule in &world.table {
-            let stays = has_rule(world.controller.rules(), rule.vip, rule.port);
+/// Checks the orders after each step. `former` is the state before it.
+fn check(simulation: &Simulation, former: &Former) -> Result<(), TestCaseError> {
+    // Rules before services: IPVS is changed only while the table has no rule that is to be removed.
+    if simulation.last.wanted.is_some() {
+        for rule in &simulation.table {
+            let stays = has_rule(simulation.controller.rules(), rule.vip, rule.port);
             prop_assert!(stays, "IPVS changes while the table still has the rule of {}", rule.vip);
         }
     }
-    // A service that goes has no rule in the table, unless its address is not held or given up.
+    // A removed service has no rule in the table, unless its address is not held or being released.
     for it in &former.virtual_servers {
-        let went = former.services.contains(&it.key()) && !world.services.contains(&it.key());
-        if went && has_rule(&world.table, it.vip, it.port) {
-            let still = world.controller.plan.virtual_servers.iter().find(|now| now.key() == it.key());
-            let is_held = still.is_some_and(|now| world.controller.holds(now));
-            prop_assert!(!is_held, "the service of {} went before its rule", it.vip);
+        let is_removed = former.services.contains(&it.key()) && !simulation.services.contains(&it.key());
+        if is_removed && has_rule(&simulation.table, it.vip, it.port) {
+            let still = simulation.controller.plan.virtual_servers.iter().find(|now| now.key() == it.key());
+            let is_held = still.is_some_and(|now| simulation.controller.holds(now));
+            prop_assert!(!is_held, "the service of {} was removed before its rule", it.vip);
         }
     }
     // A rule for a held address comes only once IPVS has its servers.
-    for it in world.controller.plan.virtual_servers.iter().filter(|it| world.controller.holds(it)) {
-        let came =
-            has_rule(world.controller.rules(), it.vip, it.port) && !has_rule(&former.rules, it.vip, it.port);
-        prop_assert!(!came || world.controller.has_servers(it), "the rule of {} came early", it.vip);
+    for it in simulation.controller.plan.virtual_servers.iter().filter(|it| simulation.controller.holds(it)) {
+        let is_added = has_rule(simulation.controller.rules(), it.vip, it.port)
+            && !has_rule(&former.rules, it.vip, it.port);
+        prop_assert!(
+            !is_added || simulation.controller.has_servers(it),
+            "the rule of {} was added early",
+            it.vip
+        );
     }
-    // Departure before release: a node that departs refuses probes, and stays a server until directors know.
-    if world.controller.departure().is_some() {
-        prop_assert!(world.controller.rules().iter().all(|rule| rule.departing));
+    // Departure before release: a departing node refuses probes, and stays a server until directors have noticed.
+    if simulation.controller.departure().is_some() {
+        prop_assert!(simulation.controller.rules().iter().all(|rule| rule.departing));
     }
-    let known = world.controller.departing().chain(&world.controller.plan.virtual_servers);
+    let known = simulation.controller.departing().chain(&simulation.controller.plan.virtual_servers);
     let accepted: BTreeSet<IpAddr> = known.filter(|it| it.instance.is_some()).map(|it| it.vip).collect();
-    if let Some(Wanted { node, .. }) = &world.last.wanted {
+    if let Some(Wanted { node, .. }) = &simulation.last.wanted {
         match node {
-            NodeWish::Server(config) => prop_assert_eq!(&accepted, &config.vips.iter().copied().collect()),
-            NodeWish::AsItIs => {}
-            NodeWish::Nothing => prop_assert!(accepted.is_empty()),
+            NodePlan::Server(config) => prop_assert_eq!(&accepted, &config.vips.iter().copied().collect()),
+            NodePlan::Unchanged => {}
+            NodePlan::None => prop_assert!(accepted.is_empty()),
         }
     }
     Ok(())
 }
 
-/// What [`check`] compares with.
+/// The state before a step.
 struct Former {
     virtual_servers: Vec<Directed>,
     services: BTreeSet<ServiceKey>,
@@ -402,11 +410,11 @@ struct Former {
 }
 
 impl Former {
-    fn of(world: &World) -> Self {
+    fn of(simulation: &Simulation) -> Self {
         Self {
-            virtual_servers: world.controller.plan.virtual_servers.clone(),
-            services: world.services.clone(),
-            rules: world.controller.rules().to_vec(),
+            virtual_servers: simulation.controller.plan.virtual_servers.clone(),
+            services: simulation.services.clone(),
+            rules: simulation.controller.rules().to_vec(),
         }
     }
 }
@@ -415,38 +423,38 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn rules_go_before_services_and_a_node_departs_before_it_is_released(
+    fn ipvs_rules_are_removed_before_services_and_departure_precedes_release(
         kind in prop_oneof![Just("DR"), Just("NAT"), Just("TUN")],
         sync in any::<bool>(),
         steps in vec(step(), 1..60),
     ) {
         let vips: [&[&str]; 4] = [&["10.0.0.100"], &["10.0.0.100", "10.0.0.101"], &["10.0.0.101"], &[]];
         let plans = vips.map(|vips| plan(kind, vips, sync));
-        let mut world = directing(&plans[1]);
+        let mut simulation = directing(&plans[1]);
         for step in steps {
-            let former = Former::of(&world);
-            take(&mut world, &plans, &step);
-            check(&world, &former).map_err(|error| TestCaseError::fail(format!("{step:?}: {error}")))?;
+            let former = Former::of(&simulation);
+            take(&mut simulation, &plans, &step);
+            check(&simulation, &former).map_err(|error| TestCaseError::fail(format!("{step:?}: {error}")))?;
         }
     }
 
     #[test]
-    fn a_directing_node_at_rest_has_a_service_for_each_rule_of_a_held_address(
+    fn after_convergence_each_held_address_has_its_rule_and_service(
         kind in prop_oneof![Just("DR"), Just("NAT"), Just("TUN")],
         steps in vec(step(), 1..40),
     ) {
         let plans = [plan(kind, &["10.0.0.100"], true), plan(kind, &["10.0.0.100", "10.0.0.101"], true)];
-        let mut world = directing(&plans[1]);
+        let mut simulation = directing(&plans[1]);
         for step in steps {
-            take(&mut world, &plans, &step);
+            take(&mut simulation, &plans, &step);
         }
-        let plan = world.controller.plan.clone();
-        world.tell(Input::Probed(report(&plan, ACCEPTS)));
-        world.tell(Input::Held(ID));
-        world.rest();
+        let plan = simulation.controller.plan.clone();
+        simulation.handle(Input::Probed(report(&plan, ACCEPTS)));
+        simulation.handle(Input::Held(ID));
+        simulation.converge();
         for it in &plan.virtual_servers {
-            prop_assert!(world.services.contains(&it.key()), "no service for {}", it.vip);
-            prop_assert!(has_rule(&world.table, it.vip, it.port), "no rule for {}", it.vip);
+            prop_assert!(simulation.services.contains(&it.key()), "no service for {}", it.vip);
+            prop_assert!(has_rule(&simulation.table, it.vip, it.port), "no rule for {}", it.vip);
         }
     }
 }

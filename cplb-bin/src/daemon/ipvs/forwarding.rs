@@ -1,6 +1,6 @@
-//! The kernel's forwarding, without which the answers of servers behind NAT end at the director.
+//! The kernel's IP forwarding, without which the director drops the answers of servers behind NAT.
 //!
-//! Whether a node is a router is its administrator's to say, so it is asked for and not switched on.
+//! Forwarding is the administrator's decision, so it is checked and reported, not switched on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,21 @@ use cplb_config::LbKind;
 
 use super::plan::Directed;
 
-/// The families that need it.
+/// The address families that need forwarding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Forwarding {
     v4: bool,
     v6: bool,
 }
 
-/// What the services need, on every node that may come to have them.
+/// The forwarding that the services need, on every node that may hold their addresses.
 pub(crate) fn forwarding(all: &[Directed]) -> Forwarding {
     let nat = |v4: bool| all.iter().any(|it| it.kind == LbKind::Nat && it.vip.is_ipv4() == v4);
     Forwarding { v4: nat(true), v6: nat(false) }
 }
 
 impl Forwarding {
-    /// What is missing, for people. `interfaces` are those of the virtual IPs.
+    /// The faults, for the operator. `interfaces` are those of the virtual IPs.
     pub(crate) fn faults(self, interfaces: &[String]) -> Vec<String> {
         self.missing(interfaces, Path::new("/proc/sys/net"))
             .into_iter()
@@ -34,7 +34,7 @@ impl Forwarding {
     }
 
     fn missing(self, interfaces: &[String], root: &Path) -> Vec<&'static str> {
-        // IPv4 asks the interface that a packet arrives by, IPv6 all of them.
+        // IPv4 uses the setting of the arrival interface, IPv6 that of all interfaces.
         let of = |name: &String| root.join("ipv4/conf").join(name).join("forwarding");
         let mut v4: Vec<PathBuf> = interfaces.iter().map(of).collect();
         if v4.is_empty() {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_missed_where_it_is_needed_and_off() {
+    fn needed_forwarding_that_is_off_is_a_fault() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, value: &str| {
             let path = root.path().join(name);
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(missing(true, false, &["eth1"]), ["net.ipv4.ip_forward"]);
         assert_eq!(missing(true, false, &["eth0", "eth1"]), [""; 0]);
         assert_eq!(missing(false, false, &["eth1"]), [""; 0]);
-        // One that is not there yet is not judged.
+        // An interface that does not exist yet is not checked.
         assert_eq!(missing(true, false, &["eth2"]), [""; 0]);
     }
 }

@@ -1,4 +1,4 @@
-//! IPVS as the daemon has it: the controller, the tasks that do its work, and what is reported of it.
+//! The IPVS subsystem: the controller, the tasks that do its work, and their reports.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lb_proxy::nft::Director;
 use vrrp::runner::InstanceId;
 
+use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
 use crate::daemon::sender::EventSender;
 use crate::status::schema;
@@ -15,32 +16,32 @@ use super::RECORDS;
 use super::controller::{Controller, Input, IpvsPlan};
 use super::plan::{Members, servers};
 use super::prober::{ProbeReport, ProbeResult, ProbeTarget, ProberHandle};
-use super::reconciler::{News, ReconcilerHandle};
+use super::reconciler::{ReconcilerHandle, ReconcilerReport};
 use super::status::Place;
 
-/// A planned release waits this long for the reconciler to take the services away.
+/// The time that a planned release waits for the reconciler to remove the services.
 const WITHDRAWAL: Duration = Duration::from_millis(100);
 
-/// IPVS, as far as the configuration wants it.
+/// IPVS under the configuration in use.
 #[derive(Debug)]
 pub(crate) struct Ipvs {
     state_dir: PathBuf,
-    observations: EventSender<News>,
+    observations: EventSender<ReconcilerReport>,
     probes: EventSender<ProbeReport>,
     controller: Controller,
     reconciler: Option<ReconcilerHandle>,
     prober: Option<ProberHandle>,
-    /// The results of probes as they were logged.
+    /// The results of probes that were logged last.
     last_logged: BTreeMap<ProbeTarget, ProbeResult>,
 }
 
 impl Ipvs {
-    /// IPVS under `plan`, of which nothing runs yet. `interfaces` are those that the configuration names.
+    /// IPVS under `plan`, before [`Ipvs::start`]. `interfaces` are those that the configuration names.
     pub(crate) fn new(
         plan: IpvsPlan,
         interfaces: BTreeMap<InstanceId, Option<String>>,
         state_dir: &Path,
-        observations: EventSender<News>,
+        observations: EventSender<ReconcilerReport>,
         probes: EventSender<ProbeReport>,
     ) -> Self {
         Self {
@@ -67,8 +68,8 @@ impl Ipvs {
         }
     }
 
-    /// Takes a fact together with the servers of this moment, and has the work done that follows. Returns the rules for
-    /// the table, where they have changed.
+    /// Takes an input together with the current servers, and starts the work that follows. Returns the rules for the table,
+    /// if they have changed.
     pub(crate) fn handle(&mut self, input: Input, members: Members, now: Instant) -> Option<Vec<Director>> {
         self.controller.record(Input::Members(members), now);
         let is_other_plan = matches!(input, Input::Configured(..));
@@ -84,29 +85,29 @@ impl Ipvs {
                 reconciler.want(wanted);
             }
             if output.resync {
-                // An interface that has come back is not yet silent about the virtual addresses.
+                // A new interface still answers ARP for the virtual addresses.
                 reconciler.resync();
             }
         }
         output.rules
     }
 
-    /// Whether the configuration has virtual servers.
+    /// Returns whether the configuration has virtual servers.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.controller.plan.virtual_servers.is_empty()
     }
 
-    /// Whether the kernel has IPVS, as far as it is known.
+    /// Returns whether the kernel has IPVS; true before the first observation.
     pub(crate) fn is_available(&self) -> bool {
         self.controller.is_available()
     }
 
-    /// Whether the reconciler's task has ended by itself.
+    /// Returns whether the reconciler's task has ended without a request.
     pub(crate) fn is_dead(&self) -> bool {
         self.reconciler.as_ref().is_some_and(ReconcilerHandle::is_dead)
     }
 
-    /// Whether anything of IPVS is kept on this node.
+    /// Returns whether the reconciler runs.
     pub(crate) fn is_running(&self) -> bool {
         self.reconciler.is_some()
     }
@@ -121,20 +122,20 @@ impl Ipvs {
         self.controller.rules().to_vec()
     }
 
-    /// When directors on other nodes know that this node departs; `None` while it does not.
+    /// The time by which directors on other nodes have noticed that this node departs; `None` while it does not.
     pub(crate) fn departure(&self) -> Option<Instant> {
         self.controller.departure()
     }
 
-    /// Waits until the services of an instance that is given up are gone, for a moment at most.
-    pub(crate) async fn withdrawn(&self, id: InstanceId) {
+    /// Waits until the services of an instance that is handed over are removed, for [`WITHDRAWAL`] at most.
+    pub(crate) async fn withdrawn(&self, instance: &InstanceFields) {
         let Some(reconciler) = &self.reconciler else { return };
         if tokio::time::timeout(WITHDRAWAL, reconciler.reconciled()).await.is_err() {
-            tracing::warn!(vrid = id.0, "IPVS still has the services of virtual IPs that are handed over");
+            instance_log!(warn, instance, "IPVS services not removed in time before the handover");
         }
     }
 
-    /// Removes everything from the kernel and ends the tasks. Returns what is left behind, for people.
+    /// Removes everything from the kernel and ends the tasks. Returns the objects left behind, for the operator.
     pub(crate) async fn end(&mut self) -> Vec<String> {
         match self.reconciler.take() {
             Some(reconciler) => reconciler.end().await,
@@ -144,9 +145,9 @@ impl Ipvs {
 
     /// Reports the faults of IPVS where it is wanted.
     pub(crate) fn report_faults(&self, problems: &mut Problems) {
-        let news = self.controller.news.iter().filter(|_| self.is_wanted());
+        let observed = self.controller.observed.iter().filter(|_| self.is_wanted());
         let faults: Vec<String> =
-            news.flat_map(|news| news.unavailable.iter().chain(&news.faults)).cloned().collect();
+            observed.flat_map(|it| it.unavailable.iter().chain(&it.faults)).cloned().collect();
         if faults.is_empty() {
             if problems.clear(&Cause::Ipvs) {
                 tracing::info!("IPVS reconciled");
@@ -177,7 +178,7 @@ impl Ipvs {
         }
     }
 
-    /// Reports what a report of the prober says against this node.
+    /// Reports the problems that a report of the prober shows.
     pub(crate) fn report_probes(report: &ProbeReport, problems: &mut Problems) {
         let refuses = |(target, result): &(&ProbeTarget, &ProbeResult)| {
             **result == ProbeResult::Refuses && report.local.contains_key(&target.server)
@@ -193,12 +194,12 @@ impl Ipvs {
         }
         match &report.failure {
             Some(why) => {
-                let text = format!("servers cannot be asked whether they accept a virtual IP: {why}");
-                if problems.raise(Cause::Asking, text.as_str()) {
+                let text = format!("real servers cannot be probed for a virtual IP: {why}");
+                if problems.raise(Cause::Probing, text.as_str()) {
                     tracing::warn!("{text}");
                 }
             }
-            None => drop(problems.clear(&Cause::Asking)),
+            None => drop(problems.clear(&Cause::Probing)),
         }
     }
 

@@ -2,20 +2,20 @@
 
 use nix::net::if_::if_nametoindex;
 
-/// The dummy link where it keeps the addresses of services.
+/// The dummy link to which kube-proxy adds the addresses of services.
 const LINK: &str = "kube-ipvs0";
 
-/// Whether it runs, or has run, on this node.
-pub(crate) fn is_here() -> bool {
+/// Returns whether kube-proxy in mode ipvs runs, or has run, on this node.
+pub(crate) fn is_present() -> bool {
     if_nametoindex(LINK).is_ok()
 }
 
-/// The consequence for a node where IPVS balances for us, for people.
-pub(crate) fn fault(is_here: bool) -> Option<String> {
-    is_here.then(|| {
+/// The problem for a node where IPVS balances, for the operator.
+pub(crate) fn fault(is_present: bool) -> Option<String> {
+    is_present.then(|| {
         format!(
             "kube-proxy in mode ipvs ({LINK}) shares this node's IPVS: it keeps trying to delete cplb's services, unless \
-             its ipvs.excludeCIDRs has \"0.0.0.0/32\" and \"::/128\", where it sees what matches a mark"
+             its ipvs.excludeCIDRs has \"0.0.0.0/32\" and \"::/128\", by which it sees services that match a mark"
         )
     })
 }

@@ -1,12 +1,12 @@
-//! Whether a server on this node listens where a virtual address would reach it.
+//! The check that a server on this node listens on a virtual address.
 //!
-//! Read from the kernel's list of sockets: a connection to find out would be one more that the server logs.
+//! It reads the kernel's list of sockets, because the server would log a test connection.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_vip::sessions::Listener;
 
-/// Where a port is listened on.
+/// The addresses on which a port is listened on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Listening {
     /// On the virtual address, or on all.
@@ -15,19 +15,19 @@ pub(super) enum Listening {
     Elsewhere,
 }
 
-/// `None` where nobody listens on the port.
-pub(super) fn judge(vip: SocketAddr, listeners: &[Listener]) -> Option<Listening> {
+/// Classifies the listeners of the port of `vip`; `None` without any.
+pub(super) fn classify(vip: SocketAddr, listeners: &[Listener]) -> Option<Listening> {
     let mut at_port = listeners.iter().filter(|listener| listener.local.port() == vip.port()).peekable();
     at_port.peek()?;
-    let reachable = at_port.any(|listener| takes(listener, vip.ip()));
+    let reachable = at_port.any(|listener| accepts(listener, vip.ip()));
     Some(if reachable { Listening::Reachable } else { Listening::Elsewhere })
 }
 
-/// Whether connections to the address are the listener's.
-fn takes(listener: &Listener, vip: IpAddr) -> bool {
+/// Returns whether the listener accepts connections to the address.
+fn accepts(listener: &Listener, vip: IpAddr) -> bool {
     let all = match listener.local.ip().to_canonical() {
         IpAddr::V4(ip) => ip == Ipv4Addr::UNSPECIFIED && vip.is_ipv4(),
-        // Those of IPv6 take connections of IPv4 too, unless they were told not to.
+        // IPv6 listeners accept IPv4 connections, too, unless IPV6_V6ONLY is set.
         IpAddr::V6(ip) => ip == Ipv6Addr::UNSPECIFIED && (vip.is_ipv6() || !listener.is_v6_only),
     };
     all || listener.local.ip().to_canonical() == vip
@@ -41,17 +41,17 @@ mod tests {
 
     use super::*;
 
-    fn told(vip: &str, all: &[&str], is_v6_only: bool) -> Option<Listening> {
+    fn classified(vip: &str, all: &[&str], is_v6_only: bool) -> Option<Listening> {
         let listener = |local: &&str| Listener { local: local.parse().unwrap(), is_v6_only };
-        judge(vip.parse().unwrap(), &all.iter().map(listener).collect::<Vec<_>>())
+        classify(vip.parse().unwrap(), &all.iter().map(listener).collect::<Vec<_>>())
     }
 
     #[test]
-    fn a_listener_on_all_addresses_or_the_virtual_one_is_reached() {
-        let told = |vip: &str, all: &[&str]| told(vip, all, false);
-        assert_eq!(told("10.0.0.100:6443", &[]), None);
-        assert_eq!(told("10.0.0.100:6443", &["0.0.0.0:6444"]), None);
-        assert_eq!(told("10.0.0.100:6443", &["10.0.0.11:6443"]), Some(Listening::Elsewhere));
+    fn a_listener_on_all_addresses_or_the_virtual_one_is_reachable() {
+        let classified = |vip: &str, all: &[&str]| classified(vip, all, false);
+        assert_eq!(classified("10.0.0.100:6443", &[]), None);
+        assert_eq!(classified("10.0.0.100:6443", &["0.0.0.0:6444"]), None);
+        assert_eq!(classified("10.0.0.100:6443", &["10.0.0.11:6443"]), Some(Listening::Elsewhere));
         for good in [
             "0.0.0.0:6443",
             "[::]:6443",
@@ -59,22 +59,22 @@ mod tests {
             "10.0.0.100:6443",
             "[::ffff:10.0.0.100]:6443",
         ] {
-            assert_eq!(told("10.0.0.100:6443", &["10.0.0.11:6443", good]), Some(Listening::Reachable));
+            assert_eq!(classified("10.0.0.100:6443", &["10.0.0.11:6443", good]), Some(Listening::Reachable));
         }
         for other in ["0.0.0.0:6443", "[::ffff:0.0.0.0]:6443", "[fd00::11]:6443"] {
-            assert_eq!(told("[fd00::100]:6443", &[other]), Some(Listening::Elsewhere));
+            assert_eq!(classified("[fd00::100]:6443", &[other]), Some(Listening::Elsewhere));
         }
-        assert_eq!(told("[fd00::100]:6443", &["[::]:6443"]), Some(Listening::Reachable));
+        assert_eq!(classified("[fd00::100]:6443", &["[::]:6443"]), Some(Listening::Reachable));
     }
 
     #[test]
-    fn a_listener_of_ipv6_only_takes_no_ipv4() {
-        assert_eq!(told("10.0.0.100:6443", &["[::]:6443"], true), Some(Listening::Elsewhere));
-        assert_eq!(told("[fd00::100]:6443", &["[::]:6443"], true), Some(Listening::Reachable));
+    fn a_v6_only_listener_is_not_reachable_over_ipv4() {
+        assert_eq!(classified("10.0.0.100:6443", &["[::]:6443"], true), Some(Listening::Elsewhere));
+        assert_eq!(classified("[fd00::100]:6443", &["[::]:6443"], true), Some(Listening::Reachable));
     }
 
     #[test]
-    fn the_kernel_tells_where_sockets_listen() {
+    fn listeners_of_the_kernel_are_classified_by_address() {
         let v4 = TcpListener::bind("127.0.0.1:0").unwrap();
         let all = TcpListener::bind("[::]:0").unwrap();
         let listeners = match sessions::listeners() {
@@ -82,7 +82,7 @@ mod tests {
             listed => listed.unwrap(),
         };
         let at = |host: u8, socket: &TcpListener| {
-            judge(([127, 0, 0, host], socket.local_addr().unwrap().port()).into(), &listeners)
+            classify(([127, 0, 0, host], socket.local_addr().unwrap().port()).into(), &listeners)
         };
         assert_eq!(at(1, &v4), Some(Listening::Reachable));
         assert_eq!(at(2, &v4), Some(Listening::Elsewhere));

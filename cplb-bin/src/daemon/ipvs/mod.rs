@@ -19,7 +19,7 @@ pub(crate) use handle::Ipvs;
 pub(crate) use plan::{Members, directed, members};
 pub(crate) use prober::ProbeReport;
 use prober::ProbeTarget;
-pub(crate) use reconciler::{News, ReconcilerHandle};
+pub(crate) use reconciler::{ReconcilerHandle, ReconcilerReport};
 
-/// Files in the state directory that tell what a daemon before this one made.
+/// The files in the state directory that record what a former daemon created.
 const RECORDS: [&str; 2] = [record::RECORD, node::RECORD];

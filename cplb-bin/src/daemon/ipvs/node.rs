@@ -1,14 +1,14 @@
-//! This node as a server behind directors: the addresses on the dummy link, the silence about them, the tunnels.
+//! This node as a real server: the addresses on the dummy link, the suppression of ARP for them, and the tunnel links.
 
 use std::path::PathBuf;
 
 use netlink_vip::sessions::SessionsError;
 use netlink_vip::{RealServer, RealServerConfig};
 
-/// The file that tells what a daemon before this one made.
+/// The file that records what a former daemon created.
 pub(crate) const RECORD: &str = "real-server.json";
 
-/// Keeps the node as it should be. Its methods talk to the kernel and wait for it.
+/// Keeps the node in its desired state. The methods block on the kernel.
 pub(crate) struct Node {
     state_dir: PathBuf,
     server: Option<RealServer>,
@@ -20,12 +20,12 @@ impl Node {
         Self { state_dir, server: None, config: None }
     }
 
-    /// Looks and mends; what cannot be as it should, for people.
-    pub(crate) fn keep(&mut self, wanted: Option<&RealServerConfig>) -> Vec<String> {
-        self.try_keep(wanted).unwrap_or_else(|why| vec![why])
+    /// Reads and repairs the state of the node. Returns the faults, for the operator.
+    pub(crate) fn reconcile(&mut self, wanted: Option<&RealServerConfig>) -> Vec<String> {
+        self.try_reconcile(wanted).unwrap_or_else(|why| vec![why])
     }
 
-    fn try_keep(&mut self, wanted: Option<&RealServerConfig>) -> Result<Vec<String>, String> {
+    fn try_reconcile(&mut self, wanted: Option<&RealServerConfig>) -> Result<Vec<String>, String> {
         if self.server.is_none() {
             if wanted.is_none() && !self.state_dir.join(RECORD).exists() {
                 return Ok(Vec::new());
@@ -36,37 +36,33 @@ impl Node {
         let Some(wanted) = wanted else {
             let recovery = server.remove().map_err(|error| error.to_string())?;
             (self.server, self.config) = (None, None);
-            unreset(recovery.unreset.as_ref());
+            log_unreset(recovery.unreset.as_ref());
             return Ok(recovery.failed.iter().map(ToString::to_string).collect());
         };
-        let look = if self.config.as_ref() == Some(wanted) {
+        let outcome = if self.config.as_ref() == Some(wanted) {
             server.reconcile()
         } else {
-            // One that could not be taken over is tried again with the next look.
+            // A change that fails is tried again with the next round.
             self.config = None;
             server.change(wanted.clone())
         };
-        let look = look.map_err(|error| error.to_string())?;
+        let outcome = outcome.map_err(|error| error.to_string())?;
         self.config = Some(wanted.clone());
-        for repair in &look.repairs {
+        for repair in &outcome.repairs {
             tracing::debug!(?repair, "real server");
         }
-        unreset(look.unreset.as_ref());
-        for why in &look.unreadable {
-            tracing::warn!(
-                why,
-                "a record of what this node made as a real server cannot be read and is put aside"
-            );
+        log_unreset(outcome.unreset.as_ref());
+        for why in &outcome.unreadable {
+            tracing::warn!(why, "real-server record unreadable; moved aside");
         }
-        let waiting = |name: &String| {
-            format!("the interface {name} is waited for before virtual IPs are accepted there")
-        };
-        Ok(look.waiting.iter().map(waiting).collect())
+        let waiting =
+            |name: &String| format!("virtual IPs are not accepted on the interface {name} until it exists");
+        Ok(outcome.waiting.iter().map(waiting).collect())
     }
 }
 
-fn unreset(error: Option<&SessionsError>) {
+fn log_unreset(error: Option<&SessionsError>) {
     if let Some(error) = error {
-        tracing::warn!(%error, "clients of virtual IPs that this node no longer accepts are not told so");
+        tracing::warn!(%error, "sessions of virtual IPs that this node no longer accepts cannot be reset");
     }
 }

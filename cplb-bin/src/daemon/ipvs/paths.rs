@@ -1,5 +1,5 @@
-//! The paths of packets between clients, directors and servers: by which interfaces and from which neighbours they come,
-//! and what this node needs to accept those of directors on other nodes.
+//! The paths of packets between clients, directors and servers: their arrival interfaces and link-layer sources, and the
+//! settings by which this node accepts packets from directors on other nodes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use cplb_config::LbKind;
 use netlink_vip::{RealServerConfig, TunnelConfig};
 
-use super::controller::{Controller, behind};
+use super::controller::{Controller, arrival_interfaces};
 use super::plan::{Directed, servers};
 
 impl Controller {
-    /// The interfaces behind which clients and other directors are.
+    /// The interfaces by which packets of clients and other directors arrive.
     pub(super) fn interfaces(&self, directed: &Directed) -> BTreeSet<String> {
         let Some(id) = directed.instance else {
             return match directed.kind {
@@ -22,7 +22,7 @@ impl Controller {
             };
         };
         let Some(name) = self.interface(id) else { return BTreeSet::new() };
-        let mut all = behind(directed, name);
+        let mut all = arrival_interfaces(directed, name);
         all.extend(self.egress_interfaces(directed));
         all
     }
@@ -36,15 +36,15 @@ impl Controller {
         servers.filter_map(|server| self.report.egress_interfaces.get(&server.addr.ip()).cloned()).collect()
     }
 
-    /// The link-layer addresses from which packets come that have been directed.
+    /// The link-layer addresses of other nodes, from which directed packets come.
     pub(super) fn peers(&self, directed: &Directed) -> BTreeSet<[u8; 6]> {
         let servers = servers(&self.members, directed).iter();
         servers.filter_map(|server| self.report.macs.get(&server.addr.ip()).copied()).collect()
     }
 
-    /// The settings by which this node accepts what directors send here; none for addresses that other software moves.
+    /// The settings by which this node accepts packets from directors; none for addresses that other software moves.
     pub(super) fn real_server(&self) -> Option<RealServerConfig> {
-        // An address whose interface is not known cannot be kept quiet about.
+        // ARP for an address can be suppressed only where its interface is known.
         let moved: Vec<(&Directed, String)> = self
             .plan
             .virtual_servers
@@ -59,11 +59,11 @@ impl Controller {
         let egress: BTreeSet<String> = moved.iter().flat_map(egress).collect();
         let interfaces: BTreeSet<String> =
             moved.iter().map(|(_, name)| name).chain(&egress).cloned().collect();
-        // Directors send to the address that the configuration lists. There is one tunnel for each family.
+        // Directors send to the address that the configuration lists. There is one tunnel link for each family.
         let tunnelled = moved.iter().filter(|(it, _)| it.kind == LbKind::Tunnel);
         let servers = tunnelled.flat_map(|(it, _)| {
             let servers = servers(&self.members, it).iter();
-            servers.filter(|server| it.takes(server)).map(|server| server.addr.ip())
+            servers.filter(|server| it.can_forward_to(server)).map(|server| server.addr.ip())
         });
         let own: BTreeSet<IpAddr> = servers.filter(|ip| self.report.local.contains_key(ip)).collect();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();

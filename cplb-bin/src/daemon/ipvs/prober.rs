@@ -1,8 +1,8 @@
-//! The prober: asks servers whether they accept what a director would send them.
+//! The prober: probes whether servers accept the packets that a director would forward to them.
 //!
-//! A health check goes to a server's own address. It does not see that nothing listens on the virtual one, or that the
-//! server's dummy link or tunnel is gone; a director that goes on sending there loses a share of all connections. Every
-//! node targets, not only the one that directs, so that the next director knows already.
+//! A health check goes to a server's own address. It does not detect that nothing listens on the virtual address, or that
+//! the server lacks the dummy link or the tunnel; a director that forwards to such a server loses a share of all
+//! connections. Every node probes, not only the director, so that the next director has results already.
 
 mod history;
 mod round;
@@ -23,7 +23,7 @@ use round::{Round, Sockets};
 
 /// The time between two probes of a server.
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take.
+/// The time that an answer may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A server that a director may forward to.
@@ -31,24 +31,24 @@ pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) struct ProbeTarget {
     /// The virtual address and port.
     pub(crate) vip: SocketAddr,
-    /// Its own address.
+    /// The server's own address.
     pub(crate) server: IpAddr,
-    /// Whether a tunnel leads there.
+    /// Set if packets are forwarded through a tunnel.
     pub(crate) tunnel: bool,
 }
 
-/// The state of a server by its probes. One that was not probed yet has none.
+/// The state of a server by its probes. A server that was not probed yet has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProbeResult {
     /// It accepts connections to the virtual address.
     Accepts,
-    /// It refuses them, which it also does while its daemon stops.
+    /// It refuses them, also because its daemon stops.
     Refuses,
     /// It has not answered for several rounds.
     Silent,
-    /// This node has no means to ask it.
+    /// This node cannot probe it.
     NotProbed,
-    /// No link of this node leads to it, and without one packets cannot be routed directly.
+    /// It is not on a link of this node, so packets cannot be routed to it directly.
     NotOnLink,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Accepts => "accepts connections to the virtual IP",
-            Self::NotProbed => "cannot be asked from here whether it accepts the virtual IP",
+            Self::NotProbed => "cannot be probed from this node",
             Self::Refuses => {
                 "refuses connections to the virtual IP: its cplb is stopping, or its API server listens on one address \
                  only (let it listen on all, or use lbKind NAT)"
@@ -75,21 +75,21 @@ impl fmt::Display for ProbeResult {
 /// The states of servers.
 pub(crate) type ProbeResults = BTreeMap<ProbeTarget, ProbeResult>;
 
-/// The addresses of a node, each with the interfaces on which neighbours find it: no dummy links, no tunnels.
+/// The addresses of a node, each with the interfaces on which neighbours resolve it: not dummy links and tunnels.
 pub(crate) type Local = BTreeMap<IpAddr, BTreeSet<String>>;
 
-/// The state of all servers, and of the ways to them.
+/// The state of all servers, and of the routes to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ProbeReport {
     pub(crate) results: ProbeResults,
-    /// The link-layer addresses of servers, those last known.
+    /// The last known link-layer addresses of servers.
     pub(crate) macs: BTreeMap<IpAddr, [u8; 6]>,
-    /// The interfaces that lead to servers elsewhere, those last known.
+    /// The last known interfaces by which servers on other nodes are reached.
     pub(crate) egress_interfaces: BTreeMap<IpAddr, String>,
-    /// All addresses of this node, those last known; none where nobody wants to know.
+    /// The last known addresses of this node; none before they were read.
     pub(crate) local: Local,
-    /// What went wrong in the last round, for people. Servers that could not be asked because of it are
-    /// [`ProbeResult::NotProbed`], or what they were before.
+    /// The failure of the last round, for the operator. Servers that could not be probed because of it keep their results,
+    /// or are [`ProbeResult::NotProbed`].
     pub(crate) failure: Option<String>,
 }
 
@@ -97,19 +97,19 @@ pub(crate) struct ProbeReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ProbePlan {
     pub(crate) targets: BTreeSet<ProbeTarget>,
-    /// Whether this node's addresses are read even where there is nothing to probe.
+    /// Set if this node's addresses are read even where there is nothing to probe.
     pub(crate) reads_addresses: bool,
 }
 
-/// Talks to the task, which ends with the last handle.
+/// The handle of the task, which ends with the last handle.
 #[derive(Debug, Clone)]
 pub(crate) struct ProberHandle(watch::Sender<ProbePlan>);
 
 impl ProberHandle {
-    /// Starts the task in the current runtime. It tells `events` what it report, when that changes.
+    /// Starts the task in the current runtime. It sends each change of its report to `events`.
     pub(crate) fn start(events: EventSender<ProbeReport>) -> Self {
-        let (sender, wants) = watch::channel(ProbePlan::default());
-        tokio::spawn(run(wants, events));
+        let (sender, plans) = watch::channel(ProbePlan::default());
+        tokio::spawn(run(plans, events));
         Self(sender)
     }
 
@@ -123,36 +123,35 @@ impl ProberHandle {
     }
 }
 
-async fn run(mut wants: watch::Receiver<ProbePlan>, events: EventSender<ProbeReport>) {
+async fn run(mut plans: watch::Receiver<ProbePlan>, events: EventSender<ProbeReport>) {
     let mut rounds = tokio::time::interval(PROBE_INTERVAL);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut memory = Memory::default();
+    let mut state = ProbeState::default();
     let mut sockets = Sockets::default();
     let mut has_panicked = false;
     loop {
         tokio::select! {
-            changed = wants.changed() => if changed.is_err() { return },
+            changed = plans.changed() => if changed.is_err() { return },
             _ = rounds.tick() => {}
         }
-        let wanted = wants.borrow_and_update().clone();
+        let plan = plans.borrow_and_update().clone();
         let mut round = Round { local: Some(Local::new()), ..Round::default() };
-        if wanted == ProbePlan::default() {
+        if plan == ProbePlan::default() {
             std::mem::take(&mut sockets).close();
         } else {
-            let targets = wanted.targets.clone();
-            match aside(sockets, move |sockets: &mut Sockets| sockets.round(&targets)).await {
-                Aside::Done(back, report) => (sockets, round) = (back, report),
-                Aside::Panicked(why) => {
+            let targets = plan.targets.clone();
+            match run_blocking(sockets, move |sockets: &mut Sockets| sockets.round(&targets)).await {
+                Blocking::Done(back, report) => (sockets, round) = (back, report),
+                Blocking::Panicked(why) => {
                     if !std::mem::replace(&mut has_panicked, true) {
-                        tracing::error!(why, "a round of questions to real servers panicked");
+                        tracing::error!(why, "probe round panicked");
                     }
-                    (sockets, round) =
-                        (Sockets::default(), Round::failed(wanted.targets.iter().copied(), why));
+                    (sockets, round) = (Sockets::default(), Round::failed(plan.targets.iter().copied(), why));
                 }
-                Aside::Ended => return,
+                Blocking::Ended => return,
             }
         }
-        if let Some(report) = memory.take(&wanted, round)
+        if let Some(report) = state.record_round(&plan, round)
             && events.send(report) == Delivery::Closed
         {
             return;
@@ -160,63 +159,64 @@ async fn run(mut wants: watch::Receiver<ProbePlan>, events: EventSender<ProbeRep
     }
 }
 
-/// How work on another thread went.
+/// The result of work on another thread.
 #[derive(Debug, PartialEq, Eq)]
-enum Aside<V, T> {
+enum Blocking<V, T> {
     Done(V, T),
-    /// What it worked with is lost; what it said.
+    /// The work panicked with this message, and its value is lost.
     Panicked(String),
     /// The runtime ends.
     Ended,
 }
 
-/// Does work that waits, on a thread that may.
-async fn aside<V: Send + 'static, T: Send + 'static>(
+/// Does blocking work on a thread of the pool.
+async fn run_blocking<V: Send + 'static, T: Send + 'static>(
     mut with: V,
     work: impl FnOnce(&mut V) -> T + Send + 'static,
-) -> Aside<V, T> {
+) -> Blocking<V, T> {
     let done = tokio::task::spawn_blocking(move || {
         let done = work(&mut with);
         (with, done)
     });
     match done.await {
-        Ok((with, done)) => Aside::Done(with, done),
+        Ok((with, done)) => Blocking::Done(with, done),
         Err(error) => match error.try_into_panic() {
-            Ok(panic) => Aside::Panicked(format!("asking panicked: {}", words(panic.as_ref()))),
-            Err(_) => Aside::Ended,
+            Ok(panic) => Blocking::Panicked(format!("the probe panicked: {}", panic_message(panic.as_ref()))),
+            Err(_) => Blocking::Ended,
         },
     }
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// What the rounds so far brought.
+/// The results of the rounds so far.
 #[derive(Debug, Default)]
-struct Memory {
+struct ProbeState {
     histories: BTreeMap<ProbeTarget, History>,
     report: ProbeReport,
 }
 
-impl Memory {
-    /// What is known after another round; `None` if that is what was known before.
-    fn take(&mut self, wanted: &ProbePlan, round: Round) -> Option<ProbeReport> {
-        self.histories.retain(|ask, _| wanted.targets.contains(ask));
-        for (ask, answer) in round.answers {
-            self.histories.entry(ask).or_default().record(answer);
+impl ProbeState {
+    /// Records a round. Returns the report if it has changed.
+    fn record_round(&mut self, plan: &ProbePlan, round: Round) -> Option<ProbeReport> {
+        self.histories.retain(|target, _| plan.targets.contains(target));
+        for (target, answer) in round.answers {
+            self.histories.entry(target).or_default().record(answer);
         }
-        for ask in round.unasked {
-            self.histories.entry(ask).or_default().record_inconclusive();
+        for target in round.not_probed {
+            self.histories.entry(target).or_default().record_inconclusive();
         }
         let mut macs = self.report.macs.clone();
         macs.extend(round.macs);
-        macs.retain(|ip, _| wanted.targets.iter().any(|ask| ask.server == *ip));
+        macs.retain(|ip, _| plan.targets.iter().any(|target| target.server == *ip));
         let mut egress_interfaces = self.report.egress_interfaces.clone();
         egress_interfaces.extend(round.egress_interfaces);
-        egress_interfaces.retain(|ip, _| wanted.targets.iter().any(|ask| ask.server == *ip));
-        let results = self.histories.iter().filter_map(|(ask, it)| Some((*ask, it.result()?))).collect();
+        egress_interfaces.retain(|ip, _| plan.targets.iter().any(|target| target.server == *ip));
+        let results =
+            self.histories.iter().filter_map(|(target, it)| Some((*target, it.result()?))).collect();
         let failures: Vec<String> = round.failures.into_iter().collect();
         let failure = (!failures.is_empty()).then(|| failures.join("; "));
         let local = round.local.filter(|local| *local != self.report.local);
@@ -235,98 +235,100 @@ mod tests {
 
     use super::*;
 
-    fn ask(server: u8) -> ProbeTarget {
+    fn target(server: u8) -> ProbeTarget {
         let vip = SocketAddr::from(([10, 0, 0, 100], 6443));
         ProbeTarget { vip, server: [10, 0, 0, server].into(), tunnel: false }
     }
 
-    fn wants(servers: &[u8]) -> ProbePlan {
-        ProbePlan { targets: servers.iter().copied().map(ask).collect(), reads_addresses: false }
+    fn plan(servers: &[u8]) -> ProbePlan {
+        ProbePlan { targets: servers.iter().copied().map(target).collect(), reads_addresses: false }
     }
 
     fn accepted(servers: &[u8]) -> Round {
-        let answers = servers.iter().map(|server| (ask(*server), Answer::Accepts)).collect();
+        let answers = servers.iter().map(|server| (target(*server), Answer::Accepts)).collect();
         Round { answers, ..Round::default() }
     }
 
     #[test]
-    fn only_what_changed_is_told() {
-        let mut memory = Memory::default();
-        let mut take = |servers: &[u8], round| memory.take(&wants(servers), round);
-        let report = take(&[1, 2], accepted(&[1, 2])).unwrap();
+    fn only_a_changed_report_is_sent() {
+        let mut state = ProbeState::default();
+        let mut record = |servers: &[u8], round| state.record_round(&plan(servers), round);
+        let report = record(&[1, 2], accepted(&[1, 2])).unwrap();
         assert_eq!(
             report.results,
-            ProbeResults::from([(ask(1), ProbeResult::Accepts), (ask(2), ProbeResult::Accepts)])
+            ProbeResults::from([(target(1), ProbeResult::Accepts), (target(2), ProbeResult::Accepts)])
         );
-        assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
+        assert_eq!(record(&[1, 2], accepted(&[1, 2])), None);
         let mac = [2, 0, 0, 0, 0, 1];
-        let report = take(&[1, 2], Round { macs: vec![(ask(1).server, mac)], ..accepted(&[2]) }).unwrap();
-        assert_eq!(report.macs, BTreeMap::from([(ask(1).server, mac)]));
-        // What is not told again is still known.
-        assert_eq!(take(&[1, 2], accepted(&[1, 2])), None);
-        let report = take(&[2], accepted(&[2])).unwrap();
+        let report =
+            record(&[1, 2], Round { macs: vec![(target(1).server, mac)], ..accepted(&[2]) }).unwrap();
+        assert_eq!(report.macs, BTreeMap::from([(target(1).server, mac)]));
+        // A link-layer address that is not reported again is retained.
+        assert_eq!(record(&[1, 2], accepted(&[1, 2])), None);
+        let report = record(&[2], accepted(&[2])).unwrap();
         assert_eq!((report.results.len(), report.macs.len()), (1, 0));
     }
 
     #[test]
-    fn addresses_are_told_when_they_change_and_stay_when_they_cannot_be_read() {
-        let mut memory = Memory::default();
-        let mut take = |local: Option<&[u8]>| {
+    fn unreadable_addresses_leave_the_former_ones_in_the_report() {
+        let mut state = ProbeState::default();
+        let mut record = |local: Option<&[u8]>| {
             let local =
-                local.map(|hosts| hosts.iter().map(|host| (ask(*host).server, BTreeSet::new())).collect());
-            let report = memory.take(&ProbePlan::default(), Round { local, ..Round::default() });
-            (report.map(|report| report.local.len()), memory.report.local.len())
+                local.map(|hosts| hosts.iter().map(|host| (target(*host).server, BTreeSet::new())).collect());
+            let report = state.record_round(&ProbePlan::default(), Round { local, ..Round::default() });
+            (report.map(|report| report.local.len()), state.report.local.len())
         };
-        assert_eq!(take(Some(&[])), (None, 0));
-        assert_eq!(take(Some(&[1, 2])), (Some(2), 2));
-        assert_eq!(take(Some(&[1, 2])), (None, 2));
-        assert_eq!(take(None), (None, 2));
-        assert_eq!(take(Some(&[1])), (Some(1), 1));
+        assert_eq!(record(Some(&[])), (None, 0));
+        assert_eq!(record(Some(&[1, 2])), (Some(2), 2));
+        assert_eq!(record(Some(&[1, 2])), (None, 2));
+        assert_eq!(record(None), (None, 2));
+        assert_eq!(record(Some(&[1])), (Some(1), 1));
     }
 
     #[test]
-    fn a_failure_is_told_once_and_that_it_is_over() {
-        let mut memory = Memory::default();
-        let mut take = |round| memory.take(&wants(&[1, 2]), round);
-        let failed = |why: &str| Round { unasked: vec![ask(2)], ..Round::failed([ask(1)], why.to_owned()) };
-        take(accepted(&[1])).unwrap();
+    fn a_failure_and_its_end_are_each_reported_once() {
+        let mut state = ProbeState::default();
+        let mut record = |round| state.record_round(&plan(&[1, 2]), round);
+        let failed =
+            |why: &str| Round { not_probed: vec![target(2)], ..Round::failed([target(1)], why.to_owned()) };
+        record(accepted(&[1])).unwrap();
         let mut round = failed("one");
         round.failures.insert("another".to_owned());
-        round.unasked.push(ask(1));
-        let report = take(round).unwrap();
+        round.not_probed.push(target(1));
+        let report = record(round).unwrap();
         assert_eq!(report.failure.as_deref(), Some("another; one"));
         assert_eq!(
             report.results,
-            ProbeResults::from([(ask(1), ProbeResult::Accepts), (ask(2), ProbeResult::NotProbed)])
+            ProbeResults::from([(target(1), ProbeResult::Accepts), (target(2), ProbeResult::NotProbed)])
         );
-        assert_eq!(take(failed("one")).unwrap().failure.as_deref(), Some("one"));
-        assert_eq!(take(failed("one")), None);
-        let report = take(accepted(&[1, 2])).unwrap();
-        assert_eq!((report.failure, report.results[&ask(2)]), (None, ProbeResult::Accepts));
+        assert_eq!(record(failed("one")).unwrap().failure.as_deref(), Some("one"));
+        assert_eq!(record(failed("one")), None);
+        let report = record(accepted(&[1, 2])).unwrap();
+        assert_eq!((report.failure, report.results[&target(2)]), (None, ProbeResult::Accepts));
     }
 
     #[test]
-    fn a_panic_loses_a_round_and_no_more() {
+    fn a_panic_loses_only_its_round() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            assert_eq!(aside(1, |n| *n + 1).await, Aside::Done(1, 2));
-            let panicked = aside(1, |n: &mut i32| assert!(*n == 2, "no two")).await;
-            assert_eq!(panicked, Aside::Panicked("asking panicked: no two".to_owned()));
-            let panicked = aside(1, |n: &mut i32| assert!(*n == 2, "{n} is no two")).await;
-            assert_eq!(panicked, Aside::Panicked("asking panicked: 1 is no two".to_owned()));
+            assert_eq!(run_blocking(1, |n| *n + 1).await, Blocking::Done(1, 2));
+            let panicked = run_blocking(1, |n: &mut i32| assert!(*n == 2, "no two")).await;
+            assert_eq!(panicked, Blocking::Panicked("the probe panicked: no two".to_owned()));
+            let panicked = run_blocking(1, |n: &mut i32| assert!(*n == 2, "{n} is no two")).await;
+            assert_eq!(panicked, Blocking::Panicked("the probe panicked: 1 is no two".to_owned()));
         });
     }
 
     #[test]
-    fn addresses_are_looked_at_with_nobody_to_ask() {
+    fn addresses_are_read_without_targets() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (channel, mut told) = tokio::sync::mpsc::unbounded_channel::<ProbeReport>();
+        let (channel, mut reports) = tokio::sync::mpsc::unbounded_channel::<ProbeReport>();
         let report = runtime.block_on(async {
             let prober = ProberHandle::start(EventSender::new(&channel));
             prober.probe(ProbePlan { reads_addresses: true, ..ProbePlan::default() });
-            tokio::time::timeout(Duration::from_secs(60), told.recv()).await
+            tokio::time::timeout(Duration::from_secs(60), reports.recv()).await
         });
-        let Ok(Some(report)) = report else { panic!("nothing was report") };
+        let Ok(Some(report)) = report else { panic!("no report was sent") };
         assert!(report.local.contains_key(&IpAddr::from([127, 0, 0, 1])));
         assert_eq!((report.results, report.failure), (ProbeResults::new(), None));
     }

@@ -1,4 +1,5 @@
-//! What of the kernel's IPVS is ours, on disk: a daemon that crashed must find its own again, and touch nothing else.
+//! The record, on disk, of the objects in the kernel's IPVS that this daemon owns: after a crash it must find them again,
+//! and change nothing else.
 
 mod format;
 
@@ -14,17 +15,18 @@ use format::{Content, Daemon};
 
 pub(crate) use format::Changed;
 
-/// Its name in the state directory.
+/// The name of the file in the state directory.
 pub(crate) const RECORD: &str = "ipvs.json";
 
-/// Services and sync daemons that this daemon, or one before it with the same state directory, made.
+/// The services, sync daemons and sysctls that this daemon, or a former one with the same state directory, has created or
+/// changed.
 #[derive(Debug)]
 pub(crate) struct Record {
     path: PathBuf,
     services: BTreeSet<ServiceKey>,
     daemons: BTreeSet<Daemon>,
     sysctls: BTreeMap<String, Changed>,
-    /// What the file says, to write it only when it changes.
+    /// The content of the file, so that it is written only when it changes.
     written: Content,
 }
 
@@ -35,12 +37,12 @@ impl Daemon {
 }
 
 impl Record {
-    /// Reads the file in the state directory; what is wrong with one that cannot be read comes with it. Without a
-    /// directory that can be written nothing is claimed, and so nothing is changed in IPVS.
+    /// Reads the file in the state directory; also returns the fault of an unreadable one. Without a writable directory
+    /// nothing is claimed, and so nothing is changed in IPVS.
     pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
         let path = state_dir.join(RECORD);
         let loaded = files::create_directory(state_dir).and_then(|()| files::load::<Content>(&path));
-        let (content, wrong) = match loaded {
+        let (content, fault) = match loaded {
             Ok(Loaded::Content(content)) => (content, None),
             Ok(Loaded::Nothing) => (Content::default(), None),
             Ok(Loaded::Unreadable(why)) => (Content::default(), Some(why)),
@@ -48,38 +50,38 @@ impl Record {
         };
         let services = content.services.iter().map(|(v6, mark)| key(*v6, *mark)).collect();
         let (daemons, sysctls) = (content.daemons.clone(), content.sysctls.clone());
-        // A file of an earlier boot says nothing, and is written anew before anything is made.
-        (Self { path, services, daemons, sysctls, written: content }, wrong)
+        // A file of an earlier boot is ignored, and replaced before the first object is created.
+        (Self { path, services, daemons, sysctls, written: content }, fault)
     }
 
     pub(crate) fn services(&self) -> &BTreeSet<ServiceKey> {
         &self.services
     }
 
-    /// Whether a sync daemon was started by us. One that somebody else has started in its place is not.
+    /// Returns whether this daemon has started a sync daemon. One with other properties was started by another program.
     pub(crate) fn has_daemon(&self, daemon: &SyncDaemon) -> bool {
         self.daemons.contains(&Daemon::of(daemon))
     }
 
-    /// Before they are made.
+    /// Records services, before they are created.
     pub(crate) fn claim(&mut self, services: &BTreeSet<ServiceKey>) -> io::Result<()> {
         self.services.extend(services);
         self.save()
     }
 
-    /// After they may have gone.
+    /// Changes the recorded services, after some may have been removed.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut BTreeSet<ServiceKey>)) -> io::Result<()> {
         change(&mut self.services);
         self.save()
     }
 
-    /// Before it is started.
+    /// Records a sync daemon, before it is started.
     pub(crate) fn claim_daemon(&mut self, daemon: &SyncDaemon) -> io::Result<()> {
         self.daemons.insert(Daemon::of(daemon));
         self.save()
     }
 
-    /// After those that run were looked at: the others have gone.
+    /// Removes the sync daemons that are not among the running ones.
     pub(crate) fn retain_daemons(&mut self, running: &[SyncDaemon]) -> io::Result<()> {
         let running: BTreeSet<Daemon> = running.iter().map(Daemon::of).collect();
         self.daemons.retain(|daemon| running.contains(daemon));
@@ -94,7 +96,7 @@ impl Record {
         &self.sysctls
     }
 
-    /// Before it is written; `None` after it was restored.
+    /// Records a sysctl, before it is written; `None` after it was restored.
     pub(crate) fn set_sysctl(&mut self, name: &str, changed: Option<Changed>) -> io::Result<()> {
         match changed {
             Some(changed) => drop(self.sysctls.insert(name.to_owned(), changed)),
@@ -137,18 +139,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ours_is_known_after_a_crash_and_forgotten_when_it_is_gone() {
+    fn owned_objects_are_known_after_a_crash_and_forgotten_after_their_removal() {
         let directory = tempfile::tempdir().unwrap();
         let mark = lb_proxy::director_marks().next().and_then(NonZeroU32::new).unwrap();
-        let ours = BTreeSet::from([key(false, mark), key(true, mark)]);
-        let (mut record, wrong) = Record::open(directory.path());
-        assert!(wrong.is_none() && record.services().is_empty());
-        record.claim(&ours).unwrap();
+        let owned = BTreeSet::from([key(false, mark), key(true, mark)]);
+        let (mut record, fault) = Record::open(directory.path());
+        assert!(fault.is_none() && record.services().is_empty());
+        record.claim(&owned).unwrap();
         let daemon = |name: &str| SyncDaemon::new(SyncState::MASTER, InterfaceName::new(name).unwrap(), 51);
         record.claim_daemon(&daemon("eth0")).unwrap();
 
         let (mut successor, _) = Record::open(directory.path());
-        assert_eq!(successor.services(), &ours);
+        assert_eq!(successor.services(), &owned);
         assert!(successor.has_daemon(&daemon("eth0")) && !successor.has_daemon(&daemon("eth1")));
         successor.change(BTreeSet::clear).unwrap();
         assert!(!successor.is_empty());
@@ -158,15 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_put_aside_and_said() {
+    fn an_unreadable_record_is_reported_and_moved_aside() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("ipvs.json"), "{").unwrap();
-        let (record, wrong) = Record::open(directory.path());
-        assert!(wrong.is_some() && record.services().is_empty());
+        let (record, fault) = Record::open(directory.path());
+        assert!(fault.is_some() && record.services().is_empty());
     }
 
     #[test]
-    fn links_and_sysctls_of_other_programs_are_not_loaded() {
+    fn records_of_foreign_objects_are_rejected() {
         use serde_json::json;
         let (empty, mark) = (json!([]), lb_proxy::director_marks().next().unwrap());
         let decode =
@@ -193,12 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_directory_nothing_is_claimed() {
+    fn claims_fail_without_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let (mut record, wrong) = Record::open(&file);
-        assert!(wrong.is_some());
+        let (mut record, fault) = Record::open(&file);
+        assert!(fault.is_some());
         let mark = lb_proxy::director_marks().next().and_then(NonZeroU32::new).unwrap();
         assert!(record.claim(&BTreeSet::from([key(false, mark)])).is_err());
     }

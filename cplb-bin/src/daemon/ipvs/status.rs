@@ -1,4 +1,4 @@
-//! What `cplb status` shows of virtual servers.
+//! Virtual servers in `cplb status`.
 
 use std::net::SocketAddr;
 
@@ -9,19 +9,19 @@ use super::prober::{ProbeResult, ProbeResults};
 use super::reconciler::Observed;
 use crate::status::schema;
 
-/// Where the packets of a virtual address are.
+/// The state of a virtual address on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Not on this node.
+    /// The address is not on this node.
     Elsewhere,
-    /// On this node, where the proxy has them.
+    /// The address is on this node, and the proxy gets its packets.
     Held,
-    /// On this node, where IPVS has them.
+    /// The address is on this node, and IPVS gets its packets.
     Directed,
 }
 
 impl Directed {
-    /// What `cplb status` shows of it.
+    /// The virtual server in `cplb status`.
     pub(crate) fn status(
         &self,
         observed: &Observed,
@@ -54,24 +54,24 @@ impl Directed {
         }
     }
 
-    /// Servers without a share of the connections, and why.
+    /// Servers without a share of the connections, with the reasons.
     pub(super) fn excluded(
         &self,
         members: &[Member],
         results: &ProbeResults,
     ) -> impl Iterator<Item = schema::ExcludedServer> {
-        let result = |member| self.probe_target(member).and_then(|ask| results.get(&ask));
+        let result = |member| self.probe_target(member).and_then(|target| results.get(&target));
         members.iter().filter_map(move |member| {
             let reason = match (self.standing(member, results), result(member)) {
                 _ if member.addr.ip().is_loopback() => return None,
-                _ if !self.takes(member) => "is not of the virtual IP's address family".to_owned(),
+                _ if !self.can_forward_to(member) => "is not of the virtual IP's address family".to_owned(),
                 _ if member.state == BackendState::Terminating => "shuts down".to_owned(),
                 (Standing::Good, _) => return None,
                 (Standing::Down, Some(also @ (ProbeResult::NotOnLink | ProbeResult::Refuses))) => {
                     format!("fails its health checks, and {also}")
                 }
                 (Standing::Down, _) => "fails its health checks".to_owned(),
-                (Standing::Unknown, _) => "has not been asked yet".to_owned(),
+                (Standing::Unknown, _) => "has not been probed yet".to_owned(),
                 (_, result) => result?.to_string(),
             };
             Some(schema::ExcludedServer { address: member.addr.to_string(), reason })

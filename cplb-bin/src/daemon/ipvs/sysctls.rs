@@ -1,4 +1,4 @@
-//! The sysctls below `net.ipv4.vs`, which exist while the kernel has IPVS. Changed for a while, and restored.
+//! The sysctls below `net.ipv4.vs`, which exist while the kernel has IPVS: set while they are needed, and restored after.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use super::kube_proxy;
 use super::record::{Changed, Record};
 
-/// What they should be.
+/// The desired values, by name.
 pub(crate) type Wanted = Vec<(&'static str, &'static str)>;
 
-/// Sets what is wanted and restores what no longer is; what could not be done, for people.
+/// Sets the wanted sysctls, and restores those that are no longer wanted. Returns the faults, for the operator.
 pub(crate) fn apply(wanted: &Wanted, record: &mut Record) -> Vec<String> {
     let names: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
     let gone: Vec<String> =
@@ -30,7 +30,7 @@ fn fault(name: &str, result: io::Result<()>) -> Option<String> {
 
 fn set(name: &str, value: &str, record: &mut Record) -> io::Result<()> {
     let current = match read(name) {
-        // An older kernel does not have it.
+        // Older kernels lack some of them.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
@@ -48,12 +48,12 @@ fn set(name: &str, value: &str, record: &mut Record) -> io::Result<()> {
     fs::write(path(name), value)
 }
 
-/// What somebody else has changed since is left alone, and so is what went with the module. kube-proxy, which sets the
-/// same once when it starts, may have found it as it wants it.
+/// Restores the original value, unless another program has changed it since or the module was unloaded. It is not restored
+/// beside kube-proxy either, which sets the same values once, at its start.
 fn restore(name: &str, record: &mut Record) -> io::Result<()> {
     if let Some(changed) = record.sysctls().get(name)
         && read(name).is_ok_and(|current| current == changed.written)
-        && !kube_proxy::is_here()
+        && !kube_proxy::is_present()
     {
         fs::write(path(name), &changed.original)?;
     }

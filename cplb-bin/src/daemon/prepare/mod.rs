@@ -1,4 +1,4 @@
-//! Reads a configuration for the daemon, away from its loop: the file may be on a file system that does not answer.
+//! Reads a configuration outside of the event loop, because its file system may not answer.
 
 mod preflight;
 
@@ -13,7 +13,7 @@ use crate::source;
 
 use super::sender::EventSender;
 
-/// A file system that takes longer is reported.
+/// The time after which a slow file system is reported.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A configuration that can be put into effect.
@@ -27,12 +27,12 @@ pub(crate) struct Prepared {
 /// The progress of reading a file.
 #[derive(Debug)]
 pub(crate) enum Reading {
-    /// It takes long, and goes on.
+    /// Reading takes longer than [`TIMEOUT`], and continues.
     Slow,
     Done(Box<Result<Prepared, Failure>>),
 }
 
-/// Reads and checks the file of the command line. Waits for the disk.
+/// Reads and checks the file of the command line. Blocks on the file system.
 fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut loaded = source::load(&args.config.config)?;
     let (notes, warnings): (Vec<_>, Vec<_>) =
@@ -56,7 +56,7 @@ fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     Ok(Prepared { config: loaded.config, warnings })
 }
 
-/// Reads and checks the file in a thread of the pool; `slow` is called once if that takes long.
+/// Reads and checks the file in a thread of the pool. Calls `slow` once if that takes longer than [`TIMEOUT`].
 pub(crate) async fn read(args: RunArgs, slow: impl FnOnce()) -> Result<Prepared, Failure> {
     let mut reading = tokio::task::spawn_blocking(move || prepare(&args));
     let read = match tokio::time::timeout(TIMEOUT, &mut reading).await {
@@ -69,7 +69,7 @@ pub(crate) async fn read(args: RunArgs, slow: impl FnOnce()) -> Result<Prepared,
     read.unwrap_or_else(|error| Err(Failure::new(Kind::Internal, error)))
 }
 
-/// As [`read`], in a task that reports to the loop.
+/// Starts [`read`] in a task that reports to the loop.
 pub(crate) fn start(args: RunArgs, events: EventSender<Reading>) {
     tokio::spawn(async move {
         let slow = || _ = events.send(Reading::Slow);
@@ -78,8 +78,8 @@ pub(crate) fn start(args: RunArgs, events: EventSender<Reading>) {
     });
 }
 
-/// The failure to report for a file that takes long.
-pub(crate) fn slow(args: &RunArgs) -> Failure {
+/// The failure that is reported for a file that takes longer than [`TIMEOUT`].
+pub(crate) fn slow_read(args: &RunArgs) -> Failure {
     Failure::new(
         Kind::NoInput,
         format_args!(

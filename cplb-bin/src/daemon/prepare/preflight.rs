@@ -1,4 +1,4 @@
-//! What must be there before anything is touched.
+//! Checks of the system before the daemon changes anything.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,8 @@ use crate::source;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
-/// Everything that can be known before the first change to the system. Returns the warnings, which are logged.
+/// Checks the limits, the kernel features, the privileges and the state directory. Returns the warnings, which are logged
+/// already.
 pub(crate) fn check(config: &Config, args: &RunArgs) -> Result<Vec<String>, Failure> {
     let mut warnings: Vec<String> = raise_descriptor_limit().into_iter().collect();
     warnings.extend(source::admit(config)?);
@@ -55,8 +56,8 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Creates the state directory (0700), and proves that it can be written, by this user alone. A full or read-only
-/// file system may get better, and is left to [`crate::daemon::state_dir`].
+/// Creates the state directory (0700), and checks that only this user can write to it. A full or read-only file system may
+/// recover, and is left to [`crate::daemon::state_dir`].
 fn state_dir(dir: &Path) -> Result<(), Failure> {
     match files::probe_directory(dir) {
         Ok(()) => Ok(()),
@@ -69,7 +70,8 @@ fn state_dir(dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Each connection needs two descriptors; the soft limit of 1024 is for programs that use select(2).
+/// Raises the soft limit of descriptors to the hard one: each connection needs two, and the usual soft limit of 1024 is
+/// meant for programs that use select(2). Returns the warning if that fails.
 fn raise_descriptor_limit() -> Option<String> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok().filter(|(soft, hard)| soft < hard)?;
     let error = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).err()?;
@@ -82,14 +84,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_capabilities_are_named() {
+    fn missing_capabilities_are_listed_by_name() {
         assert_eq!(missing_capabilities("CapEff:\t000001ffffffffff\n"), Vec::<&str>::new());
         assert_eq!(missing_capabilities("CapEff:\t0000000000001000\n"), ["CAP_NET_RAW"]);
         assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n"), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
     }
 
     #[test]
-    fn an_unusable_state_directory_is_named_with_the_way_out() {
+    fn an_unusable_state_directory_is_reported_with_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
         state_dir(&dir.path().join("a/b")).unwrap();
         let file = dir.path().join("file");

@@ -1,13 +1,13 @@
-//! Another configuration takes the place of the one in use: the whole of it, or nothing.
+//! Replaces the configuration in use by another one: as a whole, or not at all.
 //!
 //! A file that was read goes through these steps, one file at a time:
 //!
 //! 1. Its names are resolved, in a task.
-//! 2. Each part is staged: new virtual IPs are locked, discovery follows its clusters, the load balancer takes its
-//!    services over with the former ports still open, and in a task the nftables table leads the virtual IPs of both
-//!    configurations and the keeper has the new groups.
-//! 3. All parts are committed: the election takes over. An instance that is no longer there hands its addresses over
-//!    before it goes, as at a stop; only then the table forgets them.
+//! 2. Each part is staged: the network namespace is locked if need be, discovery follows the clusters of both files, the
+//!    load balancer applies the new services with the former ports still open, and in a task the nftables table redirects
+//!    the virtual IPs of both configurations and the keeper gets the new groups.
+//! 3. All parts are committed, the election first. A removed instance hands its addresses over, as at a stop; only then
+//!    are they removed from the table.
 //!
 //! If a part fails, those before it are rolled back ([`transaction`]).
 
@@ -31,26 +31,26 @@ use super::vip::Election;
 use staging::Staged;
 pub(crate) use staging::Staging;
 
-/// The files that were read, on their way into use.
+/// The reloads in progress.
 #[derive(Default)]
 pub(crate) struct Reloads {
-    /// How often a reload was asked for.
-    asked: u64,
+    /// The number of reloads that were requested.
+    requested: u64,
     reading: ReadingState,
-    /// Files whose names are being resolved, by the number of the reload.
+    /// Files whose backend names are being resolved, by the number of the reload.
     unresolved: BTreeMap<u64, Candidate>,
-    /// The one that comes after the one under way.
+    /// The file that waits for the one in progress.
     next: Option<(Candidate, Answers)>,
     staged: Option<Staged>,
 }
 
-/// Whether the file is being read, which may take long.
+/// The state of reading the file, which may take long.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum ReadingState {
     #[default]
     Idle,
     Reading,
-    /// It may have changed since reading began.
+    /// The file may have changed since reading began.
     ReadingOutdated,
 }
 
@@ -60,17 +60,17 @@ struct Candidate {
     config: Config,
     /// The warnings about it.
     warnings: Vec<String>,
-    /// Which reload asked for it.
+    /// The number of its reload.
     number: u64,
 }
 
 impl Reloads {
-    /// Whether no file is being put into effect.
+    /// Returns whether no file is staged.
     pub(super) fn is_idle(&self) -> bool {
         self.staged.is_none()
     }
 
-    /// The file of a reload whose names are resolved. Those before it were superseded while they waited.
+    /// Takes the file of a reload whose names are resolved. Files before it are superseded, and dropped.
     fn take_resolved(&mut self, number: u64) -> Option<Candidate> {
         let later = self.unresolved.split_off(&(number + 1));
         let candidate = self.unresolved.remove(&number);
@@ -80,12 +80,12 @@ impl Reloads {
 }
 
 impl Daemon {
-    /// Reads the configuration again. A wrong one changes nothing.
+    /// Reads the configuration again. An invalid one changes nothing.
     pub(super) fn reload(&mut self) {
         if self.stopping {
             return;
         }
-        self.reloads.asked += 1;
+        self.reloads.requested += 1;
         if self.reloads.reading != ReadingState::Idle {
             self.reloads.reading = ReadingState::ReadingOutdated;
             return;
@@ -94,9 +94,9 @@ impl Daemon {
         prepare::start(self.args.clone(), EventSender::new(&self.channel));
     }
 
-    /// The file is read, or takes long to be.
+    /// Takes the progress of reading the file.
     pub(super) fn on_read(&mut self, reading: Reading) {
-        let Reading::Done(result) = reading else { return self.refuse(&prepare::slow(&self.args)) };
+        let Reading::Done(result) = reading else { return self.refuse(&prepare::slow_read(&self.args)) };
         let is_outdated = std::mem::take(&mut self.reloads.reading) == ReadingState::ReadingOutdated;
         if self.stopping {
             return;
@@ -108,7 +108,7 @@ impl Daemon {
         match *result {
             Ok(Prepared { config, warnings }) => {
                 tracing::info!(target: ANSWER, "the configuration file is read again");
-                let number = self.reloads.asked;
+                let number = self.reloads.requested;
                 self.backends.resolver.resolve_for_reload(&config, number);
                 self.reloads.unresolved.insert(number, Candidate { config, warnings, number });
             }
@@ -119,7 +119,7 @@ impl Daemon {
     fn refuse(&mut self, failure: &Failure) {
         let why = failure.summary();
         tracing::error!(target: ANSWER, "the configuration is not reloaded: {why}");
-        // One line for each error of the file.
+        // The first line is the summary; each further one is an error of the file.
         for line in failure.to_string().lines().skip(1).map(str::trim).filter(|line| !line.is_empty()) {
             tracing::error!(target: ANSWER, "the configuration is not reloaded: {line}");
         }
@@ -127,7 +127,7 @@ impl Daemon {
         self.problems.raise(Cause::Reload, text);
     }
 
-    /// The names of a file are resolved.
+    /// Takes the resolved names of a reload's file.
     pub(super) fn on_resolved_for_reload(&mut self, number: u64, answers: Answers) {
         if let Some(candidate) = self.reloads.take_resolved(number) {
             self.reloads.next = Some((candidate, answers));
@@ -135,7 +135,7 @@ impl Daemon {
         }
     }
 
-    /// Begins with the file that waits, once the one before is in effect.
+    /// Stages the file that waits, once the one before is in effect.
     pub(super) fn begin_next(&mut self) {
         let removing = self.election.as_ref().is_some_and(Election::is_removing);
         if self.stopping || removing || self.reloads.staged.is_some() {

@@ -1,4 +1,4 @@
-//! The parts of the daemon as a reload changes them.
+//! The changes that a reload makes to the parts of the daemon.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use super::transaction::{AT_ONCE, Part, Participants, Transaction};
 #[derive(Debug)]
 pub(crate) struct Staging(Result<(), Failure>);
 
-/// A file whose task is under way.
+/// A file whose task is in progress.
 pub(super) struct Staged {
     transaction: Transaction,
     next: Next,
@@ -42,7 +42,7 @@ struct Next {
     change: Option<Change>,
 }
 
-/// The daemon, and where it is led.
+/// The daemon, and the state that it is changed to.
 struct Parts<'a> {
     daemon: &'a mut Daemon,
     next: &'a mut Next,
@@ -59,7 +59,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// The task of a reload has been done, or has failed.
+    /// Takes the result of the task of a reload.
     pub(in crate::daemon) fn on_staged(&mut self, Staging(result): Staging) {
         let Some(Staged { transaction, mut next }) = self.reloads.staged.take() else { return };
         if self.stopping {
@@ -76,15 +76,15 @@ impl Daemon {
         match staged {
             Ok(transaction) => {
                 transaction.commit(&mut parts);
-                self.in_use(next);
+                self.adopt(next);
             }
             Err(failure) => self.refuse(&failure),
         }
         self.begin_next();
     }
 
-    /// Adapts everything to the configuration that is in use now.
-    fn in_use(&mut self, next: Next) {
+    /// Makes the new configuration the one in use, and adapts all parts that were not staged.
+    fn adopt(&mut self, next: Next) {
         let Next { candidate: Candidate { config, warnings, number }, answers, backends, .. } = next;
         (self.config, self.backends.resolved) = (config, backends);
         self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
@@ -103,7 +103,7 @@ impl Daemon {
         self.use_discovered();
         self.problems.raise_all(Cause::Configuration, warnings);
         event_log::names(&answers, &mut self.problems);
-        if number == self.reloads.asked {
+        if number == self.reloads.requested {
             self.problems.clear(&Cause::Reload);
         }
         tracing::info!(target: ANSWER, "the configuration is reloaded");
@@ -128,13 +128,13 @@ impl Participants for Parts<'_> {
             Part::Bridge => {
                 if let Some(election) = &daemon.election {
                     let change = election.prepare(std::mem::take(&mut next.instances));
-                    election.expect(&change);
+                    election.join_added(&change);
                     next.change = Some(change);
                 }
             }
             Part::Kernel => {
                 let keeper = daemon.election.as_ref().zip(next.change.as_ref());
-                let steps = Steps {
+                let steps = KernelSteps {
                     table: Arc::clone(&daemon.table),
                     desired: next.desired.table(daemon.ipvs.rules()),
                     keeper: keeper
@@ -142,7 +142,7 @@ impl Participants for Parts<'_> {
                 };
                 let events = EventSender::<Staging>::new(&daemon.channel);
                 tokio::spawn(async move {
-                    let _ = events.send(Staging(steps.take().await));
+                    let _ = events.send(Staging(steps.run().await));
                 });
             }
             Part::Election if daemon.election.is_some() => {}
@@ -158,20 +158,20 @@ impl Participants for Parts<'_> {
     fn roll_back(&mut self, part: Part) {
         let Self { daemon, next } = self;
         match part {
-            // Maintenance unlocks what needs no lock.
+            // Maintenance releases a lock that is not needed.
             Part::HostLock => {}
             Part::Backends => daemon.backends.clusters.follow(&daemon.config),
             Part::Proxy => {
                 let result = daemon.proxy.roll_back();
-                daemon.note_services(result);
+                daemon.report_reconfigured(result);
             }
             Part::Bridge => {
                 if let (Some(election), Some(change)) = (&daemon.election, &next.change) {
-                    election.forget(change);
+                    election.leave_added(change);
                 }
             }
             Part::Kernel => daemon.change_table(),
-            // Nothing is staged after it.
+            // It is staged last, so it is never rolled back.
             Part::Election => {}
         }
     }
@@ -185,22 +185,23 @@ impl Participants for Parts<'_> {
                 }
             }
             Part::Proxy => daemon.proxy.commit(),
-            // As they were staged.
+            // Staging was all that they need.
             Part::HostLock | Part::Backends | Part::Bridge | Part::Kernel => {}
         }
     }
 }
 
-/// The work of a reload that takes time.
-struct Steps {
+/// The blocking work of a reload.
+struct KernelSteps {
     table: Arc<TableKeeper>,
-    /// For the virtual IPs of both configurations; `None` where the new one needs none, and the former one stays.
+    /// The table for the virtual IPs of both configurations; `None` where the new one needs none, so that the former table
+    /// stays until the commit.
     desired: Option<Table>,
     keeper: Option<(KeeperHandle, Vec<VipGroupConfig>)>,
 }
 
-impl Steps {
-    async fn take(self) -> Result<(), Failure> {
+impl KernelSteps {
+    async fn run(self) -> Result<(), Failure> {
         if self.desired.is_some() {
             self.table.set(self.desired).await?;
         }

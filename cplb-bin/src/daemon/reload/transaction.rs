@@ -11,9 +11,9 @@ pub(super) enum Part {
     Backends,
     /// The load balancer.
     Proxy,
-    /// The bridge knows new instances.
+    /// The bridge between the election and the keeper, which learns of new instances.
     Bridge,
-    /// The nftables table leads the virtual IPs of both configurations, and the keeper has the new groups: in a task.
+    /// The nftables table and the keeper, which get the virtual IPs of both configurations in a task.
     Kernel,
     /// The election.
     Election,
@@ -25,17 +25,17 @@ pub(super) const AT_ONCE: [Part; 5] =
 
 /// Carries out what a [`Transaction`] decides.
 pub(super) trait Participants {
-    /// Changes a part, or leaves it as it was.
+    /// Changes a part. After an error the part is unchanged.
     fn stage(&mut self, part: Part) -> Result<(), Failure>;
 
-    /// Takes the change of a part back.
+    /// Reverts the change of a part.
     fn roll_back(&mut self, part: Part);
 
     /// Makes the change of a part the one in use, which cannot fail.
     fn commit(&mut self, part: Part);
 }
 
-/// A change under way.
+/// A change in progress.
 #[derive(Debug, Default)]
 #[must_use = "a change is committed or rolled back"]
 pub(super) struct Transaction {
@@ -60,13 +60,13 @@ impl Transaction {
         Ok(self)
     }
 
-    /// Takes everything back, the last change first.
+    /// Reverts all staged changes, the last one first.
     pub(super) fn roll_back(self, participants: &mut impl Participants) {
         self.staged.into_iter().rev().for_each(|part| participants.roll_back(part));
     }
 
-    /// Makes everything the state in use: the last change first, so that the election has decided before the rest adapts
-    /// to the instances that it runs.
+    /// Commits all staged changes, the last one first, so that the election has its instances before the rest adapts to
+    /// them.
     pub(super) fn commit(self, participants: &mut impl Participants) {
         self.staged.into_iter().rev().for_each(|part| participants.commit(part));
     }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::exit::Kind;
 
-    /// Each part is at the former configuration, staged, or at the new one.
+    /// Logs the calls, and fails to stage one part.
     #[derive(Debug, Default)]
     struct Fake {
         fails: Option<Part>,
@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// As a reload does it: some parts at once, the task for the kernel, then the election.
+    /// The sequence of a reload: the parts staged at once, the result of the task, then the election.
     fn reload(fake: &mut Fake, is_task_done: bool) -> Result<(), Failure> {
         let transaction = Transaction::default().stage(&AT_ONCE, fake)?;
         if !is_task_done {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_at_each_part_rolls_back_those_before_it_and_no_other() {
+    fn a_failed_part_rolls_back_exactly_the_parts_before_it() {
         let all: Vec<Part> = AT_ONCE.into_iter().chain([Part::Election]).collect();
         for (index, part) in all.iter().enumerate() {
             let mut fake = Fake { fails: Some(*part), ..Fake::default() };
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_task_rolls_back_what_it_may_have_done() {
+    fn a_failed_task_rolls_back_all_parts_staged_before() {
         let mut fake = Fake::default();
         reload(&mut fake, false).unwrap_err();
         assert_eq!(fake.parts("roll back"), AT_ONCE.into_iter().rev().collect::<Vec<_>>());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_is_committed_once_and_the_election_first() {
+    fn each_part_is_committed_once_with_the_election_first() {
         let mut fake = Fake::default();
         reload(&mut fake, true).unwrap();
         assert_eq!(fake.parts("commit").first(), Some(&Part::Election));

@@ -1,22 +1,21 @@
-//! The evidence for the serving verdict: could this node serve a client that reaches it through a VIP?
+//! The evidence for the serving verdict: the state of every part that a client's connection to a VIP needs on this node.
 //!
-//! The verdict decides who should hold the VIP, so it is drawn from what a client would meet on this node: the
-//! keeper of the address, the nftables table, the load balancer's real listener and a healthy backend. When several backends are configured,
-//! one of them must answer from another node: a controller that is cut off from the rest still reaches its own API
-//! server, and would otherwise believe itself sound.
+//! These are the keeper of the address, the nftables table, the load balancer's real listener and a healthy backend. Where
+//! several backends are configured, one of them must answer from another node: a controller that is cut off from the rest
+//! still reaches its own API server.
 
-/// The state of the parts that a client meets, at one moment.
+/// The state of the parts at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
-    /// Why the virtual IPs would not be held here.
+    /// The reason why virtual IPs cannot be held on this node.
     pub(crate) keeper: Option<String>,
-    /// Why the nftables table does not lead traffic to the load balancer.
+    /// The reason why the nftables table does not redirect traffic to the load balancer.
     pub(crate) table: Option<String>,
-    /// Why IPVS does not balance what it should.
+    /// The reason why IPVS does not balance.
     pub(crate) ipvs: Option<String>,
-    /// Why the load balancer does not answer on its own listener.
+    /// The reason why the load balancer does not answer on its own listener.
     pub(crate) heartbeat: Option<String>,
-    /// The backends of the deciding service; `None` where nothing is balanced.
+    /// The backends of the deciding service; `None` without a load balancer.
     pub(crate) backends: Option<Backends>,
 }
 
@@ -24,7 +23,7 @@ pub(crate) struct Evidence {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Backends {
     pub(crate) known: usize,
-    /// Those that were not checked yet, or not lately.
+    /// Those without a recent check.
     pub(crate) unchecked: usize,
     pub(crate) healthy: usize,
     /// Those on other nodes.
@@ -79,23 +78,23 @@ mod tests {
     }
 
     #[test]
-    fn another_node_s_backend_is_enough() {
+    fn a_healthy_backend_on_another_node_suffices() {
         assert_eq!(assess(&evidence((0, 1), (1, 2))), Ok(()));
     }
 
     #[test]
-    fn a_lonely_own_backend_serves_but_not_when_others_should_answer() {
+    fn an_own_backend_suffices_only_where_no_other_is_configured() {
         assert_eq!(assess(&evidence((1, 1), (0, 0))), Ok(()));
         assert!(assess(&evidence((1, 1), (0, 2))).unwrap_err().contains("cut off"));
     }
 
     #[test]
-    fn without_a_balancer_there_is_nothing_to_judge() {
+    fn a_node_without_a_load_balancer_serves() {
         assert_eq!(assess(&Evidence::default()), Ok(()));
     }
 
     #[test]
-    fn backends_that_were_not_checked_are_not_called_unhealthy() {
+    fn unchecked_backends_are_waited_for() {
         let mut waiting = evidence((0, 1), (0, 2));
         waiting.backends.as_mut().unwrap().unchecked = 2;
         assert_eq!(assess(&waiting), Err("waiting for the health checks of 2 backends".to_owned()));
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_missing_piece_is_named() {
+    fn the_reason_names_the_part_at_fault() {
         assert_eq!(assess(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
         assert_eq!(assess(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
         let table = Evidence { table: Some("gone".into()), ..evidence((0, 0), (1, 1)) };

@@ -1,25 +1,25 @@
-//! Whether this node can hold all addresses of an instance.
+//! The fitness of this node to hold all addresses of an instance.
 //!
 //! An instance's addresses are held together or not at all. A node that cannot install one of them, or where one of them
 //! is without a lease, advertises the degraded priority for that instance although it serves, so that a node which can
-//! hold them all takes over; if there is none, nothing moves. The verdict is drawn from what is so on this node whether
-//! or not it holds the addresses: it does not change when they move, so they do not move back and forth.
+//! hold them all takes over; if there is none, nothing moves. Fitness depends only on conditions that are the same
+//! whether or not the node holds the addresses. Otherwise the addresses would move back and forth.
 
 use std::net::IpAddr;
 
 use netlink_vip::{AddressCopy, AddressState, AddressStatus, GroupStatus, InterfaceState, Refusal};
 use vrrp::runner::InstanceId;
 
-/// The findings of one round about an instance.
+/// The faults that one round has found for an instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Fitness {
     pub(crate) id: InstanceId,
-    /// Why this node should not hold it, one text for each address.
+    /// The reasons why this node should not hold it, one text for each address.
     pub(crate) faults: Vec<String>,
 }
 
-/// Looks at an instance as the keeper sees it, and at the host. Without an interface there is nothing to hold.
-pub(crate) fn look(group: &GroupStatus) -> Fitness {
+/// Checks an instance by the keeper's status and the host's sysctls. Without an interface there are no faults.
+pub(crate) fn check(group: &GroupStatus) -> Fitness {
     let faults = group.interface.as_ref().map(|interface| {
         let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name);
         let ipv6_disabled = is_ipv6_disabled(&std::fs::read_to_string(path));
@@ -28,16 +28,16 @@ pub(crate) fn look(group: &GroupStatus) -> Fitness {
     Fitness { id: InstanceId(group.id.0), faults: faults.unwrap_or_default() }
 }
 
-/// Why this node cannot hold all these addresses on the interface under leases.
+/// The reasons why this node cannot hold all these addresses on the interface under leases.
 fn faults(
     interface: &InterfaceState,
     addresses: &[AddressStatus],
     copies: &[AddressCopy],
     ipv6_disabled: bool,
 ) -> Vec<String> {
-    let here = copies.iter().filter(|copy| copy.index == interface.index);
-    let mut faults: Vec<String> = here.clone().map(copy_text).collect();
-    let copied: Vec<IpAddr> = here.map(|copy| copy.ip).collect();
+    let on_interface = copies.iter().filter(|copy| copy.index == interface.index);
+    let mut faults: Vec<String> = on_interface.clone().map(copy_text).collect();
+    let copied: Vec<IpAddr> = on_interface.map(|copy| copy.ip).collect();
     let name = &interface.name;
     for AddressStatus { ip, state } in addresses {
         let why = match state {
@@ -47,7 +47,7 @@ fn faults(
                 )
             }
             AddressState::Refused(Refusal::Foreign { .. }) if copied.contains(ip) => continue,
-            // The sysctl says whether that is over.
+            // The sysctl, checked above, shows whether this still holds.
             AddressState::Refused(Refusal::Ipv6Disabled) => continue,
             AddressState::Refused(reason) => reason.to_string(),
             _ => continue,
@@ -57,7 +57,7 @@ fn faults(
     faults
 }
 
-/// Says where an address is that is not leased, and how to end that.
+/// The text about an address without a lease: its interface, and the remedy.
 pub(crate) fn copy_text(copy: &AddressCopy) -> String {
     let AddressCopy { interface, ip, prefix_len, .. } = copy;
     format!(
@@ -66,8 +66,8 @@ pub(crate) fn copy_text(copy: &AddressCopy) -> String {
     )
 }
 
-/// Whether IPv6 addresses are refused on an interface, whose sysctl was read with this result. A kernel without IPv6 has no
-/// such sysctl; one that cannot be read says nothing.
+/// Returns whether IPv6 addresses are refused on an interface whose sysctl was read with this result. A kernel without
+/// IPv6 lacks the sysctl; another read error is no evidence.
 fn is_ipv6_disabled(sysctl: &std::io::Result<String>) -> bool {
     match sysctl {
         Ok(text) => text.trim() != "0",
@@ -120,7 +120,7 @@ mod tests {
     const PRESENT: AddressState = AddressState::Present;
 
     #[test]
-    fn a_copy_is_a_fault_on_the_instance_s_interface_only() {
+    fn a_copy_is_a_fault_only_on_the_interface_of_the_instance() {
         let mut copies = vec![copy(1, "lo"), copy(7, "kube-ipvs0")];
         assert_eq!(found(&ABSENT, &ABSENT, &copies, false), Vec::<String>::new());
         copies.push(copy(2, "eth0"));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_the_kernel_is_a_fault_with_its_reason() {
+    fn an_address_that_the_kernel_refuses_is_a_fault_with_the_reason() {
         let refused = AddressState::Refused(Refusal::Kernel(KernelError::NoAnswer));
         assert_eq!(
             found(&refused, &ABSENT, &[], false),
@@ -137,9 +137,8 @@ mod tests {
         );
     }
 
-    /// Otherwise the addresses would move back and forth.
     #[test]
-    fn faults_of_the_host_are_the_same_whether_it_holds_the_addresses() {
+    fn faults_do_not_depend_on_holding_the_addresses() {
         for ipv6_disabled in [false, true] {
             for copied in [false, true] {
                 let copies: Vec<AddressCopy> = copied.then(|| copy(2, "eth0")).into_iter().collect();

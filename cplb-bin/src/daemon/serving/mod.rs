@@ -1,4 +1,4 @@
-//! The serving verdict: whether this node may hold virtual IPs, and the evidence for it.
+//! The serving verdict, which says whether this node may hold virtual IPs, and the evidence for it.
 
 mod evidence;
 mod fitness;

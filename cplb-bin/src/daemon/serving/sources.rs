@@ -11,40 +11,40 @@ use crate::daemon::ipvs::ReconcilerHandle;
 use super::evidence::{Backends, Evidence};
 use super::fitness::{self, Fitness};
 
-/// The load balancer's answer to a heartbeat may take this long.
+/// The time that the load balancer may take to answer a heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A keeper that owes an answer for longer is stuck: the kernel ends its leases.
-const KEEPER_PATIENCE: Duration = Duration::from_millis(1500);
+/// The time after which a keeper that does not answer is unresponsive: its leases expire.
+const KEEPER_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The evidence of one moment, and what else was observed with it.
+/// The evidence of one round, and the fitness observed with it.
 #[derive(Debug)]
 pub(crate) struct Observation {
-    /// As in [`Sources`].
+    /// The generation of its [`Sources`].
     pub(crate) generation: u64,
     pub(crate) evidence: Evidence,
-    /// Whether this node can hold the addresses of each instance.
+    /// The fitness of this node for each instance.
     pub(crate) fitness: Vec<Fitness>,
 }
 
-/// The parts that are asked.
+/// The parts that evidence is gathered from.
 #[derive(Clone)]
 pub(crate) struct Sources {
-    /// Of the configuration whose parts these are.
+    /// The generation of the configuration in use.
     pub(crate) generation: u64,
     pub(crate) keeper: Option<KeeperHandle>,
     pub(crate) balancer: Option<Arc<LoadBalancer>>,
-    /// Where IPVS balances.
+    /// `None` unless IPVS balances.
     pub(crate) ipvs: Option<ReconcilerHandle>,
-    /// The service whose backends decide.
+    /// The deciding service.
     pub(crate) service: Option<String>,
 }
 
 impl Sources {
-    /// Gathers the evidence beside `table`, the fault of the nftables table.
+    /// Gathers the evidence; `table` is the fault of the nftables table.
     pub(crate) async fn gather(self, table: Option<String>) -> Observation {
         let unresponsive = self.keeper.as_ref().map(KeeperHandle::unresponsive_for).unwrap_or_default();
-        let keeper = (unresponsive > KEEPER_PATIENCE)
+        let keeper = (unresponsive > KEEPER_TIMEOUT)
             .then(|| format!("their keeper has not answered for {:.1} s", unresponsive.as_secs_f64()));
         let ipvs = self.ipvs.as_ref().and_then(|reconciler| reconciler.observed().unavailable);
         let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
@@ -54,7 +54,7 @@ impl Sources {
         }
         let keeper = self.keeper.as_ref().map(KeeperHandle::status);
         let groups = keeper.iter().flat_map(|status| &status.groups);
-        let fitness = groups.map(fitness::look).collect();
+        let fitness = groups.map(fitness::check).collect();
         Observation { generation: self.generation, evidence, fitness }
     }
 
@@ -72,7 +72,7 @@ impl Sources {
     }
 }
 
-/// The fault of this node by a heartbeat. One that could not be made for want of a descriptor or a port says nothing.
+/// The fault that a heartbeat shows. One that failed for lack of a descriptor or a port is inconclusive.
 fn fault(heartbeat: Result<(), HeartbeatError>) -> Option<String> {
     heartbeat.err().filter(|error| !error.is_inconclusive()).map(|error| error.to_string())
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heartbeat_that_could_not_be_made_says_nothing_against_the_node() {
+    fn an_inconclusive_heartbeat_is_no_fault() {
         let addr = ([127, 0, 0, 1], 6444).into();
         assert_eq!(fault(Ok(())), None);
         for shortage in Shortage::ALL {

@@ -13,27 +13,27 @@ use crate::status::schema::Serving;
 use super::evidence::{self, Evidence};
 use super::fitness::Fitness;
 
-/// The shortest lease: a node whose processors are busy for a moment still serves, and a heartbeat may take as long.
+/// The shortest lease: a node whose processors are briefly busy still serves, and a heartbeat may take as long.
 const MIN_SERVING_LEASE: Duration = Duration::from_secs(1);
 
-/// A fact.
+/// An input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Input<'a> {
-    /// It is time to gather evidence, or something changed that may change the verdict.
+    /// Evidence is due: after the interval, or after a change that may change the verdict.
     Due,
-    /// Another configuration is in use: evidence under the one before says nothing.
+    /// Another configuration is in use, so that evidence under the former one does not count.
     Configured,
     /// The evidence of the configuration with this generation. The next one follows after about `interval`.
     Observed { generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness], interval: Duration },
 }
 
-/// The work that follows.
+/// The work that follows from an input.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
     /// Evidence is to be gathered under this generation.
     pub(crate) gather: Option<u64>,
     /// The new verdict, where it differs from the one before.
-    pub(crate) news: Option<Result<(), String>>,
+    pub(crate) changed: Option<Result<(), String>>,
     /// The lease that the election gets now.
     pub(crate) lease: Option<Lease>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Output {
 /// The permission to hold virtual IPs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lease {
-    /// This node may hold all instances but these.
+    /// This node may hold all instances except these.
     Until(Instant, BTreeSet<InstanceId>),
     /// It should hold none.
     None,
@@ -50,16 +50,16 @@ pub(crate) enum Lease {
 /// The current verdict.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// Counts the configurations that were put into effect.
+    /// The number of configurations that were put into effect.
     generation: u64,
     /// `None` before the first evidence.
     verdict: Option<Result<(), String>>,
     since: Instant,
-    /// When gathering began that is under way.
+    /// The start of the gathering in progress.
     gathering_since: Option<Instant>,
-    /// When the lease of a good verdict ends.
+    /// The end of the lease of a good verdict.
     lease_until: Instant,
-    /// The instances that this node should not hold although it serves, and why.
+    /// The instances that this node should not hold although it serves, with the reasons.
     unfit: BTreeMap<InstanceId, Vec<String>>,
 }
 
@@ -76,10 +76,10 @@ impl Verdict {
         }
     }
 
-    /// Takes a fact.
+    /// Takes an input, and returns the work that follows.
     pub(crate) fn handle(&mut self, input: Input<'_>, now: Instant) -> Output {
         match input {
-            // One at a time: gathering that hangs must let the lease run out.
+            // One round at a time, so that a round that hangs lets the lease expire.
             Input::Due if self.gathering_since.is_some() => Output::default(),
             Input::Due => self.gather(now),
             Input::Configured => {
@@ -89,7 +89,7 @@ impl Verdict {
             Input::Observed { generation, .. } if generation != self.generation => self.gather(now),
             Input::Observed { evidence, fitness, interval, .. } => {
                 self.gathering_since = None;
-                let news = self.conclude(evidence::assess(evidence), now);
+                let changed = self.conclude(evidence::assess(evidence), now);
                 self.lease_until = now + MIN_SERVING_LEASE.max(2 * interval);
                 let unfit = fitness.iter().filter(|found| !found.faults.is_empty());
                 self.unfit = unfit.map(|found| (found.id, found.faults.clone())).collect();
@@ -98,7 +98,7 @@ impl Verdict {
                 } else {
                     Lease::None
                 };
-                Output { news, lease: Some(lease), ..Output::default() }
+                Output { changed, lease: Some(lease), ..Output::default() }
             }
         }
     }
@@ -113,9 +113,9 @@ impl Verdict {
         if self.verdict.as_ref().is_none_or(|before| before.is_ok() != verdict.is_ok()) {
             self.since = now;
         }
-        let news = (self.verdict.as_ref() != Some(&verdict)).then(|| verdict.clone());
+        let changed = (self.verdict.as_ref() != Some(&verdict)).then(|| verdict.clone());
         self.verdict = Some(verdict);
-        news
+        changed
     }
 
     /// The reasons why this node should not hold an instance although it serves.
@@ -123,7 +123,7 @@ impl Verdict {
         self.unfit.get(&id).cloned().unwrap_or_default()
     }
 
-    /// Returns whether evidence says anything now, or was gathered under a configuration that is no longer in use.
+    /// Returns whether evidence of this generation was gathered under the configuration in use.
     pub(crate) fn is_current(&self, generation: u64) -> bool {
         generation == self.generation
     }

@@ -1,4 +1,4 @@
-//! The lease of [`Verdict`] in any sequence of facts, and however late they are.
+//! The lease of [`Verdict`] in any sequence of inputs with any delays.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -16,7 +16,7 @@ fn observed<'a>(generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness])
 }
 
 #[test]
-fn good_evidence_is_believed_for_two_intervals_and_bad_evidence_at_once() {
+fn a_lease_lasts_two_intervals_and_bad_evidence_ends_it_at_once() {
     let now = Instant::now();
     let mut verdict = Verdict::new(now);
     assert_eq!(verdict.status(now).reason.as_deref(), Some("not yet checked"));
@@ -25,16 +25,16 @@ fn good_evidence_is_believed_for_two_intervals_and_bad_evidence_at_once() {
     let unfit = [Fitness { id: InstanceId(7), faults: vec!["no IPv6".into()] }];
     let output = verdict.handle(observed(0, &good, &unfit), now);
     assert_eq!(output.lease, Some(Lease::Until(now + 2 * INTERVAL, [InstanceId(7)].into())));
-    assert_eq!((output.news, verdict.faults(InstanceId(7))), (Some(Ok(())), vec!["no IPv6".to_owned()]));
+    assert_eq!((output.changed, verdict.faults(InstanceId(7))), (Some(Ok(())), vec!["no IPv6".to_owned()]));
     let again = verdict.handle(observed(0, &good, &[]), now);
-    assert_eq!((again.news, verdict.faults(InstanceId(7)).len()), (None, 0));
+    assert_eq!((again.changed, verdict.faults(InstanceId(7)).len()), (None, 0));
     let output = verdict.handle(observed(0, &bad(), &[]), now);
-    assert_eq!((output.lease, output.news), (Some(Lease::None), Some(Err("nftables: gone".to_owned()))));
+    assert_eq!((output.lease, output.changed), (Some(Lease::None), Some(Err("nftables: gone".to_owned()))));
     assert!(!verdict.status(now).serving);
 }
 
 #[test]
-fn a_short_interval_has_the_shortest_lease() {
+fn the_lease_is_at_least_one_second() {
     let now = Instant::now();
     let interval = Duration::from_millis(100);
     let (evidence, fitness) = (&Evidence::default(), [].as_slice());
@@ -44,7 +44,7 @@ fn a_short_interval_has_the_shortest_lease() {
 }
 
 #[test]
-fn gathering_that_hangs_is_not_repeated_and_the_verdict_ends_with_its_lease() {
+fn a_verdict_expires_with_its_lease_while_gathering_hangs() {
     let start = Instant::now();
     let mut verdict = Verdict::new(start);
     verdict.handle(observed(0, &Evidence::default(), &[]), start);
@@ -58,7 +58,7 @@ fn gathering_that_hangs_is_not_repeated_and_the_verdict_ends_with_its_lease() {
 }
 
 #[test]
-fn evidence_under_a_former_configuration_is_gathered_anew() {
+fn evidence_of_a_former_configuration_is_gathered_again() {
     let now = Instant::now();
     let mut verdict = Verdict::new(now);
     verdict.handle(Input::Due, now);
@@ -72,7 +72,7 @@ fn evidence_under_a_former_configuration_is_gathered_anew() {
 enum Step {
     Due,
     Configured,
-    /// The evidence that is under way arrives.
+    /// The evidence of the round in progress arrives.
     Observed(bool),
     Wait(u64),
 }
@@ -81,7 +81,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_lease_follows_only_from_good_evidence_of_the_configuration_in_use(
+    fn only_good_evidence_of_the_configuration_in_use_gives_a_lease(
         steps in vec(
             prop_oneof![
                 3 => Just(Step::Due),
@@ -95,8 +95,8 @@ proptest! {
         let mut now = Instant::now();
         let mut verdict = Verdict::new(now);
         let mut generation = 0;
-        let mut under_way: Option<u64> = None;
-        let mut believed: Option<Instant> = None;
+        let mut in_progress: Option<u64> = None;
+        let mut leased: Option<Instant> = None;
         for step in steps {
             let output = match step {
                 Step::Due => verdict.handle(Input::Due, now),
@@ -109,7 +109,7 @@ proptest! {
                     continue;
                 }
                 Step::Observed(is_good) => {
-                    let Some(gathered) = under_way.take() else { continue };
+                    let Some(gathered) = in_progress.take() else { continue };
                     let evidence = if is_good { Evidence::default() } else { bad() };
                     let output = verdict.handle(observed(gathered, &evidence, &[]), now);
                     let expected = (gathered == generation).then(|| match is_good {
@@ -121,15 +121,15 @@ proptest! {
                 }
             };
             match &output.lease {
-                Some(Lease::Until(until, _)) => believed = Some(*until),
-                Some(Lease::None) => believed = None,
+                Some(Lease::Until(until, _)) => leased = Some(*until),
+                Some(Lease::None) => leased = None,
                 None => {}
             }
             if let Some(gathered) = output.gather {
-                prop_assert_eq!((under_way, gathered), (None, generation), "one at a time, of what is in use");
-                under_way = Some(gathered);
+                prop_assert_eq!((in_progress, gathered), (None, generation), "one round at a time, of the configuration in use");
+                in_progress = Some(gathered);
             }
-            prop_assert_eq!(verdict.status(now).serving, believed.is_some_and(|until| now <= until));
+            prop_assert_eq!(verdict.status(now).serving, leased.is_some_and(|until| now <= until));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How connections of other hosts reach the load balancer, for each virtual IP and service, and why.
+//! The delivery of other hosts' connections to the load balancer, for each virtual IP and service, with its reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_proxy::nft::{Delivery, Table};
 
-/// What a host firewall sees of a connection.
+/// The destination port that a host firewall sees of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The service's port.
@@ -30,7 +30,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// How connections to one endpoint arrive: translated if there is a reason.
+/// The delivery of connections to one endpoint: translated if there is a reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
     pub(crate) reason: Option<Reason>,
@@ -42,10 +42,10 @@ impl Delivered {
     }
 }
 
-/// Why connections are translated.
+/// The reason why connections are translated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// This node cannot do otherwise, in words.
+    /// Transparent delivery is unavailable on this node, for this reason.
     Unavailable(String),
     /// IPVS balances the endpoint for us.
     Ipvs,
@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The texts for `degraded`: connections are translated for want of `tproxy`.
+/// The texts for `degraded`, where connections are translated because `tproxy` is unavailable.
 pub(crate) fn degraded_delivery(delivered: &BTreeMap<SocketAddr, Delivered>) -> Vec<String> {
     let unavailable = delivered.values().filter_map(|it| match &it.reason {
         Some(Reason::Unavailable(why)) => Some(why),
@@ -80,8 +80,8 @@ pub(crate) fn degraded_delivery(delivered: &BTreeMap<SocketAddr, Delivered>) -> 
     reasons.into_iter().map(text).collect()
 }
 
-/// The endpoints that `applied` leads to the load balancer. `unavailable` is why nothing can be transparent; `interfaces`
-/// has the virtual IPs for which their interface is the reason.
+/// The endpoints that `applied` redirects to the load balancer. `unavailable` is the reason why no connection can be
+/// transparent; `interfaces` has the virtual IPs whose interface is the reason.
 pub(crate) fn delivered(
     applied: &Table,
     unavailable: Option<&str>,
@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn without_tproxy_every_endpoint_says_so() {
+    fn without_tproxy_every_endpoint_has_that_reason() {
         let found = reasons(&table(Delivery::Dnat), Some("the kernel has no nft_tproxy"), &[]);
         assert_eq!(found.len(), 4);
         assert!(found.iter().all(|(_, why)| why.to_string() == "the kernel has no nft_tproxy"));
     }
 
     #[test]
-    fn only_a_want_of_tproxy_is_degraded_and_once() {
+    fn unavailable_tproxy_alone_is_a_problem_with_one_text() {
         let texts = |table: &Table, unavailable| {
             let interfaces = [("fd00::100".parse().unwrap(), Reason::Bridge("br0".to_owned()))].into();
             degraded_delivery(&delivered(table, unavailable, &interfaces))

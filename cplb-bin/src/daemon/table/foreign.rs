@@ -1,7 +1,7 @@
 //! Services of other software in the kernel's IPVS.
 //!
-//! IPVS takes packets for the address and port of a service from the socket that `tproxy` assigned them to; kube-proxy
-//! makes such services for a Kubernetes Service whose `externalIPs` has a virtual IP.
+//! IPVS handles packets for the address and port of a service before the socket that `tproxy` has assigned; kube-proxy
+//! creates such services for a Kubernetes Service whose `externalIPs` has a virtual IP.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,21 +10,22 @@ use std::time::Duration;
 
 use ipvs::{Client, RequestError, ServiceKey};
 
-/// Exists in a network namespace while the kernel's module is loaded. Asking for the module's netlink family would load it.
+/// The file that exists in a network namespace while the kernel's module is loaded. A request for the module's netlink
+/// family would load it.
 const MODULE: &str = "/proc/net/ip_vs";
 
-/// The serving verdict waits for the answer.
+/// The timeout of a request; the serving verdict waits for it.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Asks IPVS for its services.
+/// Lists the services of IPVS.
 #[derive(Debug, Default)]
 pub(super) struct ForeignServices {
     client: Option<Client>,
 }
 
 impl ForeignServices {
-    /// The addresses and TCP ports that IPVS has a service for. Ours match marks, so they are not among them. `None` if
-    /// the kernel does not tell.
+    /// The addresses and TCP ports of IPVS services. Services of this daemon match marks, so they are not among them.
+    /// `None` if the kernel does not answer.
     pub(super) async fn list(&mut self) -> Option<BTreeSet<SocketAddr>> {
         if !Path::new(MODULE).exists() {
             self.client = None;

@@ -1,6 +1,6 @@
 //! Transparent delivery where the kernel and nft have `tproxy`, and translation where a table with it is refused.
 //!
-//! A refusal holds for a minute: the module may be loaded later, and a moment's lack of memory looks like a refusal.
+//! A refusal holds for a minute: the module may be loaded later, and a brief lack of memory looks like a refusal.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use lb_proxy::nft::{ApplyError, Delivery, Nft, RunError, Table};
 /// The time for which a refusal holds.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// The serving verdict waits for the attempt.
+/// The timeout of a further attempt; the serving verdict waits for it.
 const RETRY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Replaces the table in the kernel. A refused table leaves the former one in place.
@@ -34,7 +34,7 @@ struct Refused {
 }
 
 impl Tproxy {
-    /// Why no connection can be transparent.
+    /// The reason why no connection can be transparent.
     pub(super) fn refusal(&self) -> Option<&String> {
         self.0.as_ref().map(|refused| &refused.reason)
     }
@@ -63,7 +63,7 @@ impl Tproxy {
         Ok(translating)
     }
 
-    /// Tries a transparent table once more if its refusal no longer holds; whether it is applied.
+    /// Tries a transparent table once more if its refusal no longer holds. Returns whether it was applied.
     pub(super) async fn retry(&mut self, nft: &mut impl Replace, table: &Table, now: Instant) -> bool {
         let Some(refused) = &mut self.0 else { return false };
         if now.saturating_duration_since(refused.at) < REFUSED {
@@ -89,7 +89,7 @@ impl Tproxy {
     }
 }
 
-/// Why a table was refused, if that can be because of what only a transparent one has.
+/// The reason of a refusal, if `tproxy` may be its cause.
 fn refusal(error: &ApplyError) -> Option<String> {
     let ApplyError::Run(error) = error else { return None };
     let (why, text) = match error {
@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// The answers to one table after the other, and the tables.
+    /// The scripted answers, one for each table, and the tables that were tried.
     #[derive(Default)]
     struct Scripted {
         answers: VecDeque<Result<(), ApplyError>>,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_failure_of_nft_is_no_refusal_of_tproxy() {
+    async fn one_failure_of_nft_is_retried_before_it_counts_as_a_refusal_of_tproxy() {
         for failure in [busy(), killed()] {
             let (mut tproxy, mut nft) = (Tproxy::default(), Scripted::new([failure, Ok(()), Ok(())]));
             let applied = apply(&mut tproxy, &mut nft, Instant::now()).await.unwrap();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_failure_beside_an_accepted_translation_is_a_refusal_with_its_reason() {
+    async fn tproxy_is_refused_after_two_failures_while_translation_is_accepted() {
         for (answers, reason) in [
             (
                 vec![busy(), Ok(()), busy()],
@@ -181,14 +181,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_of_both_tables_says_nothing_about_tproxy() {
+    async fn a_failure_of_both_tables_is_no_refusal_of_tproxy() {
         let (mut tproxy, mut nft) = (Tproxy::default(), Scripted::new([unsupported(), busy()]));
         apply(&mut tproxy, &mut nft, Instant::now()).await.unwrap_err();
         assert_eq!(tproxy.refusal(), None);
     }
 
     #[tokio::test]
-    async fn a_refused_table_is_tried_again_once_a_minute_until_it_is_accepted() {
+    async fn a_refused_table_is_retried_every_minute_until_it_is_accepted() {
         let (mut tproxy, start, table) = (Tproxy::default(), Instant::now(), Table::default());
         apply(&mut tproxy, &mut Scripted::new([unsupported(), Ok(())]), start).await.unwrap();
         let none = &mut Scripted::default();

@@ -1,7 +1,7 @@
 //! The bridge between the election (`vrrp`) and the keeper of the addresses (`netlink-vip`).
 //!
-//! Both run on real-time threads of their own and talk to each other through this module without a detour over
-//! the main thread: a claim must reach the kernel even while the main thread is busy.
+//! Both run on real-time threads of their own and call each other through this module, not through the main thread: a
+//! claim must reach the kernel even while the main thread is busy.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,22 +14,23 @@ use vrrp::runner::{InstanceId, RunnerEvent, RunnerHandle, VipKeeper};
 
 use crate::daemon::sender::EventSender;
 
-use super::slot::{Announcement, Departure, InstanceSettings, InstanceSlots, address_event, departure};
+use super::slot::{Announcement, InstanceSettings, InstanceSlots, ReleasePlan, address_event, release_plan};
 
 /// A report about the virtual IPs to the main thread.
 #[derive(Debug)]
 pub(crate) enum VipEvent {
-    /// The election reports.
+    /// An event of the election.
     Runner(RunnerEvent),
-    /// The keeper reports.
+    /// An event of the keeper.
     Keeper(KeeperEvent),
-    /// An instance whose VIPs IPVS directs gives them up: IPVS has to stop directing, then the keeper removes them.
+    /// An instance whose VIPs IPVS directs releases them: its IPVS services have to be removed before the keeper removes
+    /// the addresses.
     PlannedRelease(InstanceId),
-    /// The configured source of unicast advertisements is on the interface, or is not.
+    /// Reports whether the configured source of unicast advertisements is on the interface.
     Source { id: InstanceId, source: IpAddr, present: bool },
 }
 
-/// Shared by the callbacks of both threads.
+/// The bridge, shared by the callbacks of both threads.
 pub(crate) struct Bridge {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
@@ -50,7 +51,7 @@ impl Bridge {
         })
     }
 
-    /// Connects the two ends; the slots remember what came earlier.
+    /// Connects the two ends, and announces the interfaces that were reported before.
     pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
         let _ = self.keeper.set(keeper);
         let _ = self.runner.set(runner);
@@ -58,7 +59,7 @@ impl Bridge {
         slots.announcements().for_each(|announcement| self.announce(announcement));
     }
 
-    /// Makes an instance known; its interface is announced to the election.
+    /// Adds an instance or changes its settings, and announces its interface to the election.
     pub(crate) fn join(&self, id: InstanceId, settings: InstanceSettings) {
         if settings.is_directed {
             self.directed().insert(id);
@@ -76,11 +77,11 @@ impl Bridge {
         self.slots().leave(id);
     }
 
-    /// Called on the keeper's thread.
+    /// Forwards an event of the keeper. Called on its thread.
     pub(crate) fn on_keeper(&self, event: KeeperEvent) {
         if let KeeperEvent::Interface { id, state } = &event {
             let mut slots = self.slots();
-            let announcement = slots.seen(InstanceId(id.0), state.as_ref());
+            let announcement = slots.set_interface(InstanceId(id.0), state.as_ref());
             announcement.into_iter().for_each(|announcement| self.announce(announcement));
         }
         if let (Some(runner), Some((id, event))) = (self.runner.get(), address_event(&event)) {
@@ -89,12 +90,12 @@ impl Bridge {
         let _ = self.events.send(VipEvent::Keeper(event));
     }
 
-    /// Called on the election's thread.
+    /// Forwards an event of the election. Called on its thread.
     pub(crate) fn on_runner(&self, event: RunnerEvent) {
         let _ = self.events.send(VipEvent::Runner(event));
     }
 
-    /// Hands an instance's interface to the election.
+    /// Passes an instance's interface to the election.
     fn announce(&self, Announcement { id, interface, source }: Announcement) {
         let Some(runner) = self.runner.get() else { return };
         if let Some((source, present)) = source {
@@ -112,7 +113,7 @@ impl Bridge {
     }
 }
 
-/// The election's end: claims and releases go straight to the keeper.
+/// The election's end of the bridge: claims and releases go directly to the keeper.
 pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
 
 impl VipKeeper for ElectionEnd {
@@ -131,12 +132,12 @@ impl VipKeeper for ElectionEnd {
     fn release(&self, instance: InstanceId, release: Release) {
         let Some(keeper) = self.0.keeper.get() else { return };
         let (id, is_directed) = (GroupId(instance.0), self.0.directed().contains(&instance));
-        match departure(release, is_directed, Instant::now()) {
-            Departure::By(bound) => {
+        match release_plan(release, is_directed, Instant::now()) {
+            ReleasePlan::Deferred(bound) => {
                 keeper.release_by(id, bound);
                 let _ = self.0.events.send(VipEvent::PlannedRelease(instance));
             }
-            Departure::Now(release) => keeper.release(id, release),
+            ReleasePlan::Now(release) => keeper.release(id, release),
         }
     }
 }

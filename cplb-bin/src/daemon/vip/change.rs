@@ -1,4 +1,4 @@
-//! The change from the instances that run to those of another configuration. Pure.
+//! The change from the running instances to those of another configuration. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,13 +17,13 @@ pub(crate) struct Change {
     pub(super) wanted: Instances,
     /// Removed instances whose addresses no other instance has.
     pub(super) handing_over: Vec<InstanceId>,
-    /// Removed instances that lose addresses to others.
+    /// Removed instances of which another instance takes an address over.
     pub(super) gone: Vec<InstanceId>,
 }
 
 impl Change {
     /// The change from `known` to `wanted`. A removed instance keeps its addresses until it has handed them over, unless
-    /// another one takes them.
+    /// another instance takes one over.
     pub(super) fn new(known: &Instances, wanted: Vec<Instance>) -> Self {
         let wanted: Instances = wanted.into_iter().map(|it| (it.id, it)).collect();
         let used: BTreeSet<IpAddr> = wanted.values().flat_map(Instance::addresses).collect();
@@ -34,7 +34,7 @@ impl Change {
         Self { handing_over: ids(handing_over), gone: ids(gone), wanted }
     }
 
-    /// The groups that the keeper is to have, with those of instances that hand over.
+    /// The groups for the keeper, with those of instances that hand over.
     pub(super) fn groups(&self, known: &Instances) -> Vec<VipGroupConfig> {
         let staying = self.handing_over.iter().filter_map(|id| known.get(id));
         self.wanted.values().chain(staying).map(|instance| instance.group.clone()).collect()
@@ -45,8 +45,7 @@ impl Change {
         self.wanted.values().filter(|instance| !known.contains_key(&instance.id))
     }
 
-    /// Returns whether the router of a wanted instance is another one than the one that runs. What is equal goes on
-    /// undisturbed.
+    /// Returns whether the router of a wanted instance differs from the running one. Equal routers are not disturbed.
     pub(super) fn is_changed(wanted: &Instance, known: &Instances) -> bool {
         known.get(&wanted.id).is_none_or(|known| known.router != wanted.router)
     }
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_instance_hands_over_and_keeps_its_group_meanwhile() {
+    fn a_removed_instance_keeps_its_group_while_it_hands_over() {
         let known = known(&[(51, &[100]), (52, &[101])]);
         let change = Change::new(&known, all(&[(51, &[100])]));
         assert_eq!(
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_instance_whose_address_another_one_takes_goes_at_once() {
+    fn a_removed_instance_whose_address_is_taken_over_is_removed_at_once() {
         let known = known(&[(51, &[100]), (52, &[101, 102])]);
         let change = Change::new(&known, all(&[(51, &[100, 102])]));
         assert_eq!((change.handing_over.len(), change.gone.as_slice()), (0, [InstanceId(52)].as_slice()));
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_instance_is_not_disturbed_by_others() {
+    fn an_equal_instance_is_not_reconfigured() {
         let known = known(&[(51, &[100])]);
         let change = Change::new(&known, all(&[(52, &[101]), (51, &[100])]));
         let changed: Vec<u32> =

@@ -1,4 +1,4 @@
-//! The election and the keeper of the addresses, started, changed and ended together.
+//! The election and the keeper of the addresses: started, changed and stopped together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,6 +15,7 @@ use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus
 
 use crate::exit::{Failure, Kind};
 
+use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::sender::EventSender;
 
 use super::bridge::{Bridge, ElectionEnd, VipEvent};
@@ -22,16 +23,16 @@ use super::change::{Change, Instances};
 use super::plan::Instance;
 use super::removals::Removals;
 
-/// How much longer than its own bound an ending election is waited for.
+/// The time that a thread may take to end, beyond its own bound.
 const END_GRACE: Duration = Duration::from_secs(2);
 
-/// How much longer than its own bound a removed instance may take to hand over.
+/// The time that a removed instance may take to hand over, beyond its own bound.
 const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 
-/// More than any cluster has, in case names change their addresses all the time.
+/// The limit of known controllers, more than any cluster has: a name may resolve to new addresses all the time.
 const MAX_CONTROLLERS: usize = 1024;
 
-/// The two real-time threads and what they run.
+/// The two real-time threads and their instances.
 pub(crate) struct Election {
     pub(crate) runner: RunnerHandle,
     pub(crate) keeper: KeeperHandle,
@@ -39,12 +40,12 @@ pub(crate) struct Election {
     removals: Removals,
     bridge: Arc<Bridge>,
     /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
-    /// likely down, and its node still a controller.
+    /// likely down, but its node is still a controller.
     controllers: BTreeSet<IpAddr>,
 }
 
 impl Election {
-    /// Starts both threads; `None` without any instance.
+    /// Starts both threads; `None` without instances.
     pub(crate) fn start(
         instances: Vec<Instance>,
         state_dir: &Path,
@@ -98,22 +99,22 @@ impl Election {
         Change::new(&self.instances, instances)
     }
 
-    /// The groups that the keeper is to have, with those of instances that hand over.
+    /// The groups for the keeper, with those of instances that hand over.
     pub(crate) fn groups(&self, change: &Change) -> Vec<VipGroupConfig> {
         change.groups(&self.instances)
     }
 
-    /// Makes new instances known to the bridge: the keeper reports their interfaces at once.
-    pub(crate) fn expect(&self, change: &Change) {
+    /// Adds new instances to the bridge, before the keeper reports their interfaces.
+    pub(crate) fn join_added(&self, change: &Change) {
         change.added(&self.instances).for_each(|instance| self.bridge.join(instance.id, instance.settings));
     }
 
-    /// The change is not made.
-    pub(crate) fn forget(&self, change: &Change) {
+    /// Removes new instances from the bridge, because the change is rolled back.
+    pub(crate) fn leave_added(&self, change: &Change) {
         change.added(&self.instances).for_each(|instance| self.bridge.leave(instance.id));
     }
 
-    /// Makes the change; the keeper has its groups already. What is equal goes on undisturbed.
+    /// Makes the change; the keeper has its groups already. Equal instances are not disturbed.
     pub(crate) fn commit(&mut self, change: Change) {
         let Change { wanted, handing_over, gone } = change;
         let bound = Instant::now() + self.handover_bound() + REMOVAL_GRACE;
@@ -136,7 +137,7 @@ impl Election {
         }
     }
 
-    /// Adds to the controllers that the election knows.
+    /// Adds controllers to those that the election knows.
     pub(crate) fn add_controllers(&mut self, controllers: BTreeSet<IpAddr>) {
         if !controllers.is_subset(&self.controllers) && self.controllers.len() < MAX_CONTROLLERS {
             self.controllers.extend(controllers);
@@ -144,10 +145,30 @@ impl Election {
         }
     }
 
-    /// Forgets them all, since the configuration is another one.
+    /// Forgets all controllers, because another configuration is in use.
     pub(crate) fn forget_controllers(&mut self) {
         self.controllers.clear();
         self.runner.controllers(BTreeSet::new());
+    }
+
+    /// Returns the fields of each instance for the log, by its VRID.
+    pub(crate) fn log_fields(election: Option<&Self>) -> impl Fn(u32) -> InstanceFields {
+        move |vrid| match election {
+            Some(election) => election.fields(vrid),
+            None => InstanceFields { vrid, ..InstanceFields::default() },
+        }
+    }
+
+    fn fields(&self, vrid: u32) -> InstanceFields {
+        let Some(instance) = self.instances.get(&InstanceId(vrid)) else {
+            return InstanceFields { vrid, ..InstanceFields::default() };
+        };
+        let vips: Vec<String> = instance.addresses().map(|ip| ip.to_string()).collect();
+        let status = self.keeper.status();
+        let group = status.groups.iter().find(|group| group.id.0 == vrid);
+        let found = group.and_then(|group| group.interface.as_ref()).map(|interface| interface.name.clone());
+        let interface = found.unwrap_or_else(|| instance.group.interface.to_string());
+        InstanceFields { vip: vips.join(","), interface, vrid }
     }
 
     /// Every virtual IP that this node may hold.
@@ -155,12 +176,12 @@ impl Election {
         self.instances.values().flat_map(Instance::addresses)
     }
 
-    /// Whether removed instances are still handing over.
+    /// Returns whether removed instances are still handing over.
     pub(crate) fn is_removing(&self) -> bool {
         !self.removals.is_empty()
     }
 
-    /// Forgets the removed instances that have handed over by `status`, or that take too long.
+    /// Forgets the removed instances that have handed over by `status`, or reached their deadline.
     pub(crate) fn finish_removals(&mut self, status: &RunnerStatus) {
         let keeper = self.keeper.status();
         let runs = |id: InstanceId| {
@@ -168,16 +189,17 @@ impl Election {
                 || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
         };
         for id in self.removals.poll(runs, Instant::now()) {
+            let fields = self.fields(id.0);
             self.instances.remove(&id);
             if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
-                tracing::warn!(%error, vrid = id.0, "removing an instance");
+                instance_log!(warn, fields, %error, "addresses of a removed instance not released");
             }
             self.bridge.leave(id);
-            tracing::info!(vrid = id.0, "the instance is removed");
+            instance_log!(info, fields, "the instance is removed");
         }
     }
 
-    /// A thread that has ended although nobody asked for it: it panicked.
+    /// The name of a thread that has ended without a request, which means that it panicked.
     pub(crate) fn dead_thread(&self) -> Option<&'static str> {
         if self.runner.has_ended() {
             return Some("the election");
@@ -190,18 +212,18 @@ impl Election {
         self.instances.values().map(|i| i.router.router.down_interval()).max().unwrap_or_default()
     }
 
-    /// Whether every router has handed over, and the keeper has removed the addresses.
+    /// Returns whether every router has handed over, and the keeper has removed the addresses.
     pub(crate) fn is_over(&self) -> bool {
         let routers = self.runner.status();
         let stopped = routers.instances.iter().all(|instance| instance.state == StateName::Stopped);
         stopped && !self.keeper.status().groups.iter().any(has_addresses)
     }
 
-    /// Ends both threads and removes everything of theirs.
+    /// Stops both threads and removes their addresses.
     pub(crate) async fn end(self) {
         self.runner.shutdown(Duration::from_millis(100));
         if tokio::time::timeout(END_GRACE, self.runner.ended()).await.is_err() {
-            tracing::warn!("the election does not end; going on without it");
+            tracing::warn!("election thread does not end in time; continuing the shutdown");
             self.runner.abort();
         }
         self.keeper.shutdown();
@@ -209,16 +231,16 @@ impl Election {
         let joined = tokio::task::spawn_blocking(move || keeper.join());
         match tokio::time::timeout(END_GRACE, joined).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the VIP keeper"),
-            Ok(Err(error)) => tracing::warn!(%error, "the VIP keeper"),
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "VIP keeper failed"),
+            Ok(Err(error)) => tracing::warn!(%error, "VIP keeper failed"),
             Err(_) => tracing::warn!(
-                "the VIP keeper does not end; the kernel removes the addresses when their lease is over"
+                "VIP keeper does not end in time; the kernel removes the addresses when their leases expire"
             ),
         }
     }
 }
 
-/// Whether a group's addresses are on this node, be it only until their sessions are reset.
+/// Returns whether a group's addresses are on this node, including those that stay until their sessions are reset.
 fn has_addresses(group: &GroupStatus) -> bool {
     matches!(group.state, GroupState::Held { .. } | GroupState::Departing)
 }

@@ -30,7 +30,7 @@ impl Instance {
         name(&self.group.interface)
     }
 
-    /// Whether it sends IPv6 advertisements by multicast.
+    /// Returns whether it sends IPv6 advertisements by multicast.
     pub(crate) fn multicasts_v6(&self) -> bool {
         matches!(self.router.transport, Transport::Multicast) && self.addresses().any(|ip| ip.is_ipv6())
     }
@@ -64,8 +64,8 @@ fn name(interface: &InterfaceSelector) -> Option<String> {
     }
 }
 
-/// The virtual IPs whose connections the next director goes on with. Those that are forwarded by NAT end with the node
-/// that translated them.
+/// The virtual IPs whose connections the next director continues. Connections forwarded by NAT end with the node that
+/// translates them.
 fn lasting(config: &Config) -> BTreeSet<IpAddr> {
     let synchronised = config.ipvs_sync && !config.disable_load_balancer;
     let servers = config.virtual_servers.iter().filter(|it| synchronised && it.kind != LbKind::Nat);
@@ -92,7 +92,7 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
     router.preempt = config.preempt;
     router.only_peers = config.unicast.is_some();
     router.peers.clone_from(&peers);
-    // The addresses say which version decides, so the lease is only known now.
+    // The lease depends on the version that decides, which follows from the addresses.
     router.lease = RouterConfig::lease_for(router.down_interval());
     let lease = LeaseTime::new(router.lease)?;
     let transport =

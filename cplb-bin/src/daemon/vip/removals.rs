@@ -1,16 +1,16 @@
-//! Removed instances that hand their addresses over before they go.
+//! Removed instances that hand their addresses over before they are forgotten.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use vrrp::runner::InstanceId;
 
-/// The instances that hand over, and the time by which each must have.
+/// The instances that hand over, each with its deadline.
 #[derive(Debug, Default)]
 pub(super) struct Removals(BTreeMap<InstanceId, Instant>);
 
 impl Removals {
-    /// An instance begins to hand over.
+    /// Adds an instance that begins to hand over.
     pub(super) fn begin(&mut self, id: InstanceId, bound: Instant) {
         self.0.insert(id, bound);
     }
@@ -20,8 +20,8 @@ impl Removals {
         self.0.is_empty()
     }
 
-    /// Takes out the instances that have handed over, or that take too long. `is_busy` is that of an instance whose router
-    /// runs, or whose addresses are on this node.
+    /// Takes out the instances that have handed over or reached their deadline. `is_busy` returns whether the router of an
+    /// instance runs, or its addresses are on this node.
     pub(super) fn poll(&mut self, is_busy: impl Fn(InstanceId) -> bool, now: Instant) -> Vec<InstanceId> {
         let over: Vec<InstanceId> =
             self.0.iter().filter(|(id, bound)| now >= **bound || !is_busy(**id)).map(|(id, _)| *id).collect();
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_goes_once_it_has_handed_over_or_when_its_time_is_up() {
+    fn an_instance_is_removed_after_its_handover_or_at_its_deadline() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut removals = Removals::default();
         removals.begin(InstanceId(1), start + second);
@@ -46,7 +46,7 @@ mod tests {
         let is_busy = |id| id != InstanceId(3);
         assert_eq!(removals.poll(is_busy, start), [InstanceId(3)]);
         assert_eq!(removals.poll(is_busy, start), []);
-        assert_eq!(removals.poll(is_busy, start + second), [InstanceId(1)], "it takes too long");
+        assert_eq!(removals.poll(is_busy, start + second), [InstanceId(1)], "its deadline has passed");
         assert!(!removals.is_empty());
         assert_eq!(removals.poll(|_| false, start + second), [InstanceId(2)]);
         assert!(removals.is_empty());

@@ -1,5 +1,5 @@
-//! The instances as the bridge knows them, without I/O: what the election is told of their interfaces, and how their
-//! addresses are released.
+//! The instances as the bridge knows them, without I/O: the interfaces that are announced to the election, and the plan of
+//! a release.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use vrrp::router::{self, Release};
 use vrrp::runner::{InstanceId, Interface};
 use vrrp::{LinkPrefix, MacAddr};
 
-/// The main thread may keep the addresses of a planned release for so long: meanwhile another router may have them.
+/// The longest time for which the main thread may defer a planned release: another router may hold the addresses by then.
 const WITHDRAWAL_BOUND: Duration = Duration::from_millis(300);
 
 /// The settings of an instance that the bridge needs.
@@ -18,7 +18,7 @@ const WITHDRAWAL_BOUND: Duration = Duration::from_millis(300);
 pub(crate) struct InstanceSettings {
     /// Source of unicast advertisements, if configured.
     pub(crate) source: Option<IpAddr>,
-    /// Whether IPVS directs what clients send to its VIPs.
+    /// Set where IPVS directs the connections to its VIPs.
     pub(crate) is_directed: bool,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct InstanceSettings {
 #[derive(Debug)]
 struct InstanceSlot {
     settings: InstanceSettings,
-    last_seen: Option<InterfaceState>,
+    last_interface: Option<InterfaceState>,
 }
 
 /// The interface of an instance, for the election.
@@ -43,31 +43,35 @@ pub(super) struct Announcement {
 pub(super) struct InstanceSlots(BTreeMap<InstanceId, InstanceSlot>);
 
 impl InstanceSlots {
-    /// Makes an instance known, or changes its settings.
+    /// Adds an instance, or changes its settings.
     pub(super) fn join(&mut self, id: InstanceId, settings: InstanceSettings) -> Option<Announcement> {
-        self.0.entry(id).or_insert(InstanceSlot { settings, last_seen: None }).settings = settings;
+        self.0.entry(id).or_insert(InstanceSlot { settings, last_interface: None }).settings = settings;
         self.announcement(id)
     }
 
-    /// Forgets an instance. What the keeper still says about it is no news.
+    /// Forgets an instance. Later reports of the keeper about it are ignored.
     pub(super) fn leave(&mut self, id: InstanceId) {
         self.0.remove(&id);
     }
 
-    /// The keeper has found the interface of an instance in this state, or none.
-    pub(super) fn seen(&mut self, id: InstanceId, state: Option<&InterfaceState>) -> Option<Announcement> {
-        self.0.get_mut(&id)?.last_seen = state.cloned();
+    /// Takes the state of an instance's interface, as the keeper has reported it.
+    pub(super) fn set_interface(
+        &mut self,
+        id: InstanceId,
+        state: Option<&InterfaceState>,
+    ) -> Option<Announcement> {
+        self.0.get_mut(&id)?.last_interface = state.cloned();
         self.announcement(id)
     }
 
-    /// The interface of every instance.
+    /// The announcement of every instance.
     pub(super) fn announcements(&self) -> impl Iterator<Item = Announcement> {
         self.0.keys().filter_map(|id| self.announcement(*id))
     }
 
     fn announcement(&self, id: InstanceId) -> Option<Announcement> {
         let slot = self.0.get(&id)?;
-        let source = slot.last_seen.as_ref().zip(slot.settings.source);
+        let source = slot.last_interface.as_ref().zip(slot.settings.source);
         let source = source.map(|(state, source)| (source, state.has(source)));
         Some(Announcement { id, interface: slot.interface(), source })
     }
@@ -76,9 +80,9 @@ impl InstanceSlots {
 impl InstanceSlot {
     /// The interface as the election knows it.
     fn interface(&self) -> Option<Interface> {
-        let state = self.last_seen.as_ref()?;
-        // Peers answer to the configured source. Without it a router is deaf and mute, and would become Active beside
-        // another; so it waits until the address is there.
+        let state = self.last_interface.as_ref()?;
+        // Peers exchange advertisements with the configured source only. A router that started without it would become
+        // Active beside another one, so it waits for the address.
         let v4 = match self.settings.source {
             Some(IpAddr::V4(ip)) => state.has(ip.into()).then_some(ip),
             _ => state.source_v4(),
@@ -103,7 +107,7 @@ impl InstanceSlot {
     }
 }
 
-/// The event of an instance's addresses that the election needs to know at once.
+/// The event for the election that follows from an event of the keeper.
 pub(super) fn address_event(event: &KeeperEvent) -> Option<(InstanceId, router::VipEvent)> {
     match event {
         KeeperEvent::Installed { id, .. } => Some((InstanceId(id.0), router::VipEvent::Installed)),
@@ -113,22 +117,22 @@ pub(super) fn address_event(event: &KeeperEvent) -> Option<(InstanceId, router::
     }
 }
 
-/// The way of addresses off this node.
+/// The plan of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Departure {
+pub(super) enum ReleasePlan {
     /// The keeper removes them now.
     Now(netlink_vip::Release),
-    /// The main thread lets IPVS stop directing, then the keeper removes them: at this time at the latest.
-    By(Instant),
+    /// The keeper removes them after the main thread has removed the IPVS services, at this time at the latest.
+    Deferred(Instant),
 }
 
-/// The keeper resets the sessions itself, so that no other thread has to be alive for it. Only IPVS has to stop directing
-/// before, which the main thread sees to, if it has the time.
-pub(super) fn departure(release: Release, is_directed: bool, now: Instant) -> Departure {
+/// Plans a release. The keeper resets the sessions itself, so that this depends on no other thread. Only the removal of
+/// IPVS services comes before, by the main thread, within [`WITHDRAWAL_BOUND`].
+pub(super) fn release_plan(release: Release, is_directed: bool, now: Instant) -> ReleasePlan {
     match release {
-        Release::Planned if is_directed => Departure::By(now + WITHDRAWAL_BOUND),
-        Release::Planned => Departure::Now(netlink_vip::Release::Planned),
-        Release::Lost => Departure::Now(netlink_vip::Release::Lost),
+        Release::Planned if is_directed => ReleasePlan::Deferred(now + WITHDRAWAL_BOUND),
+        Release::Planned => ReleasePlan::Now(netlink_vip::Release::Planned),
+        Release::Lost => ReleasePlan::Now(netlink_vip::Release::Lost),
     }
 }
 
@@ -159,44 +163,47 @@ mod tests {
     }
 
     #[test]
-    fn without_its_configured_source_an_instance_has_no_address_to_send_from() {
+    fn an_instance_waits_for_its_configured_source_address() {
         let mut slots = InstanceSlots::default();
         let id = InstanceId(51);
         slots.join(id, settings(Some(11)));
-        let waiting = slots.seen(id, Some(&state(12, true))).unwrap();
+        let waiting = slots.set_interface(id, Some(&state(12, true))).unwrap();
         assert_eq!(
             (waiting.interface.unwrap().v4, waiting.source),
             (None, Some(([10, 0, 0, 11].into(), false)))
         );
-        let there = slots.seen(id, Some(&state(11, true))).unwrap();
-        assert_eq!(there.interface.unwrap().v4, Some([10, 0, 0, 11].into()));
+        let present = slots.set_interface(id, Some(&state(11, true))).unwrap();
+        assert_eq!(present.interface.unwrap().v4, Some([10, 0, 0, 11].into()));
         let any = slots.join(id, settings(None)).unwrap();
         assert_eq!((any.interface.unwrap().v4, any.source), (Some([10, 0, 0, 11].into()), None));
     }
 
     #[test]
-    fn an_interface_that_is_reported_after_its_instance_has_left_is_not_announced() {
+    fn an_interface_of_a_removed_instance_is_not_announced() {
         let mut slots = InstanceSlots::default();
         let id = InstanceId(51);
         slots.join(id, settings(None));
         slots.leave(id);
-        assert_eq!(slots.seen(id, Some(&state(11, true))), None);
-        assert_eq!(slots.join(id, settings(None)).unwrap().interface, None, "it is seen anew");
+        assert_eq!(slots.set_interface(id, Some(&state(11, true))), None);
+        assert_eq!(slots.join(id, settings(None)).unwrap().interface, None, "it has to be reported again");
     }
 
     #[test]
-    fn only_a_planned_release_of_directed_addresses_is_deferred_and_that_has_a_bound() {
+    fn only_a_planned_release_of_directed_addresses_is_deferred() {
         let now = Instant::now();
-        assert_eq!(departure(Release::Planned, true, now), Departure::By(now + WITHDRAWAL_BOUND));
-        assert_eq!(departure(Release::Planned, false, now), Departure::Now(netlink_vip::Release::Planned));
+        assert_eq!(release_plan(Release::Planned, true, now), ReleasePlan::Deferred(now + WITHDRAWAL_BOUND));
+        assert_eq!(
+            release_plan(Release::Planned, false, now),
+            ReleasePlan::Now(netlink_vip::Release::Planned)
+        );
         for is_directed in [false, true] {
-            let lost = departure(Release::Lost, is_directed, now);
-            assert_eq!(lost, Departure::Now(netlink_vip::Release::Lost));
+            let lost = release_plan(Release::Lost, is_directed, now);
+            assert_eq!(lost, ReleasePlan::Now(netlink_vip::Release::Lost));
         }
     }
 
     #[test]
-    fn the_election_hears_of_addresses_but_not_of_removals_that_it_asked_for() {
+    fn installed_and_lost_addresses_reach_the_election_and_removals_do_not() {
         let id = GroupId(51);
         let installed = KeeperEvent::Installed { id, took: Duration::ZERO };
         assert_eq!(address_event(&installed), Some((InstanceId(51), router::VipEvent::Installed)));
@@ -210,23 +217,22 @@ mod tests {
     enum Step {
         Join(u32, Option<u8>),
         Leave(u32),
-        Seen(u32, Option<(u8, bool)>),
+        Interface(u32, Option<(u8, bool)>),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..3_u32, option::of(11..13_u8)).prop_map(|(id, host)| Step::Join(id, host)),
             (0..3_u32).prop_map(Step::Leave),
-            (0..3_u32, option::of((11..13_u8, any::<bool>()))).prop_map(|(id, it)| Step::Seen(id, it)),
+            (0..3_u32, option::of((11..13_u8, any::<bool>()))).prop_map(|(id, it)| Step::Interface(id, it)),
         ]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// In any order of facts, and with facts about instances that have left.
         #[test]
-        fn the_election_always_has_the_interface_that_was_seen_last(steps in vec(step(), 0..40)) {
+        fn the_last_announcement_has_the_last_reported_interface(steps in vec(step(), 0..40)) {
             let mut slots = InstanceSlots::default();
             let mut announced: BTreeMap<InstanceId, Announcement> = BTreeMap::new();
             let mut expected: BTreeMap<InstanceId, (Option<u8>, Option<InterfaceState>)> = BTreeMap::new();
@@ -242,21 +248,21 @@ mod tests {
                         slots.leave(InstanceId(id));
                         None
                     }
-                    Step::Seen(id, found) => {
+                    Step::Interface(id, found) => {
                         let found = found.map(|(host, up)| state(host, up));
                         if let Some(known) = expected.get_mut(&InstanceId(id)) {
                             known.1.clone_from(&found);
                         }
-                        slots.seen(InstanceId(id), found.as_ref())
+                        slots.set_interface(InstanceId(id), found.as_ref())
                     }
                 };
                 announced.extend(announcement.map(|it| (it.id, it)));
                 prop_assert!(announced.keys().eq(expected.keys()));
-                for (id, (host, seen)) in &expected {
+                for (id, (host, state)) in &expected {
                     let found = &announced[id];
                     let up = found.interface.as_ref().map(|it| it.up);
-                    prop_assert_eq!(up, seen.as_ref().map(|it| it.up));
-                    let source = seen.as_ref().zip(settings(*host).source).map(|(it, ip)| (ip, it.has(ip)));
+                    prop_assert_eq!(up, state.as_ref().map(|it| it.up));
+                    let source = state.as_ref().zip(settings(*host).source).map(|(it, ip)| (ip, it.has(ip)));
                     prop_assert_eq!(found.source, source);
                 }
             }

@@ -27,16 +27,17 @@ pub(crate) struct Changed {
 }
 
 impl Changed {
-    /// `None` if a sysctl of this name is never changed, or the kernel does not document one of the values.
+    /// A change from `original` to `written`; `None` if a sysctl of this name is never changed, or the kernel does not
+    /// document one of the values.
     pub(crate) fn new(name: &str, original: &str, written: &str) -> Option<Self> {
         let (_, max) = SYSCTLS.into_iter().find(|(known, _)| *known == name)?;
-        let takes = |value: &str| (0..=max).any(|number| value == number.to_string());
-        (takes(original) && takes(written))
+        let is_documented = |value: &str| (0..=max).any(|number| value == number.to_string());
+        (is_documented(original) && is_documented(written))
             .then(|| Self { original: original.to_owned(), written: written.to_owned() })
     }
 }
 
-/// The properties that tell a sync daemon from others.
+/// The properties that identify a sync daemon.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Daemon {
     pub(crate) state: String,
@@ -47,14 +48,14 @@ pub(crate) struct Daemon {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawContent")]
 pub(crate) struct Content {
-    /// IPv6 or not, and the mark.
+    /// Each service: whether it is IPv6, and its mark.
     pub(crate) services: BTreeSet<(bool, NonZeroU32)>,
     pub(crate) daemons: BTreeSet<Daemon>,
-    /// Those below `net.ipv4.vs`, by name.
+    /// The changed sysctls below `net.ipv4.vs`, by name.
     pub(crate) sysctls: BTreeMap<String, Changed>,
 }
 
-/// A content that was not validated.
+/// A content before validation.
 #[derive(Deserialize)]
 struct RawContent {
     services: BTreeSet<(bool, NonZeroU32)>,
