@@ -11,6 +11,7 @@ use vrrp::runner::InstanceId;
 use super::backends::Discovered;
 use super::desired;
 use super::event::Event;
+use super::ids::{group_of, instance_of};
 use super::ipvs::{Input, Ipvs, ProbeReport, ReconcilerReport, Sessions};
 use super::problems::Cause;
 use super::serving::{self, Lease, Observation, Sources};
@@ -73,13 +74,13 @@ impl Daemon {
     async fn on_keeper(&mut self, event: &KeeperEvent) {
         let election = self.election.as_ref();
         let instances = election.map(|election| &election.instances);
-        let wanted = |id: GroupId| {
-            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+        let wanted = |group: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
         event_log::keeper(event, Election::log_fields(election), wanted, &mut self.problems);
-        let multicasts = |id: GroupId| {
-            let instance = instances.and_then(|instances| instances.get(&InstanceId(id.0)));
+        let multicasts = |group: GroupId| {
+            let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.is_some_and(Instance::multicasts_v6)
         };
         event_log::link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
@@ -111,10 +112,10 @@ impl Daemon {
     /// Passes the keeper's reports about an instance's addresses and interface to IPVS.
     fn on_addresses(&mut self, event: &KeeperEvent) {
         let input = match event {
-            KeeperEvent::Installed { id, .. } => Input::Held(InstanceId(id.0)),
-            KeeperEvent::Removed { id, .. } => Input::Lost(InstanceId(id.0)),
+            KeeperEvent::Installed { id, .. } => Input::Held(instance_of(*id)),
+            KeeperEvent::Removed { id, .. } => Input::Lost(instance_of(*id)),
             KeeperEvent::Interface { id, state } => {
-                Input::Interface(InstanceId(id.0), state.as_ref().map(|state| state.name.clone()))
+                Input::Interface(instance_of(*id), state.as_ref().map(|state| state.name.clone()))
             }
             KeeperEvent::Resynced { .. } => Input::InitialSync,
             _ => return,
@@ -208,7 +209,7 @@ impl Daemon {
     async fn release(&mut self, id: InstanceId) {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
-        let (keeper, group) = (election.keeper.clone(), GroupId(id.0));
+        let (keeper, group) = (election.keeper.clone(), group_of(id));
         let fields = Election::log_fields(Some(election))(id.0);
         if !keeper.defers_release(group) {
             return;

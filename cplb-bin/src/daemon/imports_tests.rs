@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const SHELLS: [&str; 9] =
     ["event_loop", "handlers", "maintenance", "status", "reload", "wiring", "event", "event_log", "desired"];
 /// Modules that every subsystem may import.
-const COMMON: [&str; 3] = ["problems", "sender", "instance_log"];
+const COMMON: [&str; 4] = ["ids", "problems", "sender", "instance_log"];
 /// Pairs of a subsystem and another one that it may import.
 const READS: [(&str, &str); 1] = [("serving", "ipvs")];
 

@@ -11,6 +11,7 @@ mod event_log;
 mod event_loop;
 mod handlers;
 mod host_lock;
+mod ids;
 #[cfg(test)]
 mod imports_tests;
 mod instance_log;

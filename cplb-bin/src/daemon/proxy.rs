@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_proxy::{LoadBalancer, Options, ReconfigureError, Service, StartError};
+use lb_proxy::{ListenError, LoadBalancer, Options, ReconfigureError, Service, StartError};
 
 use crate::exit::{Failure, Kind};
 
@@ -168,7 +168,7 @@ impl Proxy {
 fn start_failure(error: &StartError) -> Failure {
     let message = format!("the load balancer cannot start: {error}");
     match error {
-        StartError::PortInUse { addr } => port_in_use(&message, *addr),
+        StartError::Listen(ListenError::PortInUse { addr }) => port_in_use(&message, *addr),
         StartError::Invalid(_) => Failure::new(Kind::Config, error),
         _ => Failure::new(Kind::System, message),
     }
@@ -177,7 +177,7 @@ fn start_failure(error: &StartError) -> Failure {
 fn reconfigure_failure(error: &ReconfigureError) -> Failure {
     let message = format!("the load balancer cannot take the services over: {error}");
     match error {
-        ReconfigureError::PortInUse { addr } => port_in_use(&message, *addr),
+        ReconfigureError::Listen(ListenError::PortInUse { addr }) => port_in_use(&message, *addr),
         _ => Failure::new(Kind::System, message),
     }
 }

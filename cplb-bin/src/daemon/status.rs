@@ -19,6 +19,7 @@ use crate::discovery::State;
 
 use super::Daemon;
 use super::backends::ClusterState;
+use super::ids::instance_of;
 use super::problems::Cause;
 use super::table::{Delivered, Reason, degraded_delivery};
 use super::vip::Election;
@@ -291,7 +292,7 @@ fn translating_interfaces(election: &Election) -> BTreeMap<IpAddr, Reason> {
     };
     let mut found = BTreeMap::new();
     for group in &election.keeper.status().groups {
-        let instance = election.instances.get(&vrrp::runner::InstanceId(group.id.0));
+        let instance = election.instances.get(&instance_of(group.id));
         if let (Some(reason), Some(instance)) = (group.interface.as_ref().and_then(reason), instance) {
             found.extend(instance.addresses().map(|ip| (ip.to_canonical(), reason.clone())));
         }

@@ -7,24 +7,33 @@ use std::time::Duration;
 use crate::health::{MonitorError, TargetError};
 use crate::shortage::Shortage;
 
-/// [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
+/// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StartError {
+pub enum ListenError {
     /// Another socket, perhaps of a second instance, already listens there: stop it or choose another port.
     #[error("{addr} is already in use by another process")]
     PortInUse {
         /// The requested address.
         addr: SocketAddr,
     },
-    /// The address cannot be listened on.
+    /// The system refuses.
     #[error("cannot listen on {addr}: {source}")]
-    Listen {
+    System {
         /// The requested address.
         addr: SocketAddr,
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// [`crate::LoadBalancer::start`] failed. Nothing was left running or bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The services contradict themselves; correct them.
     #[error(transparent)]
     Invalid(#[from] InvalidService),
@@ -40,20 +49,9 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReconfigureError {
-    /// Another socket already listens there.
-    #[error("{addr} is already in use by another process")]
-    PortInUse {
-        /// The requested address.
-        addr: SocketAddr,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}")]
-    Listen {
-        /// The requested address.
-        addr: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The services contradict themselves; correct them.
     #[error(transparent)]
     Invalid(#[from] InvalidService),
@@ -173,8 +171,7 @@ impl HeartbeatError {
 impl From<ReconfigureError> for StartError {
     fn from(error: ReconfigureError) -> Self {
         match error {
-            ReconfigureError::PortInUse { addr } => StartError::PortInUse { addr },
-            ReconfigureError::Listen { addr, source } => StartError::Listen { addr, source },
+            ReconfigureError::Listen(error) => StartError::Listen(error),
             ReconfigureError::Invalid(invalid) => StartError::Invalid(invalid),
             ReconfigureError::Stopping => StartError::Worker(io::ErrorKind::Interrupted.into()),
         }

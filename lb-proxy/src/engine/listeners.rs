@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use super::bind::{Bound, bind, is_in_use};
 use super::command::Command;
 use super::config::Service;
-use super::error::ReconfigureError;
+use super::error::{ListenError, ReconfigureError};
 use super::event::Event;
 use super::lingering::{CLOSE_TIMEOUT, close, wait_closed};
 use super::listener::{Listener, Listening};
@@ -48,12 +48,12 @@ impl ListenerUpdate {
             Ok(()) => Ok(update),
             Err(error) => {
                 linger(shared, update.lingering);
-                Err(error)
+                Err(error.into())
             }
         }
     }
 
-    fn bind(&mut self, shared: &Shared, listed: &[SocketAddr]) -> Result<(), ReconfigureError> {
+    fn bind(&mut self, shared: &Shared, listed: &[SocketAddr]) -> Result<(), ListenError> {
         let is_new = |addr: &SocketAddr| self.listeners().all(|l| l.configured != *addr);
         let new: Vec<SocketAddr> = listed.iter().copied().filter(is_new).collect();
         let mut blocked = Vec::new();
@@ -236,10 +236,6 @@ fn bind_soon(shared: &Shared, addr: SocketAddr) -> io::Result<Bound> {
     }
 }
 
-fn listen_error(addr: SocketAddr, source: io::Error) -> ReconfigureError {
-    if is_in_use(&source) {
-        ReconfigureError::PortInUse { addr }
-    } else {
-        ReconfigureError::Listen { addr, source }
-    }
+fn listen_error(addr: SocketAddr, source: io::Error) -> ListenError {
+    if is_in_use(&source) { ListenError::PortInUse { addr } } else { ListenError::System { addr, source } }
 }

@@ -33,7 +33,7 @@ mod worker_thread;
 
 pub use balancer::LoadBalancer;
 pub use config::{Backend, Options, RelayMode, Service};
-pub use error::{HeartbeatError, InvalidService, ReconfigureError, StartError};
+pub use error::{HeartbeatError, InvalidService, ListenError, ReconfigureError, StartError};
 pub use event::{Event, Failure, Refusal};
 pub use snapshot::{
     BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lb_proxy::{Backend, ReconfigureError, Service};
+use lb_proxy::{Backend, ListenError, ReconfigureError, Service};
 
 use crate::support::{
     Balancer, Echo, ONCE, PATIENCE, block_on, connect, in_threads, ping, quiet_port, service, visit,
@@ -126,7 +126,10 @@ fn a_lingering_listener_is_closed_for_an_overlapping_one_and_restored_if_that_fa
     // On the same port, so that the conflict appears only after the lingering listener is closed.
     let foreign = TcpListener::bind(("127.0.0.9", first)).unwrap();
     let error = balancer.lb.reconfigure(vec![on(&[wide], &echo)]).unwrap_err();
-    assert!(matches!(error, ReconfigureError::PortInUse { addr } if addr == wide), "{error}");
+    assert!(
+        matches!(error, ReconfigureError::Listen(ListenError::PortInUse { addr }) if addr == wide),
+        "{error}"
+    );
     assert_eq!(visit(at(first)).unwrap(), 1);
     assert_eq!(visit(at(second)).unwrap(), 1);
     drop(foreign);
@@ -199,7 +202,10 @@ fn a_reconfiguration_that_fails_for_one_service_changes_none() {
         named("third", on(&[at(ports[1])], &echoes[2])),
     ];
     let error = balancer.lb.reconfigure(after.clone()).unwrap_err();
-    assert!(matches!(error, ReconfigureError::PortInUse { addr } if addr == taken), "{error}");
+    assert!(
+        matches!(error, ReconfigureError::Listen(ListenError::PortInUse { addr }) if addr == taken),
+        "{error}"
+    );
     assert!(error.to_string().contains(&taken.port().to_string()), "{error}");
     thread::sleep(Duration::from_millis(500));
     assert_eq!((visit(at(ports[0])).unwrap(), visit(at(ports[1])).unwrap()), (1, 2));

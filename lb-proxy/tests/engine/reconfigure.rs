@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use lb_proxy::{
-    Backend, BackendState, Balance, Event, HealthKind, InvalidService, LoadBalancer, Options,
+    Backend, BackendState, Balance, Event, HealthKind, InvalidService, ListenError, LoadBalancer, Options,
     ReconfigureError, Service, StartError,
 };
 
@@ -104,12 +104,12 @@ fn a_port_in_use_is_named_and_nothing_changes() {
     let mut bad = service(&[]);
     bad.listen.push(taken);
     let error = balancer.lb.reconfigure(vec![bad.clone()]).unwrap_err();
-    assert!(matches!(error, ReconfigureError::PortInUse { addr } if addr == taken));
+    assert!(matches!(error, ReconfigureError::Listen(ListenError::PortInUse { addr }) if addr == taken));
     assert!(error.to_string().contains(&taken.to_string()));
     assert_eq!(visit(balancer.addr).unwrap(), 0);
 
     let error = LoadBalancer::start(Options::default(), vec![bad], Box::new(drop)).unwrap_err();
-    assert!(matches!(error, StartError::PortInUse { addr } if addr == taken));
+    assert!(matches!(error, StartError::Listen(ListenError::PortInUse { addr }) if addr == taken));
 
     // A listener that was closed for a change that then failed is restored.
     let mut wide = service(&[echo.addr]);
@@ -121,7 +121,7 @@ fn a_port_in_use_is_named_and_nothing_changes() {
     let mut same = service(&[]);
     same.listen = vec![balancer.addr];
     let error = LoadBalancer::start(Options::default(), vec![same], Box::new(drop)).unwrap_err();
-    assert!(matches!(error, StartError::PortInUse { addr } if addr == balancer.addr));
+    assert!(matches!(error, StartError::Listen(ListenError::PortInUse { addr }) if addr == balancer.addr));
 }
 
 #[test]

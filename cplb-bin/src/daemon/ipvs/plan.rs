@@ -14,6 +14,8 @@ use lb_proxy::BackendState;
 use lb_proxy::nft::{Director, Reach};
 use vrrp::runner::InstanceId;
 
+use crate::daemon::ids::instance_id;
+
 use super::prober::{ProbeResult, ProbeResults, ProbeTarget};
 
 /// One port of one virtual address, balanced by one IPVS service that matches a mark.
@@ -98,7 +100,7 @@ pub(crate) fn directed(config: &Config) -> Vec<Directed> {
             port,
             mark,
             service: service.name.clone(),
-            instance: instance_of(config, server.address),
+            instance: instance_with(config, server.address),
             algorithm: server.algorithm,
             kind: server.kind,
             persistence: server
@@ -121,9 +123,9 @@ fn pairs(config: &Config) -> Vec<(&VirtualServer, &cplb_config::Service)> {
     pairs
 }
 
-fn instance_of(config: &Config, vip: IpAddr) -> Option<InstanceId> {
+fn instance_with(config: &Config, vip: IpAddr) -> Option<InstanceId> {
     let owner = config.instances.iter().find(|instance| instance.virtual_ips.iter().any(|ip| ip.ip() == vip));
-    owner.map(|instance| InstanceId(instance.vrid.get().into()))
+    owner.map(instance_id)
 }
 
 /// A mark that is derived from the address and the port, so that it rarely changes when other virtual servers are added

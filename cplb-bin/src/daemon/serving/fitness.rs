@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use netlink_vip::{AddressCopy, AddressState, AddressStatus, GroupStatus, InterfaceState, Refusal};
 use vrrp::runner::InstanceId;
 
+use crate::daemon::ids::instance_of;
+
 /// The faults that one round has found for an instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Fitness {
@@ -25,7 +27,7 @@ pub(crate) fn check(group: &GroupStatus) -> Fitness {
         let ipv6_disabled = is_ipv6_disabled(&std::fs::read_to_string(path));
         faults(interface, &group.addresses, &group.copies, ipv6_disabled)
     });
-    Fitness { id: InstanceId(group.id.0), faults: faults.unwrap_or_default() }
+    Fitness { id: instance_of(group.id), faults: faults.unwrap_or_default() }
 }
 
 /// The reasons why this node cannot hold all these addresses on the interface under leases.

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use netlink_vip::{GroupId, KeeperEvent, KeeperHandle};
+use netlink_vip::{KeeperEvent, KeeperHandle};
 use vrrp::router::{Claim, Release};
 use vrrp::runner::{InstanceId, RunnerEvent, RunnerHandle, VipKeeper};
 
+use crate::daemon::ids::{group_of, instance_of};
 use crate::daemon::sender::EventSender;
 
 use super::slot::{Announcement, InstanceSettings, InstanceSlots, ReleasePlan, address_event, release_plan};
@@ -81,7 +82,7 @@ impl Bridge {
     pub(crate) fn on_keeper(&self, event: KeeperEvent) {
         if let KeeperEvent::Interface { id, state } = &event {
             let mut slots = self.slots();
-            let announcement = slots.set_interface(InstanceId(id.0), state.as_ref());
+            let announcement = slots.set_interface(instance_of(*id), state.as_ref());
             announcement.into_iter().for_each(|announcement| self.announce(announcement));
         }
         if let (Some(runner), Some((id, event))) = (self.runner.get(), address_event(&event)) {
@@ -119,19 +120,19 @@ pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
 impl VipKeeper for ElectionEnd {
     fn claim(&self, instance: InstanceId, claim: Claim) {
         if let Some(keeper) = self.0.keeper.get() {
-            keeper.claim(GroupId(instance.0), claim.valid_until);
+            keeper.claim(group_of(instance), claim.valid_until);
         }
     }
 
     fn extend(&self, instance: InstanceId, valid_until: Instant) {
         if let Some(keeper) = self.0.keeper.get() {
-            keeper.extend(GroupId(instance.0), valid_until);
+            keeper.extend(group_of(instance), valid_until);
         }
     }
 
     fn release(&self, instance: InstanceId, release: Release) {
         let Some(keeper) = self.0.keeper.get() else { return };
-        let (id, is_directed) = (GroupId(instance.0), self.0.directed().contains(&instance));
+        let (id, is_directed) = (group_of(instance), self.0.directed().contains(&instance));
         match release_plan(release, is_directed, Instant::now()) {
             ReleasePlan::Deferred(bound) => {
                 keeper.release_by(id, bound);

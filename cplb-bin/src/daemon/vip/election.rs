@@ -15,6 +15,7 @@ use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus
 
 use crate::exit::{Failure, Kind};
 
+use crate::daemon::ids::group_of;
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::sender::EventSender;
 
@@ -191,7 +192,7 @@ impl Election {
         for id in self.removals.poll(runs, Instant::now()) {
             let fields = self.fields(id.0);
             self.instances.remove(&id);
-            if let Err(error) = self.keeper.remove_group(netlink_vip::GroupId(id.0)) {
+            if let Err(error) = self.keeper.remove_group(group_of(id)) {
                 instance_log!(warn, fields, %error, "addresses of a removed instance not released");
             }
             self.bridge.leave(id);

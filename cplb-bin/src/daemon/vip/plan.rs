@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cplb_config::{Config, LbKind};
-use netlink_vip::{GroupId, InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
+use netlink_vip::{InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
+
+use crate::daemon::ids::{group_of, instance_id};
 
 use super::slot::InstanceSettings;
 
@@ -54,7 +56,7 @@ pub(crate) fn instances(
 /// The interface of each instance of `config`, where it is given by name.
 pub(crate) fn named_interfaces(config: &Config) -> BTreeMap<InstanceId, Option<String>> {
     let all = config.instances.iter();
-    all.map(|it| (InstanceId(it.vrid.get().into()), name(&it.interface))).collect()
+    all.map(|it| (instance_id(it), name(&it.interface))).collect()
 }
 
 fn name(interface: &InterfaceSelector) -> Option<String> {
@@ -73,7 +75,7 @@ fn lasting(config: &Config) -> BTreeSet<IpAddr> {
 }
 
 fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Result<Instance, LeaseTimeError> {
-    let id = u32::from(config.vrid.get());
+    let id = instance_id(config);
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for vip in &config.virtual_ips {
         match vip.ip() {
@@ -98,10 +100,10 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
     let transport =
         if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
-        id: InstanceId(id),
+        id,
         settings: InstanceSettings { source, is_directed: false },
         group: VipGroupConfig {
-            id: GroupId(id),
+            id: group_of(id),
             interface: config.interface.clone(),
             addresses: config.virtual_ips.clone(),
             address_label: Some(config.address_label),
@@ -113,6 +115,6 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
                 .filter(|ip| lasting.contains(ip))
                 .collect(),
         },
-        router: InstanceConfig { id: InstanceId(id), router, transport, checksum: ChecksumPolicy::Lenient },
+        router: InstanceConfig { id, router, transport, checksum: ChecksumPolicy::Lenient },
     })
 }

@@ -10,6 +10,8 @@ use vrrp::router::{self, Release};
 use vrrp::runner::{InstanceId, Interface};
 use vrrp::{LinkPrefix, MacAddr};
 
+use crate::daemon::ids::instance_of;
+
 /// The longest time for which the main thread may defer a planned release: another router may hold the addresses by then.
 const WITHDRAWAL_BOUND: Duration = Duration::from_millis(300);
 
@@ -110,9 +112,9 @@ impl InstanceSlot {
 /// The event for the election that follows from an event of the keeper.
 pub(super) fn address_event(event: &KeeperEvent) -> Option<(InstanceId, router::VipEvent)> {
     match event {
-        KeeperEvent::Installed { id, .. } => Some((InstanceId(id.0), router::VipEvent::Installed)),
-        KeeperEvent::Missing { id, .. } => Some((InstanceId(id.0), router::VipEvent::Missing)),
-        KeeperEvent::LeaseLost { id, .. } => Some((InstanceId(id.0), router::VipEvent::LeaseLost)),
+        KeeperEvent::Installed { id, .. } => Some((instance_of(*id), router::VipEvent::Installed)),
+        KeeperEvent::Missing { id, .. } => Some((instance_of(*id), router::VipEvent::Missing)),
+        KeeperEvent::LeaseLost { id, .. } => Some((instance_of(*id), router::VipEvent::LeaseLost)),
         _ => None,
     }
 }
