@@ -39,7 +39,7 @@
 //!     watch.wait_for_loss(vip, 4 * second).expect("the lease ends by itself");
 //!     probe.wait_for_success(killed, 10 * second).expect("another controller takes over");
 //!     println!("blackout {:?}", probe.report().blackout_since(killed).duration());
-//!     println!("by {:?}", capture.announcements(vip).last().and_then(|(_, it)| lan.who(it.mac)));
+//!     println!("by {:?}", capture.announcements(vip).last().and_then(|(_, it)| lan.node_with_mac(it.mac)));
 //! }
 //! ```
 //!
