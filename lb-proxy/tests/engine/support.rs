@@ -294,6 +294,14 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<(TcpStream, u8)> {
     Ok((stream, identity[0]))
 }
 
+/// The result of a connect; `None` if the balancer reset the connection before `connect` returned.
+pub(crate) fn unless_reset<T>(connected: io::Result<T>) -> Option<T> {
+    match connected {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
+        other => Some(other.unwrap()),
+    }
+}
+
 /// Sends a message and reads its echo.
 pub(crate) fn ping(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(b"ping")?;

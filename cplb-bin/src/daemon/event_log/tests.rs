@@ -1,16 +1,17 @@
-//! The problems that follow from events.
+//! The log lines and problems that follow from events.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netlink_vip::wire::address_flag;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KernelError, ResyncCause, Warning};
-use vrrp::router::{Discard, Warning as ElectionWarning};
+use vrrp::router::{Discard, Reason, StateName, Transition, Warning as ElectionWarning};
 use vrrp::runner::{InstanceId, RunnerEvent};
 
 use super::*;
 use crate::daemon::instance_log::InstanceFields;
 use crate::daemon::problems::Problems;
+use crate::logging::testing::storm;
 
 fn instance(vrid: u32) -> InstanceFields {
     InstanceFields { vrid, ..InstanceFields::default() }
@@ -18,6 +19,48 @@ fn instance(vrid: u32) -> InstanceFields {
 
 fn keeper(event: &KeeperEvent, problems: &mut Problems) {
     super::keeper(event, instance, |_| String::new(), problems);
+}
+
+/// The lines that one call of `event` logs.
+fn logged(event: impl FnOnce(&mut Problems)) -> Vec<String> {
+    let mut event = Some(event);
+    let mut problems = Problems::default();
+    storm(1, |_| event.take().into_iter().for_each(|event| event(&mut problems))).lines
+}
+
+#[test]
+fn lines_about_an_instance_name_it_and_its_peer() {
+    let named = |vrid| InstanceFields { vip: "10.0.0.100".to_owned(), interface: "eth0".to_owned(), vrid };
+    let (id, peer) = (InstanceId(51), IpAddr::from([10, 0, 0, 12]));
+    let transition = Transition {
+        from: StateName::Backup,
+        to: StateName::Active,
+        reason: Reason::ActiveSilent { source: Some(peer) },
+        after: Duration::ZERO,
+    };
+    for event in [
+        RunnerEvent::Transition { id, transition },
+        RunnerEvent::Warning { id, warning: ElectionWarning::Contended { source: peer }, suppressed: 0 },
+        RunnerEvent::Discarded { id, reason: Discard::Checksum, source: peer, suppressed: 0 },
+    ] {
+        let lines = logged(|problems| election(&event, named, problems));
+        let fields = " vip=10.0.0.100 interface=eth0 vrid=51 ";
+        assert!(
+            lines.len() == 1 && lines[0].contains(fields) && lines[0].contains(" peer=10.0.0.12 "),
+            "{lines:?}"
+        );
+    }
+    let id = GroupId(51);
+    for event in [
+        KeeperEvent::Installed { id, took: Duration::ZERO },
+        KeeperEvent::Missing { id, ip: peer },
+        KeeperEvent::LeaseLost { id },
+        KeeperEvent::Interface { id, state: None },
+    ] {
+        let lines = logged(|problems| super::keeper(&event, named, |_| "eth0".to_owned(), problems));
+        let fields = " vip=10.0.0.100 interface=eth0 vrid=51";
+        assert!(lines.len() == 1 && lines[0].contains(fields), "{lines:?}");
+    }
 }
 
 #[test]
