@@ -162,7 +162,8 @@ fn clients_beyond_the_descriptors_are_reset_and_heartbeats_pass() {
         answers.by_ref().map(Result::unwrap).find_map(answer).expect("the child answers")
     };
     let addr: SocketAddr = order("address").parse().unwrap();
-    let mut all: Vec<TcpStream> = (0..CLIENTS).filter_map(|_| unless_reset(TcpStream::connect(addr))).collect();
+    let mut all: Vec<TcpStream> =
+        (0..CLIENTS).filter_map(|_| unless_reset(TcpStream::connect(addr))).collect();
     all.retain_mut(|client| {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         match client.read(&mut [0]) {
