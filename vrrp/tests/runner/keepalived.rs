@@ -227,8 +227,9 @@ fn keepalived_outranks_us(group: &Group, us: &Node, them: &Node) {
     let took =
         eventually("we take over", 6 * SECOND, || member.notes.entered(StateName::Active, crashed)) - crashed;
     println!("keepalived crashed: active after {took:?}, Down is {:?}", group.down(100));
-    // Up to one interval may have passed since its last advertisement.
-    let margin = if is_real_root() { SECOND / 10 } else { SECOND };
+    // Up to one interval may have passed since its last advertisement. A shared machine may pause for some hundred
+    // milliseconds, which nothing here detects: the exact times are shown by the tests of the state machine.
+    let margin = if is_real_root() { SECOND / 2 } else { SECOND };
     assert!(
         took < group.down(100) + margin && took + group.interval() + margin > group.down(100),
         "{took:?}"
