@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use testbed::{Ground, Probe, Signal};
+use testbed::{Entered, Probe, Signal};
 
 use crate::exit::{Failure, Kind};
 
@@ -36,8 +36,8 @@ pub(crate) struct DemoArgs {
 /// Runs the demonstration. Must be called before the process has a second thread: it enters namespaces.
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode, Failure> {
     match testbed::enter() {
-        Ok(Ground::Inside) => demonstrate(args).map(|()| ExitCode::SUCCESS),
-        Ok(Ground::Finished(code)) => Ok(code),
+        Ok(Entered::Inside) => demonstrate(args).map(|()| ExitCode::SUCCESS),
+        Ok(Entered::Finished(code)) => Ok(code),
         Err(error) => Err(Failure::new(Kind::Permission, error)),
     }
 }
@@ -123,11 +123,11 @@ fn spread(out: &Printer, cluster: &Cluster) -> Result<(), testbed::Error> {
 fn crash(out: &Printer, cluster: &mut Cluster, active: usize) -> Result<usize, testbed::Error> {
     out.step(&format!("kill -9 cplb on {}, while the client connects every 2 ms", cluster.name(active)));
     let probe = Probe::to(cluster.address()).start(cluster.client())?;
-    probe.wait_for_calm(Duration::from_millis(300), ELECTION_TIMEOUT)?;
+    probe.wait_until_stable(Duration::from_millis(300), ELECTION_TIMEOUT)?;
     let killed = cluster.signal(active, Signal::SIGKILL)?;
     let successor = cluster.wait_for_owner(Some(active), FAILOVER_TIMEOUT)?;
     probe.wait_for_success(killed + Duration::from_millis(200), FAILOVER_TIMEOUT)?;
-    probe.wait_for_calm(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
+    probe.wait_until_stable(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
     let blackout = probe.stop().blackout_since(killed).duration();
     out.result(&format!(
         "{} took over; the client's blackout was {:.2} s (3 advertisement intervals and the skew make 3.2 s)",
@@ -172,11 +172,11 @@ fn bring_back(
 fn hand_over(out: &Printer, cluster: &mut Cluster, active: usize) -> Result<(), testbed::Error> {
     out.step(&format!("a planned stop (SIGTERM) of {}", cluster.name(active)));
     let probe = Probe::to(cluster.address()).start(cluster.client())?;
-    probe.wait_for_calm(Duration::from_millis(300), ELECTION_TIMEOUT)?;
+    probe.wait_until_stable(Duration::from_millis(300), ELECTION_TIMEOUT)?;
     let stopped = cluster.signal(active, Signal::SIGTERM)?;
     let successor = cluster.wait_for_owner(Some(active), FAILOVER_TIMEOUT)?;
     cluster.wait_until_ended(active, FAILOVER_TIMEOUT)?;
-    probe.wait_for_calm(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
+    probe.wait_until_stable(Duration::from_millis(500), FAILOVER_TIMEOUT)?;
     let blackout = probe.stop().blackout_since(stopped).duration();
     out.result(&format!(
         "{} took over; the client's longest wait for a connection was {} ms",

@@ -145,7 +145,7 @@ async fn a_watch_continues_where_the_last_one_ended() {
 async fn a_resource_version_that_is_gone_leads_to_a_list() {
     let fixture = Fixture::new();
     let mut following = fixture.follow_until_found().await;
-    fixture.cluster.forget();
+    fixture.cluster.compact();
     fixture.cluster.set_servers(&servers(&[11, 12]));
     following.finds(&[11, 12]).await;
     assert_eq!(fixture.api.requests().lists, 2);

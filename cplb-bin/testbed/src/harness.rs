@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
-    Ground, Tool, enter, guest,
+    Entered, Tool, enter, guest,
     guest::SharedGuests,
     is_initial_root,
     scheduler::{GUESTS, Scheduler, TestGroup},
@@ -126,8 +126,8 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     if !arguments.list {
         match enter() {
-            Ok(Ground::Inside) => {}
-            Ok(Ground::Finished(code)) => return code,
+            Ok(Entered::Inside) => {}
+            Ok(Entered::Finished(code)) => return code,
             Err(error) => {
                 eprintln!("error: {error}");
                 return ExitCode::FAILURE;

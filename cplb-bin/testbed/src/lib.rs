@@ -33,7 +33,7 @@
 //!     let active = lan.controllers().iter().position(|node| node.has_address(vip)).expect("an owner");
 //!     let (capture, watch) = (lan.capture().expect("frames"), AddressWatch::on(lan.controller(active)).expect("changes"));
 //!     let probe = Probe::to((vip, 6443).into()).fresh_neighbour().start(lan.client(0)).expect("a probe");
-//!     probe.wait_for_calm(second / 5, 5 * second).expect("the VIP answers");
+//!     probe.wait_until_stable(second / 5, 5 * second).expect("the VIP answers");
 //!     let killed = daemons[active].signal(Signal::SIGKILL).expect("a running daemon");
 //!     lan.cut(lan.controller(active), Direction::Both).expect("a cut");
 //!     watch.wait_for_loss(vip, 4 * second).expect("the lease ends by itself");
@@ -78,7 +78,7 @@ pub use harness::{Test, main};
 pub use keepalived::{Keepalived, KeepalivedState, VrrpInstance};
 pub use lan::{Direction, Impairment, Lan, LanBuilder};
 pub use log::{Line, Log, Stream};
-pub use namespaces::{EnterError, Ground, enter, is_initial_root};
+pub use namespaces::{EnterError, Entered, enter, is_initial_root};
 pub use netlink::{Address, Mac, Neighbour};
 pub use netns::Thread;
 pub use node::Node;

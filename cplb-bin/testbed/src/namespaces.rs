@@ -25,7 +25,7 @@ pub(crate) const MARKER: &str = "CPLB_TESTBED_PARENT";
 /// The role of this process, one of the two that [`enter`] makes of the program.
 #[derive(Debug)]
 #[must_use = "the first process must end with the code of the second"]
-pub enum Ground {
+pub enum Entered {
     /// This process is in its own namespaces (and the init of its PID namespace): go on.
     Inside,
     /// This process waited outside for the second one; it must now end with this code.
@@ -67,7 +67,7 @@ pub enum EnterError {
 ///
 /// Call it first in `main`, before any thread starts. A process cannot enter a PID namespace itself, only its next
 /// child does, so the program is started a second time with the same arguments: the first process gets
-/// [`Ground::Finished`] once the second has ended, and must return that code; the second gets [`Ground::Inside`]. If
+/// [`Entered::Finished`] once the second has ended, and must return that code; the second gets [`Entered::Inside`]. If
 /// the first one is killed, the kernel kills the second, and with it, as it is the init of its PID namespace, every
 /// process that was started from it. So no process survives, whichever is killed.
 ///
@@ -77,10 +77,10 @@ pub enum EnterError {
 /// # Errors
 /// [`EnterError::Threads`] if called too late, [`EnterError::Forbidden`] with the sysctls to set where ordinary
 /// users may not create user namespaces.
-pub fn enter() -> Result<Ground, EnterError> {
+pub fn enter() -> Result<Entered, EnterError> {
     match env::var(MARKER) {
-        Ok(parent) if getpid() == Pid::from_raw(1) => set_up_namespaces(&parent).map(|()| Ground::Inside),
-        _ => run_in_namespaces().map(Ground::Finished),
+        Ok(parent) if getpid() == Pid::from_raw(1) => set_up_namespaces(&parent).map(|()| Entered::Inside),
+        _ => run_in_namespaces().map(Entered::Finished),
     }
 }
 

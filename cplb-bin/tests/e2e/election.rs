@@ -212,7 +212,7 @@ fn split_and_heal(cluster: &Cluster, interval: Duration, case: Split, alone: usi
         cluster.check(knows(client, vip, mac), || format!("the client lost its neighbour entry for {vip}"));
     }
     for probe in probes {
-        let answered = probe.wait_for_calm(Duration::from_millis(200), TIMEOUT);
+        let answered = probe.wait_until_stable(Duration::from_millis(200), TIMEOUT);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
     }
 }

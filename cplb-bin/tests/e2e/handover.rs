@@ -141,7 +141,7 @@ fn probe(cluster: &Cluster) -> Probe {
 }
 
 fn wait_until_stable(cluster: &Cluster, probe: &Probe) {
-    if let Err(error) = probe.wait_for_calm(STABLE, TIMEOUT) {
+    if let Err(error) = probe.wait_until_stable(STABLE, TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer all the time: {error}"));
     }
 }

@@ -104,7 +104,7 @@ fn without_neighbour_entry() {
         let monitor = StallMonitor::start();
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        let answered = probe.wait_for_calm(Duration::from_millis(200), TIMEOUT);
+        let answered = probe.wait_until_stable(Duration::from_millis(200), TIMEOUT);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let at = cluster.signal(victim, Signal::SIGKILL);
         cluster.wait_for_owner(Some(victim));
@@ -112,7 +112,7 @@ fn without_neighbour_entry() {
             Ok(lost) => lost.unwrap_or(at).saturating_duration_since(at),
             Err(error) => cluster.fail(&error.to_string()),
         };
-        let answered = probe.wait_for_calm(Duration::from_secs(1), TIMEOUT);
+        let answered = probe.wait_until_stable(Duration::from_secs(1), TIMEOUT);
         answered.unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let report = probe.stop();
         let gap = report.blackout_since(at);

@@ -110,7 +110,7 @@ fn taken_over(cluster: &Cluster, former: usize, since: Instant, limit: Duration)
 
 fn check_vip_answers(cluster: &Cluster) {
     let probe = testbed::Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), TIMEOUT) {
+    if let Err(error) = probe.wait_until_stable(Duration::from_millis(100), TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer: {error}"));
     }
 }
@@ -257,7 +257,7 @@ fn rolling_restart(delay: Duration) {
     let sessions = Sessions::open(cluster.client(), cluster.address(), 9).expect("the sessions are opened");
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let mut in_flight = 0;
     for backend in &cluster.backends {

@@ -119,7 +119,7 @@ fn filtered() {
     wait_for_report_of_every_node(&cluster, &["announces", &vip, "protocol 112"]);
     // Clients reach the node that announced the address last, and are served there.
     let probe = probe(&cluster);
-    probe.wait_for_calm(Duration::from_secs(1), crate::support::TIMEOUT).expect("clients are served");
+    probe.wait_until_stable(Duration::from_secs(1), crate::support::TIMEOUT).expect("clients are served");
     println!(
         "MEASURED clients are served by {:?}",
         probe.stop().served_by_since(Instant::now() - Duration::from_secs(1))

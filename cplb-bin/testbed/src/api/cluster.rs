@@ -45,7 +45,7 @@ impl Cluster {
         self.servers = servers;
     }
 
-    pub(super) fn forget(&mut self) {
+    pub(super) fn compact(&mut self) {
         self.version += 1;
         self.compacted = self.version;
         self.log.clear();

@@ -106,9 +106,9 @@ impl ApiCluster {
     }
 
     /// Compacts the history away, so that a watch from an earlier version is answered that the version is gone.
-    pub fn forget(&self) {
+    pub fn compact(&self) {
         let mut cluster = lock(&self.0.cluster);
-        cluster.forget();
+        cluster.compact();
         self.0.version.send_replace(cluster.version());
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use testbed::{
-    Ground, Tool, enter,
+    Entered, Tool, enter,
     guest::{Guest, GuestCommand, GuestEnd, GuestError, is_for_tests, run_if_init},
 };
 
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     };
     // The guest ends with this process, whatever ends the process.
     match enter() {
-        Ok(Ground::Inside) => {}
-        Ok(Ground::Finished(code)) => return code,
+        Ok(Entered::Inside) => {}
+        Ok(Entered::Finished(code)) => return code,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::FAILURE;

@@ -130,7 +130,7 @@ impl Probe {
     ///
     /// # Errors
     /// [`Error::TimedOut`].
-    pub fn wait_for_calm(&self, window: Duration, timeout: Duration) -> Result<(), Error> {
+    pub fn wait_until_stable(&self, window: Duration, timeout: Duration) -> Result<(), Error> {
         let start = Instant::now();
         wait_until(format!("probes succeed for {window:?}"), timeout, || {
             let now = Instant::now();

@@ -109,7 +109,7 @@ fn crashed_keepalived_leaves_its_address() {
         .map(|node| Backend::echo(node, node.name(), 7000).expect("a backend"))
         .collect::<Vec<_>>();
     let probe = Probe::to((vip, 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(FAST, LONG).expect("probes succeed");
+    probe.wait_until_stable(FAST, LONG).expect("probes succeed");
     let crashed = first.crash().expect("crashed");
     second.wait_for_state(&low, KeepalivedState::Master, LONG).expect("it takes over");
     eventually("the second one serves", LONG, || probe.report().served_by_since(crashed).contains_key("c2"));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use testbed::{Backend, Ground, Lan, Probe, Signal, Test, Tool, eventually};
+use testbed::{Backend, Entered, Lan, Probe, Signal, Test, Tool, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -33,7 +33,7 @@ pub(crate) fn role() -> Option<String> {
 pub(crate) fn run_role(role: &str) -> ExitCode {
     match role {
         "victim" => {
-            let Ok(Ground::Inside) = testbed::enter() else { return ExitCode::SUCCESS };
+            let Ok(Entered::Inside) = testbed::enter() else { return ExitCode::SUCCESS };
             let lan = Lan::builder().build().expect("a LAN");
             let sleepers = lan.controllers().iter().map(|node| {
                 let mut command = Command::new("sh");
@@ -48,8 +48,8 @@ pub(crate) fn run_role(role: &str) -> ExitCode {
             }
         }
         "code" => match testbed::enter() {
-            Ok(Ground::Inside) => ExitCode::from(42),
-            Ok(Ground::Finished(code)) => code,
+            Ok(Entered::Inside) => ExitCode::from(42),
+            Ok(Entered::Finished(code)) => code,
             Err(error) => panic!("{error}"),
         },
         "threads" => {
@@ -179,7 +179,7 @@ fn dropped_lan_frees_all_resources() {
     drop(nodes);
     let backend = Backend::echo(lan.controller(0), "one", 7000).expect("a backend");
     let probe = Probe::to((lan.controller(0).v4(), 7000).into()).start(lan.client(0)).expect("a probe");
-    probe.wait_for_calm(Duration::from_millis(50), LONG).expect("probes succeed");
+    probe.wait_until_stable(Duration::from_millis(50), LONG).expect("probes succeed");
     let mut sleep = Command::new("sleep");
     sleep.arg("1000");
     let process = lan.controller(2).spawn("sleep", sleep).expect("a process");

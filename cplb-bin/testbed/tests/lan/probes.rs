@@ -41,7 +41,7 @@ fn probe_measures_an_induced_gap() {
     let backend = Backend::echo(node, "one", 7000).expect("a backend");
     for ip in node.own_ips() {
         let probe = Probe::to((ip, 7000).into()).start(lan.client(0)).expect("a probe");
-        probe.wait_for_calm(100 * MS, LONG).expect("probes succeed");
+        probe.wait_until_stable(100 * MS, LONG).expect("probes succeed");
         let quiet = probe.report().blackout_since(Instant::now() - 50 * MS).duration();
         assert!(quiet < NOISE, "{quiet:?} without a reason");
         for gap in [300 * MS, 700 * MS] {
@@ -88,7 +88,7 @@ fn probe_distinguishes_failures() {
     backend.set_behaviour(Behaviour::Hang);
     only(Failure::TimedOut);
     backend.set_behaviour(Behaviour::Serve);
-    probe.wait_for_calm(50 * MS, LONG).expect("probes succeed");
+    probe.wait_until_stable(50 * MS, LONG).expect("probes succeed");
 }
 
 fn probe_without_neighbour_cache_follows_the_owner_at_once() {
@@ -110,7 +110,7 @@ fn probe_without_neighbour_cache_follows_the_owner_at_once() {
             probe.start(lan.client(0)).expect("a probe")
         };
         let warm = probe(false);
-        warm.wait_for_calm(50 * MS, LONG).expect("probes succeed");
+        warm.wait_until_stable(50 * MS, LONG).expect("probes succeed");
         // The move is not announced, so a cached entry keeps pointing to the old owner.
         old.delete_address(ip).expect("deleted");
         new.add_address(ip, len).expect("an address");
@@ -118,7 +118,7 @@ fn probe_without_neighbour_cache_follows_the_owner_at_once() {
         thread::sleep(100 * MS);
         assert_eq!(warm.stop().served_by_since(mark + 20 * MS).get("two"), None);
         let fresh = probe(true);
-        fresh.wait_for_calm(100 * MS, LONG).expect("probes succeed");
+        fresh.wait_until_stable(100 * MS, LONG).expect("probes succeed");
         let report = fresh.stop();
         assert!(report.served_by_since(mark).keys().eq(["two"]), "{:?}", report.served_by_since(mark));
         new.delete_address(ip).expect("deleted");

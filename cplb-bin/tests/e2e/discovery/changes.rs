@@ -13,7 +13,7 @@ use crate::support::{BIND_PORT, TIMEOUT};
 pub(crate) fn list_changes() {
     let mut fixture = Fixture::complete();
     let probe = fixture.probe();
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     fixture.list(&[0, 1]);
     fixture.served_by(&probe, &[0, 1]);
@@ -65,7 +65,7 @@ pub(crate) fn join_and_leave() {
 pub(crate) fn other_kubeconfig() {
     let fixture = Fixture::complete();
     let probe = fixture.probe();
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let right = std::fs::read_to_string(fixture.cluster.config_file(0)).expect("the file exists");
     let (wrong, moved) =
@@ -99,7 +99,7 @@ fn patient_probe(fixture: &Fixture) -> Probe {
     let probe = Probe::to(fixture.cluster.address()).every(Duration::from_millis(5));
     let probe = probe.timeout(Duration::from_secs(5)).start(fixture.cluster.client());
     let probe = probe.expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     probe
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn upgrade() {
     for node in [0, 1, 2, 0, 1, 2] {
         restart(&mut fixture, node, Signal::SIGTERM);
     }
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let moved = moves.check_requests(&fixture, &probe.stop(), since);
     fixture.cluster.check(moved > 0, || "the VIP never moved".to_owned());
 }
@@ -171,7 +171,7 @@ pub(crate) fn crashes() {
         let held = fixture.cluster.owners() == [node];
         let at = Instant::now();
         let ended = restart(&mut fixture, node, Signal::SIGKILL);
-        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+        probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
         let report = probe.report();
         let failed = report.samples().iter().filter(|it| it.ended >= at && it.outcome.is_err());
         let failed: Vec<_> = failed.cloned().collect();
@@ -217,7 +217,7 @@ pub(crate) fn list_of_proxies() {
         });
     }
     let probe = fixture.probe();
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the Active's own server answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the Active's own server answers");
     drop(probe);
     let opened = || {
         let to_a_proxy = |frame: &Frame| {

@@ -13,7 +13,7 @@ const RESTORE_LIMIT: Duration = Duration::from_millis(100);
 
 fn check_vip_answers(cluster: &Cluster) {
     let probe = testbed::Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    if let Err(error) = probe.wait_for_calm(Duration::from_millis(100), TIMEOUT) {
+    if let Err(error) = probe.wait_until_stable(Duration::from_millis(100), TIMEOUT) {
         cluster.fail(&format!("the VIP does not answer: {error}"));
     }
 }

@@ -38,14 +38,14 @@ impl Fixture {
         // Every connection resolves the VIP again, so that two answers would be recorded.
         let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).fresh_neighbour();
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
+        probe.wait_until_stable(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
         Self { cluster, owner, watches, client_capture, probe, since: Instant::now() }
     }
 
     /// Waits until another controller has the VIP and clients reach it, and checks the blackout.
     fn recovered(&self, what: &str, limit: Duration) -> usize {
         let next = self.cluster.wait_for_owner(Some(self.owner));
-        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), TIMEOUT) {
+        if let Err(error) = self.probe.wait_until_stable(Duration::from_millis(300), TIMEOUT) {
             self.cluster.fail(&format!("the VIP does not answer: {error}"));
         }
         let blackout = self.probe.report().blackout_since(self.since).duration();
@@ -86,7 +86,7 @@ impl Fixture {
     /// Checks the cluster after the fault has ended: one owner, and the client reaches it.
     fn healed(&self) {
         let owner = self.cluster.wait_for_owner(None);
-        if let Err(error) = self.probe.wait_for_calm(Duration::from_millis(300), TIMEOUT) {
+        if let Err(error) = self.probe.wait_until_stable(Duration::from_millis(300), TIMEOUT) {
             self.cluster.fail(&format!("the VIP does not answer after the fault: {error}"));
         }
         self.check_owner(owner);

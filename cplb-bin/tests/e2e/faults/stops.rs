@@ -64,7 +64,7 @@ impl Rig {
         let lan = cluster.lan.capture().expect("the capture begins");
         let clients = Probe::to(cluster.address()).every(every);
         let clients = clients.start(cluster.client()).expect("the probe starts");
-        clients.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
+        clients.wait_until_stable(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
         Self { cluster, watches, lan, random, _clients: clients }
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn crash() {
     let (cluster, owner) = settled(plan("DR", false, 0));
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
     let at = cluster.signal(owner, Signal::SIGKILL);
     let successor = cluster.wait_for_owner(Some(owner));
     cluster.wait("the killed node's lease is over", || !cluster.node(owner).has_address(cluster.vip()));
@@ -170,7 +170,7 @@ pub(crate) fn two_owners() {
     let probes = vips.map(|vip| {
         let probe = Probe::to(SocketAddr::new(vip.into(), PORT)).every(Duration::from_millis(40));
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+        probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
         probe
     });
     let marks = marks(&cluster);
@@ -193,7 +193,7 @@ pub(crate) fn two_owners() {
         cluster.wait("the instance has moved back", || owners(&cluster) == [vec![0], vec![1]]);
     }
     for probe in probes {
-        probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+        probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     }
     let records = AddressRecords { cluster: &cluster, watches };
     let mut seen = BTreeMap::new();

@@ -86,7 +86,7 @@ pub(crate) fn departing() {
     }
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(5));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(500), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(500), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let node = (owner + 1) % cluster.len();
     cluster.signal(node, Signal::SIGTERM);
@@ -143,7 +143,7 @@ pub(crate) fn shutdown() {
     let sessions = Sessions::open(client, cluster.address(), 6).expect("the sessions are opened");
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).start(client);
     let probe = probe.expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     backend.set_readiness(Readiness::Terminating);
     cluster.wait("the director excludes the terminating server", || {

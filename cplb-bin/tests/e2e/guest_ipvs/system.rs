@@ -99,7 +99,7 @@ pub(crate) fn no_module() {
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    let answered = probe.wait_for_calm(Duration::from_millis(300), TIMEOUT);
+    let answered = probe.wait_until_stable(Duration::from_millis(300), TIMEOUT);
     answered.unwrap_or_else(|error| cluster.fail(&format!("the proxy takes the place of IPVS: {error}")));
     for module in MODULES.iter().rev().filter(|module| **module != "ip_vs_ftp") {
         load_module(module).expect("it exists");
@@ -285,7 +285,7 @@ pub(crate) fn reload(kind: &str) {
     without.spec.retain(|line| !line.starts_with("virtualServers"));
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
-    probe.wait_for_calm(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
     let since = Instant::now();
     let nothing = |node: &Node| {
         let gone = |text: &str, words: &[&str]| words.iter().all(|word| !text.contains(word));

@@ -92,7 +92,7 @@ impl<'a> Crashes<'a> {
         let victim = cluster.wait_for_owner(None);
         let probe = self.probe.clone().start(cluster.client()).expect("the probe starts");
         let mut faults = Vec::new();
-        probe.wait_for_calm(STABLE, TIMEOUT).unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        probe.wait_until_stable(STABLE, TIMEOUT).unwrap_or_else(|error| cluster.fail(&error.to_string()));
         let survivors: Vec<usize> = (0..cluster.len()).filter(|&index| index != victim).collect();
         let takeovers = |cluster: &Cluster| -> usize {
             survivors

@@ -94,7 +94,7 @@ pub(crate) fn different_sets(plan: Plan, pinned: bool, check: impl FnOnce(&Clust
     let probe = |port: u16| {
         let probe = Probe::to(SocketAddr::new(cluster.vip(), port)).every(Duration::from_millis(20));
         let probe = probe.start(cluster.client()).expect("the probe starts");
-        probe.wait_for_calm(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
+        probe.wait_until_stable(Duration::from_millis(200), TIMEOUT).expect("the VIP answers");
         probe
     };
     let server = |node: usize, port: u16| {
