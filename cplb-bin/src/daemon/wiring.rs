@@ -30,6 +30,7 @@ impl Daemon {
                 tracing::info!(addresses = ?backends.resolved(), "backend names resolve to other addresses");
                 self.backends.resolved = backends;
                 self.update_desired();
+                self.update_ipvs(Input::Tick);
             }
         }
     }

@@ -60,7 +60,8 @@ pub(crate) enum Input {
     Observed(ReconcilerReport),
     /// The prober has another report.
     Probed(ProbeReport),
-    /// The table has these rules, or its change failed.
+    /// The table has these rules, or its change failed and it may still have the former ones. A failure counts as applied:
+    /// otherwise a backend that dies would stay in IPVS for as long as the table cannot be changed.
     RulesApplied(Vec<Director>),
     /// This node is about to stop.
     Depart,

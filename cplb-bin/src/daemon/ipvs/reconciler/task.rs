@@ -39,6 +39,8 @@ pub(super) struct Reconciler {
     has_plan: bool,
     /// The number of failed resyncs in a row.
     failures: u8,
+    /// Cleared while the kernel has no IPVS.
+    has_family: bool,
     observed: Arc<Mutex<Observed>>,
     last_sent: Option<ReconcilerReport>,
     events: EventSender<ReconcilerReport>,
@@ -59,6 +61,7 @@ impl Reconciler {
             wanted: Wanted::default(),
             has_plan: false,
             failures: 0,
+            has_family: true,
             observed,
             last_sent: None,
             events,
@@ -110,18 +113,13 @@ impl Reconciler {
             self.resync().await;
             let observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
             // The kernel removes everything itself when its module is unloaded.
-            let missing = observed.unavailable.filter(|_| !self.record.is_empty() && !self.is_missing());
-            left = missing.into_iter().chain(observed.faults).collect();
+            let unreachable = observed.unavailable.filter(|_| !self.record.is_empty() && self.has_family);
+            left = unreachable.into_iter().chain(observed.faults).collect();
             if left.is_empty() {
                 break;
             }
         }
         left
-    }
-
-    /// Returns whether the last resync failed because the kernel has no IPVS.
-    fn is_missing(&self) -> bool {
-        self.failures == 0
     }
 
     /// Reads the kernel, repairs the differences, and reports changes.
@@ -135,6 +133,7 @@ impl Reconciler {
             match self.reconcile(&mut observed).await {
                 Ok(changed) => {
                     self.failures = 0;
+                    self.has_family = true;
                     if changed == Changed::Nothing {
                         break;
                     }
@@ -203,6 +202,7 @@ impl Reconciler {
         if *error == RequestError::Closed {
             self.client = None;
         }
+        self.has_family = *error != RequestError::NoFamily;
         if matches!(error, RequestError::NoFamily | RequestError::NotPermitted) {
             self.failures = 0;
             return Observed { unavailable: Some(error.to_string()), ..Observed::default() };
