@@ -191,6 +191,17 @@ fn a_service_is_removed_after_its_rule() {
 }
 
 #[test]
+fn a_table_that_cannot_be_changed_does_not_keep_dead_servers_in_ipvs() {
+    let both = plan("NAT", &["10.0.0.100", "10.0.0.101"], true);
+    let mut simulation = directing(&both);
+    simulation.handle(Input::Configured(plan("NAT", &["10.0.0.100"], true), Some(interfaces())));
+    assert_eq!(simulation.last.wanted, None, "the change of the table is under way");
+    let rules = simulation.pending.take().unwrap();
+    simulation.handle(Input::RulesApplied(rules));
+    assert_eq!((simulation.services.len(), simulation.table.len()), (1, 2), "the kernel keeps the former rule");
+}
+
+#[test]
 fn a_departing_node_refuses_probes_while_it_is_still_a_server() {
     let plan = plan("DR", &["10.0.0.100"], true);
     let mut simulation = directing(&plan);
