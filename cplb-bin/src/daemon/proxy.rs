@@ -115,19 +115,27 @@ impl Proxy {
         }
     }
 
-    /// Reverts the staged change.
-    pub(crate) fn roll_back(&mut self) -> Result<(), ReconfigureError> {
-        match self.staged.take() {
-            Some(Staged::Started(_)) => self.retire(),
-            Some(Staged::Reconfigured(_)) => {
-                if let Some(balancer) = &self.balancer {
-                    balancer.forbid(self.plan.forbidden.clone());
-                    balancer.reconfigure(self.plan.services.clone())?;
-                }
+    /// Reverts the staged change. Returns the result of applying `desired` again, where the change had applied other
+    /// services. If that fails, as it did before the change, the last services that could be applied are used.
+    pub(crate) fn roll_back(&mut self, desired: &ProxyPlan) -> Option<Result<(), ReconfigureError>> {
+        match self.staged.take()? {
+            Staged::Started(_) => {
+                self.retire();
+                None
             }
-            Some(Staged::Retiring) | None => {}
+            Staged::Reconfigured(_) => {
+                if let Some(balancer) = &self.balancer {
+                    balancer.forbid(desired.forbidden.clone());
+                }
+                let result = self.reconfigure(desired);
+                if result.is_err() {
+                    let former = self.plan.clone();
+                    let _ = self.reconfigure(&former);
+                }
+                Some(result)
+            }
+            Staged::Retiring => None,
         }
-        Ok(())
     }
 
     /// Stops the load balancer in a thread of the pool, because that waits for its threads.
@@ -219,15 +227,33 @@ mod tests {
     #[tokio::test]
     async fn rolling_back_restores_the_former_services() {
         let (one, two) = (free_port(), free_port());
-        let mut proxy = Proxy::start(plan("former", one), events()).unwrap();
+        let former = plan("former", one);
+        let mut proxy = Proxy::start(former.clone(), events()).unwrap();
         proxy.stage(plan("latter", two)).unwrap();
         assert_eq!(served(&proxy), ["latter"]);
-        proxy.roll_back().unwrap();
+        assert!(matches!(proxy.roll_back(&former), Some(Ok(()))));
         assert_eq!(served(&proxy), ["former"]);
         proxy.stage(plan("latter", two)).unwrap();
         proxy.commit();
-        proxy.roll_back().unwrap();
+        assert!(proxy.roll_back(&former).is_none());
         assert_eq!(served(&proxy), ["latter"], "a committed change is not rolled back");
+        proxy.stop();
+    }
+
+    #[tokio::test]
+    async fn rolling_back_reports_services_that_still_cannot_be_applied() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let desired = plan("desired", other.local_addr().unwrap().port());
+        let mut proxy = Proxy::start(plan("former", free_port()), events()).unwrap();
+        assert!(proxy.reconfigure(&desired).is_err());
+        proxy.stage(ProxyPlan::default()).unwrap();
+        assert!(
+            proxy.roll_back(&desired).is_none(),
+            "nothing was applied, so nothing is known of the desired services"
+        );
+        proxy.stage(plan("latter", free_port())).unwrap();
+        assert!(matches!(proxy.roll_back(&desired), Some(Err(_))));
+        assert_eq!(served(&proxy), ["former"]);
         proxy.stop();
     }
 
@@ -237,16 +263,17 @@ mod tests {
         assert!(proxy.balancer().is_none());
         proxy.stage(plan("staged", free_port())).unwrap();
         assert_eq!(served(&proxy), ["staged"]);
-        proxy.roll_back().unwrap();
+        assert!(proxy.roll_back(&ProxyPlan::default()).is_none());
         assert!(proxy.balancer().is_none());
     }
 
     #[tokio::test]
     async fn a_plan_without_services_stops_the_load_balancer_at_the_commit() {
-        let mut proxy = Proxy::start(plan("former", free_port()), events()).unwrap();
+        let former = plan("former", free_port());
+        let mut proxy = Proxy::start(former.clone(), events()).unwrap();
         proxy.stage(ProxyPlan::default()).unwrap();
         assert_eq!(served(&proxy), ["former"]);
-        proxy.roll_back().unwrap();
+        assert!(proxy.roll_back(&former).is_none());
         assert_eq!(served(&proxy), ["former"]);
         proxy.stage(ProxyPlan::default()).unwrap();
         proxy.commit();

@@ -91,10 +91,9 @@ impl Daemon {
         }
     }
 
-    /// The servers behind virtual servers; none where IPVS is not wanted.
+    /// The servers of each service, also without virtual servers: those that were dropped a moment ago still forward.
     pub(super) fn members(&self) -> Members {
-        let balancer = self.proxy.balancer().filter(|_| !self.desired.ipvs.virtual_servers.is_empty());
-        ipvs::members(&self.desired.proxy.services, balancer.map(Arc::as_ref))
+        ipvs::members(&self.desired.proxy.services, self.proxy.balancer().map(Arc::as_ref))
     }
 
     /// Applies the nftables table in a task, since that runs `nft`. A failure is retried with each round of evidence.

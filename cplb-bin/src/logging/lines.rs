@@ -23,9 +23,10 @@ pub(crate) const ANSWER: &str = "cplb::answer";
 
 /// Fields that identify the subject of a line. None of them is chosen by the sender of a packet, as its address is:
 /// otherwise each packet could have a subject of its own.
-const SUBJECT_FIELDS: [&str; 12] = [
+const SUBJECT_FIELDS: [&str; 13] = [
     "vrid",
     "interface",
+    "found_on",
     "service",
     "port",
     "backend",

@@ -295,8 +295,7 @@ fn decode_address(kind: u16, body: &[u8]) -> Result<ObservedAddress, DecodeError
 
 /// `None` for families other than IPv4 and IPv6 (multicast routing, MPLS).
 fn decode_route(body: &[u8]) -> Result<Option<ObservedRoute>, DecodeError> {
-    const KINDS: &[u16] =
-        &[libc::RTA_DST, libc::RTA_OIF, libc::RTA_PRIORITY, libc::RTA_MULTIPATH, libc::RTA_TABLE];
+    const KINDS: &[u16] = &[libc::RTA_DST, libc::RTA_OIF, libc::RTA_PRIORITY, libc::RTA_TABLE];
     let header = RouteHeader::parse(body)?;
     let mut destination = match header.address_family {
         AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -310,11 +309,12 @@ fn decode_route(body: &[u8]) -> Result<Option<ObservedRoute>, DecodeError> {
             RouteAttribute::Destination(address) => destination = ip_of(&address).unwrap_or(destination),
             RouteAttribute::Oif(index) => interfaces.push(index),
             RouteAttribute::Priority(priority) => metric = priority,
-            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
             RouteAttribute::Table(number) => table = number,
             _ => {}
         }
     }
+    let multipath = nlas(body, header.buffer_len()).filter(|nla| nla.kind() == libc::RTA_MULTIPATH);
+    interfaces.extend(multipath.flat_map(|nla| next_hops(nla.value())));
     Ok(Some(ObservedRoute {
         destination: Prefix::new(destination, header.destination_prefix_length),
         table,
@@ -323,6 +323,18 @@ fn decode_route(body: &[u8]) -> Result<Option<ObservedRoute>, DecodeError> {
         metric,
         interfaces,
     }))
+}
+
+/// The interfaces of the next hops of a multipath route. Only their headers (`struct rtnexthop` of `rtnetlink.h`) are read:
+/// the parser of the whole list fails if it does not know an attribute of one hop, such as its encapsulation.
+fn next_hops(mut hops: &[u8]) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let (header, _) = hops.split_first_chunk::<8>()?;
+        let [length_0, length_1, _flags, _weight, index @ ..] = *header;
+        let length = usize::from(u16::from_ne_bytes([length_0, length_1]));
+        hops = hops.get(length.max(header.len()).next_multiple_of(4)..).unwrap_or_default();
+        Some(u32::from_ne_bytes(index))
+    })
 }
 
 fn decode_label(kind: u16, body: &[u8]) -> Result<ObservedLabel, DecodeError> {

@@ -189,6 +189,29 @@ fn default_routes_are_read_single_and_multipath() {
 }
 
 #[test]
+fn a_next_hop_with_an_unknown_encapsulation_keeps_its_interface() {
+    let mut hops = Vec::new();
+    for (index, attribute) in [(9_u32, [8_u16, 22]), (4, [6, 21])] {
+        hops.extend(16_u16.to_ne_bytes());
+        hops.extend([0, 0]);
+        hops.extend(index.to_ne_bytes());
+        hops.extend(attribute.map(u16::to_ne_bytes).concat());
+        hops.extend([250, 250, 250, 250]);
+    }
+    let mut body = vec![2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
+    body.extend(u16::try_from(4 + hops.len()).unwrap().to_ne_bytes());
+    body.extend(9_u16.to_ne_bytes());
+    body.extend(&hops);
+    let message = crate::wire::message(nix::libc::RTM_NEWROUTE, &body);
+    let Ok(Some(NetEvent::Route(route))) = decode_event(&Message::new(&message[..])) else { panic!() };
+    assert_eq!(route.interfaces, [9, 4]);
+    // A hop that claims to be shorter than its header ends nothing but itself.
+    body[16..18].fill(0);
+    let message = crate::wire::message(nix::libc::RTM_NEWROUTE, &body);
+    assert!(decode_event(&Message::new(&message[..])).is_ok());
+}
+
+#[test]
 fn several_messages_in_one_datagram_are_all_read_up_to_a_broken_header() {
     let one = bytes(RouteNetlinkMessage::NewAddress(address_message()));
     let mut datagram = [one.clone(), one.clone()].concat();

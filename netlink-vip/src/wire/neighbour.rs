@@ -9,7 +9,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteType};
 use nix::libc;
 
-use super::decode::{Message, attributes, ip_of, route_attributes};
+use super::decode::{Message, attributes, ip_of, nlas, route_attributes};
 
 /// A neighbour on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub(crate) enum FoundRoute {
 impl FoundRoute {
     /// `None` if the message is no route, or one that leads nowhere.
     pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
-        const KINDS: &[u16] =
-            &[libc::RTA_OIF, libc::RTA_PREFSRC, libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH];
+        const KINDS: &[u16] = &[libc::RTA_OIF, libc::RTA_PREFSRC];
+        const ROUTERS: &[u16] = &[libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH];
         if message.message_type() != libc::RTM_NEWROUTE {
             return None;
         }
@@ -77,14 +77,17 @@ impl FoundRoute {
             RouteType::Unicast => {}
             _ => return None,
         }
-        let (mut interface, mut source, mut is_direct) = (None, None, true);
+        let (mut interface, mut source) = (None, None);
         for attribute in route_attributes(message.payload(), &header, KINDS) {
             match attribute {
                 RouteAttribute::Oif(index) => interface = Some(index),
                 RouteAttribute::PrefSource(address) => source = ip_of(&address),
-                _ => is_direct = false,
+                _ => {}
             }
         }
+        // By their numbers, as the parser does not know each kind of router.
+        let is_direct =
+            !nlas(message.payload(), header.buffer_len()).any(|nla| ROUTERS.contains(&nla.kind()));
         Some(Self::Out { index: interface?, source, is_direct })
     }
 }
@@ -151,6 +154,8 @@ mod tests {
         for (number, router) in [(5, &[10, 0, 0, 1][..]), (9, &hop), (18, &[2, 0, 10, 0, 0, 1])] {
             assert_eq!(route(1, &[&out, &attribute(number, router)]), found(None, false));
         }
+        let unknown = attribute(18, &[200, 0, 1]);
+        assert_eq!(route(1, &[&out, &unknown]), found(None, false), "a router of an unknown family");
         assert_eq!(decode(libc::RTM_NEWROUTE, &[2, 32], FoundRoute::decode), None);
         let body = [2, 32, 0, 0, 254, 0, 0, 2, 0, 0, 0, 0];
         assert_eq!(decode(libc::RTM_NEWADDR, &body, FoundRoute::decode), None);

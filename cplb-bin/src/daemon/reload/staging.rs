@@ -162,8 +162,9 @@ impl Participants for Parts<'_> {
             Part::HostLock => {}
             Part::Backends => daemon.backends.clusters.follow(&daemon.config),
             Part::Proxy => {
-                let result = daemon.proxy.roll_back();
-                daemon.report_reconfigured(result);
+                if let Some(result) = daemon.proxy.roll_back(&daemon.desired.proxy) {
+                    daemon.report_reconfigured(result);
+                }
             }
             Part::Bridge => {
                 if let (Some(election), Some(change)) = (&daemon.election, &next.change) {
