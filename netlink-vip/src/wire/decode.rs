@@ -313,8 +313,9 @@ fn decode_route(body: &[u8]) -> Result<Option<ObservedRoute>, DecodeError> {
             _ => {}
         }
     }
-    let multipath = nlas(body, header.buffer_len()).filter(|nla| nla.kind() == libc::RTA_MULTIPATH);
-    interfaces.extend(multipath.flat_map(|nla| next_hops(nla.value())));
+    for multipath in nlas(body, header.buffer_len()).filter(|nla| nla.kind() == libc::RTA_MULTIPATH) {
+        interfaces.extend(next_hops(multipath.value()));
+    }
     Ok(Some(ObservedRoute {
         destination: Prefix::new(destination, header.destination_prefix_length),
         table,

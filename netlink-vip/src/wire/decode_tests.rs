@@ -203,7 +203,7 @@ fn a_next_hop_with_an_unknown_encapsulation_keeps_its_interface() {
     body.extend(9_u16.to_ne_bytes());
     body.extend(&hops);
     let message = crate::wire::message(nix::libc::RTM_NEWROUTE, &body);
-    let Ok(Some(NetEvent::Route(route))) = decode_event(&Message::new(&message[..])) else { panic!() };
+    let Ok(NetEvent::Route(route)) = decode_event(&Message::new(&message[..])) else { panic!() };
     assert_eq!(route.interfaces, [9, 4]);
     // A hop that claims to be shorter than its header ends nothing but itself.
     body[16..18].fill(0);
