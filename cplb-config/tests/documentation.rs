@@ -1,4 +1,5 @@
-//! `docs/configuration.md` agrees with the schema and with the defaults, and the links of all documents resolve.
+//! `docs/configuration.md` agrees with the schema and with the defaults, the links of all documents resolve, and samples
+//! that two documents show are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -222,6 +223,22 @@ fn anchors(document: &str) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// The indented block of a document that begins with `start`.
+fn sample<'a>(document: &'a str, start: &str) -> Vec<&'a str> {
+    let lines = document.lines().skip_while(|line| !line.trim_start().starts_with(start));
+    lines.take_while(|line| line.is_empty() || line.starts_with("    ")).collect()
+}
+
+#[test]
+fn the_readme_and_the_operations_page_show_the_same_status() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let [readme, operations] = ["README.md", "docs/operations.md"]
+        .map(|document| std::fs::read_to_string(root.join(document)).unwrap());
+    let shown = sample(&readme, "cplb 0.1.0 · pid ");
+    assert!(shown.len() > 10, "{shown:?}");
+    assert_eq!(shown, sample(&operations, "cplb 0.1.0 · pid "));
 }
 
 #[test]

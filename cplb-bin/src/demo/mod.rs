@@ -115,7 +115,10 @@ fn spread(out: &Printer, cluster: &Cluster) -> Result<(), testbed::Error> {
     for (name, count) in &counts {
         out.bar(name, *count, REQUESTS);
     }
-    out.result(&format!("{} different certificates answered at one address", counts.len()));
+    out.result(&format!(
+        "{0} different certificates answered at one address, so {0} API servers took connections",
+        counts.len()
+    ));
     Ok(())
 }
 
