@@ -145,12 +145,7 @@ fn table(config: &Config, held: &BTreeSet<IpAddr>) -> Option<Table> {
 
 /// The service that decides whether this node serves: the API server's, else the first.
 pub(crate) fn deciding_service(config: &Config) -> Option<&str> {
-    config
-        .services
-        .iter()
-        .find(|service| service.name == "kube-apiserver")
-        .or_else(|| config.services.first())
-        .map(|service| service.name.as_str())
+    config.api_service().or(config.services.first()).map(|service| service.name.as_str())
 }
 
 #[cfg(test)]

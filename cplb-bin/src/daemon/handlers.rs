@@ -16,7 +16,7 @@ use super::ipvs::{Input, Ipvs, ProbeReport, ReconcilerReport, Sessions};
 use super::problems::Cause;
 use super::serving::{self, Lease, Observation, Sources};
 use super::table::{TableChange, TableState};
-use super::vip::{Election, Instance, VipEvent};
+use super::vip::{Election, Instance, VipReport};
 use super::{Daemon, event_log};
 
 /// The shortest and the longest time between two rounds of evidence for the serving verdict.
@@ -56,17 +56,17 @@ impl Daemon {
         });
     }
 
-    pub(super) async fn on_vip(&mut self, event: VipEvent) {
+    pub(super) async fn on_vip(&mut self, event: VipReport) {
         match event {
-            VipEvent::Runner(event) => {
+            VipReport::Runner(event) => {
                 let instance = Election::log_fields(self.election.as_ref());
-                event_log::election(&event, instance, &mut self.problems);
+                event_log::log_election(&event, instance, &mut self.problems);
             }
-            VipEvent::Keeper(event) => self.on_keeper(&event).await,
-            VipEvent::PlannedRelease(id) => self.release(id).await,
-            VipEvent::Source { id, source, present } => {
+            VipReport::Keeper(event) => self.on_keeper(&event).await,
+            VipReport::PlannedRelease(id) => self.release(id).await,
+            VipReport::Source { id, source, present } => {
                 let instance = Election::log_fields(self.election.as_ref());
-                event_log::source(id, (source, present), instance, &mut self.problems);
+                event_log::log_source(id, (source, present), instance, &mut self.problems);
             }
         }
     }
@@ -78,21 +78,21 @@ impl Daemon {
             let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
-        event_log::keeper(event, Election::log_fields(election), wanted, &mut self.problems);
+        event_log::log_keeper(event, Election::log_fields(election), wanted, &mut self.problems);
         let multicasts = |group: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.is_some_and(Instance::multicasts_v6)
         };
-        event_log::link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
+        event_log::log_link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
         self.on_addresses(event);
         if let KeeperEvent::SessionsLeft { id, ips } = event {
-            let instance = Election::log_fields(self.election.as_ref())(id.0);
+            let instance = Election::log_fields(self.election.as_ref())(instance_of(*id));
             self.proxy.reset_sessions(&instance, ips).await;
         }
     }
 
     pub(super) fn on_proxy(&mut self, event: &Balancer) {
-        event_log::balancer(event, &mut self.problems);
+        event_log::log_balancer(event, &mut self.problems);
         match event {
             Balancer::TransparentRefused { reason } => {
                 let why = format!("listeners cannot be transparent: {reason}");
@@ -155,7 +155,7 @@ impl Daemon {
             self.ipvs.log_probes();
             self.update_ipvs(Input::Tick);
             let instance = Election::log_fields(self.election.as_ref());
-            event_log::fitness(fitness, instance, &mut self.problems);
+            event_log::log_fitness(fitness, instance, &mut self.problems);
         }
         let interval = self.evidence_interval();
         let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
@@ -170,7 +170,7 @@ impl Daemon {
         match output.lease {
             // The lease expires if this thread or a check hangs.
             Some(Lease::Until(until, unfit)) => election.runner.serving_except(until, unfit),
-            Some(Lease::None) => election.runner.not_serving(),
+            Some(Lease::Withheld) => election.runner.not_serving(),
             None => {}
         }
     }
@@ -210,7 +210,7 @@ impl Daemon {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
         let (keeper, group) = (election.keeper.clone(), group_of(id));
-        let fields = Election::log_fields(Some(election))(id.0);
+        let fields = Election::log_fields(Some(election))(id);
         if !keeper.defers_release(group) {
             return;
         }

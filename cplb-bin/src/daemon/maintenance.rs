@@ -6,6 +6,7 @@ use crate::exit::{Failure, Kind};
 use crate::status::server::Kept;
 
 use super::host_lock::is_exclusive;
+use super::ids::instance_of;
 use super::problems::Cause;
 use super::table::{Delivered, Reason};
 use super::vip::Election;
@@ -14,8 +15,8 @@ use super::{Daemon, event_log, reverse_path, vrf};
 impl Daemon {
     /// Ends the daemon if one of its threads has ended, so that its supervisor restarts it.
     pub(super) fn check_threads(&self) -> Result<(), Failure> {
-        let director = self.ipvs.is_dead().then_some("the IPVS reconciler");
-        match self.election.as_ref().and_then(Election::dead_thread).or(director) {
+        let reconciler = self.ipvs.is_dead().then_some("the IPVS reconciler");
+        match self.election.as_ref().and_then(Election::dead_thread).or(reconciler) {
             Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
                 .help("please report this with the log; restart cplb")),
             None => Ok(()),
@@ -42,9 +43,9 @@ impl Daemon {
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;
             if overruns == std::mem::replace(&mut self.overruns, overruns) {
-                event_log::no_overrun(overruns, &mut self.problems);
+                event_log::log_overrun_end(overruns, &mut self.problems);
             } else {
-                event_log::overrun(&mut self.problems);
+                event_log::log_overrun(&mut self.problems);
             }
         }
         self.backends.resolver.refresh(&self.config);
@@ -80,17 +81,17 @@ impl Daemon {
 
     pub(super) fn check_interfaces(&mut self) {
         let Some(election) = &self.election else { return };
-        let accepted = vrf::accepts();
+        let accepted = vrf::accepts_vrfs();
         let refused = |it: &Delivered| matches!(it.reason, Some(Reason::Unavailable(_)));
         let has_tproxy = !self.delivered.values().any(refused);
         for group in &election.keeper.status().groups {
             let (id, interface) = (group.id, group.interface.as_ref());
-            let fields = Election::log_fields(Some(election))(id.0);
+            let fields = Election::log_fields(Some(election))(instance_of(id));
             let filtered = interface.and_then(reverse_path::problem);
-            event_log::interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            event_log::log_interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
             let balanced = interface.filter(|_| self.proxy.balancer().is_some());
             let unserved = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
-            event_log::interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
+            event_log::log_interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
         }
     }
 }

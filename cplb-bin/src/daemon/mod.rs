@@ -1,8 +1,7 @@
 //! `cplb run`: builds the parts from the configuration, wires them, supervises them, and stops them in order.
 //!
-//! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
-//! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
-//! through [`vip`]'s bridge, without this thread.
+//! `docs/architecture.md` lists the threads. The election and the keeper of the addresses talk to each other through
+//! [`vip`]'s bridge, without the main thread.
 
 mod backends;
 mod desired;
@@ -66,7 +65,7 @@ use vip::Election;
 
 #[cfg(test)]
 pub(crate) use table::Mode;
-pub(crate) use vrf::accepts as accepts_vrfs;
+pub(crate) use vrf::accepts_vrfs;
 
 /// The daemon with all its parts.
 pub(crate) struct Daemon {
@@ -229,7 +228,7 @@ async fn open_backends(
         answers = backends.resolver.resolve(config) => answers,
         () = signals.stop() => Answers::default(),
     };
-    event_log::names(&answers, problems);
+    event_log::log_names(&answers, problems);
     backends.clusters.follow(config);
     backends.resolved = backends.resolve(config, backends.resolved.after(&answers));
     backends

@@ -19,7 +19,7 @@ use crate::discovery::State;
 
 use super::Daemon;
 use super::backends::ClusterState;
-use super::ids::instance_of;
+use super::ids::{group_of, instance_of};
 use super::problems::Cause;
 use super::table::{Delivered, Reason, degraded_delivery};
 use super::vip::Election;
@@ -133,7 +133,7 @@ fn discovery(
         servers: known.servers.iter().map(ToString::to_string).collect(),
         waiting,
         error,
-        kept: known.retained_reason.clone(),
+        kept: known.list_fault.clone(),
         answered_by: answered.map(|(server, _)| server.to_string()),
         answered_seconds_ago: answered.map(|(_, at)| age(at)),
     }
@@ -152,7 +152,7 @@ fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
 fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {
     let config = election.instances.get(&found.id);
     let keeper = election.keeper.status();
-    let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
+    let group = keeper.groups.iter().find(|group| group.id == group_of(found.id));
     let interface = group.and_then(|group| group.interface.as_ref());
     let lowest = |priority: u8| config.map_or(priority, |config| config.router.router.priority.get());
     Instance {

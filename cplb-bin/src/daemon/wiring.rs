@@ -24,7 +24,7 @@ impl Daemon {
         if let Some(number) = reload {
             self.on_resolved_for_reload(number, answers);
         } else if answers.are_for(&self.config) && self.reloads.is_idle() {
-            event_log::names(&answers, &mut self.problems);
+            event_log::log_names(&answers, &mut self.problems);
             let backends = self.backends.resolved.after(&answers);
             if backends != self.backends.resolved {
                 tracing::info!(addresses = ?backends.resolved(), "backend names resolve to other addresses");

@@ -17,6 +17,7 @@ use crate::discovery::{Follower, Report, State, Store};
 use crate::daemon::sender::EventSender;
 
 use super::admission;
+use super::cluster_log::log_changes;
 use super::cluster_state::{ClusterState, Source};
 use super::node::candidate_addresses;
 
@@ -117,7 +118,7 @@ impl Clusters {
         if before == *now {
             return;
         }
-        now.log_changes(&before, &path);
+        log_changes(now, &before, &path);
         let is_changed = (before.source, &before.servers) != (now.source, &now.servers);
         if now.source == Source::Api
             && is_changed
@@ -176,7 +177,7 @@ impl Clusters {
             Some(State::Failing(why)) => Some(format!("backends cannot be discovered: {why}")),
             Some(State::Waiting(_)) | None => None,
         };
-        interruption.into_iter().chain(cluster.state.retained_reason.clone()).collect()
+        interruption.into_iter().chain(cluster.state.list_fault.clone()).collect()
     }
 
     /// Returns whether the cluster of a kubeconfig is followed.

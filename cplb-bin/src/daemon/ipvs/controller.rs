@@ -1,8 +1,10 @@
 //! The decisions about IPVS: the packets that the nftables table marks for it, its services, and this node as a real server
 //! for directors on other nodes. Without I/O: [`Controller::handle`] takes inputs and returns the work that follows.
 //!
-//! Two orders hold. A service is removed only after the table has dropped its rule, since a packet with its mark needs it.
-//! This node stops being a real server only after directors on other nodes have noticed: their probes are refused before.
+//! Two orders hold. A service is removed only after the table has dropped its rule, since a packet with its mark needs it;
+//! except when its address has left this node or is released with [`Sessions::End`]: then the rule stays, and packets that
+//! still arrive are refused. This node stops being a real server only after directors on other nodes have noticed: their
+//! probes are refused before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -91,7 +93,7 @@ pub(crate) struct Output {
     pub(crate) resync: bool,
 }
 
-/// An instance as the keeper reports it. Its status may be a little older than its events.
+/// An instance as the keeper reports it.
 #[derive(Debug, Default)]
 struct InstanceState {
     held: bool,
@@ -150,6 +152,7 @@ impl Controller {
 
     /// Takes an input, and returns the work that follows from all inputs so far.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) -> Output {
+        // A new interface still answers ARP for the virtual addresses.
         let resync = matches!(input, Input::Interface(..));
         self.record(input, now);
         Output { resync, ..self.poll_output(now) }

@@ -198,7 +198,11 @@ fn a_table_that_cannot_be_changed_does_not_keep_dead_servers_in_ipvs() {
     assert_eq!(simulation.last.wanted, None, "the change of the table is under way");
     let rules = simulation.pending.take().unwrap();
     simulation.handle(Input::RulesApplied(rules));
-    assert_eq!((simulation.services.len(), simulation.table.len()), (1, 2), "the kernel keeps the former rule");
+    assert_eq!(
+        (simulation.services.len(), simulation.table.len()),
+        (1, 2),
+        "the kernel keeps the former rule"
+    );
 }
 
 #[test]

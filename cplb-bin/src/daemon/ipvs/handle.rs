@@ -85,7 +85,6 @@ impl Ipvs {
                 reconciler.want(wanted);
             }
             if output.resync {
-                // A new interface still answers ARP for the virtual addresses.
                 reconciler.resync();
             }
         }

@@ -135,6 +135,7 @@ async fn run(mut plans: watch::Receiver<ProbePlan>, events: EventSender<ProbeRep
             _ = rounds.tick() => {}
         }
         let plan = plans.borrow_and_update().clone();
+        // Without a plan the addresses count as not read, so that none is left from a former plan.
         let mut round = Round { local: Some(Local::new()), ..Round::default() };
         if plan == ProbePlan::default() {
             std::mem::take(&mut sockets).close();

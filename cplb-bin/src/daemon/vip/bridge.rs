@@ -19,7 +19,7 @@ use super::slot::{Announcement, InstanceSettings, InstanceSlots, ReleasePlan, ad
 
 /// A report about the virtual IPs to the main thread.
 #[derive(Debug)]
-pub(crate) enum VipEvent {
+pub(crate) enum VipReport {
     /// An event of the election.
     Runner(RunnerEvent),
     /// An event of the keeper.
@@ -35,14 +35,14 @@ pub(crate) enum VipEvent {
 pub(crate) struct Bridge {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
-    events: EventSender<VipEvent>,
+    events: EventSender<VipReport>,
     slots: Mutex<InstanceSlots>,
     /// The instances whose VIPs IPVS directs. Not among the slots, whose mutex other threads hold while they work.
     directed: Mutex<BTreeSet<InstanceId>>,
 }
 
 impl Bridge {
-    pub(crate) fn new(events: EventSender<VipEvent>) -> Arc<Self> {
+    pub(crate) fn new(events: EventSender<VipReport>) -> Arc<Self> {
         Arc::new(Self {
             keeper: OnceLock::new(),
             runner: OnceLock::new(),
@@ -88,19 +88,19 @@ impl Bridge {
         if let (Some(runner), Some((id, event))) = (self.runner.get(), address_event(&event)) {
             runner.vip(id, event);
         }
-        let _ = self.events.send(VipEvent::Keeper(event));
+        let _ = self.events.send(VipReport::Keeper(event));
     }
 
     /// Forwards an event of the election. Called on its thread.
     pub(crate) fn on_runner(&self, event: RunnerEvent) {
-        let _ = self.events.send(VipEvent::Runner(event));
+        let _ = self.events.send(VipReport::Runner(event));
     }
 
     /// Passes an instance's interface to the election.
     fn announce(&self, Announcement { id, interface, source }: Announcement) {
         let Some(runner) = self.runner.get() else { return };
         if let Some((source, present)) = source {
-            let _ = self.events.send(VipEvent::Source { id, source, present });
+            let _ = self.events.send(VipReport::Source { id, source, present });
         }
         runner.interface(id, interface);
     }
@@ -136,7 +136,7 @@ impl VipKeeper for ElectionEnd {
         match release_plan(release, is_directed, Instant::now()) {
             ReleasePlan::Deferred(bound) => {
                 keeper.release_by(id, bound);
-                let _ = self.0.events.send(VipEvent::PlannedRelease(instance));
+                let _ = self.0.events.send(VipReport::PlannedRelease(instance));
             }
             ReleasePlan::Now(release) => keeper.release(id, release),
         }
