@@ -93,7 +93,7 @@ impl Daemon {
 
     /// The servers behind virtual servers; none where IPVS is not wanted.
     pub(super) fn members(&self) -> Members {
-        let balancer = self.proxy.balancer().filter(|_| !self.desired.ipvs.virtual_servers.is_empty());
+        let balancer = self.proxy.balancer().filter(|_| !self.desired.ipvs.is_empty());
         ipvs::members(&self.desired.proxy.services, balancer.map(Arc::as_ref))
     }
 
