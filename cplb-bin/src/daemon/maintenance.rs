@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use vrrp::runner::InstanceStatus;
+
 use crate::exit::{Failure, Kind};
 use crate::status::server::Kept;
 
@@ -10,7 +12,7 @@ use super::ids::instance_of;
 use super::problems::Cause;
 use super::table::{Delivered, Reason};
 use super::vip::Election;
-use super::{Daemon, event_log, reverse_path, vrf};
+use super::{Daemon, event_log, mismatches, reverse_path, vrf};
 
 impl Daemon {
     /// Ends the daemon if one of its threads has ended, so that its supervisor restarts it.
@@ -56,12 +58,30 @@ impl Daemon {
         self.forget_problems();
     }
 
-    pub(super) fn uses_state_dir(&self) -> bool {
+    /// Reports differences to the configuration of other routers.
+    fn report_mismatches(&mut self) {
+        let Some(election) = &self.election else { return };
+        let (status, now) = (election.runner.status(), Instant::now());
+        // A removed instance may still be handing over.
+        let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
+        for found in status.instances.iter().filter(is_wanted) {
+            let id = found.id.0;
+            for (kind, count) in mismatches::counts(&found.counters) {
+                self.mismatches.observe(id, &kind, count, now);
+            }
+            let kinds = self.mismatches.current(id, now).into_keys();
+            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
+            self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
+        }
+        self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
+    }
+
+    fn uses_state_dir(&self) -> bool {
         self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 
     /// Creates the status socket again if its file was removed or replaced.
-    pub(super) fn check_status_socket(&mut self) {
+    fn check_status_socket(&mut self) {
         match self.socket.keep() {
             Ok(Kept::Present) => {
                 self.problems.clear(&Cause::StatusSocket);
@@ -79,7 +99,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn check_interfaces(&mut self) {
+    fn check_interfaces(&mut self) {
         let Some(election) = &self.election else { return };
         let accepted = vrf::accepts_vrfs();
         let refused = |it: &Delivered| matches!(it.reason, Some(Reason::Unavailable(_)));

@@ -106,7 +106,7 @@ impl ClusterState {
 }
 
 /// The first addresses of a list that were refused, each with the reason.
-pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
+pub(super) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
     const NAMED: usize = 3;
     let named: Vec<String> =
         list.iter().take(NAMED).map(|(server, unfit)| format!("{server} {unfit}")).collect();

@@ -8,31 +8,31 @@
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
     /// The reason why virtual IPs cannot be held on this node.
-    pub(crate) keeper_fault: Option<String>,
+    pub(super) keeper_fault: Option<String>,
     /// The reason why the nftables table does not redirect traffic to the load balancer.
-    pub(crate) table_fault: Option<String>,
+    pub(super) table_fault: Option<String>,
     /// The reason why IPVS does not balance.
-    pub(crate) ipvs_fault: Option<String>,
+    pub(super) ipvs_fault: Option<String>,
     /// The reason why the load balancer does not answer on its own listener.
-    pub(crate) heartbeat_fault: Option<String>,
+    pub(super) heartbeat_fault: Option<String>,
     /// The backends of the deciding service; `None` without a load balancer.
-    pub(crate) backends: Option<BackendCounts>,
+    pub(super) backends: Option<BackendCounts>,
 }
 
 /// Counts of backends, as the load balancer's health checks see them.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct BackendCounts {
-    pub(crate) known: usize,
+pub(super) struct BackendCounts {
+    pub(super) known: usize,
     /// Those without a recent check.
-    pub(crate) unchecked: usize,
-    pub(crate) healthy: usize,
+    pub(super) unchecked: usize,
+    pub(super) healthy: usize,
     /// Those on other nodes.
-    pub(crate) remote: usize,
-    pub(crate) healthy_remote: usize,
+    pub(super) remote: usize,
+    pub(super) healthy_remote: usize,
 }
 
 /// The verdict by this evidence; `Err` carries the reason for the operator.
-pub(crate) fn assess(evidence: &Evidence) -> Result<(), String> {
+pub(super) fn assess(evidence: &Evidence) -> Result<(), String> {
     if let Some(why) = &evidence.keeper_fault {
         return Err(format!("virtual IPs: {why}"));
     }

@@ -32,7 +32,7 @@ pub(crate) enum VipReport {
 }
 
 /// The bridge, shared by the callbacks of both threads.
-pub(crate) struct Bridge {
+pub(super) struct Bridge {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
     events: EventSender<VipReport>,
@@ -42,7 +42,7 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    pub(crate) fn new(events: EventSender<VipReport>) -> Arc<Self> {
+    pub(super) fn new(events: EventSender<VipReport>) -> Arc<Self> {
         Arc::new(Self {
             keeper: OnceLock::new(),
             runner: OnceLock::new(),
@@ -53,7 +53,7 @@ impl Bridge {
     }
 
     /// Connects the two ends, and announces the interfaces that were reported before.
-    pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
+    pub(super) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
         let _ = self.keeper.set(keeper);
         let _ = self.runner.set(runner);
         let slots = self.slots();
@@ -61,7 +61,7 @@ impl Bridge {
     }
 
     /// Adds an instance or changes its settings, and announces its interface to the election.
-    pub(crate) fn join(&self, id: InstanceId, settings: InstanceSettings) {
+    pub(super) fn join(&self, id: InstanceId, settings: InstanceSettings) {
         if settings.is_directed {
             self.directed().insert(id);
         } else {
@@ -73,13 +73,13 @@ impl Bridge {
     }
 
     /// Forgets an instance.
-    pub(crate) fn leave(&self, id: InstanceId) {
+    pub(super) fn leave(&self, id: InstanceId) {
         self.directed().remove(&id);
         self.slots().leave(id);
     }
 
     /// Forwards an event of the keeper. Called on its thread.
-    pub(crate) fn on_keeper(&self, event: KeeperEvent) {
+    pub(super) fn on_keeper(&self, event: KeeperEvent) {
         if let KeeperEvent::Interface { id, state } = &event {
             let mut slots = self.slots();
             let announcement = slots.set_interface(instance_of(*id), state.as_ref());
@@ -92,7 +92,7 @@ impl Bridge {
     }
 
     /// Forwards an event of the election. Called on its thread.
-    pub(crate) fn on_runner(&self, event: RunnerEvent) {
+    pub(super) fn on_runner(&self, event: RunnerEvent) {
         let _ = self.events.send(VipReport::Runner(event));
     }
 
@@ -115,7 +115,7 @@ impl Bridge {
 }
 
 /// The election's end of the bridge: claims and releases go directly to the keeper.
-pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
+pub(super) struct ElectionEnd(pub(super) Arc<Bridge>);
 
 impl VipKeeper for ElectionEnd {
     fn claim(&self, instance: InstanceId, claim: Claim) {
