@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_vip::{FoundInterface, InterfaceSelector, Prefix};
+use netlink_vip::{FoundInterface, InterfaceSelector, Prefix, VipAddress};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::model::{Config, Instance};
@@ -49,51 +49,8 @@ fn check_instance(path: &str, instance: &Instance, interface: &FoundInterface) -
         let help = "enable IPv6 on it (sysctl net.ipv6.conf.*.disable_ipv6=0, addr_gen_mode=0), or add a link-local address";
         findings.push(warning("no-link-local", format!("{path}.interface"), message, help));
     }
-    let is_vip = |ip: IpAddr| instance.virtual_ips.iter().any(|vip| vip.ip() == ip);
-    for (vip_index, vip) in instance.virtual_ips.iter().enumerate() {
-        let path = format!("{path}.virtualIPs[{vip_index}]");
-        if interface.addresses.iter().any(|&(ip, length)| ip == vip.ip() && !is_full(ip, length)) {
-            let message = format!("{} is this node's own address on {name}", vip.ip());
-            findings.push(warning(
-                "vip-own-address",
-                path,
-                message,
-                "choose a free address that no node has",
-            ));
-            continue;
-        }
-        let same_family = |ip: &IpAddr| ip.is_ipv4() == vip.ip().is_ipv4();
-        let subnets: Vec<Prefix> = interface
-            .addresses
-            .iter()
-            .filter(|(ip, length)| same_family(ip) && !is_full(*ip, *length))
-            // A link-local prefix is the subnet of link-local virtual IPs only.
-            .filter(|(ip, _)| is_link_local(*ip) == is_link_local(vip.ip()))
-            .map(|&(ip, length)| Prefix::new(ip, length))
-            .collect();
-        if subnets.iter().any(|subnet| subnet.contains(vip.ip())) {
-            continue;
-        }
-        let known: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-        // Clouds and routed networks give nodes whole addresses, and routes for the rest.
-        let whole = |(ip, length): &(IpAddr, u8)| same_family(ip) && is_full(*ip, *length) && !is_vip(*ip);
-        let (message, help) = if known.is_empty() && interface.addresses.iter().any(whole) {
-            let (full, family) = if vip.ip().is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
-            let message = format!(
-                "{name} has only {family} addresses of length /{full}, so other hosts do not look for {vip} on its link"
-            );
-            (message, "let the network route the virtual IP to the link, or announce it otherwise".to_owned())
-        } else if known.is_empty() {
-            let family = if vip.ip().is_ipv4() { "IPv4" } else { "IPv6" };
-            (
-                format!("{name} has no {family} subnet for {vip}"),
-                format!("give {name} an {family} address, or name another interface"),
-            )
-        } else {
-            let message = format!("{vip} is outside the subnets of {name}: {}", known.join(", "));
-            (message, "choose an address of the subnet, or name another interface".to_owned())
-        };
-        findings.push(warning("vip-subnet", path, message, &help));
+    for (index, vip) in instance.virtual_ips.iter().enumerate() {
+        findings.extend(check_vip(format!("{path}.virtualIPs[{index}]"), vip, instance, interface));
     }
     if let Some(source) = instance.unicast.as_ref().and_then(|unicast| unicast.source)
         && !interface.addresses.iter().any(|&(ip, _)| ip == source)
@@ -103,6 +60,54 @@ fn check_instance(path: &str, instance: &Instance, interface: &FoundInterface) -
         findings.push(warning("unicast-source", format!("{path}.unicastSourceIP"), message, help));
     }
     findings
+}
+
+/// The finding about a virtual IP on the interface of its instance.
+fn check_vip(
+    path: String,
+    vip: &VipAddress,
+    instance: &Instance,
+    interface: &FoundInterface,
+) -> Option<Diagnostic> {
+    let name = &interface.name;
+    if interface.addresses.iter().any(|&(ip, length)| ip == vip.ip() && !is_full(ip, length)) {
+        let message = format!("{} is this node's own address on {name}", vip.ip());
+        let help = "choose a free address that no node has";
+        return Some(warning("vip-own-address", path, message, help));
+    }
+    let is_vip = |ip: IpAddr| instance.virtual_ips.iter().any(|vip| vip.ip() == ip);
+    let same_family = |ip: &IpAddr| ip.is_ipv4() == vip.ip().is_ipv4();
+    let subnets: Vec<Prefix> = interface
+        .addresses
+        .iter()
+        .filter(|(ip, length)| same_family(ip) && !is_full(*ip, *length))
+        // A link-local prefix is the subnet of link-local virtual IPs only.
+        .filter(|(ip, _)| is_link_local(*ip) == is_link_local(vip.ip()))
+        .map(|&(ip, length)| Prefix::new(ip, length))
+        .collect();
+    if subnets.iter().any(|subnet| subnet.contains(vip.ip())) {
+        return None;
+    }
+    let known: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+    // Clouds and routed networks give nodes whole addresses, and routes for the rest.
+    let whole = |(ip, length): &(IpAddr, u8)| same_family(ip) && is_full(*ip, *length) && !is_vip(*ip);
+    let (message, help) = if known.is_empty() && interface.addresses.iter().any(whole) {
+        let (full, family) = if vip.ip().is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
+        let message = format!(
+            "{name} has only {family} addresses of length /{full}, so other hosts do not look for {vip} on its link"
+        );
+        (message, "let the network route the virtual IP to the link, or announce it otherwise".to_owned())
+    } else if known.is_empty() {
+        let family = if vip.ip().is_ipv4() { "IPv4" } else { "IPv6" };
+        (
+            format!("{name} has no {family} subnet for {vip}"),
+            format!("give {name} an {family} address, or name another interface"),
+        )
+    } else {
+        let message = format!("{vip} is outside the subnets of {name}: {}", known.join(", "));
+        (message, "choose an address of the subnet, or name another interface".to_owned())
+    };
+    Some(warning("vip-subnet", path, message, &help))
 }
 
 fn unknown(path: &str, instance: &Instance, interfaces: &[FoundInterface]) -> Diagnostic {

@@ -19,14 +19,14 @@ pub(crate) struct Claim {
     pub(crate) valid_until: Instant,
 }
 
-/// State of a lease.
+/// The node's possession of the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LeaseState {
-    /// It does not.
+    /// It does not hold them.
     Vacant,
-    /// It does.
+    /// It holds them.
     Held(Held),
-    /// It did until the lease ran out without a claim. The claimant of the next claim does not know that.
+    /// It held them until the lease ran out without a claim. The claimant of the next claim does not know that.
     Lapsed,
 }
 

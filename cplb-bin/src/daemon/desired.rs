@@ -9,7 +9,7 @@ use lb_proxy::MARK;
 use lb_proxy::nft::{Delivery, Director, Table, TableName};
 
 use super::backends::{Admitted, Refusal, ResolvedBackends, admit, is_api};
-use super::ipvs::{self, IpvsPlan};
+use super::ipvs::IpvsPlan;
 use super::proxy::ProxyPlan;
 use super::vip::{self, Instance};
 use crate::exit::{Failure, Kind};
@@ -35,7 +35,7 @@ impl Desired {
             proxy: ProxyPlan { services, forbidden: config.virtual_ips().collect() },
             refusals,
             controllers: controllers(config, resolved),
-            ipvs: IpvsPlan { virtual_servers: ipvs::directed(config), sync: config.ipvs_sync },
+            ipvs: IpvsPlan::new(config),
             table: table(config, held),
         }
     }
@@ -48,8 +48,8 @@ impl Desired {
 
 /// The VRRP instances of `config`.
 pub(crate) fn instances(config: &Config) -> Result<Vec<Instance>, Failure> {
-    let directed = ipvs::directed(config).iter().filter_map(|it| it.instance).collect();
-    vip::instances(config, &directed).map_err(|error| Failure::new(Kind::Config, error))
+    vip::instances(config, &IpvsPlan::new(config).instances())
+        .map_err(|error| Failure::new(Kind::Config, error))
 }
 
 /// The services for the load balancer, and the addresses that are refused as their backends.
@@ -145,12 +145,7 @@ fn table(config: &Config, held: &BTreeSet<IpAddr>) -> Option<Table> {
 
 /// The service that decides whether this node serves: the API server's, else the first.
 pub(crate) fn deciding_service(config: &Config) -> Option<&str> {
-    config
-        .services
-        .iter()
-        .find(|service| service.name == "kube-apiserver")
-        .or_else(|| config.services.first())
-        .map(|service| service.name.as_str())
+    config.api_service().or(config.services.first()).map(|service| service.name.as_str())
 }
 
 #[cfg(test)]

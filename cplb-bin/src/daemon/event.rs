@@ -9,13 +9,13 @@ use super::reload::Staging;
 use super::serving::Observation;
 use super::state_dir::Probed;
 use super::table::{TableChange, TableState};
-use super::vip::VipEvent;
+use super::vip::VipReport;
 
 /// An event of a subsystem.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// An event of the election, of the keeper of the addresses, or of the bridge between them.
-    Vip(VipEvent),
+    /// A report of the election, of the keeper of the addresses, or of the bridge between them.
+    Vip(VipReport),
     /// An event of the load balancer.
     Proxy(lb_proxy::Event),
     /// The result of name resolution or discovery.
@@ -65,7 +65,7 @@ macro_rules! events {
 }
 
 events! {
-    VipEvent => Self::Vip,
+    VipReport => Self::Vip,
     lb_proxy::Event => Self::Proxy,
     Resolved => |event| Self::Backends(BackendsEvent::Resolved(event)),
     Discovered => |event| Self::Backends(BackendsEvent::Discovered(event)),

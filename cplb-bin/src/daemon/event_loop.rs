@@ -11,18 +11,21 @@ use crate::status::server;
 use super::Daemon;
 use super::event::{BackendsEvent, Event, IpvsEvent, ReloadEvent};
 use super::signals::{Request, Signals};
-use super::vip::Election;
 
 /// The time between two rounds of maintenance, such as name resolution and the host lock.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+/// The time between two checks of whether a handover and a departure are over.
+const HANDOVER_POLL: Duration = Duration::from_millis(20);
 
 impl Daemon {
     /// Runs until a signal asks to stop, then hands over and cleans up.
-    pub(crate) async fn run(mut self, signals: &mut Signals) -> Result<(), Failure> {
+    pub(super) async fn run(mut self, signals: &mut Signals) -> Result<(), Failure> {
         let result = self.run_until_stopped(signals).await;
-        // The sessions of released addresses must be reset while the addresses are still on this node.
-        while let (Ok(()), Ok(event)) = (&result, self.events.try_recv()) {
-            self.dispatch(event).await;
+        if result.is_ok() {
+            // Deferred releases and `SessionsLeft` that are queued need the addresses, which `take_down` removes.
+            while let Ok(event) = self.events.try_recv() {
+                self.dispatch(event).await;
+            }
         }
         self.take_down().await;
         tracing::info!("stopped");
@@ -45,22 +48,24 @@ impl Daemon {
                     tokio::spawn(server::answer(stream, self.status()));
                 }
                 request = signals.next() => match request {
+                    // A second request to stop does not wait.
                     Request::Stop if deadline.is_some() => return Ok(()),
                     Request::Stop => deadline = Some(self.begin_handover()),
                     Request::Reload => self.reload(),
                     Request::Report => self.log_status(),
                 },
-                () = tokio::time::sleep(Duration::from_millis(20)), if deadline.is_some() => {}
+                () = tokio::time::sleep(HANDOVER_POLL), if deadline.is_some() => {}
             }
             self.finish_removals();
             if evidence.period() != self.evidence_interval() {
                 evidence = delayed_interval(self.evidence_interval());
             }
-            if let Some(deadline) = deadline
-                && self.poll_departure()
-                && self.handover_is_over(deadline)
-            {
-                return Ok(());
+            if let Some(deadline) = deadline {
+                let now = Instant::now();
+                self.begin_departure(now);
+                if self.departure_is_over(now) && self.handover_is_over(deadline) {
+                    return Ok(());
+                }
             }
         }
     }
@@ -87,19 +92,6 @@ impl Daemon {
             Ok(document) => tracing::info!(target: ANSWER, document, "status"),
             Err(error) => tracing::error!(%error, "status cannot be serialised"),
         }
-    }
-
-    /// Starts the handover of all virtual IPs. Returns its deadline.
-    fn begin_handover(&mut self) -> Instant {
-        tracing::info!("handing over");
-        self.stopping = true;
-        let Some(election) = &self.election else { return Instant::now() };
-        election.runner.resign_all();
-        Instant::now() + election.handover_bound() + Duration::from_secs(1)
-    }
-
-    fn handover_is_over(&self, deadline: Instant) -> bool {
-        Instant::now() >= deadline || self.election.as_ref().is_none_or(Election::is_over)
     }
 }
 

@@ -1,72 +1,31 @@
 //! The handlers of the subsystems' events.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use lb_proxy::Event as Balancer;
 use netlink_vip::{GroupId, KeeperEvent};
 use vrrp::runner::InstanceId;
 
-use super::backends::Discovered;
-use super::desired;
-use super::event::Event;
+use super::backends::{Discovered, Resolved};
 use super::ids::{group_of, instance_of};
 use super::ipvs::{Input, Ipvs, ProbeReport, ReconcilerReport, Sessions};
 use super::problems::Cause;
-use super::serving::{self, Lease, Observation, Sources};
-use super::table::{TableChange, TableState};
-use super::vip::{Election, Instance, VipEvent};
+use super::table::{Reason, TableChange, TableState, degraded_delivery};
+use super::vip::{Election, Instance, VipReport};
 use super::{Daemon, event_log};
 
-/// The shortest and the longest time between two rounds of evidence for the serving verdict.
-const EVIDENCE_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
 impl Daemon {
-    /// The time between two rounds of evidence: the interval of the deciding service's health checks.
-    pub(super) fn evidence_interval(&self) -> Duration {
-        let service = desired::deciding_service(&self.config);
-        let health = self.config.services.iter().find(|found| Some(found.name.as_str()) == service);
-        health
-            .map_or(Duration::from_secs(1), |service| service.health.interval)
-            .clamp(EVIDENCE_INTERVAL.0, EVIDENCE_INTERVAL.1)
-    }
-
-    /// Gathers evidence for the serving verdict, unless a round is in progress.
-    pub(super) fn gather_evidence(&mut self) {
-        let output = self.verdict.handle(serving::Input::Due, Instant::now());
-        self.gather(output.gather);
-    }
-
-    fn gather(&self, generation: Option<u64>) {
-        let Some(generation) = generation else { return };
-        let sources = Sources {
-            generation,
-            keeper: self.election.as_ref().map(|election| election.keeper.clone()),
-            balancer: self.proxy.balancer().cloned(),
-            ipvs: self.ipvs.evidence(),
-            service: desired::deciding_service(&self.config).map(str::to_owned),
-        };
-        let (table, channel) = (Arc::clone(&self.table), self.channel.clone());
-        tokio::spawn(async move {
-            let table = table.resync().await;
-            let fault = table.as_ref().and_then(|table| table.fault().map(str::to_owned));
-            let observation = sources.gather(fault).await;
-            let _ = channel.send(Event::Serving(observation, table));
-        });
-    }
-
-    pub(super) async fn on_vip(&mut self, event: VipEvent) {
+    pub(super) async fn on_vip(&mut self, event: VipReport) {
         match event {
-            VipEvent::Runner(event) => {
+            VipReport::Runner(event) => {
                 let instance = Election::log_fields(self.election.as_ref());
-                event_log::election(&event, instance, &mut self.problems);
+                event_log::log_election(&event, instance, &mut self.problems);
             }
-            VipEvent::Keeper(event) => self.on_keeper(&event).await,
-            VipEvent::PlannedRelease(id) => self.release(id).await,
-            VipEvent::Source { id, source, present } => {
+            VipReport::Keeper(event) => self.on_keeper(&event).await,
+            VipReport::PlannedRelease(id) => self.withdraw_and_release(id).await,
+            VipReport::Source { id, source, present } => {
                 let instance = Election::log_fields(self.election.as_ref());
-                event_log::source(id, (source, present), instance, &mut self.problems);
+                event_log::log_source(id, (source, present), instance, &mut self.problems);
             }
         }
     }
@@ -78,21 +37,21 @@ impl Daemon {
             let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.map(|instance| instance.group.interface.to_string()).unwrap_or_default()
         };
-        event_log::keeper(event, Election::log_fields(election), wanted, &mut self.problems);
+        event_log::log_keeper(event, Election::log_fields(election), wanted, &mut self.problems);
         let multicasts = |group: GroupId| {
             let instance = instances.and_then(|instances| instances.get(&instance_of(group)));
             instance.is_some_and(Instance::multicasts_v6)
         };
-        event_log::link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
+        event_log::log_link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
         self.on_addresses(event);
         if let KeeperEvent::SessionsLeft { id, ips } = event {
-            let instance = Election::log_fields(self.election.as_ref())(id.0);
+            let instance = Election::log_fields(self.election.as_ref())(instance_of(*id));
             self.proxy.reset_sessions(&instance, ips).await;
         }
     }
 
     pub(super) fn on_proxy(&mut self, event: &Balancer) {
-        event_log::balancer(event, &mut self.problems);
+        event_log::log_balancer(event, &mut self.problems);
         match event {
             Balancer::TransparentRefused { reason } => {
                 let why = format!("listeners cannot be transparent: {reason}");
@@ -134,49 +93,8 @@ impl Daemon {
         self.ipvs.log_probes();
     }
 
-    /// Announces to directors on other nodes that this one departs. Returns whether they have had time to notice.
-    pub(super) fn poll_departure(&mut self) -> bool {
-        let now = Instant::now();
-        if self.ipvs.departure().is_none() {
-            self.update_ipvs(Input::Depart);
-            let until = self.ipvs.departure().filter(|until| *until > now);
-            if let Some(until) = until {
-                let seconds = (until - now).as_secs_f64();
-                tracing::info!(seconds, "departing; waiting for directors on other nodes to notice");
-            }
-        }
-        self.ipvs.departure().is_none_or(|until| now >= until)
-    }
-
-    pub(super) fn on_observation(&mut self, observation: &Observation, table: Option<&TableState>) {
-        let Observation { generation, evidence, fitness } = observation;
-        if self.verdict.is_current(*generation) {
-            self.report_table(table);
-            self.ipvs.log_probes();
-            self.update_ipvs(Input::Tick);
-            let instance = Election::log_fields(self.election.as_ref());
-            event_log::fitness(fitness, instance, &mut self.problems);
-        }
-        let interval = self.evidence_interval();
-        let input = serving::Input::Observed { generation: *generation, evidence, fitness, interval };
-        let output = self.verdict.handle(input, Instant::now());
-        self.gather(output.gather);
-        match output.changed {
-            Some(Ok(())) => tracing::info!("this node can serve"),
-            Some(Err(why)) => tracing::warn!("this node cannot serve: {why}"),
-            None => {}
-        }
-        let Some(election) = &self.election else { return };
-        match output.lease {
-            // The lease expires if this thread or a check hangs.
-            Some(Lease::Until(until, unfit)) => election.runner.serving_except(until, unfit),
-            Some(Lease::None) => election.runner.not_serving(),
-            None => {}
-        }
-    }
-
     /// Reports the state of the table that was observed.
-    fn report_table(&mut self, state: Option<&TableState>) {
+    pub(super) fn report_table(&mut self, state: Option<&TableState>) {
         match state {
             Some(TableState::Restored) => {
                 tracing::warn!("nftables table removed or changed by another program; restored");
@@ -198,19 +116,38 @@ impl Daemon {
         self.update_ipvs(Input::RulesApplied(change.directors));
     }
 
+    /// Logs the delivery of connections, once per change.
+    fn log_delivery(&mut self) {
+        let delivered = self.delivered();
+        for (endpoint, now) in
+            delivered.iter().filter(|(endpoint, now)| self.delivered.get(endpoint) != Some(now))
+        {
+            let (vip, port, mode) = (endpoint.ip(), endpoint.port(), now.mode());
+            match &now.reason {
+                None => tracing::info!(%vip, port, %mode, "delivery of connections"),
+                Some(reason @ Reason::Unavailable(_)) => {
+                    tracing::warn!(%vip, port, %mode, %reason, "delivery of connections");
+                }
+                Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
+            }
+        }
+        self.problems.raise_all(Cause::Delivery, degraded_delivery(&delivered));
+        self.delivered = delivered;
+    }
+
     fn report_table_fault(&mut self, why: &str) {
         if self.problems.raise(Cause::Table, why) {
             tracing::warn!("{why}");
         }
     }
 
-    /// Removes the IPVS services of an instance, then its addresses: unless the addresses are already gone or claimed
-    /// again.
-    async fn release(&mut self, id: InstanceId) {
+    /// Carries out a deferred release: removes the IPVS services of an instance, then lets the keeper remove its addresses;
+    /// does nothing if they are already gone or claimed again.
+    async fn withdraw_and_release(&mut self, id: InstanceId) {
         let Some(election) = &self.election else { return };
         let Some(instance) = election.instances.get(&id) else { return };
         let (keeper, group) = (election.keeper.clone(), group_of(id));
-        let fields = Election::log_fields(Some(election))(id.0);
+        let fields = Election::log_fields(Some(election))(id);
         if !keeper.defers_release(group) {
             return;
         }
@@ -228,6 +165,23 @@ impl Daemon {
         keeper.finish_release(group);
     }
 
+    /// Takes the end of a round of name resolution, for the configuration in use or for a reload.
+    pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
+        self.backends.resolver.round_ended();
+        if let Some(number) = reload {
+            self.on_resolved_for_reload(number, answers);
+        } else if answers.are_for(&self.config) && self.reloads.is_idle() {
+            event_log::log_names(&answers, &mut self.problems);
+            let backends = self.backends.resolved.after(&answers);
+            if backends != self.backends.resolved {
+                tracing::info!(addresses = ?backends.resolved(), "backend names resolve to other addresses");
+                self.backends.resolved = backends;
+                self.update_desired();
+                self.update_ipvs(Input::Tick);
+            }
+        }
+    }
+
     pub(super) fn on_discovered(&mut self, discovered: Discovered) {
         let kubeconfig = discovered.kubeconfig.clone();
         self.backends.clusters.update(discovered, &self.config);
@@ -239,15 +193,5 @@ impl Daemon {
             self.problems.raise_all(cause, faults);
         }
         self.use_discovered();
-    }
-
-    /// Resolves the backends again, and applies a change.
-    pub(super) fn use_discovered(&mut self) {
-        let backends = self.backends.resolve(&self.config, self.backends.resolved.clone());
-        if backends != self.backends.resolved && self.reloads.is_idle() {
-            self.backends.resolved = backends;
-            self.update_desired();
-            self.update_ipvs(Input::Tick);
-        }
     }
 }

@@ -5,8 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 9] =
-    ["event_loop", "handlers", "maintenance", "status", "reload", "wiring", "event", "event_log", "desired"];
+const SHELLS: [&str; 11] = [
+    "event_loop",
+    "handlers",
+    "serving_rounds",
+    "maintenance",
+    "stop",
+    "status",
+    "reload",
+    "wiring",
+    "event",
+    "event_log",
+    "desired",
+];
 /// Modules that every subsystem may import.
 const COMMON: [&str; 4] = ["ids", "problems", "sender", "instance_log"];
 /// Pairs of a subsystem and another one that it may import.

@@ -2,20 +2,23 @@
 
 use std::time::Instant;
 
+use vrrp::runner::InstanceStatus;
+
 use crate::exit::{Failure, Kind};
 use crate::status::server::Kept;
 
 use super::host_lock::is_exclusive;
+use super::ids::instance_of;
 use super::problems::Cause;
 use super::table::{Delivered, Reason};
 use super::vip::Election;
-use super::{Daemon, event_log, reverse_path, vrf};
+use super::{Daemon, event_log, mismatches, reverse_path, vrf};
 
 impl Daemon {
     /// Ends the daemon if one of its threads has ended, so that its supervisor restarts it.
     pub(super) fn check_threads(&self) -> Result<(), Failure> {
-        let director = self.ipvs.is_dead().then_some("the IPVS reconciler");
-        match self.election.as_ref().and_then(Election::dead_thread).or(director) {
+        let reconciler = self.ipvs.is_dead().then_some("the IPVS reconciler");
+        match self.election.as_ref().and_then(Election::dead_thread).or(reconciler) {
             Some(thread) => Err(Failure::new(Kind::Internal, format_args!("{thread} ended unexpectedly"))
                 .help("please report this with the log; restart cplb")),
             None => Ok(()),
@@ -42,9 +45,9 @@ impl Daemon {
         if let Some(election) = &self.election {
             let overruns = election.keeper.status().counters.overruns;
             if overruns == std::mem::replace(&mut self.overruns, overruns) {
-                event_log::no_overrun(overruns, &mut self.problems);
+                event_log::log_overrun_end(overruns, &mut self.problems);
             } else {
-                event_log::overrun(&mut self.problems);
+                event_log::log_overrun(&mut self.problems);
             }
         }
         self.backends.resolver.refresh(&self.config);
@@ -55,12 +58,30 @@ impl Daemon {
         self.forget_problems();
     }
 
-    pub(super) fn uses_state_dir(&self) -> bool {
+    /// Reports differences to the configuration of other routers.
+    fn report_mismatches(&mut self) {
+        let Some(election) = &self.election else { return };
+        let (status, now) = (election.runner.status(), Instant::now());
+        // A removed instance may still be handing over.
+        let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
+        for found in status.instances.iter().filter(is_wanted) {
+            let id = found.id.0;
+            for (kind, count) in mismatches::counts(&found.counters) {
+                self.mismatches.observe(id, &kind, count, now);
+            }
+            let kinds = self.mismatches.current(id, now).into_keys();
+            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
+            self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
+        }
+        self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
+    }
+
+    fn uses_state_dir(&self) -> bool {
         self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 
     /// Creates the status socket again if its file was removed or replaced.
-    pub(super) fn check_status_socket(&mut self) {
+    fn check_status_socket(&mut self) {
         match self.socket.keep() {
             Ok(Kept::Present) => {
                 self.problems.clear(&Cause::StatusSocket);
@@ -78,19 +99,19 @@ impl Daemon {
         }
     }
 
-    pub(super) fn check_interfaces(&mut self) {
+    fn check_interfaces(&mut self) {
         let Some(election) = &self.election else { return };
-        let accepted = vrf::accepts();
+        let accepted = vrf::accepts_vrfs();
         let refused = |it: &Delivered| matches!(it.reason, Some(Reason::Unavailable(_)));
         let has_tproxy = !self.delivered.values().any(refused);
         for group in &election.keeper.status().groups {
             let (id, interface) = (group.id, group.interface.as_ref());
-            let fields = Election::log_fields(Some(election))(id.0);
+            let fields = Election::log_fields(Some(election))(instance_of(id));
             let filtered = interface.and_then(reverse_path::problem);
-            event_log::interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
+            event_log::log_interface(&fields, Cause::ReversePath(id.0), filtered, &mut self.problems);
             let balanced = interface.filter(|_| self.proxy.balancer().is_some());
             let unserved = balanced.and_then(|interface| vrf::problem(interface, accepted, has_tproxy));
-            event_log::interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
+            event_log::log_interface(&fields, Cause::Vrf(id.0), unserved, &mut self.problems);
         }
     }
 }

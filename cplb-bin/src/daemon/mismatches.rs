@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use vrrp::router::Counters;
+
 /// The time after which a difference has ended that was not seen again: more than the longest advertisement interval, 41 s.
 const ENDED: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,15 @@ impl Mismatches {
     pub(crate) fn retain(&mut self, exists: impl Fn(u32) -> bool) {
         self.0.retain(|(id, _), _| exists(*id));
     }
+}
+
+/// The numbers of advertisements of another configuration, by the kind of difference.
+pub(crate) fn counts(counters: &Counters) -> BTreeMap<String, u64> {
+    [("address_list", counters.address_list_mismatches), ("interval", counters.interval_mismatches)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| (kind.to_owned(), count))
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! `cplb run`: builds the parts from the configuration, wires them, supervises them, and stops them in order.
 //!
-//! Threads: this one (signals, status, nftables, the serving verdict), `vrrp` (the election), `vip-keeper` (the
-//! addresses), and the load balancer's workers and health checks. The election and the keeper talk to each other
-//! through [`vip`]'s bridge, without this thread.
+//! `docs/architecture.md` lists the threads. The election and the keeper of the addresses talk to each other through
+//! [`vip`]'s bridge, without the main thread.
 
 mod backends;
 mod desired;
@@ -25,9 +24,11 @@ mod reload;
 mod reverse_path;
 mod sender;
 mod serving;
+mod serving_rounds;
 mod signals;
 mod state_dir;
 mod status;
+mod stop;
 #[cfg(test)]
 mod storm_tests;
 mod table;
@@ -66,37 +67,37 @@ use vip::Election;
 
 #[cfg(test)]
 pub(crate) use table::Mode;
-pub(crate) use vrf::accepts as accepts_vrfs;
+pub(crate) use vrf::accepts_vrfs;
 
 /// The daemon with all its parts.
-pub(crate) struct Daemon {
-    pub(crate) args: RunArgs,
-    pub(crate) config: Config,
-    pub(crate) started: Instant,
-    pub(crate) backends: Backends,
+struct Daemon {
+    args: RunArgs,
+    config: Config,
+    started: Instant,
+    backends: Backends,
     /// The work under the configuration and the backends in use.
-    pub(crate) desired: Desired,
-    pub(crate) proxy: Proxy,
-    pub(crate) table: Arc<TableKeeper>,
+    desired: Desired,
+    proxy: Proxy,
+    table: Arc<TableKeeper>,
     /// The delivery of connections that was logged last.
-    pub(crate) delivered: BTreeMap<SocketAddr, Delivered>,
-    pub(crate) election: Option<Election>,
-    pub(crate) ipvs: Ipvs,
-    pub(crate) verdict: Verdict,
-    pub(crate) socket: StatusSocket,
-    pub(crate) events: UnboundedReceiver<Event>,
-    pub(crate) channel: UnboundedSender<Event>,
+    delivered: BTreeMap<SocketAddr, Delivered>,
+    election: Option<Election>,
+    ipvs: Ipvs,
+    verdict: Verdict,
+    socket: StatusSocket,
+    events: UnboundedReceiver<Event>,
+    channel: UnboundedSender<Event>,
     /// The problems of this node, by cause.
-    pub(crate) problems: Problems,
-    pub(crate) reloads: Reloads,
+    problems: Problems,
+    reloads: Reloads,
     /// Set once the virtual IPs are handed over because the daemon stops.
-    pub(crate) stopping: bool,
+    stopping: bool,
     /// The count of netlink overruns at the last round of maintenance.
-    pub(crate) overruns: u64,
+    overruns: u64,
     /// Excludes other daemons from this network namespace.
     host_lock: HostLock,
     state_dir: state_dir::Watch,
-    pub(crate) mismatches: Mismatches,
+    mismatches: Mismatches,
 }
 
 /// Runs until a signal ends it.
@@ -196,7 +197,7 @@ impl Daemon {
     }
 
     /// Stops all parts and removes their objects from the system, at the end or after a failed start.
-    pub(crate) async fn take_down(&mut self) {
+    async fn take_down(&mut self) {
         if let Some(election) = self.election.take() {
             election.end().await;
         }
@@ -229,7 +230,7 @@ async fn open_backends(
         answers = backends.resolver.resolve(config) => answers,
         () = signals.stop() => Answers::default(),
     };
-    event_log::names(&answers, problems);
+    event_log::log_names(&answers, problems);
     backends.clusters.follow(config);
     backends.resolved = backends.resolve(config, backends.resolved.after(&answers));
     backends

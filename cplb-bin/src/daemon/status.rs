@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
-use vrrp::router::Counters;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
@@ -17,16 +16,15 @@ use crate::status::schema::{
 
 use crate::discovery::State;
 
-use super::Daemon;
 use super::backends::ClusterState;
-use super::ids::instance_of;
-use super::problems::Cause;
-use super::table::{Delivered, Reason, degraded_delivery};
+use super::ids::{group_of, instance_of};
+use super::table::{Delivered, Reason};
 use super::vip::Election;
+use super::{Daemon, mismatches};
 
 impl Daemon {
     /// The document of `cplb status`.
-    pub(crate) fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let (mut instances, mut interfaces) = (Vec::new(), Vec::new());
         let (mut real_time, mut kernel) = (false, None);
         if let Some(election) = &self.election {
@@ -64,24 +62,6 @@ impl Daemon {
         }
     }
 
-    /// Reports differences to the configuration of other routers.
-    pub(super) fn report_mismatches(&mut self) {
-        let Some(election) = &self.election else { return };
-        let (status, now) = (election.runner.status(), Instant::now());
-        // A removed instance may still be handing over.
-        let is_wanted = |found: &&InstanceStatus| election.instances.contains_key(&found.id);
-        for found in status.instances.iter().filter(is_wanted) {
-            let id = found.id.0;
-            for (kind, count) in mismatches(&found.counters) {
-                self.mismatches.observe(id, &kind, count, now);
-            }
-            let kinds = self.mismatches.current(id, now).into_keys();
-            let text = |kind| format!("virtual router {id}: another router's configuration differs ({kind})");
-            self.problems.raise_all(Cause::Mismatch(id), kinds.map(text).collect());
-        }
-        self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
-    }
-
     fn services(&self) -> Vec<Service> {
         let Some(balancer) = self.proxy.balancer() else { return Vec::new() };
         let snapshot = balancer.snapshot();
@@ -94,28 +74,10 @@ impl Daemon {
         shown.collect()
     }
 
-    fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
+    /// The delivery of connections, with the reasons that interfaces give.
+    pub(super) fn delivered(&self) -> BTreeMap<SocketAddr, Delivered> {
         let interfaces = self.election.as_ref().map(translating_interfaces).unwrap_or_default();
         self.table.delivered(&interfaces)
-    }
-
-    /// Logs the delivery of connections, once per change.
-    pub(crate) fn log_delivery(&mut self) {
-        let delivered = self.delivered();
-        for (endpoint, now) in
-            delivered.iter().filter(|(endpoint, now)| self.delivered.get(endpoint) != Some(now))
-        {
-            let (vip, port, mode) = (endpoint.ip(), endpoint.port(), now.mode());
-            match &now.reason {
-                None => tracing::info!(%vip, port, %mode, "delivery of connections"),
-                Some(reason @ Reason::Unavailable(_)) => {
-                    tracing::warn!(%vip, port, %mode, %reason, "delivery of connections");
-                }
-                Some(reason) => tracing::info!(%vip, port, %mode, %reason, "delivery of connections"),
-            }
-        }
-        self.problems.raise_all(Cause::Delivery, degraded_delivery(&delivered));
-        self.delivered = delivered;
     }
 }
 
@@ -133,7 +95,7 @@ fn discovery(
         servers: known.servers.iter().map(ToString::to_string).collect(),
         waiting,
         error,
-        kept: known.retained_reason.clone(),
+        kept: known.list_fault.clone(),
         answered_by: answered.map(|(server, _)| server.to_string()),
         answered_seconds_ago: answered.map(|(_, at)| age(at)),
     }
@@ -152,7 +114,7 @@ fn copy(found: &netlink_vip::AddressCopy) -> AddressCopy {
 fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> Instance {
     let config = election.instances.get(&found.id);
     let keeper = election.keeper.status();
-    let group = keeper.groups.iter().find(|group| group.id.0 == found.id.0);
+    let group = keeper.groups.iter().find(|group| group.id == group_of(found.id));
     let interface = group.and_then(|group| group.interface.as_ref());
     let lowest = |priority: u8| config.map_or(priority, |config| config.router.router.priority.get());
     Instance {
@@ -188,7 +150,7 @@ fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> 
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| (reason.as_str().to_owned(), count))
             .collect(),
-        mismatches: mismatches(&found.counters),
+        mismatches: mismatches::counts(&found.counters),
         mismatch_seconds_ago: BTreeMap::new(),
         transitions: found.transitions.iter().rev().map(transition).collect(),
     }
@@ -228,14 +190,6 @@ fn kernel_counters(counters: &netlink_vip::Counters) -> Kernel {
         missing: counters.missing,
         errors: counters.kernel_errors,
     }
-}
-
-fn mismatches(counters: &Counters) -> BTreeMap<String, u64> {
-    [("address_list", counters.address_list_mismatches), ("interval", counters.interval_mismatches)]
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(kind, count)| (kind.to_owned(), count))
-        .collect()
 }
 
 fn interface(found: &InterfaceStatus) -> Interface {

@@ -39,8 +39,8 @@ fn expect_limit(name: &str, kinds: usize, last: &str, mut event: impl FnMut(u32,
     assert!(end.contains(last), "{name}: the last line does not show the last state: {end}");
 }
 
-fn instance(vrid: u32) -> InstanceFields {
-    InstanceFields { vip: ip().to_string(), interface: "eth0".to_owned(), vrid }
+fn instance(id: InstanceId) -> InstanceFields {
+    InstanceFields { vip: ip().to_string(), interface: "eth0".to_owned(), vrid: id.0 }
 }
 
 fn ip() -> IpAddr {
@@ -59,16 +59,16 @@ fn lines_of_the_election_are_limited() {
             _ => (StateName::Active, StateName::Backup),
         };
         let transition = Transition { from, to, reason: Reason::InterfaceUp, after: Duration::ZERO };
-        event_log::election(&RunnerEvent::Transition { id: ID, transition }, instance, problems);
+        event_log::log_election(&RunnerEvent::Transition { id: ID, transition }, instance, problems);
     });
     expect_limit("another address list", 1, "0.0.117.47", |number, problems| {
         let warning =
             vrrp::router::Warning::AddressListMismatch { source: IpAddr::from(number.to_be_bytes()) };
-        event_log::election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, instance, problems);
+        event_log::log_election(&RunnerEvent::Warning { id: ID, warning, suppressed: 0 }, instance, problems);
     });
     expect_limit("discarded, from spoofed sources", 1, "discarded", |number, problems| {
         let (reason, source) = (Discard::ALL[0], IpAddr::from(number.to_be_bytes()));
-        event_log::election(
+        event_log::log_election(
             &RunnerEvent::Discarded { id: ID, reason, source, suppressed: 0 },
             instance,
             problems,
@@ -77,7 +77,7 @@ fn lines_of_the_election_are_limited() {
     expect_limit("socket errors", 1, "eth0", |_, problems| {
         let (operation, error) = (SocketOperation::Advertise, std::io::ErrorKind::NetworkDown.into());
         let interface = "eth0".to_owned();
-        event_log::election(
+        event_log::log_election(
             &RunnerEvent::SocketError { interface, operation, error, suppressed: 0 },
             instance,
             problems,
@@ -89,7 +89,7 @@ fn lines_of_the_election_are_limited() {
 fn lines_about_links_and_addresses_are_limited() {
     let keeper = |name, kinds, last, event: &dyn Fn(u32) -> KeeperEvent| {
         expect_limit(name, kinds, last, |number, problems| {
-            event_log::keeper(&event(number), instance, |_| "eth0".to_owned(), problems);
+            event_log::log_keeper(&event(number), instance, |_| "eth0".to_owned(), problems);
         });
     };
     let state = |up| InterfaceState {
@@ -120,17 +120,17 @@ fn lines_about_links_and_addresses_are_limited() {
     });
     expect_limit("addresses that can and cannot be held", 2, "again", |number, problems| {
         let faults = if number % 2 == 0 { vec!["IPv6 is disabled".to_owned()] } else { Vec::new() };
-        event_log::fitness(&[Fitness { id: ID, faults }], instance, problems);
+        event_log::log_fitness(&[Fitness { id: ID, faults }], instance, problems);
     });
     expect_limit("overruns that begin and end", 2, "no longer overrun", |number, problems| {
         match number % 2 {
-            0 => event_log::keeper(
+            0 => event_log::log_keeper(
                 &KeeperEvent::Resynced { cause: ResyncCause::Overrun },
                 instance,
                 |_| String::new(),
                 problems,
             ),
-            _ => event_log::no_overrun(1, problems),
+            _ => event_log::log_overrun_end(1, problems),
         }
     });
 }
@@ -139,7 +139,7 @@ fn lines_about_links_and_addresses_are_limited() {
 fn lines_of_the_load_balancer_are_limited() {
     let service = || std::sync::Arc::<str>::from("kube-apiserver");
     let balancer = |name, kinds, last, event: &dyn Fn(u32) -> Balancer| {
-        expect_limit(name, kinds, last, |number, problems| event_log::balancer(&event(number), problems));
+        expect_limit(name, kinds, last, |number, problems| event_log::log_balancer(&event(number), problems));
     };
     balancer("suspected and trusted again", 2, "trusted", &|number| match number % 2 {
         0 => Balancer::BackendSuspected { service: service(), backend: backend(), reason: Failure::Refused },

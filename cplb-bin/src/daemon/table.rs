@@ -36,7 +36,7 @@ pub(crate) struct TableKeeper {
 struct Outcome {
     /// `None` while no table is wanted.
     status: Option<schema::Table>,
-    /// The table in the kernel.
+    /// The table that was applied last; `None` after a failed change, although the kernel may still have it.
     applied: Option<Table>,
     /// The reason why no connection can be transparent.
     unavailable: Option<String>,
@@ -55,7 +55,7 @@ struct Work {
     tool: Option<Nft>,
     /// The table that is no longer desired and could not be removed yet.
     leftover: Option<TableName>,
-    /// The table in the kernel.
+    /// The table that was applied last; `None` after a failed change, although the kernel may still have it.
     applied: Option<Table>,
     restored: u64,
 }
@@ -77,7 +77,7 @@ pub(crate) enum TableState {
     Restored,
     /// It was applied for the first time, or replaced by another one.
     Applied,
-    /// It is absent and could not be applied, for this reason.
+    /// It could not be read, applied or removed, for this reason. The kernel may have a former one.
     Failed(String),
 }
 

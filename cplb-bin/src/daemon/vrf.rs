@@ -6,12 +6,12 @@ use netlink_vip::InterfaceState;
 const ACCEPT: &str = "/proc/sys/net/ipv4/tcp_l3mdev_accept";
 
 /// Returns whether listeners outside of VRFs accept connections that arrive through a VRF.
-pub(crate) fn accepts() -> bool {
+pub(crate) fn accepts_vrfs() -> bool {
     std::fs::read_to_string(ACCEPT).is_ok_and(|value| value.trim() == "1")
 }
 
 /// The problem of virtual IPs on an interface in a VRF whose clients do not reach the proxy, with the remedy. `accepted` is
-/// the result of [`accepts`]; `has_tproxy` is false where the table is without tproxy, which then lacks the rules for VRFs.
+/// the result of [`accepts_vrfs`]; `has_tproxy` is false where the table is without tproxy, which then lacks the rules for VRFs.
 pub(crate) fn problem(interface: &InterfaceState, accepted: bool, has_tproxy: bool) -> Option<String> {
     let vrf = interface.vrf.as_ref()?;
     let remedy = match (accepted, has_tproxy) {

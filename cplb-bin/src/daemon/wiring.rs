@@ -8,30 +8,22 @@ use std::time::Instant;
 use lb_proxy::ReconfigureError;
 use vrrp::runner::InstanceId;
 
-use super::backends::Resolved;
+use super::Daemon;
 use super::desired::Desired;
 use super::ipvs::{self, Input, Interfaces, Members};
 use super::problems::Cause;
 use super::sender::EventSender;
 use super::table::TableChange;
 use super::vip::{Election, Instance};
-use super::{Daemon, event_log};
 
 impl Daemon {
-    /// Takes the end of a round of name resolution, for the configuration in use or for a reload.
-    pub(super) fn on_resolved(&mut self, Resolved { answers, reload }: Resolved) {
-        self.backends.resolver.round_ended();
-        if let Some(number) = reload {
-            self.on_resolved_for_reload(number, answers);
-        } else if answers.are_for(&self.config) && self.reloads.is_idle() {
-            event_log::names(&answers, &mut self.problems);
-            let backends = self.backends.resolved.after(&answers);
-            if backends != self.backends.resolved {
-                tracing::info!(addresses = ?backends.resolved(), "backend names resolve to other addresses");
-                self.backends.resolved = backends;
-                self.update_desired();
-                self.update_ipvs(Input::Tick);
-            }
+    /// Resolves the backends again, and applies a change.
+    pub(super) fn use_discovered(&mut self) {
+        let backends = self.backends.resolve(&self.config, self.backends.resolved.clone());
+        if backends != self.backends.resolved && self.reloads.is_idle() {
+            self.backends.resolved = backends;
+            self.update_desired();
+            self.update_ipvs(Input::Tick);
         }
     }
 

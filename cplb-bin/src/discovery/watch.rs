@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,12 +60,7 @@ pub(super) async fn follow(target: Target, report: impl Fn(Report) + Sync) {
     let backoff = Arc::new(Mutex::new(Backoff::new(Duration::from_secs(target.watch_seconds.into()), seed)));
     let mut known: Option<Access> = None;
     loop {
-        // An unchanged kubeconfig is not read again: with another `Trust` the health checks would start again.
-        let read = match known.take() {
-            Some(access) if !is_outdated(&access).await => Ok(access),
-            _ => read(target.kubeconfig.clone()).await,
-        };
-        let access = match read {
+        let access = match current(known.take(), &target.kubeconfig).await {
             Ok(access) => known.insert(access),
             Err(error) => {
                 report(Report::State(match error {
@@ -96,27 +91,32 @@ pub(super) async fn follow(target: Target, report: impl Fn(Report) + Sync) {
             end = followed => end,
             () = wait_until_outdated(access) => End::Outdated,
         };
-        match end {
+        let failure = match end {
             End::Outdated => {
                 tracing::info!(kubeconfig = %target.kubeconfig.display(), "kubeconfig changed; reading it again");
+                continue;
             }
-            End::NoSuchKind if kind == Kind::Slices => kind = Kind::Endpoints,
-            End::NoSuchKind => {
-                kind = Kind::Slices;
-                target.candidates.record_failure();
-                report(Report::State(State::Failing(
-                    "the API server knows neither EndpointSlices nor Endpoints".to_owned(),
-                )));
-                pause(&backoff, access).await;
+            End::NoSuchKind if kind == Kind::Slices => {
+                kind = Kind::Endpoints;
+                continue;
             }
-            End::Failed(reason) => {
-                // The next server may know EndpointSlices.
-                kind = Kind::Slices;
-                target.candidates.record_failure();
-                report(Report::State(State::Failing(sanitized(&reason))));
-                pause(&backoff, access).await;
-            }
-        }
+            End::NoSuchKind => "the API server knows neither EndpointSlices nor Endpoints".to_owned(),
+            End::Failed(reason) => sanitized(&reason),
+        };
+        // The next server may know EndpointSlices.
+        kind = Kind::Slices;
+        target.candidates.record_failure();
+        report(Report::State(State::Failing(failure)));
+        pause(&backoff, access).await;
+    }
+}
+
+/// The access by the kubeconfig as it is now. An unchanged one is not read again: with another `Trust` the health checks
+/// would start again.
+async fn current(known: Option<Access>, kubeconfig: &Path) -> Result<Access, KubeconfigError> {
+    match known {
+        Some(access) if !is_outdated(&access).await => Ok(access),
+        _ => read(kubeconfig.to_owned()).await,
     }
 }
 

@@ -11,9 +11,11 @@ mod timing;
 mod virtual_servers;
 mod weights;
 
+use std::net::IpAddr;
+
 use crate::admission::BackendRule;
 use crate::model::{Config, Port};
-use crate::read::{PROXY_BIND_PORT, Section, ServiceDraft};
+use crate::read::{PROXY_BIND_PORT, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
 pub(crate) use context::{BoundServer, ClusterContext, IpvsProxy, KubeProxy};
@@ -36,22 +38,12 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
         let message = "nothing to do: neither virtual IPs nor servers are configured";
         out.error("", cluster.at, Finding::new("nothing-configured", message, cluster.format.first_steps()));
     }
-    let has_instances = !section.instances.is_empty();
     if listed && drafts.is_empty() && !section.disable_load_balancer {
-        let message = "no service is listed, so nothing is balanced, and the virtual IPs are held without a server behind them";
-        let help = "list one, such as `{name: kube-apiserver, port: 6443}`; remove `services` for just that one; or write \
-                    `disableLoadBalancer: true`";
-        out.warn("services", cluster.at, Finding::new("no-services", message, help));
+        services::warn_none(cluster.at, out);
     }
     let bind_ports = services::check(&section, &drafts, out);
     if listed && section.disable_load_balancer {
-        let at = drafts.first().map_or(cluster.at, |draft| draft.at);
-        let help = "remove `services`, or remove `disableLoadBalancer`";
-        out.warn(
-            "services",
-            at,
-            Finding::new("unused", "services have no effect with disableLoadBalancer", help),
-        );
+        services::warn_unused(drafts.first().map_or(cluster.at, |draft| draft.at), out);
     }
     cluster_conflicts::k3s(&section, &drafts, &bind_ports, out);
     let common = common::Common {
@@ -59,18 +51,7 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
         health: &section.health,
         longest_interval: virtual_servers::longest_interval(&section),
     };
-    let bound = |(draft, port): &(&ServiceDraft, Port)| {
-        has_instances || !services::is_apart(draft, *port, &section.backends)
-    };
-    let known_ports =
-        || drafts.iter().zip(&bind_ports).filter_map(|(draft, port)| Some((draft, port.as_ref()?.value)));
-    let by_hand = section.virtual_server_addresses.iter().map(|placed| placed.value);
-    let rule = BackendRule {
-        vips: vips.iter().copied().chain(by_hand).collect(),
-        bind_ports: known_ports().map(|(_, port)| port).collect(),
-        proxy_ports: known_ports().filter(bound).map(|(_, port)| port).collect(),
-        ..BackendRule::default()
-    };
+    let rule = backend_rule(&section, &drafts, &bind_ports, &vips);
     let context = backends::Context { rule, bind_ports: &bind_ports, out };
     backends::check_shared(&section.backends, &drafts, &context);
     weights::check(&section, &drafts, &common, out);
@@ -96,4 +77,26 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
         backends,
         status_listen: section.status_listen.map(|placed| placed.value),
     })
+}
+
+/// The rule for backends, as far as the ports are known.
+fn backend_rule(
+    section: &Section,
+    drafts: &[ServiceDraft],
+    bind_ports: &[Option<Placed<Port>>],
+    vips: &[IpAddr],
+) -> BackendRule {
+    let has_instances = !section.instances.is_empty();
+    let bound = |(draft, port): &(&ServiceDraft, Port)| {
+        has_instances || !services::is_apart(draft, *port, &section.backends)
+    };
+    let known_ports =
+        || drafts.iter().zip(bind_ports).filter_map(|(draft, port)| Some((draft, port.as_ref()?.value)));
+    let by_hand = section.virtual_server_addresses.iter().map(|placed| placed.value);
+    BackendRule {
+        vips: vips.iter().copied().chain(by_hand).collect(),
+        bind_ports: known_ports().map(|(_, port)| port).collect(),
+        proxy_ports: known_ports().filter(bound).map(|(_, port)| port).collect(),
+        ..BackendRule::default()
+    }
 }

@@ -63,6 +63,21 @@ pub(super) fn check(
     bind_ports
 }
 
+/// Warns of an empty list of services, `at` its document.
+pub(super) fn warn_none(at: Span, out: &Reporter<'_>) {
+    let message = "no service is listed, so nothing is balanced, and the virtual IPs are held without a server behind them";
+    let help = "list one, such as `{name: kube-apiserver, port: 6443}`; remove `services` for just that one; or write \
+                `disableLoadBalancer: true`";
+    out.warn("services", at, Finding::new("no-services", message, help));
+}
+
+/// Warns of services without a load balancer, `at` the first of them.
+pub(super) fn warn_unused(at: Span, out: &Reporter<'_>) {
+    let help = "remove `services`, or remove `disableLoadBalancer`";
+    let message = "services have no effect with disableLoadBalancer";
+    out.warn("services", at, Finding::new("unused", message, help));
+}
+
 /// Returns whether the servers of the service listen on its own bind port, which shows that they run on other nodes.
 ///
 /// A plain load balancer is reached at its bind port, so its servers' port is a natural choice. With virtual IPs any

@@ -38,7 +38,7 @@ fn rule(config: &Config, resolved: &ResolvedBackends) -> BackendRule {
 }
 
 /// The API servers that the configuration gives, by address or by name.
-pub(crate) fn written_servers(config: &Config, resolved: &ResolvedBackends) -> Vec<SocketAddr> {
+pub(super) fn written_servers(config: &Config, resolved: &ResolvedBackends) -> Vec<SocketAddr> {
     let Some(service) = config.api_service() else { return Vec::new() };
     let rule = rule(config, resolved);
     let backends = admitted(&rule, service, written(config, service, resolved), &mut Vec::new());

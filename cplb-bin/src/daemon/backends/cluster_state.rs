@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use cplb_config::Unfit;
 use lb_proxy::health::Trust;
@@ -42,8 +41,8 @@ pub(crate) struct ClusterState {
     pub(crate) source: Source,
     /// The state that interrupts following the API; `None` while it is followed.
     pub(crate) interruption: Option<State>,
-    /// The reason why the former servers are retained although the API lists others.
-    pub(crate) retained_reason: Option<String>,
+    /// The reason why the API's last list is not used, or only up to [`MAX_SERVERS`].
+    pub(crate) list_fault: Option<String>,
     /// The servers of the API's last list that may not be backends.
     pub(crate) refused: Vec<(SocketAddr, Unfit)>,
     /// The means to verify servers, once a server was verified.
@@ -84,7 +83,7 @@ impl ClusterState {
             }
         }
         let only_vips = self.refused.iter().all(|(_, unfit)| *unfit == Unfit::VirtualIp);
-        self.retained_reason = match (listed.len(), admitted.len()) {
+        self.list_fault = match (listed.len(), admitted.len()) {
             (0, _) => Some("the API lists no server".to_owned()),
             (_, 0) if !only_vips => {
                 Some(format!("the API lists nothing that can be a backend: {}", refused(&self.refused)))
@@ -104,33 +103,10 @@ impl ClusterState {
             self.source = Source::Api;
         }
     }
-
-    /// Logs the differences to the state before.
-    pub(super) fn log_changes(&self, before: &Self, kubeconfig: &Path) {
-        let kubeconfig = kubeconfig.display();
-        if self.servers != before.servers {
-            tracing::info!(%kubeconfig, servers = ?self.servers, "API servers discovered");
-        }
-        match (&self.interruption, &before.interruption) {
-            (now, former) if now == former => {}
-            (Some(State::Waiting(why)), _) => tracing::info!("discovery waiting: {why}"),
-            (Some(State::Failing(why)), _) => tracing::warn!(%kubeconfig, "discovery fails: {why}"),
-            (None, _) => tracing::info!(%kubeconfig, "discovery works"),
-        }
-        if let Some(why) =
-            self.retained_reason.as_ref().filter(|_| self.retained_reason != before.retained_reason)
-        {
-            tracing::warn!(%kubeconfig, "discovered servers: {why}");
-        } else if self.refused != before.refused && !self.refused.is_empty() && self.retained_reason.is_none()
-        {
-            let count = self.refused.len();
-            tracing::warn!(%kubeconfig, count, "discovered servers are refused: {}", refused(&self.refused));
-        }
-    }
 }
 
 /// The first addresses of a list that were refused, each with the reason.
-pub(crate) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
+pub(super) fn refused(list: &[(SocketAddr, Unfit)]) -> String {
     const NAMED: usize = 3;
     let named: Vec<String> =
         list.iter().take(NAMED).map(|(server, unfit)| format!("{server} {unfit}")).collect();

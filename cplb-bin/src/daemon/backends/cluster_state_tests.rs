@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use lb_proxy::health::{Credentials, Names};
 
 use super::*;
-use crate::logging::testing::storm;
 
 fn servers(hosts: &[u8]) -> BTreeSet<SocketAddr> {
     hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443))).collect()
@@ -31,25 +30,22 @@ fn known_servers_are_retained_until_the_api_lists_usable_ones() {
     assert_eq!((known.source, known.servers.len(), known.interruption.is_some()), (Source::Disk, 2, true));
     known.update(Report::Servers(servers(&[100]), trust()), is_fit);
     assert_eq!((known.source, known.servers.len(), known.interruption.is_some()), (Source::Disk, 2, false));
-    assert!(known.retained_reason.as_ref().unwrap().contains("only virtual IPs"));
+    assert!(known.list_fault.as_ref().unwrap().contains("only virtual IPs"));
     known.update(Report::Servers(servers(&[11, 100, 13]), trust()), is_fit);
-    assert_eq!(
-        (known.source, &known.servers, &known.retained_reason),
-        (Source::Api, &servers(&[11, 13]), &None)
-    );
+    assert_eq!((known.source, &known.servers, &known.list_fault), (Source::Api, &servers(&[11, 13]), &None));
     known.update(Report::Servers(BTreeSet::new(), trust()), is_fit);
     assert_eq!((known.source, &known.servers), (Source::Api, &servers(&[11, 13])));
-    assert!(known.retained_reason.is_some());
+    assert!(known.list_fault.is_some());
 }
 
 #[test]
-fn a_list_of_proxies_changes_nothing_and_has_a_retained_reason() {
+fn a_list_of_proxies_changes_nothing_and_is_a_fault() {
     let mut known = ClusterState::from_disk(Some(servers(&[11, 12])));
     let proxies: BTreeSet<_> = (11..15).map(|host| SocketAddr::from(([10, 0, 0, host], 6444))).collect();
     known.update(Report::Servers(proxies.clone(), trust()), is_fit);
     assert_eq!((known.source, &known.servers, known.refused.len()), (Source::Disk, &servers(&[11, 12]), 4));
     assert_eq!(
-        known.retained_reason.as_deref(),
+        known.list_fault.as_deref(),
         Some(
             "the API lists nothing that can be a backend: \
              10.0.0.11:6444 is where a proxy of this configuration listens, on every node; \
@@ -59,7 +55,7 @@ fn a_list_of_proxies_changes_nothing_and_has_a_retained_reason() {
     );
     let mixed = proxies.into_iter().chain(servers(&[13])).collect();
     known.update(Report::Servers(mixed, trust()), is_fit);
-    assert_eq!((known.source, &known.servers, &known.retained_reason), (Source::Api, &servers(&[13]), &None));
+    assert_eq!((known.source, &known.servers, &known.list_fault), (Source::Api, &servers(&[13]), &None));
     known.update(Report::Servers(servers(&[13]), trust()), is_fit);
     assert!(known.refused.is_empty());
 }
@@ -70,29 +66,5 @@ fn discovered_servers_are_capped_at_256() {
     let many = (0..10_000u32).map(|n| SocketAddr::from(((0x0a01_0000 + n).to_be_bytes(), 6443)));
     known.update(Report::Servers(many.collect(), trust()), is_fit);
     assert_eq!(known.servers.len(), MAX_SERVERS);
-    assert!(known.retained_reason.unwrap().contains("10000 servers, of which 256"));
-}
-
-#[test]
-fn log_lines_about_a_flapping_list_are_limited() {
-    let lists = [servers(&[11]), servers(&[11, 12])]
-        .map(|servers| ClusterState { servers, ..ClusterState::default() });
-    let path = Path::new("/etc/kubeconfig");
-    let written = storm(60, |number| {
-        let (now, before) = (&lists[number as usize % 2], &lists[(number as usize + 1) % 2]);
-        now.log_changes(before, path);
-    });
-    assert!(written.lines.len() <= 21, "{:#?}", written.lines);
-    assert_eq!(written.lines.len() as u64 + written.suppressed, 60_000);
-    assert!(written.lines.last().unwrap().contains("10.0.0.12"), "the last list is logged");
-    let failing = |why: &str| ClusterState {
-        interruption: Some(State::Failing(why.into())),
-        ..ClusterState::default()
-    };
-    let written = storm(60, |number| match number % 2 {
-        0 => failing(&format!("port {number}")).log_changes(&ClusterState::default(), path),
-        _ => ClusterState::default().log_changes(&failing("refused"), path),
-    });
-    assert!(written.lines.len() <= 2 * 21, "{:#?}", written.lines);
-    assert!(written.lines.last().unwrap().contains("discovery works"));
+    assert!(known.list_fault.unwrap().contains("10000 servers, of which 256"));
 }

@@ -17,6 +17,7 @@ use crate::discovery::{Follower, Report, State, Store};
 use crate::daemon::sender::EventSender;
 
 use super::admission;
+use super::cluster_log::log_changes;
 use super::cluster_state::{ClusterState, Source};
 use super::node::candidate_addresses;
 
@@ -54,7 +55,7 @@ struct Cluster {
 
 impl Clusters {
     /// Reads the servers that an earlier run discovered. A fault of the record is logged, and returned for status.
-    pub(crate) fn open(state_dir: &Path, events: EventSender<Discovered>) -> (Self, Option<String>) {
+    pub(super) fn open(state_dir: &Path, events: EventSender<Discovered>) -> (Self, Option<String>) {
         let (store, fault) = Store::open(state_dir);
         if let Some(why) = &fault {
             tracing::warn!(why, "the backends of the last run cannot be read, and are discovered again");
@@ -117,7 +118,7 @@ impl Clusters {
         if before == *now {
             return;
         }
-        now.log_changes(&before, &path);
+        log_changes(now, &before, &path);
         let is_changed = (before.source, &before.servers) != (now.source, &now.servers);
         if now.source == Source::Api
             && is_changed
@@ -132,14 +133,14 @@ impl Clusters {
 
     /// Addresses of this node where an API server may listen, until every cluster has listed its servers. Reads the
     /// interfaces of this node.
-    pub(crate) fn local_candidates(&self, config: &Config) -> Vec<IpAddr> {
+    pub(super) fn local_candidates(&self, config: &Config) -> Vec<IpAddr> {
         let is_listed = |cluster: &Cluster| cluster.state.source == Source::Api;
         if self.followed.values().all(is_listed) { Vec::new() } else { candidate_addresses(config) }
     }
 
     /// Sets the servers that the follower of each cluster may query: those that were discovered, those that are `written`
     /// in the configuration, and `local` candidates.
-    pub(crate) fn set_sources(&self, config: &Config, written: &[SocketAddr], local: &[IpAddr]) {
+    pub(super) fn set_sources(&self, config: &Config, written: &[SocketAddr], local: &[IpAddr]) {
         let port = api_port(config);
         for cluster in self.followed.values() {
             let own = cluster.local_candidates(local).iter().map(|ip| SocketAddr::new(*ip, port));
@@ -152,7 +153,7 @@ impl Clusters {
 
     /// The servers of each cluster. `local` candidates are guesses, and are used only where no servers are `written` in the
     /// configuration.
-    pub(crate) fn servers(
+    pub(super) fn servers(
         &self,
         written: &[SocketAddr],
         local: &[IpAddr],
@@ -176,7 +177,7 @@ impl Clusters {
             Some(State::Failing(why)) => Some(format!("backends cannot be discovered: {why}")),
             Some(State::Waiting(_)) | None => None,
         };
-        interruption.into_iter().chain(cluster.state.retained_reason.clone()).collect()
+        interruption.into_iter().chain(cluster.state.list_fault.clone()).collect()
     }
 
     /// Returns whether the cluster of a kubeconfig is followed.

@@ -1,6 +1,7 @@
 //! The addresses of backends: from the configuration, name resolution, discovery and the record of earlier runs.
 
 mod admission;
+mod cluster_log;
 mod cluster_state;
 mod clusters;
 mod node;

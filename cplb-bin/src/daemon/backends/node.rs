@@ -12,7 +12,7 @@ use nix::sys::socket::SockaddrStorage;
 const MAX_LOCAL_CANDIDATES: usize = 16;
 
 /// Every address of this node besides its virtual IPs; none where they cannot be read.
-pub(crate) fn node_addresses(config: &Config) -> BTreeSet<IpAddr> {
+pub(super) fn node_addresses(config: &Config) -> BTreeSet<IpAddr> {
     let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address.and_then(ip));
     addresses.filter(|ip| !config.is_virtual_ip(*ip)).collect()
 }

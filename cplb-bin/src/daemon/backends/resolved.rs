@@ -36,13 +36,13 @@ impl ResolvedBackends {
     }
 
     /// The same on a node that has these addresses.
-    pub(crate) fn on_node(mut self, addresses: BTreeSet<IpAddr>) -> Self {
+    pub(super) fn on_node(mut self, addresses: BTreeSet<IpAddr>) -> Self {
         self.node = addresses;
         self
     }
 
     /// The node's addresses besides virtual IPs.
-    pub(crate) fn node(&self) -> &BTreeSet<IpAddr> {
+    pub(super) fn node(&self) -> &BTreeSet<IpAddr> {
         &self.node
     }
 

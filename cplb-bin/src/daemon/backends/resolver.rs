@@ -62,7 +62,7 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// A resolver that reports its rounds to `events`.
-    pub(crate) fn new(events: EventSender<Resolved>) -> Self {
+    pub(super) fn new(events: EventSender<Resolved>) -> Self {
         Self { events, round_is_running: false, waiting: None, queries: Queries::default() }
     }
 

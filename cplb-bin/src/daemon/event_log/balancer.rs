@@ -8,7 +8,7 @@ use lb_proxy::{Event as Balancer, Refusal, Shortage};
 use crate::daemon::problems::{Cause, Problems};
 
 /// Logs an event of the load balancer.
-pub(crate) fn balancer(event: &Balancer, problems: &mut Problems) {
+pub(crate) fn log_balancer(event: &Balancer, problems: &mut Problems) {
     match event {
         Balancer::BackendUp { service, backend, reason, after } => {
             tracing::info!(%service, %backend, reason, after_seconds = after.as_secs_f64(), "backend up");

@@ -10,23 +10,23 @@ use vrrp::runner::{InstanceId, RunnerEvent};
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
 
-/// Logs an event of the election. `instance` gives the fields of an instance by its VRID.
-pub(crate) fn election(
+/// Logs an event of the election. `instance` gives the fields of an instance.
+pub(crate) fn log_election(
     event: &RunnerEvent,
-    instance: impl Fn(u32) -> InstanceFields,
+    instance: impl Fn(InstanceId) -> InstanceFields,
     problems: &mut Problems,
 ) {
     match event {
-        RunnerEvent::Transition { id, transition } => state_transition(&instance(id.0), transition),
+        RunnerEvent::Transition { id, transition } => state_transition(&instance(*id), transition),
         RunnerEvent::Warning { id, warning, suppressed } => {
             let peer = peer_of_warning(warning).map(display);
-            instance_log!(warn, instance(id.0), peer, suppressed, "{warning}");
+            instance_log!(warn, instance(*id), peer, suppressed, "{warning}");
             if let Some((cause, text)) = contention(*id, warning) {
                 problems.raise_fading(cause, text, Instant::now());
             }
         }
         RunnerEvent::Discarded { id, reason, source, suppressed } => {
-            instance_log!(warn, instance(id.0), peer = %source, suppressed, "advertisement discarded: {reason}");
+            instance_log!(warn, instance(*id), peer = %source, suppressed, "advertisement discarded: {reason}");
             if let Some(text) = unheard_peer(*id, *reason, *source) {
                 problems.raise_fading(Cause::Discarded(id.0, reason.as_str()), text, Instant::now());
             }
@@ -129,10 +129,10 @@ fn contention(id: InstanceId, warning: &Warning) -> Option<(Cause, String)> {
 }
 
 /// Reports whether the source of unicast advertisements is an address of the interface, as it must be.
-pub(crate) fn source(
+pub(crate) fn log_source(
     id: InstanceId,
     (source, present): (IpAddr, bool),
-    instance: impl Fn(u32) -> InstanceFields,
+    instance: impl Fn(InstanceId) -> InstanceFields,
     problems: &mut Problems,
 ) {
     let cause = Cause::Source(id.0);
@@ -142,6 +142,6 @@ pub(crate) fn source(
     }
     let text = format!("virtual router {id} waits: its interface does not have unicastSourceIP {source}");
     if problems.raise(cause, text) {
-        instance_log!(warn, instance(id.0), %source, "unicastSourceIP is not on the interface; waiting for it");
+        instance_log!(warn, instance(id), %source, "unicastSourceIP is not on the interface; waiting for it");
     }
 }

@@ -5,44 +5,47 @@ use std::time::{Duration, Instant};
 
 use netlink_vip::wire::address_flag;
 use netlink_vip::{AddressCopy, GroupId, InterfaceState, KeeperEvent, ResyncCause, Warning};
+use vrrp::runner::InstanceId;
 
+use crate::daemon::ids::instance_of;
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
 use crate::daemon::serving::copy_text;
 
-/// Logs an event of the keeper. `instance` gives the fields of an instance by its VRID, `wanted` the selector of its
-/// interface in the configuration.
-pub(crate) fn keeper(
+/// Logs an event of the keeper. `instance` gives the fields of an instance, `wanted` the selector of its interface
+/// in the configuration.
+pub(crate) fn log_keeper(
     event: &KeeperEvent,
-    instance: impl Fn(u32) -> InstanceFields,
+    instance: impl Fn(InstanceId) -> InstanceFields,
     wanted: impl Fn(GroupId) -> String,
     problems: &mut Problems,
 ) {
+    let instance = |id: &GroupId| instance(instance_of(*id));
     match event {
         KeeperEvent::Interface { id, state: Some(state) } => {
-            let instance = InstanceFields { interface: state.name.clone(), ..instance(id.0) };
+            let instance = InstanceFields { interface: state.name.clone(), ..instance(id) };
             interface_present(&instance, state, problems);
         }
         KeeperEvent::Interface { id, state: None } => {
-            let instance = InstanceFields { interface: wanted(*id), ..instance(id.0) };
+            let instance = InstanceFields { interface: wanted(*id), ..instance(id) };
             interface_missing(&instance, problems);
         }
         KeeperEvent::Installed { id, took } => {
-            instance_log!(info, instance(id.0), took_ms = took.as_millis(), "virtual IPs installed");
+            instance_log!(info, instance(id), took_ms = took.as_millis(), "virtual IPs installed");
         }
         KeeperEvent::Removed { id, reason } => {
-            instance_log!(info, instance(id.0), %reason, "virtual IPs removed");
+            instance_log!(info, instance(id), %reason, "virtual IPs removed");
         }
         KeeperEvent::Missing { id, ip } => {
-            instance_log!(warn, instance(id.0), %ip, "virtual IP removed by another program; restoring it");
+            instance_log!(warn, instance(id), %ip, "virtual IP removed by another program; restoring it");
         }
-        KeeperEvent::LeaseLost { id } => instance_log!(warn, instance(id.0), "lease of the virtual IPs lost"),
-        KeeperEvent::Copies { id, copies } => address_copies(&instance(id.0), copies, problems),
+        KeeperEvent::LeaseLost { id } => instance_log!(warn, instance(id), "lease of the virtual IPs lost"),
+        KeeperEvent::Copies { id, copies } => address_copies(&instance(id), copies, problems),
         KeeperEvent::SessionsEnded { id, ips, reset, silent, took } => {
-            sessions_ended(&instance(id.0), ips, (*reset, *silent), *took);
+            sessions_ended(&instance(id), ips, (*reset, *silent), *took);
         }
         KeeperEvent::Warning { id: Some(id), warning } => {
-            instance_log!(warn, instance(id.0), "{warning}");
+            instance_log!(warn, instance(id), "{warning}");
             note_warning(Some(id.0), warning, problems);
         }
         KeeperEvent::Warning { id: None, warning } => {
@@ -52,7 +55,7 @@ pub(crate) fn keeper(
         KeeperEvent::Resynced { cause } => {
             problems.clear(&Cause::Unobserved);
             match cause {
-                ResyncCause::Overrun => overrun(problems),
+                ResyncCause::Overrun => log_overrun(problems),
                 cause => tracing::debug!(?cause, "the kernel's tables were read again"),
             }
         }
@@ -150,9 +153,9 @@ fn note_warning(vrid: Option<u32>, warning: &Warning, problems: &mut Problems) {
 
 /// Multicast IPv6 advertisements come from a link-local address (RFC 9568 §5.1.2.1); `multicasts` returns whether a group
 /// needs one.
-pub(crate) fn link_local(
+pub(crate) fn log_link_local(
     event: &KeeperEvent,
-    instance: impl Fn(u32) -> InstanceFields,
+    instance: impl Fn(InstanceId) -> InstanceFields,
     multicasts: impl Fn(GroupId) -> bool,
     problems: &mut Problems,
 ) {
@@ -170,7 +173,7 @@ pub(crate) fn link_local(
                 state.name
             );
             if problems.raise(cause, text) {
-                let instance = InstanceFields { interface: state.name.clone(), ..instance(id.0) };
+                let instance = InstanceFields { interface: state.name.clone(), ..instance(instance_of(*id)) };
                 instance_log!(warn, instance, "interface has no IPv6 link-local address");
             }
         }
@@ -180,8 +183,8 @@ pub(crate) fn link_local(
     }
 }
 
-/// Reports that the kernel dropped netlink events, once until [`no_overrun`]: a storm of changes causes many resyncs.
-pub(crate) fn overrun(problems: &mut Problems) {
+/// Reports that the kernel dropped netlink events, once until [`log_overrun_end`]: a storm of changes causes many resyncs.
+pub(crate) fn log_overrun(problems: &mut Problems) {
     let text = "netlink overrun: the kernel dropped events about links and addresses that came faster than they were \
                 read, and all state was read again: if this persists, find the source of the changes with `ip monitor`";
     if problems.raise(Cause::Overrun, text) {
@@ -189,15 +192,15 @@ pub(crate) fn overrun(problems: &mut Problems) {
     }
 }
 
-/// Ends the problem of [`overrun`], after a round of maintenance without dropped events.
-pub(crate) fn no_overrun(total: u64, problems: &mut Problems) {
+/// Ends the problem of [`log_overrun`], after a round of maintenance without dropped events.
+pub(crate) fn log_overrun_end(total: u64, problems: &mut Problems) {
     if problems.clear(&Cause::Overrun) {
         tracing::info!(overruns = total, "netlink events no longer overrun");
     }
 }
 
 /// Raises or clears a problem of an instance's interface.
-pub(crate) fn interface(
+pub(crate) fn log_interface(
     instance: &InstanceFields,
     cause: Cause,
     problem: Option<String>,

@@ -13,12 +13,12 @@ use crate::daemon::instance_log::InstanceFields;
 use crate::daemon::problems::Problems;
 use crate::logging::testing::storm;
 
-fn instance(vrid: u32) -> InstanceFields {
-    InstanceFields { vrid, ..InstanceFields::default() }
+fn instance(id: InstanceId) -> InstanceFields {
+    InstanceFields { vrid: id.0, ..InstanceFields::default() }
 }
 
 fn keeper(event: &KeeperEvent, problems: &mut Problems) {
-    super::keeper(event, instance, |_| String::new(), problems);
+    log_keeper(event, instance, |_| String::new(), problems);
 }
 
 /// The lines that one call of `event` logs.
@@ -30,7 +30,11 @@ fn logged(event: impl FnOnce(&mut Problems)) -> Vec<String> {
 
 #[test]
 fn lines_about_an_instance_name_it_and_its_peer() {
-    let named = |vrid| InstanceFields { vip: "10.0.0.100".to_owned(), interface: "eth0".to_owned(), vrid };
+    let named = |id: InstanceId| InstanceFields {
+        vip: "10.0.0.100".to_owned(),
+        interface: "eth0".to_owned(),
+        vrid: id.0,
+    };
     let (id, peer) = (InstanceId(51), IpAddr::from([10, 0, 0, 12]));
     let transition = Transition {
         from: StateName::Backup,
@@ -43,7 +47,7 @@ fn lines_about_an_instance_name_it_and_its_peer() {
         RunnerEvent::Warning { id, warning: ElectionWarning::Contended { source: peer }, suppressed: 0 },
         RunnerEvent::Discarded { id, reason: Discard::Checksum, source: peer, suppressed: 0 },
     ] {
-        let lines = logged(|problems| election(&event, named, problems));
+        let lines = logged(|problems| log_election(&event, named, problems));
         let fields = " vip=10.0.0.100 interface=eth0 vrid=51 ";
         assert!(
             lines.len() == 1 && lines[0].contains(fields) && lines[0].contains(" peer=10.0.0.12 "),
@@ -57,7 +61,7 @@ fn lines_about_an_instance_name_it_and_its_peer() {
         KeeperEvent::LeaseLost { id },
         KeeperEvent::Interface { id, state: None },
     ] {
-        let lines = logged(|problems| super::keeper(&event, named, |_| "eth0".to_owned(), problems));
+        let lines = logged(|problems| log_keeper(&event, named, |_| "eth0".to_owned(), problems));
         let fields = " vip=10.0.0.100 interface=eth0 vrid=51";
         assert!(lines.len() == 1 && lines[0].contains(fields), "{lines:?}");
     }
@@ -73,7 +77,7 @@ fn a_netlink_overrun_is_a_problem_until_a_round_without_one() {
     assert!(texts.len() == 1 && texts[0].contains("netlink overrun"), "{texts:?}");
     keeper(&KeeperEvent::Resynced { cause: ResyncCause::Retry }, &mut problems);
     assert_eq!(problems.texts(), texts);
-    no_overrun(2, &mut problems);
+    log_overrun_end(2, &mut problems);
     assert!(problems.texts().is_empty());
 }
 
@@ -91,11 +95,11 @@ fn contention_for_an_address_or_a_vrid_fades_when_it_is_not_reported_again() {
     ];
     for warning in warnings {
         let event = RunnerEvent::Warning { id: InstanceId(51), warning, suppressed: 0 };
-        election(&event, instance, &mut problems);
+        log_election(&event, instance, &mut problems);
     }
     let id = InstanceId(51);
     for reason in [Discard::Password, Discard::Checksum] {
-        election(&RunnerEvent::Discarded { id, reason, source, suppressed: 0 }, instance, &mut problems);
+        log_election(&RunnerEvent::Discarded { id, reason, source, suppressed: 0 }, instance, &mut problems);
     }
     let texts = problems.texts();
     assert_eq!(texts.len(), 5, "{texts:?}");
@@ -132,16 +136,16 @@ fn a_missing_link_local_address_is_a_problem_only_for_ipv6_multicast() {
     };
     let mut problems = Problems::default();
     let global = address("fd00::1", 0);
-    link_local(&event(true, &[global]), instance, |_| false, &mut problems);
-    link_local(&event(false, &[global]), instance, |_| true, &mut problems);
+    log_link_local(&event(true, &[global]), instance, |_| false, &mut problems);
+    log_link_local(&event(false, &[global]), instance, |_| true, &mut problems);
     assert!(problems.texts().is_empty(), "{:?}", problems.texts());
     for unusable in [global, address("fe80::1", address_flag::DADFAILED)] {
-        link_local(&event(true, &[unusable]), instance, |_| true, &mut problems);
+        log_link_local(&event(true, &[unusable]), instance, |_| true, &mut problems);
         let text =
             "virtual router 51: eth0 has no IPv6 link-local address, so IPv6 advertisements cannot be sent";
         assert_eq!(problems.texts(), [text]);
     }
-    link_local(
+    log_link_local(
         &event(true, &[address("fe80::1", address_flag::TENTATIVE)]),
         instance,
         |_| true,

@@ -1,8 +1,10 @@
 //! The decisions about IPVS: the packets that the nftables table marks for it, its services, and this node as a real server
 //! for directors on other nodes. Without I/O: [`Controller::handle`] takes inputs and returns the work that follows.
 //!
-//! Two orders hold. A service is removed only after the table has dropped its rule, since a packet with its mark needs it.
-//! This node stops being a real server only after directors on other nodes have noticed: their probes are refused before.
+//! Two orders hold. A service is removed only after the table has dropped its rule, since a packet with its mark needs it;
+//! except when its address has left this node or is released with [`Sessions::End`]: then the rule stays, and packets that
+//! still arrive are refused. This node stops being a real server only after directors on other nodes have noticed: their
+//! probes are refused before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,83 +17,31 @@ use lb_proxy::nft::Director;
 use vrrp::runner::InstanceId;
 
 use super::forwarding::forwarding;
-use super::plan::{Directed, Members, desired, servers, sysctls};
-use super::prober::{PROBE_INTERVAL, ProbePlan, ProbeReport, TIMEOUT};
+use super::input::{Input, Interfaces, Sessions};
+use super::plan::{DirectedPort, IpvsPlan, Members, desired, servers, sysctls};
+use super::prober::{PROBE_INTERVAL, ProbePlan, ProbeReport, ProbeTarget, TIMEOUT};
 use super::reconciler::{NodePlan, ReconcilerReport, Wanted};
 
 /// The names of the tunnel links that receive packets from directors.
-pub(crate) const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
+const TUNNELS: [&str; 2] = ["cplbtun4", "cplbtun6"];
 
 /// The time that directors on other nodes need to notice a departure: until the next probe, its answer, and the change.
 const DEPARTURE: Duration = PROBE_INTERVAL.saturating_add(TIMEOUT).saturating_add(PROBE_INTERVAL);
 
-/// The work of IPVS under a configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct IpvsPlan {
-    pub(crate) virtual_servers: Vec<Directed>,
-    /// Set where directors synchronise their connections.
-    pub(crate) sync: bool,
-}
-
-/// The interfaces of the instances that the election runs, where the configuration names them. `None` without an
-/// election.
-pub(crate) type Interfaces = Option<BTreeMap<InstanceId, Option<String>>>;
-
-/// An input.
-#[derive(Debug, Clone)]
-pub(crate) enum Input {
-    /// Another configuration is in use.
-    Configured(IpvsPlan, Interfaces),
-    /// The election runs other instances under the same configuration.
-    Instances(Interfaces),
-    /// The servers of each service, with the states of their health checks.
-    Members(Members),
-    /// The keeper has read the addresses and interfaces for the first time.
-    InitialSync,
-    /// The addresses of an instance are on this node.
-    Held(InstanceId),
-    /// The addresses of an instance are no longer on this node.
-    Lost(InstanceId),
-    /// An instance has this interface.
-    Interface(InstanceId, Option<String>),
-    /// An instance is about to release its addresses.
-    PlannedRelease(InstanceId, Sessions),
-    /// The reconciler has observed the kernel's IPVS.
-    Observed(ReconcilerReport),
-    /// The prober has another report.
-    Probed(ProbeReport),
-    /// The table has these rules, or its change failed and it may still have the former ones. A failure counts as applied:
-    /// otherwise a backend that dies would stay in IPVS for as long as the table cannot be changed.
-    RulesApplied(Vec<Director>),
-    /// This node is about to stop.
-    Depart,
-    /// Time has passed.
-    Tick,
-}
-
-/// The fate of the sessions of an instance that moves to another node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sessions {
-    /// The next director continues them, so the services stay until the addresses are removed: without services, this node
-    /// would reset the sessions whose packets still arrive.
-    Continue,
-    End,
-}
-
 /// The work that follows from an input.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Output {
+pub(super) struct Output {
     /// The rules for the table, if they have changed.
-    pub(crate) rules: Option<Vec<Director>>,
+    pub(super) rules: Option<Vec<Director>>,
     /// The desired state of IPVS; `None` while it must not change.
-    pub(crate) wanted: Option<Wanted>,
+    pub(super) wanted: Option<Wanted>,
     /// The servers to probe.
-    pub(crate) probe: ProbePlan,
+    pub(super) probe: ProbePlan,
     /// Set if the reconciler shall read the kernel now.
-    pub(crate) resync: bool,
+    pub(super) resync: bool,
 }
 
-/// An instance as the keeper reports it. Its status may be a little older than its events.
+/// An instance as the keeper reports it.
 #[derive(Debug, Default)]
 struct InstanceState {
     held: bool,
@@ -100,7 +50,7 @@ struct InstanceState {
 
 /// The state of the decisions.
 #[derive(Debug)]
-pub(crate) struct Controller {
+pub(super) struct Controller {
     pub(super) plan: IpvsPlan,
     configured: Interfaces,
     pub(super) members: Members,
@@ -119,13 +69,13 @@ pub(crate) struct Controller {
     /// The time by which directors on other nodes have noticed that this node departs, once it does.
     departure: Option<Instant>,
     /// Virtual servers that a reload has dropped, and the time until which probes for them are refused.
-    departing: Option<(Vec<Directed>, Instant)>,
+    departing: Option<(Vec<DirectedPort>, Instant)>,
 }
 
 impl Controller {
     /// A controller before the first input. The first rules are those of interfaces that the configuration names: packets
     /// from directors on other nodes are for the server on this node from the start.
-    pub(crate) fn new(plan: IpvsPlan, configured: BTreeMap<InstanceId, Option<String>>) -> Self {
+    pub(super) fn new(plan: IpvsPlan, configured: BTreeMap<InstanceId, Option<String>>) -> Self {
         let known = plan.virtual_servers.iter().filter_map(|it| {
             let name = configured.get(&it.instance?)?.clone()?;
             Some(it.director(arrival_interfaces(it, name)))
@@ -149,14 +99,15 @@ impl Controller {
     }
 
     /// Takes an input, and returns the work that follows from all inputs so far.
-    pub(crate) fn handle(&mut self, input: Input, now: Instant) -> Output {
+    pub(super) fn handle(&mut self, input: Input, now: Instant) -> Output {
+        // A new interface still answers ARP for the virtual addresses.
         let resync = matches!(input, Input::Interface(..));
         self.record(input, now);
         Output { resync, ..self.poll_output(now) }
     }
 
     /// Takes an input; the work follows with the next [`Controller::handle`].
-    pub(crate) fn record(&mut self, input: Input, now: Instant) {
+    pub(super) fn record(&mut self, input: Input, now: Instant) {
         match input {
             Input::Configured(plan, configured) => self.configure(plan, configured, now),
             Input::Instances(configured) => self.configured = configured,
@@ -186,7 +137,7 @@ impl Controller {
         self.configured = configured;
         let stays = |vip| self.plan.virtual_servers.iter().any(|it| it.vip == vip && it.instance.is_some());
         let mut dropped = self.departing.take().map(|(dropped, _)| dropped).unwrap_or_default();
-        dropped.extend(former.into_iter().filter(Directed::continues_after_failover));
+        dropped.extend(former.into_iter().filter(DirectedPort::continues_after_failover));
         dropped.retain(|it| !stays(it.vip));
         if !dropped.is_empty() {
             self.departing = Some((dropped, now + DEPARTURE));
@@ -197,23 +148,24 @@ impl Controller {
         if self.departure.is_some() {
             return;
         }
-        let is_probed = |it: &Directed| it.continues_after_failover() && servers(&self.members, it).len() > 1;
+        let is_probed =
+            |it: &DirectedPort| it.continues_after_failover() && servers(&self.members, it).len() > 1;
         let is_probed = self.plan.virtual_servers.iter().any(is_probed);
         self.departure = Some(if is_probed { now + DEPARTURE } else { now });
     }
 
     /// The time by which directors on other nodes have noticed that this node departs; `None` before [`Input::Depart`].
-    pub(crate) fn departure(&self) -> Option<Instant> {
+    pub(super) fn departure(&self) -> Option<Instant> {
         self.departure
     }
 
     /// The desired rules of the table.
-    pub(crate) fn rules(&self) -> &[Director] {
+    pub(super) fn rules(&self) -> &[Director] {
         &self.rules
     }
 
     /// Returns whether the kernel has IPVS; true before the first observation.
-    pub(crate) fn is_available(&self) -> bool {
+    pub(super) fn is_available(&self) -> bool {
         self.observed.as_ref().is_none_or(|observed| observed.unavailable.is_none())
     }
 
@@ -244,7 +196,7 @@ impl Controller {
     }
 
     /// The servers to probe.
-    fn probe_targets(&self) -> impl Iterator<Item = super::ProbeTarget> {
+    fn probe_targets(&self) -> impl Iterator<Item = ProbeTarget> {
         self.plan
             .virtual_servers
             .iter()
@@ -257,7 +209,7 @@ impl Controller {
         let sync = self.sync_daemons();
         // IPVS continues a synchronised connection only if it has the server, and handles packets only if it has a service.
         // On nodes without the address no packet gets the mark of a new connection.
-        let has = |it: &Directed| {
+        let has = |it: &DirectedPort| {
             let is_needed = self.holds(it) || (sync.is_some() && it.continues_after_failover());
             // A service that packets were directed to stays: without it the kernel refuses them.
             let is_usable = self.services.contains(&it.key()) || self.is_known(it);
@@ -290,7 +242,7 @@ impl Controller {
         let stay = stay.map(|it| (it, self.departure.is_some()));
         let depart = self.departing.iter().flat_map(|(dropped, _)| dropped);
         let depart = depart.filter(|it| !self.holds(it)).map(|it| (it, true));
-        let rule = |(it, departing): (&Directed, bool)| Director {
+        let rule = |(it, departing): (&DirectedPort, bool)| Director {
             departing,
             peers: self.peers(it),
             ..it.director(self.interfaces(it))
@@ -300,17 +252,17 @@ impl Controller {
 
     /// Returns whether packets may be directed to IPVS. Once they are, they stay so, because connections cannot move to the
     /// proxy.
-    fn is_ready(&self, directed: &Directed) -> bool {
+    fn is_ready(&self, directed: &DirectedPort) -> bool {
         has_rule(&self.rules, directed.vip, directed.port) || self.has_servers(directed)
     }
 
-    pub(super) fn has_servers(&self, directed: &Directed) -> bool {
+    pub(super) fn has_servers(&self, directed: &DirectedPort) -> bool {
         self.observed.as_ref().is_some_and(|observed| observed.ready.contains(&directed.key()))
     }
 
     /// Returns whether the prober knows a server. Until then connections go to the server on this node, because other
     /// servers may not accept them.
-    fn is_known(&self, directed: &Directed) -> bool {
+    fn is_known(&self, directed: &DirectedPort) -> bool {
         let mut targets = servers(&self.members, directed)
             .iter()
             .filter_map(|server| directed.probe_target(server))
@@ -319,7 +271,7 @@ impl Controller {
     }
 
     /// Returns whether this node has the virtual address, and is not releasing it.
-    pub(super) fn holds(&self, directed: &Directed) -> bool {
+    pub(super) fn holds(&self, directed: &DirectedPort) -> bool {
         match directed.instance {
             Some(id) => self.instances.get(&id).is_some_and(|it| it.held) && !self.releasing.contains(&id),
             None => self.report.local.get(&directed.vip).is_some_and(|links| {
@@ -330,7 +282,7 @@ impl Controller {
     }
 
     /// Returns whether the table directs the packets of a virtual address to IPVS.
-    pub(super) fn is_applied(&self, directed: &Directed) -> bool {
+    pub(super) fn is_applied(&self, directed: &DirectedPort) -> bool {
         has_rule(&self.applied_rules, directed.vip, directed.port)
     }
 
@@ -347,7 +299,7 @@ impl Controller {
     }
 
     /// Virtual servers that a reload has dropped, until directors have noticed.
-    pub(super) fn departing(&self) -> impl Iterator<Item = &Directed> {
+    pub(super) fn departing(&self) -> impl Iterator<Item = &DirectedPort> {
         self.departing.iter().flat_map(|(dropped, _)| dropped)
     }
 }
@@ -357,7 +309,7 @@ fn has_rule(rules: &[Director], vip: IpAddr, port: NonZeroU16) -> bool {
 }
 
 /// The interfaces by which packets for a virtual server arrive: that of its address, and the tunnel links if it uses them.
-pub(super) fn arrival_interfaces(directed: &Directed, interface: String) -> BTreeSet<String> {
+pub(super) fn arrival_interfaces(directed: &DirectedPort, interface: String) -> BTreeSet<String> {
     let tunnels = TUNNELS.map(str::to_owned).into_iter().filter(|_| directed.kind == LbKind::Tunnel);
     tunnels.chain([interface]).collect()
 }

@@ -9,8 +9,8 @@ use lb_proxy::BackendState;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::plan::{Member, directed};
-use super::super::prober::{ProbeResult, ProbeTarget};
+use super::super::plan::Member;
+use super::super::prober::ProbeResult;
 use super::*;
 
 const ID: InstanceId = InstanceId(51);
@@ -30,7 +30,7 @@ fn config(kind: &str, vips: &[&str]) -> Config {
 }
 
 fn plan(kind: &str, vips: &[&str], sync: bool) -> IpvsPlan {
-    IpvsPlan { virtual_servers: directed(&config(kind, vips)), sync }
+    IpvsPlan { sync, ..IpvsPlan::new(&config(kind, vips)) }
 }
 
 fn interfaces() -> BTreeMap<InstanceId, Option<String>> {
@@ -419,7 +419,7 @@ fn check(simulation: &Simulation, former: &Former) -> Result<(), TestCaseError> 
 
 /// The state before a step.
 struct Former {
-    virtual_servers: Vec<Directed>,
+    virtual_servers: Vec<DirectedPort>,
     services: BTreeSet<ServiceKey>,
     rules: Vec<Director>,
 }

@@ -7,24 +7,24 @@ use std::path::{Path, PathBuf};
 
 use cplb_config::LbKind;
 
-use super::plan::Directed;
+use super::plan::DirectedPort;
 
 /// The address families that need forwarding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Forwarding {
+pub(super) struct Forwarding {
     v4: bool,
     v6: bool,
 }
 
 /// The forwarding that the services need, on every node that may hold their addresses.
-pub(crate) fn forwarding(all: &[Directed]) -> Forwarding {
+pub(super) fn forwarding(all: &[DirectedPort]) -> Forwarding {
     let nat = |v4: bool| all.iter().any(|it| it.kind == LbKind::Nat && it.vip.is_ipv4() == v4);
     Forwarding { v4: nat(true), v6: nat(false) }
 }
 
 impl Forwarding {
     /// The faults, for the operator. `interfaces` are those of the virtual IPs.
-    pub(crate) fn faults(self, interfaces: &[String]) -> Vec<String> {
+    pub(super) fn faults(self, interfaces: &[String]) -> Vec<String> {
         self.missing(interfaces, Path::new("/proc/sys/net"))
             .into_iter()
             .map(|name| {

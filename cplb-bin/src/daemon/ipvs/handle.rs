@@ -13,8 +13,9 @@ use crate::daemon::sender::EventSender;
 use crate::status::schema;
 
 use super::RECORDS;
-use super::controller::{Controller, Input, IpvsPlan};
-use super::plan::{Members, servers};
+use super::controller::Controller;
+use super::input::Input;
+use super::plan::{IpvsPlan, Members, servers};
 use super::prober::{ProbeReport, ProbeResult, ProbeTarget, ProberHandle};
 use super::reconciler::{ReconcilerHandle, ReconcilerReport};
 use super::status::Place;
@@ -85,7 +86,6 @@ impl Ipvs {
                 reconciler.want(wanted);
             }
             if output.resync {
-                // A new interface still answers ARP for the virtual addresses.
                 reconciler.resync();
             }
         }
@@ -94,7 +94,7 @@ impl Ipvs {
 
     /// Returns whether the configuration has virtual servers.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.controller.plan.virtual_servers.is_empty()
+        !self.controller.plan.is_empty()
     }
 
     /// Returns whether the kernel has IPVS; true before the first observation.

@@ -6,12 +6,12 @@ use nix::net::if_::if_nametoindex;
 const LINK: &str = "kube-ipvs0";
 
 /// Returns whether kube-proxy in mode ipvs runs, or has run, on this node.
-pub(crate) fn is_present() -> bool {
+pub(super) fn is_present() -> bool {
     if_nametoindex(LINK).is_ok()
 }
 
 /// The problem for a node where IPVS balances, for the operator.
-pub(crate) fn fault(is_present: bool) -> Option<String> {
+pub(super) fn fault(is_present: bool) -> Option<String> {
     is_present.then(|| {
         format!(
             "kube-proxy in mode ipvs ({LINK}) shares this node's IPVS: it keeps trying to delete cplb's services, unless \

@@ -3,6 +3,7 @@
 mod controller;
 mod forwarding;
 mod handle;
+mod input;
 mod kube_proxy;
 mod listening;
 mod node;
@@ -14,11 +15,10 @@ mod record;
 mod status;
 mod sysctls;
 
-pub(crate) use controller::{Input, Interfaces, IpvsPlan, Sessions};
 pub(crate) use handle::Ipvs;
-pub(crate) use plan::{Members, directed, members};
+pub(crate) use input::{Input, Interfaces, Sessions};
+pub(crate) use plan::{IpvsPlan, Members, members};
 pub(crate) use prober::ProbeReport;
-use prober::ProbeTarget;
 pub(crate) use reconciler::{ReconcilerHandle, ReconcilerReport};
 
 /// The files in the state directory that record what a former daemon created.

@@ -6,22 +6,22 @@ use netlink_vip::sessions::SessionsError;
 use netlink_vip::{RealServer, RealServerConfig};
 
 /// The file that records what a former daemon created.
-pub(crate) const RECORD: &str = "real-server.json";
+pub(super) const RECORD: &str = "real-server.json";
 
 /// Keeps the node in its desired state. The methods block on the kernel.
-pub(crate) struct Node {
+pub(super) struct Node {
     state_dir: PathBuf,
     server: Option<RealServer>,
     config: Option<RealServerConfig>,
 }
 
 impl Node {
-    pub(crate) fn new(state_dir: PathBuf) -> Self {
+    pub(super) fn new(state_dir: PathBuf) -> Self {
         Self { state_dir, server: None, config: None }
     }
 
     /// Reads and repairs the state of the node. Returns the faults, for the operator.
-    pub(crate) fn reconcile(&mut self, wanted: Option<&RealServerConfig>) -> Vec<String> {
+    pub(super) fn reconcile(&mut self, wanted: Option<&RealServerConfig>) -> Vec<String> {
         self.try_reconcile(wanted).unwrap_or_else(|why| vec![why])
     }
 

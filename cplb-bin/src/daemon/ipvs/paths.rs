@@ -8,11 +8,11 @@ use cplb_config::LbKind;
 use netlink_vip::{RealServerConfig, TunnelConfig};
 
 use super::controller::{Controller, arrival_interfaces};
-use super::plan::{Directed, servers};
+use super::plan::{DirectedPort, servers};
 
 impl Controller {
     /// The interfaces by which packets of clients and other directors arrive.
-    pub(super) fn interfaces(&self, directed: &Directed) -> BTreeSet<String> {
+    pub(super) fn interfaces(&self, directed: &DirectedPort) -> BTreeSet<String> {
         let Some(id) = directed.instance else {
             return match directed.kind {
                 LbKind::Nat => BTreeSet::new(),
@@ -28,7 +28,7 @@ impl Controller {
     }
 
     /// The interfaces by which directors on other nodes send packets as they are.
-    fn egress_interfaces(&self, directed: &Directed) -> BTreeSet<String> {
+    fn egress_interfaces(&self, directed: &DirectedPort) -> BTreeSet<String> {
         if directed.kind != LbKind::DirectRouting {
             return BTreeSet::new();
         }
@@ -37,7 +37,7 @@ impl Controller {
     }
 
     /// The link-layer addresses of other nodes, from which directed packets come.
-    pub(super) fn peers(&self, directed: &Directed) -> BTreeSet<[u8; 6]> {
+    pub(super) fn peers(&self, directed: &DirectedPort) -> BTreeSet<[u8; 6]> {
         let servers = servers(&self.members, directed).iter();
         servers.filter_map(|server| self.report.macs.get(&server.addr.ip()).copied()).collect()
     }
@@ -45,7 +45,7 @@ impl Controller {
     /// The settings by which this node accepts packets from directors; none for addresses that other software moves.
     pub(super) fn real_server(&self) -> Option<RealServerConfig> {
         // ARP for an address can be suppressed only where its interface is known.
-        let moved: Vec<(&Directed, String)> = self
+        let moved: Vec<(&DirectedPort, String)> = self
             .plan
             .virtual_servers
             .iter()
@@ -53,7 +53,7 @@ impl Controller {
             .filter_map(|it| Some((it, self.interface(it.instance?)?)))
             .collect();
         let vips: BTreeSet<IpAddr> = moved.iter().map(|(it, _)| it.vip).collect();
-        let egress = |(it, name): &(&Directed, String)| {
+        let egress = |(it, name): &(&DirectedPort, String)| {
             self.egress_interfaces(it).into_iter().filter(|egress| egress != name).collect::<Vec<_>>()
         };
         let egress: BTreeSet<String> = moved.iter().flat_map(egress).collect();

@@ -18,30 +18,55 @@ use crate::daemon::ids::instance_id;
 
 use super::prober::{ProbeResult, ProbeResults, ProbeTarget};
 
+/// The work of IPVS under a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct IpvsPlan {
+    pub(super) virtual_servers: Vec<DirectedPort>,
+    /// Set where directors synchronise their connections.
+    pub(super) sync: bool,
+}
+
+impl IpvsPlan {
+    /// The work under `config`.
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { virtual_servers: directed_ports(config), sync: config.ipvs_sync }
+    }
+
+    /// Returns whether there are no virtual servers.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.virtual_servers.is_empty()
+    }
+
+    /// The instances whose virtual IPs IPVS directs.
+    pub(crate) fn instances(&self) -> BTreeSet<InstanceId> {
+        self.virtual_servers.iter().filter_map(|it| it.instance).collect()
+    }
+}
+
 /// One port of one virtual address, balanced by one IPVS service that matches a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Directed {
-    pub(crate) vip: IpAddr,
-    pub(crate) port: NonZeroU16,
+pub(super) struct DirectedPort {
+    pub(super) vip: IpAddr,
+    pub(super) port: NonZeroU16,
     /// The same on every node with this configuration, because synchronised connections carry it.
-    pub(crate) mark: NonZeroU32,
+    pub(super) mark: NonZeroU32,
     /// The name of the balanced service, whose health checks decide.
-    pub(crate) service: String,
+    pub(super) service: String,
     /// The instance that moves the address; `None` if other software moves it.
-    pub(crate) instance: Option<InstanceId>,
-    pub(crate) algorithm: LbAlgorithm,
-    pub(crate) kind: LbKind,
-    pub(crate) persistence: Option<Seconds>,
+    pub(super) instance: Option<InstanceId>,
+    pub(super) algorithm: LbAlgorithm,
+    pub(super) kind: LbKind,
+    pub(super) persistence: Option<Seconds>,
 }
 
 /// A server with the state of its health checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member {
-    pub(crate) addr: SocketAddr,
-    pub(crate) weight: u32,
-    pub(crate) state: BackendState,
+    pub(super) addr: SocketAddr,
+    pub(super) weight: u32,
+    pub(super) state: BackendState,
     /// Set if its connections may continue in any state.
-    pub(crate) spares_sessions: bool,
+    pub(super) spares_sessions: bool,
 }
 
 /// The servers of each balanced service, by its name.
@@ -65,7 +90,7 @@ pub(crate) fn members(services: &[lb_proxy::Service], balancer: Option<&lb_proxy
 }
 
 /// The servers of a virtual server's service.
-pub(crate) fn servers<'a>(members: &'a Members, directed: &Directed) -> &'a [Member] {
+pub(super) fn servers<'a>(members: &'a Members, directed: &DirectedPort) -> &'a [Member] {
     members.get(&directed.service).map_or(&[], Vec::as_slice)
 }
 
@@ -85,7 +110,7 @@ pub(super) enum Standing {
 
 /// Every virtual server of the configuration with every service, in a fixed order. Pairs beyond the number of marks are
 /// left out; validation refuses such a configuration.
-pub(crate) fn directed(config: &Config) -> Vec<Directed> {
+fn directed_ports(config: &Config) -> Vec<DirectedPort> {
     let mut free: Vec<u32> = lb_proxy::director_marks().collect();
     let mut all = Vec::new();
     for (server, service) in pairs(config) {
@@ -95,7 +120,7 @@ pub(crate) fn directed(config: &Config) -> Vec<Directed> {
         ) else {
             continue;
         };
-        all.push(Directed {
+        all.push(DirectedPort {
             vip: server.address,
             port,
             mark,
@@ -145,8 +170,8 @@ fn take_mark(vip: IpAddr, port: u16, free: &mut Vec<u32>) -> Option<NonZeroU32> 
     NonZeroU32::new(free.remove(at))
 }
 
-impl Directed {
-    pub(crate) fn key(&self) -> ServiceKey {
+impl DirectedPort {
+    pub(super) fn key(&self) -> ServiceKey {
         ServiceKey::fwmark(AddressFamily::of(self.vip), self.mark)
     }
 
@@ -161,23 +186,23 @@ impl Directed {
     /// Returns whether IPVS can forward to the server, which must have the family of the virtual address: only tunnels cross
     /// families, and the tunnel links of this daemon receive only their own. Nothing is forwarded to the loopback, which
     /// may be a local candidate.
-    pub(crate) fn can_forward_to(&self, member: &Member) -> bool {
+    pub(super) fn can_forward_to(&self, member: &Member) -> bool {
         let ip = member.addr.ip();
         ip.is_ipv4() == self.vip.is_ipv4() && !ip.is_loopback()
     }
 
-    pub(crate) fn can_forward_to_any(&self, members: &[Member]) -> bool {
+    pub(super) fn can_forward_to_any(&self, members: &[Member]) -> bool {
         members.iter().any(|member| self.can_forward_to(member))
     }
 
     /// Returns whether another node can continue its connections after a failover: not where this node translates their
     /// addresses.
-    pub(crate) fn continues_after_failover(&self) -> bool {
+    pub(super) fn continues_after_failover(&self) -> bool {
         self.instance.is_some() && self.kind != LbKind::Nat
     }
 
     /// The probe of a server that must accept the virtual address; `None` where it gets packets with its own address instead.
-    pub(crate) fn probe_target(&self, member: &Member) -> Option<ProbeTarget> {
+    pub(super) fn probe_target(&self, member: &Member) -> Option<ProbeTarget> {
         let tunnel = match self.kind {
             LbKind::Nat => return None,
             LbKind::DirectRouting => false,
@@ -224,7 +249,7 @@ impl Directed {
     }
 
     /// Its rules in the nftables table; packets of clients and directors arrive by the interfaces `from`.
-    pub(crate) fn director(&self, from: BTreeSet<String>) -> Director {
+    pub(super) fn director(&self, from: BTreeSet<String>) -> Director {
         Director {
             vip: self.vip,
             port: self.port,
@@ -244,11 +269,11 @@ impl Directed {
 }
 
 /// The services, of those for which `has` returns true.
-pub(crate) fn desired(
-    all: &[Directed],
+pub(super) fn desired(
+    all: &[DirectedPort],
     members: &Members,
     results: &ProbeResults,
-    has: impl Fn(&Directed) -> bool,
+    has: impl Fn(&DirectedPort) -> bool,
 ) -> Desired {
     let held = all.iter().filter(|directed| has(directed));
     held.map(|directed| directed.desired(servers(members, directed), results)).collect()
@@ -280,7 +305,7 @@ fn method(kind: LbKind) -> ForwardMethod {
 
 /// The sysctls below `net.ipv4.vs` that the services need, on every node that may hold their addresses. All others stay
 /// unchanged, because other software may need them.
-pub(crate) fn sysctls(all: &[Directed]) -> Vec<(&'static str, &'static str)> {
+pub(super) fn sysctls(all: &[DirectedPort]) -> Vec<(&'static str, &'static str)> {
     // A connection to a server that was deleted ends with its next packet instead of hanging.
     let mut wanted =
         vec![("expire_nodest_conn", "1"), ("expire_quiescent_template", "1"), ("conn_reuse_mode", "1")];

@@ -11,7 +11,7 @@ const TWO: &str = "  vrrpInstances:\n  - virtualIPs: [10.0.0.100/24, 'fd00::100/
                    services: [{name: kube-apiserver, port: 6443}, {name: join-api, port: 9443}]\n  virtualServers:\n  ";
 
 fn marks(spec: &str) -> BTreeMap<(IpAddr, u16), u32> {
-    directed(&config(spec)).iter().map(|d| ((d.vip, d.port.get()), d.mark.get())).collect()
+    directed_ports(&config(spec)).iter().map(|d| ((d.vip, d.port.get()), d.mark.get())).collect()
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn virtual_servers_beyond_the_number_of_marks_are_left_out() {
          backends: {{static: [10.0.0.11]}}\n"
     );
     let config = config(&spec);
-    let all = directed(&config);
+    let all = directed_ports(&config);
     assert_eq!((all.len(), lb_proxy::director_marks().count()), (127, cplb_config::MAX_IPVS_SERVICES));
     assert_eq!(all.iter().map(|directed| directed.mark).collect::<BTreeSet<_>>().len(), 127);
 }
@@ -51,7 +51,7 @@ fn weights(members: &[Member]) -> (Vec<(IpAddr, u32)>, Vec<bool>) {
 
 /// The weights and the dead servers, with these probe results by host.
 fn weights_where(members: &[Member], by_host: &[(u8, ProbeResult)]) -> (Vec<(IpAddr, u32)>, Vec<bool>) {
-    let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
+    let all = directed_ports(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
     let known = BTreeMap::from([("kube-apiserver".to_owned(), members.to_vec())]);
     let target = |host: u8| ProbeTarget {
         vip: ([10, 0, 0, 100], 6443).into(),
@@ -108,7 +108,7 @@ fn a_server_that_refuses_the_vip_is_excluded_unless_all_refuse() {
 #[test]
 fn nat_servers_are_not_probed() {
     let target = |kind: &str| {
-        let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
+        let all = directed_ports(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
         all[0].probe_target(&member(11, 1, BackendState::Up)).map(|target| target.tunnel)
     };
     assert_eq!((target("NAT"), target("DR"), target("TUN")), (None, Some(false), Some(true)));
@@ -119,7 +119,7 @@ fn servers_of_the_other_address_family_are_excluded() {
     let addr = "[fd00::11]:6443".parse().unwrap();
     let other = Member { addr, ..member(11, 1, BackendState::Up) };
     assert_eq!(weights(&[other]).0, []);
-    let all = directed(&config(&format!("{TWO}- ipAddress: 10.0.0.100\n")));
+    let all = directed_ports(&config(&format!("{TWO}- ipAddress: 10.0.0.100\n")));
     assert!(
         !all[0].can_forward_to_any(&[other])
             && all[0].can_forward_to_any(&[other, member(11, 1, BackendState::Up)])
@@ -130,7 +130,7 @@ fn servers_of_the_other_address_family_are_excluded() {
 
 #[test]
 fn the_reason_of_a_down_server_includes_its_probe_result() {
-    let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
+    let all = directed_ports(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: TUN}}\n")));
     let member = member(11, 1, BackendState::Down);
     let results = ProbeResults::from([(all[0].probe_target(&member).unwrap(), ProbeResult::NotOnLink)]);
     let reasons: Vec<_> = all[0].excluded(&[member], &results).map(|it| it.reason).collect();
@@ -150,7 +150,7 @@ fn algorithms_and_kinds_map_to_the_kernel_s_names() {
         ("sed", SchedulerName::SED),
         ("nq", SchedulerName::NQ),
     ] {
-        let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbAlgo: {written}}}\n")));
+        let all = directed_ports(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbAlgo: {written}}}\n")));
         assert_eq!(all[0].service().scheduler, scheduler);
     }
     for (kind, method) in [
@@ -158,7 +158,7 @@ fn algorithms_and_kinds_map_to_the_kernel_s_names() {
         ("NAT", ForwardMethod::MASQUERADE),
         ("TUN", ForwardMethod::TUNNEL),
     ] {
-        let all = directed(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
+        let all = directed_ports(&config(&format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}}}\n")));
         let desired = all[0].desired(&[member(11, 1, BackendState::Up)], &ProbeResults::new());
         let methods: Vec<_> = desired.destinations().map(|it| it.method).collect();
         assert_eq!(methods, [method], "{kind}");
@@ -168,7 +168,7 @@ fn algorithms_and_kinds_map_to_the_kernel_s_names() {
 #[test]
 fn konnectivity_has_no_persistence() {
     let spec = TWO.replace("{name: join-api, port: 9443}", "{name: konnectivity, port: 8132}");
-    let all = directed(&config(&format!("{spec}- ipAddress: 10.0.0.100\n")));
+    let all = directed_ports(&config(&format!("{spec}- ipAddress: 10.0.0.100\n")));
     let persistence: Vec<_> = all.iter().map(|it| (it.port.get(), it.persistence.map(|it| it.0))).collect();
     assert_eq!(persistence, [(6443, Some(360)), (8132, None)]);
 }
@@ -177,7 +177,7 @@ fn konnectivity_has_no_persistence() {
 fn sysctls_are_only_switched_on_and_only_where_needed() {
     let of = |kind: &str, algorithm: &str| {
         let server = format!("{TWO}- {{ipAddress: 10.0.0.100, lbKind: {kind}, lbAlgo: {algorithm}}}\n");
-        let all = sysctls(&directed(&config(&server)));
+        let all = sysctls(&directed_ports(&config(&server)));
         assert!(all.iter().all(|(_, value)| *value == "1"), "{all:?}");
         let names: BTreeSet<&str> = all.into_iter().map(|(name, _)| name).collect();
         ["conntrack", "sloppy_tcp"].map(|name| names.contains(name))

@@ -22,24 +22,24 @@ use history::History;
 use round::{Round, Sockets};
 
 /// The time between two probes of a server.
-pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The time that an answer may take.
-pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A server that a director may forward to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ProbeTarget {
+pub(super) struct ProbeTarget {
     /// The virtual address and port.
-    pub(crate) vip: SocketAddr,
+    pub(super) vip: SocketAddr,
     /// The server's own address.
-    pub(crate) server: IpAddr,
+    pub(super) server: IpAddr,
     /// Set if packets are forwarded through a tunnel.
-    pub(crate) tunnel: bool,
+    pub(super) tunnel: bool,
 }
 
 /// The state of a server by its probes. A server that was not probed yet has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ProbeResult {
+pub(super) enum ProbeResult {
     /// It accepts connections to the virtual address.
     Accepts,
     /// It refuses them, also because its daemon stops.
@@ -73,48 +73,48 @@ impl fmt::Display for ProbeResult {
 }
 
 /// The states of servers.
-pub(crate) type ProbeResults = BTreeMap<ProbeTarget, ProbeResult>;
+pub(super) type ProbeResults = BTreeMap<ProbeTarget, ProbeResult>;
 
 /// The addresses of a node, each with the interfaces on which neighbours resolve it: not dummy links and tunnels.
-pub(crate) type Local = BTreeMap<IpAddr, BTreeSet<String>>;
+pub(super) type Local = BTreeMap<IpAddr, BTreeSet<String>>;
 
 /// The state of all servers, and of the routes to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ProbeReport {
-    pub(crate) results: ProbeResults,
+    pub(super) results: ProbeResults,
     /// The last known link-layer addresses of servers.
-    pub(crate) macs: BTreeMap<IpAddr, [u8; 6]>,
+    pub(super) macs: BTreeMap<IpAddr, [u8; 6]>,
     /// The last known interfaces by which servers on other nodes are reached.
-    pub(crate) egress_interfaces: BTreeMap<IpAddr, String>,
+    pub(super) egress_interfaces: BTreeMap<IpAddr, String>,
     /// The last known addresses of this node; none before they were read.
-    pub(crate) local: Local,
+    pub(super) local: Local,
     /// The failure of the last round, for the operator. Servers that could not be probed because of it keep their results,
     /// or are [`ProbeResult::NotProbed`].
-    pub(crate) failure: Option<String>,
+    pub(super) failure: Option<String>,
 }
 
 /// The work of the prober.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ProbePlan {
-    pub(crate) targets: BTreeSet<ProbeTarget>,
+pub(super) struct ProbePlan {
+    pub(super) targets: BTreeSet<ProbeTarget>,
     /// Set if this node's addresses are read even where there is nothing to probe.
-    pub(crate) reads_addresses: bool,
+    pub(super) reads_addresses: bool,
 }
 
 /// The handle of the task, which ends with the last handle.
 #[derive(Debug, Clone)]
-pub(crate) struct ProberHandle(watch::Sender<ProbePlan>);
+pub(super) struct ProberHandle(watch::Sender<ProbePlan>);
 
 impl ProberHandle {
     /// Starts the task in the current runtime. It sends each change of its report to `events`.
-    pub(crate) fn start(events: EventSender<ProbeReport>) -> Self {
+    pub(super) fn start(events: EventSender<ProbeReport>) -> Self {
         let (sender, plans) = watch::channel(ProbePlan::default());
         tokio::spawn(run(plans, events));
         Self(sender)
     }
 
     /// Sets the work from now on.
-    pub(crate) fn probe(&self, plan: ProbePlan) {
+    pub(super) fn probe(&self, plan: ProbePlan) {
         self.0.send_if_modified(|known| {
             let changed = *known != plan;
             *known = plan;
@@ -135,6 +135,7 @@ async fn run(mut plans: watch::Receiver<ProbePlan>, events: EventSender<ProbeRep
             _ = rounds.tick() => {}
         }
         let plan = plans.borrow_and_update().clone();
+        // Without a plan the addresses count as not read, so that none is left from a former plan.
         let mut round = Round { local: Some(Local::new()), ..Round::default() };
         if plan == ProbePlan::default() {
             std::mem::take(&mut sockets).close();

@@ -29,19 +29,19 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The desired state.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Wanted {
-    pub(crate) services: Desired,
+pub(super) struct Wanted {
+    pub(super) services: Desired,
     /// Interface and id of the sync daemons, if there are to be any.
-    pub(crate) sync: Option<(InterfaceName, u32)>,
-    pub(crate) sysctls: sysctls::Wanted,
-    pub(crate) forwarding: Forwarding,
+    pub(super) sync: Option<(InterfaceName, u32)>,
+    pub(super) sysctls: sysctls::Values,
+    pub(super) forwarding: Forwarding,
     /// This node as a real server.
-    pub(crate) node: NodePlan,
+    pub(super) node: NodePlan,
 }
 
 /// The desired state of a node as a real server.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) enum NodePlan {
+pub(super) enum NodePlan {
     #[default]
     None,
     /// Not known yet: the settings of a former daemon stay.
@@ -55,10 +55,10 @@ pub(crate) struct Observed {
     /// The reason why IPVS is unavailable.
     pub(crate) unavailable: Option<String>,
     /// The differences to the desired state, for the operator.
-    pub(crate) faults: Vec<String>,
+    pub(super) faults: Vec<String>,
     /// The services of this daemon with their servers.
-    pub(crate) services: BTreeMap<ServiceKey, (ServiceEntry, Vec<DestinationEntry>)>,
-    pub(crate) daemons: Vec<SyncDaemon>,
+    pub(super) services: BTreeMap<ServiceKey, (ServiceEntry, Vec<DestinationEntry>)>,
+    pub(super) daemons: Vec<SyncDaemon>,
 }
 
 impl Observed {
@@ -75,10 +75,10 @@ impl Observed {
 /// A report to the main thread: the availability of IPVS, its faults, and the services that balance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ReconcilerReport {
-    pub(crate) unavailable: Option<String>,
-    pub(crate) faults: Vec<String>,
+    pub(super) unavailable: Option<String>,
+    pub(super) faults: Vec<String>,
     /// The services with a server that gets new connections.
-    pub(crate) ready: BTreeSet<ServiceKey>,
+    pub(super) ready: BTreeSet<ServiceKey>,
 }
 
 enum Command {
@@ -102,7 +102,7 @@ pub(crate) struct ReconcilerHandle {
 
 impl ReconcilerHandle {
     /// Starts the task in the current runtime.
-    pub(crate) fn start(state_dir: PathBuf, events: EventSender<ReconcilerReport>) -> Self {
+    pub(super) fn start(state_dir: PathBuf, events: EventSender<ReconcilerReport>) -> Self {
         let (record, fault) = Record::open(&state_dir);
         if let Some(why) = fault {
             tracing::warn!(why, "record of owned IPVS services unreadable; moved aside");
@@ -117,7 +117,7 @@ impl ReconcilerHandle {
 
     /// Sets the desired state. Nothing is changed before the first call, so that services of a former daemon stay if they
     /// are still wanted.
-    pub(crate) fn want(&self, wanted: Wanted) {
+    pub(super) fn want(&self, wanted: Wanted) {
         let mut last = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref() != Some(&wanted) {
             *last = Some(wanted.clone());
@@ -126,23 +126,23 @@ impl ReconcilerHandle {
     }
 
     /// Reads the kernel now, before the next interval.
-    pub(crate) fn resync(&self) {
+    pub(super) fn resync(&self) {
         let _ = self.commands.send(Command::Resync);
     }
 
-    pub(crate) fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         self.commands.is_closed()
     }
 
     /// Waits for the resync after the last desired state.
-    pub(crate) async fn reconciled(&self) {
+    pub(super) async fn reconciled(&self) {
         let (done, reconciled) = oneshot::channel();
         let _ = self.commands.send(Command::Reconciled(done));
         let _ = reconciled.await;
     }
 
     /// Removes everything that this daemon owns, and ends the task. Returns the objects left behind, for the operator.
-    pub(crate) async fn end(&self) -> Vec<String> {
+    pub(super) async fn end(&self) -> Vec<String> {
         let (done, ended) = oneshot::channel();
         let _ = self.commands.send(Command::End(done));
         let left = async { ended.await.unwrap_or_else(|_| vec!["its task ended unexpectedly".to_owned()]) };

@@ -13,15 +13,15 @@ use netlink_vip::files::{self, Loaded};
 
 use format::{Content, Daemon};
 
-pub(crate) use format::Changed;
+pub(super) use format::Changed;
 
 /// The name of the file in the state directory.
-pub(crate) const RECORD: &str = "ipvs.json";
+pub(super) const RECORD: &str = "ipvs.json";
 
 /// The services, sync daemons and sysctls that this daemon, or a former one with the same state directory, has created or
 /// changed.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(super) struct Record {
     path: PathBuf,
     services: BTreeSet<ServiceKey>,
     daemons: BTreeSet<Daemon>,
@@ -39,7 +39,7 @@ impl Daemon {
 impl Record {
     /// Reads the file in the state directory; also returns the fault of an unreadable one. Without a writable directory
     /// nothing is claimed, and so nothing is changed in IPVS.
-    pub(crate) fn open(state_dir: &Path) -> (Self, Option<String>) {
+    pub(super) fn open(state_dir: &Path) -> (Self, Option<String>) {
         let path = state_dir.join(RECORD);
         let loaded = files::create_directory(state_dir).and_then(|()| files::load::<Content>(&path));
         let (content, fault) = match loaded {
@@ -54,50 +54,50 @@ impl Record {
         (Self { path, services, daemons, sysctls, written: content }, fault)
     }
 
-    pub(crate) fn services(&self) -> &BTreeSet<ServiceKey> {
+    pub(super) fn services(&self) -> &BTreeSet<ServiceKey> {
         &self.services
     }
 
     /// Returns whether this daemon has started a sync daemon. One with other properties was started by another program.
-    pub(crate) fn has_daemon(&self, daemon: &SyncDaemon) -> bool {
+    pub(super) fn has_daemon(&self, daemon: &SyncDaemon) -> bool {
         self.daemons.contains(&Daemon::of(daemon))
     }
 
     /// Records services, before they are created.
-    pub(crate) fn claim(&mut self, services: &BTreeSet<ServiceKey>) -> io::Result<()> {
+    pub(super) fn claim(&mut self, services: &BTreeSet<ServiceKey>) -> io::Result<()> {
         self.services.extend(services);
         self.save()
     }
 
     /// Changes the recorded services, after some may have been removed.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut BTreeSet<ServiceKey>)) -> io::Result<()> {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut BTreeSet<ServiceKey>)) -> io::Result<()> {
         change(&mut self.services);
         self.save()
     }
 
     /// Records a sync daemon, before it is started.
-    pub(crate) fn claim_daemon(&mut self, daemon: &SyncDaemon) -> io::Result<()> {
+    pub(super) fn claim_daemon(&mut self, daemon: &SyncDaemon) -> io::Result<()> {
         self.daemons.insert(Daemon::of(daemon));
         self.save()
     }
 
     /// Removes the sync daemons that are not among the running ones.
-    pub(crate) fn retain_daemons(&mut self, running: &[SyncDaemon]) -> io::Result<()> {
+    pub(super) fn retain_daemons(&mut self, running: &[SyncDaemon]) -> io::Result<()> {
         let running: BTreeSet<Daemon> = running.iter().map(Daemon::of).collect();
         self.daemons.retain(|daemon| running.contains(daemon));
         self.save()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.services.is_empty() && self.daemons.is_empty() && self.sysctls.is_empty()
     }
 
-    pub(crate) fn sysctls(&self) -> &BTreeMap<String, Changed> {
+    pub(super) fn sysctls(&self) -> &BTreeMap<String, Changed> {
         &self.sysctls
     }
 
     /// Records a sysctl, before it is written; `None` after it was restored.
-    pub(crate) fn set_sysctl(&mut self, name: &str, changed: Option<Changed>) -> io::Result<()> {
+    pub(super) fn set_sysctl(&mut self, name: &str, changed: Option<Changed>) -> io::Result<()> {
         match changed {
             Some(changed) => drop(self.sysctls.insert(name.to_owned(), changed)),
             None => drop(self.sysctls.remove(name)),

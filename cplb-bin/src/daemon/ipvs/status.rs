@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use lb_proxy::BackendState;
 
-use super::plan::{Directed, Member, Standing};
+use super::plan::{DirectedPort, Member, Standing};
 use super::prober::{ProbeResult, ProbeResults};
 use super::reconciler::Observed;
 use crate::status::schema;
 
 /// The state of a virtual address on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(super) enum Place {
     /// The address is not on this node.
     Elsewhere,
     /// The address is on this node, and the proxy gets its packets.
@@ -20,9 +20,9 @@ pub(crate) enum Place {
     Directed,
 }
 
-impl Directed {
+impl DirectedPort {
     /// The virtual server in `cplb status`.
-    pub(crate) fn status(
+    pub(super) fn status(
         &self,
         observed: &Observed,
         members: &[Member],

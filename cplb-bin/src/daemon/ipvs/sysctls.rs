@@ -9,10 +9,10 @@ use super::kube_proxy;
 use super::record::{Changed, Record};
 
 /// The desired values, by name.
-pub(crate) type Wanted = Vec<(&'static str, &'static str)>;
+pub(super) type Values = Vec<(&'static str, &'static str)>;
 
 /// Sets the wanted sysctls, and restores those that are no longer wanted. Returns the faults, for the operator.
-pub(crate) fn apply(wanted: &Wanted, record: &mut Record) -> Vec<String> {
+pub(super) fn apply(wanted: &Values, record: &mut Record) -> Vec<String> {
     let names: BTreeSet<&str> = wanted.iter().map(|(name, _)| *name).collect();
     let gone: Vec<String> =
         record.sysctls().keys().filter(|name| !names.contains(name.as_str())).cloned().collect();

@@ -63,6 +63,7 @@ impl Daemon {
     pub(in crate::daemon) fn on_staged(&mut self, Staging(result): Staging) {
         let Some(Staged { transaction, mut next }) = self.reloads.staged.take() else { return };
         if self.stopping {
+            // Neither committed nor rolled back: `take_down` removes everything.
             return;
         }
         let mut parts = Parts { daemon: self, next: &mut next };
@@ -102,7 +103,7 @@ impl Daemon {
         self.forget_problems();
         self.use_discovered();
         self.problems.raise_all(Cause::Configuration, warnings);
-        event_log::names(&answers, &mut self.problems);
+        event_log::log_names(&answers, &mut self.problems);
         if number == self.reloads.requested {
             self.problems.clear(&Cause::Reload);
         }
@@ -145,6 +146,7 @@ impl Participants for Parts<'_> {
                     let _ = events.send(Staging(steps.run().await));
                 });
             }
+            // A running election is changed by the commit.
             Part::Election if daemon.election.is_some() => {}
             Part::Election => {
                 let (instances, events) =
@@ -192,7 +194,7 @@ impl Participants for Parts<'_> {
     }
 }
 
-/// The blocking work of a reload.
+/// The work for [`Part::Kernel`], done in a task.
 struct KernelSteps {
     table: Arc<TableKeeper>,
     /// The table for the virtual IPs of both configurations; `None` where the new one needs none, so that the former table

@@ -8,41 +8,41 @@
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evidence {
     /// The reason why virtual IPs cannot be held on this node.
-    pub(crate) keeper: Option<String>,
+    pub(super) keeper_fault: Option<String>,
     /// The reason why the nftables table does not redirect traffic to the load balancer.
-    pub(crate) table: Option<String>,
+    pub(super) table_fault: Option<String>,
     /// The reason why IPVS does not balance.
-    pub(crate) ipvs: Option<String>,
+    pub(super) ipvs_fault: Option<String>,
     /// The reason why the load balancer does not answer on its own listener.
-    pub(crate) heartbeat: Option<String>,
+    pub(super) heartbeat_fault: Option<String>,
     /// The backends of the deciding service; `None` without a load balancer.
-    pub(crate) backends: Option<Backends>,
+    pub(super) backends: Option<BackendCounts>,
 }
 
 /// Counts of backends, as the load balancer's health checks see them.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Backends {
-    pub(crate) known: usize,
+pub(super) struct BackendCounts {
+    pub(super) known: usize,
     /// Those without a recent check.
-    pub(crate) unchecked: usize,
-    pub(crate) healthy: usize,
+    pub(super) unchecked: usize,
+    pub(super) healthy: usize,
     /// Those on other nodes.
-    pub(crate) remote: usize,
-    pub(crate) healthy_remote: usize,
+    pub(super) remote: usize,
+    pub(super) healthy_remote: usize,
 }
 
 /// The verdict by this evidence; `Err` carries the reason for the operator.
-pub(crate) fn assess(evidence: &Evidence) -> Result<(), String> {
-    if let Some(why) = &evidence.keeper {
+pub(super) fn assess(evidence: &Evidence) -> Result<(), String> {
+    if let Some(why) = &evidence.keeper_fault {
         return Err(format!("virtual IPs: {why}"));
     }
-    if let Some(why) = &evidence.table {
+    if let Some(why) = &evidence.table_fault {
         return Err(format!("nftables: {why}"));
     }
-    if let Some(why) = &evidence.ipvs {
+    if let Some(why) = &evidence.ipvs_fault {
         return Err(format!("ipvs: {why}"));
     }
-    if let Some(why) = &evidence.heartbeat {
+    if let Some(why) = &evidence.heartbeat_fault {
         return Err(format!("load balancer: {why}"));
     }
     let Some(backends) = evidence.backends else { return Ok(()) };
@@ -67,7 +67,7 @@ mod tests {
 
     /// Healthy and known backends, on this node and elsewhere.
     fn evidence(own: (usize, usize), remote: (usize, usize)) -> Evidence {
-        let backends = Backends {
+        let backends = BackendCounts {
             known: own.1 + remote.1,
             unchecked: 0,
             healthy: own.0 + remote.0,
@@ -107,13 +107,14 @@ mod tests {
     fn the_reason_names_the_part_at_fault() {
         assert_eq!(assess(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
         assert_eq!(assess(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
-        let table = Evidence { table: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
+        let table = Evidence { table_fault: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(assess(&table), Err("nftables: gone".to_owned()));
-        let keeper = Evidence { keeper: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
+        let keeper = Evidence { keeper_fault: Some("silent".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(assess(&keeper), Err("virtual IPs: silent".to_owned()));
-        let ipvs = Evidence { ipvs: Some("no module".into()), ..evidence((0, 0), (1, 1)) };
+        let ipvs = Evidence { ipvs_fault: Some("no module".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(assess(&ipvs), Err("ipvs: no module".to_owned()));
-        let heartbeat = Evidence { heartbeat: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
+        let heartbeat =
+            Evidence { heartbeat_fault: Some("worker 1 is silent".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(assess(&heartbeat), Err("load balancer: worker 1 is silent".to_owned()));
     }
 }

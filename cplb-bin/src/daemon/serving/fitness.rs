@@ -21,7 +21,7 @@ pub(crate) struct Fitness {
 }
 
 /// Checks an instance by the keeper's status and the host's sysctls. Without an interface there are no faults.
-pub(crate) fn check(group: &GroupStatus) -> Fitness {
+pub(super) fn check(group: &GroupStatus) -> Fitness {
     let faults = group.interface.as_ref().map(|interface| {
         let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", interface.name);
         let ipv6_disabled = is_ipv6_disabled(&std::fs::read_to_string(path));

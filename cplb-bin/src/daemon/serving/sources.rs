@@ -8,7 +8,7 @@ use netlink_vip::KeeperHandle;
 
 use crate::daemon::ipvs::ReconcilerHandle;
 
-use super::evidence::{Backends, Evidence};
+use super::evidence::{BackendCounts, Evidence};
 use super::fitness::{self, Fitness};
 
 /// The time that the load balancer may take to answer a heartbeat.
@@ -41,15 +41,15 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Gathers the evidence; `table` is the fault of the nftables table.
-    pub(crate) async fn gather(self, table: Option<String>) -> Observation {
+    /// Gathers the evidence, with the fault of the nftables table.
+    pub(crate) async fn gather(self, table_fault: Option<String>) -> Observation {
         let unresponsive = self.keeper.as_ref().map(KeeperHandle::unresponsive_for).unwrap_or_default();
-        let keeper = (unresponsive > KEEPER_TIMEOUT)
+        let keeper_fault = (unresponsive > KEEPER_TIMEOUT)
             .then(|| format!("their keeper has not answered for {:.1} s", unresponsive.as_secs_f64()));
-        let ipvs = self.ipvs.as_ref().and_then(|reconciler| reconciler.observed().unavailable);
-        let mut evidence = Evidence { keeper, table, ipvs, ..Evidence::default() };
+        let ipvs_fault = self.ipvs.as_ref().and_then(|reconciler| reconciler.observed().unavailable);
+        let mut evidence = Evidence { keeper_fault, table_fault, ipvs_fault, ..Evidence::default() };
         if let Some(balancer) = &self.balancer {
-            evidence.heartbeat = fault(balancer.heartbeat(HEARTBEAT_TIMEOUT).await);
+            evidence.heartbeat_fault = fault(balancer.heartbeat(HEARTBEAT_TIMEOUT).await);
             evidence.backends = self.backends(balancer);
         }
         let keeper = self.keeper.as_ref().map(KeeperHandle::status);
@@ -58,11 +58,11 @@ impl Sources {
         Observation { generation: self.generation, evidence, fitness }
     }
 
-    fn backends(&self, balancer: &LoadBalancer) -> Option<Backends> {
+    fn backends(&self, balancer: &LoadBalancer) -> Option<BackendCounts> {
         let service = self.service.as_deref()?;
         let all = balancer.serving_evidence();
         let found = all.iter().find(|evidence| &*evidence.service == service)?;
-        Some(Backends {
+        Some(BackendCounts {
             known: found.backends,
             unchecked: found.unchecked,
             healthy: found.healthy,

@@ -44,7 +44,7 @@ pub(crate) enum Lease {
     /// This node may hold all instances except these.
     Until(Instant, BTreeSet<InstanceId>),
     /// It should hold none.
-    None,
+    Withheld,
 }
 
 /// The current verdict.
@@ -96,7 +96,7 @@ impl Verdict {
                 let lease = if self.is_serving() {
                     Lease::Until(self.lease_until, self.unfit.keys().copied().collect())
                 } else {
-                    Lease::None
+                    Lease::Withheld
                 };
                 Output { changed, lease: Some(lease), ..Output::default() }
             }

@@ -8,7 +8,7 @@ use super::*;
 const INTERVAL: Duration = Duration::from_secs(3);
 
 fn bad() -> Evidence {
-    Evidence { table: Some("gone".to_owned()), ..Evidence::default() }
+    Evidence { table_fault: Some("gone".to_owned()), ..Evidence::default() }
 }
 
 fn observed<'a>(generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness]) -> Input<'a> {
@@ -29,7 +29,10 @@ fn a_lease_lasts_two_intervals_and_bad_evidence_ends_it_at_once() {
     let again = verdict.handle(observed(0, &good, &[]), now);
     assert_eq!((again.changed, verdict.faults(InstanceId(7)).len()), (None, 0));
     let output = verdict.handle(observed(0, &bad(), &[]), now);
-    assert_eq!((output.lease, output.changed), (Some(Lease::None), Some(Err("nftables: gone".to_owned()))));
+    assert_eq!(
+        (output.lease, output.changed),
+        (Some(Lease::Withheld), Some(Err("nftables: gone".to_owned())))
+    );
     assert!(!verdict.status(now).serving);
 }
 
@@ -114,7 +117,7 @@ proptest! {
                     let output = verdict.handle(observed(gathered, &evidence, &[]), now);
                     let expected = (gathered == generation).then(|| match is_good {
                         true => Lease::Until(now + 2 * INTERVAL, BTreeSet::new()),
-                        false => Lease::None,
+                        false => Lease::Withheld,
                     });
                     prop_assert_eq!(&output.lease, &expected);
                     output
@@ -122,7 +125,7 @@ proptest! {
             };
             match &output.lease {
                 Some(Lease::Until(until, _)) => leased = Some(*until),
-                Some(Lease::None) => leased = None,
+                Some(Lease::Withheld) => leased = None,
                 None => {}
             }
             if let Some(gathered) = output.gather {

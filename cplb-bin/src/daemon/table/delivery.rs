@@ -82,7 +82,7 @@ pub(crate) fn degraded_delivery(delivered: &BTreeMap<SocketAddr, Delivered>) -> 
 
 /// The endpoints that `applied` redirects to the load balancer. `unavailable` is the reason why no connection can be
 /// transparent; `interfaces` has the virtual IPs whose interface is the reason.
-pub(crate) fn delivered(
+pub(super) fn delivered(
     applied: &Table,
     unavailable: Option<&str>,
     interfaces: &BTreeMap<IpAddr, Reason>,

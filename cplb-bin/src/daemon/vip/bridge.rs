@@ -19,7 +19,7 @@ use super::slot::{Announcement, InstanceSettings, InstanceSlots, ReleasePlan, ad
 
 /// A report about the virtual IPs to the main thread.
 #[derive(Debug)]
-pub(crate) enum VipEvent {
+pub(crate) enum VipReport {
     /// An event of the election.
     Runner(RunnerEvent),
     /// An event of the keeper.
@@ -32,17 +32,17 @@ pub(crate) enum VipEvent {
 }
 
 /// The bridge, shared by the callbacks of both threads.
-pub(crate) struct Bridge {
+pub(super) struct Bridge {
     keeper: OnceLock<KeeperHandle>,
     runner: OnceLock<RunnerHandle>,
-    events: EventSender<VipEvent>,
+    events: EventSender<VipReport>,
     slots: Mutex<InstanceSlots>,
     /// The instances whose VIPs IPVS directs. Not among the slots, whose mutex other threads hold while they work.
     directed: Mutex<BTreeSet<InstanceId>>,
 }
 
 impl Bridge {
-    pub(crate) fn new(events: EventSender<VipEvent>) -> Arc<Self> {
+    pub(super) fn new(events: EventSender<VipReport>) -> Arc<Self> {
         Arc::new(Self {
             keeper: OnceLock::new(),
             runner: OnceLock::new(),
@@ -53,7 +53,7 @@ impl Bridge {
     }
 
     /// Connects the two ends, and announces the interfaces that were reported before.
-    pub(crate) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
+    pub(super) fn connect(&self, keeper: KeeperHandle, runner: RunnerHandle) {
         let _ = self.keeper.set(keeper);
         let _ = self.runner.set(runner);
         let slots = self.slots();
@@ -61,7 +61,7 @@ impl Bridge {
     }
 
     /// Adds an instance or changes its settings, and announces its interface to the election.
-    pub(crate) fn join(&self, id: InstanceId, settings: InstanceSettings) {
+    pub(super) fn join(&self, id: InstanceId, settings: InstanceSettings) {
         if settings.is_directed {
             self.directed().insert(id);
         } else {
@@ -73,13 +73,13 @@ impl Bridge {
     }
 
     /// Forgets an instance.
-    pub(crate) fn leave(&self, id: InstanceId) {
+    pub(super) fn leave(&self, id: InstanceId) {
         self.directed().remove(&id);
         self.slots().leave(id);
     }
 
     /// Forwards an event of the keeper. Called on its thread.
-    pub(crate) fn on_keeper(&self, event: KeeperEvent) {
+    pub(super) fn on_keeper(&self, event: KeeperEvent) {
         if let KeeperEvent::Interface { id, state } = &event {
             let mut slots = self.slots();
             let announcement = slots.set_interface(instance_of(*id), state.as_ref());
@@ -88,19 +88,19 @@ impl Bridge {
         if let (Some(runner), Some((id, event))) = (self.runner.get(), address_event(&event)) {
             runner.vip(id, event);
         }
-        let _ = self.events.send(VipEvent::Keeper(event));
+        let _ = self.events.send(VipReport::Keeper(event));
     }
 
     /// Forwards an event of the election. Called on its thread.
-    pub(crate) fn on_runner(&self, event: RunnerEvent) {
-        let _ = self.events.send(VipEvent::Runner(event));
+    pub(super) fn on_runner(&self, event: RunnerEvent) {
+        let _ = self.events.send(VipReport::Runner(event));
     }
 
     /// Passes an instance's interface to the election.
     fn announce(&self, Announcement { id, interface, source }: Announcement) {
         let Some(runner) = self.runner.get() else { return };
         if let Some((source, present)) = source {
-            let _ = self.events.send(VipEvent::Source { id, source, present });
+            let _ = self.events.send(VipReport::Source { id, source, present });
         }
         runner.interface(id, interface);
     }
@@ -115,7 +115,7 @@ impl Bridge {
 }
 
 /// The election's end of the bridge: claims and releases go directly to the keeper.
-pub(crate) struct ElectionEnd(pub(crate) Arc<Bridge>);
+pub(super) struct ElectionEnd(pub(super) Arc<Bridge>);
 
 impl VipKeeper for ElectionEnd {
     fn claim(&self, instance: InstanceId, claim: Claim) {
@@ -136,7 +136,7 @@ impl VipKeeper for ElectionEnd {
         match release_plan(release, is_directed, Instant::now()) {
             ReleasePlan::Deferred(bound) => {
                 keeper.release_by(id, bound);
-                let _ = self.0.events.send(VipEvent::PlannedRelease(instance));
+                let _ = self.0.events.send(VipReport::PlannedRelease(instance));
             }
             ReleasePlan::Now(release) => keeper.release(id, release),
         }

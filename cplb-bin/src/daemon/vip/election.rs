@@ -19,7 +19,7 @@ use crate::daemon::ids::group_of;
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::sender::EventSender;
 
-use super::bridge::{Bridge, ElectionEnd, VipEvent};
+use super::bridge::{Bridge, ElectionEnd, VipReport};
 use super::change::{Change, Instances};
 use super::plan::Instance;
 use super::removals::Removals;
@@ -50,7 +50,7 @@ impl Election {
     pub(crate) fn start(
         instances: Vec<Instance>,
         state_dir: &Path,
-        events: EventSender<VipEvent>,
+        events: EventSender<VipReport>,
     ) -> Result<Option<Self>, Failure> {
         let instances: BTreeMap<_, _> = instances.into_iter().map(|it| (it.id, it)).collect();
         if instances.is_empty() {
@@ -132,6 +132,7 @@ impl Election {
             self.bridge.join(id, instance.settings);
             if Change::is_changed(&instance, &self.instances) {
                 self.runner.reconfigure(instance.router.clone());
+                // Announces the interface again: an instance that is new to the runner missed the first announcement.
                 self.bridge.join(id, instance.settings);
             }
             self.instances.insert(id, instance);
@@ -152,21 +153,22 @@ impl Election {
         self.runner.controllers(BTreeSet::new());
     }
 
-    /// Returns the fields of each instance for the log, by its VRID.
-    pub(crate) fn log_fields(election: Option<&Self>) -> impl Fn(u32) -> InstanceFields {
-        move |vrid| match election {
-            Some(election) => election.fields(vrid),
-            None => InstanceFields { vrid, ..InstanceFields::default() },
+    /// Returns the fields of each instance for the log.
+    pub(crate) fn log_fields(election: Option<&Self>) -> impl Fn(InstanceId) -> InstanceFields {
+        move |id| match election {
+            Some(election) => election.fields(id),
+            None => InstanceFields { vrid: id.0, ..InstanceFields::default() },
         }
     }
 
-    fn fields(&self, vrid: u32) -> InstanceFields {
-        let Some(instance) = self.instances.get(&InstanceId(vrid)) else {
+    fn fields(&self, id: InstanceId) -> InstanceFields {
+        let vrid = id.0;
+        let Some(instance) = self.instances.get(&id) else {
             return InstanceFields { vrid, ..InstanceFields::default() };
         };
         let vips: Vec<String> = instance.addresses().map(|ip| ip.to_string()).collect();
         let status = self.keeper.status();
-        let group = status.groups.iter().find(|group| group.id.0 == vrid);
+        let group = status.groups.iter().find(|group| group.id == group_of(id));
         let found = group.and_then(|group| group.interface.as_ref()).map(|interface| interface.name.clone());
         let interface = found.unwrap_or_else(|| instance.group.interface.to_string());
         InstanceFields { vip: vips.join(","), interface, vrid }
@@ -187,10 +189,10 @@ impl Election {
         let keeper = self.keeper.status();
         let runs = |id: InstanceId| {
             status.instances.iter().any(|instance| instance.id == id)
-                || keeper.groups.iter().any(|group| group.id.0 == id.0 && has_addresses(group))
+                || keeper.groups.iter().any(|group| group.id == group_of(id) && has_addresses(group))
         };
         for id in self.removals.poll(runs, Instant::now()) {
-            let fields = self.fields(id.0);
+            let fields = self.fields(id);
             self.instances.remove(&id);
             if let Err(error) = self.keeper.remove_group(group_of(id)) {
                 instance_log!(warn, fields, %error, "addresses of a removed instance not released");

@@ -7,7 +7,7 @@ mod plan;
 mod removals;
 mod slot;
 
-pub(crate) use bridge::VipEvent;
+pub(crate) use bridge::VipReport;
 pub(crate) use change::Change;
 pub(crate) use election::Election;
 pub(crate) use plan::{Instance, instances, named_interfaces};

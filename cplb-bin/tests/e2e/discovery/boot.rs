@@ -129,7 +129,7 @@ pub(crate) fn unwritable_file() {
     fixture.list(&[0, 1]);
     fixture.wait_for(0, "api", &[0, 1]);
     let log = fixture.cluster.daemon(0).log().text();
-    for expected in ["the backends of the last run cannot be read", "are not on disk for the next boot"] {
+    for expected in ["the backends of the last run cannot be read", "cannot be stored for the next start"] {
         fixture.cluster.check(log.contains(expected), || format!("{expected:?} is not logged"));
     }
     let probe = fixture.probe();

@@ -1,0 +1,40 @@
+//! The end of the daemon's service: the handover of the virtual IPs, and the departure as a real server.
+
+use std::time::{Duration, Instant};
+
+use super::Daemon;
+use super::ipvs::Input;
+use super::vip::Election;
+
+impl Daemon {
+    /// Starts the handover of all virtual IPs. Returns its deadline.
+    pub(super) fn begin_handover(&mut self) -> Instant {
+        tracing::info!("handing over");
+        self.stopping = true;
+        let Some(election) = &self.election else { return Instant::now() };
+        election.runner.resign_all();
+        Instant::now() + election.handover_bound() + Duration::from_secs(1)
+    }
+
+    /// Returns whether the virtual IPs are handed over, or the deadline has passed.
+    pub(super) fn handover_is_over(&self, deadline: Instant) -> bool {
+        Instant::now() >= deadline || self.election.as_ref().is_none_or(Election::is_over)
+    }
+
+    /// Announces to directors on other nodes that this one departs, once.
+    pub(super) fn begin_departure(&mut self, now: Instant) {
+        if self.ipvs.departure().is_some() {
+            return;
+        }
+        self.update_ipvs(Input::Depart);
+        if let Some(until) = self.ipvs.departure().filter(|until| *until > now) {
+            let seconds = (until - now).as_secs_f64();
+            tracing::info!(seconds, "departing; waiting for directors on other nodes to notice");
+        }
+    }
+
+    /// Returns whether directors on other nodes have had time to notice the departure.
+    pub(super) fn departure_is_over(&self, now: Instant) -> bool {
+        self.ipvs.departure().is_none_or(|until| now >= until)
+    }
+}
