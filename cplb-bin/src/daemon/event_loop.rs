@@ -61,9 +61,8 @@ impl Daemon {
                 evidence = delayed_interval(self.evidence_interval());
             }
             if let Some(deadline) = deadline {
-                let now = Instant::now();
-                self.begin_departure(now);
-                if self.departure_is_over(now) && self.handover_is_over(deadline) {
+                self.begin_departure();
+                if self.departure_is_over(Instant::now()) && self.handover_is_over(deadline) {
                     return Ok(());
                 }
             }

@@ -22,11 +22,13 @@ impl Daemon {
     }
 
     /// Announces to directors on other nodes that this one departs, once.
-    pub(super) fn begin_departure(&mut self, now: Instant) {
+    pub(super) fn begin_departure(&mut self) {
         if self.ipvs.departure().is_some() {
             return;
         }
         self.update_ipvs(Input::Depart);
+        // After the departure began: where nothing is directed to this node, it is over at once.
+        let now = Instant::now();
         if let Some(until) = self.ipvs.departure().filter(|until| *until > now) {
             let seconds = (until - now).as_secs_f64();
             tracing::info!(seconds, "departing; waiting for directors on other nodes to notice");

@@ -127,7 +127,7 @@ impl Participants for Parts<'_> {
                 daemon.proxy.stage(next.desired.proxy.clone())?;
             }
             Part::Bridge => {
-                if let Some(election) = &daemon.election {
+                if let Some(election) = &mut daemon.election {
                     let change = election.prepare(std::mem::take(&mut next.instances));
                     election.join_added(&change);
                     next.change = Some(change);

@@ -38,6 +38,9 @@ pub(crate) struct Election {
     pub(crate) runner: RunnerHandle,
     pub(crate) keeper: KeeperHandle,
     pub(crate) instances: Instances,
+    /// The log fields of each instance that there ever was: events of an instance can arrive before a reload that adds it is
+    /// committed, and after one that removes it.
+    labels: BTreeMap<InstanceId, InstanceFields>,
     removals: Removals,
     bridge: Arc<Bridge>,
     /// The controllers that were ever known under this configuration. A server that the API no longer lists is most
@@ -85,10 +88,12 @@ impl Election {
             }
         };
         bridge.connect(keeper.clone(), runner.clone());
+        let labels = instances.values().map(|instance| (instance.id, label(instance))).collect();
         Ok(Some(Self {
             runner,
             keeper,
             instances,
+            labels,
             removals: Removals::default(),
             bridge,
             controllers: BTreeSet::new(),
@@ -106,8 +111,11 @@ impl Election {
     }
 
     /// Adds new instances to the bridge, before the keeper reports their interfaces.
-    pub(crate) fn join_added(&self, change: &Change) {
-        change.added(&self.instances).for_each(|instance| self.bridge.join(instance.id, instance.settings));
+    pub(crate) fn join_added(&mut self, change: &Change) {
+        for instance in change.added(&self.instances) {
+            self.bridge.join(instance.id, instance.settings);
+            self.labels.insert(instance.id, label(instance));
+        }
     }
 
     /// Removes new instances from the bridge, because the change is rolled back.
@@ -135,6 +143,7 @@ impl Election {
                 // Announces the interface again: an instance that is new to the runner missed the first announcement.
                 self.bridge.join(id, instance.settings);
             }
+            self.labels.insert(id, label(&instance));
             self.instances.insert(id, instance);
         }
     }
@@ -162,16 +171,14 @@ impl Election {
     }
 
     fn fields(&self, id: InstanceId) -> InstanceFields {
-        let vrid = id.0;
-        let Some(instance) = self.instances.get(&id) else {
-            return InstanceFields { vrid, ..InstanceFields::default() };
-        };
-        let vips: Vec<String> = instance.addresses().map(|ip| ip.to_string()).collect();
+        let unknown = || InstanceFields { vrid: id.0, ..InstanceFields::default() };
+        let mut fields = self.labels.get(&id).cloned().unwrap_or_else(unknown);
         let status = self.keeper.status();
         let group = status.groups.iter().find(|group| group.id == group_of(id));
-        let found = group.and_then(|group| group.interface.as_ref()).map(|interface| interface.name.clone());
-        let interface = found.unwrap_or_else(|| instance.group.interface.to_string());
-        InstanceFields { vip: vips.join(","), interface, vrid }
+        if let Some(interface) = group.and_then(|group| group.interface.as_ref()) {
+            fields.interface.clone_from(&interface.name);
+        }
+        fields
     }
 
     /// Every virtual IP that this node may hold.
@@ -261,5 +268,15 @@ fn keeper_failure(error: &KeeperError) -> Failure {
             failure.help("name another directory with --state-dir, unless another cplb should be stopped")
         }
         _ => failure,
+    }
+}
+
+/// The log fields of an instance whose interface is not known yet.
+fn label(instance: &Instance) -> InstanceFields {
+    let vips: Vec<String> = instance.addresses().map(|ip| ip.to_string()).collect();
+    InstanceFields {
+        vip: vips.join(","),
+        interface: instance.group.interface.to_string(),
+        vrid: instance.id.0,
     }
 }
