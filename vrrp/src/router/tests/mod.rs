@@ -1,6 +1,7 @@
 //! One router at a time: the rows of the state table, what is discarded, and arbitrary events.
 
 mod arbitrary;
+mod backup;
 mod contention;
 mod fsm;
 mod receive;
