@@ -153,7 +153,9 @@ impl Backup {
         }
         match name {
             TimerName::Down => Active::enter(core, now, self.reason()),
-            TimerName::Takeover => Active::enter(core, now, Reason::ActiveDegraded),
+            TimerName::Takeover => {
+                Active::enter(core, now, Reason::ActiveDegraded { source: self.followed() })
+            }
             _ => State::Backup(self),
         }
     }
@@ -191,7 +193,7 @@ impl Backup {
 
     fn reason(&self) -> Reason {
         match self.wait {
-            Wait::Resigned => Reason::ActiveResigned,
+            Wait::Resigned => Reason::ActiveResigned { source: self.followed() },
             Wait::Down if self.ignored_lower => Reason::LowerPriority,
             Wait::Down => Reason::ActiveSilent { source: self.followed() },
             Wait::Overslept => Reason::NoOtherActive,

@@ -124,9 +124,15 @@ pub enum Reason {
         source: Option<IpAddr>,
     },
     /// The Active resigned and Skew_Time is over.
-    ActiveResigned,
+    ActiveResigned {
+        /// The router that resigned; `None` if it was not heard before.
+        source: Option<IpAddr>,
+    },
     /// The Active cannot serve and this router can.
-    ActiveDegraded,
+    ActiveDegraded {
+        /// The router that cannot serve.
+        source: Option<IpAddr>,
+    },
     /// Only routers of lower priority advertised.
     LowerPriority,
     /// Another Active has the higher priority, or the same and the higher address.
@@ -174,8 +180,8 @@ impl Reason {
             Self::InterfaceDown => "interface_down",
             Self::NoSourceAddress => "no_source_address",
             Self::ActiveSilent { .. } => "active_silent",
-            Self::ActiveResigned => "active_resigned",
-            Self::ActiveDegraded => "active_degraded",
+            Self::ActiveResigned { .. } => "active_resigned",
+            Self::ActiveDegraded { .. } => "active_degraded",
             Self::LowerPriority => "lower_priority",
             Self::Outranked { .. } => "outranked",
             Self::Unheard { .. } => "unheard",
@@ -201,8 +207,10 @@ impl fmt::Display for Reason {
             Self::NoSourceAddress => f.write_str("the interface has no address to advertise from"),
             Self::ActiveSilent { source: Some(source) } => write!(f, "{source} fell silent"),
             Self::ActiveSilent { source: None } => f.write_str("no active router was heard"),
-            Self::ActiveResigned => f.write_str("the active router resigned"),
-            Self::ActiveDegraded => f.write_str("the active router cannot serve"),
+            Self::ActiveResigned { source: Some(source) } => write!(f, "{source} resigned"),
+            Self::ActiveResigned { source: None } => f.write_str("the active router resigned"),
+            Self::ActiveDegraded { source: Some(source) } => write!(f, "{source} cannot serve"),
+            Self::ActiveDegraded { source: None } => f.write_str("the active router cannot serve"),
             Self::LowerPriority => f.write_str("only routers of lower priority advertised"),
             Self::Outranked { source, priority } => write!(f, "{source} is active with priority {priority}"),
             Self::Unheard { source } => {

@@ -221,7 +221,7 @@ impl Run {
         let takeovers = self.world.takeovers_since(settled);
         for change in &takeovers {
             let explained = match change.reason {
-                Reason::ActiveDegraded => true,
+                Reason::ActiveDegraded { .. } => true,
                 Reason::LowerPriority => {
                     self.world.nodes[change.node].router.config().preempt == Preempt::Always
                 }

@@ -54,7 +54,9 @@ fn state_transition(instance: &InstanceFields, transition: &Transition) {
 /// The router that caused a transition.
 fn peer_of_reason(reason: Reason) -> Option<IpAddr> {
     match reason {
-        Reason::ActiveSilent { source } => source,
+        Reason::ActiveSilent { source }
+        | Reason::ActiveResigned { source }
+        | Reason::ActiveDegraded { source } => source,
         Reason::Outranked { source, .. } | Reason::Unheard { source } | Reason::RivalHeard { source } => {
             Some(source)
         }

@@ -47,6 +47,14 @@ pub(crate) fn removed_instance() {
     cluster.check(cluster.status(owner)["instances"].as_array().map(Vec::len) == Some(1), || {
         cluster.status(owner).to_string()
     });
+    // Also the lines before the reload that added the instance was committed, and after the one that removed it.
+    for index in 0..cluster.len() {
+        let log = cluster.daemon(index).log().text();
+        let unnamed: Vec<&str> = log.lines().filter(|line| line.contains(" vip= ")).collect();
+        cluster.check(unnamed.is_empty(), || format!("lines without the virtual IP: {unnamed:?}"));
+        let named = |line: &&str| line.contains("interface up") && line.contains(&format!("vip={second}"));
+        cluster.check(log.lines().any(|line| named(&line)), || format!("no line of {second} on {index}"));
+    }
 }
 
 pub(crate) fn moved_addresses() {

@@ -21,7 +21,8 @@ fn backup_sets_the_timer_to_skew_when_the_active_resigns() {
     bench.hear(HIGHER, 0);
     assert_eq!(bench.left(TimerName::Down), Some(SKEW));
     bench.advance(SKEW);
-    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::ActiveResigned));
+    let reason = Reason::ActiveResigned { source: Some(HIGHER.into()) };
+    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, reason));
 }
 
 #[test]

@@ -92,7 +92,8 @@ fn two_degraded_advertisements_and_skew_make_a_takeover() {
     bench.hear(LOWER, 20);
     assert_eq!(bench.left(TimerName::Takeover), Some(SKEW));
     bench.advance(SKEW);
-    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, Reason::ActiveDegraded));
+    let reason = Reason::ActiveDegraded { source: Some(LOWER.into()) };
+    assert_eq!((bench.router.state(), bench.router.reason()), (StateName::Active, reason));
 }
 
 #[test]
