@@ -119,10 +119,9 @@ const MODULES: &[&str] = &[
 const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
 /// The emulated processors share one time stamp counter, which the kernel cannot detect; its fallback clock source is a
 /// device, whose every read is an exit from the emulation. Without randomised addresses all processes of a program share
-/// what the emulator has translated of it: tests take a third less time. Expedited grace periods save a tenth, as
-/// building up and removing namespaces waits for many.
+/// what the emulator has translated of it: tests take a third less time.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clocksource=tsc tsc=reliable \
-                          norandmaps rcupdate.rcu_expedited=1";
+                          norandmaps";
 /// Longest time from power-on until the guest is ready: 5 s on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest time for the guest to report that it has killed a program at its time limit.
