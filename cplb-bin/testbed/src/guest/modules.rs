@@ -43,7 +43,7 @@ pub fn load_module(name: &str) -> Result<(), Error> {
 /// time after the last process of the test has ended.
 ///
 /// # Errors
-/// [`Error::System`] if it is in use for longer than [`REMOVAL_TIMEOUT`].
+/// [`Error::System`] if it is in use for longer than 30 s.
 pub fn unload_module(name: &str) -> Result<(), Error> {
     let c_name = CString::new(name).map_err(|_| Error::Misuse(format!("no module is called {name:?}")))?;
     let mut result = Ok(());
