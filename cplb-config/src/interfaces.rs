@@ -89,7 +89,7 @@ fn check_vip(
         return None;
     }
     let known: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-    // Clouds and routed networks give nodes whole addresses, and routes for the rest.
+    // Clouds and routed networks give nodes addresses with a full-length prefix (/32, /128), and routes for the rest.
     let whole = |(ip, length): &(IpAddr, u8)| same_family(ip) && is_full(*ip, *length) && !is_vip(*ip);
     let (message, help) = if known.is_empty() && interface.addresses.iter().any(whole) {
         let (full, family) = if vip.ip().is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };

@@ -397,7 +397,7 @@ impl<'a> Field<'a> {
         let scalar = self.scalar(&expected)?;
         let value = match resolve(scalar) {
             Resolved::Int(value) => value,
-            #[allow(clippy::cast_possible_truncation)]
+            #[expect(clippy::cast_possible_truncation, reason = "a whole number below 1e15 fits")]
             Resolved::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => value as i128,
             Resolved::Text(text) if !scalar.plain && text.parse::<i128>().is_ok() => {
                 self.error(Finding::new(

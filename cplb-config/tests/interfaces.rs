@@ -138,7 +138,7 @@ fn a_foreign_unicast_source_is_reported() {
 }
 
 #[test]
-fn a_node_with_a_whole_address_is_not_advised_to_add_one() {
+fn a_node_with_a_full_length_prefix_is_not_advised_to_add_an_address() {
     let mut routed = eth0();
     routed.addresses = vec![("10.0.0.11".parse().unwrap(), 32)];
     let loaded = document("{virtualIPs: [10.0.0.100/24]}");

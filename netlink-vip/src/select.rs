@@ -201,7 +201,11 @@ mod tests {
         );
         assert_eq!(by(&["10.1.0.100/24"], &both, &[]), None);
         let whole = [address(1, "10.0.0.100", 32), address(1, "10.0.0.7", 32)];
-        assert_eq!(by(&["10.0.0.100/24"], &whole, &[]), None, "a whole address has no subnet");
+        assert_eq!(
+            by(&["10.0.0.100/24"], &whole, &[]),
+            None,
+            "an address with a prefix of 32 bits has no subnet"
+        );
         let twice = [address(1, "10.0.0.1", 24), address(2, "10.0.0.2", 24)];
         assert_eq!(by(&["10.0.0.100/24"], &twice, &[]), None, "two are as good as each other");
         assert_eq!(

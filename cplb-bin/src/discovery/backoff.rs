@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_whose_versions_are_always_gone_gets_few_requests() {
+    fn lists_after_each_expired_resource_version_are_spaced() {
         for seed in 0..50 {
             let minutes = requests(seed, Duration::ZERO, Lists::BeforeEachWatch);
             assert!(minutes[0] <= 44 && minutes[1..].iter().all(|count| *count <= 32), "{minutes:?}");

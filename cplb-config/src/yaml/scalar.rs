@@ -115,7 +115,7 @@ fn is_float(text: &str) -> bool {
 
 /// `strconv.FormatFloat(value, 'g', -1, 32)`: single precision, shortest digits, an exponent from 1e6 on and
 /// below 1e-4.
-#[allow(clippy::cast_possible_truncation)]
+#[expect(clippy::cast_possible_truncation, reason = "Go formats single precision here")]
 fn shortest_float(value: f64) -> String {
     let value = value as f32;
     if value.is_nan() {

@@ -221,7 +221,7 @@ impl Race<'_> {
             return;
         }
         if !expired.is_empty() || now >= self.hedge {
-            // Whether or not a connect starts now, the next waits its full time.
+            // The next connect waits its full time, also if none can start now.
             self.hedge = now + self.backends.hedge_after;
             self.start_next(now);
         }

@@ -185,7 +185,10 @@ async fn echo_one(
 }
 
 /// An address where connects are refused, reserved against other sockets.
-pub(crate) struct Refusing(pub(crate) SocketAddr, #[allow(dead_code)] Socket);
+pub(crate) struct Refusing(
+    pub(crate) SocketAddr,
+    #[expect(dead_code, reason = "dropping it frees the address")] Socket,
+);
 
 impl Refusing {
     pub(crate) fn new() -> Self {

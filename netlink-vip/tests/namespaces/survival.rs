@@ -16,7 +16,7 @@ crate::trials![
     the_nodes_leased_addresses_survive_with_promotion,
     refreshes_add_no_route,
     a_vip_is_never_the_default_source,
-    a_vip_is_never_the_default_source_of_a_node_with_whole_addresses,
+    vip_is_never_the_default_source_beside_addresses_with_a_prefix_of_32_bits,
     a_foreign_address_is_refused_and_left,
     foreign_labels_stay,
     a_family_that_is_disabled_does_not_stop_the_other,
@@ -166,7 +166,7 @@ fn a_vip_is_never_the_default_source(fixture: &Fixture) {
     keeper.end();
 }
 
-fn a_vip_is_never_the_default_source_of_a_node_with_whole_addresses(fixture: &Fixture) {
+fn vip_is_never_the_default_source_beside_addresses_with_a_prefix_of_32_bits(fixture: &Fixture) {
     fixture.veth("eth0", "peer0");
     let keeper = fixture.keeper(vec![group(ONE, "eth0", &["10.0.0.100/32", "fd00::100/128"])]);
     // The VIP comes first, so that the kernel would find it first.

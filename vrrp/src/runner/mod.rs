@@ -53,12 +53,6 @@ use crate::types::MacAddr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u32);
 
-impl From<u32> for InstanceId {
-    fn from(id: u32) -> Self {
-        Self(id)
-    }
-}
-
 impl From<InstanceId> for u32 {
     fn from(id: InstanceId) -> Self {
         id.0

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use netlink_vip::{InterfaceState, KeeperEvent};
 use vrrp::router::{self, Release};
 use vrrp::runner::{InstanceId, Interface};
-use vrrp::{LinkPrefix, MacAddr};
+use vrrp::LinkPrefix;
 
 use crate::daemon::ids::instance_of;
 
@@ -96,7 +96,7 @@ impl InstanceSlot {
         Some(Interface {
             name: state.name.clone(),
             index: state.index,
-            mac: MacAddr(state.mac?),
+            mac: state.mac?.into(),
             up: state.up,
             v4,
             v6,

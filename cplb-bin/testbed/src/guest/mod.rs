@@ -118,8 +118,8 @@ const MODULES: &[&str] = &[
 /// Environment variable for the emulator's accelerator: `kvm` is faster where there is hardware for it.
 const ACCELERATOR: &str = "CPLB_GUEST_ACCEL";
 /// The emulated processors share one time stamp counter, which the kernel cannot detect; its fallback clock source is a
-/// device, whose every read is an exit from the emulation. Without randomised addresses all processes of a program share
-/// what the emulator has translated of it: tests take a third less time.
+/// device, whose every read is an exit from the emulation. Without randomised addresses the emulator's translation of a
+/// program serves all its processes: tests take a third less time.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clocksource=tsc tsc=reliable \
                           norandmaps";
 /// Longest time from power-on until the guest is ready: 5 s on an idle machine.

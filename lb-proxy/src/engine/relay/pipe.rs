@@ -96,8 +96,7 @@ fn flags() -> SpliceFFlags {
 /// The pipes of one worker.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// Boxed, so that a direction without a pipe is a pointer smaller.
-    #[allow(clippy::vec_box)]
+    #[expect(clippy::vec_box, reason = "a direction without a pipe is one pointer small")]
     idle: Vec<Box<Pipe>>,
     /// The number of pipes, idle and in use.
     open: Rc<Cell<usize>>,
