@@ -9,8 +9,8 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use vrrp::router::{Command, Delivery, InterfaceEvent, Output, Preempt, RxMeta, StateName, VipEvent};
 use vrrp::{
-    Addresses, AdvertInterval, Advertisement, Announcement, Auth, AuthPass, LinkPrefix, MacAddr, Priority, RouterConfig,
-    Version, VirtualRouter, Vrid, WirePriority,
+    Addresses, AdvertInterval, Advertisement, Announcement, Auth, AuthPass, LinkPrefix, MacAddr, Priority,
+    RouterConfig, Version, VirtualRouter, Vrid, WirePriority,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -68,7 +68,8 @@ fn config(setup: &Setup) -> Option<RouterConfig> {
     } else {
         AdvertInterval::from_seconds(u8::try_from(setup.centiseconds % 5 + 1).ok()?)?
     };
-    let mut config = RouterConfig::new(Vrid::new(51)?, version, Priority::new(setup.priority).ok()?, interval);
+    let mut config =
+        RouterConfig::new(Vrid::new(51)?, version, Priority::new(setup.priority).ok()?, interval);
     if !setup.v6_only {
         config.addresses_v4 = vec![VIP4];
     }
@@ -92,9 +93,24 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
             },
         ),
         Event::Down => router.handle_interface(*now, InterfaceEvent::Down),
-        Event::Advertisement { host, priority, centiseconds, v6, v3, vrid, hop_limit, list, unicast, foreign } => {
+        Event::Advertisement {
+            host,
+            priority,
+            centiseconds,
+            v6,
+            v3,
+            vrid,
+            hop_limit,
+            list,
+            unicast,
+            foreign,
+        } => {
             let vip4 = if foreign { Ipv4Addr::new(10, 9, 0, 200) } else { VIP4 };
-            let addresses = if v6 { Addresses::V6(vec![VIP6; list.into()]) } else { Addresses::V4(vec![vip4; list.into()]) };
+            let addresses = if v6 {
+                Addresses::V6(vec![VIP6; list.into()])
+            } else {
+                Addresses::V4(vec![vip4; list.into()])
+            };
             let Some(vrid) = Vrid::new(if vrid { 51 } else { 52 }) else { return };
             let Some(interval) = AdvertInterval::from_centiseconds(centiseconds & 0xfff) else { return };
             let advertisement = Advertisement {
@@ -168,7 +184,11 @@ fuzz_target!(|input: (Setup, Vec<Event>)| {
             assert!(outputs <= MOST_OUTPUTS, "{event:?} leads to endless output");
             if let Output::Claim(claim) = output {
                 assert!(claim.valid_until > now, "a claim that is over");
-                assert!(matches!(router.state(), StateName::Active | StateName::Resigning), "{:?}", router.state());
+                assert!(
+                    matches!(router.state(), StateName::Active | StateName::Resigning),
+                    "{:?}",
+                    router.state()
+                );
             }
         }
         if matches!(event, Event::Timeout | Event::Sleep(_))

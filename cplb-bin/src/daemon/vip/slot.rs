@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netlink_vip::{InterfaceState, KeeperEvent};
+use vrrp::LinkPrefix;
 use vrrp::router::{self, Release};
 use vrrp::runner::{InstanceId, Interface};
-use vrrp::LinkPrefix;
 
 use crate::daemon::ids::instance_of;
 
