@@ -22,7 +22,7 @@ pub(crate) enum Kind {
     System = 71,
     /// `EX_CANTCREAT`: a directory, socket or file of cplb cannot be created.
     CannotCreate = 73,
-    /// `EX_TEMPFAIL`: another process holds a resource that cplb needs; starting again later may help.
+    /// `EX_TEMPFAIL`: another process holds a resource that cplb needs, or takes too long; later it may be different.
     Temporary = 75,
     /// `EX_NOPERM`: privileges are missing.
     Permission = 77,
@@ -58,6 +58,10 @@ impl Failure {
     /// The first line of the message.
     pub(crate) fn summary(&self) -> &str {
         self.message.lines().next().unwrap_or_default()
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
     }
 
     pub(crate) fn code(&self) -> ExitCode {

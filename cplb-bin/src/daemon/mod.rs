@@ -159,9 +159,14 @@ impl Daemon {
         let (observations, probes) = (EventSender::new(&channel), EventSender::new(&channel));
         let interfaces = vip::named_interfaces(&config);
         let ipvs = Ipvs::new(desired.ipvs.clone(), interfaces, &args.state_dir, observations, probes);
-        if let Err(failure) = table.set(desired.table(ipvs.rules())).await {
-            proxy.stop();
-            return Err(failure);
+        match table.set(desired.table(ipvs.rules())).await {
+            Ok(()) => {}
+            // The next round of evidence tries it again; until then this node does not serve.
+            Err(failure) if failure.kind() == Kind::Temporary => tracing::warn!("{}", failure.message()),
+            Err(failure) => {
+                proxy.stop();
+                return Err(failure);
+            }
         }
         let now = Instant::now();
         Ok(Self {

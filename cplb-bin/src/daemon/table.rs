@@ -278,6 +278,8 @@ fn failure(error: &ApplyError) -> Failure {
     let kind = match error {
         ApplyError::Run(RunError::Permission { .. }) => Kind::Permission,
         ApplyError::Run(RunError::Unsupported { .. } | RunError::Start { .. }) => Kind::Unavailable,
+        // A busy machine, mostly.
+        ApplyError::Run(RunError::TimedOut { .. }) => Kind::Temporary,
         _ => Kind::System,
     };
     Failure::new(kind, format_args!("the nftables table cannot be applied: {error}"))

@@ -28,6 +28,9 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("removed_vips_are_served_until_they_are_released", table::listeners_outlive_addresses)
             .needs([Tool::Nft]),
         Test::new("failed_table_change_is_retried", table::failing_table).needs([Tool::Nft]).alone(),
+        Test::new("slow_table_at_the_start_delays_serving", table::slow_table_at_start)
+            .needs([Tool::Nft])
+            .alone(),
         Test::new("late_answer_of_a_slow_name_server_is_used", name_servers::slow_name_server).alone(),
         Test::new(
             "invalid_file_after_a_pending_reload_is_reported",

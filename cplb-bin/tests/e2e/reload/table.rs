@@ -1,6 +1,8 @@
 //! The nftables table during a reload.
 
+use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -147,4 +149,21 @@ pub(crate) fn failing_table() {
     reload_one(&cluster, 0, &before, "is reloaded");
     cluster.wait("the daemon serves again", || cluster.status(0)["serving"]["serving"] == true);
     cluster.check(ruleset(cluster.node(0)).contains("dnat"), || ruleset(cluster.node(0)));
+}
+
+/// On a busy machine `nft` can take longer than its time limit, also while the daemon starts.
+pub(crate) fn slow_table_at_start() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let nft = Tool::Nft.path().expect("the test declares it");
+    let script = cluster.node(0).directory().join("slow-nft");
+    fs::write(&script, "#!/bin/sh\nexec sleep 60\n").expect("the script is written");
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("the script is executable");
+    let slow = Replaced::new(nft, &script);
+    cluster.start_daemon(0);
+    cluster.wait("the table is reported", || degraded(&cluster, 0).contains("did not end within"));
+    let serving = &cluster.status(0)["serving"]["serving"];
+    cluster.check(*serving == false, || format!("serving without its table: {serving}"));
+    drop(slow);
+    cluster.wait("the daemon serves", || cluster.status(0)["serving"]["serving"] == true);
+    cluster.check(ruleset(cluster.node(0)).contains("cplb"), || ruleset(cluster.node(0)));
 }
