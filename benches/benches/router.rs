@@ -42,7 +42,7 @@ fn backup_hears(criterion: &mut Criterion) {
         auth: Auth::None,
     };
     let source = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
-    let meta = RxMeta { source, hop_limit: HOP_LIMIT, delivery: Delivery::Multicast };
+    let meta = RxMeta { source, hop_limit: HOP_LIMIT, delivery: Delivery::Multicast, signed: false };
     criterion.bench_function("router/backup_hears", |bencher| {
         bencher.iter(|| {
             now += Duration::from_millis(1);

@@ -55,7 +55,8 @@ pub use escape::{escaped, is_unprintable};
 pub use format::Format;
 pub use load::{Document, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
-    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, Service, Unicast, VirtualServer,
+    AuthHmac, Backend, Backends, Config, HmacKey, HmacKeyError, Host, Instance, LbAlgorithm, LbKind, Port,
+    Service, Unicast, VirtualServer,
 };
 pub use native::{Redact, WriteError, json_schema};
 pub use read::{BackendError, K0S_KUBECONFIG};

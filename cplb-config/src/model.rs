@@ -1,13 +1,15 @@
 //! The validated configuration, the result of all three kinds of input.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lb_proxy::{Balance, HealthCheck};
 use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
+use vrrp::hmac::{AntiReplay, HmacConfig, HmacConfigError, Key, KeyError, KeyId, Mode};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 
@@ -58,10 +60,103 @@ pub struct Instance {
     pub preempt: Preempt,
     /// Password of version 2 advertisements.
     pub auth_pass: Option<AuthPass>,
+    /// The former password, which is accepted and sent, too, while it is rotated.
+    pub auth_pass_previous: Option<AuthPass>,
+    /// Signatures of advertisements.
+    pub auth_hmac: Option<AuthHmac>,
     /// Advertise to these peers instead of by multicast.
     pub unicast: Option<Unicast>,
     /// RFC 6724 label of the IPv6 addresses.
     pub address_label: AddressLabel,
+}
+
+/// Signatures of advertisements (`auth_hmac` of keepalived 2.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthHmac {
+    /// 1 to 4 keys.
+    pub keys: BTreeMap<KeyId, HmacKey>,
+    /// The key of the first copy; one of `keys`.
+    pub active: KeyId,
+    /// The use of signatures.
+    pub mode: Mode,
+    /// The protection against replay.
+    pub anti_replay: AntiReplay,
+    /// The largest difference between a time of signing and this node's clock, 1 to 300 s.
+    pub window: Duration,
+}
+
+/// A key, or the place where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HmacKey {
+    /// The key itself.
+    Inline(Key),
+    /// A file with a key in the form that [`HmacKey::parse`] reads, by its absolute path.
+    File(PathBuf),
+}
+
+/// A text that is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HmacKeyError {
+    /// What follows `hex:` is not pairs of hexadecimal digits.
+    #[error("`hex:` is followed by pairs of hexadecimal digits")]
+    Hex,
+    /// The length is out of range.
+    #[error(transparent)]
+    Length(#[from] KeyError),
+}
+
+impl HmacKey {
+    /// Reads a key: `hex:` and 64 to 128 digits, or a text of 32 to 64 bytes. A line break at the end, as files have
+    /// it, does not count.
+    ///
+    /// # Errors
+    /// [`HmacKeyError`] if the digits are wrong or the key is too short or too long.
+    pub fn parse(text: &str) -> Result<Key, HmacKeyError> {
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        let Some(digits) = text.strip_prefix("hex:") else {
+            return Ok(Key::new(text.as_bytes())?);
+        };
+        let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let bytes: Option<Vec<u8>> =
+            pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
+        match bytes {
+            Some(bytes) if rest.is_empty() => Ok(Key::new(&bytes)?),
+            _ => Err(HmacKeyError::Hex),
+        }
+    }
+}
+
+impl AuthHmac {
+    /// Replaces the files by the keys in them. `read` gives the key of a file.
+    ///
+    /// # Errors
+    /// The first error of `read`.
+    pub fn read_files<E>(&mut self, read: impl Fn(&Path) -> Result<Key, E>) -> Result<(), E> {
+        for key in self.keys.values_mut() {
+            if let HmacKey::File(path) = key {
+                *key = HmacKey::Inline(read(path)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration of the router's signatures.
+    ///
+    /// # Errors
+    /// [`HmacConfigError`] if the active key is missing; a key that stands in a file counts as missing.
+    pub fn to_config(&self) -> Result<HmacConfig, HmacConfigError> {
+        let inline = |(id, key): (&KeyId, &HmacKey)| match key {
+            HmacKey::Inline(key) => Some((*id, key.clone())),
+            HmacKey::File(_) => None,
+        };
+        let mut config =
+            HmacConfig::new(self.keys.iter().filter_map(inline).collect(), self.active, Duration::ZERO)?;
+        (config.mode, config.anti_replay, config.window) = (self.mode, self.anti_replay, self.window);
+        Ok(config)
+    }
 }
 
 /// Unicast advertisements.

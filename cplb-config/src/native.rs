@@ -10,17 +10,20 @@ use std::num::NonZeroU32;
 use lb_proxy::{Balance, HealthCheck, HealthKind};
 use netlink_vip::InterfaceSelector;
 use schemars::{Schema, schema_for};
-use vrrp::Version;
+use vrrp::hmac::{AntiReplay, Mode};
 use vrrp::router::Preempt;
+use vrrp::{AuthPass, Version};
 
 use crate::duration;
-use crate::model::{Backend, Backends, Config, Instance, LbAlgorithm, LbKind, Service, VirtualServer};
+use crate::model::{
+    AuthHmac, Backend, Backends, Config, HmacKey, Instance, LbAlgorithm, LbKind, Service, VirtualServer,
+};
 use crate::secret::REDACTED;
 
 use mirror::{
-    ApiVersion, BackendSpec, BackendsSpec, BalanceSpec, Document, FullBackendSpec, HealthCheckSpec,
-    HealthType, Kind, KubernetesSpec, LbAlgo, PreemptSpec, ServiceSpec, Spec, StatusSpec, VirtualServerSpec,
-    VrrpInstance,
+    AntiReplaySpec, ApiVersion, AuthHmacSpec, BackendSpec, BackendsSpec, BalanceSpec, Document,
+    FullBackendSpec, HealthCheckSpec, HealthType, HmacKeySpec, HmacMode, Kind, KubernetesSpec, LbAlgo,
+    PreemptSpec, ServiceSpec, Spec, StatusSpec, VirtualServerSpec, VrrpInstance,
 };
 
 /// The treatment of passwords in a written document.
@@ -87,16 +90,18 @@ impl VrrpInstance {
             InterfaceSelector::DefaultRoute => None,
             selector => Some(selector.to_string()),
         };
-        let auth_pass = instance.auth_pass.map(|pass| match redact {
+        let password = |pass: AuthPass| match redact {
             Redact::Passwords => REDACTED.to_owned(),
             Redact::Nothing => String::from_utf8_lossy(&pass.wire()).trim_end_matches('\0').to_owned(),
-        });
+        };
         let unicast = instance.unicast.as_ref();
         Self {
             virtual_ips: instance.virtual_ips.iter().map(ToString::to_string).collect(),
             interface,
             virtual_router_id: Some(instance.vrid.get()),
-            auth_pass,
+            auth_pass: instance.auth_pass.map(password),
+            auth_pass_previous: instance.auth_pass_previous.map(password),
+            auth_hmac: instance.auth_hmac.as_ref().map(|hmac| AuthHmacSpec::new(hmac, redact)),
             version: Some(match instance.version {
                 Version::V2 => 2,
                 Version::V3 => 3,
@@ -112,6 +117,33 @@ impl VrrpInstance {
             unicast_source_ip: unicast.and_then(|unicast| unicast.source),
             unicast_peers: unicast.map(|unicast| unicast.peers.clone()),
             address_label: Some(instance.address_label.value()),
+        }
+    }
+}
+
+impl AuthHmacSpec {
+    fn new(hmac: &AuthHmac, redact: Redact) -> Self {
+        let key = |key: &HmacKey| match (key, redact) {
+            (HmacKey::File(path), _) => format!("file:{}", path.display()),
+            (HmacKey::Inline(_), Redact::Passwords) => REDACTED.to_owned(),
+            (HmacKey::Inline(key), Redact::Nothing) => {
+                let digits: Vec<String> = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("hex:{}", digits.concat())
+            }
+        };
+        Self {
+            keys: hmac.keys.iter().map(|(id, found)| HmacKeySpec { id: id.get(), key: key(found) }).collect(),
+            active_key: Some(hmac.active.get()),
+            mode: Some(match hmac.mode {
+                Mode::ReceiveOnly => HmacMode::ReceiveOnly,
+                Mode::Permissive => HmacMode::Permissive,
+                Mode::Enforce => HmacMode::Enforce,
+            }),
+            anti_replay: Some(match hmac.anti_replay {
+                AntiReplay::Time => AntiReplaySpec::Time,
+                AntiReplay::Monotonic => AntiReplaySpec::Monotonic,
+            }),
+            window: Some(duration::format(hmac.window)),
         }
     }
 }

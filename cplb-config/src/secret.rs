@@ -8,9 +8,12 @@ pub(crate) const REDACTED: &str = "<redacted>";
 /// In lower case.
 const SECRETS: [&str; 2] = ["authpass", "password"];
 
+/// The name of a key of `authHMAC`.
+const KEY: &str = "key";
+
 /// Returns whether a key names a password, which is never shown, or is likely a misspelt one that does.
 pub(crate) fn is_secret(key: &str) -> bool {
-    names_secret(key) || (resembles(key) && closest(key, &SECRETS).is_some())
+    key.eq_ignore_ascii_case(KEY) || names_secret(key) || (resembles(key) && closest(key, &SECRETS).is_some())
 }
 
 /// Returns whether the text holds the name of a password, as `oldPassword` does.
@@ -55,6 +58,7 @@ mod tests {
             "passwd",
             "pasword",
             "oldPassword",
+            "key",
         ] {
             assert!(is_secret(key), "{key}");
         }

@@ -10,10 +10,12 @@ use serde_json::Value;
 const DOCS: &str = include_str!("../../docs/configuration.md");
 
 /// The objects of the schema and the paths of their fields in the documentation.
-const OBJECTS: [(&str, &str); 10] = [
+const OBJECTS: [(&str, &str); 12] = [
     ("", ""),
     ("Spec", ""),
     ("VrrpInstance", "vrrpInstances[]."),
+    ("AuthHmacSpec", "vrrpInstances[].authHMAC."),
+    ("HmacKeySpec", "vrrpInstances[].authHMAC.keys[]."),
     ("VirtualServerSpec", "virtualServers[]."),
     ("ServiceSpec", "services[]."),
     ("BackendsSpec", "backends."),

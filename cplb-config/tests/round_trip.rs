@@ -6,16 +6,17 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use cplb_config::{
-    Backend, Backends, Config, Host, Instance, LbAlgorithm, LbKind, Port, Redact, Service, Unicast,
-    VirtualServer, load,
+    AuthHmac, Backend, Backends, Config, HmacKey, Host, Instance, LbAlgorithm, LbKind, Port, Redact, Service,
+    Unicast, VirtualServer, load,
 };
 use lb_proxy::{Balance, HealthCheck, HealthKind};
 use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{Index, select};
 use proptest::test_runner::FileFailurePersistence;
+use vrrp::hmac::{AntiReplay, Key, KeyId, Mode};
 use vrrp::router::Preempt;
 use vrrp::{AdvertInterval, AuthPass, Priority, Version, Vrid};
 
@@ -72,7 +73,7 @@ fn password() -> impl Strategy<Value = AuthPass> {
 /// The parts of an instance that are chosen before they are made to fit each other.
 type Draft = (
     (Vec<IpAddr>, Vec<IpAddr>, u8, u8),
-    (InterfaceSelector, Option<AuthPass>, bool, u16),
+    (InterfaceSelector, (Option<AuthPass>, Option<AuthPass>, Option<AuthHmac>), bool, u16),
     (u8, Preempt, u32),
     Option<(bool, Vec<IpAddr>, Vec<IpAddr>)>,
 );
@@ -81,16 +82,39 @@ fn draft() -> impl Strategy<Value = Draft> {
     let preempt = select(vec![Preempt::Never, Preempt::Degraded, Preempt::Always]);
     (
         (vec(ipv4(), 0..3), vec(ipv6(), 0..3), 1_u8..=32, 1_u8..=128),
-        (interface(), option::of(password()), any::<bool>(), 1_u16..4096),
+        (
+            interface(),
+            (option::of(password()), option::of(password()), option::of(hmac())),
+            any::<bool>(),
+            1_u16..4096,
+        ),
         (50_u8..=254, preempt, 1..u32::MAX),
         option::of((any::<bool>(), vec(ipv4(), 1..4), vec(ipv6(), 1..4))),
+    )
+}
+
+fn hmac() -> impl Strategy<Value = AuthHmac> {
+    let inline = vec(any::<u8>(), 32..=64).prop_map(|bytes| HmacKey::Inline(Key::new(&bytes).unwrap()));
+    let file = Just(HmacKey::File("/etc/cplb/vrrp key.txt".into()));
+    let keys =
+        btree_map((1..=u8::MAX).prop_map(|id| KeyId::new(id).unwrap()), prop_oneof![inline, file], 1..=4);
+    let mode = select(vec![Mode::ReceiveOnly, Mode::Permissive, Mode::Enforce]);
+    let anti_replay = select(vec![AntiReplay::Time, AntiReplay::Monotonic]);
+    (keys, any::<Index>(), mode, anti_replay, 1000_u64..=300_000).prop_map(
+        |(keys, active, mode, anti_replay, window)| AuthHmac {
+            active: *active.get(&keys.keys().copied().collect::<Vec<_>>()),
+            keys,
+            mode,
+            anti_replay,
+            window: Duration::from_millis(window),
+        },
     )
 }
 
 fn instance(vrid: u8, draft: Draft, used: &mut BTreeSet<IpAddr>) -> Option<Instance> {
     let (
         (v4, v6, v4_length, v6_length),
-        (interface, auth_pass, v3, number),
+        (interface, (auth_pass, previous, auth_hmac), v3, number),
         (priority, preempt, label),
         unicast,
     ) = draft;
@@ -101,6 +125,8 @@ fn instance(vrid: u8, draft: Draft, used: &mut BTreeSet<IpAddr>) -> Option<Insta
     if virtual_ips.is_empty() {
         return None;
     }
+    let enforced = auth_hmac.as_ref().is_some_and(|hmac| hmac.mode == Mode::Enforce);
+    let auth_pass = auth_pass.filter(|_| !enforced);
     let version = if v3 || !has(true) { Version::V3 } else { Version::V2 };
     let interval = match version {
         Version::V3 => Duration::from_millis(u64::from(number.min(4095)) * 10),
@@ -124,6 +150,8 @@ fn instance(vrid: u8, draft: Draft, used: &mut BTreeSet<IpAddr>) -> Option<Insta
         priority: Priority::new(priority).unwrap(),
         preempt,
         auth_pass,
+        auth_pass_previous: previous.filter(|_| auth_pass.is_some()).filter(|it| Some(*it) != auth_pass),
+        auth_hmac,
         unicast,
         address_label: AddressLabel::new(label).unwrap(),
     })

@@ -128,7 +128,7 @@ fn apply(router: &mut VirtualRouter, now: &mut Instant, event: &Event, setup: &S
             };
             let hop_limit = if hop_limit < 250 { 255 } else { hop_limit };
             let delivery = if unicast { Delivery::Unicast } else { Delivery::Multicast };
-            let meta = RxMeta { source, hop_limit, delivery };
+            let meta = RxMeta { source, hop_limit, delivery, signed: false };
             let _ = router.handle_advertisement(*now, &meta, &advertisement);
         }
         Event::Announcement => {

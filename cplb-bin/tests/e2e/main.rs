@@ -4,6 +4,7 @@
 //! `cargo test --workspace --all-features --test e2e SUITE::` runs one suite, `… SUITE::NAME` one test.
 
 mod addresses;
+mod authentication;
 mod cleanup;
 mod discovery;
 mod election;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("faults", faults::tests()),
         ("serving", serving::tests()),
         ("handover", handover::tests()),
+        ("authentication", authentication::tests()),
         ("interop", interop::tests()),
         ("main_path", main_path::tests()),
         ("reload", reload::tests()),

@@ -89,6 +89,13 @@ pub(super) struct VrrpInstance {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8))]
     pub(super) auth_pass: Option<String>,
+    /// The former authPass, while it is rotated: accepted, too, and advertisements are sent with either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    pub(super) auth_pass_previous: Option<String>,
+    /// Signatures of advertisements, as keepalived 2.4 has them.
+    #[serde(rename = "authHMAC", skip_serializing_if = "Option::is_none")]
+    pub(super) auth_hmac: Option<AuthHmacSpec>,
     /// VRRP version of IPv4, 2 or 3. Default 2, and 3 for an instance without IPv4.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 3))]
@@ -116,6 +123,55 @@ pub(super) struct VrrpInstance {
     /// RFC 6724 label of IPv6 addresses, 4294967295 excluded. Default 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) address_label: Option<u32>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub(super) struct AuthHmacSpec {
+    /// Each signs a copy of every advertisement.
+    #[schemars(length(min = 1, max = 4))]
+    pub(super) keys: Vec<HmacKeySpec>,
+    /// The identifier of the key that signs the first copy. Default: the only key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 255))]
+    pub(super) active_key: Option<u8>,
+    /// Default enforce.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<HmacMode>,
+    /// Default time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) anti_replay: Option<AntiReplaySpec>,
+    /// The largest difference between a time of signing and this node's clock, 1s to 300s. Default three
+    /// advertisement intervals, at least 5s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) window: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub(super) struct HmacKeySpec {
+    /// The same on every controller.
+    #[schemars(range(min = 1, max = 255))]
+    pub(super) id: u8,
+    /// `file:` and an absolute path, `hex:` and 64 to 128 digits, or a text of 32 to 64 bytes.
+    pub(super) key: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum HmacMode {
+    ReceiveOnly,
+    Permissive,
+    Enforce,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum AntiReplaySpec {
+    Time,
+    Monotonic,
 }
 
 #[derive(Serialize, JsonSchema)]

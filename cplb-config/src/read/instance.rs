@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
 use vrrp::router::Preempt;
-use vrrp::{AdvertInterval, AuthPass, IntervalError, Priority, Version, Vrid};
+use vrrp::{AdvertInterval, IntervalError, Priority, Version, Vrid};
 
-use crate::escape::is_unprintable;
 use crate::model::Instance;
-use crate::secret::REDACTED;
 use crate::walk::{Field, Finding, Table};
 
+use super::authentication::{Auth, authentication};
 use super::network::{Families, interface, virtual_ip};
 use super::unicast::{UnicastDraft, unicast};
-use super::{Dialect, Placed, Reported, finish};
+use super::{Dialect, Placed, finish};
 
 const FIRST_VRID: u32 = 51;
 const PRIORITY: u8 = 200;
@@ -24,13 +23,6 @@ const HIGHEST_PRIORITY: u8 = 254;
 const MOST_INSTANCES: usize = 255;
 const PREEMPT: &[(&str, Preempt)] =
     &[("never", Preempt::Never), ("degraded", Preempt::Degraded), ("always", Preempt::Always)];
-
-/// The need for a password in a version 2 instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Auth {
-    Required,
-    Optional,
-}
 
 /// An instance as far as it could be read. VRID and addresses are compared with others even where
 /// the rest is wrong.
@@ -68,7 +60,7 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
     let (vrid, vrid_is_default) = vrid(&table, index);
     let version = version(&table, dialect, families);
     let advert_interval = advert_interval(&table, dialect, version, families);
-    let auth_pass = auth_pass(&table, version, auth);
+    let authentication = authentication(&table, dialect, version, advert_interval, auth);
     let UnicastDraft { source: unicast_source, peers: unicast_peers, unicast } =
         unicast(&table, dialect, families);
     let address_label = address_label(&table);
@@ -85,6 +77,7 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
     let virtual_ips: Vec<VipAddress> = vips.iter().map(|vip| vip.value).collect();
     let complete = all_read && !virtual_ips.is_empty();
     let instance = || {
+        let authentication = authentication.ok()?;
         Some(Instance {
             virtual_ips,
             interface: interface?,
@@ -93,7 +86,9 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
             advert_interval: advert_interval?,
             priority: priority?,
             preempt: preempt?,
-            auth_pass: auth_pass.ok()?,
+            auth_pass: authentication.pass,
+            auth_pass_previous: authentication.pass_previous,
+            auth_hmac: authentication.hmac,
             unicast: unicast.ok()?,
             address_label: address_label?,
         })
@@ -233,61 +228,6 @@ fn priority(field: &Field<'_>) -> Option<Priority> {
     let help = format!("write {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}; {PRIORITY} is the default");
     field.error(Finding::new("priority", message, help));
     None
-}
-
-/// 1 to 8 bytes, or none where that is allowed.
-fn auth_pass(table: &Table<'_>, version: Option<Version>, auth: Auth) -> Result<Option<AuthPass>, Reported> {
-    /// The field is 8 bytes long (RFC 2338 §5.3.10).
-    const LONGEST: usize = 8;
-    let help = format!("add `authPass:` with 1 to {LONGEST} characters, the same on every controller");
-    let Some(field) = table.field("authPass") else {
-        if auth == Auth::Required {
-            table.missing("authPass", help);
-            return Err(Reported);
-        }
-        return Ok(None);
-    };
-    let text = field.string().ok_or(Reported)?;
-    let finding = if text.is_empty() {
-        Finding::new("required-field", "`authPass` is empty", help)
-    } else if text == REDACTED {
-        let help = "write the real one; `cplb check` shows passwords only when asked to";
-        Finding::new("auth-pass", "the password was taken out of this document", help)
-    } else if text.len() > LONGEST {
-        let message = format!("the password has {} bytes, and VRRP has room for {LONGEST}", text.len());
-        let help = format!("shorten it to 1 to {LONGEST} characters on every controller");
-        Finding::new("auth-pass", message, help)
-    } else if text.contains(is_unprintable) {
-        let help = "write printable characters; a block scalar (`|`) ends with a line break, so use quotes";
-        Finding::new("auth-pass", "the password contains a control character", help)
-    } else {
-        if version == Some(Version::V3) {
-            warn_unused(&field, auth);
-        } else {
-            warn_about_keepalived(&field, &text);
-        }
-        return AuthPass::new(&text).map(Some).map_err(|_| Reported);
-    };
-    field.error(finding);
-    Err(Reported)
-}
-
-fn warn_unused(field: &Field<'_>, auth: Auth) {
-    let help = match auth {
-        Auth::Required => "nothing to do: k0s asks for it all the same",
-        Auth::Optional => "remove it",
-    };
-    field.warn(Finding::new("auth-unused", "VRRP version 3 has no password; this one is not used", help));
-}
-
-/// k0s writes the password unquoted into keepalived's configuration.
-fn warn_about_keepalived(field: &Field<'_>, text: &str) {
-    let special = |c: char| matches!(c, '#' | '!' | '"' | '{' | '}') || c.is_whitespace();
-    if let Some(special) = text.chars().find(|&c| special(c)) {
-        let message = format!("keepalived, as k0s configures it, does not read a password past `{special}`");
-        let help = "fine if every node runs cplb; while a keepalived is in the group use letters and digits";
-        field.warn(Finding::new("auth-keepalived", message, help));
-    }
 }
 
 /// k0s documents that 0 is the default.

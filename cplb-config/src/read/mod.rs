@@ -1,5 +1,6 @@
 //! From fields to domain types, one file for each part of the configuration.
 
+mod authentication;
 mod backend;
 mod health;
 mod instance;
@@ -57,6 +58,8 @@ impl Dialect {
             "advertInterval",
             "priority",
             "preempt",
+            "authPassPrevious",
+            "authHMAC",
             "services",
             "backends",
             "balance",

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid, gettid};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -138,7 +138,13 @@ pub(crate) fn is_idle(listener: &TcpListener) -> bool {
 }
 
 pub(crate) fn listen(port: u16) -> TcpListener {
-    soon(|| TcpListener::bind(("::", port))).unwrap()
+    bounded(soon(|| TcpListener::bind(("::", port))).unwrap())
+}
+
+/// Lets `accept` fail instead of waiting without end for a connection that another socket got.
+fn bounded(listener: TcpListener) -> TcpListener {
+    SockRef::from(&listener).set_read_timeout(Some(4 * PATIENCE)).unwrap();
+    listener
 }
 
 /// Retries while an address is in use: a process that another test starts keeps the descriptor of a closed listener
@@ -162,7 +168,7 @@ pub(crate) fn listen_transparent(port: u16) -> TcpListener {
     socket.set_ip_transparent_v4(true).unwrap();
     soon(|| socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())).unwrap();
     socket.listen(1024).unwrap();
-    socket.into()
+    bounded(socket.into())
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

@@ -111,6 +111,8 @@ fn without_a_proxy_clients_get_no_refusal(mode: Mode) {
             drop(accepted);
             let refused = stream.read(&mut [0]).unwrap_err();
             assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset, "{vip}");
+            // A process that another test starts at this moment holds the descriptor, too, and would accept the next SYN.
+            socket2::SockRef::from(&proxy).shutdown(std::net::Shutdown::Both).unwrap();
         });
     }
 }

@@ -62,13 +62,23 @@ impl Advertisement {
         pseudo: &PseudoHeader,
         policy: ChecksumPolicy,
     ) -> Result<Self, DecodeError> {
+        Self::decode_signed(message, message, pseudo, policy)
+    }
+
+    /// Decodes a message whose trailer has been split off; the checksum covers `covered`.
+    pub(crate) fn decode_signed(
+        message: &[u8],
+        covered: &[u8],
+        pseudo: &PseudoHeader,
+        policy: ChecksumPolicy,
+    ) -> Result<Self, DecodeError> {
         let Some((header, body)) = message.split_first_chunk::<{ layout::HEADER_LEN }>() else {
             return Err(DecodeError::Truncated { len: message.len(), expected: layout::HEADER_LEN });
         };
         let family = pseudo.family();
         let version = version_of(header[layout::VERSION_AND_TYPE], family)?;
         check_length(message, version, family)?;
-        if !checksum_is_good(message, version, pseudo, policy) {
+        if !checksum_is_good(covered, version, pseudo, policy) {
             return Err(DecodeError::Checksum);
         }
         let vrid = Vrid::new(header[layout::VRID]).ok_or(DecodeError::Vrid)?;
@@ -105,18 +115,29 @@ fn version_of(version_and_type: u8, family: Family) -> Result<Version, DecodeErr
 }
 
 fn check_length(message: &[u8], version: Version, family: Family) -> Result<(), DecodeError> {
-    let trailer = match version {
-        Version::V2 => layout::AUTH_DATA_LEN,
-        Version::V3 => 0,
-    };
     let len = message.len();
-    let expected =
-        layout::HEADER_LEN + usize::from(message[layout::COUNT]) * layout::address_len(family) + trailer;
+    let expected = len_for(message[layout::COUNT], version, family);
     match len.cmp(&expected) {
         std::cmp::Ordering::Less => Err(DecodeError::Truncated { len, expected }),
         std::cmp::Ordering::Equal => Ok(()),
         std::cmp::Ordering::Greater => Err(DecodeError::TrailingBytes { len, expected }),
     }
+}
+
+/// The length of a message with `count` addresses.
+fn len_for(count: u8, version: Version, family: Family) -> usize {
+    let trailer = match version {
+        Version::V2 => layout::AUTH_DATA_LEN,
+        Version::V3 => 0,
+    };
+    layout::HEADER_LEN + usize::from(count) * layout::address_len(family) + trailer
+}
+
+/// The length that the header of a message announces, if it has one and its version exists over the family.
+pub(crate) fn announced_len(message: &[u8], family: Family) -> Option<usize> {
+    let header = message.first_chunk::<{ layout::HEADER_LEN }>()?;
+    let version = version_of(header[layout::VERSION_AND_TYPE], family).ok()?;
+    Some(len_for(header[layout::COUNT], version, family))
 }
 
 fn checksum_is_good(message: &[u8], version: Version, pseudo: &PseudoHeader, policy: ChecksumPolicy) -> bool {

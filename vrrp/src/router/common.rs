@@ -8,6 +8,7 @@ use super::config::{RouterConfig, skew_time};
 use super::counters::Counters;
 use super::offset::offset;
 use super::output::{Claim, Output, Reason, Release, StateName, Transition, Warning, Watch};
+use super::receive::FirstCopy;
 use super::serving::Serving;
 use super::standing::Standing;
 use super::timers::{TimerName, Timers};
@@ -67,6 +68,8 @@ pub(super) struct Core {
     pub(super) name: StateName,
     pub(super) since: Instant,
     pub(super) reason: Reason,
+    /// The last advertisement, if another copy of it may follow.
+    pub(super) first_copy: Option<FirstCopy>,
     watching: bool,
 }
 
@@ -86,6 +89,7 @@ impl Core {
             name: StateName::Init,
             since: now,
             reason: Reason::Created,
+            first_copy: None,
             watching: false,
         }
     }
@@ -171,16 +175,18 @@ impl Core {
             }
             let Some(addresses) = self.config.addresses(family) else { continue };
             let version = self.config.version_of(family);
-            let auth = match (version, self.config.auth) {
-                (Version::V2, Some(pass)) => Auth::Pass(pass),
-                _ => Auth::None,
-            };
             let interval = self.config.advert_interval.in_version(version);
             let vrid = self.config.vrid;
             self.counters.advertisements_sent += 1;
             self.counters.resignations_sent += u64::from(priority == WirePriority::RESIGN);
-            let advertisement = Advertisement { version, vrid, priority, interval, addresses, auth };
-            self.outputs.push_back(Output::Advertise(advertisement));
+            let advertisement =
+                Advertisement { version, vrid, priority, interval, addresses, auth: Auth::None };
+            let passwords = self.config.passwords().filter(|_| version == Version::V2);
+            let copies: Vec<Advertisement> = passwords
+                .map(|password| Advertisement { auth: Auth::Pass(password), ..advertisement.clone() })
+                .collect();
+            let copies = if copies.is_empty() { vec![advertisement] } else { copies };
+            self.outputs.extend(copies.into_iter().map(Output::Advertise));
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::hmac::{HmacConfig, Mode};
 use crate::packet::Addresses;
 use crate::types::{AdvertInterval, AuthPass, Family, Priority, Version, Vrid, WirePriority};
 
@@ -31,8 +32,13 @@ pub struct RouterConfig {
     pub priority: Priority,
     /// The interval of the own advertisements, rounded up to a value that the version can express.
     pub advert_interval: AdvertInterval,
-    /// The password of version 2; ignored in version 3.
+    /// The password of version 2; ignored in version 3, and where advertisements are signed.
     pub auth: Option<AuthPass>,
+    /// The former password, while it is rotated: accepted, too, and each advertisement is sent with either.
+    pub auth_previous: Option<AuthPass>,
+    /// The signatures of advertisements. [`VirtualRouter`](super::VirtualRouter) leaves signing and verifying to its
+    /// caller.
+    pub hmac: Option<HmacConfig>,
     /// The virtual IPv4 addresses in the order of the message, at most 255.
     ///
     /// Peers compare lists, and keepalived before 2.3.3 drops an advertisement with another list.
@@ -72,6 +78,8 @@ impl RouterConfig {
             priority,
             advert_interval,
             auth: None,
+            auth_previous: None,
+            hmac: None,
             addresses_v4: Vec::new(),
             addresses_v6: Vec::new(),
             preempt: Preempt::default(),
@@ -95,6 +103,19 @@ impl RouterConfig {
     pub fn lease_for(down: Duration) -> Duration {
         let whole = down.saturating_sub(KERNEL_EXPIRY_DELAY).as_secs();
         Duration::from_secs(whole.max(2))
+    }
+
+    /// The passwords of version 2 that are sent and accepted, the current one first; none where advertisements are
+    /// signed.
+    pub(super) fn passwords(&self) -> impl Iterator<Item = AuthPass> {
+        let signs = self.hmac.as_ref().is_some_and(HmacConfig::signs);
+        let previous = self.auth.and(self.auth_previous).filter(|previous| Some(*previous) != self.auth);
+        [self.auth, previous].into_iter().flatten().filter(move |_| !signs)
+    }
+
+    /// Returns whether a message must be signed.
+    pub(super) fn demands_signature(&self) -> bool {
+        self.hmac.as_ref().is_some_and(|hmac| hmac.mode == Mode::Enforce)
     }
 
     /// The family of the advertisements that decide.

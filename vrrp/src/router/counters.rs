@@ -4,6 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::hmac::VerifyError;
 use crate::packet::DecodeError;
 
 /// The reason for which an advertisement was discarded.
@@ -53,9 +54,33 @@ pub enum Discard {
     /// Another password than configured (RFC 2338 §7.1).
     #[error("wrong password")]
     Password,
+    /// Not signed, and this router demands a signature.
+    #[error("not signed")]
+    Unsigned,
+    /// Signed, and this router has no key.
+    #[error("signed, and this router has no key")]
+    UnexpectedSignature,
+    /// The trailer is of another type than HMAC-SHA-256-128.
+    #[error("unknown type of signature")]
+    SignatureType,
+    /// Signed with a key that this router does not have.
+    #[error("signed with an unknown key")]
+    UnknownKey,
+    /// The digest is wrong: another key under the same identifier, or a forgery.
+    #[error("wrong digest")]
+    Digest,
+    /// Signed at a time outside the window around this node's clock.
+    #[error("signed outside the time window")]
+    Stale,
+    /// The sender has signed this message, or a later one, before.
+    #[error("replayed")]
+    Replayed,
     /// From a router that is not configured as a peer.
     #[error("unknown peer")]
     UnknownPeer,
+    /// Sent by this node itself and returned by a bond or a switch.
+    #[error("reflected")]
+    Reflected,
     /// From this router's own address, sent by another host.
     #[error("sent from our own address")]
     OwnSource,
@@ -69,7 +94,7 @@ pub enum Discard {
 
 impl Discard {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 26] = [
         Self::Truncated,
         Self::TrailingBytes,
         Self::Version,
@@ -84,7 +109,15 @@ impl Discard {
         Self::OtherGroup,
         Self::AuthType,
         Self::Password,
+        Self::Unsigned,
+        Self::UnexpectedSignature,
+        Self::SignatureType,
+        Self::UnknownKey,
+        Self::Digest,
+        Self::Stale,
+        Self::Replayed,
         Self::UnknownPeer,
+        Self::Reflected,
         Self::OwnSource,
         Self::OwnerPriority,
         Self::NotRunning,
@@ -108,7 +141,15 @@ impl Discard {
             Self::OtherGroup => "other_group",
             Self::AuthType => "auth_type",
             Self::Password => "password",
+            Self::Unsigned => "unsigned",
+            Self::UnexpectedSignature => "unexpected_signature",
+            Self::SignatureType => "signature_type",
+            Self::UnknownKey => "unknown_key",
+            Self::Digest => "digest",
+            Self::Stale => "stale",
+            Self::Replayed => "replayed",
             Self::UnknownPeer => "unknown_peer",
+            Self::Reflected => "reflected",
             Self::OwnSource => "own_source",
             Self::OwnerPriority => "owner_priority",
             Self::NotRunning => "not_running",
@@ -127,6 +168,19 @@ impl From<DecodeError> for Discard {
             DecodeError::Vrid => Self::ForeignVrid,
             DecodeError::NoAddresses => Self::NoAddresses,
             DecodeError::IntervalZero => Self::IntervalZero,
+        }
+    }
+}
+
+impl From<VerifyError> for Discard {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Unsigned => Self::Unsigned,
+            VerifyError::Kind => Self::SignatureType,
+            VerifyError::UnknownKey(_) => Self::UnknownKey,
+            VerifyError::Digest => Self::Digest,
+            VerifyError::Stale { .. } => Self::Stale,
+            VerifyError::Replayed => Self::Replayed,
         }
     }
 }
@@ -198,6 +252,8 @@ pub struct Counters {
     pub overslept: u64,
     /// Times a virtual address was removed by another program.
     pub missing: u64,
+    /// Further copies of advertisements, for routers that know only another key or password while these are rotated.
+    pub copies: u64,
     /// Messages discarded, by reason.
     pub discarded: Discards,
 }
@@ -214,6 +270,6 @@ mod tests {
             discards.count(reason);
         }
         assert!(discards.iter().all(|(_, count)| count == 1));
-        assert_eq!(discards.total(), 18);
+        assert_eq!(discards.total(), Discard::ALL.len() as u64);
     }
 }

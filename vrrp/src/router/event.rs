@@ -15,7 +15,7 @@ pub enum Delivery {
     Unicast,
 }
 
-/// The fields of the IP header of an advertisement.
+/// The circumstances of an advertisement: fields of its IP header, and its signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RxMeta {
     /// The source address, which breaks ties.
@@ -24,6 +24,8 @@ pub struct RxMeta {
     pub hop_limit: u8,
     /// The kind of destination.
     pub delivery: Delivery,
+    /// Set if the message was signed and the signature verified; see [`hmac`](crate::hmac).
+    pub signed: bool,
 }
 
 /// An event of the interface.

@@ -32,14 +32,14 @@ use self::common::{Core, Heard, Sources};
 use self::handover::{Listening, Resigning, Yielding};
 use self::receive::Accepted;
 use crate::announce::Announcement;
-use crate::packet::{Advertisement, DecodeError};
+use crate::packet::Advertisement;
 use crate::prefix::LinkPrefix;
 use crate::types::WirePriority;
 
 /// One virtual router.
 ///
 /// Events go in: [`handle_interface`](Self::handle_interface) first, which starts it, then
-/// [`handle_advertisement`](Self::handle_advertisement), [`handle_malformed`](Self::handle_malformed),
+/// [`handle_advertisement`](Self::handle_advertisement), [`handle_unusable`](Self::handle_unusable),
 /// [`handle_announcement`](Self::handle_announcement), [`handle_vip`](Self::handle_vip),
 /// [`handle_command`](Self::handle_command), and [`handle_timeout`](Self::handle_timeout) when the time of
 /// [`poll_timeout`](Self::poll_timeout) has come. After each of them call [`poll_output`](Self::poll_output) until it
@@ -127,9 +127,11 @@ impl VirtualRouter {
     ) -> Result<(), Discard> {
         let now = self.wake(now);
         let running = !matches!(self.state, State::Init | State::Stopped);
-        let accepted = if running { self.core.accept(meta, advertisement) } else { Err(Discard::NotRunning) };
+        let accepted =
+            if running { self.core.accept(now, meta, advertisement) } else { Err(Discard::NotRunning) };
         let heard = match accepted {
             Ok(Accepted::Decides(heard)) => heard,
+            Ok(Accepted::Copy) => return Ok(()),
             Ok(Accepted::Follows(heard)) => {
                 self.note_follower(now, heard.source, heard.priority);
                 return Ok(());
@@ -153,11 +155,16 @@ impl VirtualRouter {
         Ok(())
     }
 
-    /// Counts a message that could not be decoded, and returns the reason.
-    pub fn handle_malformed(&mut self, error: DecodeError) -> Discard {
-        let reason = Discard::from(error);
+    /// Counts a message that could not be decoded or verified, and returns the reason.
+    pub fn handle_unusable(&mut self, error: impl Into<Discard>) -> Discard {
+        let reason = error.into();
         self.core.counters.discarded.count(reason);
         reason
+    }
+
+    /// Counts a further copy of an advertisement, signed with another key of a sender that rotates its keys.
+    pub const fn handle_copy(&mut self) {
+        self.core.counters.copies += 1;
     }
 
     /// Handles an announcement of an address by another node (see [`Output::Watch`]).

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::hmac::Direction;
 use crate::packet::{Addresses, Advertisement};
 use crate::types::{MacAddr, WirePriority};
 
@@ -292,6 +293,21 @@ pub enum Warning {
         /// The time since the last advertisement was sent, or the delay of a deadline.
         by: Duration,
     },
+    /// A signed advertisement is too old or too new: the clocks of the two nodes differ, or it is replayed.
+    ClockDiffers {
+        /// The source of the advertisement.
+        source: IpAddr,
+        /// The difference of the time of signing from this node's wall clock.
+        by: Duration,
+        /// Its direction.
+        direction: Direction,
+    },
+    /// This node's wall clock was set since the router was started. Its signatures keep their former time until another
+    /// router's show that they should follow.
+    ClockStepped {
+        /// The difference.
+        by: Duration,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -330,6 +346,10 @@ impl fmt::Display for Warning {
                 write!(f, "{source} is active for IPv6 while this node is active for IPv4")
             }
             Self::Overslept { by } => write!(f, "this process did not run for {by:?}"),
+            Self::ClockDiffers { source, by, direction } => {
+                write!(f, "{source} signed an advertisement {by:?} {direction} this node's clock")
+            }
+            Self::ClockStepped { by } => write!(f, "this node's clock was set by {by:?}"),
         }
     }
 }

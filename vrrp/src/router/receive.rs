@@ -1,6 +1,7 @@
 //! The checks that advertisements pass before they count (RFC 9568 §7.1, RFC 2338 §7.1).
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use super::common::{Core, Heard};
 use super::config::RouterConfig;
@@ -18,11 +19,18 @@ pub(super) enum Accepted {
     Decides(Heard),
     /// It belongs to the family that follows.
     Follows(Heard),
+    /// It was accepted before, with another password.
+    Copy,
 }
 
 impl Core {
     /// Checks an advertisement and counts its mismatches. Discards are counted by the caller.
-    pub(super) fn accept(&mut self, meta: &RxMeta, received: &Advertisement) -> Result<Accepted, Discard> {
+    pub(super) fn accept(
+        &mut self,
+        now: Instant,
+        meta: &RxMeta,
+        received: &Advertisement,
+    ) -> Result<Accepted, Discard> {
         self.check_origin(meta)?;
         let config = &self.config;
         if received.vrid != config.vrid {
@@ -42,7 +50,7 @@ impl Core {
         if received.version != config.version_of(family) {
             return Err(Discard::Version);
         }
-        check_auth(config, received)?;
+        let password = check_auth(config, meta, received)?;
         if self.sources.of(family) == Some(meta.source) {
             self.warn(Warning::Conflict { source: meta.source });
             return Err(Discard::OwnSource);
@@ -53,6 +61,10 @@ impl Core {
         }
         if received.priority == WirePriority::OWNER && !config.accept_owner_priority {
             return Err(Discard::OwnerPriority);
+        }
+        if self.is_copy(now, meta, received, password) {
+            self.counters.copies += 1;
+            return Ok(Accepted::Copy);
         }
         self.counters.advertisements_received += 1;
         self.note_mismatches(meta, received);
@@ -98,6 +110,24 @@ impl Core {
         link_local || self.prefixes.iter().any(|prefix| prefix.contains(source))
     }
 
+    /// Returns whether the sender repeats, for routers that know only the other password, what it has just sent. Both
+    /// copies leave together and can change places; what comes later is the next advertisement.
+    fn is_copy(&mut self, now: Instant, meta: &RxMeta, received: &Advertisement, password: Password) -> bool {
+        if password == Password::None || self.config.auth_previous.is_none() {
+            return false;
+        }
+        let this = FirstCopy { source: meta.source, priority: received.priority, password, at: now };
+        let is_copy = self.first_copy.take().is_some_and(|first| {
+            let soon = now.saturating_duration_since(first.at) < received.interval.get() / 2;
+            soon && first.password != password
+                && (first.source, first.priority) == (this.source, this.priority)
+        });
+        if !is_copy {
+            self.first_copy = Some(this);
+        }
+        is_copy
+    }
+
     /// Mismatches are worth a warning, but discarding such a message would make a second Active.
     fn note_mismatches(&mut self, meta: &RxMeta, received: &Advertisement) {
         let source = meta.source;
@@ -121,11 +151,33 @@ const fn has_addresses(config: &RouterConfig, family: Family) -> bool {
     }
 }
 
-fn check_auth(config: &RouterConfig, received: &Advertisement) -> Result<(), Discard> {
-    let expected = config.auth.filter(|_| received.version == Version::V2);
+/// The password of an advertisement that passed the checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Password {
+    None,
+    Current,
+    Previous,
+}
+
+/// An advertisement of which a copy with another password may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FirstCopy {
+    source: IpAddr,
+    priority: WirePriority,
+    password: Password,
+    at: Instant,
+}
+
+/// A signed message has no password (draft-cassen-vrrp-auth-hmac).
+fn check_auth(config: &RouterConfig, meta: &RxMeta, received: &Advertisement) -> Result<Password, Discard> {
+    if !meta.signed && config.demands_signature() {
+        return Err(Discard::Unsigned);
+    }
+    let expected = config.auth.filter(|_| received.version == Version::V2 && !meta.signed);
     match (expected, received.auth) {
-        (None, Auth::None) => Ok(()),
-        (Some(expected), Auth::Pass(pass)) if expected == pass => Ok(()),
+        (None, Auth::None) => Ok(Password::None),
+        (Some(expected), Auth::Pass(pass)) if expected == pass => Ok(Password::Current),
+        (Some(_), Auth::Pass(pass)) if config.auth_previous == Some(pass) => Ok(Password::Previous),
         (Some(_), Auth::Pass(_)) => Err(Discard::Password),
         _ => Err(Discard::AuthType),
     }

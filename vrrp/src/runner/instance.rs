@@ -1,26 +1,32 @@
 //! One router and what it needs to act.
 
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 
 use super::link::User;
 use super::opener::{FamilyNeeds, Needs};
-use super::outside::Outside;
+use super::outside::{Outside, Signature};
 use super::socket::Received;
 use super::status::{ActivePeer, History, InstanceStatus, PastTransition, Traffic};
 use super::{InstanceConfig, InstanceId, Interface, SocketOperation, Transport};
+use crate::hmac::{self, Authenticator, Now, Opened, VerifyError};
 use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{
     Command, Delivery, Discard, InterfaceEvent, Output, RxMeta, StateName, TimerName, Transition, VipEvent,
-    VirtualRouter,
+    VirtualRouter, Warning,
 };
 use crate::types::Family;
+
+/// The smallest step of the wall clock that is reported.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 pub(super) struct Instance {
     pub(super) config: InstanceConfig,
     pub(super) router: VirtualRouter,
+    /// Present if advertisements are signed or verified.
+    authenticator: Option<Authenticator>,
     /// As last reported.
     pub(super) interface: Option<Interface>,
     /// The index of the link it takes part in.
@@ -36,6 +42,8 @@ pub(super) struct Instance {
     last_sent: Option<Instant>,
     /// The last advertisement of another router that counted.
     heard: Option<ActivePeer>,
+    /// The source and the time of the last advertisement that passed all checks.
+    accepted: Option<(IpAddr, Instant)>,
     /// The advertisement that is being sent was due then.
     due: Option<Instant>,
     /// The end of the claim as last reported to the keeper.
@@ -47,6 +55,7 @@ impl Instance {
         let config = normalised(config);
         Self {
             router: VirtualRouter::new(config.router.clone(), now),
+            authenticator: config.router.hmac.clone().map(|hmac| Authenticator::new(hmac, at(now))),
             config,
             interface: None,
             link: None,
@@ -57,6 +66,7 @@ impl Instance {
             history: History::default(),
             last_sent: None,
             heard: None,
+            accepted: None,
             due: None,
             claimed_until: None,
         }
@@ -99,6 +109,14 @@ impl Instance {
     pub(super) fn reconfigure(&mut self, config: InstanceConfig, now: Instant) {
         self.config = normalised(config);
         self.leaving = false;
+        self.authenticator = match (self.authenticator.take(), self.config.router.hmac.clone()) {
+            (Some(mut authenticator), Some(hmac)) => {
+                authenticator.reconfigure(hmac);
+                Some(authenticator)
+            }
+            (None, Some(hmac)) => Some(Authenticator::new(hmac, at(now))),
+            (_, None) => None,
+        };
         self.router.handle_command(now, Command::Reconfigure(Box::new(self.config.router.clone())));
     }
 
@@ -139,30 +157,58 @@ impl Instance {
         if !self.is_addressed(received) {
             return;
         }
-        if let Err(reason) = self.try_receive(received, now) {
-            outside.discarded(self.id(), reason, received.source, now);
+        match self.try_receive(received, outside, now) {
+            Ok(()) => self.accepted = Some((received.source, now)),
+            Err(reason) if self.is_copy_for_others(reason, received.source, now) => {}
+            Err(reason) => outside.discarded(self.id(), reason, received.source, now),
         }
     }
 
-    /// Returns whether the packet is for routers like this one, and from another host: some bonds and switches return
-    /// sent frames. A unicast packet may be for an address of another interface; its source must be a peer all the
-    /// same.
-    fn is_addressed(&self, received: &Received<'_>) -> bool {
-        let Some(interface) = &self.interface else { return false };
-        let reflected = received.mac == Some(interface.mac);
-        let destination = received.destination;
-        let group = Family::of(destination).multicast();
-        !reflected && (destination == group || !destination.is_multicast())
+    /// Returns whether the sender, which is heard, repeats its advertisements for routers that have another password or
+    /// key already: nothing to report.
+    fn is_copy_for_others(&self, reason: Discard, source: IpAddr, now: Instant) -> bool {
+        let is_heard = self.accepted.is_some_and(|(from, at)| {
+            from == source && now.saturating_duration_since(at) <= self.router.down_interval()
+        });
+        is_heard && matches!(reason, Discard::Password | Discard::UnknownKey)
     }
 
-    fn try_receive(&mut self, received: &Received<'_>, now: Instant) -> Result<(), Discard> {
+    /// Returns whether the packet is for routers like this one. A unicast packet may be for an address of another
+    /// interface; its source must be a peer all the same.
+    fn is_addressed(&self, received: &Received<'_>) -> bool {
+        let destination = received.destination;
+        let group = Family::of(destination).multicast();
+        self.interface.is_some() && (destination == group || !destination.is_multicast())
+    }
+
+    fn try_receive(
+        &mut self,
+        received: &Received<'_>,
+        outside: &mut Outside,
+        now: Instant,
+    ) -> Result<(), Discard> {
+        // Some bonds and switches return sent frames.
+        let own = self.interface.as_ref().map(|interface| interface.mac);
+        if received.mac.is_some() && received.mac == own {
+            return Err(self.router.handle_unusable(Discard::Reflected));
+        }
         let pseudo = PseudoHeader::new(received.source, received.destination).ok_or(Discard::Family)?;
-        let advertisement = Advertisement::decode(received.message, &pseudo, self.config.checksum)
-            .map_err(|error| self.router.handle_malformed(error))?;
+        let (message, signed) = match self.open(received, outside, now)? {
+            Opened::Signed(message) => (message, true),
+            Opened::Unsigned(message) => (message, false),
+            Opened::Copy => {
+                self.router.handle_copy();
+                return Ok(());
+            }
+        };
+        // The checksum over IPv6 is the kernel's, which covers the trailer.
+        let covered = if pseudo.family() == Family::V6 { received.message } else { message };
+        let advertisement = Advertisement::decode_signed(message, covered, &pseudo, self.config.checksum)
+            .map_err(|error| self.router.handle_unusable(error))?;
         self.traffic.received += 1;
         let delivery =
             if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
-        let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery };
+        let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery, signed };
         self.router.handle_advertisement(now, &meta, &advertisement)?;
         // A Backup follows one router; advertisements of others do not show that it is alive.
         let beside =
@@ -172,6 +218,42 @@ impl Instance {
             self.heard = Some(ActivePeer { source: received.source, priority, heard: now });
         }
         Ok(())
+    }
+
+    /// Verifies the signature, as far as this router demands one.
+    fn open<'a>(
+        &mut self,
+        received: &Received<'a>,
+        outside: &mut Outside,
+        now: Instant,
+    ) -> Result<Opened<'a>, Discard> {
+        let (payload, source) = (received.message, received.source);
+        let Some(authenticator) = &mut self.authenticator else {
+            return match hmac::split(payload, source) {
+                Some(_) => Err(self.router.handle_unusable(Discard::UnexpectedSignature)),
+                None => Ok(Opened::Unsigned(payload)),
+            };
+        };
+        authenticator.open(at(now), source, payload).map_err(|error| {
+            if let VerifyError::Stale { by, direction } = error {
+                outside.warning(self.config.id, Warning::ClockDiffers { source, by, direction }, now);
+            }
+            self.router.handle_unusable(error)
+        })
+    }
+
+    /// The signature for the next advertisement, if it is signed.
+    fn next_signature(&mut self, outside: &mut Outside, now: Instant) -> Option<Signature> {
+        let authenticator = self.authenticator.as_mut().filter(|found| found.config().signs())?;
+        let now_by_both = at(now);
+        let by = authenticator.clock_step(now_by_both);
+        if by >= CLOCK_STEP {
+            outside.warning(self.config.id, Warning::ClockStepped { by }, now);
+        }
+        Some(Signature {
+            sequence: authenticator.next_sequence(now_by_both),
+            keys: authenticator.config().clone(),
+        })
     }
 
     /// Gives an announcement to the router, if it is by another node and for one of its addresses.
@@ -222,8 +304,10 @@ impl Instance {
             return;
         };
         let mut sent = false;
+        let signature = self.next_signature(outside, now);
         for destination in self.destinations(family) {
-            if outside.advertise(link, advertisement, source, destination, now).is_ok() {
+            let addresses = (source, destination);
+            if outside.advertise(link, advertisement, signature.as_ref(), addresses, now).is_ok() {
                 self.traffic.sent += 1;
                 sent = true;
             } else {
@@ -327,6 +411,11 @@ impl Instance {
             transitions: self.history.to_vec(),
         }
     }
+}
+
+/// The time by both clocks. A wall clock before 1970 counts as 1970.
+fn at(instant: Instant) -> Now {
+    Now { instant, wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
 }
 
 /// In unicast mode the transport's peers are the only ones.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use vrrp::VirtualRouter;
 use vrrp::router::{Command, StateName, VipEvent};
+use vrrp::{RouterConfig, VirtualRouter};
 
 use crate::node::{Kernel, Node, Process, Sent};
 use crate::world::{CHECK, Change, Event, World};
@@ -54,6 +54,7 @@ impl World {
         let now = self.now;
         let host = &mut self.nodes[node];
         host.router = VirtualRouter::new(host.config.clone(), now);
+        host.authenticate(now);
         host.process = Process::Running;
         host.wake_at = None;
         (host.claim, host.watching) = (None, false);
@@ -119,6 +120,25 @@ impl World {
             self.nodes[node].router.handle_command(now, command);
             self.settle(node);
         }
+    }
+
+    /// A reload with another configuration.
+    pub(crate) fn reload(&mut self, node: usize, config: &RouterConfig) {
+        let now = self.now;
+        let host = &mut self.nodes[node];
+        host.config = config.clone();
+        match (&mut host.authenticator, config.hmac.clone()) {
+            (Some(authenticator), Some(hmac)) => authenticator.reconfigure(hmac),
+            _ => host.authenticate(now),
+        }
+        self.command(node, Command::Reconfigure(Box::new(config.clone())));
+    }
+
+    /// Sets the wall clock of a node.
+    pub(crate) fn step_clock(&mut self, node: usize, forward: bool, by: Duration) {
+        self.log(|| format!("clock of {node} set by {by:?}, forward: {forward}"));
+        let wall = &mut self.nodes[node].wall;
+        *wall = if forward { *wall + by } else { *wall - by };
     }
 
     /// `ip addr del`: the keeper is notified at once.

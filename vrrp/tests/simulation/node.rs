@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use vrrp::hmac::{self, Authenticator, Now, Opened};
 use vrrp::router::{Claim, Command, Delivery, InterfaceEvent, RxMeta, VipEvent};
 
 use vrrp::{
@@ -12,6 +13,9 @@ use vrrp::{
 };
 
 use crate::world::{Frame, Job};
+
+/// The wall clock at the start of the simulation: 2026-11-29.
+const WALL: Duration = Duration::from_secs(1_795_910_400);
 
 /// The address families of a virtual router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,11 @@ pub(crate) struct Node {
     pub(crate) v4: Ipv4Addr,
     pub(crate) v6: Ipv6Addr,
     pub(crate) router: VirtualRouter,
+    /// Signs and verifies, as a runner does for its router.
+    pub(crate) authenticator: Option<Authenticator>,
+    /// The wall clock at the start of the simulation, plus all its steps since.
+    pub(crate) wall: Duration,
+    started: Instant,
     pub(crate) process: Process,
     /// Set while the daemon finds that this node can serve.
     pub(crate) serves: bool,
@@ -124,6 +133,9 @@ impl Node {
     pub(crate) fn new(index: usize, config: RouterConfig, now: Instant) -> Self {
         Self {
             router: VirtualRouter::new(config.clone(), now),
+            authenticator: None,
+            wall: WALL,
+            started: now,
             config,
             v4: v4(index),
             v6: v6(index),
@@ -161,6 +173,28 @@ impl Node {
         }
     }
 
+    /// The time by both clocks.
+    pub(crate) fn both_clocks(&self, now: Instant) -> Now {
+        Now { instant: now, wall: self.wall + now.duration_since(self.started) }
+    }
+
+    /// Makes the authenticator anew, as a start of the process does.
+    pub(crate) fn authenticate(&mut self, now: Instant) {
+        let now = self.both_clocks(now);
+        self.authenticator = self.config.hmac.clone().map(|hmac| Authenticator::new(hmac, now));
+    }
+
+    /// The payloads of an advertisement: one for each key, or a single unsigned one.
+    pub(crate) fn payloads(&mut self, now: Instant, source: IpAddr, message: &[u8]) -> Vec<Vec<u8>> {
+        let now = self.both_clocks(now);
+        let Some(authenticator) = self.authenticator.as_mut().filter(|found| found.config().signs()) else {
+            return vec![message.to_vec()];
+        };
+        let sequence = authenticator.next_sequence(now);
+        let signed = |(id, key)| [message, &hmac::sign(key, id, sequence, source, message)].concat();
+        authenticator.config().keys().map(signed).collect()
+    }
+
     /// Gives a frame to the router, as its runner would.
     pub(crate) fn receive(&mut self, now: Instant, frame: &Frame) {
         match frame {
@@ -169,13 +203,27 @@ impl Node {
                     PseudoHeader::V4 { source, .. } => IpAddr::V4(*source),
                     PseudoHeader::V6 { source, .. } => IpAddr::V6(*source),
                 };
-                let meta = RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast };
-                match Advertisement::decode(bytes, pseudo, ChecksumPolicy::Strict) {
+                let now_by_both = self.both_clocks(now);
+                let opened = match &mut self.authenticator {
+                    Some(authenticator) => authenticator.open(now_by_both, source, bytes),
+                    None => Ok(Opened::Unsigned(bytes)),
+                };
+                let (message, signed) = match opened {
+                    Ok(Opened::Signed(message)) => (message, true),
+                    Ok(Opened::Unsigned(message)) => (message, false),
+                    Ok(Opened::Copy) => return self.router.handle_copy(),
+                    Err(error) => {
+                        self.router.handle_unusable(error);
+                        return;
+                    }
+                };
+                let meta = RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast, signed };
+                match Advertisement::decode(message, pseudo, ChecksumPolicy::Strict) {
                     Ok(advertisement) => {
                         let _ = self.router.handle_advertisement(now, &meta, &advertisement);
                     }
                     Err(error) => {
-                        self.router.handle_malformed(error);
+                        self.router.handle_unusable(error);
                     }
                 }
             }

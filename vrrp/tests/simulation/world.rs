@@ -130,6 +130,7 @@ impl World {
             announced_elsewhere: 0,
         };
         for node in 0..world.nodes.len() {
+            world.nodes[node].authenticate(start);
             world.begin(node);
         }
         world
@@ -350,7 +351,9 @@ impl World {
                 let pseudo = PseudoHeader::new(source, advertisement.family().multicast()).unwrap();
                 let mut bytes = Vec::new();
                 advertisement.encode(&pseudo, &mut bytes);
-                self.broadcast(node, &Frame::Advertisement { bytes, pseudo });
+                for bytes in self.nodes[node].payloads(self.now, source, &bytes) {
+                    self.broadcast(node, &Frame::Advertisement { bytes, pseudo });
+                }
             }
             Output::Claim(claim) => {
                 let state = self.nodes[node].router.state();

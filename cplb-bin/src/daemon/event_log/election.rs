@@ -74,7 +74,8 @@ fn peer_of_warning(warning: &Warning) -> Option<IpAddr> {
         | Warning::IntervalMismatch { source, .. }
         | Warning::Contended { source }
         | Warning::Unheard { source }
-        | Warning::FamilySplit { source } => Some(*source),
+        | Warning::FamilySplit { source }
+        | Warning::ClockDiffers { source, .. } => Some(*source),
         _ => None,
     }
 }
@@ -84,6 +85,15 @@ fn peer_of_warning(warning: &Warning) -> Option<IpAddr> {
 fn unheard_peer(id: InstanceId, reason: Discard, source: IpAddr) -> Option<String> {
     let difference = match reason {
         Discard::Password | Discard::AuthType => "another authPass: give every controller the same authPass",
+        Discard::Unsigned => "no signature: give every controller the same authHMAC",
+        Discard::UnexpectedSignature => {
+            "a signature, and this node has no authHMAC: give every controller the same"
+        }
+        Discard::UnknownKey => {
+            "a key that this node does not have: give every controller the same authHMAC keys"
+        }
+        Discard::Digest => "another key under the same id: give every controller the same authHMAC keys",
+        Discard::Stale => "a time that is not within the authHMAC window: let both clocks be synchronised",
         Discard::Version => "another version of VRRP: give every controller the same `version`",
         Discard::HopLimit => "a hop limit that is not 255: let no router forward between the controllers",
         Discard::NotLinkLocal => {
@@ -124,6 +134,16 @@ fn contention(id: InstanceId, warning: &Warning) -> Option<(Cause, String)> {
         Warning::Contended { .. } => (rival("contended"), format!("virtual router {id}: {warning}")),
         Warning::Unheard { .. } => (rival("unheard"), format!("virtual router {id}: {warning}")),
         Warning::FamilySplit { .. } => (rival("family"), format!("virtual router {id}: {warning}")),
+        Warning::ClockDiffers { .. } => (
+            rival("clock"),
+            format!("virtual router {id}: {warning}: are both clocks synchronised, or is it a replay?"),
+        ),
+        Warning::ClockStepped { .. } => (
+            rival("clock_step"),
+            format!(
+                "virtual router {id}: {warning} since cplb was started; its signatures keep the former time"
+            ),
+        ),
         Warning::Conflict { .. } => (rival("conflict"), format!("virtual router {id}: {warning}")),
         _ => return None,
     };

@@ -1,5 +1,6 @@
 //! Reads a configuration outside of the event loop, because its file system may not answer.
 
+mod keys;
 mod preflight;
 
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub(crate) enum Reading {
 /// Reads and checks the file of the command line. Blocks on the file system.
 fn prepare(args: &RunArgs) -> Result<Prepared, Failure> {
     let mut loaded = source::load(&args.config.config)?;
+    keys::read(&mut loaded.config)?;
     let (notes, warnings): (Vec<_>, Vec<_>) =
         loaded.warnings.iter().partition(|found| found.severity == Severity::Advice);
     for note in notes {

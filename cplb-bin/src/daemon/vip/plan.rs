@@ -3,14 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cplb_config::{Config, LbKind};
+use cplb_config::{AuthHmac, Config, LbKind};
 use netlink_vip::{InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
+use vrrp::hmac::HmacConfigError;
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
 use vrrp::{ChecksumPolicy, RouterConfig};
 
 use crate::daemon::ids::{group_of, instance_id};
 
 use super::slot::InstanceSettings;
+
+/// An instance that the libraries refuse.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    #[error(transparent)]
+    Lease(#[from] LeaseTimeError),
+    #[error(transparent)]
+    Hmac(#[from] HmacConfigError),
+}
 
 /// One VRRP instance for the election and the keeper.
 #[derive(Debug, Clone)]
@@ -43,7 +53,7 @@ impl Instance {
 pub(crate) fn instances(
     config: &Config,
     directed: &BTreeSet<InstanceId>,
-) -> Result<Vec<Instance>, LeaseTimeError> {
+) -> Result<Vec<Instance>, PlanError> {
     let lasting = lasting(config);
     let all = config.instances.iter().map(|it| {
         let mut instance = instance(it, &lasting)?;
@@ -74,7 +84,7 @@ fn lasting(config: &Config) -> BTreeSet<IpAddr> {
     servers.map(|server| server.address).collect()
 }
 
-fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Result<Instance, LeaseTimeError> {
+fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Result<Instance, PlanError> {
     let id = instance_id(config);
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for vip in &config.virtual_ips {
@@ -89,6 +99,8 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
     };
     let mut router = RouterConfig::new(config.vrid, config.version, config.priority, config.advert_interval);
     router.auth = config.auth_pass;
+    router.auth_previous = config.auth_pass_previous;
+    router.hmac = config.auth_hmac.as_ref().map(AuthHmac::to_config).transpose()?;
     router.addresses_v4 = v4;
     router.addresses_v6 = v6;
     router.preempt = config.preempt;

@@ -17,6 +17,8 @@ const VRID: u8 = 51;
 #[derive(Debug, Clone)]
 pub(crate) struct Packet {
     pub(crate) bytes: Vec<u8>,
+    /// The bytes behind the message, which the checksum over IPv4 does not cover.
+    pub(crate) trailer: Vec<u8>,
     pub(crate) source: Option<IpAddr>,
     pub(crate) destination: IpAddr,
     pub(crate) ttl: u8,
@@ -49,7 +51,7 @@ impl Packet {
         }
         bytes.extend(if v4 { &b"Example\0"[..] } else { &[] });
         let destination = if v4 { IpAddr::V4(GROUP) } else { IpAddr::V6(GROUP_V6) };
-        Self { bytes, source: None, destination, ttl: 255, damage: 0 }
+        Self { bytes, trailer: Vec::new(), source: None, destination, ttl: 255, damage: 0 }
     }
 
     /// Overwrites one byte.
@@ -91,6 +93,7 @@ impl Packet {
         datagram.extend(source.octets());
         datagram.extend(destination.octets());
         datagram.extend(self.message(&[]));
+        datagram.extend(&self.trailer);
         let own = node.v4();
         node.run(|| {
             let socket = raw(Domain::IPV4, i32::from(VRRP));

@@ -97,7 +97,7 @@ fn happen(bench: &mut Bench, event: &Event) {
             let delivery = if meta & 1 == 0 { Delivery::Multicast } else { Delivery::Unicast };
             let _ = router.handle_advertisement(
                 bench.now,
-                &RxMeta { source, hop_limit: 255, delivery },
+                &RxMeta { source, hop_limit: 255, delivery, signed: false },
                 &message,
             );
         }

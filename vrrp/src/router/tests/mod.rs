@@ -150,7 +150,7 @@ pub(super) fn announcement(ip: impl Into<IpAddr>) -> Announcement {
 }
 
 pub(super) fn multicast(source: IpAddr) -> RxMeta {
-    RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast }
+    RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast, signed: false }
 }
 
 fn word(output: &Output, now: Instant) -> String {

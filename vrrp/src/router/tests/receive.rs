@@ -1,6 +1,8 @@
 //! Discarded advertisements, which change nothing.
 
 use super::*;
+use crate::hmac::{HmacConfig, Key, KeyId, Mode, VerifyError};
+use crate::packet::DecodeError;
 use crate::types::AuthPass;
 
 /// Receives something on an Active and expects that only a counter moves.
@@ -79,7 +81,7 @@ fn only_peers_are_obeyed_where_that_is_configured() {
 fn unicast_from_a_routed_peer_needs_no_hop_limit() {
     let mut bench = Bench::active(config());
     let message = bench.message(200);
-    let meta = RxMeta { source: LOWER.into(), hop_limit: 3, delivery: Delivery::Unicast };
+    let meta = RxMeta { source: LOWER.into(), hop_limit: 3, delivery: Delivery::Unicast, signed: false };
     assert_eq!(bench.router.handle_advertisement(bench.now, &meta, &message), Ok(()));
     assert_eq!(bench.router.state(), StateName::Yielding);
 }
@@ -153,9 +155,9 @@ fn nothing_counts_before_the_interface_is_up() {
 #[test]
 fn malformed_messages_are_counted_by_reason() {
     let mut bench = Bench::active(config());
-    let reason = bench.router.handle_malformed(DecodeError::Checksum);
+    let reason = bench.router.handle_unusable(DecodeError::Checksum);
     assert_eq!(reason, Discard::Checksum);
-    bench.router.handle_malformed(DecodeError::IntervalZero);
+    bench.router.handle_unusable(DecodeError::IntervalZero);
     let counted: Vec<_> = bench.router.counters().discarded.iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [(Discard::Checksum, 1), (Discard::IntervalZero, 1)]);
 }
@@ -164,7 +166,8 @@ fn malformed_messages_are_counted_by_reason() {
 fn ipv4_unicast_from_a_peer_on_the_link_needs_hop_limit_255() {
     let prefix = |address: IpAddr, len| crate::LinkPrefix { address, len };
     let own: IpAddr = OWN.into();
-    let unicast = |hop_limit| RxMeta { source: LOWER.into(), hop_limit, delivery: Delivery::Unicast };
+    let unicast =
+        |hop_limit| RxMeta { source: LOWER.into(), hop_limit, delivery: Delivery::Unicast, signed: false };
     for (prefixes, hop_limit, on_link) in [
         (vec![prefix(own, 24)], 254, true),
         (vec![prefix(own, 24)], 255, false),
@@ -270,4 +273,112 @@ fn a_router_that_is_no_peer_is_named_where_only_peers_are_obeyed() {
     assert_eq!(bench.receive(HIGHER, &message), Err(Discard::UnknownPeer));
     let warning = Warning::Stranger { source: HIGHER.into(), priority: WirePriority(200) };
     assert_eq!(bench.drain(), [Output::Warning(warning)]);
+}
+
+fn pass(text: &str) -> Auth {
+    Auth::Pass(AuthPass::new(text).unwrap())
+}
+
+/// A router that rotates its password from `former` to `secret`.
+fn rotating() -> RouterConfig {
+    RouterConfig { auth_previous: Some(AuthPass::new("former").unwrap()), ..v2() }
+}
+
+#[test]
+fn both_passwords_are_sent_and_accepted_while_rotated() {
+    let mut bench = Bench::active(rotating());
+    bench.advance(ms(1000));
+    let sent = bench.drain().into_iter().filter_map(|output| match output {
+        Output::Advertise(advertisement) => Some(advertisement.auth),
+        _ => None,
+    });
+    assert_eq!(sent.collect::<Vec<_>>(), [pass("secret"), pass("former")]);
+    assert_eq!(bench.router.counters().resignations_sent, 0);
+
+    let mut bench = Bench::backup(rotating());
+    let good = bench.message(100);
+    for auth in [pass("secret"), pass("former")] {
+        bench.receive(LOWER, &Advertisement { auth, ..good.clone() }).unwrap();
+        bench.advance(ms(1000));
+    }
+    let wrong = Advertisement { auth: pass("other"), ..good };
+    assert_eq!(bench.receive(LOWER, &wrong), Err(Discard::Password));
+    let counters = bench.router.counters();
+    assert_eq!((counters.advertisements_received, counters.copies), (2, 0));
+}
+
+#[test]
+fn second_password_of_one_advertisement_is_a_copy_in_either_order() {
+    for order in [["secret", "former"], ["former", "secret"]] {
+        let mut bench = Bench::backup(rotating());
+        for _ in 0..3 {
+            for password in order {
+                let message = Advertisement { auth: pass(password), ..bench.message(100) };
+                bench.receive(LOWER, &message).unwrap();
+                bench.advance(ms(1));
+            }
+            bench.advance(ms(1000));
+        }
+        let counters = bench.router.counters();
+        assert_eq!((counters.advertisements_received, counters.copies), (3, 3), "{order:?}");
+    }
+}
+
+#[test]
+fn other_content_or_another_sender_is_no_copy() {
+    let mut bench = Bench::backup(rotating());
+    let message =
+        |password, priority, bench: &Bench| Advertisement { auth: pass(password), ..bench.message(priority) };
+    let (first, degraded) = (message("secret", 100, &bench), message("former", 20, &bench));
+    bench.receive(LOWER, &first).unwrap();
+    bench.receive(LOWER, &degraded).unwrap();
+    bench.receive(HIGHER, &message("secret", 20, &bench)).unwrap();
+    let counters = bench.router.counters();
+    assert_eq!((counters.advertisements_received, counters.copies), (3, 0));
+}
+
+#[test]
+fn signed_messages_have_no_password_and_enforcing_routers_want_nothing_else() {
+    let keys = [(KeyId::MIN, Key::new(&[1; 32]).unwrap())].into();
+    let mut hmac = HmacConfig::new(keys, KeyId::MIN, ms(1000)).unwrap();
+    for mode in [Mode::ReceiveOnly, Mode::Permissive, Mode::Enforce] {
+        hmac.mode = mode;
+        let mut bench = Bench::active(RouterConfig { hmac: Some(hmac.clone()), ..v2() });
+        bench.advance(ms(1000));
+        let signs = mode != Mode::ReceiveOnly;
+        let expected = if signs { Auth::None } else { pass("secret") };
+        let sent = bench.drain().into_iter().find_map(|output| match output {
+            Output::Advertise(advertisement) => Some(advertisement.auth),
+            _ => None,
+        });
+        assert_eq!(sent, Some(expected), "{mode:?}");
+
+        let (unsigned, signed) =
+            (multicast(LOWER.into()), RxMeta { signed: true, ..multicast(LOWER.into()) });
+        let with_password = bench.message(10);
+        let without = Advertisement { auth: Auth::None, ..with_password.clone() };
+        let mut hear = |meta, message| bench.router.handle_advertisement(bench.now, meta, message);
+        assert_eq!(hear(&signed, &without), Ok(()), "{mode:?}");
+        assert_eq!(hear(&signed, &with_password), Err(Discard::AuthType), "{mode:?}");
+        let enforced = mode == Mode::Enforce;
+        let refused = |otherwise| if enforced { Err(Discard::Unsigned) } else { otherwise };
+        assert_eq!(hear(&unsigned, &with_password), refused(Ok(())), "{mode:?}");
+        assert_eq!(hear(&unsigned, &without), refused(Err(Discard::AuthType)), "{mode:?}");
+    }
+}
+
+#[test]
+fn every_failed_verification_has_a_reason_of_its_own() {
+    let mut bench = Bench::active(config());
+    let errors = [
+        (VerifyError::Unsigned, Discard::Unsigned),
+        (VerifyError::Kind, Discard::SignatureType),
+        (VerifyError::UnknownKey(7), Discard::UnknownKey),
+        (VerifyError::Digest, Discard::Digest),
+        (VerifyError::Replayed, Discard::Replayed),
+    ];
+    for (error, reason) in errors {
+        assert_eq!(bench.router.handle_unusable(error), reason);
+        assert_eq!(bench.router.counters().discarded.get(reason), 1);
+    }
 }

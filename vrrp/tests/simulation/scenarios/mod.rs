@@ -1,5 +1,6 @@
 //! Single stories with exact expectations.
 
+mod authentication;
 mod election;
 mod faults;
 mod handover;

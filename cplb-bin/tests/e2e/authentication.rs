@@ -1,0 +1,222 @@
+//! Passwords and signatures with real daemons: their rotation, and messages of hosts without the key.
+
+use std::fs::{self, Permissions};
+use std::net::IpAddr;
+use std::num::NonZeroU8;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use testbed::{Keepalived, KeepalivedState, Lan, Probe, Signal, Test, Tool, VrrpInstance};
+use vrrp::hmac::{Key, Sequence, sign};
+
+use crate::support::packet::Packet;
+use crate::support::{Cluster, Plan, TIMEOUT};
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("rotation_of_passwords_and_keys_moves_nothing", rotation).needs([Tool::Nft]),
+        Test::new("password_is_rotated_in_a_group_with_keepalived", with_keepalived)
+            .needs([Tool::Nft, Tool::Keepalived]),
+        Test::new("messages_without_the_key_are_counted_by_reason_and_move_nothing", forged)
+            .needs([Tool::Nft]),
+        Test::new("key_file_that_others_can_read_is_refused", public_key_file).needs([Tool::Nft]),
+    ]
+}
+
+/// Longer than Active_Down_Interval at k0s's settings (3.2 s): a node that no longer hears the Active becomes Active.
+const LONGER_THAN_DOWN: Duration = Duration::from_millis(3500);
+const KEY: [u8; 32] = *b"the first key of this test group";
+
+/// Writes the key, as a file that only its owner may read.
+fn key_file(cluster: &Cluster) -> String {
+    let path = cluster.lan.directory().join("vrrp.key");
+    fs::write(&path, KEY).expect("the key is written");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("the key is private");
+    format!("file:{}", path.display())
+}
+
+fn hmac(cluster: &Cluster, ids: &[u8], mode: &str) -> String {
+    let key = |id: &u8| match id {
+        1 => format!("{{id: 1, key: '{}'}}", key_file(cluster)),
+        other => format!("{{id: {other}, key: 'hex:{}'}}", "2b".repeat(32)),
+    };
+    let keys: Vec<String> = ids.iter().map(key).collect();
+    let active = ids.last().expect("a key");
+    format!("authHMAC: {{keys: [{}], activeKey: {active}, mode: {mode}}}", keys.join(", "))
+}
+
+/// Reloads one daemon with other lines of its instance.
+fn reload(cluster: &Cluster, index: usize, lines: &[String]) {
+    let plan = Plan { instance: lines.to_vec(), ..cluster.plan.clone() };
+    fs::write(cluster.config_file(index), plan.render(&cluster.lan)).expect("the configuration is written");
+    let mark = cluster.daemon(index).log().len();
+    cluster.signal(index, Signal::SIGHUP);
+    let reloaded = cluster.daemon(index).log().wait_for_line_after(mark, "is reloaded", TIMEOUT);
+    cluster.check(reloaded.is_ok(), || format!("{reloaded:?}"));
+}
+
+fn stays_with(cluster: &Cluster, owner: usize, step: &str) {
+    let since = Instant::now();
+    cluster.wait("Active_Down_Interval is over", || {
+        let owners = cluster.owners();
+        cluster.check(owners == [owner], || format!("{step}: {owners:?} have the VIP, not {owner}"));
+        since.elapsed() >= LONGER_THAN_DOWN
+    });
+    for index in (0..cluster.len()).filter(|index| cluster.running(*index).is_some()) {
+        let shown = cluster.status(index)["degraded"].to_string();
+        cluster.check(shown == "[]", || format!("{step}: {} says {shown}", cluster.node(index).name()));
+    }
+}
+
+/// The simulation takes all orders; here each step stays half done for longer than Active_Down_Interval.
+fn rotation() {
+    let cluster = Cluster::start(Plan::default());
+    let owner = cluster.wait_until_settled();
+    let takeovers = cluster.takeovers();
+    let new = "authPass: Second".to_owned();
+    let previous = "authPassPrevious: Example".to_owned();
+    let signed = |ids: &[u8], mode| hmac(&cluster, ids, mode);
+    let steps = [
+        vec![new.clone(), previous],
+        vec![new.clone()],
+        vec![new.clone(), signed(&[1], "receiveOnly")],
+        vec![new, signed(&[1], "permissive")],
+        vec![signed(&[1], "enforce")],
+        vec![signed(&[1, 2], "enforce")],
+        vec![signed(&[2], "enforce")],
+    ];
+    let probe = Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let since = Instant::now();
+    // The owner is the first, the last and in between.
+    for (number, lines) in steps.iter().enumerate() {
+        let order = [0, 1, 2].map(|place| (owner + number + place * (1 + number % 2)) % 3);
+        reload(&cluster, order[0], lines);
+        stays_with(&cluster, owner, &format!("step {number}, {} first", order[0]));
+        order[1..].iter().for_each(|index| reload(&cluster, *index, lines));
+    }
+    stays_with(&cluster, owner, "all steps done");
+    let failures = probe.stop().failures_since(since);
+    cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+    // The others still hear each other, and nothing but the last key counts.
+    cluster.signal(owner, Signal::SIGKILL);
+    cluster.wait_for_owner(None);
+    cluster.check(cluster.takeovers() == takeovers + 1, || "more than one takeover".to_owned());
+}
+
+fn with_keepalived() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::default());
+    let (len4, _) = cluster.lan.prefix_lengths();
+    cluster.start_daemon(0);
+    cluster.wait_for_owner(None);
+    cluster.start_daemon(1);
+    let keepalived = |password: &str| {
+        let instance = VrrpInstance::v2(51, [(cluster.vip(), len4)]).password(password).nopreempt();
+        let started =
+            Keepalived::start(cluster.node(2), std::slice::from_ref(&instance)).expect("keepalived starts");
+        started
+            .wait_for_state(&instance, KeepalivedState::Backup, TIMEOUT)
+            .unwrap_or_else(|error| cluster.fail(&error.to_string()));
+        started
+    };
+    let takeovers = cluster.takeovers();
+    let old = keepalived("Example");
+    stays_with(&cluster, 0, "before");
+    let both = ["authPass: Second".to_owned(), "authPassPrevious: Example".to_owned()];
+    reload(&cluster, 0, &both);
+    stays_with(&cluster, 0, "the Active has both passwords, the others the former one");
+    reload(&cluster, 1, &both);
+    old.stop().expect("keepalived stops");
+    let _new = keepalived("Second");
+    stays_with(&cluster, 0, "keepalived has the new password, cplb both");
+    for index in [1, 0] {
+        reload(&cluster, index, &both[..1]);
+        stays_with(&cluster, 0, "the former password is removed");
+    }
+    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+}
+
+/// A version 3 advertisement of the highest priority for the group's address.
+fn message(vip: IpAddr, priority: u8) -> Packet {
+    let IpAddr::V4(ip) = vip else { panic!("{vip} is not IPv4") };
+    let mut packet = Packet::of(true, &[vip]);
+    packet.bytes = vec![0x31, 51, priority, 1, 0, 10, 0, 0];
+    packet.bytes.extend(ip.octets());
+    packet
+}
+
+/// The packet with a signature behind it; the trailer is not covered by the checksum over IPv4.
+fn signed(cluster: &Cluster, packet: &Packet, key: &[u8], ago: Duration) -> Packet {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let source = IpAddr::V4(cluster.client().v4());
+    let key = Key::new(key).expect("a key");
+    let trailer = sign(&key, NonZeroU8::MIN, Sequence::at(now - ago), source, &packet.bytes);
+    Packet { trailer: trailer.to_vec(), ..packet.clone() }
+}
+
+fn forged() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let line = hmac(&cluster, &[1], "enforce");
+    cluster.plan = cluster.plan.clone().instance(line);
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    let takeovers = cluster.takeovers();
+    let probe = Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let since = Instant::now();
+
+    let strong = message(cluster.vip(), 254);
+    let good = signed(&cluster, &strong, &KEY, Duration::ZERO);
+    let with = |at: usize, value: u8| {
+        let mut packet = good.clone();
+        packet.trailer[at] = value;
+        packet
+    };
+    let mut cut = good.clone();
+    cut.trailer.truncate(27);
+    let mut flipped = good.clone();
+    flipped.bytes[2] ^= 1;
+    let cases = [
+        ("unsigned", strong.clone()),
+        ("unsigned", cut),
+        ("signature_type", with(0, 2)),
+        ("unknown_key", with(1, 9)),
+        ("digest", flipped),
+        ("digest", with(27, !good.trailer[27])),
+        ("digest", signed(&cluster, &strong, &[7; 32], Duration::ZERO)),
+        ("stale", signed(&cluster, &strong, &KEY, Duration::from_secs(60))),
+        ("replayed", signed(&cluster, &message(cluster.vip(), 60), &KEY, Duration::ZERO)),
+    ];
+    const TIMES: u64 = 20;
+    let counted = |index: usize, reason: &str| {
+        cluster.status(index)["instances"][0]["discarded"][reason].as_u64().unwrap_or_default()
+    };
+    for (reason, packet) in cases {
+        let before: Vec<u64> = (0..3).map(|index| counted(index, reason)).collect();
+        packet.send(cluster.client(), TIMES);
+        // The first of the replayed ones is authentic.
+        let expected = TIMES - u64::from(reason == "replayed");
+        for (index, before) in before.into_iter().enumerate() {
+            cluster.wait(reason, || counted(index, reason) == before + expected);
+        }
+    }
+    let failures = probe.stop().failures_since(since);
+    cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+    cluster.check(cluster.owners() == [owner], || format!("{:?} have the VIP", cluster.owners()));
+    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+}
+
+fn public_key_file() {
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let line = hmac(&cluster, &[1], "enforce");
+    let path = cluster.lan.directory().join("vrrp.key");
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("the mode is changed");
+    cluster.plan = cluster.plan.clone().instance(line);
+    let command = cluster.command(0);
+    cluster.launch(0, command);
+    let status = cluster.wait_until_ended(0);
+    let log = cluster.daemon(0).log().text();
+    cluster.check(status.code() == Some(65), || format!("{status}"));
+    cluster.check(log.contains("(mode 0640)") && log.contains("chmod 600"), || log.clone());
+}
