@@ -54,7 +54,7 @@ impl Key {
         &self.bytes
     }
 
-    pub(super) fn mac(&self) -> Hmac<Sha256> {
+    pub(crate) fn mac(&self) -> Hmac<Sha256> {
         self.mac.clone()
     }
 }
