@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU8;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::hmac::{Hmac, KeyInit as _};
@@ -99,7 +100,7 @@ pub enum AntiReplay {
 /// The authentication of one virtual router.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HmacConfig {
-    keys: BTreeMap<KeyId, Key>,
+    keys: Arc<BTreeMap<KeyId, Key>>,
     active: KeyId,
     /// The use of signatures.
     pub mode: Mode,
@@ -149,6 +150,7 @@ impl HmacConfig {
             return Err(HmacConfigError::TooManyKeys { count: keys.len() });
         }
         let window = Self::default_window(interval);
+        let keys = Arc::new(keys);
         Ok(Self { keys, active, mode: Mode::default(), anti_replay: AntiReplay::default(), window })
     }
 
@@ -179,15 +181,5 @@ impl HmacConfig {
 
     pub(super) fn key(&self, id: u8) -> Option<&Key> {
         self.keys.get(&KeyId::new(id)?)
-    }
-
-    /// The time for which the sequence of a silent sender is remembered. By time, twice the window: what it signed
-    /// before is then outside the window of any clock that accepted it. Without time, the window: longer would lock a
-    /// sender out whose clock stepped back before it was restarted.
-    pub(super) fn memory(&self) -> Duration {
-        match self.anti_replay {
-            AntiReplay::Time => 2 * self.window,
-            AntiReplay::Monotonic => self.window,
-        }
     }
 }

@@ -33,11 +33,14 @@ use std::time::{Duration, Instant};
 pub use config::{AntiReplay, HmacConfig, HmacConfigError, Key, KeyError, KeyId, Mode};
 pub use sequence::Sequence;
 use thiserror::Error;
-pub use trailer::{TRAILER_LEN, sign, split};
+pub use trailer::{TRAILER_LEN, append, sign, split};
 
 use self::clock::Clock;
 use self::senders::{Order, Senders};
 use self::trailer::{Trailer, verify_digest};
+
+/// A larger difference from the wall clock means that a node started without a clock.
+const LOST_CLOCK: Duration = Duration::from_secs(86_400);
 
 /// The reason why a message is not authentic: an attack, a wrong key or a wrong clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -48,7 +51,7 @@ pub enum VerifyError {
     Unsigned,
     /// The trailer's type is not HMAC-SHA-256-128, or its reserved field is not 0.
     #[error("unknown type of signature")]
-    Kind,
+    SignatureType,
     /// The key is not among those of this router.
     #[error("signed with unknown key {0}")]
     UnknownKey(u8),
@@ -95,22 +98,44 @@ pub struct Now {
     pub wall: Duration,
 }
 
-/// A message that may be used, or need not be.
+/// A message whose signature is right, or that has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opened<'a> {
-    /// The message without its trailer, whose signature is right.
-    Signed(&'a [u8]),
-    /// The message, which has no signature, as the mode allows.
-    Unsigned(&'a [u8]),
-    /// The same advertisement was accepted already, signed with another key: the sender is rotating its keys.
-    Copy,
+pub struct Opened<'a> {
+    /// The message without its trailer.
+    pub message: &'a [u8],
+    /// Its signature; `None` if it has none and the mode allows that.
+    pub signature: Option<Verified>,
+}
+
+/// A signature that is right. [`Authenticator::accept`] takes it once the message has passed all other checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Set if the same advertisement was accepted already, signed with another key: the sender is rotating its keys.
+    pub is_copy: bool,
+    source: IpAddr,
+    sequence: Sequence,
+    key: u8,
+    fits: Fits,
+}
+
+/// The clock that a time of signing agrees with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    /// This node's time of signatures, or the time of the group.
+    Signatures,
+    /// The wall clock only.
+    WallOnly,
 }
 
 /// Signs the advertisements of one virtual router and verifies those of others.
 ///
-/// Its time runs with the monotonic clock from the wall clock as it was at the start, so a step of the wall clock
-/// changes nothing that its peers see. It accepts what was signed within the window of either clock. An authentic
-/// message that fits only the wall clock shows that the others follow that one, and then this one does, too.
+/// # Clocks
+///
+/// The time of signatures begins with the wall clock, runs with the monotonic clock, and moves towards the wall clock
+/// by half of the time that passes. What others sign is accepted within the window of that time, of the wall clock, or
+/// of the time of the last message that was accepted. So a step of a clock moves nothing, and nodes whose clocks were wrong
+/// when they started come together after they have been set right. An authentic message that fits the wall clock only
+/// shows that others follow that one already, and then this router does at once.
 #[derive(Debug)]
 pub struct Authenticator {
     config: HmacConfig,
@@ -137,26 +162,29 @@ impl Authenticator {
         &self.config
     }
 
-    /// The sequence for the next advertisement, greater than all before.
-    pub fn next_sequence(&mut self, now: Now) -> Sequence {
-        self.last = Sequence::at(self.clock.at(now.instant)).max(self.last.next());
-        self.last
+    /// The trailers for an advertisement that leaves from `source`, one for each key; none if nothing is signed. They
+    /// are the same for all destinations.
+    pub fn sign(&mut self, now: Now, source: IpAddr, message: &[u8]) -> Vec<[u8; TRAILER_LEN]> {
+        if !self.config.signs() {
+            return Vec::new();
+        }
+        let sequence = self.next_sequence(now);
+        self.config.keys().map(|(id, key)| sign(key, id, sequence, source, message)).collect()
     }
 
-    /// The difference between the wall clock and the time that this authenticator signs with: a step of the wall clock
-    /// since the start that no other router has confirmed.
+    /// The difference between the wall clock and the time of signatures.
     #[must_use]
     pub fn clock_step(&self, now: Now) -> Duration {
-        now.wall.abs_diff(self.clock.at(now.instant))
+        now.wall.abs_diff(self.clock.read(now))
     }
 
-    /// Verifies a packet's payload and splits the trailer off.
+    /// Splits the trailer off a packet's payload and verifies it. Nothing changes before [`accept`](Self::accept).
     ///
     /// # Errors
     ///
-    /// The payload is not to be used, and has changed nothing here.
+    /// The payload is not to be used.
     pub fn open<'a>(
-        &mut self,
+        &self,
         now: Now,
         source: IpAddr,
         payload: &'a [u8],
@@ -165,45 +193,85 @@ impl Authenticator {
             return match self.config.mode {
                 Mode::Enforce => Err(VerifyError::Unsigned),
                 // A payload of any other length is for the decoder to refuse.
-                Mode::ReceiveOnly | Mode::Permissive => Ok(Opened::Unsigned(payload)),
+                Mode::ReceiveOnly | Mode::Permissive => Ok(Opened { message: payload, signature: None }),
             };
         };
-        let trailer = Trailer::parse(trailer).ok_or(VerifyError::Kind)?;
-        let key = self.config.key(trailer.key).ok_or(VerifyError::UnknownKey(trailer.key))?;
+        let trailer = Trailer::parse(trailer).ok_or(VerifyError::SignatureType)?;
+        let (sequence, id) = (trailer.sequence, trailer.key);
+        let key = self.config.key(id).ok_or(VerifyError::UnknownKey(id))?;
         // The cheap checks come first, so that a flood of old messages costs no digest.
-        let confirms_wall = self.check_time(now, trailer.sequence)?;
-        let memory = self.config.memory();
-        let order = self.senders.order(now.instant, memory, source, trailer.sequence);
-        if order == Order::Behind {
+        let fits = self.check_time(now, source, sequence)?;
+        let order = self.senders.order(now.instant, source, sequence, id, |latest, silence| {
+            self.is_over(now, latest, silence)
+        });
+        if order == Order::Replayed {
             return Err(VerifyError::Replayed);
         }
         if !verify_digest(key, source, message, &trailer) {
             return Err(VerifyError::Digest);
         }
-        if let Order::Same(accepted) = order {
-            return if accepted == trailer.key { Err(VerifyError::Replayed) } else { Ok(Opened::Copy) };
-        }
-        if confirms_wall {
-            self.clock = Clock::new(now);
-        }
-        self.senders.accept(now.instant, memory, source, trailer.sequence, trailer.key);
-        Ok(Opened::Signed(message))
+        let signature = Verified { is_copy: order == Order::Copy, source, sequence, key: id, fits };
+        Ok(Opened { message, signature: Some(signature) })
     }
 
-    /// Returns whether the time of signing fits the wall clock only.
-    fn check_time(&self, now: Now, sequence: Sequence) -> Result<bool, VerifyError> {
+    /// Notes a message that has passed all checks, so that it is not accepted again.
+    pub fn accept(&mut self, now: Now, verified: &Verified) {
+        if verified.fits == Fits::WallOnly {
+            self.follow_wall(now);
+        }
+        self.senders.accept(now.instant, verified.source, verified.sequence, verified.key);
+    }
+
+    /// The sequence for the next advertisement, greater than all before unless the clock had to go back.
+    fn next_sequence(&mut self, now: Now) -> Sequence {
+        // So far from the wall clock and from all others, the node started without any time at all.
+        if self.senders.is_empty() && self.clock_step(now) > LOST_CLOCK {
+            self.follow_wall(now);
+        }
+        self.last = Sequence::at(self.clock.advance(now)).max(self.last.next());
+        self.last
+    }
+
+    /// Continues with the wall clock. Where that goes back, receivers refuse this router for as long as they remember its
+    /// former sequences; going on with those it would be refused until the time has come.
+    fn follow_wall(&mut self, now: Now) {
+        if now.wall < self.clock.read(now) {
+            self.last = Sequence::default();
+        }
+        self.clock = Clock::new(now);
+    }
+
+    /// Returns whether a sender that has been silent since its latest message may begin anew. By time, what it signed
+    /// before must be outside the windows of all clocks: recordings are refused as stale then. A sender whose clock was far
+    /// ahead may, too, although what it signed for a time to come could be replayed when that comes; the alternative is to
+    /// refuse it until then. Without time a longer silence would lock a sender out whose clock stepped back before it was
+    /// restarted.
+    fn is_over(&self, now: Now, latest: Sequence, silence: Duration) -> bool {
+        let window = self.config.window;
+        match self.config.anti_replay {
+            AntiReplay::Monotonic => silence > window,
+            AntiReplay::Time => {
+                let clocks = [Some(self.clock.read(now)), Some(now.wall), self.senders.group_time(now.instant)];
+                let outside = |clock: Duration| clock.abs_diff(latest.time()) > window;
+                silence > 2 * window && clocks.into_iter().flatten().all(outside)
+            }
+        }
+    }
+
+    fn check_time(&self, now: Now, source: IpAddr, sequence: Sequence) -> Result<Fits, VerifyError> {
         if self.config.anti_replay == AntiReplay::Monotonic {
-            return Ok(false);
+            return Ok(Fits::Signatures);
         }
         let signed = sequence.time();
-        let by = |clock: Duration| signed.abs_diff(clock);
-        if by(self.clock.at(now.instant)) <= self.config.window {
-            return Ok(false);
+        let agrees = |clock: Duration| signed.abs_diff(clock) <= self.config.window;
+        if agrees(self.clock.read(now)) || self.senders.group_time(now.instant).is_some_and(agrees) {
+            return Ok(Fits::Signatures);
         }
-        if by(now.wall) <= self.config.window {
-            return Ok(true);
+        // A wall clock that was set back fits what was signed, and perhaps recorded, when it stood there before.
+        if agrees(now.wall) && self.senders.is_newest(source, sequence) {
+            return Ok(Fits::WallOnly);
         }
         let direction = if signed < now.wall { Direction::Behind } else { Direction::Ahead };
-        Err(VerifyError::Stale { by: by(now.wall), direction })
+        Err(VerifyError::Stale { by: signed.abs_diff(now.wall), direction })
     }
 }

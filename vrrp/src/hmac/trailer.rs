@@ -7,7 +7,7 @@ use sha2::Sha256;
 
 use super::config::{Key, KeyId};
 use super::sequence::Sequence;
-use crate::packet::announced_len;
+use crate::packet::{PseudoHeader, announced_len, write_checksum};
 use crate::types::Family;
 
 /// The length of the trailer in bytes.
@@ -56,6 +56,16 @@ pub fn sign(key: &Key, id: KeyId, sequence: Sequence, source: IpAddr, message: &
     let digest = digest(key, source, message, id.get(), sequence).finalize().into_bytes();
     trailer[DIGEST..].copy_from_slice(&digest[..DIGEST_LEN]);
     trailer
+}
+
+/// Appends a trailer to the first `len` bytes of a payload, which are the message, in place of a former one. Over IPv6
+/// the checksum covers the trailer, too; the digest covers neither.
+pub fn append(payload: &mut Vec<u8>, len: usize, trailer: &[u8; TRAILER_LEN], pseudo: &PseudoHeader) {
+    payload.truncate(len);
+    payload.extend_from_slice(trailer);
+    if pseudo.family() == Family::V6 {
+        write_checksum(payload, pseudo);
+    }
 }
 
 /// Compares the digest in constant time.

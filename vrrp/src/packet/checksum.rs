@@ -34,6 +34,15 @@ impl PseudoHeader {
         }
     }
 
+    /// The source address of the IP header.
+    #[must_use]
+    pub const fn source(&self) -> IpAddr {
+        match self {
+            Self::V4 { source, .. } => IpAddr::V4(*source),
+            Self::V6 { source, .. } => IpAddr::V6(*source),
+        }
+    }
+
     /// The family of the addresses.
     #[must_use]
     pub const fn family(&self) -> Family {

@@ -65,13 +65,19 @@ impl Advertisement {
         Self::decode_signed(message, message, pseudo, policy)
     }
 
-    /// Decodes a message whose trailer has been split off; the checksum covers `covered`.
-    pub(crate) fn decode_signed(
+    /// Decodes a message whose trailer has been split off `payload` (see [`hmac`](crate::hmac)). Over IPv6 the checksum
+    /// covers the trailer, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_signed(
         message: &[u8],
-        covered: &[u8],
+        payload: &[u8],
         pseudo: &PseudoHeader,
         policy: ChecksumPolicy,
     ) -> Result<Self, DecodeError> {
+        let covered = if pseudo.family() == Family::V6 { payload } else { message };
         let Some((header, body)) = message.split_first_chunk::<{ layout::HEADER_LEN }>() else {
             return Err(DecodeError::Truncated { len: message.len(), expected: layout::HEADER_LEN });
         };

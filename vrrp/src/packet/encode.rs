@@ -6,6 +6,15 @@ use super::checksum::{PseudoHeader, Sum};
 use super::{Addresses, Advertisement, Auth, layout};
 use crate::types::{Family, Version};
 
+/// Writes the checksum of version 3 over a whole payload, which may be longer than its message.
+pub(crate) fn write_checksum(payload: &mut [u8], pseudo: &PseudoHeader) {
+    let Some(field) = payload.get_mut(layout::CHECKSUM..layout::HEADER_LEN) else { return };
+    field.fill(0);
+    let mut sum = Sum::of(payload);
+    pseudo.add_to(&mut sum, payload.len());
+    payload[layout::CHECKSUM..layout::HEADER_LEN].copy_from_slice(&(!sum.fold()).to_be_bytes());
+}
+
 impl Advertisement {
     /// Appends the message to `out`, with the checksum for an IP header with the addresses of `pseudo`.
     ///

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub use checksum::{ChecksumPolicy, PseudoHeader};
 pub use decode::DecodeError;
 pub(crate) use decode::announced_len;
+pub(crate) use encode::write_checksum;
 
 use crate::types::{AdvertInterval, AuthPass, Family, Version, Vrid, WirePriority};
 

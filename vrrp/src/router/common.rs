@@ -1,6 +1,6 @@
 //! The data that all states of a router share.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
@@ -68,8 +68,8 @@ pub(super) struct Core {
     pub(super) name: StateName,
     pub(super) since: Instant,
     pub(super) reason: Reason,
-    /// The last advertisement, if another copy of it may follow.
-    pub(super) first_copy: Option<FirstCopy>,
+    /// The last advertisement of each sender, if another copy of it may follow.
+    pub(super) first_copies: BTreeMap<IpAddr, FirstCopy>,
     watching: bool,
 }
 
@@ -89,7 +89,7 @@ impl Core {
             name: StateName::Init,
             since: now,
             reason: Reason::Created,
-            first_copy: None,
+            first_copies: BTreeMap::new(),
             watching: false,
         }
     }

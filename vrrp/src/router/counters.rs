@@ -176,7 +176,7 @@ impl From<VerifyError> for Discard {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::Unsigned => Self::Unsigned,
-            VerifyError::Kind => Self::SignatureType,
+            VerifyError::SignatureType => Self::SignatureType,
             VerifyError::UnknownKey(_) => Self::UnknownKey,
             VerifyError::Digest => Self::Digest,
             VerifyError::Stale { .. } => Self::Stale,

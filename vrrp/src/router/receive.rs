@@ -50,11 +50,12 @@ impl Core {
         if received.version != config.version_of(family) {
             return Err(Discard::Version);
         }
-        let password = check_auth(config, meta, received)?;
         if self.sources.of(family) == Some(meta.source) {
             self.warn(Warning::Conflict { source: meta.source });
             return Err(Discard::OwnSource);
         }
+        let config = &self.config;
+        let password = check_auth(config, meta, received)?;
         if let Err(reason) = check_peer(config, meta, family) {
             self.warn(Warning::Stranger { source: meta.source, priority: received.priority });
             return Err(reason);
@@ -116,14 +117,16 @@ impl Core {
         if password == Password::None || self.config.auth_previous.is_none() {
             return false;
         }
-        let this = FirstCopy { source: meta.source, priority: received.priority, password, at: now };
-        let is_copy = self.first_copy.take().is_some_and(|first| {
+        let is_copy = self.first_copies.remove(&meta.source).is_some_and(|first| {
             let soon = now.saturating_duration_since(first.at) < received.interval.get() / 2;
-            soon && first.password != password
-                && (first.source, first.priority) == (this.source, this.priority)
+            soon && first.password != password && first.priority == received.priority
         });
         if !is_copy {
-            self.first_copy = Some(this);
+            if self.first_copies.len() >= MAX_FIRST_COPIES {
+                self.first_copies.clear();
+            }
+            let first = FirstCopy { priority: received.priority, password, at: now };
+            self.first_copies.insert(meta.source, first);
         }
         is_copy
     }
@@ -159,10 +162,12 @@ enum Password {
     Previous,
 }
 
+/// The most senders whose first copies are remembered: more than a group has.
+const MAX_FIRST_COPIES: usize = 16;
+
 /// An advertisement of which a copy with another password may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FirstCopy {
-    source: IpAddr,
     priority: WirePriority,
     password: Password,
     at: Instant,

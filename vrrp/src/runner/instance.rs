@@ -1,17 +1,18 @@
 //! One router and what it needs to act.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 
 use super::link::User;
 use super::opener::{FamilyNeeds, Needs};
-use super::outside::{Outside, Signature};
+use super::outside::Outside;
 use super::socket::Received;
 use super::status::{ActivePeer, History, InstanceStatus, PastTransition, Traffic};
 use super::{InstanceConfig, InstanceId, Interface, SocketOperation, Transport};
-use crate::hmac::{self, Authenticator, Now, Opened, VerifyError};
+use crate::hmac::{self, AntiReplay, Authenticator, Now, Opened, VerifyError};
 use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{
     Command, Delivery, Discard, InterfaceEvent, Output, RxMeta, StateName, TimerName, Transition, VipEvent,
@@ -19,8 +20,8 @@ use crate::router::{
 };
 use crate::types::Family;
 
-/// The smallest step of the wall clock that is reported.
-const CLOCK_STEP: Duration = Duration::from_secs(1);
+/// The most senders with another password or key that are remembered.
+const MAX_REFUSED: usize = 16;
 
 pub(super) struct Instance {
     pub(super) config: InstanceConfig,
@@ -42,8 +43,8 @@ pub(super) struct Instance {
     last_sent: Option<Instant>,
     /// The last advertisement of another router that counted.
     heard: Option<ActivePeer>,
-    /// The source and the time of the last advertisement that passed all checks.
-    accepted: Option<(IpAddr, Instant)>,
+    /// Senders that have another password or key, and the time since which none of their advertisements was accepted.
+    refused_since: BTreeMap<IpAddr, Instant>,
     /// The advertisement that is being sent was due then.
     due: Option<Instant>,
     /// The end of the claim as last reported to the keeper.
@@ -55,7 +56,7 @@ impl Instance {
         let config = normalised(config);
         Self {
             router: VirtualRouter::new(config.router.clone(), now),
-            authenticator: config.router.hmac.clone().map(|hmac| Authenticator::new(hmac, at(now))),
+            authenticator: config.router.hmac.clone().map(|hmac| Authenticator::new(hmac, both_clocks(now))),
             config,
             interface: None,
             link: None,
@@ -66,7 +67,7 @@ impl Instance {
             history: History::default(),
             last_sent: None,
             heard: None,
-            accepted: None,
+            refused_since: BTreeMap::new(),
             due: None,
             claimed_until: None,
         }
@@ -114,7 +115,7 @@ impl Instance {
                 authenticator.reconfigure(hmac);
                 Some(authenticator)
             }
-            (None, Some(hmac)) => Some(Authenticator::new(hmac, at(now))),
+            (None, Some(hmac)) => Some(Authenticator::new(hmac, both_clocks(now))),
             (_, None) => None,
         };
         self.router.handle_command(now, Command::Reconfigure(Box::new(self.config.router.clone())));
@@ -157,20 +158,24 @@ impl Instance {
         if !self.is_addressed(received) {
             return;
         }
-        match self.try_receive(received, outside, now) {
-            Ok(()) => self.accepted = Some((received.source, now)),
-            Err(reason) if self.is_copy_for_others(reason, received.source, now) => {}
-            Err(reason) => outside.discarded(self.id(), reason, received.source, now),
+        if let Err(reason) = self.try_receive(received, outside, now)
+            && !self.may_be_copy(reason, received.source, now)
+        {
+            outside.discarded(self.id(), reason, received.source, now);
         }
     }
 
-    /// Returns whether the sender, which is heard, repeats its advertisements for routers that have another password or
-    /// key already: nothing to report.
-    fn is_copy_for_others(&self, reason: Discard, source: IpAddr, now: Instant) -> bool {
-        let is_heard = self.accepted.is_some_and(|(from, at)| {
-            from == source && now.saturating_duration_since(at) <= self.router.down_interval()
-        });
-        is_heard && matches!(reason, Discard::Password | Discard::UnknownKey)
+    /// Returns whether the sender may repeat its advertisements for routers that have another password or key already:
+    /// that is to be reported only if no other copy is accepted for Active_Down_Interval.
+    fn may_be_copy(&mut self, reason: Discard, source: IpAddr, now: Instant) -> bool {
+        if !matches!(reason, Discard::Password | Discard::UnknownKey) {
+            return false;
+        }
+        if self.refused_since.len() >= MAX_REFUSED && !self.refused_since.contains_key(&source) {
+            self.refused_since.clear();
+        }
+        let since = *self.refused_since.entry(source).or_insert(now);
+        now.saturating_duration_since(since) < self.router.down_interval()
     }
 
     /// Returns whether the packet is for routers like this one. A unicast packet may be for an address of another
@@ -193,67 +198,82 @@ impl Instance {
             return Err(self.router.handle_unusable(Discard::Reflected));
         }
         let pseudo = PseudoHeader::new(received.source, received.destination).ok_or(Discard::Family)?;
-        let (message, signed) = match self.open(received, outside, now)? {
-            Opened::Signed(message) => (message, true),
-            Opened::Unsigned(message) => (message, false),
-            Opened::Copy => {
-                self.router.handle_copy();
-                return Ok(());
-            }
-        };
-        // The checksum over IPv6 is the kernel's, which covers the trailer.
-        let covered = if pseudo.family() == Family::V6 { received.message } else { message };
-        let advertisement = Advertisement::decode_signed(message, covered, &pseudo, self.config.checksum)
-            .map_err(|error| self.router.handle_unusable(error))?;
+        let by_both = both_clocks(now);
+        let Opened { message, signature } = self.open(received, outside, by_both)?;
+        let advertisement =
+            Advertisement::decode_signed(message, received.message, &pseudo, self.config.checksum)
+                .map_err(|error| self.router.handle_unusable(error))?;
         self.traffic.received += 1;
         let delivery =
             if received.destination.is_multicast() { Delivery::Multicast } else { Delivery::Unicast };
-        let meta = RxMeta { source: received.source, hop_limit: received.hop_limit, delivery, signed };
-        self.router.handle_advertisement(now, &meta, &advertisement)?;
-        // A Backup follows one router; advertisements of others do not show that it is alive.
-        let beside =
-            self.router.state() == StateName::Backup && self.router.active_source() != Some(received.source);
-        if advertisement.family() == self.config.router.deciding_family() && !beside {
-            let priority = advertisement.priority;
-            self.heard = Some(ActivePeer { source: received.source, priority, heard: now });
+        let signed = signature.is_some();
+        let (source, hop_limit) = (received.source, received.hop_limit);
+        let meta = RxMeta { source, hop_limit, delivery, signed };
+        if signature.is_some_and(|signature| signature.is_copy) {
+            self.router.handle_copy();
+        } else {
+            self.router.handle_advertisement(now, &meta, &advertisement)?;
+            self.accepted(&advertisement, source, now);
+        }
+        if let (Some(authenticator), Some(signature)) = (&mut self.authenticator, &signature) {
+            authenticator.accept(by_both, signature);
         }
         Ok(())
     }
 
-    /// Verifies the signature, as far as this router demands one.
+    fn accepted(&mut self, advertisement: &Advertisement, source: IpAddr, now: Instant) {
+        self.refused_since.remove(&source);
+        // A Backup follows one router; advertisements of others do not show that it is alive.
+        let beside = self.router.state() == StateName::Backup && self.router.active_source() != Some(source);
+        if advertisement.family() == self.config.router.deciding_family() && !beside {
+            self.heard = Some(ActivePeer { source, priority: advertisement.priority, heard: now });
+        }
+    }
+
+    /// Verifies the signature, as far as this router demands one. A packet from this router's own address is discarded
+    /// whatever its signature is, and must not count as signed by this router before.
     fn open<'a>(
         &mut self,
         received: &Received<'a>,
         outside: &mut Outside,
-        now: Instant,
+        now: Now,
     ) -> Result<Opened<'a>, Discard> {
         let (payload, source) = (received.message, received.source);
-        let Some(authenticator) = &mut self.authenticator else {
-            return match hmac::split(payload, source) {
-                Some(_) => Err(self.router.handle_unusable(Discard::UnexpectedSignature)),
-                None => Ok(Opened::Unsigned(payload)),
-            };
-        };
-        authenticator.open(at(now), source, payload).map_err(|error| {
-            if let VerifyError::Stale { by, direction } = error {
-                outside.warning(self.config.id, Warning::ClockDiffers { source, by, direction }, now);
-            }
-            self.router.handle_unusable(error)
-        })
+        let split = hmac::split(payload, source).map(|(message, _)| message);
+        let is_own = self.source(Family::of(source)) == Some(source);
+        match (&self.authenticator, split) {
+            (None, Some(_)) => Err(self.router.handle_unusable(Discard::UnexpectedSignature)),
+            (None, None) => Ok(Opened { message: payload, signature: None }),
+            (Some(_), Some(message)) if is_own => Ok(Opened { message, signature: None }),
+            (Some(authenticator), _) => authenticator.open(now, source, payload).map_err(|error| {
+                if let VerifyError::Stale { by, direction } = error {
+                    let warning = Warning::ClockDiffers { source, by, direction };
+                    outside.warning(self.config.id, warning, now.instant);
+                }
+                self.router.handle_unusable(error)
+            }),
+        }
     }
 
-    /// The signature for the next advertisement, if it is signed.
-    fn next_signature(&mut self, outside: &mut Outside, now: Instant) -> Option<Signature> {
-        let authenticator = self.authenticator.as_mut().filter(|found| found.config().signs())?;
-        let now_by_both = at(now);
-        let by = authenticator.clock_step(now_by_both);
-        if by >= CLOCK_STEP {
-            outside.warning(self.config.id, Warning::ClockStepped { by }, now);
+    /// The trailers for an advertisement, none if it is not signed.
+    fn sign(
+        &mut self,
+        advertisement: &Advertisement,
+        source: IpAddr,
+        outside: &mut Outside,
+        now: Instant,
+    ) -> Vec<[u8; hmac::TRAILER_LEN]> {
+        let Some(authenticator) = self.authenticator.as_mut() else { return Vec::new() };
+        let now = both_clocks(now);
+        let by = authenticator.clock_step(now);
+        if by > authenticator.config().window && authenticator.config().anti_replay == AntiReplay::Time {
+            outside.warning(self.config.id, Warning::ClockStepped { by }, now.instant);
         }
-        Some(Signature {
-            sequence: authenticator.next_sequence(now_by_both),
-            keys: authenticator.config().clone(),
-        })
+        // The digest does not cover the checksum, so any destination will do.
+        let pseudo = PseudoHeader::new(source, Family::of(source).multicast());
+        let mut message = Vec::new();
+        pseudo.iter().for_each(|pseudo| advertisement.encode(pseudo, &mut message));
+        authenticator.sign(now, source, &message)
     }
 
     /// Gives an announcement to the router, if it is by another node and for one of its addresses.
@@ -304,10 +324,9 @@ impl Instance {
             return;
         };
         let mut sent = false;
-        let signature = self.next_signature(outside, now);
+        let trailers = self.sign(advertisement, source, outside, now);
         for destination in self.destinations(family) {
-            let addresses = (source, destination);
-            if outside.advertise(link, advertisement, signature.as_ref(), addresses, now).is_ok() {
+            if outside.advertise(link, advertisement, &trailers, (source, destination), now).is_ok() {
                 self.traffic.sent += 1;
                 sent = true;
             } else {
@@ -414,7 +433,7 @@ impl Instance {
 }
 
 /// The time by both clocks. A wall clock before 1970 counts as 1970.
-fn at(instant: Instant) -> Now {
+fn both_clocks(instant: Instant) -> Now {
     Now { instant, wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
 }
 

@@ -10,17 +10,10 @@ use super::limiter::Limiter;
 use super::link::Link;
 use super::{InstanceId, RunnerEvent, SocketOperation, VipKeeper, link_layer, socket};
 use crate::announce::{gratuitous_arp, unsolicited_na};
-use crate::hmac::{self, HmacConfig, Sequence};
+use crate::hmac;
 use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{Claim, Discard, Release, Transition, Warning, Watch};
 use crate::types::{Family, MacAddr};
-
-/// The signature of one advertisement.
-pub(super) struct Signature {
-    pub(super) keys: HmacConfig,
-    /// The same for all destinations and copies.
-    pub(super) sequence: Sequence,
-}
 
 /// The interfaces, the keeper and the owner's event callback.
 pub(super) struct Outside {
@@ -44,19 +37,19 @@ impl Outside {
         Self { links: BTreeMap::new(), keeper, events, limiter: Limiter::new(), message: Vec::new() }
     }
 
-    /// Sends an advertisement from the first of the addresses to the second, once for each key of the signature; the
-    /// error has been reported.
+    /// Sends an advertisement from the first of the addresses to the second, once with each trailer; the error has
+    /// been reported.
     pub(super) fn advertise(
         &mut self,
         link: u32,
         advertisement: &Advertisement,
-        signature: Option<&Signature>,
+        trailers: &[[u8; hmac::TRAILER_LEN]],
         addresses: (IpAddr, IpAddr),
         now: Instant,
     ) -> Result<(), ()> {
         let mut message = std::mem::take(&mut self.message);
         message.clear();
-        let sent = self.try_advertise(link, advertisement, signature, addresses, &mut message);
+        let sent = self.try_advertise(link, advertisement, trailers, addresses, &mut message);
         self.message = message;
         sent.map_err(|error| self.socket_error(link, SocketOperation::Advertise, error, now))
     }
@@ -65,7 +58,7 @@ impl Outside {
         &self,
         link: u32,
         advertisement: &Advertisement,
-        signature: Option<&Signature>,
+        trailers: &[[u8; hmac::TRAILER_LEN]],
         (source, destination): (IpAddr, IpAddr),
         message: &mut Vec<u8>,
     ) -> io::Result<()> {
@@ -73,14 +66,12 @@ impl Outside {
         let fd = link.sender(Family::of(source)).ok_or(io::ErrorKind::NotConnected)?;
         let pseudo = PseudoHeader::new(source, destination).ok_or(io::ErrorKind::InvalidInput)?;
         advertisement.encode(&pseudo, message);
-        let Some(Signature { keys, sequence }) = signature else {
+        if trailers.is_empty() {
             return socket::send(fd, link.index, source, destination, message);
-        };
+        }
         let len = message.len();
-        for (id, key) in keys.keys() {
-            let trailer = hmac::sign(key, id, *sequence, source, &message[..len]);
-            message.truncate(len);
-            message.extend_from_slice(&trailer);
+        for trailer in trailers {
+            hmac::append(message, len, trailer, &pseudo);
             socket::send(fd, link.index, source, destination, message)?;
         }
         Ok(())

@@ -185,14 +185,18 @@ impl Node {
     }
 
     /// The payloads of an advertisement: one for each key, or a single unsigned one.
-    pub(crate) fn payloads(&mut self, now: Instant, source: IpAddr, message: &[u8]) -> Vec<Vec<u8>> {
+    pub(crate) fn payloads(&mut self, now: Instant, pseudo: &PseudoHeader, message: &[u8]) -> Vec<Vec<u8>> {
         let now = self.both_clocks(now);
-        let Some(authenticator) = self.authenticator.as_mut().filter(|found| found.config().signs()) else {
-            return vec![message.to_vec()];
-        };
-        let sequence = authenticator.next_sequence(now);
-        let signed = |(id, key)| [message, &hmac::sign(key, id, sequence, source, message)].concat();
-        authenticator.config().keys().map(signed).collect()
+        let authenticator = self.authenticator.as_mut();
+        let trailers =
+            authenticator.map(|found| found.sign(now, pseudo.source(), message)).unwrap_or_default();
+        let signed = trailers.iter().map(|trailer| {
+            let mut payload = message.to_vec();
+            hmac::append(&mut payload, message.len(), trailer, pseudo);
+            payload
+        });
+        let signed: Vec<_> = signed.collect();
+        if signed.is_empty() { vec![message.to_vec()] } else { signed }
     }
 
     /// Gives a frame to the router, as its runner would.
@@ -203,28 +207,38 @@ impl Node {
                     PseudoHeader::V4 { source, .. } => IpAddr::V4(*source),
                     PseudoHeader::V6 { source, .. } => IpAddr::V6(*source),
                 };
-                let now_by_both = self.both_clocks(now);
-                let opened = match &mut self.authenticator {
-                    Some(authenticator) => authenticator.open(now_by_both, source, bytes),
-                    None => Ok(Opened::Unsigned(bytes)),
+                let by_both = self.both_clocks(now);
+                let opened = match &self.authenticator {
+                    Some(authenticator) => authenticator.open(by_both, source, bytes),
+                    None => Ok(Opened { message: bytes, signature: None }),
                 };
-                let (message, signed) = match opened {
-                    Ok(Opened::Signed(message)) => (message, true),
-                    Ok(Opened::Unsigned(message)) => (message, false),
-                    Ok(Opened::Copy) => return self.router.handle_copy(),
+                let Opened { message, signature } = match opened {
+                    Ok(opened) => opened,
                     Err(error) => {
                         self.router.handle_unusable(error);
                         return;
                     }
                 };
-                let meta = RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast, signed };
-                match Advertisement::decode(message, pseudo, ChecksumPolicy::Strict) {
-                    Ok(advertisement) => {
-                        let _ = self.router.handle_advertisement(now, &meta, &advertisement);
-                    }
+                let decoded = Advertisement::decode_signed(message, bytes, pseudo, ChecksumPolicy::Strict);
+                let advertisement = match decoded {
+                    Ok(advertisement) => advertisement,
                     Err(error) => {
                         self.router.handle_unusable(error);
+                        return;
                     }
+                };
+                let signed = signature.is_some();
+                let meta = RxMeta { source, hop_limit: 255, delivery: Delivery::Multicast, signed };
+                let accepted = if signature.is_some_and(|signature| signature.is_copy) {
+                    self.router.handle_copy();
+                    true
+                } else {
+                    self.router.handle_advertisement(now, &meta, &advertisement).is_ok()
+                };
+                if let (true, Some(authenticator), Some(signature)) =
+                    (accepted, &mut self.authenticator, &signature)
+                {
+                    authenticator.accept(by_both, signature);
                 }
             }
             Frame::Announcement { ip } if self.watching => {

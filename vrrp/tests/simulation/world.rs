@@ -351,7 +351,7 @@ impl World {
                 let pseudo = PseudoHeader::new(source, advertisement.family().multicast()).unwrap();
                 let mut bytes = Vec::new();
                 advertisement.encode(&pseudo, &mut bytes);
-                for bytes in self.nodes[node].payloads(self.now, source, &bytes) {
+                for bytes in self.nodes[node].payloads(self.now, &pseudo, &bytes) {
                     self.broadcast(node, &Frame::Advertisement { bytes, pseudo });
                 }
             }

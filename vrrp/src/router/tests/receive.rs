@@ -372,7 +372,7 @@ fn every_failed_verification_has_a_reason_of_its_own() {
     let mut bench = Bench::active(config());
     let errors = [
         (VerifyError::Unsigned, Discard::Unsigned),
-        (VerifyError::Kind, Discard::SignatureType),
+        (VerifyError::SignatureType, Discard::SignatureType),
         (VerifyError::UnknownKey(7), Discard::UnknownKey),
         (VerifyError::Digest, Discard::Digest),
         (VerifyError::Replayed, Discard::Replayed),
