@@ -380,7 +380,7 @@ fn secret_value(line: &str) -> Option<usize> {
         let before = &line[start..colon];
         let key = before.trim_end_matches(|c: char| !c.is_alphanumeric());
         let key = key.rsplit(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').next().unwrap_or(key);
-        if names_secret(before) || is_secret(key) {
+        if names_secret(before) || is_secret(key) || key.eq_ignore_ascii_case("keys") {
             return Some(colon + 1);
         }
         start = colon + 1;

@@ -16,6 +16,18 @@ pub(crate) fn is_secret(key: &str) -> bool {
     key.eq_ignore_ascii_case(KEY) || names_secret(key) || (resembles(key) && closest(key, &SECRETS).is_some())
 }
 
+/// Returns whether a name is `authHMAC`, or likely a misspelt one.
+pub(crate) fn holds_keys(name: &str) -> bool {
+    const NAME: &str = "authHMAC";
+    name.len().abs_diff(NAME.len()) <= 2 && closest(name, &[NAME]).is_some()
+}
+
+/// Returns whether a text below `authHMAC` may be a key or a part of one: all other values there are shorter.
+pub(crate) fn may_be_key(text: &str) -> bool {
+    const LONGEST_WORD: usize = 12;
+    text.len() > LONGEST_WORD
+}
+
 /// Returns whether the text holds the name of a password, as `oldPassword` does.
 pub(crate) fn names_secret(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
@@ -65,6 +77,17 @@ mod tests {
         for key in ["", "path", "address", "preempt", "port", "authentication", "f59999", &"s".repeat(1000)] {
             assert!(!is_secret(key), "{key}");
         }
+    }
+
+    #[test]
+    fn keys_are_found_under_misspelt_names() {
+        for name in ["authHMAC", "authhmac", "authHMCA", "authHmac", "authHMACs"] {
+            assert!(holds_keys(name), "{name}");
+        }
+        for name in ["auth", "authPass", "name", ""] {
+            assert!(!holds_keys(name), "{name}");
+        }
+        assert!(may_be_key(&"k".repeat(32)) && !may_be_key("receiveOnly") && !may_be_key("monotonic"));
     }
 
     #[test]

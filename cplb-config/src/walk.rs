@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::diagnostic::{Diagnostic, Location, Severity, gathered};
-use crate::secret::{is_secret, public_part};
+use crate::secret::{holds_keys, is_secret, public_part};
 use crate::suggest::closest;
 use crate::yaml::{Child, Entry, Resolved, Scalar, Span, Value, go_text, is_octal, resolve};
 
@@ -325,7 +325,8 @@ impl<'a> Field<'a> {
 
     pub(crate) fn items(&self) -> Option<Vec<Field<'a>>> {
         let Value::Sequence(items) = &self.child.node.value else {
-            match self.child.text().filter(|text| !text.is_empty() && text.len() < 60) {
+            let shown = self.child.text().filter(|text| !text.is_empty() && text.len() < 60);
+            match shown.filter(|_| !self.path.split('.').any(holds_keys)) {
                 Some(text) => {
                     let finding = Finding::new(
                         "wrong-type",
@@ -356,10 +357,11 @@ impl<'a> Field<'a> {
         };
         if text != scalar.text {
             let kind = if matches!(resolved, Resolved::Bool(_)) { "boolean" } else { "number" };
-            let secret = is_secret(self.path.rsplit('.').next().unwrap_or_default());
-            let message = if secret {
+            let name = self.path.rsplit('.').next().unwrap_or_default();
+            let message = if is_secret(name) {
+                let used = if name == "key" { "key" } else { "password" };
                 format!(
-                    "without quotes this is a {kind}, which YAML 1.1 and k0s write differently: another password is used"
+                    "without quotes this is a {kind}, which YAML 1.1 and k0s write differently: another {used} is used"
                 )
             } else {
                 format!("without quotes this is the {kind} `{text}` to YAML 1.1 and k0s, and is used as such")

@@ -183,12 +183,7 @@ impl Authenticator {
     /// # Errors
     ///
     /// The payload is not to be used.
-    pub fn open<'a>(
-        &self,
-        now: Now,
-        source: IpAddr,
-        payload: &'a [u8],
-    ) -> Result<Opened<'a>, VerifyError> {
+    pub fn open<'a>(&self, now: Now, source: IpAddr, payload: &'a [u8]) -> Result<Opened<'a>, VerifyError> {
         let Some((message, trailer)) = split(payload, source) else {
             return match self.config.mode {
                 Mode::Enforce => Err(VerifyError::Unsigned),
@@ -201,9 +196,9 @@ impl Authenticator {
         let key = self.config.key(id).ok_or(VerifyError::UnknownKey(id))?;
         // The cheap checks come first, so that a flood of old messages costs no digest.
         let fits = self.check_time(now, source, sequence)?;
-        let order = self.senders.order(now.instant, source, sequence, id, |latest, silence| {
-            self.is_over(now, latest, silence)
-        });
+        let order = self
+            .senders
+            .order(now.instant, source, sequence, id, |latest, silence| self.is_over(now, latest, silence));
         if order == Order::Replayed {
             return Err(VerifyError::Replayed);
         }
@@ -251,7 +246,8 @@ impl Authenticator {
         match self.config.anti_replay {
             AntiReplay::Monotonic => silence > window,
             AntiReplay::Time => {
-                let clocks = [Some(self.clock.read(now)), Some(now.wall), self.senders.group_time(now.instant)];
+                let clocks =
+                    [Some(self.clock.read(now)), Some(now.wall), self.senders.group_time(now.instant)];
                 let outside = |clock: Duration| clock.abs_diff(latest.time()) > window;
                 silence > 2 * window && clocks.into_iter().flatten().all(outside)
             }

@@ -78,7 +78,8 @@ impl Senders {
             return;
         }
         if self.latest.len() >= MAX && !self.latest.contains_key(&source) {
-            let oldest = self.latest.iter().min_by_key(|(_, accepted)| accepted.at).map(|(source, _)| *source);
+            let oldest =
+                self.latest.iter().min_by_key(|(_, accepted)| accepted.at).map(|(source, _)| *source);
             oldest.map(|source| self.latest.remove(&source));
         }
         self.latest.insert(source, Accepted { sequence, keys: vec![key], at: now });

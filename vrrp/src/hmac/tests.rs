@@ -140,7 +140,10 @@ fn step_of_the_senders_clock_is_spread_over_twice_its_length() {
             let advanced = next.time() - last.time();
             assert!(advanced >= Duration::from_millis(499) && advanced <= Duration::from_millis(1501));
             let left = step.saturating_sub(elapsed / 2);
-            assert!(authenticator.clock_step(now).abs_diff(left) < Duration::from_millis(1), "after {second} s");
+            assert!(
+                authenticator.clock_step(now).abs_diff(left) < Duration::from_millis(1),
+                "after {second} s"
+            );
             last = next;
         }
     }
@@ -380,12 +383,10 @@ fn neighbouring_steps_of_a_rotation_hear_each_other_once() {
         let (sender, receiver) = (STEPS[sender], STEPS[receiver]);
         let mut authenticator = Authenticator::new(config(receiver.0, receiver.1), time.start());
         let copies = signed(&config(sender.0, sender.1), Sequence::at(SIGNED));
-        let heard: Vec<_> =
-            copies.iter().map(|copy| hear(&mut authenticator, time.start(), copy)).collect();
+        let heard: Vec<_> = copies.iter().map(|copy| hear(&mut authenticator, time.start(), copy)).collect();
         assert_eq!(heard.iter().filter(|heard| **heard == Ok(true)).count(), 1, "{sender:?} to {receiver:?}");
-        let harmless = |heard: &Result<bool, VerifyError>| {
-            matches!(heard, Ok(_) | Err(VerifyError::UnknownKey(_)))
-        };
+        let harmless =
+            |heard: &Result<bool, VerifyError>| matches!(heard, Ok(_) | Err(VerifyError::UnknownKey(_)));
         assert!(heard.iter().all(harmless), "{heard:?}");
         for copy in &copies {
             assert!(hear(&mut authenticator, time.start(), copy).is_err(), "a copy counts once, too");

@@ -302,8 +302,8 @@ pub enum Warning {
         /// Its direction.
         direction: Direction,
     },
-    /// This node's wall clock was set since the router was started. Its signatures keep their former time until another
-    /// router's show that they should follow.
+    /// This node's wall clock was set since the router was started, by more than the window. The time of its signatures
+    /// follows it slowly.
     ClockStepped {
         /// The difference.
         by: Duration,

@@ -140,9 +140,7 @@ fn contention(id: InstanceId, warning: &Warning) -> Option<(Cause, String)> {
         ),
         Warning::ClockStepped { .. } => (
             rival("clock_step"),
-            format!(
-                "virtual router {id}: {warning} since cplb was started; its signatures keep the former time"
-            ),
+            format!("virtual router {id}: {warning} since cplb was started; its signatures follow it slowly"),
         ),
         Warning::Conflict { .. } => (rival("conflict"), format!("virtual router {id}: {warning}")),
         _ => return None,
