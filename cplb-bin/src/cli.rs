@@ -77,6 +77,9 @@ pub(crate) struct RunArgs {
     /// The directory for the records of what the daemon owns, by which a restart cleans up after a crash
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "CPLB_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
+    /// The name of this node in the status of the other controllers; by default the host name
+    #[arg(long, value_name = "NAME", env = "CPLB_NODE_NAME")]
+    pub(crate) node_name: Option<String>,
     /// The format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "CPLB_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
@@ -100,7 +103,7 @@ pub(crate) struct CheckArgs {
     /// The document to print
     #[arg(long, value_name = "DOCUMENT", default_value = "effective")]
     pub(crate) print: Print,
-    /// Print authPass in clear text instead of a placeholder
+    /// Print passwords and keys in clear text instead of a placeholder
     #[arg(long)]
     pub(crate) show_secrets: bool,
 }

@@ -3,6 +3,7 @@
 //! A producer sends its own events through an [`EventSender`](super::sender::EventSender) and does not import this type.
 
 use super::backends::{Discovered, Resolved};
+use super::group::GroupEvent;
 use super::ipvs::{ProbeReport, ReconcilerReport};
 use super::prepare::Reading;
 use super::reload::Staging;
@@ -30,6 +31,8 @@ pub(crate) enum Event {
     Reload(ReloadEvent),
     /// The state directory was probed.
     StateDir(Probed),
+    /// A change of what is known of another controller.
+    Group(GroupEvent),
 }
 
 /// An event about the addresses of backends.
@@ -75,4 +78,5 @@ events! {
     Reading => |event| Self::Reload(ReloadEvent::Read(event)),
     Staging => |event| Self::Reload(ReloadEvent::Staged(event)),
     Probed => Self::StateDir,
+    GroupEvent => Self::Group,
 }

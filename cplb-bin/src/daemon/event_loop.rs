@@ -42,6 +42,7 @@ impl Daemon {
                 _ = evidence.tick() => {
                     self.check_threads()?;
                     self.gather_evidence();
+                    self.update_group();
                 }
                 _ = maintenance.tick() => self.maintain(),
                 stream = self.socket.accept() => {
@@ -81,6 +82,7 @@ impl Daemon {
             Event::Table(change) => self.on_table(change),
             Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
             Event::Reload(ReloadEvent::Staged(staging)) => self.on_staged(staging),
+            Event::Group(event) => self.on_group(event),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 11] = [
+const SHELLS: [&str; 12] = [
     "event_loop",
     "handlers",
     "serving_rounds",
@@ -16,6 +16,7 @@ const SHELLS: [&str; 11] = [
     "wiring",
     "event",
     "event_log",
+    "group_report",
     "desired",
 ];
 /// Modules that every subsystem may import.

@@ -8,6 +8,8 @@ mod desired;
 mod event;
 mod event_log;
 mod event_loop;
+mod group;
+mod group_report;
 mod handlers;
 mod host_lock;
 mod ids;
@@ -52,6 +54,7 @@ use crate::status::server::{BindError, StatusSocket};
 use backends::{Answers, Backends};
 use desired::Desired;
 use event::Event;
+use group::{Contention, GroupChannels};
 use host_lock::HostLock;
 use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
@@ -98,6 +101,12 @@ struct Daemon {
     host_lock: HostLock,
     state_dir: state_dir::Watch,
     mismatches: Mismatches,
+    /// The channels to the other controllers.
+    group: GroupChannels,
+    node_name: String,
+    /// The start by the wall clock, in seconds since 1970-01-01 00:00 UTC.
+    started_at: u64,
+    contention: Contention,
 }
 
 /// Runs until a signal ends it.
@@ -169,6 +178,7 @@ impl Daemon {
             }
         }
         let now = Instant::now();
+        let node_name = group_report::node_name(args.node_name.as_deref());
         Ok(Self {
             ipvs,
             args,
@@ -190,6 +200,10 @@ impl Daemon {
             host_lock,
             state_dir: state_dir::Watch::new(EventSender::new(&channel), now),
             mismatches: Mismatches::default(),
+            group: GroupChannels::new(EventSender::new(&channel)),
+            node_name,
+            started_at: group_report::started_at(),
+            contention: Contention::default(),
             channel,
         })
     }
@@ -203,6 +217,7 @@ impl Daemon {
 
     /// Stops all parts and removes their objects from the system, at the end or after a failed start.
     async fn take_down(&mut self) {
+        self.group.set(BTreeMap::new());
         if let Some(election) = self.election.take() {
             election.end().await;
         }

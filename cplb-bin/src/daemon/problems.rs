@@ -72,6 +72,10 @@ pub(crate) enum Cause {
     OtherGroup(u32),
     /// A router that is no known controller advertises an instance's addresses.
     Stranger(u32),
+    /// Another controller reports that it holds an instance's addresses, too.
+    Holder(u32),
+    /// The group channel on this interface does not work.
+    Channel(String),
     /// Another router contends for an instance's addresses, in this respect.
     Rival(u32, &'static str),
     /// Advertisements for an instance's addresses are discarded, for this reason.
@@ -100,6 +104,7 @@ impl Cause {
             | Self::Mismatch(id)
             | Self::OtherGroup(id)
             | Self::Stranger(id)
+            | Self::Holder(id)
             | Self::Rival(id, _)
             | Self::Discarded(id, _)
             | Self::ReversePath(id)
@@ -112,6 +117,7 @@ impl Cause {
             Self::Keeper(id) => *id,
             Self::Exhausted(_)
             | Self::Limited(..)
+            | Self::Channel(_)
             | Self::Unobserved
             | Self::Overrun
             | Self::RealTime

@@ -7,16 +7,19 @@ use std::time::Instant;
 
 use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
+use vrrp::channel::InstanceReport;
+use vrrp::router::StateName;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
-    ActiveRouter, AddressCopy, Backend, Delivery, Discovery, Instance, Interface, Kernel, SCHEMA, Service,
-    Status, Transition,
+    ActiveRouter, AddressCopy, Backend, Channel, Delivery, Discovery, Instance, Interface, Kernel, Peer,
+    PeerInstance, SCHEMA, Service, Status, Transition,
 };
 
 use crate::discovery::State;
 
 use super::backends::ClusterState;
+use super::group::{Board, PeerState};
 use super::ids::{group_of, instance_of};
 use super::table::{Delivered, Reason};
 use super::vip::Election;
@@ -54,6 +57,8 @@ impl Daemon {
             real_time,
             instances,
             kernel,
+            peers: self.group.peers().iter().map(peer).collect(),
+            channels: self.group.boards().iter().map(channel).collect(),
             interfaces,
             services: self.services(),
             discovery: self.backends.clusters.known().map(|known| discovery(&known)).collect(),
@@ -182,6 +187,46 @@ fn unowned(instance: &Instance) -> Option<String> {
         _ => None,
     }
 }
+
+fn peer(found: &PeerState) -> Peer {
+    let report = &found.report;
+    Peer {
+        address: found.address.to_string(),
+        node: report.node.clone(),
+        version: report.version.clone(),
+        authenticated: found.authenticated,
+        heard_seconds_ago: age(found.heard),
+        clock_ahead_seconds: found.clock_ahead as f64 / 1000.0,
+        serving: report.serving.as_ref().map(Result::is_ok),
+        reason: report.serving.clone().and_then(Result::err).filter(|reason| !reason.is_empty()),
+        degraded: report.degraded.clone(),
+        degraded_unlisted: report.unlisted,
+        instances: report.instances.iter().map(peer_instance).collect(),
+    }
+}
+
+fn peer_instance(found: &InstanceReport) -> PeerInstance {
+    PeerInstance {
+        virtual_router_id: found.vrid,
+        state: found.state.map_or("unknown", StateName::as_str).to_owned(),
+        advertised_priority: found.priority,
+        claim_seconds: f64::from(found.claim) / 1000.0,
+    }
+}
+
+fn channel((interface, board): &(String, Board)) -> Channel {
+    let discarded = board.discarded.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count));
+    let strangers = (board.strangers > 0).then(|| (STRANGER.to_owned(), board.strangers));
+    Channel {
+        interface: interface.clone(),
+        messages_sent: board.sent,
+        messages_received: board.received,
+        discarded: discarded.chain(strangers).collect(),
+    }
+}
+
+/// The reason for which datagrams of hosts that are no known controllers are not used, where there are no keys.
+const STRANGER: &str = "stranger";
 
 fn kernel_counters(counters: &netlink_vip::Counters) -> Kernel {
     Kernel {

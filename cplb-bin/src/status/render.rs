@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::schema::{
-    Backend, Discovery, ExcludedServer, Instance, Interface, Ipvs, Service, Status, VirtualServer,
+    Backend, Discovery, ExcludedServer, Instance, Interface, Ipvs, Peer, Service, Status, VirtualServer,
 };
 
 /// The whole status as a few aligned lines.
@@ -33,6 +33,7 @@ pub(crate) fn table(status: &Status) -> String {
     for instance in &status.instances {
         render_instance(&mut out, instance);
     }
+    render_peers(&mut out, &status.peers);
     if let Some(kernel) = status.kernel.as_ref().filter(|kernel| kernel.overruns > 0) {
         let times = kernel.overruns;
         let _ =
@@ -94,6 +95,32 @@ fn render_instance(out: &mut String, instance: &Instance) {
     for transition in instance.transitions.iter().take(3) {
         let (from, to, reason) = (&transition.from, &transition.to, &transition.reason);
         let _ = writeln!(out, "  {} ago: {from} → {to}: {reason}", age(transition.seconds_ago));
+    }
+}
+
+/// One line for each of the other controllers, and one for each of their problems.
+fn render_peers(out: &mut String, peers: &[Peer]) {
+    if peers.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\nother controllers");
+    for peer in peers {
+        let serving = match (peer.serving, &peer.reason) {
+            (Some(true), _) => "serving".to_owned(),
+            (Some(false), Some(reason)) => format!("NOT SERVING: {reason}"),
+            _ => "not yet known whether it serves".to_owned(),
+        };
+        let instances = peer.instances.iter().map(|it| format!("{} {}", it.virtual_router_id, it.state));
+        let instances = instances.collect::<Vec<_>>().join(", ");
+        let Peer { node, address, version, .. } = peer;
+        let _ =
+            writeln!(out, "  {node} ({address}), cplb {version}, {serving}; virtual routers: {instances}");
+        for problem in &peer.degraded {
+            let _ = writeln!(out, "    degraded: {problem}");
+        }
+        if peer.degraded_unlisted > 0 {
+            let _ = writeln!(out, "    degraded: {} more", peer.degraded_unlisted);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! seconds; moments are ages in seconds. All ages but those of transitions are counted by a monotonic clock, so that
 //! a step of the wall clock cannot falsify them. Counts are totals since the start of the daemon.
 
+mod group;
 mod instance;
 mod ipvs;
 mod service;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use group::{Channel, Peer, PeerInstance};
 pub(crate) use instance::{ActiveRouter, AddressCopy, Instance, Transition};
 pub(crate) use ipvs::{ExcludedServer, Ipvs, RealServer, VirtualServer};
 pub(crate) use service::{Backend, Delivery, Service};
@@ -42,6 +44,12 @@ pub(crate) struct Status {
     /// Counters of the netlink connection; absent without an instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kernel: Option<Kernel>,
+    /// The other controllers that report themselves, by address.
+    #[serde(default)]
+    pub(crate) peers: Vec<Peer>,
+    /// The channels by which they do.
+    #[serde(default)]
+    pub(crate) channels: Vec<Channel>,
     /// The interfaces that advertisements are received on.
     #[serde(default)]
     pub(crate) interfaces: Vec<Interface>,

@@ -10,6 +10,7 @@ mod discovery;
 mod election;
 mod faults;
 mod footprint;
+mod group;
 mod guest_bad_network;
 mod guest_ipvs;
 mod handover;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         ("system", system::tests()),
         ("discovery", discovery::tests()),
         ("strangers", strangers::tests()),
+        ("group", group::tests()),
         ("sessions", sessions::tests()),
         ("packets", packets::tests()),
         ("addresses", addresses::tests()),

@@ -32,6 +32,8 @@
 mod message;
 mod peer;
 mod report;
+#[cfg(feature = "runner")]
+mod socket;
 mod wire;
 
 #[cfg(test)]
@@ -43,6 +45,8 @@ use std::time::{Duration, Instant};
 
 pub use message::{Answer, Outcome, Request};
 pub use report::{InstanceReport, Report, TransitionReport};
+#[cfg(feature = "runner")]
+pub use socket::ChannelSocket;
 pub use wire::{MAX_DATAGRAM, MessageError, PORT};
 
 use self::message::{Body, Message};

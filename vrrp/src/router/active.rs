@@ -8,7 +8,7 @@ use super::announcer::{Announcer, Round};
 use super::backup::Backup;
 use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
-use super::handover::{Listening, Resigning, Yielding};
+use super::handover::{After, Listening, Resigning, Yielding};
 use super::output::{Output, Reason, Release, StateName, Warning, Watch};
 use super::standing::Standing;
 use super::timers::TimerName;
@@ -198,7 +198,12 @@ impl Active {
     }
 
     pub(super) fn resign(self, core: &mut Core, now: Instant) -> State {
-        Resigning::enter(core, now)
+        Resigning::enter(core, now, After::Stop)
+    }
+
+    /// The addresses are to move, and this router stays.
+    pub(super) fn hand_over(self, core: &mut Core, now: Instant) -> State {
+        Resigning::enter(core, now, After::Wait)
     }
 
     /// RFC 9568 §6.4.3: become Backup and learn the interval.

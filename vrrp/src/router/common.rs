@@ -62,6 +62,10 @@ pub(super) struct Core {
     pub(super) believed: Option<IpAddr>,
     pub(super) serving: Serving,
     pub(super) hold: Option<Hold>,
+    /// The Active that resigned last, and the time until which its advertisements count as sent before.
+    pub(super) resigned: Option<(IpAddr, Instant)>,
+    /// The Active hands over to this router if it resigns before.
+    pub(super) succeeds_until: Option<Instant>,
     pub(super) timers: Timers,
     pub(super) counters: Counters,
     pub(super) outputs: VecDeque<Output>,
@@ -83,6 +87,8 @@ impl Core {
             believed: None,
             serving: Serving::default(),
             hold: None,
+            resigned: None,
+            succeeds_until: None,
             timers: Timers::default(),
             counters: Counters::default(),
             outputs: VecDeque::new(),
@@ -188,6 +194,12 @@ impl Core {
             let copies = if copies.is_empty() { vec![advertisement] } else { copies };
             self.outputs.extend(copies.into_iter().map(Output::Advertise));
         }
+    }
+
+    /// Returns whether an advertisement was overtaken by its sender's resignation.
+    pub(super) fn was_sent_before_resignation(&self, now: Instant, heard: &Heard) -> bool {
+        heard.priority != WirePriority::RESIGN
+            && self.resigned.is_some_and(|(source, until)| source == heard.source && now < until)
     }
 
     pub(super) fn claim(&mut self, valid_until: Instant) {

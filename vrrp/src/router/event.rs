@@ -68,6 +68,15 @@ pub enum Command {
     Controllers(BTreeSet<IpAddr>),
     /// Hand the addresses over and stop for good.
     Resign,
+    /// Hand the addresses over and wait behind the successor, without asking for them back during the hold time. If no
+    /// router takes over within Active_Down_Interval, go on as Active. Without effect on a router that is not Active.
+    HandOver,
+    /// Take over at once if the Active resigns before this time: it hands over to this router. Without effect while this
+    /// router cannot serve.
+    Succeed {
+        /// The time from which a resignation is none for this router in particular.
+        until: Instant,
+    },
     /// Go on with another configuration.
     ///
     /// The state is kept unless the identity of the router changes: its identifier, its deciding family or the version

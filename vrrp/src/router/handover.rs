@@ -1,12 +1,11 @@
 //! The states that follow Active: listening after a long sleep, yielding to another Active, and the planned handover.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::State;
 use super::active::Active;
 use super::backup::Backup;
-use super::common::{Core, Heard};
+use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
 use super::output::{Reason, Release, StateName, Watch};
 use super::standing::Standing;
@@ -119,35 +118,74 @@ impl Yielding {
     }
 }
 
+/// The state that follows a handover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// Stopped: the router leaves the election.
+    Stop,
+    /// Backup: the router waits behind its successor.
+    Wait,
+}
+
 /// Resigned, but answers for the addresses until a successor does.
 #[derive(Debug)]
 pub(super) struct Resigning {
     until: Instant,
-    successor: Option<IpAddr>,
+    successor: Option<Heard>,
     repeats: u8,
+    after: After,
 }
 
 impl Resigning {
     /// RFC 9568 §6.4.3: an advertisement with priority 0.
-    pub(super) fn enter(core: &mut Core, now: Instant) -> State {
-        core.transition(now, StateName::Resigning, Reason::Shutdown);
+    pub(super) fn enter(core: &mut Core, now: Instant, after: After) -> State {
+        let reason = match after {
+            After::Stop => Reason::Shutdown,
+            After::Wait => Reason::HandoverRequested,
+        };
+        core.transition(now, StateName::Resigning, reason);
         let interval = core.config.interval();
         let until = now + core.config.down_interval();
         core.advertise(WirePriority::RESIGN);
         core.timers.set(TimerName::Handover, until);
         core.timers.set(TimerName::Advertise, now + interval);
-        let resigning = Self { until, successor: None, repeats: REPEATS };
+        let resigning = Self { until, successor: None, repeats: REPEATS, after };
         resigning.refresh(core, now);
         State::Resigning(resigning)
     }
 
+    /// The router leaves the election when the handover is over, whatever was wanted before.
+    pub(super) fn stop_afterwards(mut self) -> State {
+        self.after = After::Stop;
+        State::Resigning(self)
+    }
+
+    pub(super) const fn stops(&self) -> bool {
+        matches!(self.after, After::Stop)
+    }
+
     pub(super) fn claim_until(&self, core: &Core, now: Instant) -> Instant {
-        self.until.min(now + core.config.claim_span())
+        self.bound(core).min(now + core.config.claim_span())
+    }
+
+    /// The time at which this state is over, even if no timer was handled. A router that goes on as Active needs its claim
+    /// for a little longer than its wait.
+    fn bound(&self, core: &Core) -> Instant {
+        if self.goes_on() { self.until + core.config.claim_span() } else { self.until }
+    }
+
+    /// Returns whether this router goes on as Active if no other one takes over.
+    const fn goes_on(&self) -> bool {
+        matches!(self.after, After::Wait) && self.successor.is_none()
     }
 
     /// Ends a handover that is over before another event refreshes it.
     pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
-        if now >= self.until { self.timeout(core, now, TimerName::Handover) } else { State::Resigning(self) }
+        if now < self.bound(core) {
+            return State::Resigning(self);
+        }
+        let reason = self.reason();
+        self.end(core, now, reason)
     }
 
     /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have
@@ -157,7 +195,7 @@ impl Resigning {
             return State::Resigning(self);
         }
         if heard.priority != WirePriority::RESIGN && self.successor.is_none() {
-            self.successor = Some(heard.source);
+            self.successor = Some(*heard);
             self.until = self.until.min(now + SUCCESSOR_TIME);
             core.timers.set(TimerName::Handover, self.until);
             core.timers.clear(TimerName::Advertise);
@@ -166,8 +204,8 @@ impl Resigning {
     }
 
     /// Neighbours know the successor now.
-    pub(super) fn announced(core: &mut Core, now: Instant) -> State {
-        Self::end(core, now, Reason::SuccessorAnnounced)
+    pub(super) fn announced(self, core: &mut Core, now: Instant) -> State {
+        self.end(core, now, Reason::SuccessorAnnounced)
     }
 
     pub(super) fn vip(self, core: &mut Core, now: Instant, event: VipEvent) -> State {
@@ -177,19 +215,20 @@ impl Resigning {
                 core.counters.missing += 1;
                 self.refresh(core, now);
             }
-            VipEvent::LeaseLost => return Self::abort(core, now, Reason::LeaseLost),
+            VipEvent::LeaseLost => return self.abort(core, now, Reason::LeaseLost),
         }
         State::Resigning(self)
     }
 
     pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName) -> State {
         match name {
+            TimerName::Handover if self.goes_on() => {
+                // The addresses are still here, and no other router wants them.
+                return Active::enter(core, now, Reason::NoSuccessor);
+            }
             TimerName::Handover => {
-                let reason = match self.successor {
-                    Some(_) => Reason::SuccessorAdvertised,
-                    None => Reason::NoSuccessor,
-                };
-                return Self::end(core, now, reason);
+                let reason = self.reason();
+                return self.end(core, now, reason);
             }
             // The first resignation may have been lost. Not before an interval has passed, which is longer than any
             // Skew_Time: peers begin to wait anew with each.
@@ -204,27 +243,47 @@ impl Resigning {
         State::Resigning(self)
     }
 
+    const fn reason(&self) -> Reason {
+        match self.successor {
+            Some(_) => Reason::SuccessorAdvertised,
+            None => Reason::NoSuccessor,
+        }
+    }
+
     /// Gives up without waiting for a successor.
-    pub(super) fn abort(core: &mut Core, now: Instant, reason: Reason) -> State {
+    pub(super) fn abort(self, core: &mut Core, now: Instant, reason: Reason) -> State {
         core.release(Release::Lost);
-        Self::stop(core, now, reason)
+        self.leave(core, now, reason)
     }
 
-    fn end(core: &mut Core, now: Instant, reason: Reason) -> State {
+    /// Ends the handover.
+    pub(super) fn end(self, core: &mut Core, now: Instant, reason: Reason) -> State {
         core.release(Release::Planned);
-        Self::stop(core, now, reason)
+        self.leave(core, now, reason)
     }
 
-    fn stop(core: &mut Core, now: Instant, reason: Reason) -> State {
-        core.transition(now, StateName::Stopped, reason);
-        State::Stopped
+    fn leave(self, core: &mut Core, now: Instant, reason: Reason) -> State {
+        match self.after {
+            After::Stop => {
+                core.transition(now, StateName::Stopped, reason);
+                State::Stopped
+            }
+            After::Wait if core.own().is_none() => {
+                core.transition(now, StateName::Init, reason);
+                State::Init
+            }
+            After::Wait => {
+                core.hold(now, Hold::Patient);
+                Backup::enter(core, now, reason, self.successor.as_ref())
+            }
+        }
     }
 
     /// Renews the claim, which no advertisement does in this state.
     fn refresh(&self, core: &mut Core, now: Instant) {
         core.claim(self.claim_until(core, now));
         let next = now + core.config.lease / 4;
-        if next < self.until {
+        if next < self.bound(core) {
             core.timers.set(TimerName::Refresh, next);
         }
     }

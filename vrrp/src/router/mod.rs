@@ -92,7 +92,7 @@ impl VirtualRouter {
                 core.reason = down;
                 State::Init
             }
-            State::Resigning(_) if !up => Resigning::abort(core, now, down),
+            State::Resigning(resigning) if !up => resigning.abort(core, now, down),
             state if !up => {
                 // Without a source address the link still carries the packets that reset sessions.
                 let release = if down == Reason::InterfaceDown { Release::Lost } else { Release::Planned };
@@ -141,7 +141,7 @@ impl VirtualRouter {
                 return Err(reason);
             }
         };
-        if self.is_ignored(&heard) {
+        if self.is_ignored(&heard) || self.core.was_sent_before_resignation(now, &heard) {
             return Ok(());
         }
         self.step(|state, core| match state {
@@ -176,7 +176,7 @@ impl VirtualRouter {
         };
         self.step(|state, core| match state {
             State::Active(active) if ours => active.announced(core, now, announcement),
-            State::Resigning(_) if ours => Resigning::announced(core, now),
+            State::Resigning(resigning) if ours => resigning.announced(core, now),
             State::Yielding(yielding) if ours => yielding.end(core, now),
             state => state,
         });
@@ -201,6 +201,11 @@ impl VirtualRouter {
             Command::Serving { .. } | Command::NotServing => self.not_serving(now),
             Command::Controllers(controllers) => self.core.controllers = controllers,
             Command::Resign => self.resign(now),
+            Command::HandOver => self.step(|state, core| match state {
+                State::Active(active) => active.hand_over(core, now),
+                state => state,
+            }),
+            Command::Succeed { until } => self.core.succeeds_until = Some(until),
             Command::Reconfigure(config) => self.reconfigure(now, *config),
         }
     }
@@ -387,7 +392,8 @@ impl VirtualRouter {
     fn resign(&mut self, now: Instant) {
         self.step(|state, core| match state {
             State::Active(active) => active.resign(core, now),
-            state @ (State::Resigning(_) | State::Stopped) => state,
+            State::Resigning(resigning) => resigning.stop_afterwards(),
+            State::Stopped => State::Stopped,
             state @ (State::Init | State::Backup(_) | State::Listening(_) | State::Yielding(_)) => {
                 Self::give_up(&state, core, Release::Planned);
                 core.transition(now, StateName::Stopped, Reason::Shutdown);
@@ -402,6 +408,13 @@ impl VirtualRouter {
         let identity =
             |config: &RouterConfig| (config.vrid, config.deciding_family(), config.deciding_version());
         let same = identity(&config) == identity(&self.core.config);
+        // A handover that only moves the addresses ends here, so that the router goes on with the new configuration.
+        self.step(|state, core| match state {
+            State::Resigning(resigning) if !resigning.stops() => {
+                resigning.end(core, now, Reason::Reconfigured)
+            }
+            state => state,
+        });
         if matches!(self.state, State::Resigning(_) | State::Stopped) {
             return;
         }

@@ -161,6 +161,8 @@ pub enum Reason {
     },
     /// The operator or the daemon shuts the router down.
     Shutdown,
+    /// The operator moves the addresses.
+    HandoverRequested,
     /// The successor announced the addresses.
     SuccessorAnnounced,
     /// The successor advertised a while ago.
@@ -191,6 +193,7 @@ impl Reason {
             Self::NoOtherActive => "no_other_active",
             Self::RivalHeard { .. } => "rival_heard",
             Self::Shutdown => "shutdown",
+            Self::HandoverRequested => "handover_requested",
             Self::SuccessorAnnounced => "successor_announced",
             Self::SuccessorAdvertised => "successor_advertised",
             Self::NoSuccessor => "no_successor",
@@ -222,6 +225,7 @@ impl fmt::Display for Reason {
             Self::NoOtherActive => f.write_str("no other router is active"),
             Self::RivalHeard { source } => write!(f, "{source} became active meanwhile"),
             Self::Shutdown => f.write_str("administrative shutdown"),
+            Self::HandoverRequested => f.write_str("handover on request"),
             Self::SuccessorAnnounced => f.write_str("the successor announced the addresses"),
             Self::SuccessorAdvertised => f.write_str("the successor advertised"),
             Self::NoSuccessor => f.write_str("no successor took over in time"),

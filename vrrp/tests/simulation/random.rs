@@ -114,7 +114,12 @@ impl Run {
             2 | 3 if world.nodes[node].process == Process::Dead => world.restart(node),
             2 | 3 => world.pause(node),
             4 | 5 => world.resume(node),
-            6 if node != other => world.cut(node, other),
+            6 if node != other && self.rng.chance(70) => world.cut(node, other),
+            6 => {
+                let until = world.now + interval * 4;
+                world.command(other, Command::Succeed { until });
+                world.command(node, Command::HandOver);
+            }
             7 => world.split(&[node]),
             8 => world.split(&[node, other]),
             9 => world.heal(),

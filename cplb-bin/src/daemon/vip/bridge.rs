@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use netlink_vip::{KeeperEvent, KeeperHandle};
 use vrrp::router::{Claim, Release};
-use vrrp::runner::{InstanceId, RunnerEvent, RunnerHandle, VipKeeper};
+use vrrp::runner::{InstanceId, Interface, RunnerEvent, RunnerHandle, VipKeeper};
 
 use crate::daemon::ids::{group_of, instance_of};
 use crate::daemon::sender::EventSender;
@@ -76,6 +76,11 @@ impl Bridge {
     pub(super) fn leave(&self, id: InstanceId) {
         self.directed().remove(&id);
         self.slots().leave(id);
+    }
+
+    /// The interface of an instance as the election knows it.
+    pub(super) fn interface(&self, id: InstanceId) -> Option<Interface> {
+        self.slots().interface(id)
     }
 
     /// Forwards an event of the keeper. Called on its thread.

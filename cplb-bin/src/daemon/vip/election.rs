@@ -11,7 +11,7 @@ use netlink_vip::{
     VipGroupConfig,
 };
 use vrrp::router::StateName;
-use vrrp::runner::{InstanceId, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
+use vrrp::runner::{InstanceId, Interface, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
 
 use crate::exit::{Failure, Kind};
 
@@ -146,6 +146,26 @@ impl Election {
             self.labels.insert(id, label(&instance));
             self.instances.insert(id, instance);
         }
+    }
+
+    /// The interface of an instance as the election knows it.
+    pub(crate) fn interface(&self, id: InstanceId) -> Option<Interface> {
+        self.bridge.interface(id)
+    }
+
+    /// The time until which the keeper holds all addresses of an instance; `None` if it does not.
+    pub(crate) fn held_until(&self, id: InstanceId) -> Option<Instant> {
+        let status = self.keeper.status();
+        let group = status.groups.iter().find(|group| group.id == group_of(id))?;
+        match group.state {
+            GroupState::Held { claimed_until, .. } => Some(claimed_until),
+            _ => None,
+        }
+    }
+
+    /// The controllers that the election knows.
+    pub(crate) const fn controllers(&self) -> &BTreeSet<IpAddr> {
+        &self.controllers
     }
 
     /// Adds controllers to those that the election knows.

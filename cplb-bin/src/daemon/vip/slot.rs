@@ -66,6 +66,11 @@ impl InstanceSlots {
         self.announcement(id)
     }
 
+    /// The interface of an instance, as it was announced last.
+    pub(super) fn interface(&self, id: InstanceId) -> Option<Interface> {
+        self.0.get(&id)?.interface()
+    }
+
     /// The announcement of every instance.
     pub(super) fn announcements(&self) -> impl Iterator<Item = Announcement> {
         self.0.keys().filter_map(|id| self.announcement(*id))

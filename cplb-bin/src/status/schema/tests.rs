@@ -111,6 +111,30 @@ fn complete() -> Status {
         real_time: true,
         instances: vec![instance],
         kernel: Some(Kernel { overruns: 0, resyncs: 1, missing: 0, errors: 0 }),
+        peers: vec![Peer {
+            address: text(),
+            node: text(),
+            version: text(),
+            authenticated: true,
+            heard_seconds_ago: 0.0,
+            clock_ahead_seconds: 0.0,
+            serving: Some(true),
+            reason: Some(text()),
+            degraded: Vec::new(),
+            degraded_unlisted: 0,
+            instances: vec![PeerInstance {
+                virtual_router_id: 51,
+                state: text(),
+                advertised_priority: 200,
+                claim_seconds: 0.0,
+            }],
+        }],
+        channels: vec![Channel {
+            interface: text(),
+            messages_sent: 0,
+            messages_received: 0,
+            discarded: BTreeMap::new(),
+        }],
         interfaces: vec![Interface { name: text(), received: 0, malformed: 0, foreign: BTreeMap::new() }],
         services: vec![service],
         discovery: vec![discovery],
@@ -173,6 +197,7 @@ fn the_documentation_has_every_word_of_the_enumerations() {
     for balance in balances {
         names("services[].balance", &[&balance.to_string()]);
     }
+    names("channels[].discarded", &vrrp::channel::Discard::ALL.map(vrrp::channel::Discard::as_str));
     names("services[].refusals", &lb_proxy::Refusal::ALL.map(lb_proxy::Refusal::as_str));
     use crate::daemon::Mode::{Dnat, Transparent};
     names("services[].delivery[].mode", &[Transparent, Dnat].map(crate::daemon::Mode::as_str));

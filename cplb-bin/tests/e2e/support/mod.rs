@@ -222,6 +222,8 @@ impl Cluster {
         let mut command = Command::new(binary());
         command.arg("run").arg("--config").arg(config).arg("--socket").arg(self.socket(index));
         command.arg("--state-dir").arg(self.state_dir(index));
+        // The nodes share the host name of the machine.
+        command.arg("--node-name").arg(self.node(index).name());
         self.plan.tproxy.prepare(&mut command, self.node(index).directory());
         command
     }

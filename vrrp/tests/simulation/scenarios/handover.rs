@@ -110,3 +110,94 @@ fn a_serving_backup_succeeds_before_a_degraded_one() {
         assert_eq!(world.the_active(), 0, "node 1 has the higher address, but cannot serve");
     }
 }
+
+/// Moves the addresses to a node, and checks that no moment is without them.
+fn move_to(world: &mut World, target: usize) {
+    let (now, active) = (world.now, world.the_active());
+    let interval = world.nodes[active].config.interval();
+    world.command(target, Command::Succeed { until: now + 4 * interval });
+    world.command(active, Command::HandOver);
+    world.run_while(ms(150), |world| {
+        assert_ne!(world.holders(), [], "no node answers at {:?}", world.elapsed());
+    });
+    let moved = (world.actives(), world.nodes[active].router.state());
+    assert_eq!(moved, (vec![target], StateName::Backup), "{:?}", world.changes);
+}
+
+#[test]
+fn the_named_node_takes_over_every_time() {
+    let ranked = |interval| {
+        [200, 150, 100, 50].map(|priority| config(Stack::V4, Version::V3, priority, interval)).to_vec()
+    };
+    for seed in 0..SEEDS {
+        for configs in intervals().into_iter().map(|config| vec![config; 4]).chain([ranked(ms(100)), ranked(secs(1))])
+        {
+            let mut world = settled(World::new(seed, configs, 2));
+            let start = world.elapsed();
+            for number in 0..20 {
+                let target = (world.the_active() + 1 + number % 3) % 4;
+                move_to(&mut world, target);
+                let pause = world.rng.between(ms(0), secs(2));
+                world.run(pause);
+                assert_eq!(world.holders(), [target]);
+                assert_eq!(world.clients, [Some(target); 2], "the successor announced last");
+            }
+            assert_eq!(world.takeovers_since(start).len(), 20, "no other move");
+        }
+    }
+}
+
+#[test]
+fn without_a_successor_the_active_goes_on() {
+    for config in intervals() {
+        let mut world = settled(equals(1, 2, &config));
+        let active = world.the_active();
+        world.kill(1 - active);
+        world.command(active, Command::HandOver);
+        let down = world.nodes[active].config.down_interval();
+        world.run_while(down * 2, |world| assert!(world.holders().contains(&active)));
+        assert_eq!(world.the_active(), active);
+        let reasons: Vec<_> = world.changes.iter().rev().take(2).map(|change| change.reason).collect();
+        assert_eq!(reasons, [Reason::NoSuccessor, Reason::HandoverRequested]);
+    }
+}
+
+#[test]
+fn a_node_that_cannot_serve_does_not_succeed() {
+    let mut world = settled(peers(1, 3, &config(Stack::V4, Version::V3, 200, ms(100))));
+    let active = world.the_active();
+    let (target, other) = ((active + 1) % 3, (active + 2) % 3);
+    world.serve(target, false);
+    world.run(secs(1));
+    let now = world.now;
+    world.command(target, Command::Succeed { until: now + secs(1) });
+    world.command(active, Command::HandOver);
+    world.run(secs(1));
+    assert_eq!(world.actives(), [other]);
+}
+
+#[test]
+fn a_stop_during_a_handover_stops() {
+    let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
+    let active = world.the_active();
+    world.command(active, Command::HandOver);
+    world.command(active, Command::Resign);
+    world.run(secs(1));
+    assert_eq!(world.nodes[active].router.state(), StateName::Stopped);
+    world.the_active();
+}
+
+#[test]
+fn a_request_to_succeed_ends() {
+    let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
+    let active = world.the_active();
+    let first = (active + 1) % 3;
+    let now = world.now;
+    world.command(first, Command::Succeed { until: now + ms(500) });
+    world.run(secs(1));
+    let resigned = world.elapsed();
+    world.command(active, Command::Resign);
+    world.run(secs(1));
+    let taken = world.takeovers_since(resigned)[0].at - resigned;
+    assert!(taken > ms(200), "after Skew_Time as always: {taken:?}");
+}

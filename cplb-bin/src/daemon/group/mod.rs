@@ -1,0 +1,117 @@
+//! The group channel: what the controllers tell each other beyond VRRP (see [`vrrp::channel`]).
+//!
+//! Instances with the same interface, peers and keys share one channel. Each channel is a task with a socket; the loop gives
+//! it this node's report, and reads the peers from its board.
+
+mod contention;
+mod link;
+mod task;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use vrrp::channel::{Discard, Report};
+
+use crate::daemon::sender::EventSender;
+
+pub(crate) use contention::{Contention, Holder};
+pub(crate) use link::{LinkKey, Local, Member};
+
+/// A change of what is known of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum GroupEvent {
+    Found {
+        peer: IpAddr,
+        report: Box<Report>,
+    },
+    Lost {
+        peer: IpAddr,
+    },
+    /// The socket cannot be opened or used, for this reason.
+    SocketError {
+        interface: String,
+        error: String,
+    },
+    /// The socket works again.
+    SocketOpen {
+        interface: String,
+    },
+}
+
+/// A peer on the board of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerState {
+    pub(crate) address: IpAddr,
+    pub(crate) report: Report,
+    pub(crate) heard: Instant,
+    pub(crate) authenticated: bool,
+    /// The difference of the peer's wall clock to this node's when its report arrived, in milliseconds; positive if it is
+    /// ahead.
+    pub(crate) clock_ahead: i64,
+}
+
+/// The state of a channel, for the status.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Board {
+    pub(crate) peers: Vec<PeerState>,
+    pub(crate) discarded: BTreeMap<Discard, u64>,
+    /// Datagrams of hosts that are no known controllers, where there are no keys.
+    pub(crate) strangers: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+/// All channels of this node.
+#[derive(Debug)]
+pub(crate) struct GroupChannels {
+    channels: BTreeMap<LinkKey, Running>,
+    events: EventSender<GroupEvent>,
+}
+
+#[derive(Debug)]
+struct Running {
+    local: watch::Sender<Local>,
+    board: Arc<Mutex<Board>>,
+    task: JoinHandle<()>,
+}
+
+impl GroupChannels {
+    pub(crate) fn new(events: EventSender<GroupEvent>) -> Self {
+        Self { channels: BTreeMap::new(), events }
+    }
+
+    /// Starts, changes and stops channels so that there are these.
+    pub(crate) fn set(&mut self, wanted: BTreeMap<LinkKey, Local>) {
+        // A task whose sender is dropped says that this node stops, and ends.
+        self.channels.retain(|key, running| wanted.contains_key(key) && !running.task.is_finished());
+        for (key, local) in wanted {
+            if let Some(running) = self.channels.get(&key) {
+                running.local.send_if_modified(|former| {
+                    let changed = *former != local;
+                    *former = local;
+                    changed
+                });
+                continue;
+            }
+            let (sender, receiver) = watch::channel(local);
+            let board = Arc::new(Mutex::new(Board::default()));
+            let run = task::run(key.clone(), receiver, Arc::clone(&board), self.events.clone());
+            self.channels.insert(key, Running { local: sender, board, task: tokio::spawn(run) });
+        }
+    }
+
+    /// The boards of all channels, by interface.
+    pub(crate) fn boards(&self) -> Vec<(String, Board)> {
+        let board = |running: &Running| running.board.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.channels.iter().map(|(key, running)| (key.interface.clone(), board(running))).collect()
+    }
+
+    /// All peers.
+    pub(crate) fn peers(&self) -> Vec<PeerState> {
+        self.boards().into_iter().flat_map(|(_, board)| board.peers).collect()
+    }
+}

@@ -1,0 +1,209 @@
+//! One channel: its socket, its core, and its board.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use vrrp::channel::{Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, Timing};
+
+use crate::daemon::sender::EventSender;
+
+use super::link::{LinkKey, Local};
+use super::{Board, GroupEvent, PeerState};
+
+/// The wait after the socket could not be opened.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs until the owner drops its end.
+pub(super) async fn run(
+    key: LinkKey,
+    local: watch::Receiver<Local>,
+    board: Arc<Mutex<Board>>,
+    events: EventSender<GroupEvent>,
+) {
+    let first = local.borrow().clone();
+    let channel = Channel::new(config(&first), seed(), first.report.clone(), Instant::now());
+    let mut task = Task { key, channel, socket: None, board, events, strangers: 0, failing: false };
+    task.run(local).await;
+}
+
+/// Unpredictable numbers: of the process's hash seeds, which are random.
+fn seed() -> [u64; 2] {
+    use std::hash::{BuildHasher as _, RandomState};
+    [RandomState::new().hash_one(0), RandomState::new().hash_one(1)]
+}
+
+fn config(local: &Local) -> ChannelConfig {
+    // Each report goes to every peer of a unicast group: with more of them it goes less often, so that a node at rest
+    // sends at most two datagrams a second.
+    let share = u32::try_from(local.peers.len().div_ceil(2)).unwrap_or(u32::MAX).max(1);
+    let timing = Timing::default();
+    let timing =
+        Timing { interval: timing.interval * share, lost_after: timing.lost_after * share, ..timing };
+    ChannelConfig { keys: local.keys.clone(), timing }
+}
+
+struct Task {
+    key: LinkKey,
+    channel: Channel,
+    socket: Option<ChannelSocket>,
+    board: Arc<Mutex<Board>>,
+    events: EventSender<GroupEvent>,
+    strangers: u64,
+    /// The owner knows that the socket does not work.
+    failing: bool,
+}
+
+impl Task {
+    async fn run(&mut self, mut local: watch::Receiver<Local>) {
+        let mut buffer = vec![0; MAX_DATAGRAM + 1];
+        let mut retry_at = Instant::now();
+        loop {
+            let current = local.borrow_and_update().clone();
+            let now = Instant::now();
+            self.channel.reconfigure(config(&current));
+            self.channel.handle_report(now, current.report.clone());
+            self.open(&current, &mut retry_at);
+            loop {
+                self.flush(&current);
+                let wake = self.channel.poll_timeout().max(Instant::now());
+                let wake = if self.socket.is_none() { wake.min(retry_at) } else { wake };
+                tokio::select! {
+                    changed = local.changed() => {
+                        if changed.is_err() {
+                            self.channel.stop();
+                            self.flush(&current);
+                            return;
+                        }
+                        break;
+                    }
+                    received = receive(self.socket.as_ref(), &mut buffer) => match received {
+                        Ok((len, source)) => self.receive(&current, source, &buffer[..len]),
+                        Err(error) => self.fail(&error),
+                    },
+                    () = tokio::time::sleep_until(wake.into()) => {
+                        let now = Instant::now();
+                        self.channel.handle_timeout(now);
+                        self.open(&current, &mut retry_at);
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Opens the socket, if there is none for the source.
+    fn open(&mut self, local: &Local, retry_at: &mut Instant) {
+        let source = local.source.map(|(_, source)| source);
+        if self.socket.as_ref().map(ChannelSocket::source) != source {
+            self.socket = None;
+        }
+        let (Some((index, source)), None) = (local.source, &self.socket) else { return };
+        let now = Instant::now();
+        if now < *retry_at {
+            return;
+        }
+        match ChannelSocket::open(&self.key.interface, index, source) {
+            Ok(socket) => {
+                self.socket = Some(socket);
+                if std::mem::take(&mut self.failing) {
+                    let interface = self.key.interface.clone();
+                    let _ = self.events.send(GroupEvent::SocketOpen { interface });
+                }
+            }
+            Err(error) => {
+                *retry_at = now + RETRY;
+                self.fail(&error);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.socket = None;
+        if !std::mem::replace(&mut self.failing, true) {
+            let (interface, error) = (self.key.interface.clone(), error.to_string());
+            let _ = self.events.send(GroupEvent::SocketError { interface, error });
+        }
+    }
+
+    /// Handles a datagram. Those that wait behind it have their turn after the other tasks.
+    fn receive(&mut self, local: &Local, source: IpAddr, bytes: &[u8]) {
+        if local.keys.is_empty() && !local.known.contains(&source) {
+            self.strangers += 1;
+            return;
+        }
+        // Counted by reason.
+        let _ = self.channel.handle_datagram(Instant::now(), source, bytes);
+    }
+
+    /// Sends what is to be sent, and reports what has changed.
+    fn flush(&mut self, local: &Local) {
+        while let Some(datagram) = self.channel.poll_datagram() {
+            let Some(socket) = &self.socket else { continue };
+            let bytes = self.channel.seal(&datagram.payload, socket.source());
+            let group = [socket.group()];
+            let to: &[IpAddr] = match (&datagram.to, local.peers.is_empty()) {
+                (Some(peer), _) => std::slice::from_ref(peer),
+                (None, true) => &group,
+                (None, false) => &local.peers,
+            };
+            for peer in to.iter().filter(|peer| **peer != socket.source()) {
+                // A peer that cannot be reached is missing from the status.
+                let _ = socket.send(*peer, &bytes);
+            }
+        }
+        let mut found = Vec::new();
+        while let Some(event) = self.channel.poll_event() {
+            match event {
+                Event::Found(peer) => found.push(peer),
+                Event::Lost(peer) => _ = self.events.send(GroupEvent::Lost { peer }),
+                _ => {}
+            }
+        }
+        self.post();
+        for peer in found {
+            let view = self.channel.peers().find(|view| view.address == peer);
+            let report = view.map(|view| Box::new(view.report.clone()));
+            let _ = report.map(|report| self.events.send(GroupEvent::Found { peer, report }));
+        }
+    }
+
+    fn post(&self) {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let clock = i64::try_from(clock).unwrap_or(i64::MAX);
+        let former = std::mem::take(&mut board.peers);
+        board.peers = self
+            .channel
+            .peers()
+            .map(|view| {
+                let known = former.iter().find(|peer| peer.address == view.address);
+                let ahead = i64::try_from(view.report.clock).unwrap_or(i64::MAX).saturating_sub(clock);
+                // Only the moment of arrival tells the difference of the clocks.
+                let clock_ahead = match known {
+                    Some(peer) if peer.report.clock == view.report.clock => peer.clock_ahead,
+                    _ => ahead,
+                };
+                PeerState {
+                    address: view.address,
+                    report: view.report.clone(),
+                    heard: view.heard,
+                    authenticated: view.authenticated,
+                    clock_ahead,
+                }
+            })
+            .collect();
+        board.discarded.clone_from(self.channel.discarded());
+        board.strangers = self.strangers;
+        (board.sent, board.received) = self.channel.traffic();
+    }
+}
+
+async fn receive(socket: Option<&ChannelSocket>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr)> {
+    match socket {
+        Some(socket) => socket.receive(buffer).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,161 @@
+//! This node's report to the other controllers, and what follows from theirs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use vrrp::channel::{InstanceReport, Report, TransitionReport};
+use vrrp::router::StateName;
+use vrrp::runner::InstanceStatus;
+
+use super::Daemon;
+use super::group::{GroupEvent, Holder, LinkKey, Local, Member};
+use super::problems::Cause;
+
+impl Daemon {
+    /// Passes this node's report to the channels, opens and closes them as the instances and interfaces are, and names other
+    /// holders of its addresses.
+    pub(super) fn update_group(&mut self) {
+        let wanted = if self.stopping { BTreeMap::new() } else { self.channels() };
+        self.group.set(wanted);
+        self.report_contention();
+    }
+
+    fn channels(&self) -> BTreeMap<LinkKey, Local> {
+        let Some(election) = &self.election else { return BTreeMap::new() };
+        let report = self.report();
+        let interfaces: BTreeMap<_, _> =
+            election.instances.keys().map(|id| (*id, election.interface(*id))).collect();
+        let members = election.instances.values().map(|instance| Member {
+            interface: interfaces.get(&instance.id).and_then(Option::as_ref),
+            transport: &instance.router.transport,
+            hmac: instance.router.router.hmac.as_ref(),
+            has_v4: !instance.router.router.addresses_v4.is_empty(),
+        });
+        LinkKey::all(members, election.controllers(), &report)
+    }
+
+    fn report(&self) -> Report {
+        let now = Instant::now();
+        let status = self.election.as_ref().map(|election| election.runner.status());
+        let routers = status.as_ref().map_or(&[][..], |status| &status.instances[..]);
+        let verdict = self.verdict.status(now);
+        let shown = self.status();
+        Report {
+            node: self.node_name.clone(),
+            version: shown.version,
+            started: self.started_at,
+            clock: since_epoch(SystemTime::now()),
+            addresses: self.own_addresses(),
+            serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
+            instances: routers.iter().map(|router| self.instance_report(router, now)).collect(),
+            transitions: transitions(routers),
+            degraded: shown.degraded,
+            unlisted: 0,
+        }
+    }
+
+    fn instance_report(&self, router: &InstanceStatus, now: Instant) -> InstanceReport {
+        // The keeper knows until when the addresses are held.
+        let held = self.election.as_ref().and_then(|election| election.held_until(router.id));
+        let claim = held.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        InstanceReport {
+            vrid: router.vrid.get(),
+            state: Some(router.state),
+            priority: router.priority.0,
+            claim: u32::try_from(claim.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        let Some(election) = &self.election else { return Vec::new() };
+        let interfaces = election.instances.keys().filter_map(|id| election.interface(*id));
+        let sources =
+            interfaces.flat_map(|interface| [interface.v4.map(IpAddr::V4), interface.v6.map(IpAddr::V6)]);
+        sources.flatten().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn report_contention(&mut self) {
+        let active: BTreeSet<u8> = match &self.election {
+            Some(election) => {
+                let status = election.runner.status();
+                let active = status.instances.iter().filter(|router| router.state == StateName::Active);
+                active.map(|router| router.vrid.get()).collect()
+            }
+            None => BTreeSet::new(),
+        };
+        let holders = self.contention.look(Instant::now(), &active, &self.group.peers());
+        let mut named: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for holder in &holders {
+            named.entry(holder.vrid.into()).or_default().push(text(holder));
+        }
+        for (vrid, texts) in &named {
+            if self.problems.raise_all(Cause::Holder(*vrid), texts.clone()) {
+                texts.iter().for_each(|text| tracing::warn!("{text}"));
+            }
+        }
+        self.problems.retain(|cause| !matches!(cause, Cause::Holder(vrid) if !named.contains_key(vrid)));
+    }
+
+    /// Logs a change of what is known of another controller.
+    pub(super) fn on_group(&mut self, event: GroupEvent) {
+        match event {
+            GroupEvent::Found { peer, report } => {
+                let (node, version) = (&report.node, &report.version);
+                tracing::info!(%peer, %node, %version, "controller found");
+            }
+            GroupEvent::Lost { peer } => tracing::info!(%peer, "controller lost"),
+            GroupEvent::SocketError { interface, error } => {
+                let text = format!("the group channel on {interface} does not work: {error}");
+                if self.problems.raise(Cause::Channel(interface.clone()), text) {
+                    tracing::warn!(interface, error, "group channel does not work; retrying");
+                }
+            }
+            GroupEvent::SocketOpen { interface } => {
+                self.problems.clear(&Cause::Channel(interface));
+            }
+        }
+    }
+}
+
+fn text(holder: &Holder) -> String {
+    let Holder { vrid, peer, node } = holder;
+    format!(
+        "virtual router {vrid}: {peer} ({node}) holds the virtual IPs, too: are advertisements (IP protocol 112) dropped \
+         between the nodes?"
+    )
+}
+
+/// The last transitions of all instances, the newest last.
+fn transitions(routers: &[InstanceStatus]) -> Vec<TransitionReport> {
+    let of = |router: &InstanceStatus| {
+        let vrid = router.vrid.get();
+        let report = move |past: &vrrp::runner::PastTransition| TransitionReport {
+            vrid,
+            at: since_epoch(past.at),
+            to: Some(past.transition.to),
+            reason: past.transition.reason.to_string(),
+        };
+        router.transitions.iter().map(report).collect::<Vec<_>>()
+    };
+    let mut all: Vec<TransitionReport> = routers.iter().flat_map(of).collect();
+    all.sort_by_key(|transition| transition.at);
+    all
+}
+
+/// Milliseconds since 1970-01-01 00:00 UTC.
+fn since_epoch(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The name of this node: as it was given, or the host's.
+pub(super) fn node_name(given: Option<&str>) -> String {
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    given.map_or_else(host, str::to_owned)
+}
+
+/// The wall clock in seconds since 1970-01-01 00:00 UTC.
+pub(super) fn started_at() -> u64 {
+    since_epoch(SystemTime::now()) / 1000
+}
