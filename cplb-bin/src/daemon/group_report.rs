@@ -12,6 +12,9 @@ use super::Daemon;
 use super::group::{GroupEvent, Holder, LinkKey, Local, Member};
 use super::problems::Cause;
 
+/// The claim that is reported at least while the addresses are held.
+const LEAST_CLAIM: Duration = Duration::from_millis(1);
+
 impl Daemon {
     /// Passes this node's report to the channels, opens and closes them as the instances and interfaces are, and names other
     /// holders of its addresses.
@@ -56,9 +59,10 @@ impl Daemon {
     }
 
     fn instance_report(&self, router: &InstanceStatus, now: Instant) -> InstanceReport {
-        // The keeper knows until when the addresses are held.
+        // The keeper learns of a renewed claim later than that is made, so that a short one seems to have ended.
         let held = self.election.as_ref().and_then(|election| election.held_until(router.id));
-        let claim = held.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        let claim =
+            held.map_or(Duration::ZERO, |until| until.saturating_duration_since(now).max(LEAST_CLAIM));
         InstanceReport {
             vrid: router.vrid.get(),
             state: Some(router.state),

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testbed::{Lan, Signal, Test, Tool};
+use testbed::{Lan, Readiness, Signal, Test, Tool};
 
 use crate::support::{Cluster, Plan};
 
@@ -68,9 +68,9 @@ fn show_each_other(plan: Plan) {
     cluster.check(ahead.is_some_and(|ahead| ahead.abs() < 2.0), || format!("one clock: {ahead:?}"));
 
     // A change is shown without waiting for the next interval; a daemon that stops says so.
-    cluster.backends.iter().for_each(|backend| backend.refuse_new().expect("the port is closed"));
+    cluster.backends.iter().for_each(|backend| backend.set_readiness(Readiness::Status(500)));
     cluster.wait("the reason is shown", || shown()["reason"].as_str().is_some_and(|why| !why.is_empty()));
-    cluster.backends.iter().for_each(|backend| backend.accept().expect("the port is open"));
+    cluster.backends.iter().for_each(|backend| backend.set_readiness(Readiness::Status(200)));
     cluster.wait("it can serve again", || shown()["serving"] == true);
     let last = (owner + 2) % 3;
     cluster.signal(last, Signal::SIGTERM);

@@ -61,7 +61,8 @@ pub struct InstanceReport {
     pub state: Option<StateName>,
     /// The priority that it advertises, or would advertise.
     pub priority: u8,
-    /// The time in milliseconds until its claim ends; 0 without a claim.
+    /// The time in milliseconds until its claim ends unless it is renewed, at least 1 while it holds the addresses; 0
+    /// without a claim.
     pub claim: u32,
 }
 

@@ -38,7 +38,9 @@ fn seed() -> [u64; 2] {
 fn config(local: &Local) -> ChannelConfig {
     // Each report goes to every peer of a unicast group: with more of them it goes less often, so that a node at rest
     // sends at most two datagrams a second.
-    let share = u32::try_from(local.peers.len().div_ceil(2)).unwrap_or(u32::MAX).max(1);
+    let own = local.source.map(|(_, own)| own);
+    let others = local.peers.iter().filter(|peer| Some(**peer) != own).count();
+    let share = u32::try_from(others.div_ceil(2)).unwrap_or(u32::MAX).max(1);
     let timing = Timing::default();
     let timing =
         Timing { interval: timing.interval * share, lost_after: timing.lost_after * share, ..timing };
@@ -130,7 +132,7 @@ impl Task {
 
     /// Handles a datagram. Those that wait behind it have their turn after the other tasks.
     fn receive(&mut self, local: &Local, source: IpAddr, bytes: &[u8]) {
-        if local.keys.is_empty() && !local.known.contains(&source) {
+        if local.keys.is_empty() && is_stranger(local, source) {
             self.strangers += 1;
             return;
         }
@@ -201,9 +203,62 @@ impl Task {
     }
 }
 
+/// Returns whether a sender is none of the controllers, as far as their addresses are known: these may be of another network,
+/// and IPv6 by multicast comes from link-local ones.
+fn is_stranger(local: &Local, source: IpAddr) -> bool {
+    let own = local.source.map(|(_, own)| own);
+    let is_other = |known: &&IpAddr| Some(**known) != own && known.is_ipv4() == source.is_ipv4();
+    let knows_sources =
+        own.is_some_and(|own| local.known.contains(&own)) && local.known.iter().any(|known| is_other(&known));
+    let listed = local.known.contains(&source);
+    !listed && (knows_sources || !local.peers.is_empty())
+}
+
 async fn receive(socket: Option<&ChannelSocket>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr)> {
     match socket {
         Some(socket) => socket.receive(buffer).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use vrrp::channel::Report;
+
+    use super::*;
+
+    fn local(source: &str, peers: &[&str], known: &[&str]) -> Local {
+        let parse = |text: &&str| text.parse::<IpAddr>().unwrap();
+        Local {
+            source: Some((2, source.parse().unwrap())),
+            peers: peers.iter().map(parse).collect(),
+            keys: BTreeMap::new(),
+            known: known.iter().map(parse).collect(),
+            report: Report::default(),
+        }
+    }
+
+    #[test]
+    fn senders_are_strangers_only_where_the_controllers_are_known_by_their_sources() {
+        let [own, other, third] = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
+        let is = |local: &Local, source: &str| is_stranger(local, source.parse().unwrap());
+        let known = local(own, &[], &[own, other]);
+        assert!(!is(&known, other) && is(&known, third));
+        assert!(!is(&local(own, &[], &[]), third), "nothing is known");
+        assert!(!is(&local(own, &[], &[own]), third), "no other is known");
+        assert!(!is(&local(own, &[], &["192.0.2.12", "192.0.2.13"]), third), "by another network");
+        assert!(!is(&local("fe80::11", &[], &[own, other]), "fe80::12"), "of another family");
+        assert!(is(&local(own, &[other], &[other]), third), "peers are listed");
+    }
+
+    #[test]
+    fn nodes_with_many_unicast_peers_send_to_them_less_often() {
+        let interval = |peers: &[&str]| config(&local("10.0.0.11", peers, &[])).timing.interval.as_secs();
+        assert_eq!(interval(&[]), 1);
+        assert_eq!(interval(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]), 1, "itself does not count");
+        let four = ["10.0.0.12", "10.0.0.13", "10.0.0.14", "10.0.0.15"];
+        assert_eq!(interval(&four), 2);
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct PeerInstance {
     /// Its state, such as `active`; `unknown` for one of a later version.
     pub(crate) state: String,
     pub(crate) advertised_priority: u8,
-    /// The time for which it may hold the virtual IPs; 0 if it may not.
+    /// The time for which it may hold the virtual IPs unless it renews its claim; 0 if it does not hold them.
     pub(crate) claim_seconds: f64,
 }
 

@@ -130,7 +130,8 @@ fn the_named_node_takes_over_every_time() {
         [200, 150, 100, 50].map(|priority| config(Stack::V4, Version::V3, priority, interval)).to_vec()
     };
     for seed in 0..SEEDS {
-        for configs in intervals().into_iter().map(|config| vec![config; 4]).chain([ranked(ms(100)), ranked(secs(1))])
+        for configs in
+            intervals().into_iter().map(|config| vec![config; 4]).chain([ranked(ms(100)), ranked(secs(1))])
         {
             let mut world = settled(World::new(seed, configs, 2));
             let start = world.elapsed();
