@@ -177,7 +177,8 @@ impl<'a> Reader<'a> {
 
 /// Appends a text behind its length in one byte, cut at a character after at most `most` bytes.
 pub(super) fn put_text(out: &mut Vec<u8>, text: &str, most: u8) {
-    let text = &text[..text.floor_char_boundary(most.into())];
+    let end = (0..=text.len().min(most.into())).rev().find(|end| text.is_char_boundary(*end));
+    let text = &text[..end.unwrap_or_default()];
     out.push(u8::try_from(text.len()).unwrap_or(most));
     out.extend(text.as_bytes());
 }

@@ -22,8 +22,8 @@ const OTHERS: u32 = 0o077;
 /// # Errors
 /// The first file that cannot be used.
 pub(crate) fn read(config: &mut Config) -> Result<(), Failure> {
-    let hmacs = config.instances.iter_mut().filter_map(|instance| instance.auth_hmac.as_mut());
-    hmacs.map(|hmac: &mut AuthHmac| hmac.read_files(read_key)).collect()
+    let mut hmacs = config.instances.iter_mut().filter_map(|instance| instance.auth_hmac.as_mut());
+    hmacs.try_for_each(|hmac: &mut AuthHmac| hmac.read_files(read_key))
 }
 
 /// The key in a regular file that only this process's user, or root, may read.
