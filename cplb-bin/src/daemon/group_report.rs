@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use vrrp::channel::{InstanceReport, Report, TransitionReport};
+use vrrp::channel::{InstanceReport, Report, group_of};
 use vrrp::router::StateName;
 use vrrp::runner::InstanceStatus;
 
 use super::Daemon;
 use super::group::{GroupEvent, Holder, LinkKey, Local, Member};
 use super::problems::Cause;
+use super::vip::Instance;
 
 /// The claim that is reported at least while the addresses are held.
 const LEAST_CLAIM: Duration = Duration::from_millis(1);
@@ -21,6 +22,7 @@ impl Daemon {
     pub(super) fn update_group(&mut self) {
         let wanted = if self.stopping { BTreeMap::new() } else { self.channels() };
         self.group.set(wanted);
+        self.report_channels();
         self.report_contention();
     }
 
@@ -43,17 +45,16 @@ impl Daemon {
         let status = self.election.as_ref().map(|election| election.runner.status());
         let routers = status.as_ref().map_or(&[][..], |status| &status.instances[..]);
         let verdict = self.verdict.status(now);
-        let shown = self.status();
         Report {
             node: self.node_name.clone(),
-            version: shown.version,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started_at,
             clock: since_epoch(SystemTime::now()),
             addresses: self.own_addresses(),
             serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
             instances: routers.iter().map(|router| self.instance_report(router, now)).collect(),
-            transitions: transitions(routers),
-            degraded: shown.degraded,
+            transitions: Vec::new(),
+            degraded: self.problems.texts(),
             unlisted: 0,
         }
     }
@@ -66,9 +67,17 @@ impl Daemon {
         InstanceReport {
             vrid: router.vrid.get(),
             state: Some(router.state),
+            group: self.group_number(router),
             priority: router.priority.0,
             claim: u32::try_from(claim.as_millis()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// The number that the routers of an instance have in common.
+    fn group_number(&self, router: &InstanceStatus) -> u64 {
+        let instance = self.election.as_ref().and_then(|election| election.instances.get(&router.id));
+        let addresses: BTreeSet<IpAddr> = instance.into_iter().flat_map(Instance::addresses).collect();
+        group_of(router.vrid.get(), addresses)
     }
 
     fn own_addresses(&self) -> Vec<IpAddr> {
@@ -79,15 +88,26 @@ impl Daemon {
         sources.flatten().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    fn report_contention(&mut self) {
-        let active: BTreeSet<u8> = match &self.election {
-            Some(election) => {
-                let status = election.runner.status();
-                let active = status.instances.iter().filter(|router| router.state == StateName::Active);
-                active.map(|router| router.vrid.get()).collect()
+    fn report_channels(&mut self) {
+        let boards = self.group.boards();
+        let errors = boards.iter().filter_map(|(interface, board)| Some((interface, board.error.as_ref()?)));
+        let failing: BTreeMap<&String, &String> = errors.collect();
+        for (interface, error) in &failing {
+            let text = format!("the group channel on {interface} does not work: {error}");
+            if self.problems.raise(Cause::Channel((*interface).clone()), text) {
+                tracing::warn!(interface, error, "group channel does not work; retrying");
             }
-            None => BTreeSet::new(),
-        };
+        }
+        let works =
+            |cause: &Cause| matches!(cause, Cause::Channel(interface) if !failing.contains_key(interface));
+        self.problems.retain(|cause| !works(cause));
+    }
+
+    fn report_contention(&mut self) {
+        let status = self.election.as_ref().map(|election| election.runner.status());
+        let routers = status.as_ref().map_or(&[][..], |status| &status.instances[..]);
+        let active = routers.iter().filter(|router| router.state == StateName::Active);
+        let active: BTreeSet<u64> = active.map(|router| self.group_number(router)).collect();
         let holders = self.contention.look(Instant::now(), &active, &self.group.peers());
         let mut named: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for holder in &holders {
@@ -109,15 +129,6 @@ impl Daemon {
                 tracing::info!(%peer, %node, %version, "controller found");
             }
             GroupEvent::Lost { peer } => tracing::info!(%peer, "controller lost"),
-            GroupEvent::SocketError { interface, error } => {
-                let text = format!("the group channel on {interface} does not work: {error}");
-                if self.problems.raise(Cause::Channel(interface.clone()), text) {
-                    tracing::warn!(interface, error, "group channel does not work; retrying");
-                }
-            }
-            GroupEvent::SocketOpen { interface } => {
-                self.problems.clear(&Cause::Channel(interface));
-            }
         }
     }
 }
@@ -128,23 +139,6 @@ fn text(holder: &Holder) -> String {
         "virtual router {vrid}: {peer} ({node}) holds the virtual IPs, too: are advertisements (IP protocol 112) dropped \
          between the nodes?"
     )
-}
-
-/// The last transitions of all instances, the newest last.
-fn transitions(routers: &[InstanceStatus]) -> Vec<TransitionReport> {
-    let of = |router: &InstanceStatus| {
-        let vrid = router.vrid.get();
-        let report = move |past: &vrrp::runner::PastTransition| TransitionReport {
-            vrid,
-            at: since_epoch(past.at),
-            to: Some(past.transition.to),
-            reason: past.transition.reason.to_string(),
-        };
-        router.transitions.iter().map(report).collect::<Vec<_>>()
-    };
-    let mut all: Vec<TransitionReport> = routers.iter().flat_map(of).collect();
-    all.sort_by_key(|transition| transition.at);
-    all
 }
 
 /// Milliseconds since 1970-01-01 00:00 UTC.

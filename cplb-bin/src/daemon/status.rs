@@ -217,11 +217,14 @@ fn peer_instance(found: &InstanceReport) -> PeerInstance {
 fn channel((interface, board): &(String, Board)) -> Channel {
     let discarded = board.discarded.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count));
     let strangers = (board.strangers > 0).then(|| (STRANGER.to_owned(), board.strangers));
+    let reflected = vrrp::channel::Discard::Reflected;
+    let own = board.own + board.discarded.get(&reflected).copied().unwrap_or_default();
+    let own = (own > 0).then(|| (reflected.as_str().to_owned(), own));
     Channel {
         interface: interface.clone(),
         messages_sent: board.sent,
         messages_received: board.received,
-        discarded: discarded.chain(strangers).collect(),
+        discarded: discarded.chain(strangers).chain(own).collect(),
     }
 }
 

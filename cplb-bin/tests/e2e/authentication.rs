@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use testbed::{Keepalived, KeepalivedState, Lan, Probe, Signal, Test, Tool, VrrpInstance};
+use vrrp::channel::{Channel, ChannelConfig, Report, Timing};
 use vrrp::hmac::{Key, Sequence, sign};
 
 use crate::support::packet::Packet;
@@ -19,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
             .needs([Tool::Nft, Tool::Keepalived]),
         Test::new("messages_without_the_key_are_counted_by_reason_and_move_nothing", forged)
             .needs([Tool::Nft]),
+        Test::new("flood_of_forged_messages_moves_nothing", flood).needs([Tool::Nft]).alone(),
         Test::new("key_file_that_others_can_read_is_refused", public_key_file).needs([Tool::Nft]),
     ]
 }
@@ -219,4 +221,84 @@ fn public_key_file() {
     let log = cluster.daemon(0).log().text();
     cluster.check(status.code() == Some(65), || format!("{status}"));
     cluster.check(log.contains("(mode 0640)") && log.contains("chmod 600"), || log.clone());
+}
+
+/// The processor time of a thread of a daemon.
+fn cpu_time(cluster: &Cluster, index: usize, thread: &str) -> Duration {
+    let daemon = cluster.daemon(index);
+    let threads = daemon.threads();
+    let (id, _) = threads.iter().find(|(_, name)| name == thread).expect("the thread runs");
+    let text = fs::read_to_string(format!("/proc/{}/task/{id}/schedstat", daemon.pid())).expect("its times");
+    Duration::from_nanos(text.split_whitespace().next().and_then(|time| time.parse().ok()).expect("a number"))
+}
+
+/// Half of a core at 100,000 packets a second.
+const PER_PACKET: Duration = Duration::from_micros(5);
+
+/// The bound is processor time per packet, which other load does not change: it holds for any rate.
+fn flood() {
+    const COUNT: u64 = 100_000;
+    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
+    let line = hmac(&cluster, &[1], "enforce");
+    cluster.plan = cluster.plan.clone().instance(line);
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    let takeovers = cluster.takeovers();
+    let strong = message(cluster.vip(), 254);
+    let wrong_key = signed(&cluster, &strong, &[7; 32], Duration::ZERO);
+    let stale = signed(&cluster, &strong, &KEY, Duration::from_secs(60));
+    let total = |index: usize| {
+        let status = cluster.status(index);
+        let counts = status["instances"][0]["discarded"].as_object().cloned().unwrap_or_default();
+        counts.values().filter_map(serde_json::Value::as_u64).sum::<u64>()
+    };
+    for (name, packet) in [("wrong key", wrong_key), ("stale", stale), ("unsigned", strong)] {
+        let (before, time) = (total(owner), cpu_time(&cluster, owner, "vrrp"));
+        let began = Instant::now();
+        packet.send(cluster.client(), COUNT);
+        let sent = began.elapsed();
+        let (handled, time) = (total(owner) - before, cpu_time(&cluster, owner, "vrrp") - time);
+        println!(
+            "MEASURED {name}: {COUNT} packets in {sent:?}, {handled} handled in {time:?} of a processor"
+        );
+        cluster.check(handled > COUNT / 10, || format!("{handled} of {COUNT} arrived"));
+        let each = time / u32::try_from(handled).expect("few enough");
+        cluster.check(each <= PER_PACKET, || format!("{each:?} for each packet, {name}"));
+    }
+    channel_flood(&cluster, owner, COUNT);
+    cluster.check(cluster.owners() == [owner], || format!("{:?} have the VIP", cluster.owners()));
+    cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
+}
+
+/// The same for the group channel, which is handled by the main thread.
+fn channel_flood(cluster: &Cluster, owner: usize, count: u64) {
+    let keys = [(NonZeroU8::MIN, Key::new(&[7; 32]).expect("a key"))].into();
+    let config = ChannelConfig { keys, timing: Timing::default() };
+    let mut sender = Channel::new(config, [1, 2], Report::default(), Instant::now());
+    sender.handle_timeout(Instant::now());
+    let payload = sender.poll_datagram().expect("a report").payload;
+    let bytes = sender.seal(&payload, cluster.client().v4().into());
+    let counted = || cluster.status(owner)["channels"][0]["discarded"]["digest"].as_u64().unwrap_or_default();
+    let (before, time) = (counted(), cpu_time(cluster, owner, "cplb"));
+    let target = cluster.node(owner).v4();
+    let began = Instant::now();
+    cluster.client().run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_ttl(255).expect("a TTL");
+        for _ in 0..count {
+            // A full buffer loses it.
+            let _ = socket.send_to(&bytes, (target, vrrp::channel::PORT));
+        }
+    });
+    let sent = began.elapsed();
+    // The counters are shown with the next report.
+    let mut handled = 0;
+    cluster.wait("the datagrams are counted", || {
+        let now = counted() - before;
+        std::mem::replace(&mut handled, now) == now && now > 0
+    });
+    let time = cpu_time(cluster, owner, "cplb") - time;
+    println!("MEASURED channel: {count} datagrams in {sent:?}, {handled} handled in {time:?} of a processor");
+    let each = time / u32::try_from(handled).expect("few enough");
+    cluster.check(each <= PER_PACKET, || format!("{each:?} for each datagram"));
 }

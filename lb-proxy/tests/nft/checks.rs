@@ -1,13 +1,13 @@
 //! Health checks that need a network namespace of their own.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use lb_proxy::health::{CheckFailure, HealthChange, HealthState, Monitor, MonitorOptions, Target};
 use lb_proxy::{Backend, Event, HealthCheck, LoadBalancer, MARK, Options, Refusal, Service};
 
-use crate::ns::{add_address, connect, listen};
+use crate::ns::{add_address, listen};
 use crate::{block_on, find, table};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
@@ -51,7 +51,8 @@ fn a_backend_without_a_source_address_is_unreachable() {
         Service::new("api", vec!["127.0.0.1:6444".parse().unwrap()], vec![backend("[2001:db8::1]:6443")]);
     let sink = Box::new(move |event| drop(sender.send(event)));
     let balancer = LoadBalancer::start(Options::default(), vec![service], sink).unwrap();
-    let _client = connect("127.0.0.1:6444".parse().unwrap());
+    // The client is reset, perhaps before it knows that it is connected.
+    let _client = TcpStream::connect_timeout(&"127.0.0.1:6444".parse().unwrap(), Duration::from_secs(5));
     let refusal_of = |event: &Event| match event {
         Event::ClientsRefused { reason, .. } => Some(*reason),
         _ => None,

@@ -1,12 +1,14 @@
 //! The payload of a message.
 
-use super::wire::{MessageError, Reader, put_text};
+use super::wire::{MAX_PAYLOAD, MessageError, Reader, put_text};
 
 /// The most returned challenges in a message.
-const MAX_ECHOES: usize = 32;
+pub(super) const MAX_ECHOES: usize = 32;
 
-/// The longest header of a part of a report.
-pub(super) const HEADER_LEN: usize = 3 * 8 + 1 + MAX_ECHOES * 16 + 1 + 4 + 2;
+/// The room for the records of a report in a message with this number of returned challenges.
+pub(super) const fn report_room(echoes: usize) -> usize {
+    MAX_PAYLOAD - (3 * 8 + 1 + echoes * 16 + 1 + 4 + 2)
+}
 
 const REPORT: u8 = 1;
 const REQUEST: u8 = 2;

@@ -12,10 +12,10 @@
 //!
 //! Sequences stop repeated messages of a sender that is known. Recorded messages of its former life are stopped by a
 //! *challenge*: a random number that each node sends, and that the others return. A message counts only if it returns a
-//! challenge of the receiver that is at most [`CHALLENGE_INTERVALS`] intervals old, so it is not older itself: what was
-//! recorded or held back is of no use later. After another *boot* number of a sender only challenges count for it that
-//! are newer than that. No clock is compared. A new node is known after two messages: its first one brings its challenge,
-//! its second one returns the receiver's.
+//! challenge of the receiver that is at most [`CHALLENGE_INTERVALS`] intervals old, so it is not older itself, and a sender is
+//! remembered for that long after its last message. After another *boot* number of a sender only challenges count for it
+//! that are newer than that. No clock is compared. A new node is known after two messages: its first one brings its
+//! challenge, its second one returns the receiver's.
 //!
 //! # Authentication
 //!
@@ -43,13 +43,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 pub use message::{Answer, Outcome, Request};
-pub use report::{InstanceReport, Report, TransitionReport};
+pub use report::{InstanceReport, Report, TransitionReport, group_of};
 #[cfg(feature = "runner")]
 pub use socket::ChannelSocket;
 pub use wire::{MAX_DATAGRAM, MessageError, PORT};
 
-use self::message::{Body, Message};
+use self::message::{Body, Echo, Message};
 use self::peer::{Heard, Peer};
 use crate::hmac::{Key, KeyId};
 
@@ -58,6 +60,9 @@ pub const CHALLENGE_INTERVALS: u32 = 5;
 
 /// The most challenges that may be returned. More than one for each interval there are only while other nodes start.
 const MAX_CHALLENGES: usize = 32;
+
+/// The most reports in a row that are sent because of other nodes' messages; one more each interval.
+const MAX_REPLIES: u32 = 4;
 
 /// The most peers that are remembered.
 pub const MAX_PEERS: usize = 16;
@@ -80,7 +85,7 @@ impl Default for Timing {
         Self {
             interval: Duration::from_secs(1),
             lost_after: Duration::from_millis(3500),
-            min_gap: Duration::from_millis(100),
+            min_gap: Duration::from_millis(250),
             repeat: Duration::from_millis(200),
         }
     }
@@ -240,6 +245,8 @@ pub struct Channel {
     asked: BTreeMap<u64, Asked>,
     next_report: Instant,
     last_report: Option<Instant>,
+    /// The reports that may be sent because of other nodes' messages.
+    replies: u32,
     outputs: VecDeque<Datagram>,
     events: VecDeque<Event>,
     discarded: BTreeMap<Discard, u64>,
@@ -264,17 +271,22 @@ struct Asked {
     give_up_at: Instant,
 }
 
-/// The numbers of a seed (SplitMix64).
+/// Numbers that follow from a seed, and that do not show it (SHA-256 of the seed and a counter).
 #[derive(Debug)]
-struct Random(u64);
+struct Random {
+    seed: [u64; 2],
+    count: u64,
+}
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.count += 1;
+        let mut hash = Sha256::new();
+        for number in [self.seed[0], self.seed[1], self.count] {
+            hash.update(number.to_be_bytes());
+        }
+        let digest = hash.finalize();
+        digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 }
 
@@ -283,11 +295,12 @@ impl Channel {
     /// from it.
     #[must_use]
     pub fn new(config: ChannelConfig, seed: [u64; 2], report: Report, now: Instant) -> Self {
-        let mut random = Random(seed[0]);
+        let mut random = Random { seed, count: 0 };
+        let boot = random.next();
         let challenges = [Challenge { number: 1, value: random.next(), made: now }].into();
         Self {
             config,
-            boot: seed[1],
+            boot,
             sequence: 0,
             challenges,
             random,
@@ -297,6 +310,7 @@ impl Channel {
             asked: BTreeMap::new(),
             next_report: now,
             last_report: None,
+            replies: MAX_REPLIES,
             outputs: VecDeque::new(),
             events: VecDeque::new(),
             discarded: BTreeMap::new(),
@@ -316,6 +330,11 @@ impl Channel {
             self.report_soon(now);
         }
         self.report = report;
+    }
+
+    /// Sets the wall clock of the report, in milliseconds since 1970-01-01 00:00 UTC.
+    pub const fn handle_clock(&mut self, clock: u64) {
+        self.report.clock = clock;
     }
 
     /// Handles a datagram from `source`.
@@ -344,7 +363,7 @@ impl Channel {
     /// The time at which to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
-        let lost = self.peers.values().map(|peer| peer.heard + self.config.timing.lost_after).min();
+        let lost = self.peers.values().map(|peer| self.silence_ends(peer)).min();
         let repeats = self.asked.values().map(|asked| asked.repeat_at.min(asked.give_up_at)).min();
         [lost, repeats].into_iter().flatten().fold(self.next_report, Instant::min)
     }
@@ -427,7 +446,7 @@ impl Channel {
             Heard::Unproven { is_new } => {
                 // The sender is to have its challenge back soon.
                 if is_new {
-                    self.report_soon(now);
+                    self.reply_soon(now);
                 }
                 return Err(Discard::NotFresh);
             }
@@ -437,7 +456,7 @@ impl Channel {
                 if let Some(peer) = self.peers.get_mut(&source) {
                     peer.demand(number);
                 }
-                self.report_soon(now);
+                self.reply_soon(now);
             }
             Heard::Fresh { other_boot: false } => {}
         }
@@ -453,6 +472,24 @@ impl Channel {
         let unproven = self.peers.iter().filter(|(_, peer)| !peer.is_proven());
         let first = unproven.min_by_key(|(_, peer)| peer.heard).map(|(address, _)| *address);
         first.is_some_and(|address| self.peers.remove(&address).is_some())
+    }
+
+    /// Sends a report to a node that has just started, unless many have been sent for others.
+    fn reply_soon(&mut self, now: Instant) {
+        if self.replies > 0 {
+            self.replies -= 1;
+            self.report_soon(now);
+        }
+    }
+
+    /// The time for which a silent peer is remembered: as long as what it sent is fresh.
+    fn memory(&self) -> Duration {
+        self.config.timing.lost_after.max(CHALLENGE_INTERVALS * self.config.timing.interval)
+    }
+
+    /// The time at which a silent peer counts as lost, or is forgotten.
+    fn silence_ends(&self, peer: &Peer) -> Instant {
+        peer.heard + if peer.report.is_some() { self.config.timing.lost_after } else { self.memory() }
     }
 
     /// Sends a report as soon as the least time since the last one has passed.
@@ -505,17 +542,15 @@ impl Channel {
         number
     }
 
-    /// Drops peers that have been silent.
+    /// Drops the reports of peers that have been silent, and later the peers.
     fn forget_silent(&mut self, now: Instant) {
-        let lost_after = self.config.timing.lost_after;
-        let events = &mut self.events;
-        self.peers.retain(|address, peer| {
-            let keep = now < peer.heard + lost_after;
-            if !keep && peer.report.is_some() {
-                events.push_back(Event::Lost(*address));
+        let (lost_after, memory) = (self.config.timing.lost_after, self.memory());
+        for (address, peer) in &mut self.peers {
+            if now >= peer.heard + lost_after && peer.report.take().is_some() {
+                self.events.push_back(Event::Lost(*address));
             }
-            keep
-        });
+        }
+        self.peers.retain(|_, peer| now < peer.heard + memory);
     }
 
     fn repeat_requests(&mut self, now: Instant) {
@@ -541,9 +576,10 @@ impl Channel {
     fn send_report(&mut self, now: Instant) {
         if self.challenges.back().is_none_or(|current| now >= current.made + self.config.timing.interval) {
             self.renew_challenge(now);
+            self.replies = (self.replies + 1).min(MAX_REPLIES);
         }
         self.round = self.round.wrapping_add(1);
-        let parts = self.report.to_parts();
+        let parts = self.report.to_parts(message::report_room(self.echoes().count()));
         let count = u8::try_from(parts.len()).unwrap_or(u8::MAX);
         for (part, records) in (0..count).zip(parts) {
             self.emit(None, Body::Report { round: self.round, part, parts: count, records });
@@ -552,10 +588,16 @@ impl Channel {
         self.next_report = now + self.config.timing.interval;
     }
 
+    /// The challenges to return: those of known peers first.
+    fn echoes(&self) -> impl Iterator<Item = Echo> + '_ {
+        let proven = self.peers.values().filter_map(Peer::proven_echo);
+        proven.chain(self.peers.values().flat_map(Peer::candidate_echoes)).take(message::MAX_ECHOES)
+    }
+
     fn emit(&mut self, to: Option<IpAddr>, body: Body) {
         self.sequence += 1;
         self.sent += 1;
-        let echoes = self.peers.values().flat_map(Peer::echoes).collect();
+        let echoes = self.echoes().collect();
         let message = Message {
             boot: self.boot,
             sequence: self.sequence,

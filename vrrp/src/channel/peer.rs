@@ -132,9 +132,14 @@ impl Peer {
         self.proven.is_some()
     }
 
-    /// The challenges to return.
-    pub(super) fn echoes(&self) -> impl Iterator<Item = Echo> + '_ {
-        self.proven.iter().chain(&self.candidates).map(|life| life.echo())
+    /// The challenge to return to the sender that is known.
+    pub(super) fn proven_echo(&self) -> Option<Echo> {
+        self.proven.map(Life::echo)
+    }
+
+    /// The challenges to return to senders that are not known yet.
+    pub(super) fn candidate_echoes(&self) -> impl Iterator<Item = Echo> + '_ {
+        self.candidates.iter().map(|life| life.echo())
     }
 
     /// Adds a part of a report. Returns whether the report is complete with it and differs from the one before.

@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 
-use super::message::HEADER_LEN;
 use super::wire::{MessageError, Reader, put_text};
 use crate::router::StateName;
 
@@ -19,13 +18,13 @@ const UNLISTED: u8 = 7;
 
 const TEXT_MAX: u8 = 255;
 /// The most parts of a report.
-pub(super) const MAX_PARTS: u8 = 8;
+pub(super) const MAX_PARTS: u8 = 12;
 /// The length of the record of the number of unlisted problems, for which there is always room.
 const UNLISTED_LEN: usize = 5;
-/// The room for other records in one message: the rest is for its header and the returned challenges.
-const PART_LEN: usize = super::wire::MAX_PAYLOAD - HEADER_LEN - UNLISTED_LEN;
 const MAX_ADDRESSES: usize = 16;
+const MAX_INSTANCES: usize = 255;
 const MAX_TRANSITIONS: usize = 8;
+const MAX_DEGRADED: usize = 64;
 
 /// A node's report about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,6 +60,8 @@ pub struct InstanceReport {
     pub state: Option<StateName>,
     /// The priority that it advertises, or would advertise.
     pub priority: u8,
+    /// A number for its identifier and addresses, by which groups of other clusters are told apart; see [`group_of`].
+    pub group: u64,
     /// The time in milliseconds until its claim ends unless it is renewed, at least 1 while it holds the addresses; 0
     /// without a claim.
     pub claim: u32,
@@ -77,6 +78,20 @@ pub struct TransitionReport {
     pub to: Option<StateName>,
     /// The cause.
     pub reason: String,
+}
+
+/// A number for an instance: the same on all its routers, and another one in other groups (FNV-1a).
+#[must_use]
+pub fn group_of(vrid: u8, addresses: impl IntoIterator<Item = IpAddr>) -> u64 {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let octets = addresses.into_iter().flat_map(|address| match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    });
+    std::iter::once(vrid)
+        .chain(octets)
+        .fold(BASIS, |hash, octet| (hash ^ u64::from(octet)).wrapping_mul(PRIME))
 }
 
 const STATES: [StateName; 7] = [
@@ -111,13 +126,14 @@ impl Report {
         lasting(self) != lasting(other)
     }
 
-    /// The records in as many parts as they need.
-    pub(super) fn to_parts(&self) -> Vec<Vec<u8>> {
+    /// The records in as many parts as they need, each with `room` bytes at most.
+    pub(super) fn to_parts(&self, room: usize) -> Vec<Vec<u8>> {
+        let room = room.saturating_sub(UNLISTED_LEN);
         let mut parts = vec![Vec::new()];
         let mut add = |kind: u8, value: &[u8]| {
             let record_len = 3 + value.len();
             let last = parts.last().map_or(0, Vec::len);
-            if last + record_len > PART_LEN {
+            if last + record_len > room {
                 if parts.len() >= MAX_PARTS.into() {
                     return false;
                 }
@@ -142,9 +158,10 @@ impl Report {
             put_text(&mut value, serving.as_ref().err().map_or("", String::as_str), TEXT_MAX);
             add(SERVING, &value);
         }
-        for instance in &self.instances {
+        for instance in self.instances.iter().take(MAX_INSTANCES) {
             let mut value = vec![instance.vrid, state_code(instance.state), instance.priority];
             value.extend(instance.claim.to_be_bytes());
+            value.extend(instance.group.to_be_bytes());
             add(INSTANCE, &value);
         }
         let first = self.transitions.len().saturating_sub(MAX_TRANSITIONS);
@@ -155,7 +172,11 @@ impl Report {
             add(TRANSITION, &value);
         }
         let mut unlisted = self.unlisted;
-        for problem in &self.degraded {
+        for (index, problem) in self.degraded.iter().enumerate() {
+            if index >= MAX_DEGRADED {
+                unlisted = unlisted.saturating_add(1);
+                continue;
+            }
             let mut value = Vec::new();
             put_text(&mut value, problem, TEXT_MAX);
             if !add(DEGRADED, &value) {
@@ -191,8 +212,18 @@ impl Report {
         Ok(report)
     }
 
-    /// A known record may be longer than this version knows.
+    /// A known record may be longer than this version knows; there may not be more of them than it sends.
     fn add(&mut self, kind: u8, mut value: Reader<'_>) -> Result<(), MessageError> {
+        let is_full = match kind {
+            ADDRESS => self.addresses.len() >= MAX_ADDRESSES,
+            INSTANCE => self.instances.len() >= MAX_INSTANCES,
+            TRANSITION => self.transitions.len() >= MAX_TRANSITIONS,
+            DEGRADED => self.degraded.len() >= MAX_DEGRADED,
+            _ => false,
+        };
+        if is_full {
+            return Err(MessageError::Field);
+        }
         match kind {
             IDENTITY => {
                 (self.started, self.clock) = (value.u64()?, value.u64()?);
@@ -212,7 +243,8 @@ impl Report {
             }
             INSTANCE => {
                 let (vrid, state, priority) = (value.u8()?, state_of(value.u8()?), value.u8()?);
-                self.instances.push(InstanceReport { vrid, state, priority, claim: value.u32()? });
+                let (claim, group) = (value.u32()?, value.u64()?);
+                self.instances.push(InstanceReport { vrid, state, priority, group, claim });
             }
             TRANSITION => {
                 let (vrid, to, at) = (value.u8()?, state_of(value.u8()?), value.u64()?);

@@ -36,8 +36,6 @@ impl ChannelSocket {
         // Before it is bound, so that nothing of another interface arrives.
         socket.bind_device(Some(interface.as_bytes()))?;
         socket.attach_filter(&near_only(family))?;
-        // Sockets of other interfaces have the same port.
-        socket.set_reuse_address(true)?;
         match family.multicast() {
             IpAddr::V4(group) => {
                 socket.set_ttl_v4(HOP_LIMIT.into())?;
@@ -89,6 +87,12 @@ impl ChannelSocket {
     #[must_use]
     pub const fn source(&self) -> IpAddr {
         self.source
+    }
+
+    /// The index of the interface and the address that it sends from.
+    #[must_use]
+    pub const fn place(&self) -> (u32, IpAddr) {
+        (self.index, self.source)
     }
 
     fn send_now(&self, to: IpAddr, bytes: &[u8]) -> io::Result<()> {

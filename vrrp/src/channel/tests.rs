@@ -32,6 +32,9 @@ fn report(node: usize, boot: u64, version: u16) -> Report {
     Report { node: format!("node-{node}"), started: boot, unlisted: version, ..Report::default() }
 }
 
+/// The room for records with the most returned challenges.
+const ROOM: usize = message::report_room(message::MAX_ECHOES);
+
 fn full_report() -> Report {
     Report {
         node: "node-1".to_owned(),
@@ -41,8 +44,8 @@ fn full_report() -> Report {
         addresses: vec![[10, 0, 0, 11].into(), "fd00::11".parse().unwrap()],
         serving: Some(Err("waiting for the health checks of 3 backends".to_owned())),
         instances: vec![
-            InstanceReport { vrid: 51, state: Some(StateName::Active), priority: 200, claim: 2900 },
-            InstanceReport { vrid: 52, state: None, priority: 40, claim: 0 },
+            InstanceReport { vrid: 51, state: Some(StateName::Active), priority: 200, group: 7, claim: 2900 },
+            InstanceReport { vrid: 52, state: None, priority: 40, group: 8, claim: 0 },
         ],
         transitions: vec![TransitionReport {
             vrid: 51,
@@ -86,7 +89,7 @@ impl Net {
         let mut net = Self {
             now,
             start: now,
-            random: Random(seed),
+            random: Random { seed: [seed, 0], count: 0 },
             hosts: Vec::new(),
             flying: BTreeMap::new(),
             number: 0,
@@ -391,6 +394,30 @@ fn former_boots_cannot_be_replayed() {
     net.all_known();
 }
 
+/// What a node sent before it went silent is fresh for longer than the node is shown.
+#[test]
+fn requests_of_a_lost_peer_cannot_be_replayed() {
+    let mut net = Net::new(11, 2, &[1]);
+    net.run(secs(3));
+    let now = net.now;
+    net.hosts[0].channel.request(now, address(1), Request::Handover { vrid: 51, to: None }, ms(1));
+    net.settle();
+    net.hosts[0].running = false;
+    let recorded: Vec<_> = net.recorded.iter().filter(|(from, _)| *from == 0).cloned().collect();
+    let requested = |net: &Net| {
+        net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. })).count()
+    };
+    for _ in 0..100 {
+        for (from, bytes) in &recorded {
+            net.fly(*from, 1, bytes.clone());
+        }
+        net.run(ms(100));
+        assert_eq!(requested(&net), 1);
+    }
+    let found = net.hosts[1].events.iter().filter(|event| matches!(event, Event::Found(_))).count();
+    assert_eq!(found, 1, "the lost peer is not found again");
+}
+
 #[test]
 fn flood_of_new_senders_costs_no_known_peer() {
     let mut net = Net::new(10, 3, &[]);
@@ -413,7 +440,7 @@ fn flood_of_new_senders_costs_no_known_peer() {
 #[test]
 fn reports_survive_their_encoding() {
     let report = full_report();
-    let parts = report.to_parts();
+    let parts = report.to_parts(ROOM);
     assert_eq!(parts.len(), 1);
     assert_eq!(Report::decode(&parts.concat()), Ok(report));
 }
@@ -422,10 +449,16 @@ fn reports_survive_their_encoding() {
 fn large_reports_take_several_parts_and_say_what_is_missing() {
     let mut large = full_report();
     large.instances = (1..=255)
-        .map(|vrid| InstanceReport { vrid, state: Some(StateName::Backup), priority: 200, claim: 0 })
+        .map(|vrid| InstanceReport {
+            vrid,
+            state: Some(StateName::Backup),
+            priority: 200,
+            group: 9,
+            claim: 0,
+        })
         .collect();
     large.degraded = (0..100).map(|number| format!("{number} {}", "é".repeat(200))).collect();
-    let parts = large.to_parts();
+    let parts = large.to_parts(ROOM);
     assert!(parts.len() <= usize::from(report::MAX_PARTS));
     let decoded = Report::decode(&parts.concat()).unwrap();
     assert_eq!(decoded.instances, large.instances);
@@ -436,7 +469,7 @@ fn large_reports_take_several_parts_and_say_what_is_missing() {
 
 #[test]
 fn unknown_records_are_skipped() {
-    let mut records = full_report().to_parts().concat();
+    let mut records = full_report().to_parts(ROOM).concat();
     records.extend([200, 0, 3, 1, 2, 3]);
     assert_eq!(Report::decode(&records), Ok(full_report()));
 }
@@ -506,8 +539,8 @@ proptest! {
     #[test]
     fn arbitrary_records_decode_or_fail(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         if let Ok(report) = Report::decode(&bytes) {
-            let parts = report.to_parts();
-            prop_assert!(parts.iter().all(|part| part.len() <= wire::MAX_PAYLOAD));
+            let parts = report.to_parts(ROOM);
+            prop_assert!(parts.iter().all(|part| part.len() <= ROOM));
             prop_assert!(Report::decode(&parts.concat()).is_ok());
         }
     }

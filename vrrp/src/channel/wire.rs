@@ -84,17 +84,16 @@ pub(super) fn open<'a>(
     if signatures.is_empty() {
         return Err(Discard::Unsigned);
     }
-    let mut known = signatures
-        .iter()
-        .filter_map(|[id, digest @ ..]| Some((keys.get(&KeyId::new(*id)?)?, digest)))
-        .peekable();
+    // Each key once: a forger may repeat an identifier.
+    let signature = |id: KeyId| signatures.iter().find(|signature| signature[0] == id.get());
+    let mut known = keys.iter().filter_map(|(id, key)| Some((key, signature(*id)?))).peekable();
     if known.peek().is_none() {
         return Err(Discard::UnknownKey);
     }
-    if known.any(|(key, digest)| mac(key, payload, source).verify_truncated_left(digest).is_ok()) {
-        return Ok(payload);
-    }
-    Err(Discard::Digest)
+    let is_right = |(key, [_, digest @ ..]): (&Key, &[u8; SIGNATURE_LEN])| {
+        mac(key, payload, source).verify_truncated_left(digest).is_ok()
+    };
+    if known.any(is_right) { Ok(payload) } else { Err(Discard::Digest) }
 }
 
 fn split(bytes: &[u8]) -> Result<(&[u8], &[[u8; SIGNATURE_LEN]]), MessageError> {

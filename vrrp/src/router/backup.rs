@@ -15,8 +15,8 @@ use crate::types::WirePriority;
 /// The number of late timers in a row that do not count. A machine that is always late could otherwise never be Active.
 const MAX_OVERSLEPT: u8 = 5;
 
-/// The time after a resignation in which an advertisement of the same router was sent before: longer than a link
-/// reorders packets, and shorter than any router takes to become Active again.
+/// The time after a resignation in which an advertisement of the same router counts as sent before: longer than a link
+/// reorders packets.
 const REORDERING: Duration = Duration::from_millis(10);
 
 /// The number of degraded advertisements in a row that make this router take over.
@@ -34,7 +34,7 @@ pub(super) struct Backup {
     ignored_lower: bool,
     /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its
     /// advertisements do not prove that it serves when that Active is gone.
-    beside: Option<Beside>,
+    beside: Option<IpAddr>,
     /// The known controller that is Active beside [`Core::believed`], and since when.
     disputed_by: Option<(IpAddr, Instant)>,
     /// A router of lower priority took over during this router's offset, and this router is about to correct that.
@@ -64,13 +64,6 @@ struct Followed {
     full: WirePriority,
     /// As last heard.
     priority: WirePriority,
-}
-
-/// A router that advertises beside the Active.
-#[derive(Debug, Clone, Copy)]
-struct Beside {
-    heard: Heard,
-    since: Instant,
 }
 
 /// The degraded advertisements of the Active in a row, while this router could serve.
@@ -139,9 +132,7 @@ impl Backup {
                 return State::Backup(self);
             }
             if self.is_beside_active(heard) {
-                let known = self.beside.filter(|beside| beside.heard.source == heard.source);
-                let since = known.map_or(now, |beside| beside.since);
-                (self.ignored_lower, self.beside) = (true, Some(Beside { heard: *heard, since }));
+                (self.ignored_lower, self.beside) = (true, Some(heard.source));
                 return State::Backup(self);
             }
         }
@@ -223,13 +214,8 @@ impl Backup {
             return;
         }
         core.timers.clear(TimerName::Takeover);
-        // The successor's first advertisement may arrive before the resignation.
-        let interval = self.interval(core);
-        if let Some(beside) = self.beside.filter(|beside| now < beside.since + interval / 2) {
-            self.beside = None;
-            return self.follow(core, now, &beside.heard);
-        }
         (self.wait, self.since) = (Wait::Resigned, now);
+        let interval = self.interval(core);
         core.resigned = Some((heard.source, now + REORDERING.min(interval / 2)));
         self.arm(core, now);
         let succeeds = core.succeeds_until.take().is_some_and(|until| now < until);
@@ -249,7 +235,7 @@ impl Backup {
         self.active = Some(Followed { source, interval, full, priority });
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
-        self.beside = self.beside.filter(|beside| beside.heard.source != heard.source);
+        self.beside = self.beside.filter(|beside| *beside != heard.source);
         self.dispute(core, now, heard);
         self.arm(core, now);
     }
@@ -272,15 +258,10 @@ impl Backup {
     }
 
     /// Returns whether a router that is not known to be a controller advertises although it loses against the Active.
-    /// Once that has resigned, another one may be its successor, unless it advertised before.
     fn is_beside_active(&self, heard: &Heard) -> bool {
-        let loses = |active: Followed| {
-            let resigned = self.wait == Wait::Resigned;
-            !resigned && active.source != heard.source && heard.priority < active.priority
-        };
+        let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
         heard.standing == Standing::Unknown
-            && (self.beside.is_some_and(|beside| beside.heard.source == heard.source)
-                || self.active.is_some_and(loses))
+            && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
     }
 
     /// Returns whether the sender loses to the Active and has a shorter interval. A router that has just been outranked

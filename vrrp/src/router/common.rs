@@ -44,6 +44,8 @@ pub(super) struct Heard {
 /// The reason why this router does not ask for the addresses back for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hold {
+    /// It handed them over on request: it does not take them back for its priority, but from a router that cannot serve.
+    Moved,
     /// It gave them to a router that can serve.
     Patient,
     /// It was not heard, so it counts as degraded, too.
@@ -143,7 +145,7 @@ impl Core {
     /// Returns whether this router has served for long enough to take over from a degraded Active.
     pub(super) fn may_take_over(&self, now: Instant) -> bool {
         let served = self.serving.duration(now).is_some_and(|served| served >= self.config.takeover_after);
-        served && self.serving.settled() && self.hold.is_none()
+        served && self.serving.settled() && self.hold.is_none_or(|hold| hold == Hold::Moved)
     }
 
     /// The interval that counts for an Active: its own in version 3 (RFC 9568 §6.1, Active_Adver_Interval); in version

@@ -134,6 +134,8 @@ pub(super) struct Resigning {
     successor: Option<Heard>,
     repeats: u8,
     after: After,
+    /// The end of the last claim.
+    claimed_until: Instant,
 }
 
 impl Resigning {
@@ -149,7 +151,7 @@ impl Resigning {
         core.advertise(WirePriority::RESIGN);
         core.timers.set(TimerName::Handover, until);
         core.timers.set(TimerName::Advertise, now + interval);
-        let resigning = Self { until, successor: None, repeats: REPEATS, after };
+        let mut resigning = Self { until, successor: None, repeats: REPEATS, after, claimed_until: until };
         resigning.refresh(core, now);
         State::Resigning(resigning)
     }
@@ -181,11 +183,24 @@ impl Resigning {
 
     /// Ends a handover that is over before another event refreshes it.
     pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
+        if self.goes_on() && now >= self.claimed_until {
+            // The process slept for longer than its claim was valid: another router may be Active.
+            return Listening::enter(core, now, Reason::Overslept);
+        }
         if now < self.bound(core) {
             return State::Resigning(self);
         }
         let reason = self.reason();
         self.end(core, now, reason)
+    }
+
+    /// Ends the handover because of another configuration. Returns to Active where no successor has advertised, so that the
+    /// addresses are never without a holder.
+    pub(super) fn interrupt(self, core: &mut Core, now: Instant) -> State {
+        if self.goes_on() {
+            return Active::enter(core, now, Reason::Reconfigured);
+        }
+        self.end(core, now, Reason::Reconfigured)
     }
 
     /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have
@@ -203,12 +218,16 @@ impl Resigning {
         State::Resigning(self)
     }
 
-    /// Neighbours know the successor now.
+    /// Neighbours know the successor now. A router that would go on without one waits for its advertisement: another host
+    /// may announce the addresses.
     pub(super) fn announced(self, core: &mut Core, now: Instant) -> State {
+        if self.goes_on() {
+            return State::Resigning(self);
+        }
         self.end(core, now, Reason::SuccessorAnnounced)
     }
 
-    pub(super) fn vip(self, core: &mut Core, now: Instant, event: VipEvent) -> State {
+    pub(super) fn vip(mut self, core: &mut Core, now: Instant, event: VipEvent) -> State {
         match event {
             VipEvent::Installed => {}
             VipEvent::Missing => {
@@ -273,16 +292,17 @@ impl Resigning {
                 State::Init
             }
             After::Wait => {
-                core.hold(now, Hold::Patient);
+                core.hold(now, Hold::Moved);
                 Backup::enter(core, now, reason, self.successor.as_ref())
             }
         }
     }
 
     /// Renews the claim, which no advertisement does in this state.
-    fn refresh(&self, core: &mut Core, now: Instant) {
-        core.claim(self.claim_until(core, now));
-        let next = now + core.config.lease / 4;
+    fn refresh(&mut self, core: &mut Core, now: Instant) {
+        self.claimed_until = self.claim_until(core, now);
+        core.claim(self.claimed_until);
+        let next = now + (core.config.lease / 4).min(core.config.claim_span() / 2);
         if next < self.bound(core) {
             core.timers.set(TimerName::Refresh, next);
         }

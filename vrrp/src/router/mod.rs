@@ -410,9 +410,7 @@ impl VirtualRouter {
         let same = identity(&config) == identity(&self.core.config);
         // A handover that only moves the addresses ends here, so that the router goes on with the new configuration.
         self.step(|state, core| match state {
-            State::Resigning(resigning) if !resigning.stops() => {
-                resigning.end(core, now, Reason::Reconfigured)
-            }
+            State::Resigning(resigning) if !resigning.stops() => resigning.interrupt(core, now),
             state => state,
         });
         if matches!(self.state, State::Resigning(_) | State::Stopped) {

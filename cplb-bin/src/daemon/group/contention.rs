@@ -11,6 +11,9 @@ use super::PeerState;
 /// The time for which both must hold them: reports are up to an interval old, and a handover overlaps on purpose.
 const LASTING: Duration = Duration::from_secs(3);
 
+/// The age of a report that still tells who holds the addresses.
+const CURRENT: Duration = Duration::from_millis(2500);
+
 /// Another holder of an instance's addresses.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
@@ -26,15 +29,17 @@ pub(crate) struct Contention {
 }
 
 impl Contention {
-    /// The peers that have held the addresses of an instance together with this node for a while. `active` are the
-    /// instances for which this node is Active.
+    /// The peers that have held the addresses of an instance together with this node for a while. `active` are the numbers
+    /// of the instances ([`group_of`](vrrp::channel::group_of)) for which this node is Active.
     pub(crate) fn look(
         &mut self,
         now: Instant,
-        active: &BTreeSet<u8>,
+        active: &BTreeSet<u64>,
         peers: &[PeerState],
     ) -> BTreeSet<Holder> {
-        let holders: BTreeSet<Holder> = peers.iter().flat_map(|peer| holders(peer, active)).collect();
+        // The last report of a node that died outlives it for a while.
+        let current = peers.iter().filter(|peer| now.saturating_duration_since(peer.heard) <= CURRENT);
+        let holders: BTreeSet<Holder> = current.flat_map(|peer| holders(peer, active)).collect();
         self.since.retain(|holder, _| holders.contains(holder));
         for holder in holders {
             self.since.entry(holder).or_insert(now);
@@ -45,9 +50,9 @@ impl Contention {
     }
 }
 
-fn holders(peer: &PeerState, active: &BTreeSet<u8>) -> Vec<Holder> {
+fn holders(peer: &PeerState, active: &BTreeSet<u64>) -> Vec<Holder> {
     let held = peer.report.instances.iter().filter(|instance| {
-        instance.state == Some(StateName::Active) && instance.claim > 0 && active.contains(&instance.vrid)
+        instance.state == Some(StateName::Active) && instance.claim > 0 && active.contains(&instance.group)
     });
     let holder = |vrid| Holder { vrid, peer: peer.address, node: peer.report.node.clone() };
     held.map(|instance| holder(instance.vrid)).collect()
@@ -59,28 +64,38 @@ mod tests {
 
     use super::*;
 
-    fn peer(state: StateName, claim: u32, now: Instant) -> PeerState {
-        let instances = vec![InstanceReport { vrid: 51, state: Some(state), priority: 200, claim }];
+    fn peer(state: StateName, claim: u32, heard: Instant) -> PeerState {
+        let instances = vec![InstanceReport { vrid: 51, state: Some(state), priority: 200, group: 7, claim }];
         let report = Report { node: "node-2".to_owned(), instances, ..Report::default() };
-        PeerState { address: [10, 0, 0, 12].into(), report, heard: now, authenticated: true, clock_ahead: 0 }
+        PeerState { address: [10, 0, 0, 12].into(), report, heard, authenticated: true, clock_ahead: 0 }
     }
 
     #[test]
     fn two_holders_are_named_once_they_last_and_no_longer_than_that() {
         let start = Instant::now();
         let mut contention = Contention::default();
-        let mut look = |millis, active: &[u8], peer: PeerState| {
+        let mut look = |millis, active: u64, state, claim| {
             let now = start + Duration::from_millis(millis);
-            contention.look(now, &active.iter().copied().collect(), &[peer]).len()
+            contention.look(now, &[active].into(), &[peer(state, claim, now)]).len()
         };
-        let active = |claim| peer(StateName::Active, claim, start);
-        assert_eq!(look(0, &[51], active(2900)), 0, "a handover overlaps");
-        assert_eq!(look(2999, &[51], active(2900)), 0);
-        assert_eq!(look(3000, &[51], active(2900)), 1);
-        assert_eq!(look(3500, &[51], peer(StateName::Backup, 0, start)), 0);
-        assert_eq!(look(4000, &[51], active(2900)), 0, "counted anew");
-        assert_eq!(look(9000, &[52], active(2900)), 0, "of another instance");
-        assert_eq!(look(9500, &[51], active(0)), 0, "without a claim");
-        assert_eq!(look(20_000, &[51], active(0)), 0);
+        assert_eq!(look(0, 7, StateName::Active, 2900), 0, "a handover overlaps");
+        assert_eq!(look(2999, 7, StateName::Active, 2900), 0);
+        assert_eq!(look(3000, 7, StateName::Active, 2900), 1);
+        assert_eq!(look(3500, 7, StateName::Backup, 0), 0);
+        assert_eq!(look(4000, 7, StateName::Active, 2900), 0, "counted anew");
+        assert_eq!(look(9000, 8, StateName::Active, 2900), 0, "of another group with the same identifier");
+        assert_eq!(look(9500, 7, StateName::Active, 0), 0, "without a claim");
+        assert_eq!(look(20_000, 7, StateName::Active, 0), 0);
+    }
+
+    #[test]
+    fn a_node_that_died_is_no_holder() {
+        let start = Instant::now();
+        let mut contention = Contention::default();
+        for millis in (0..10_000).step_by(500) {
+            let now = start + Duration::from_millis(millis);
+            let holders = contention.look(now, &[7].into(), &[peer(StateName::Active, 2900, start)]);
+            assert_eq!(holders.len(), 0, "after {millis} ms");
+        }
     }
 }

@@ -7,14 +7,10 @@ use vrrp::channel::Report;
 use vrrp::hmac::{HmacConfig, Key, KeyId};
 use vrrp::runner::{Interface, Transport};
 
-/// What instances have in common that share a channel.
+/// A channel: all instances of an interface and a family share it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LinkKey {
     pub(crate) interface: String,
-    /// The peers of unicast advertisements; empty for multicast.
-    peers: Vec<IpAddr>,
-    /// The identifiers and bytes of the keys.
-    keys: Vec<(u8, Vec<u8>)>,
     /// IPv4 where an instance has it, else IPv6.
     is_v4: bool,
 }
@@ -24,8 +20,9 @@ pub(crate) struct LinkKey {
 pub(crate) struct Local {
     /// The index of the interface, and the address to send from; `None` while the interface cannot be used.
     pub(crate) source: Option<(u32, IpAddr)>,
-    /// The peers of unicast advertisements; empty for multicast.
+    /// The peers of unicast advertisements, without this node; empty if an instance sends by multicast.
     pub(crate) peers: Vec<IpAddr>,
+    /// The keys of all instances; of several with one identifier the first.
     pub(crate) keys: BTreeMap<KeyId, Key>,
     /// The controllers that are heard where there are no keys.
     pub(crate) known: BTreeSet<IpAddr>,
@@ -48,32 +45,40 @@ impl LinkKey {
         known: &BTreeSet<IpAddr>,
         report: &Report,
     ) -> BTreeMap<Self, Local> {
-        let mut channels = BTreeMap::new();
-        for member in members {
-            let Some(interface) = member.interface else { continue };
-            let peers = match member.transport {
-                Transport::Multicast => Vec::new(),
+        let mut channels = BTreeMap::<Self, (Local, bool)>::new();
+        for Member { interface, transport, hmac, has_v4 } in members {
+            let Some(interface) = interface else { continue };
+            let key = Self { interface: interface.name.clone(), is_v4: has_v4 };
+            let (local, multicasts) = channels.entry(key).or_insert_with(|| {
+                let source = if has_v4 { interface.v4.map(IpAddr::V4) } else { interface.v6.map(IpAddr::V6) };
+                let source = source.filter(|_| interface.up).map(|source| (interface.index, source));
+                let (known, report) = (known.clone(), report.clone());
+                (Local { source, peers: Vec::new(), keys: BTreeMap::new(), known, report }, false)
+            });
+            match transport {
+                Transport::Multicast => *multicasts = true,
                 Transport::Unicast { peers } => {
-                    peers.iter().copied().filter(|peer| peer.is_ipv4() == member.has_v4).collect()
+                    let own = local.source.map(|(_, own)| own);
+                    let others = peers.iter().filter(|peer| peer.is_ipv4() == has_v4 && Some(**peer) != own);
+                    local.peers.extend(others);
+                    local.known.extend(peers);
                 }
-            };
-            let keys: BTreeMap<KeyId, Key> =
-                member.hmac.iter().flat_map(|hmac| hmac.keys()).map(|(id, key)| (id, key.clone())).collect();
-            let key = Self {
-                interface: interface.name.clone(),
-                peers: peers.clone(),
-                keys: keys.iter().map(|(id, key)| (id.get(), key.as_bytes().to_vec())).collect(),
-                is_v4: member.has_v4,
-            };
-            let source = match member.has_v4 {
-                true => interface.v4.map(IpAddr::V4),
-                false => interface.v6.map(IpAddr::V6),
-            };
-            let source = source.filter(|_| interface.up).map(|source| (interface.index, source));
-            let known = known.iter().copied().chain(peers.iter().copied()).collect();
-            channels.insert(key, Local { source, peers, keys, known, report: report.clone() });
+            }
+            for (id, found) in hmac.iter().flat_map(|hmac| hmac.keys()) {
+                if local.keys.len() < HmacConfig::MAX_KEYS {
+                    local.keys.entry(id).or_insert_with(|| found.clone());
+                }
+            }
         }
-        channels
+        let finished = |(key, (mut local, multicasts)): (Self, (Local, bool))| {
+            local.peers.sort_unstable();
+            local.peers.dedup();
+            if multicasts {
+                local.peers.clear();
+            }
+            (key, local)
+        };
+        channels.into_iter().map(finished).collect()
     }
 }
 
@@ -95,34 +100,41 @@ mod tests {
         }
     }
 
-    fn hmac(byte: u8) -> HmacConfig {
-        let keys = [(KeyId::MIN, Key::new(&[byte; 32]).unwrap())].into();
-        HmacConfig::new(keys, KeyId::MIN, std::time::Duration::from_secs(1)).unwrap()
+    fn hmac(id: u8) -> HmacConfig {
+        let id = KeyId::new(id).unwrap();
+        let keys = [(id, Key::new(&[id.get(); 32]).unwrap())].into();
+        HmacConfig::new(keys, id, std::time::Duration::from_secs(1)).unwrap()
+    }
+
+    fn unicast(hosts: &[u8]) -> Transport {
+        Transport::Unicast { peers: hosts.iter().map(|host| [10, 0, 0, *host].into()).collect() }
     }
 
     #[test]
-    fn instances_share_a_channel_unless_interface_peers_keys_or_family_differ() {
+    fn instances_of_an_interface_and_family_share_a_channel() {
         let (eth0, eth1) = (interface("eth0"), interface("eth1"));
         let (first, second) = (hmac(1), hmac(2));
-        let unicast = Transport::Unicast { peers: vec![[10, 0, 0, 12].into(), "fd00::12".parse().unwrap()] };
+        let (one, two) = (unicast(&[11, 12]), unicast(&[12, 13]));
         let member = |interface, transport, hmac, has_v4| Member { interface, transport, hmac, has_v4 };
         let members = [
-            member(Some(&eth0), &Transport::Multicast, None, true),
-            member(Some(&eth0), &Transport::Multicast, None, true),
+            member(Some(&eth0), &one, Some(&first), true),
+            member(Some(&eth0), &two, Some(&second), true),
             member(Some(&eth0), &Transport::Multicast, None, false),
+            member(Some(&eth1), &one, None, true),
             member(Some(&eth1), &Transport::Multicast, None, true),
-            member(Some(&eth0), &unicast, None, true),
-            member(Some(&eth0), &Transport::Multicast, Some(&first), true),
-            member(Some(&eth0), &Transport::Multicast, Some(&second), true),
             member(None, &Transport::Multicast, None, true),
         ];
-        let known = [IpAddr::from([10, 0, 0, 13])].into();
+        let known = [IpAddr::from([10, 0, 0, 14])].into();
         let channels = LinkKey::all(members, &known, &Report::default());
-        assert_eq!(channels.len(), 6);
-        let by_unicast = channels.values().find(|local| !local.peers.is_empty()).unwrap();
-        assert_eq!(by_unicast.peers, [IpAddr::from([10, 0, 0, 12])], "of the channel's family");
-        assert!(by_unicast.known.contains(&IpAddr::from([10, 0, 0, 13])));
-        assert_eq!(by_unicast.source, Some((2, [10, 0, 0, 11].into())));
+        assert_eq!(channels.len(), 3);
+        let of = |name: &str, is_v4| &channels[&LinkKey { interface: name.to_owned(), is_v4 }];
+        let shared = of("eth0", true);
+        assert_eq!(shared.peers, [[10, 0, 0, 12], [10, 0, 0, 13]].map(IpAddr::from), "without this node");
+        assert_eq!(shared.keys.len(), 2);
+        assert!(shared.known.contains(&IpAddr::from([10, 0, 0, 14])));
+        assert_eq!(shared.source, Some((2, [10, 0, 0, 11].into())));
+        assert!(of("eth1", true).peers.is_empty(), "multicast reaches all");
+        assert_eq!(of("eth0", false).source, Some((2, "fe80::11".parse().unwrap())));
     }
 
     #[test]

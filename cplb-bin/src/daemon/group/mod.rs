@@ -1,7 +1,7 @@
 //! The group channel: what the controllers tell each other beyond VRRP (see [`vrrp::channel`]).
 //!
-//! Instances with the same interface, peers and keys share one channel. Each channel is a task with a socket; the loop gives
-//! it this node's report, and reads the peers from its board.
+//! Instances with the same interface and family share one channel. Each channel is a task with a socket; the loop gives it
+//! this node's report, and reads the peers from its board.
 
 mod contention;
 mod link;
@@ -24,22 +24,8 @@ pub(crate) use link::{LinkKey, Local, Member};
 /// A change of what is known of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GroupEvent {
-    Found {
-        peer: IpAddr,
-        report: Box<Report>,
-    },
-    Lost {
-        peer: IpAddr,
-    },
-    /// The socket cannot be opened or used, for this reason.
-    SocketError {
-        interface: String,
-        error: String,
-    },
-    /// The socket works again.
-    SocketOpen {
-        interface: String,
-    },
+    Found { peer: IpAddr, report: Box<Report> },
+    Lost { peer: IpAddr },
 }
 
 /// A peer on the board of a channel.
@@ -61,8 +47,12 @@ pub(crate) struct Board {
     pub(crate) discarded: BTreeMap<Discard, u64>,
     /// Datagrams of hosts that are no known controllers, where there are no keys.
     pub(crate) strangers: u64,
+    /// Datagrams with an address of this node as their source.
+    pub(crate) own: u64,
     pub(crate) sent: u64,
     pub(crate) received: u64,
+    /// The reason why the socket does not work.
+    pub(crate) error: Option<String>,
 }
 
 /// All channels of this node.

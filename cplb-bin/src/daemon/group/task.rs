@@ -25,7 +25,9 @@ pub(super) async fn run(
 ) {
     let first = local.borrow().clone();
     let channel = Channel::new(config(&first), seed(), first.report.clone(), Instant::now());
-    let mut task = Task { key, channel, socket: None, board, events, strangers: 0, failing: false };
+    let retry_at = Instant::now();
+    let (strangers, own, error) = (0, 0, None);
+    let mut task = Task { key, channel, socket: None, retry_at, board, events, strangers, own, error };
     task.run(local).await;
 }
 
@@ -38,9 +40,7 @@ fn seed() -> [u64; 2] {
 fn config(local: &Local) -> ChannelConfig {
     // Each report goes to every peer of a unicast group: with more of them it goes less often, so that a node at rest
     // sends at most two datagrams a second.
-    let own = local.source.map(|(_, own)| own);
-    let others = local.peers.iter().filter(|peer| Some(**peer) != own).count();
-    let share = u32::try_from(others.div_ceil(2)).unwrap_or(u32::MAX).max(1);
+    let share = u32::try_from(local.peers.len().div_ceil(2)).unwrap_or(u32::MAX).max(1);
     let timing = Timing::default();
     let timing =
         Timing { interval: timing.interval * share, lost_after: timing.lost_after * share, ..timing };
@@ -51,30 +51,33 @@ struct Task {
     key: LinkKey,
     channel: Channel,
     socket: Option<ChannelSocket>,
+    /// The time at which to open the socket again.
+    retry_at: Instant,
     board: Arc<Mutex<Board>>,
     events: EventSender<GroupEvent>,
     strangers: u64,
-    /// The owner knows that the socket does not work.
-    failing: bool,
+    own: u64,
+    error: Option<String>,
 }
 
 impl Task {
     async fn run(&mut self, mut local: watch::Receiver<Local>) {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
-        let mut retry_at = Instant::now();
         loop {
             let current = local.borrow_and_update().clone();
-            let now = Instant::now();
             self.channel.reconfigure(config(&current));
-            self.channel.handle_report(now, current.report.clone());
-            self.open(&current, &mut retry_at);
+            self.channel.handle_report(Instant::now(), current.report.clone());
+            self.open(&current);
+            // A datagram that is discarded changes nothing that has to be sent or shown at once.
+            let mut changed = true;
             loop {
-                self.flush(&current);
-                let wake = self.channel.poll_timeout().max(Instant::now());
-                let wake = if self.socket.is_none() { wake.min(retry_at) } else { wake };
+                if std::mem::take(&mut changed) {
+                    self.flush(&current);
+                }
+                let wake = self.wake(&current);
                 tokio::select! {
-                    changed = local.changed() => {
-                        if changed.is_err() {
+                    result = local.changed() => {
+                        if result.is_err() {
                             self.channel.stop();
                             self.flush(&current);
                             return;
@@ -82,62 +85,65 @@ impl Task {
                         break;
                     }
                     received = receive(self.socket.as_ref(), &mut buffer) => match received {
-                        Ok((len, source)) => self.receive(&current, source, &buffer[..len]),
+                        Ok((len, source)) => changed = self.receive(&current, source, &buffer[..len]),
                         Err(error) => self.fail(&error),
                     },
                     () = tokio::time::sleep_until(wake.into()) => {
-                        let now = Instant::now();
-                        self.channel.handle_timeout(now);
-                        self.open(&current, &mut retry_at);
+                        self.channel.handle_clock(wall_clock());
+                        self.channel.handle_timeout(Instant::now());
+                        self.open(&current);
+                        changed = true;
                     }
                 }
+                // A flood of datagrams must not keep the loop of the daemon from its work.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Opens the socket, if there is none for the source.
-    fn open(&mut self, local: &Local, retry_at: &mut Instant) {
-        let source = local.source.map(|(_, source)| source);
-        if self.socket.as_ref().map(ChannelSocket::source) != source {
+    /// The next time at which there is something to do. Without a source nothing can be opened.
+    fn wake(&self, local: &Local) -> Instant {
+        let timeout = self.channel.poll_timeout();
+        if local.source.is_some() && self.socket.is_none() { timeout.min(self.retry_at) } else { timeout }
+    }
+
+    /// Opens the socket, if there is none for this interface and source.
+    fn open(&mut self, local: &Local) {
+        if self.socket.as_ref().map(ChannelSocket::place) != local.source {
             self.socket = None;
         }
-        let (Some((index, source)), None) = (local.source, &self.socket) else { return };
         let now = Instant::now();
-        if now < *retry_at {
+        let (Some((index, source)), None) = (local.source, &self.socket) else {
+            self.error = None;
+            return;
+        };
+        if now < self.retry_at {
             return;
         }
         match ChannelSocket::open(&self.key.interface, index, source) {
-            Ok(socket) => {
-                self.socket = Some(socket);
-                if std::mem::take(&mut self.failing) {
-                    let interface = self.key.interface.clone();
-                    let _ = self.events.send(GroupEvent::SocketOpen { interface });
-                }
-            }
-            Err(error) => {
-                *retry_at = now + RETRY;
-                self.fail(&error);
-            }
+            Ok(socket) => (self.socket, self.error) = (Some(socket), None),
+            Err(error) => self.fail(&error),
         }
     }
 
     fn fail(&mut self, error: &io::Error) {
         self.socket = None;
-        if !std::mem::replace(&mut self.failing, true) {
-            let (interface, error) = (self.key.interface.clone(), error.to_string());
-            let _ = self.events.send(GroupEvent::SocketError { interface, error });
-        }
+        self.retry_at = Instant::now() + RETRY;
+        self.error = Some(error.to_string());
     }
 
-    /// Handles a datagram. Those that wait behind it have their turn after the other tasks.
-    fn receive(&mut self, local: &Local, source: IpAddr, bytes: &[u8]) {
+    /// Handles a datagram. Returns whether it was used.
+    fn receive(&mut self, local: &Local, source: IpAddr, bytes: &[u8]) -> bool {
+        if local.report.addresses.contains(&source) {
+            self.own += 1;
+            return false;
+        }
         if local.keys.is_empty() && is_stranger(local, source) {
             self.strangers += 1;
-            return;
+            return false;
         }
-        // Counted by reason.
-        let _ = self.channel.handle_datagram(Instant::now(), source, bytes);
+        // The reason of a discard is counted.
+        self.channel.handle_datagram(Instant::now(), source, bytes).is_ok()
     }
 
     /// Sends what is to be sent, and reports what has changed.
@@ -151,7 +157,7 @@ impl Task {
                 (None, true) => &group,
                 (None, false) => &local.peers,
             };
-            for peer in to.iter().filter(|peer| **peer != socket.source()) {
+            for peer in to {
                 // A peer that cannot be reached is missing from the status.
                 let _ = socket.send(*peer, &bytes);
             }
@@ -174,8 +180,7 @@ impl Task {
 
     fn post(&self) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let clock = i64::try_from(clock).unwrap_or(i64::MAX);
+        let clock = i64::try_from(wall_clock()).unwrap_or(i64::MAX);
         let former = std::mem::take(&mut board.peers);
         board.peers = self
             .channel
@@ -198,9 +203,16 @@ impl Task {
             })
             .collect();
         board.discarded.clone_from(self.channel.discarded());
-        board.strangers = self.strangers;
+        (board.strangers, board.own) = (self.strangers, self.own);
+        board.error.clone_from(&self.error);
         (board.sent, board.received) = self.channel.traffic();
     }
+}
+
+/// The wall clock in milliseconds since 1970-01-01 00:00 UTC.
+fn wall_clock() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns whether a sender is none of the controllers, as far as their addresses are known: these may be of another network,
@@ -257,7 +269,7 @@ mod tests {
     fn nodes_with_many_unicast_peers_send_to_them_less_often() {
         let interval = |peers: &[&str]| config(&local("10.0.0.11", peers, &[])).timing.interval.as_secs();
         assert_eq!(interval(&[]), 1);
-        assert_eq!(interval(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]), 1, "itself does not count");
+        assert_eq!(interval(&["10.0.0.12", "10.0.0.13"]), 1);
         let four = ["10.0.0.12", "10.0.0.13", "10.0.0.14", "10.0.0.15"];
         assert_eq!(interval(&four), 2);
     }

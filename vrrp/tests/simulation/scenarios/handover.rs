@@ -1,10 +1,10 @@
 //! Planned handover.
 
-use vrrp::router::{Command, Reason, StateName};
+use vrrp::router::{Command, Preempt, Reason, StateName};
 use vrrp::{RouterConfig, Version};
 
 use super::{SEEDS, equals, ms, peers, secs, settled};
-use crate::node::{Stack, config, k0s};
+use crate::node::{Stack, config, k0s, with_known_peers};
 use crate::world::World;
 
 fn intervals() -> Vec<RouterConfig> {
@@ -133,7 +133,8 @@ fn the_named_node_takes_over_every_time() {
         for configs in
             intervals().into_iter().map(|config| vec![config; 4]).chain([ranked(ms(100)), ranked(secs(1))])
         {
-            let mut world = settled(World::new(seed, configs, 2));
+            // A successor of lower priority is followed by those that know it to be a controller.
+            let mut world = settled(World::new(seed, with_known_peers(configs), 2));
             let start = world.elapsed();
             for number in 0..20 {
                 let target = (world.the_active() + 1 + number % 3) % 4;
@@ -201,4 +202,54 @@ fn a_request_to_succeed_ends() {
     world.run(secs(1));
     let taken = world.takeovers_since(resigned)[0].at - resigned;
     assert!(taken > ms(200), "after Skew_Time as always: {taken:?}");
+}
+
+#[test]
+fn a_reload_during_a_handover_leaves_no_moment_without_a_holder() {
+    for lonely in [false, true] {
+        let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
+        let active = world.the_active();
+        if lonely {
+            (0..3).filter(|node| *node != active).for_each(|node| world.kill(node));
+        }
+        world.command(active, Command::HandOver);
+        let config = RouterConfig { preempt: Preempt::Never, ..world.nodes[active].config.clone() };
+        world.reload(active, &config);
+        world.run_while(secs(10), |world| {
+            assert!(!world.holders().is_empty(), "no node answers at {:?}", world.elapsed());
+        });
+        world.the_active();
+    }
+}
+
+#[test]
+fn a_node_that_slept_during_a_handover_does_not_take_the_addresses_back() {
+    for seed in 0..SEEDS {
+        let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
+        let active = world.the_active();
+        let target = (active + 1) % 3;
+        let now = world.now;
+        world.command(target, Command::Succeed { until: now + secs(4) });
+        world.command(active, Command::HandOver);
+        world.pause(active);
+        let pause = world.rng.between(secs(3), secs(6));
+        world.run(pause);
+        // A virtual machine that was paused lost what arrived meanwhile.
+        world.nodes[active].inbox.clear();
+        world.resume(active);
+        world.run(secs(3));
+        assert_eq!(world.actives(), [target]);
+        assert_eq!(world.holders(), [target]);
+    }
+}
+
+#[test]
+fn a_successor_that_cannot_serve_loses_the_addresses_without_the_hold_time() {
+    let mut world = settled(peers(1, 2, &k0s(Stack::V4)));
+    let active = world.the_active();
+    move_to(&mut world, 1 - active);
+    world.run(secs(3));
+    world.serve(1 - active, false);
+    world.run(secs(6));
+    assert_eq!(world.actives(), [active]);
 }
