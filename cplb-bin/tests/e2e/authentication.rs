@@ -232,12 +232,12 @@ fn cpu_time(cluster: &Cluster, index: usize, thread: &str) -> Duration {
     Duration::from_nanos(text.split_whitespace().next().and_then(|time| time.parse().ok()).expect("a number"))
 }
 
-/// Half of a core at 100,000 packets a second.
-const PER_PACKET: Duration = Duration::from_micros(5);
+/// The largest share of a processor that a thread may take while a host floods it as fast as it can.
+const MAX_SHARE: f64 = 0.5;
 
-/// The bound is processor time per packet, which other load does not change: it holds for any rate.
+/// Other load makes the sender slower, and the share smaller.
 fn flood() {
-    const COUNT: u64 = 100_000;
+    const COUNT: u64 = 200_000;
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
     let line = hmac(&cluster, &[1], "enforce");
     cluster.plan = cluster.plan.clone().instance(line);
@@ -252,26 +252,36 @@ fn flood() {
         let counts = status["instances"][0]["discarded"].as_object().cloned().unwrap_or_default();
         counts.values().filter_map(serde_json::Value::as_u64).sum::<u64>()
     };
+    let mut worst = 0.0_f64;
     for (name, packet) in [("wrong key", wrong_key), ("stale", stale), ("unsigned", strong)] {
+        // To one node, which takes all that the sender can send.
+        let packet = Packet { destination: IpAddr::V4(cluster.node(owner).v4()), ..packet };
         let (before, time) = (total(owner), cpu_time(&cluster, owner, "vrrp"));
         let began = Instant::now();
         packet.send(cluster.client(), COUNT);
         let sent = began.elapsed();
-        let (handled, time) = (total(owner) - before, cpu_time(&cluster, owner, "vrrp") - time);
-        println!(
-            "MEASURED {name}: {COUNT} packets in {sent:?}, {handled} handled in {time:?} of a processor"
-        );
+        let time = cpu_time(&cluster, owner, "vrrp") - time;
+        let handled = total(owner) - before;
+        worst = worst.max(report(name, COUNT, sent, handled, time));
         cluster.check(handled > COUNT / 10, || format!("{handled} of {COUNT} arrived"));
-        let each = time / u32::try_from(handled).expect("few enough");
-        cluster.check(each <= PER_PACKET, || format!("{each:?} for each packet, {name}"));
     }
-    channel_flood(&cluster, owner, COUNT);
+    worst = worst.max(channel_flood(&cluster, owner, COUNT));
+    cluster.check(worst <= MAX_SHARE, || format!("{worst:.2} of a processor"));
     cluster.check(cluster.owners() == [owner], || format!("{:?} have the VIP", cluster.owners()));
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
 }
 
+/// The share of a processor.
+fn report(name: &str, count: u64, sent: Duration, handled: u64, time: Duration) -> f64 {
+    let (rate, share) = (count as f64 / sent.as_secs_f64(), time.as_secs_f64() / sent.as_secs_f64());
+    println!(
+        "MEASURED {name}: {rate:.0} packets a second, {handled} of {count} handled, {share:.2} of a processor"
+    );
+    share
+}
+
 /// The same for the group channel, which is handled by the main thread.
-fn channel_flood(cluster: &Cluster, owner: usize, count: u64) {
+fn channel_flood(cluster: &Cluster, owner: usize, count: u64) -> f64 {
     let keys = [(NonZeroU8::MIN, Key::new(&[7; 32]).expect("a key"))].into();
     let config = ChannelConfig { keys, timing: Timing::default() };
     let mut sender = Channel::new(config, [1, 2], Report::default(), Instant::now());
@@ -291,14 +301,8 @@ fn channel_flood(cluster: &Cluster, owner: usize, count: u64) {
         }
     });
     let sent = began.elapsed();
-    // The counters are shown with the next report.
-    let mut handled = 0;
-    cluster.wait("the datagrams are counted", || {
-        let now = counted() - before;
-        std::mem::replace(&mut handled, now) == now && now > 0
-    });
     let time = cpu_time(cluster, owner, "cplb") - time;
-    println!("MEASURED channel: {count} datagrams in {sent:?}, {handled} handled in {time:?} of a processor");
-    let each = time / u32::try_from(handled).expect("few enough");
-    cluster.check(each <= PER_PACKET, || format!("{each:?} for each datagram"));
+    // The counters are shown with the next report.
+    cluster.wait("the datagrams are counted", || counted() > before + count / 10);
+    report("channel", count, sent, counted() - before, time)
 }
