@@ -98,7 +98,7 @@ pub enum HmacKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HmacKeyError {
-    /// What follows `hex:` is not pairs of hexadecimal digits.
+    /// The text behind `hex:` has an odd length or a character that is no hexadecimal digit.
     #[error("`hex:` is followed by pairs of hexadecimal digits")]
     Hex,
     /// The length is out of range.

@@ -1,4 +1,4 @@
-//! This node's report to the other controllers, and what follows from theirs.
+//! This node's report to the other controllers, and the consequences of theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -108,7 +108,7 @@ impl Daemon {
         let routers = status.as_ref().map_or(&[][..], |status| &status.instances[..]);
         let active = routers.iter().filter(|router| router.state == StateName::Active);
         let active: BTreeSet<u64> = active.map(|router| self.group_number(router)).collect();
-        let holders = self.contention.look(Instant::now(), &active, &self.group.peers());
+        let holders = self.contention.observe(Instant::now(), &active, &self.group.peers());
         let mut named: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for holder in &holders {
             named.entry(holder.vrid.into()).or_default().push(text(holder));

@@ -157,12 +157,18 @@ fn signed(cluster: &Cluster, packet: &Packet, key: &[u8], ago: Duration) -> Pack
     Packet { trailer: trailer.to_vec(), ..packet.clone() }
 }
 
-fn forged() {
+/// Three controllers that demand signatures, and the one that has the VIP.
+fn signing() -> (Cluster, usize) {
     let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
     let line = hmac(&cluster, &[1], "enforce");
     cluster.plan = cluster.plan.clone().instance(line);
     cluster.start_all();
     let owner = cluster.wait_until_settled();
+    (cluster, owner)
+}
+
+fn forged() {
+    let (cluster, owner) = signing();
     let takeovers = cluster.takeovers();
     let probe = Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
     probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
@@ -239,11 +245,7 @@ const MAX_SHARE: f64 = 0.9;
 /// Other load makes the sender slower, and the share smaller.
 fn flood() {
     const COUNT: u64 = 200_000;
-    let mut cluster = Cluster::build(Lan::builder(), Plan::v3("100ms"));
-    let line = hmac(&cluster, &[1], "enforce");
-    cluster.plan = cluster.plan.clone().instance(line);
-    cluster.start_all();
-    let owner = cluster.wait_until_settled();
+    let (cluster, owner) = signing();
     let takeovers = cluster.takeovers();
     let strong = message(cluster.vip(), 254);
     let wrong_key = signed(&cluster, &strong, &[7; 32], Duration::ZERO);

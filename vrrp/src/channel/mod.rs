@@ -29,8 +29,11 @@
 //! seven nodes that all hear each other once per interval anyway, and what is to be carried is a state for each node, not
 //! membership; its updates have neither signatures nor protection against replay.
 
+mod discard;
+mod event;
 mod message;
 mod peer;
+mod random;
 mod report;
 #[cfg(feature = "runner")]
 mod socket;
@@ -43,8 +46,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
-
+pub use discard::Discard;
+pub use event::{Datagram, Event};
 pub use message::{Answer, Outcome, Request};
 pub use report::{InstanceReport, Report, TransitionReport, group_of};
 #[cfg(feature = "runner")]
@@ -53,6 +56,7 @@ pub use wire::{MAX_DATAGRAM, MessageError, PORT};
 
 use self::message::{Body, Echo, Message};
 use self::peer::{Heard, Peer};
+use self::random::Random;
 use crate::hmac::{Key, KeyId};
 
 /// The number of [`Timing::interval`]s for which a challenge may be returned.
@@ -100,123 +104,7 @@ pub struct ChannelConfig {
     pub timing: Timing,
 }
 
-/// Something for the owner of the channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A peer is known: its messages are fresh, and signed where there are keys.
-    Found(IpAddr),
-    /// A peer has been silent for [`Timing::lost_after`], or said that it stops.
-    Lost(IpAddr),
-    /// A peer's report changed.
-    Changed(IpAddr),
-    /// A peer asks for something; to be answered by [`Channel::answer`]. Repetitions of a request are not reported.
-    Requested {
-        /// The peer.
-        from: IpAddr,
-        /// The request's number, for the answer.
-        id: u64,
-        /// The request.
-        request: Request,
-    },
-    /// A peer answered a request of this node.
-    Answered {
-        /// The peer.
-        from: IpAddr,
-        /// The number that [`Channel::request`] returned.
-        id: u64,
-        /// The answer.
-        answer: Answer,
-    },
-    /// No peer answered in time.
-    Unanswered {
-        /// The number that [`Channel::request`] returned.
-        id: u64,
-    },
-}
-
-/// A datagram to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Datagram {
-    /// The peer; `None`: to all, by multicast or to each known one.
-    pub to: Option<IpAddr>,
-    /// The bytes without signatures, which depend on the source address: see [`Channel::seal`].
-    pub payload: Vec<u8>,
-}
-
-/// The reason why a datagram is discarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
-#[non_exhaustive]
-pub enum Discard {
-    /// It is no message of the channel, or a broken one.
-    #[error("malformed")]
-    Malformed,
-    /// Of a version of the channel that this node does not know.
-    #[error("another version")]
-    Version,
-    /// Without a signature, and this node has keys.
-    #[error("not signed")]
-    Unsigned,
-    /// No signature is of a key that this node has.
-    #[error("signed with unknown keys")]
-    UnknownKey,
-    /// A signature is wrong.
-    #[error("wrong digest")]
-    Digest,
-    /// Sent by this node itself.
-    #[error("reflected")]
-    Reflected,
-    /// Its sequence is not greater than those before.
-    #[error("replayed")]
-    Replayed,
-    /// It does not return a challenge of this node: the first message of a sender, or a replay from its former life.
-    #[error("not fresh")]
-    NotFresh,
-    /// There are [`MAX_PEERS`] peers already.
-    #[error("too many peers")]
-    TooMany,
-}
-
-impl Discard {
-    /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 9] = [
-        Self::Malformed,
-        Self::Version,
-        Self::Unsigned,
-        Self::UnknownKey,
-        Self::Digest,
-        Self::Reflected,
-        Self::Replayed,
-        Self::NotFresh,
-        Self::TooMany,
-    ];
-
-    /// The reason as one word in snake case, for metrics and status.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::Version => "version",
-            Self::Unsigned => "unsigned",
-            Self::UnknownKey => "unknown_key",
-            Self::Digest => "digest",
-            Self::Reflected => "reflected",
-            Self::Replayed => "replayed",
-            Self::NotFresh => "not_fresh",
-            Self::TooMany => "too_many",
-        }
-    }
-}
-
-impl From<MessageError> for Discard {
-    fn from(error: MessageError) -> Self {
-        match error {
-            MessageError::Version(_) => Self::Version,
-            _ => Self::Malformed,
-        }
-    }
-}
-
-/// What is known of a peer.
+/// A peer whose report is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerView<'a> {
     /// Its address.
@@ -271,31 +159,12 @@ struct Asked {
     give_up_at: Instant,
 }
 
-/// Numbers that follow from a seed, and that do not show it (SHA-256 of the seed and a counter).
-#[derive(Debug)]
-struct Random {
-    seed: [u64; 2],
-    count: u64,
-}
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.count += 1;
-        let mut hash = Sha256::new();
-        for number in [self.seed[0], self.seed[1], self.count] {
-            hash.update(number.to_be_bytes());
-        }
-        let digest = hash.finalize();
-        digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-}
-
 impl Channel {
     /// A channel without peers. `seed` must be unpredictable and differ at each start: boot number and challenges follow
     /// from it.
     #[must_use]
     pub fn new(config: ChannelConfig, seed: [u64; 2], report: Report, now: Instant) -> Self {
-        let mut random = Random { seed, count: 0 };
+        let mut random = Random::new(seed);
         let boot = random.next();
         let challenges = [Challenge { number: 1, value: random.next(), made: now }].into();
         Self {
@@ -451,10 +320,10 @@ impl Channel {
                 return Err(Discard::NotFresh);
             }
             Heard::Fresh { other_boot: true } => {
-                // What former boots recorded returns an earlier challenge.
+                // Recordings of former boots return earlier challenges.
                 let number = self.renew_challenge(now);
                 if let Some(peer) = self.peers.get_mut(&source) {
-                    peer.demand(number);
+                    peer.require_challenge(number);
                 }
                 self.reply_soon(now);
             }

@@ -1,4 +1,4 @@
-//! A peer: its life so far, its report, its requests.
+//! A peer: its freshness, its report, its requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -31,15 +31,15 @@ pub(super) enum Requested {
     Answered(Answer),
 }
 
-/// A sender from its start to its end.
+/// The last message of a sender since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Life {
+struct SenderBoot {
     boot: u64,
     sequence: u64,
     challenge: u64,
 }
 
-impl Life {
+impl SenderBoot {
     const fn of(message: &Message) -> Self {
         Self { boot: message.boot, sequence: message.sequence, challenge: message.challenge }
     }
@@ -52,11 +52,11 @@ impl Life {
 #[derive(Debug)]
 pub(super) struct Peer {
     /// The sender that returned a challenge.
-    proven: Option<Life>,
+    proven: Option<SenderBoot>,
     /// Senders that have not, the newest last.
-    candidates: VecDeque<Life>,
+    candidates: VecDeque<SenderBoot>,
     /// The number of the first challenge that another boot must return.
-    needs: u64,
+    first_challenge: u64,
     /// The time of its last message that counted, or of its first one.
     pub(super) heard: Instant,
     /// The last report of which all parts have arrived.
@@ -71,7 +71,7 @@ impl Peer {
         Self {
             proven: None,
             candidates: VecDeque::new(),
-            needs: 0,
+            first_challenge: 0,
             heard: now,
             report: None,
             round: 0,
@@ -82,17 +82,17 @@ impl Peer {
 
     /// Judges a message. `returned` is the number of the challenge that it returns, if that is a current one.
     pub(super) fn hear(&mut self, now: Instant, message: &Message, returned: Option<u64>) -> Heard {
-        let life = Life::of(message);
-        let former = self.proven.filter(|former| former.boot == life.boot);
-        if former.is_some_and(|former| life.sequence <= former.sequence) {
+        let sender = SenderBoot::of(message);
+        let former = self.proven.filter(|former| former.boot == sender.boot);
+        if former.is_some_and(|former| sender.sequence <= former.sequence) {
             return Heard::Replayed;
         }
         let other_boot = former.is_none();
-        if returned.is_some_and(|number| !other_boot || number >= self.needs) {
+        if returned.is_some_and(|number| !other_boot || number >= self.first_challenge) {
             if other_boot {
                 self.begin();
             }
-            self.proven = Some(life);
+            self.proven = Some(sender);
             self.heard = now;
             return Heard::Fresh { other_boot };
         }
@@ -100,14 +100,14 @@ impl Peer {
             && !other_boot
         {
             // It has not received the new challenge yet; its own one counts.
-            let is_new = former.challenge != life.challenge;
-            former.challenge = life.challenge;
+            let is_new = former.challenge != sender.challenge;
+            former.challenge = sender.challenge;
             return Heard::Unproven { is_new };
         }
-        let known = self.candidates.iter().any(|candidate| candidate.echo() == life.echo());
+        let known = self.candidates.iter().any(|candidate| candidate.echo() == sender.echo());
         if !known {
-            self.candidates.retain(|candidate| candidate.boot != life.boot);
-            self.candidates.push_back(life);
+            self.candidates.retain(|candidate| candidate.boot != sender.boot);
+            self.candidates.push_back(sender);
             if self.candidates.len() > MAX_CANDIDATES {
                 self.candidates.pop_front();
             }
@@ -124,8 +124,8 @@ impl Peer {
     }
 
     /// Demands a challenge of at least this number from the next boot.
-    pub(super) const fn demand(&mut self, number: u64) {
-        self.needs = number;
+    pub(super) const fn require_challenge(&mut self, number: u64) {
+        self.first_challenge = number;
     }
 
     pub(super) const fn is_proven(&self) -> bool {
@@ -134,12 +134,12 @@ impl Peer {
 
     /// The challenge to return to the sender that is known.
     pub(super) fn proven_echo(&self) -> Option<Echo> {
-        self.proven.map(Life::echo)
+        self.proven.map(SenderBoot::echo)
     }
 
     /// The challenges to return to senders that are not known yet.
     pub(super) fn candidate_echoes(&self) -> impl Iterator<Item = Echo> + '_ {
-        self.candidates.iter().map(|life| life.echo())
+        self.candidates.iter().map(|sender| sender.echo())
     }
 
     /// Adds a part of a report. Returns whether the report is complete with it and differs from the one before.

@@ -89,7 +89,7 @@ impl Net {
         let mut net = Self {
             now,
             start: now,
-            random: Random { seed: [seed, 0], count: 0 },
+            random: Random::new([seed, 0]),
             hosts: Vec::new(),
             flying: BTreeMap::new(),
             number: 0,
@@ -394,7 +394,7 @@ fn former_boots_cannot_be_replayed() {
     net.all_known();
 }
 
-/// What a node sent before it went silent is fresh for longer than the node is shown.
+/// A request stays fresh for longer than its silent sender is shown.
 #[test]
 fn requests_of_a_lost_peer_cannot_be_replayed() {
     let mut net = Net::new(11, 2, &[1]);
@@ -446,7 +446,7 @@ fn reports_survive_their_encoding() {
 }
 
 #[test]
-fn large_reports_take_several_parts_and_say_what_is_missing() {
+fn large_reports_take_several_parts_and_count_missing_entries() {
     let mut large = full_report();
     large.instances = (1..=255)
         .map(|vrid| InstanceReport {
@@ -497,7 +497,7 @@ fn faults(seed: u64) {
     }
     net.cut.clear();
     (net.loss_percent, net.double_percent) = (0, 0);
-    // What is under way arrives, what was attacked recovers, and what was recorded gets too old.
+    // Datagrams under way arrive, attacked peers recover, and recordings get too old.
     let under_way = net.delay;
     net.delay = ms(1);
     net.run(under_way + secs(10));

@@ -167,27 +167,27 @@ impl Resigning {
     }
 
     pub(super) fn claim_until(&self, core: &Core, now: Instant) -> Instant {
-        self.bound(core).min(now + core.config.claim_span())
+        self.ends_at(core).min(now + core.config.claim_span())
     }
 
     /// The time at which this state is over, even if no timer was handled. A router that goes on as Active needs its claim
     /// for a little longer than its wait.
-    fn bound(&self, core: &Core) -> Instant {
-        if self.goes_on() { self.until + core.config.claim_span() } else { self.until }
+    fn ends_at(&self, core: &Core) -> Instant {
+        if self.resumes_without_successor() { self.until + core.config.claim_span() } else { self.until }
     }
 
     /// Returns whether this router goes on as Active if no other one takes over.
-    const fn goes_on(&self) -> bool {
+    const fn resumes_without_successor(&self) -> bool {
         matches!(self.after, After::Wait) && self.successor.is_none()
     }
 
     /// Ends a handover that is over before another event refreshes it.
     pub(super) fn awake(self, core: &mut Core, now: Instant) -> State {
-        if self.goes_on() && now >= self.claimed_until {
+        if self.resumes_without_successor() && now >= self.claimed_until {
             // The process slept for longer than its claim was valid: another router may be Active.
             return Listening::enter(core, now, Reason::Overslept);
         }
-        if now < self.bound(core) {
+        if now < self.ends_at(core) {
             return State::Resigning(self);
         }
         let reason = self.reason();
@@ -197,7 +197,7 @@ impl Resigning {
     /// Ends the handover because of another configuration. Returns to Active where no successor has advertised, so that the
     /// addresses are never without a holder.
     pub(super) fn interrupt(self, core: &mut Core, now: Instant) -> State {
-        if self.goes_on() {
+        if self.resumes_without_successor() {
             return Active::enter(core, now, Reason::Reconfigured);
         }
         self.end(core, now, Reason::Reconfigured)
@@ -221,7 +221,7 @@ impl Resigning {
     /// Neighbours know the successor now. A router that would go on without one waits for its advertisement: another host
     /// may announce the addresses.
     pub(super) fn announced(self, core: &mut Core, now: Instant) -> State {
-        if self.goes_on() {
+        if self.resumes_without_successor() {
             return State::Resigning(self);
         }
         self.end(core, now, Reason::SuccessorAnnounced)
@@ -241,7 +241,7 @@ impl Resigning {
 
     pub(super) fn timeout(mut self, core: &mut Core, now: Instant, name: TimerName) -> State {
         match name {
-            TimerName::Handover if self.goes_on() => {
+            TimerName::Handover if self.resumes_without_successor() => {
                 // The addresses are still here, and no other router wants them.
                 return Active::enter(core, now, Reason::NoSuccessor);
             }
@@ -303,7 +303,7 @@ impl Resigning {
         self.claimed_until = self.claim_until(core, now);
         core.claim(self.claimed_until);
         let next = now + (core.config.lease / 4).min(core.config.claim_span() / 2);
-        if next < self.bound(core) {
+        if next < self.ends_at(core) {
             core.timers.set(TimerName::Refresh, next);
         }
     }

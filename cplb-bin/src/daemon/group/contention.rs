@@ -11,7 +11,7 @@ use super::PeerState;
 /// The time for which both must hold them: reports are up to an interval old, and a handover overlaps on purpose.
 const LASTING: Duration = Duration::from_secs(3);
 
-/// The age of a report that still tells who holds the addresses.
+/// The age up to which a report shows the present holder.
 const CURRENT: Duration = Duration::from_millis(2500);
 
 /// Another holder of an instance's addresses.
@@ -31,7 +31,7 @@ pub(crate) struct Contention {
 impl Contention {
     /// The peers that have held the addresses of an instance together with this node for a while. `active` are the numbers
     /// of the instances ([`group_of`](vrrp::channel::group_of)) for which this node is Active.
-    pub(crate) fn look(
+    pub(crate) fn observe(
         &mut self,
         now: Instant,
         active: &BTreeSet<u64>,
@@ -74,18 +74,18 @@ mod tests {
     fn two_holders_are_named_once_they_last_and_no_longer_than_that() {
         let start = Instant::now();
         let mut contention = Contention::default();
-        let mut look = |millis, active: u64, state, claim| {
+        let mut observe = |millis, active: u64, state, claim| {
             let now = start + Duration::from_millis(millis);
-            contention.look(now, &[active].into(), &[peer(state, claim, now)]).len()
+            contention.observe(now, &[active].into(), &[peer(state, claim, now)]).len()
         };
-        assert_eq!(look(0, 7, StateName::Active, 2900), 0, "a handover overlaps");
-        assert_eq!(look(2999, 7, StateName::Active, 2900), 0);
-        assert_eq!(look(3000, 7, StateName::Active, 2900), 1);
-        assert_eq!(look(3500, 7, StateName::Backup, 0), 0);
-        assert_eq!(look(4000, 7, StateName::Active, 2900), 0, "counted anew");
-        assert_eq!(look(9000, 8, StateName::Active, 2900), 0, "of another group with the same identifier");
-        assert_eq!(look(9500, 7, StateName::Active, 0), 0, "without a claim");
-        assert_eq!(look(20_000, 7, StateName::Active, 0), 0);
+        assert_eq!(observe(0, 7, StateName::Active, 2900), 0, "a handover overlaps");
+        assert_eq!(observe(2999, 7, StateName::Active, 2900), 0);
+        assert_eq!(observe(3000, 7, StateName::Active, 2900), 1);
+        assert_eq!(observe(3500, 7, StateName::Backup, 0), 0);
+        assert_eq!(observe(4000, 7, StateName::Active, 2900), 0, "counted anew");
+        assert_eq!(observe(9000, 8, StateName::Active, 2900), 0, "of another group with the same identifier");
+        assert_eq!(observe(9500, 7, StateName::Active, 0), 0, "without a claim");
+        assert_eq!(observe(20_000, 7, StateName::Active, 0), 0);
     }
 
     #[test]
@@ -94,7 +94,7 @@ mod tests {
         let mut contention = Contention::default();
         for millis in (0..10_000).step_by(500) {
             let now = start + Duration::from_millis(millis);
-            let holders = contention.look(now, &[7].into(), &[peer(StateName::Active, 2900, start)]);
+            let holders = contention.observe(now, &[7].into(), &[peer(StateName::Active, 2900, start)]);
             assert_eq!(holders.len(), 0, "after {millis} ms");
         }
     }

@@ -15,7 +15,7 @@ pub(crate) struct LinkKey {
     is_v4: bool,
 }
 
-/// What a channel needs to know.
+/// The settings and the report of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Local {
     /// The index of the interface, and the address to send from; `None` while the interface cannot be used.
@@ -39,7 +39,7 @@ pub(crate) struct Member<'a> {
 }
 
 impl LinkKey {
-    /// The channels of these instances, each with what it needs. An instance without an interface has none.
+    /// The channels of these instances, each with its settings. An instance without an interface has none.
     pub(crate) fn all<'a>(
         members: impl IntoIterator<Item = Member<'a>>,
         known: &BTreeSet<IpAddr>,

@@ -1,4 +1,4 @@
-//! The group channel: what the controllers tell each other beyond VRRP (see [`vrrp::channel`]).
+//! The group channel: reports between the controllers, beyond VRRP (see [`vrrp::channel`]).
 //!
 //! Instances with the same interface and family share one channel. Each channel is a task with a socket; the loop gives it
 //! this node's report, and reads the peers from its board.
