@@ -23,9 +23,7 @@ impl Daemon {
         let result = self.run_until_stopped(signals).await;
         if result.is_ok() {
             // Deferred releases and `SessionsLeft` that are queued need the addresses, which `take_down` removes.
-            while let Ok(event) = self.events.try_recv() {
-                self.dispatch(event).await;
-            }
+            self.dispatch_queued().await;
         }
         self.take_down().await;
         tracing::info!("stopped");
@@ -67,6 +65,13 @@ impl Daemon {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Dispatches the events that have been sent so far.
+    pub(super) async fn dispatch_queued(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.dispatch(event).await;
         }
     }
 

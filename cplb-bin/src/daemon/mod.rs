@@ -218,8 +218,11 @@ impl Daemon {
     /// Stops all parts and removes their objects from the system, at the end or after a failed start.
     async fn take_down(&mut self) {
         self.group.set(BTreeMap::new());
-        if let Some(election) = self.election.take() {
+        if let Some(election) = &self.election {
             election.end().await;
+            // The last reports of both threads, such as the number of sessions that were reset.
+            self.dispatch_queued().await;
+            self.election = None;
         }
         for left in self.ipvs.end().await {
             tracing::warn!(target: ANSWER, "left behind: {left}");

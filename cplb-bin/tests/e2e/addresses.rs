@@ -30,7 +30,7 @@ fn interfaces(cluster: &Cluster, index: usize) -> Vec<String> {
 }
 
 fn degraded(cluster: &Cluster, index: usize, text: &str) -> bool {
-    cluster.status(index)["degraded"].to_string().contains(text)
+    cluster.degraded(index).contains(text)
 }
 
 fn copies() {

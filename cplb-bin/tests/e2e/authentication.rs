@@ -65,7 +65,7 @@ fn stays_with(cluster: &Cluster, owner: usize, step: &str) {
         since.elapsed() >= LONGER_THAN_DOWN
     });
     for index in (0..cluster.len()).filter(|index| cluster.running(*index).is_some()) {
-        let shown = cluster.status(index)["degraded"].to_string();
+        let shown = cluster.degraded(index);
         cluster.check(shown == "[]", || format!("{step}: {} says {shown}", cluster.node(index).name()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testbed::{Lan, Readiness, Signal, Test, Tool};
 
-use crate::support::{Cluster, Plan};
+use crate::support::{Cluster, Plan, degraded};
 
 /// The channel's port.
 const PORT: u16 = 10112;
@@ -61,8 +61,7 @@ fn show_each_other(plan: Plan) {
         let instance = &shown()["instances"][0];
         instance["state"] == "active" && instance["claimSeconds"].as_f64().is_some_and(|claim| claim > 0.0)
     });
-    cluster
-        .wait("it can serve", || shown()["serving"] == true && shown()["degraded"] == serde_json::json!([]));
+    cluster.wait("it can serve", || shown()["serving"] == true && degraded(&shown()).is_empty());
     cluster.check(shown()["authenticated"] == false, || shown().to_string());
     let ahead = shown()["clockAheadSeconds"].as_f64();
     cluster.check(ahead.is_some_and(|ahead| ahead.abs() < 2.0), || format!("one clock: {ahead:?}"));
@@ -113,7 +112,7 @@ fn two_holders() {
     let switch = cluster.lan.switch();
     switch.exec("nft", [rules]).unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let names = |index: usize, text: &str| {
-        let degraded = cluster.status(index)["degraded"].to_string();
+        let degraded = cluster.degraded(index);
         degraded.contains("holds the virtual IPs, too") && degraded.contains(text)
     };
     for index in 0..cluster.len() {
@@ -140,7 +139,7 @@ fn without_channel() {
     for index in 0..cluster.len() {
         let status = cluster.status(index);
         cluster.check(status["peers"] == serde_json::json!([]), || status.to_string());
-        cluster.check(status["degraded"] == serde_json::json!([]), || status.to_string());
+        cluster.check(degraded(&status).is_empty(), || status.to_string());
     }
     cluster.signal(owner, Signal::SIGKILL);
     cluster.wait_for_owner(Some(owner));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Lan, Node, Test, Tool};
 
-use crate::support::{BIND_PORT, Cluster, PORT, Plan, TIMEOUT, Tproxy, binary};
+use crate::support::{BIND_PORT, Cluster, PORT, Plan, TIMEOUT, Tproxy, binary, degraded};
 
 pub(crate) fn tests() -> Vec<Test> {
     let tests = [
@@ -37,12 +37,10 @@ fn elects(tproxy: Tproxy) {
         cluster.check(as_expected && shown["reason"].is_string() == (tproxy == Tproxy::Missing), || {
             shown.to_string()
         });
-        // An ordinary user gets no real-time priority.
-        let mut degraded = status["degraded"].as_array().expect("a list").clone();
-        degraded.retain(|text| !text.to_string().contains("real-time priority"));
+        let degraded = degraded(&status);
         let as_expected = match tproxy {
             Tproxy::Present => degraded.is_empty(),
-            Tproxy::Missing => degraded.len() == 1 && degraded[0].to_string().contains("nft_tproxy"),
+            Tproxy::Missing => degraded.len() == 1 && degraded[0].contains("nft_tproxy"),
         };
         cluster.check(as_expected, || status["degraded"].to_string());
     }

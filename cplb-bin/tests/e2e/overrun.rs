@@ -136,7 +136,7 @@ fn expect_noticed(cluster: &Cluster, index: usize, mark: usize, before: (u64, u6
         .check(logged.text.contains("WARN") && logged.text.contains("`ip monitor`"), || logged.text.clone());
     cluster.wait("the status reports the overrun and a resync", || {
         let (overruns, resyncs) = counters(cluster, index);
-        let degraded = cluster.status(index)["degraded"].to_string();
+        let degraded = cluster.degraded(index);
         overruns > before.0 && resyncs > before.1 && degraded.contains("netlink overrun")
     });
 }
@@ -148,7 +148,6 @@ fn expect_untouched(cluster: &Cluster, index: usize, before: &[String]) {
 
 /// Checks that the overrun is no longer reported as a problem.
 fn expect_no_report(cluster: &Cluster, index: usize) {
-    cluster.wait("the overrun is no longer reported", || {
-        !cluster.status(index)["degraded"].to_string().contains("netlink overrun")
-    });
+    cluster
+        .wait("the overrun is no longer reported", || !cluster.degraded(index).contains("netlink overrun"));
 }

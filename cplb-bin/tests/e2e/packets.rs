@@ -144,7 +144,7 @@ fn hostile(plan: Plan, cases: impl Fn(&Cluster, usize) -> Vec<Case>) {
     expect_one_line_each(&cluster, active);
     observed.expect_undisturbed(&cluster);
     // Invalid packets reveal nothing about the cluster's configuration; another group and a wrong password do.
-    let shown = cluster.status(active)["degraded"].to_string();
+    let shown = cluster.degraded(active);
     cluster.check(!shown.contains("advertisement") && shown.contains("another virtualRouterID"), || {
         shown.clone()
     });

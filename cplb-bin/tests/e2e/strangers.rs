@@ -21,18 +21,13 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The degraded entries in a node's status.
-fn degraded(cluster: &Cluster, index: usize) -> String {
-    cluster.status(index)["degraded"].to_string()
-}
-
 fn wait_for_report_of_every_node(cluster: &Cluster, texts: &[&str]) {
     for index in 0..cluster.len() {
         cluster.wait("the status of every node reports it", || {
-            let shown = degraded(cluster, index);
+            let shown = cluster.degraded(index);
             texts.iter().all(|text| shown.contains(text))
         });
-        println!("MEASURED {} says {}", cluster.node(index).name(), degraded(cluster, index));
+        println!("MEASURED {} says {}", cluster.node(index).name(), cluster.degraded(index));
     }
 }
 
@@ -107,7 +102,7 @@ fn filtered() {
     cluster.wait("two times Active_Down_Interval are over", || since.elapsed() >= Duration::from_secs(1));
     cluster.check(cluster.owners() == [owner], || format!("{:?} hold the VIP", cluster.owners()));
     for index in 0..cluster.len() {
-        let shown = degraded(&cluster, index);
+        let shown = cluster.degraded(index);
         cluster.check(!shown.contains("announces"), || shown.clone());
     }
     let rules = "add table bridge quiet; add chain bridge quiet forward { type filter hook forward priority 1; }; \
@@ -162,8 +157,7 @@ fn reverse_path() {
         node.set_sysctl("net.ipv4.conf.eth1.rp_filter", "2").expect("a sysctl");
     }
     for index in 0..cluster.len() {
-        cluster
-            .wait("the problem is no longer reported", || !degraded(&cluster, index).contains("rp_filter"));
+        cluster.wait("the problem is no longer reported", || !cluster.degraded(index).contains("rp_filter"));
     }
     cluster.wait_until_settled();
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());

@@ -32,9 +32,7 @@ pub(super) struct Backup {
     active: Option<Followed>,
     /// Lower priorities were heard and ignored during this wait.
     ignored_lower: bool,
-    /// A router that advertised beside an Active of higher priority, against RFC 9568 §6.4.3, so that its
-    /// advertisements do not prove that it serves when that Active is gone.
-    beside: Option<IpAddr>,
+    beside: Option<Beside>,
     /// The known controller that is Active beside [`Core::believed`], and since when.
     disputed_by: Option<(IpAddr, Instant)>,
     /// A router of lower priority took over during this router's offset, and this router is about to correct that.
@@ -64,6 +62,15 @@ struct Followed {
     full: WirePriority,
     /// As last heard.
     priority: WirePriority,
+}
+
+/// A router that advertises beside an Active of higher priority, against RFC 9568 §6.4.3, so that its advertisements do
+/// not prove that it serves when that Active is gone.
+#[derive(Debug, Clone, Copy)]
+struct Beside {
+    source: IpAddr,
+    /// The time at which it counts as silent; a router that has yielded is like any other.
+    until: Instant,
 }
 
 /// The degraded advertisements of the Active in a row, while this router could serve.
@@ -131,8 +138,9 @@ impl Backup {
                 self.ignored_lower = true;
                 return State::Backup(self);
             }
-            if self.is_beside_active(heard) {
-                (self.ignored_lower, self.beside) = (true, Some(heard.source));
+            if self.is_beside_active(now, heard) {
+                let until = now + core.down(core.judged_interval(Some(heard.interval)));
+                (self.ignored_lower, self.beside) = (true, Some(Beside { source: heard.source, until }));
                 return State::Backup(self);
             }
         }
@@ -235,7 +243,7 @@ impl Backup {
         self.active = Some(Followed { source, interval, full, priority });
         (self.wait, self.since, self.overslept) = (Wait::Down, now, 0);
         (self.ignored_lower, self.overtakes) = (false, false);
-        self.beside = self.beside.filter(|beside| *beside != heard.source);
+        self.beside = self.beside.filter(|beside| beside.source != heard.source);
         self.dispute(core, now, heard);
         self.arm(core, now);
     }
@@ -258,10 +266,11 @@ impl Backup {
     }
 
     /// Returns whether a router that is not known to be a controller advertises although it loses against the Active.
-    fn is_beside_active(&self, heard: &Heard) -> bool {
+    fn is_beside_active(&self, now: Instant, heard: &Heard) -> bool {
         let loses = |active: Followed| active.source != heard.source && heard.priority < active.priority;
+        let went_on = |beside: Beside| beside.source == heard.source && now < beside.until;
         heard.standing == Standing::Unknown
-            && (self.beside == Some(heard.source) || self.active.is_some_and(loses))
+            && (self.beside.is_some_and(went_on) || self.active.is_some_and(loses))
     }
 
     /// Returns whether the sender loses to the Active and has a shorter interval. A router that has just been outranked

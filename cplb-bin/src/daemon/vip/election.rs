@@ -250,7 +250,7 @@ impl Election {
     }
 
     /// Stops both threads and removes their addresses.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(&self) {
         self.runner.shutdown(Duration::from_millis(100));
         if tokio::time::timeout(END_GRACE, self.runner.ended()).await.is_err() {
             tracing::warn!("election thread does not end in time; continuing the shutdown");

@@ -36,7 +36,7 @@ pub(crate) fn from_nothing() {
     for node in 0..fixture.cluster.len() {
         fixture.wait_for(node, "api", &[0, 1, 2]);
         // An ordinary user has other degraded entries.
-        let degraded = fixture.cluster.status(node)["degraded"].to_string();
+        let degraded = fixture.cluster.degraded(node);
         fixture.cluster.check(!degraded.contains("discover") && !degraded.contains("backend"), || degraded);
     }
 }
@@ -56,7 +56,7 @@ pub(crate) fn from_disk() {
     for node in 0..fixture.cluster.len() {
         fixture.wait_for(node, "disk", &[0, 1, 2]);
         fixture.cluster.wait("failed discovery is reported", || {
-            fixture.cluster.status(node)["degraded"].to_string().contains("backends cannot be discovered")
+            fixture.cluster.degraded(node).contains("backends cannot be discovered")
         });
     }
     fixture.start_api();

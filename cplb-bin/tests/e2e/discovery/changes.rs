@@ -191,7 +191,7 @@ pub(crate) fn list_of_vips() {
     fixture.listed.set_servers(&[fixture.cluster.address()]);
     for node in 0..fixture.cluster.len() {
         fixture.cluster.wait("the list of only virtual IPs is reported", || {
-            fixture.cluster.status(node)["degraded"].to_string().contains("only virtual IPs")
+            fixture.cluster.degraded(node).contains("only virtual IPs")
         });
         fixture.wait_for(node, "api", &[0, 1, 2]);
     }
@@ -212,7 +212,7 @@ pub(crate) fn list_of_proxies() {
     fixture.cluster.start_all();
     for node in &nodes {
         fixture.cluster.wait("the list of proxies is refused", || {
-            let degraded = fixture.cluster.status(*node)["degraded"].to_string();
+            let degraded = fixture.cluster.degraded(*node);
             degraded.contains(":6444 is where a proxy of this configuration listens")
         });
     }

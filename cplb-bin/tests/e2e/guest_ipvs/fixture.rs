@@ -33,10 +33,6 @@ pub(crate) fn bind_to_one_address(cluster: &mut Cluster) {
     }
 }
 
-pub(crate) fn degraded(cluster: &Cluster, node: usize) -> String {
-    cluster.status(node)["degraded"].to_string()
-}
-
 pub(crate) fn ipvsadm(cluster: &Cluster, node: usize, arguments: &[&str]) -> String {
     cluster.node(node).exec("ipvsadm", arguments.iter().copied()).expect("ipvsadm works")
 }

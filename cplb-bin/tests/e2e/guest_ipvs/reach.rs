@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testbed::{Backend, Lan, Node, Sessions};
 
-use super::fixture::{degraded, ipvsadm, served, with_slow_election};
+use super::fixture::{ipvsadm, served, with_slow_election};
 use crate::support::{Cluster, PORT, Plan};
 
 /// The port of a server of kube-proxy's service.
@@ -120,14 +120,14 @@ pub(crate) fn vrf(plan: Plan) {
     cluster.wait_for_owner(None);
     for node in 0..cluster.len() {
         cluster.wait("the missing VRF setting is reported", || {
-            degraded(&cluster, node).contains("is in the VRF vrf0")
+            cluster.degraded(node).contains("is in the VRF vrf0")
         });
     }
     for node in cluster.lan.controllers() {
         node.set_sysctl("net.ipv4.tcp_l3mdev_accept", "1").expect("a sysctl");
     }
     for node in 0..cluster.len() {
-        cluster.wait("the VRF setting is no longer reported", || !degraded(&cluster, node).contains("VRF"));
+        cluster.wait("the VRF setting is no longer reported", || !cluster.degraded(node).contains("VRF"));
     }
     let shown = delivery(&cluster);
     cluster.check(shown.contains("dnat") && shown.contains("in the VRF vrf0"), || shown);

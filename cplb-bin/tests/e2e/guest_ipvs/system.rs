@@ -8,9 +8,7 @@ use nix::mount::{MsFlags, mount};
 use testbed::guest::{load_module, unload_module};
 use testbed::{Lan, Node, Probe, Signal};
 
-use super::fixture::{
-    bind_to_one_address, degraded, ipvsadm, plan, served, wait_for_servers, with_slow_election,
-};
+use super::fixture::{bind_to_one_address, ipvsadm, plan, served, wait_for_servers, with_slow_election};
 use crate::support::{Cluster, TIMEOUT};
 
 /// The state that could be left on a node.
@@ -93,9 +91,9 @@ pub(crate) fn no_module() {
     }
     let mut cluster = Cluster::build(Lan::builder(), plan("DR", false, 0));
     cluster.start_all();
-    // Without IPVS every node is degraded, so no node waits for one that can serve.
+    // Without IPVS every node is so no node waits for one that can serve.
     let owner = cluster.wait_for_owner(None);
-    cluster.wait("the missing module is named", || degraded(&cluster, owner).contains("ip_vs"));
+    cluster.wait("the missing module is named", || cluster.degraded(owner).contains("ip_vs"));
     cluster.check(cluster.daemon(owner).log().text().contains("ip_vs"), || "it is not in the log".to_owned());
     let probe = Probe::to(cluster.address()).every(Duration::from_millis(20));
     let probe = probe.start(cluster.client()).expect("the probe starts");
@@ -105,7 +103,7 @@ pub(crate) fn no_module() {
         load_module(module).expect("it exists");
     }
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || cluster.degraded(owner) == "[]");
     drop(probe);
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
@@ -119,11 +117,11 @@ pub(crate) fn forwarding() {
     cluster.start_all();
     for node in 0..cluster.len() {
         cluster.wait("the condition is reported", || {
-            degraded(&cluster, node).contains("net.ipv4.ip_forward is 0")
+            cluster.degraded(node).contains("net.ipv4.ip_forward is 0")
         });
         cluster.node(node).set_sysctl("net.ipv4.ip_forward", "1").expect("it exists");
         cluster
-            .wait("the condition is no longer reported", || !degraded(&cluster, node).contains("ip_forward"));
+            .wait("the condition is no longer reported", || !cluster.degraded(node).contains("ip_forward"));
     }
 }
 
@@ -179,7 +177,7 @@ pub(crate) fn foreign_dummy() {
     cluster.start_all();
     for (index, word) in [(0, "kind"), (1, "192.0.2.7")] {
         cluster.wait("the link is refused", || {
-            let degraded = degraded(&cluster, index);
+            let degraded = cluster.degraded(index);
             degraded.contains("dummyvip0") && degraded.contains(word)
         });
         cluster.check(links(cluster.node(index)) == before[index], || links(cluster.node(index)));
@@ -202,12 +200,12 @@ pub(crate) fn foreign_sync() {
     cluster.start_all();
     let daemons = |node: usize| ipvsadm(&cluster, node, &["-L", "--daemon"]);
     cluster.wait("the condition is reported", || {
-        degraded(&cluster, 0).contains("a master sync daemon runs already and is not cplb's")
+        cluster.degraded(0).contains("a master sync daemon runs already and is not cplb's")
     });
     let both = |text: &str| text.contains("master sync daemon") && text.contains("backup sync daemon");
     cluster.wait("all nodes have both sync daemons", || (0..cluster.len()).all(|node| both(&daemons(node))));
     cluster.check(daemons(0).contains("syncid=77"), || daemons(0));
-    cluster.check(degraded(&cluster, 1) == "[]", || degraded(&cluster, 1));
+    cluster.check(cluster.degraded(1) == "[]", || cluster.degraded(1));
     for node in 0..cluster.len() {
         cluster.signal(node, Signal::SIGTERM);
     }
@@ -233,7 +231,7 @@ pub(crate) fn full_state() {
             .expect("the configuration is written");
         cluster.signal(node, Signal::SIGHUP);
     }
-    cluster.wait("the condition is reported", || degraded(&cluster, owner).contains("No space left"));
+    cluster.wait("the condition is reported", || cluster.degraded(owner).contains("No space left"));
     let proxied = served(&cluster, 60);
     cluster.check(proxied.len() == 3, || format!("the proxy serves meanwhile: {proxied:?}"));
     let made = [
@@ -243,7 +241,7 @@ pub(crate) fn full_state() {
     cluster.check(made == [false; 2], || format!("{made:?}"));
     disks.iter().for_each(Disk::free_space);
     wait_for_servers(&cluster, owner, 3);
-    cluster.wait("the node is not degraded", || degraded(&cluster, owner) == "[]");
+    cluster.wait("the node is not degraded", || cluster.degraded(owner) == "[]");
     let served = served(&cluster, 60);
     cluster.check(served.len() == 3, || format!("{served:?}"));
 }

@@ -78,7 +78,7 @@ pub(crate) fn dnat() {
     cluster.wait("the daemon can serve", || cluster.status(owner)["serving"]["serving"] == true);
     let (mode, reason) = delivery(&cluster, owner);
     cluster.check(mode == "dnat" && reason.contains("nft_tproxy"), || format!("{mode}: {reason}"));
-    let degraded = cluster.status(owner)["degraded"].to_string();
+    let degraded = cluster.degraded(owner);
     cluster
         .check(degraded.contains("at the bind port") && degraded.contains("nft_tproxy"), || degraded.clone());
     let log = cluster.daemon(owner).log().text();

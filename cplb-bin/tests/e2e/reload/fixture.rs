@@ -49,14 +49,6 @@ pub(crate) fn probe(cluster: &Cluster, vip: Ipv4Addr) -> Probe {
     probe
 }
 
-/// The degraded entries of a daemon, except the missing real-time priority of an ordinary user.
-pub(crate) fn degraded(cluster: &Cluster, index: usize) -> String {
-    let mut problems = cluster.status(index)["degraded"].clone();
-    let list = problems.as_array_mut().expect("a list");
-    list.retain(|problem| !problem.to_string().contains("real-time priority"));
-    problems.to_string()
-}
-
 /// Writes a file, makes the daemon read it and waits for the result in the log.
 pub(crate) fn reload_one(cluster: &Cluster, index: usize, text: &str, answer: &str) {
     fs::write(cluster.config_file(index), text).expect("a file");

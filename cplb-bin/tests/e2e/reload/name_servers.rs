@@ -9,7 +9,7 @@ use testbed::{Lan, Line, Signal};
 
 use crate::support::{Cluster, Plan, TIMEOUT};
 
-use super::fixture::{Replaced, degraded, names, reload_one};
+use super::fixture::{Replaced, names, reload_one};
 
 /// Longest duration of a status query while a name server does not answer; the machine may be busy.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -50,7 +50,7 @@ pub(crate) fn silent_name_server() {
         cluster.check(asked.elapsed() < Duration::from_secs(6), || "the reload takes too long".to_owned());
     }
     cluster.check(names(&cluster, 0) == before, || format!("{:?} is not {before:?}", names(&cluster, 0)));
-    let shown = degraded(&cluster, 0);
+    let shown = cluster.degraded(0);
     cluster.check(shown.contains("a.cluster.test cannot be resolved"), || shown.clone());
     cluster.check(cluster.owners() == [0], || "the node lost the VIP".to_owned());
     let stopped = cluster.signal(0, Signal::SIGTERM);
@@ -128,6 +128,6 @@ pub(crate) fn wrong_file_after_a_good_one() {
     reload_one(&cluster, 0, "spec: [\n", "is not reloaded");
     let read = cluster.daemon(0).log().wait_for_line_after(mark, "is reloaded", TIMEOUT);
     cluster.check(read.is_ok(), || format!("{read:?}"));
-    let shown = degraded(&cluster, 0);
+    let shown = cluster.degraded(0);
     cluster.check(shown.contains("is not reloaded"), || shown.clone());
 }

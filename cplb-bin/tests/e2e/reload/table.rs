@@ -11,8 +11,7 @@ use testbed::{Backend, Failure, Lan, Node, Probe, Tool};
 use crate::support::{Cluster, Plan, TIMEOUT, VIP_HOST};
 
 use super::fixture::{
-    OTHER_BIND_PORT, OTHER_PORT, Replaced, degraded, owners_of, probe, reload_one, ruleset, second_vip,
-    two_instances,
+    OTHER_BIND_PORT, OTHER_PORT, Replaced, owners_of, probe, reload_one, ruleset, second_vip, two_instances,
 };
 
 /// A single daemon, with a service whose servers are all on other nodes.
@@ -134,17 +133,17 @@ pub(crate) fn failing_table() {
     let broken = Replaced::new(nft, Path::new("/bin/false"));
     let added = two_instances(&cluster.lan, "100ms", [cluster.lan.v4(VIP_HOST), second_vip(&cluster)]);
     reload_one(&cluster, 0, &added, "is not reloaded");
-    let shown = degraded(&cluster, 0);
+    let shown = cluster.degraded(0);
     cluster.check(shown.contains("is in use: the nftables table cannot be applied"), || shown.clone());
     cluster.check(cluster.status(0)["instances"].as_array().map(Vec::len) == Some(1), || shown.clone());
 
     let disabled = Plan::v3("100ms").spec("disableLoadBalancer: true").render(&cluster.lan);
     reload_one(&cluster, 0, &disabled, "is reloaded");
     cluster.wait("the table that cannot be removed is reported", || {
-        degraded(&cluster, 0).contains("the nftables table cannot be removed")
+        cluster.degraded(0).contains("the nftables table cannot be removed")
     });
     drop(broken);
-    cluster.wait("the table is removed", || degraded(&cluster, 0) == "[]");
+    cluster.wait("the table is removed", || cluster.degraded(0) == "[]");
     cluster.check(!ruleset(cluster.node(0)).contains("cplb"), || ruleset(cluster.node(0)));
     reload_one(&cluster, 0, &before, "is reloaded");
     cluster.wait("the daemon serves again", || cluster.status(0)["serving"]["serving"] == true);
@@ -160,7 +159,7 @@ pub(crate) fn slow_table_at_start() {
     fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("the script is executable");
     let slow = Replaced::new(nft, &script);
     cluster.start_daemon(0);
-    cluster.wait("the table is reported", || degraded(&cluster, 0).contains("did not end within"));
+    cluster.wait("the table is reported", || cluster.degraded(0).contains("did not end within"));
     let serving = &cluster.status(0)["serving"]["serving"];
     cluster.check(*serving == false, || format!("serving without its table: {serving}"));
     drop(slow);

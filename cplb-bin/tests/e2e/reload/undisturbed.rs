@@ -9,7 +9,7 @@ use testbed::{Backend, Lan, Probe, Sessions, Signal};
 use crate::support::{BIND_PORT, Cluster, Plan, TIMEOUT, VIP_HOST};
 
 use super::fixture::{
-    OTHER_BIND_PORT, OTHER_PORT, degraded, names, owners_of, probe, second_vip, services_of, two_instances,
+    OTHER_BIND_PORT, OTHER_PORT, names, owners_of, probe, second_vip, services_of, two_instances,
 };
 
 /// Sessions that are open during a reload.
@@ -148,7 +148,7 @@ pub(crate) fn wrong_file() {
     }
     fixture.reload(Plan::v3("100ms"));
     for index in 0..fixture.cluster.len() {
-        let shown = fixture.cluster.status(index)["degraded"].to_string();
+        let shown = fixture.cluster.degraded(index);
         fixture.cluster.check(!shown.contains("in use"), || shown.clone());
     }
     fixture.check_undisturbed();
@@ -166,7 +166,7 @@ pub(crate) fn taken_port() {
     fixture.cluster.signal(active, Signal::SIGHUP);
     let refused = fixture.cluster.daemon(active).log().wait_for_line_after(mark, "is not reloaded", TIMEOUT);
     fixture.cluster.check(refused.is_ok(), || format!("{refused:?}"));
-    let shown = degraded(&fixture.cluster, active);
+    let shown = fixture.cluster.degraded(active);
     fixture
         .cluster
         .check(shown.contains("8133") && shown.contains("the former one is in use"), || shown.clone());
@@ -178,7 +178,7 @@ pub(crate) fn taken_port() {
         .wait("all three backends still answer", || fixture.probe.report().served_by_since(after).len() == 3);
     drop(listener);
     fixture.reload(Plan::v3("100ms"));
-    fixture.cluster.check(degraded(&fixture.cluster, active) == "[]", || degraded(&fixture.cluster, active));
+    fixture.cluster.check(fixture.cluster.degraded(active) == "[]", || fixture.cluster.degraded(active));
     fixture.check_undisturbed();
 }
 

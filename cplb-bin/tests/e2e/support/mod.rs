@@ -290,6 +290,11 @@ impl Cluster {
         }
     }
 
+    /// What [`degraded`] returns for a node, as JSON: `[]` if there is nothing.
+    pub(crate) fn degraded(&self, index: usize) -> String {
+        serde_json::json!(degraded(&self.status(index))).to_string()
+    }
+
     pub(crate) fn try_status(&self, index: usize) -> Option<Value> {
         self.query_status(index).ok()
     }
@@ -381,6 +386,17 @@ impl Cluster {
 /// the machine with other tests.
 fn timeout() -> Duration {
     if testbed::guest::is_guest() { 4 * TIMEOUT } else { TIMEOUT }
+}
+
+/// What degrades a node, from its status. What every daemon of an ordinary user lacks, real-time priority, is left out.
+pub(crate) fn degraded(status: &Value) -> Vec<String> {
+    let entries = status["degraded"].as_array().expect("a list").iter();
+    let texts = entries.map(|entry| entry.as_str().expect("a text").to_owned());
+    texts
+        .filter(|text| {
+            !text.contains("no real-time priority") && !text.contains("without real-time priority")
+        })
+        .collect()
 }
 
 /// The median of some durations.

@@ -73,6 +73,25 @@ fn an_announcement_proves_nothing_beside_a_known_active() {
     assert_eq!(both(&mut bench, 2 * DOWN), Some(LOWER.into()));
 }
 
+/// A router advertised beside the Active while the two did not hear each other, and yielded then.
+#[test]
+fn a_router_that_has_yielded_is_followed_as_the_next_active() {
+    for (silence, followed) in [(ms(200), LOWER), (DOWN + ms(10), HIGHER)] {
+        let mut bench = Bench::backup(RouterConfig { preempt: Preempt::Never, ..config() });
+        bench.hear(LOWER, 150);
+        bench.hear(HIGHER, 60);
+        assert_eq!(bench.router.active_source(), Some(LOWER.into()));
+        let end = bench.now + silence;
+        while bench.now < end {
+            bench.advance(ms(90));
+            bench.hear(LOWER, 49);
+        }
+        // The Active is degraded, and the other one takes over.
+        bench.hear(HIGHER, 60);
+        assert_eq!(bench.router.active_source(), Some(followed.into()), "after {silence:?} of silence");
+    }
+}
+
 #[test]
 fn an_announcement_is_evidence_for_one_contention_only() {
     let mut bench = active();
