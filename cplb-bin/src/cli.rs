@@ -34,6 +34,21 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show which router is Active, why and since when, and the backends
     Status(StatusArgs),
+    /// Move virtual IPs to another controller
+    ///
+    /// Asks the controller that has them, through this node's daemon, and waits until another one has them. Prints the old and
+    /// the new holder, and the blackout as both measured it. Refused, with the reason, if no other controller can serve.
+    Handover(HandoverArgs),
+    /// Move all virtual IPs away from this node, and take none until `cplb active`
+    ///
+    /// This node stays in the group with the lowest priority: if no other controller can serve, it keeps its virtual
+    /// IPs, or takes them again. Standby outlasts a restart of the daemon.
+    Standby(ControlArgs),
+    /// End `cplb standby`
+    ///
+    /// This node takes part in the election as before. It does not take the virtual IPs back by itself, unless it
+    /// always preempts.
+    Active(ControlArgs),
     /// Show a failover on this machine, without privileges
     ///
     /// The controllers are network namespaces; the daemons, their virtual IP and the traffic are real. The
@@ -118,6 +133,27 @@ pub(crate) struct StatusArgs {
     /// Repeat every second until interrupted, also while no daemon answers (with --json: one document per line)
     #[arg(long, short)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HandoverArgs {
+    /// The virtual IPs to move: one of their addresses, or their virtualRouterID; needed if there are several instances
+    #[arg(value_name = "VIP|INSTANCE")]
+    pub(crate) instance: Option<String>,
+    /// The controller that is to have them: its node name or its address; by default the election chooses
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -22,7 +22,8 @@ pub(crate) enum Kind {
     System = 71,
     /// `EX_CANTCREAT`: a directory, socket or file of cplb cannot be created.
     CannotCreate = 73,
-    /// `EX_TEMPFAIL`: another process holds a resource that cplb needs, or takes too long; later it may be different.
+    /// `EX_TEMPFAIL`: another process holds a resource that cplb needs, or takes too long, or a handover was refused; later
+    /// it may be different.
     Temporary = 75,
     /// `EX_NOPERM`: privileges are missing.
     Permission = 77,

@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod control;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
@@ -10,6 +11,7 @@ mod exit;
 mod lock;
 mod logging;
 mod output;
+mod socket;
 mod source;
 mod status;
 
@@ -33,6 +35,9 @@ fn main() -> ExitCode {
         Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Handover(args) => control::client::hand_over(args).map(|()| ExitCode::SUCCESS),
+        Command::Standby(args) => control::client::stand_by(args).map(|()| ExitCode::SUCCESS),
+        Command::Active(args) => control::client::end_standby(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {

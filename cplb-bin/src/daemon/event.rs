@@ -11,6 +11,7 @@ use super::serving::Observation;
 use super::state_dir::Probed;
 use super::table::{TableChange, TableState};
 use super::vip::VipReport;
+use crate::control::server::Asked;
 
 /// An event of a subsystem.
 #[derive(Debug)]
@@ -33,6 +34,19 @@ pub(crate) enum Event {
     StateDir(Probed),
     /// A change of what is known of another controller.
     Group(GroupEvent),
+    /// A request of an operator.
+    Control(ControlEvent),
+}
+
+/// An event of a request of an operator.
+#[derive(Debug)]
+pub(crate) enum ControlEvent {
+    Asked(Asked),
+    /// Whether this node is in standby was recorded for the operator with this number; the fault if it was not.
+    Recorded {
+        operator: u64,
+        fault: Option<String>,
+    },
 }
 
 /// An event about the addresses of backends.
@@ -75,6 +89,8 @@ events! {
     ReconcilerReport => |event| Self::Ipvs(IpvsEvent::Observed(event)),
     ProbeReport => |event| Self::Ipvs(IpvsEvent::Probed(event)),
     TableChange => Self::Table,
+    ControlEvent => Self::Control,
+    Asked => |asked| Self::Control(ControlEvent::Asked(asked)),
     Reading => |event| Self::Reload(ReloadEvent::Read(event)),
     Staging => |event| Self::Reload(ReloadEvent::Staged(event)),
     Probed => Self::StateDir,

@@ -46,6 +46,7 @@ impl Daemon {
                 stream = self.socket.accept() => {
                     tokio::spawn(server::answer(stream, self.status()));
                 }
+                stream = self.control.accept() => self.serve_control(stream),
                 request = signals.next() => match request {
                     // A second request to stop does not wait.
                     Request::Stop if deadline.is_some() => return Ok(()),
@@ -53,8 +54,9 @@ impl Daemon {
                     Request::Reload => self.reload(),
                     Request::Report => self.log_status(),
                 },
-                () = tokio::time::sleep(HANDOVER_POLL), if deadline.is_some() => {}
+                () = tokio::time::sleep(HANDOVER_POLL), if deadline.is_some() || !self.handovers.is_idle() => {}
             }
+            self.tick_handovers();
             self.finish_removals();
             if evidence.period() != self.evidence_interval() {
                 evidence = delayed_interval(self.evidence_interval());
@@ -88,6 +90,7 @@ impl Daemon {
             Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
             Event::Reload(ReloadEvent::Staged(staging)) => self.on_staged(staging),
             Event::Group(event) => self.on_group(event),
+            Event::Control(event) => self.on_control(event),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }
     }

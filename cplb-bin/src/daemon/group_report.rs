@@ -74,7 +74,7 @@ impl Daemon {
     }
 
     /// The number that the routers of an instance have in common.
-    fn group_number(&self, router: &InstanceStatus) -> u64 {
+    pub(super) fn group_number(&self, router: &InstanceStatus) -> u64 {
         let instance = self.election.as_ref().and_then(|election| election.instances.get(&router.id));
         let addresses: BTreeSet<IpAddr> = instance.into_iter().flat_map(Instance::addresses).collect();
         group_of(router.vrid.get(), addresses)
@@ -121,7 +121,7 @@ impl Daemon {
         self.problems.retain(|cause| !matches!(cause, Cause::Holder(vrid) if !named.contains_key(vrid)));
     }
 
-    /// Logs a change of what is known of another controller.
+    /// Handles an event of a channel.
     pub(super) fn on_group(&mut self, event: GroupEvent) {
         match event {
             GroupEvent::Found { peer, report } => {
@@ -129,6 +129,8 @@ impl Daemon {
                 tracing::info!(%peer, %node, %version, "controller found");
             }
             GroupEvent::Lost { peer } => tracing::info!(%peer, "controller lost"),
+            GroupEvent::Requested { link, from, id, request } => self.on_request(link, from, id, request),
+            GroupEvent::Answered { token, answer } => self.on_answer(token, answer),
         }
     }
 }

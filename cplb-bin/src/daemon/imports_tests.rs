@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 12] = [
+const SHELLS: [&str; 13] = [
     "event_loop",
     "handlers",
     "serving_rounds",
@@ -17,12 +17,13 @@ const SHELLS: [&str; 12] = [
     "event",
     "event_log",
     "group_report",
+    "operators",
     "desired",
 ];
 /// Modules that every subsystem may import.
 const COMMON: [&str; 4] = ["ids", "problems", "sender", "instance_log"];
 /// Pairs of a subsystem and another one that it may import.
-const READS: [(&str, &str); 1] = [("serving", "ipvs")];
+const READS: [(&str, &str); 2] = [("serving", "ipvs"), ("handover", "group")];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use vrrp::runner::InstanceStatus;
 
 use crate::exit::{Failure, Kind};
-use crate::status::server::Kept;
+use crate::socket::Kept;
 
 use super::host_lock::is_exclusive;
 use super::ids::instance_of;
@@ -33,7 +33,7 @@ impl Daemon {
         } else {
             self.host_lock.release(&mut self.problems);
         }
-        self.check_status_socket();
+        self.check_sockets();
         if self.uses_state_dir() {
             let keeper = self.election.as_ref().map(|election| &election.keeper);
             self.state_dir.probe(&self.args.state_dir, keeper);
@@ -80,20 +80,26 @@ impl Daemon {
         self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 
-    /// Creates the status socket again if its file was removed or replaced.
-    fn check_status_socket(&mut self) {
-        match self.socket.keep() {
-            Ok(Kept::Present) => {
-                self.problems.clear(&Cause::StatusSocket);
-            }
-            Ok(Kept::Restored) => {
-                tracing::warn!("status socket removed by another process; created again");
-                self.problems.clear(&Cause::StatusSocket);
-            }
-            Err(error) => {
-                let text = format!("`cplb status` cannot reach this daemon: {error}");
-                if self.problems.raise(Cause::StatusSocket, &text) {
-                    tracing::warn!("{text}");
+    /// Creates the sockets for local programs again if their files were removed or replaced.
+    fn check_sockets(&mut self) {
+        let sockets = [
+            (&mut self.socket, Cause::StatusSocket, "status", "`cplb status`"),
+            (&mut self.control, Cause::ControlSocket, "control", "`cplb handover`"),
+        ];
+        for (socket, cause, name, user) in sockets {
+            match socket.keep() {
+                Ok(Kept::Present) => {
+                    self.problems.clear(&cause);
+                }
+                Ok(Kept::Restored) => {
+                    tracing::warn!("{name} socket removed by another process; created again");
+                    self.problems.clear(&cause);
+                }
+                Err(error) => {
+                    let text = format!("{user} cannot reach this daemon: {error}");
+                    if self.problems.raise(cause, &text) {
+                        tracing::warn!("{text}");
+                    }
                 }
             }
         }

@@ -11,6 +11,7 @@ mod event_loop;
 mod group;
 mod group_report;
 mod handlers;
+mod handover;
 mod host_lock;
 mod ids;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod instance_log;
 mod ipvs;
 mod maintenance;
 mod mismatches;
+mod operators;
 mod prepare;
 mod problems;
 mod proxy;
@@ -47,17 +49,20 @@ use cplb_config::Config;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::cli::RunArgs;
+use crate::control;
 use crate::exit::{Failure, Kind};
 use crate::logging::{self, ANSWER};
-use crate::status::server::{BindError, StatusSocket};
+use crate::socket::{BindError, LocalSocket};
 
 use backends::{Answers, Backends};
 use desired::Desired;
 use event::Event;
 use group::{Contention, GroupChannels};
+use handover::Handovers;
 use host_lock::HostLock;
 use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
+use operators::Operators;
 use prepare::Prepared;
 use problems::{Cause, Problems};
 use proxy::Proxy;
@@ -87,7 +92,12 @@ struct Daemon {
     election: Option<Election>,
     ipvs: Ipvs,
     verdict: Verdict,
-    socket: StatusSocket,
+    /// The status socket.
+    socket: LocalSocket,
+    /// The socket for requests of operators.
+    control: LocalSocket,
+    handovers: Handovers,
+    operators: Operators,
     events: UnboundedReceiver<Event>,
     channel: UnboundedSender<Event>,
     /// The problems of this node, by cause.
@@ -141,6 +151,7 @@ impl Daemon {
             daemon.take_down().await;
             return Err(failure);
         }
+        daemon.resume_standby();
         daemon.ipvs.start();
         daemon.update_ipvs(Input::Instances(daemon.interfaces()));
         daemon.report_refusals();
@@ -160,7 +171,9 @@ impl Daemon {
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
         let host_lock = HostLock::at_start(&config).await?;
-        let socket = StatusSocket::bind(&args.socket.socket).map_err(socket_failure)?;
+        let socket = LocalSocket::bind(&args.socket.socket, 0o660).map_err(socket_failure)?;
+        let control = control::socket_path(&args.socket.socket);
+        let control = LocalSocket::bind(&control, 0o600).map_err(socket_failure)?;
         let backends = open_backends(&args, &config, &channel, signals, &mut problems).await;
         let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
@@ -192,6 +205,9 @@ impl Daemon {
             election: None,
             verdict: Verdict::new(now),
             socket,
+            control,
+            handovers: Handovers::default(),
+            operators: Operators::default(),
             events,
             problems,
             reloads: Reloads::default(),

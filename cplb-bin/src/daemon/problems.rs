@@ -44,6 +44,10 @@ pub(crate) enum Cause {
     StateDir,
     /// The status socket cannot be created again.
     StatusSocket,
+    /// The control socket cannot be created again.
+    ControlSocket,
+    /// An operator asked this node to stand by.
+    Standby,
     /// A file of an earlier run could not be used.
     Record(&'static str),
     /// The kernel does not let connections to backends be marked.
@@ -132,6 +136,8 @@ impl Cause {
             | Self::NamespaceLock
             | Self::StateDir
             | Self::StatusSocket
+            | Self::ControlSocket
+            | Self::Standby
             | Self::Record(_)
             | Self::Mark
             | Self::Congestion

@@ -1,5 +1,8 @@
 //! The payload of a message.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use super::wire::{MAX_PAYLOAD, MessageError, Reader, put_text};
 
 /// The most returned challenges in a message.
@@ -15,6 +18,10 @@ const REQUEST: u8 = 2;
 const ANSWER: u8 = 3;
 const STOP: u8 = 4;
 const HANDOVER: u8 = 1;
+const SUCCESSION: u8 = 2;
+const MOVED: u8 = 3;
+/// A duration that is not known.
+const UNKNOWN: u32 = u32::MAX;
 
 /// The longest name of a node in bytes (RFC 1123 §2.1).
 const NAME_MAX: u8 = 253;
@@ -32,6 +39,21 @@ pub enum Request {
         /// The name of the node that is to have them; `None` leaves it to the election.
         to: Option<String>,
     },
+    /// Know the next holder of an instance's addresses, which its Active is about to hand over: see
+    /// [`Command::Succession`](crate::router::Command::Succession). The successor refuses if it cannot serve.
+    Succession {
+        /// The identifier of the instance.
+        vrid: u8,
+        /// The source of the successor's advertisements.
+        successor: IpAddr,
+        /// The time in milliseconds for which this holds.
+        lasts: u32,
+    },
+    /// Tell how long after the resignation this node had the addresses of an instance.
+    Moved {
+        /// The identifier of the instance.
+        vrid: u8,
+    },
 }
 
 /// The answer to a request.
@@ -41,6 +63,27 @@ pub struct Answer {
     pub outcome: Outcome,
     /// The reason of a refusal, or a remark, at most 255 bytes.
     pub reason: String,
+    /// The name of the node that has the addresses now, at most 253 bytes; empty if it is not known.
+    pub holder: String,
+    /// The time from the resignation until the old holder gave the addresses up, in microseconds on the wire.
+    pub kept: Option<Duration>,
+    /// The time from the resignation until the new holder had the addresses, in microseconds on the wire.
+    pub taken: Option<Duration>,
+}
+
+impl Answer {
+    /// A refusal.
+    #[must_use]
+    pub fn refused(reason: impl Into<String>) -> Self {
+        Self { outcome: Outcome::REFUSED, reason: reason.into(), ..Self::accepted() }
+    }
+
+    /// An acceptance without anything else.
+    #[must_use]
+    pub fn accepted() -> Self {
+        let (reason, holder) = (String::new(), String::new());
+        Self { outcome: Outcome::ACCEPTED, reason, holder, kept: None, taken: None }
+    }
 }
 
 /// The outcome of a request.
@@ -93,6 +136,52 @@ pub(super) enum Body {
     Stop,
 }
 
+impl Request {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Handover { vrid, to } => {
+                out.extend([HANDOVER, *vrid]);
+                put_text(out, to.as_deref().unwrap_or_default(), NAME_MAX);
+            }
+            Self::Succession { vrid, successor, lasts } => {
+                out.extend([SUCCESSION, *vrid]);
+                out.extend(lasts.to_be_bytes());
+                match successor {
+                    IpAddr::V4(successor) => out.extend(successor.octets()),
+                    IpAddr::V6(successor) => out.extend(successor.octets()),
+                }
+            }
+            Self::Moved { vrid } => out.extend([MOVED, *vrid]),
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (kind, vrid) = (reader.u8()?, reader.u8()?);
+        match kind {
+            HANDOVER => {
+                let to = reader.text()?;
+                Ok(Self::Handover { vrid, to: (!to.is_empty()).then_some(to) })
+            }
+            SUCCESSION => {
+                let lasts = reader.u32()?;
+                Ok(Self::Succession { vrid, successor: reader.address()?, lasts })
+            }
+            MOVED => Ok(Self::Moved { vrid }),
+            _ => Err(MessageError::Field),
+        }
+    }
+}
+
+fn microseconds(duration: Option<Duration>) -> u32 {
+    duration.map_or(UNKNOWN, |duration| {
+        u32::try_from(duration.as_micros()).unwrap_or(UNKNOWN - 1).min(UNKNOWN - 1)
+    })
+}
+
+fn duration(microseconds: u32) -> Option<Duration> {
+    (microseconds != UNKNOWN).then(|| Duration::from_micros(microseconds.into()))
+}
+
 impl Message {
     /// The challenge that is returned to the node with this boot number.
     pub(super) fn echo_of(&self, boot: u64) -> Option<u64> {
@@ -117,17 +206,19 @@ impl Message {
                 out.extend([*part, *parts]);
                 out.extend(records);
             }
-            Body::Request { id, request: Request::Handover { vrid, to } } => {
+            Body::Request { id, request } => {
                 out.push(REQUEST);
                 out.extend(id.to_be_bytes());
-                out.extend([HANDOVER, *vrid]);
-                put_text(&mut out, to.as_deref().unwrap_or_default(), NAME_MAX);
+                request.encode(&mut out);
             }
             Body::Answer { id, answer } => {
                 out.push(ANSWER);
                 out.extend(id.to_be_bytes());
                 out.push(answer.outcome.0);
                 put_text(&mut out, &answer.reason, REASON_MAX);
+                put_text(&mut out, &answer.holder, NAME_MAX);
+                out.extend(microseconds(answer.kept).to_be_bytes());
+                out.extend(microseconds(answer.taken).to_be_bytes());
             }
             Body::Stop => out.push(STOP),
         }
@@ -156,16 +247,13 @@ impl Message {
             }
             REQUEST => {
                 let id = reader.u64()?;
-                if reader.u8()? != HANDOVER {
-                    return Err(MessageError::Field);
-                }
-                let (vrid, to) = (reader.u8()?, reader.text()?);
-                let to = (!to.is_empty()).then_some(to);
-                Body::Request { id, request: Request::Handover { vrid, to } }
+                Body::Request { id, request: Request::decode(&mut reader)? }
             }
             ANSWER => {
                 let (id, outcome) = (reader.u64()?, Outcome(reader.u8()?));
-                Body::Answer { id, answer: Answer { outcome, reason: reader.text()? } }
+                let (reason, holder) = (reader.text()?, reader.text()?);
+                let (kept, taken) = (duration(reader.u32()?), duration(reader.u32()?));
+                Body::Answer { id, answer: Answer { outcome, reason, holder, kept, taken } }
             }
             STOP => Body::Stop,
             _ => return Err(MessageError::Field),

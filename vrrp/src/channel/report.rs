@@ -230,12 +230,7 @@ impl Report {
                 (self.node, self.version) = (value.text()?, value.text()?);
             }
             ADDRESS => {
-                let address = match (value.0.len(), value.0.first_chunk::<16>(), value.0.first_chunk::<4>()) {
-                    (16, Some(octets), _) => IpAddr::from(*octets),
-                    (4, _, Some(octets)) => IpAddr::from(*octets),
-                    _ => return Err(MessageError::Field),
-                };
-                self.addresses.push(address);
+                self.addresses.push(value.address()?);
             }
             SERVING => {
                 let (serves, why) = (value.u8()?, value.text()?);

@@ -304,12 +304,38 @@ fn requests_arrive_once_and_are_answered_despite_loss() {
     net.run(secs(5));
     let requested = Event::Requested { from: address(0), id, request };
     assert_eq!(net.hosts[1].events.iter().filter(|event| **event == requested).count(), 1);
-    let answer = Answer { outcome: Outcome::REFUSED, reason: "node-1 does not serve".to_owned() };
+    let (kept, taken) = (Some(Duration::from_micros(35_100)), None);
+    let answer =
+        Answer { holder: "node-2".to_owned(), kept, taken, ..Answer::refused("node-1 does not serve") };
     net.hosts[1].channel.answer(address(0), id, &answer);
     net.run(secs(10));
     let answered = Event::Answered { from: address(1), id, answer };
     assert_eq!(net.hosts[0].events.iter().filter(|event| **event == answered).count(), 1);
     assert!(!net.hosts[0].events.contains(&Event::Unanswered { id }));
+}
+
+#[test]
+fn every_request_arrives_as_it_was_sent() {
+    let mut net = Net::new(5, 2, &[1]);
+    net.run(secs(3));
+    let requests = [
+        Request::Handover { vrid: 255, to: None },
+        Request::Succession { vrid: 1, successor: [10, 9, 0, 12].into(), lasts: 4000 },
+        Request::Succession { vrid: 1, successor: "fe80::12".parse().unwrap(), lasts: u32::MAX },
+        Request::Moved { vrid: 51 },
+    ];
+    for request in requests {
+        let now = net.now;
+        let id = net.hosts[0].channel.request(now, address(1), request.clone(), secs(20));
+        net.run(secs(1));
+        assert_eq!(net.hosts[1].events.last(), Some(&Event::Requested { from: address(0), id, request }));
+        net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
+        net.run(secs(1));
+        assert_eq!(
+            net.hosts[0].events.last(),
+            Some(&Event::Answered { from: address(1), id, answer: Answer::accepted() })
+        );
+    }
 }
 
 #[test]

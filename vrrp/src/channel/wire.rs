@@ -169,6 +169,14 @@ impl<'a> Reader<'a> {
         String::from_utf8(bytes.to_vec()).map_err(|_| MessageError::Field)
     }
 
+    /// An address, which is all that is left.
+    pub(super) fn address(&mut self) -> Result<IpAddr, MessageError> {
+        match self.0.len() {
+            4 => self.array().map(<[u8; 4]>::into),
+            _ => self.array().map(<[u8; 16]>::into),
+        }
+    }
+
     pub(super) fn end(&self) -> Result<(), MessageError> {
         if self.0.is_empty() { Ok(()) } else { Err(MessageError::Field) }
     }

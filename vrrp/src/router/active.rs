@@ -10,6 +10,7 @@ use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
 use super::handover::{After, Listening, Resigning, Yielding};
 use super::output::{Output, Reason, Release, StateName, Warning, Watch};
+use super::planned_move::MoveSide;
 use super::standing::Standing;
 use super::timers::TimerName;
 use crate::announce::Announcement;
@@ -119,6 +120,7 @@ impl Active {
             VipEvent::Installed => {
                 self.installed = true;
                 self.announcer.installed(now);
+                core.end_move(now, MoveSide::To, None);
                 self.announce_if_due(core, now);
             }
             VipEvent::Missing => {

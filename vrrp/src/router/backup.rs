@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::State;
 use super::active::Active;
-use super::common::{Core, Heard};
+use super::common::{Core, Heard, Hold};
 use super::config::Preempt;
 use super::output::{Reason, StateName, Warning};
+use super::planned_move::{MoveSide, PlannedMove};
 use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
@@ -126,7 +127,11 @@ impl Backup {
             return State::Backup(self);
         }
         self.weigh(core, now, heard);
-        if heard.priority < core.effective() {
+        if core.is_successor(now, heard) {
+            if core.config.preempt == Preempt::Always && heard.priority < core.effective() {
+                core.hold(now, Hold::Moved);
+            }
+        } else if heard.priority < core.effective() {
             if self.overtakes || self.was_overtaken_in_offset(core, now, heard) {
                 // The rest of the queue comes first, which may hold an advertisement of a better router.
                 core.timers.set(TimerName::Down, now);
@@ -164,7 +169,12 @@ impl Backup {
             return State::Backup(self);
         }
         match name {
-            TimerName::Down => Active::enter(core, now, self.reason()),
+            TimerName::Down => {
+                if self.wait == Wait::Resigned {
+                    core.last_move = Some(PlannedMove::new(MoveSide::To, self.followed(), self.since));
+                }
+                Active::enter(core, now, self.reason())
+            }
             TimerName::Takeover => {
                 Active::enter(core, now, Reason::ActiveDegraded { source: self.followed() })
             }
@@ -225,9 +235,14 @@ impl Backup {
         (self.wait, self.since) = (Wait::Resigned, now);
         let interval = self.interval(core);
         core.resigned = Some((heard.source, now + REORDERING.min(interval / 2)));
+        let successor = core.successor(now);
+        if successor.is_some_and(|successor| Some(successor) != core.own()) {
+            // If the successor does not take over, the Active goes on.
+            self.wait = Wait::Down;
+        }
         self.arm(core, now);
-        let succeeds = core.succeeds_until.take().is_some_and(|until| now < until);
-        if succeeds && core.serving.settled() {
+        if successor.is_some() && successor == core.own() && core.serving.settled() {
+            core.succession = None;
             core.timers.set(TimerName::Down, now);
         }
     }

@@ -8,6 +8,7 @@ use super::config::{RouterConfig, skew_time};
 use super::counters::Counters;
 use super::offset::offset;
 use super::output::{Claim, Output, Reason, Release, StateName, Transition, Warning, Watch};
+use super::planned_move::{MoveSide, PlannedMove};
 use super::receive::FirstCopy;
 use super::serving::Serving;
 use super::standing::Standing;
@@ -66,8 +67,10 @@ pub(super) struct Core {
     pub(super) hold: Option<Hold>,
     /// The Active that resigned last, and the time until which its advertisements count as sent before.
     pub(super) resigned: Option<(IpAddr, Instant)>,
-    /// The Active hands over to this router if it resigns before.
-    pub(super) succeeds_until: Option<Instant>,
+    /// The router that is to have the addresses next, and the time until which that holds.
+    pub(super) succession: Option<(IpAddr, Instant)>,
+    /// The last planned move that this router took part in.
+    pub(super) last_move: Option<PlannedMove>,
     pub(super) timers: Timers,
     pub(super) counters: Counters,
     pub(super) outputs: VecDeque<Output>,
@@ -90,7 +93,8 @@ impl Core {
             serving: Serving::default(),
             hold: None,
             resigned: None,
-            succeeds_until: None,
+            succession: None,
+            last_move: None,
             timers: Timers::default(),
             counters: Counters::default(),
             outputs: VecDeque::new(),
@@ -139,6 +143,26 @@ impl Core {
             self.config.priority.full()
         } else {
             self.config.priority.degraded()
+        }
+    }
+
+    /// The router that is to have the addresses next, if one was named.
+    pub(super) fn successor(&self, now: Instant) -> Option<IpAddr> {
+        self.succession.filter(|(_, until)| now < *until).map(|(successor, _)| successor)
+    }
+
+    /// Returns whether an advertisement is from the router that was named as the next Active.
+    pub(super) fn is_successor(&self, now: Instant, heard: &Heard) -> bool {
+        self.successor(now) == Some(heard.source)
+    }
+
+    /// Notes the end of this router's part in a planned move.
+    pub(super) fn end_move(&mut self, now: Instant, side: MoveSide, other: Option<IpAddr>) {
+        let current =
+            self.last_move.as_mut().filter(|current| current.side == side && current.took.is_none());
+        if let Some(current) = current {
+            current.other = other.or(current.other);
+            current.took = Some(now.saturating_duration_since(current.resigned));
         }
     }
 

@@ -71,10 +71,14 @@ pub enum Command {
     /// Hand the addresses over and wait behind the successor, without asking for them back during the hold time. If no
     /// router takes over within Active_Down_Interval, go on as Active. Without effect on a router that is not Active.
     HandOver,
-    /// Take over at once if the Active resigns before this time: it hands over to this router. Without effect while this
-    /// router cannot serve.
-    Succeed {
-        /// The time from which a resignation is none for this router in particular.
+    /// The Active is about to hand over to the router at `successor`; to be given to every router of the group.
+    ///
+    /// If the Active resigns before `until`, the successor takes over at once, if it can serve. The others leave the
+    /// addresses to it: they follow it whatever its priority, and do not ask for the addresses during the hold time.
+    Succession {
+        /// The source of the successor's advertisements.
+        successor: IpAddr,
+        /// The time from which a resignation is for every router again.
         until: Instant,
     },
     /// Go on with another configuration.

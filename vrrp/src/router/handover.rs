@@ -8,6 +8,7 @@ use super::backup::Backup;
 use super::common::{Core, Heard, Hold};
 use super::event::VipEvent;
 use super::output::{Reason, Release, StateName, Watch};
+use super::planned_move::{MoveSide, PlannedMove};
 use super::standing::Standing;
 use super::timers::TimerName;
 use crate::types::WirePriority;
@@ -146,6 +147,7 @@ impl Resigning {
             After::Wait => Reason::HandoverRequested,
         };
         core.transition(now, StateName::Resigning, reason);
+        core.last_move = Some(PlannedMove::new(MoveSide::From, None, now));
         let interval = core.config.interval();
         let until = now + core.config.down_interval();
         core.advertise(WirePriority::RESIGN);
@@ -203,10 +205,11 @@ impl Resigning {
         self.end(core, now, Reason::Reconfigured)
     }
 
-    /// The first router to advertise is the successor, unless it is unknown and of lower priority: it may have
-    /// advertised all the time. If it is the successor nevertheless, its announcement ends the handover.
+    /// The first router to advertise is the successor, unless it is unknown, of lower priority and not the one that was named:
+    /// it may have advertised all the time. If it is the successor nevertheless, its announcement ends the handover.
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
-        if heard.standing != Standing::Controller && heard.priority < core.config.priority.full() {
+        let unlikely = heard.standing != Standing::Controller && heard.priority < core.config.priority.full();
+        if unlikely && !core.is_successor(now, heard) {
             return State::Resigning(self);
         }
         if heard.priority != WirePriority::RESIGN && self.successor.is_none() {
@@ -282,6 +285,7 @@ impl Resigning {
     }
 
     fn leave(self, core: &mut Core, now: Instant, reason: Reason) -> State {
+        core.end_move(now, MoveSide::From, self.successor.map(|heard| heard.source));
         match self.after {
             After::Stop => {
                 core.transition(now, StateName::Stopped, reason);

@@ -10,6 +10,7 @@ mod event;
 mod handover;
 mod offset;
 mod output;
+mod planned_move;
 mod receive;
 mod serving;
 mod standing;
@@ -24,6 +25,7 @@ pub use config::{Preempt, RouterConfig, skew_time};
 pub use counters::{Counters, Discard, Discards};
 pub use event::{Command, Delivery, InterfaceEvent, RxMeta, VipEvent};
 pub use output::{Claim, Output, Reason, Release, StateName, Transition, Warning, Watch};
+pub use planned_move::{MoveSide, PlannedMove};
 pub use timers::TimerName;
 
 use self::active::Active;
@@ -205,7 +207,7 @@ impl VirtualRouter {
                 State::Active(active) => active.hand_over(core, now),
                 state => state,
             }),
-            Command::Succeed { until } => self.core.succeeds_until = Some(until),
+            Command::Succession { successor, until } => self.core.succession = Some((successor, until)),
             Command::Reconfigure(config) => self.reconfigure(now, *config),
         }
     }
@@ -310,6 +312,12 @@ impl VirtualRouter {
         self.core.timers.get(TimerName::HoldEnd)
     }
 
+    /// The last planned move that this router took part in, from its resignation or as the one that followed it.
+    #[must_use]
+    pub const fn last_move(&self) -> Option<PlannedMove> {
+        self.core.last_move
+    }
+
     /// Returns whether an advertisement of a weaker stranger is to be ignored. An Active answers it, and a Backup
     /// accepts it from the router that it follows when that one resigns or reports that it is degraded.
     fn is_ignored(&self, heard: &Heard) -> bool {
@@ -318,7 +326,7 @@ impl VirtualRouter {
             State::Backup(backup) => backup.is_declined_by(&self.core, heard),
             _ => false,
         };
-        !concerned && self.core.is_weaker_stranger(heard)
+        !concerned && self.core.is_weaker_stranger(heard) && !self.core.is_successor(self.clock, heard)
     }
 
     /// Takes the state through `transition`.

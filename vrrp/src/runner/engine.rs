@@ -267,6 +267,13 @@ impl Engine {
                 Command::Resign(id) => {
                     self.with(id, now, |instance, _| instance.command(router::Command::Resign, now));
                 }
+                Command::Succession(id, successor, until) => {
+                    let command = router::Command::Succession { successor, until };
+                    self.with(id, now, |instance, _| instance.command(command, now));
+                }
+                Command::HandOver(id) => {
+                    self.with(id, now, |instance, _| instance.command(router::Command::HandOver, now));
+                }
                 Command::Add(config) => self.add(*config, now),
                 Command::Remove(id) => self.with(id, now, |instance, _| {
                     instance.leaving = true;

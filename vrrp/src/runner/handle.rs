@@ -25,6 +25,8 @@ pub(super) enum Command {
     Controllers(BTreeSet<IpAddr>),
     ResignAll,
     Resign(InstanceId),
+    Succession(InstanceId, IpAddr, Instant),
+    HandOver(InstanceId),
     Add(Box<InstanceConfig>),
     Remove(InstanceId),
     Shutdown(Duration),
@@ -87,6 +89,19 @@ impl RunnerHandle {
     /// Hands the addresses of one router over and stops it for good.
     pub fn resign(&self, instance: InstanceId) {
         self.send(Command::Resign(instance));
+    }
+
+    /// Names the router that is to have the addresses of a router's group next; see
+    /// [`Command::Succession`](crate::router::Command::Succession).
+    pub fn succession(&self, instance: InstanceId, successor: IpAddr, until: Instant) {
+        self.send(Command::Succession(instance, successor, until));
+    }
+
+    /// Hands the addresses of one router over, which then waits behind its successor; see
+    /// [`Command::HandOver`](crate::router::Command::HandOver). The result is in
+    /// [`InstanceStatus::last_move`](super::InstanceStatus::last_move).
+    pub fn hand_over(&self, instance: InstanceId) {
+        self.send(Command::HandOver(instance));
     }
 
     /// Hands all addresses over and stops all routers for good.

@@ -428,6 +428,7 @@ impl Instance {
             active: self.active(),
             counters: *self.router.counters(),
             traffic: self.traffic,
+            last_move: self.router.last_move(),
             transitions: self.history.to_vec(),
         }
     }

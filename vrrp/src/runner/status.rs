@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::InstanceId;
-use crate::router::{Counters, Reason, StateName, Transition};
+use crate::router::{Counters, PlannedMove, Reason, StateName, Transition};
 use crate::types::{Version, Vrid, WirePriority};
 
 /// The number of transitions that are kept per router.
@@ -73,6 +73,8 @@ pub struct InstanceStatus {
     pub counters: Counters,
     /// The counters and maxima of its sockets and timers.
     pub traffic: Traffic,
+    /// The last planned move that it took part in.
+    pub last_move: Option<PlannedMove>,
     /// The last transitions, the newest last.
     pub transitions: Vec<PastTransition>,
 }

@@ -1,9 +1,10 @@
 //! The faults that tests inject into the world, and the queries of its state.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vrrp::router::{Command, StateName, VipEvent};
-use vrrp::{RouterConfig, VirtualRouter};
+use vrrp::{Family, RouterConfig, VirtualRouter};
 
 use crate::node::{Kernel, Node, Process, Sent};
 use crate::world::{CHECK, Change, Event, World};
@@ -120,6 +121,17 @@ impl World {
             self.nodes[node].router.handle_command(now, command);
             self.settle(node);
         }
+    }
+
+    /// Tells some nodes which one is to have the addresses next.
+    pub(crate) fn name_successor(&mut self, told: &[usize], successor: usize, lasts: Duration) {
+        let until = self.now + lasts;
+        let node = &self.nodes[successor];
+        let source = match node.config.deciding_family() {
+            Family::V4 => IpAddr::V4(node.v4),
+            Family::V6 => IpAddr::V6(node.v6),
+        };
+        told.iter().for_each(|node| self.command(*node, Command::Succession { successor: source, until }));
     }
 
     /// A reload with another configuration.

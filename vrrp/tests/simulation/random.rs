@@ -116,9 +116,12 @@ impl Run {
             4 | 5 => world.resume(node),
             6 if node != other && self.rng.chance(70) => world.cut(node, other),
             6 => {
-                let until = world.now + interval * 4;
-                world.command(other, Command::Succeed { until });
-                world.command(node, Command::HandOver);
+                let lasts = interval * 4;
+                if self.rng.chance(50) {
+                    let told = (0..nodes).filter(|_| self.rng.chance(80)).collect::<Vec<_>>();
+                    self.world.name_successor(&told, other, lasts);
+                }
+                self.world.command(node, Command::HandOver);
             }
             7 => world.split(&[node]),
             8 => world.split(&[node, other]),

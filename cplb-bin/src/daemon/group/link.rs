@@ -39,6 +39,11 @@ pub(crate) struct Member<'a> {
 }
 
 impl LinkKey {
+    /// The channel of an instance on this interface.
+    pub(crate) fn of(interface: &Interface, has_v4: bool) -> Self {
+        Self { interface: interface.name.clone(), is_v4: has_v4 }
+    }
+
     /// The channels of these instances, each with its settings. An instance without an interface has none.
     pub(crate) fn all<'a>(
         members: impl IntoIterator<Item = Member<'a>>,
@@ -48,7 +53,7 @@ impl LinkKey {
         let mut channels = BTreeMap::<Self, (Local, bool)>::new();
         for Member { interface, transport, hmac, has_v4 } in members {
             let Some(interface) = interface else { continue };
-            let key = Self { interface: interface.name.clone(), is_v4: has_v4 };
+            let key = Self::of(interface, has_v4);
             let (local, multicasts) = channels.entry(key).or_insert_with(|| {
                 let source = if has_v4 { interface.v4.map(IpAddr::V4) } else { interface.v6.map(IpAddr::V6) };
                 let source = source.filter(|_| interface.up).map(|source| (interface.index, source));

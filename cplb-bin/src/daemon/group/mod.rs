@@ -10,11 +10,12 @@ mod task;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use vrrp::channel::{Discard, Report};
+use vrrp::channel::{Answer, Discard, Report, Request};
 
 use crate::daemon::sender::EventSender;
 
@@ -24,8 +25,32 @@ pub(crate) use link::{LinkKey, Local, Member};
 /// A change of what is known of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GroupEvent {
-    Found { peer: IpAddr, report: Box<Report> },
-    Lost { peer: IpAddr },
+    Found {
+        peer: IpAddr,
+        report: Box<Report>,
+    },
+    Lost {
+        peer: IpAddr,
+    },
+    /// A peer asks for something; to be answered by [`GroupChannels::answer`].
+    Requested {
+        link: LinkKey,
+        from: IpAddr,
+        id: u64,
+        request: Request,
+    },
+    /// The answer to a request of this node; `None` if there was none in time.
+    Answered {
+        token: u64,
+        answer: Option<Answer>,
+    },
+}
+
+/// Something to send to a peer.
+#[derive(Debug)]
+enum Order {
+    Request { token: u64, to: IpAddr, request: Request, timeout: Duration },
+    Answer { to: IpAddr, id: u64, answer: Answer },
 }
 
 /// A peer on the board of a channel.
@@ -65,6 +90,7 @@ pub(crate) struct GroupChannels {
 #[derive(Debug)]
 struct Running {
     local: watch::Sender<Local>,
+    orders: UnboundedSender<Order>,
     board: Arc<Mutex<Board>>,
     task: JoinHandle<()>,
 }
@@ -89,8 +115,9 @@ impl GroupChannels {
             }
             let (sender, receiver) = watch::channel(local);
             let board = Arc::new(Mutex::new(Board::default()));
-            let run = task::run(key.clone(), receiver, Arc::clone(&board), self.events.clone());
-            self.channels.insert(key, Running { local: sender, board, task: tokio::spawn(run) });
+            let (orders, taken) = unbounded_channel();
+            let run = task::run(key.clone(), receiver, taken, Arc::clone(&board), self.events.clone());
+            self.channels.insert(key, Running { local: sender, orders, board, task: tokio::spawn(run) });
         }
     }
 
@@ -98,6 +125,37 @@ impl GroupChannels {
     pub(crate) fn boards(&self) -> Vec<(String, Board)> {
         let board = |running: &Running| running.board.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.channels.iter().map(|(key, running)| (key.interface.clone(), board(running))).collect()
+    }
+
+    /// Asks a peer for something. A [`GroupEvent::Answered`] with this token follows, unless the channel ends.
+    pub(crate) fn request(
+        &self,
+        link: &LinkKey,
+        token: u64,
+        to: IpAddr,
+        request: Request,
+        timeout: Duration,
+    ) {
+        self.order(link, Order::Request { token, to, request, timeout });
+    }
+
+    /// Answers the request of a peer.
+    pub(crate) fn answer(&self, link: &LinkKey, to: IpAddr, id: u64, answer: Answer) {
+        self.order(link, Order::Answer { to, id, answer });
+    }
+
+    fn order(&self, link: &LinkKey, order: Order) {
+        if let Some(running) = self.channels.get(link) {
+            // A task that has ended is replaced with the next update.
+            let _ = running.orders.send(order);
+        }
+    }
+
+    /// The peers of each channel.
+    pub(crate) fn peers_by_link(&self) -> BTreeMap<LinkKey, Vec<PeerState>> {
+        let peers =
+            |running: &Running| running.board.lock().unwrap_or_else(PoisonError::into_inner).peers.clone();
+        self.channels.iter().map(|(key, running)| (key.clone(), peers(running))).collect()
     }
 
     /// All peers.

@@ -1,17 +1,19 @@
 //! One channel: its socket, its core, and its board.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use vrrp::channel::{Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, Timing};
+use vrrp::channel::{Answer, Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, Timing};
 
 use crate::daemon::sender::EventSender;
 
 use super::link::{LinkKey, Local};
-use super::{Board, GroupEvent, PeerState};
+use super::{Board, GroupEvent, Order, PeerState};
 
 /// The wait after the socket could not be opened.
 const RETRY: Duration = Duration::from_secs(1);
@@ -20,15 +22,16 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     key: LinkKey,
     local: watch::Receiver<Local>,
+    orders: UnboundedReceiver<Order>,
     board: Arc<Mutex<Board>>,
     events: EventSender<GroupEvent>,
 ) {
     let first = local.borrow().clone();
     let channel = Channel::new(config(&first), seed(), first.report.clone(), Instant::now());
     let retry_at = Instant::now();
-    let (strangers, own, error) = (0, 0, None);
-    let mut task = Task { key, channel, socket: None, retry_at, board, events, strangers, own, error };
-    task.run(local).await;
+    let (socket, asked, strangers, own, error) = (None, BTreeMap::new(), 0, 0, None);
+    let mut task = Task { key, channel, socket, retry_at, asked, board, events, strangers, own, error };
+    task.run(local, orders).await;
 }
 
 /// Unpredictable numbers: of the process's hash seeds, which are random.
@@ -53,6 +56,8 @@ struct Task {
     socket: Option<ChannelSocket>,
     /// The time at which to open the socket again.
     retry_at: Instant,
+    /// The owner's tokens of the requests that are not answered yet.
+    asked: BTreeMap<u64, u64>,
     board: Arc<Mutex<Board>>,
     events: EventSender<GroupEvent>,
     strangers: u64,
@@ -61,7 +66,7 @@ struct Task {
 }
 
 impl Task {
-    async fn run(&mut self, mut local: watch::Receiver<Local>) {
+    async fn run(&mut self, mut local: watch::Receiver<Local>, mut orders: UnboundedReceiver<Order>) {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         loop {
             let current = local.borrow_and_update().clone();
@@ -84,6 +89,10 @@ impl Task {
                         }
                         break;
                     }
+                    Some(order) = orders.recv() => {
+                        self.carry_out(order);
+                        changed = true;
+                    }
                     received = receive(self.socket.as_ref(), &mut buffer) => match received {
                         Ok((len, source)) => changed = self.receive(&current, source, &buffer[..len]),
                         Err(error) => self.fail(&error),
@@ -98,6 +107,22 @@ impl Task {
                 // A flood of datagrams must not keep the loop of the daemon from its work.
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Request { token, to, request, timeout } => {
+                let id = self.channel.request(Instant::now(), to, request, timeout);
+                self.asked.insert(id, token);
+            }
+            Order::Answer { to, id, answer } => self.channel.answer(to, id, &answer),
+        }
+    }
+
+    fn answered(&mut self, id: u64, answer: Option<Answer>) {
+        if let Some(token) = self.asked.remove(&id) {
+            let _ = self.events.send(GroupEvent::Answered { token, answer });
         }
     }
 
@@ -167,7 +192,13 @@ impl Task {
             match event {
                 Event::Found(peer) => found.push(peer),
                 Event::Lost(peer) => _ = self.events.send(GroupEvent::Lost { peer }),
-                _ => {}
+                Event::Changed(_) => {}
+                Event::Requested { from, id, request } => {
+                    let link = self.key.clone();
+                    let _ = self.events.send(GroupEvent::Requested { link, from, id, request });
+                }
+                Event::Answered { id, answer, .. } => self.answered(id, Some(answer)),
+                Event::Unanswered { id } => self.answered(id, None),
             }
         }
         self.post();

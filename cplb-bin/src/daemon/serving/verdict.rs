@@ -16,6 +16,9 @@ use super::fitness::Fitness;
 /// The shortest lease: a node whose processors are briefly busy still serves, and a heartbeat may take as long.
 const MIN_SERVING_LEASE: Duration = Duration::from_secs(1);
 
+/// The reason of a node that could serve.
+const STANDBY: &str = "it is in standby";
+
 /// An input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Input<'a> {
@@ -23,6 +26,8 @@ pub(crate) enum Input<'a> {
     Due,
     /// Another configuration is in use, so that evidence under the former one does not count.
     Configured,
+    /// An operator wants this node to stand by, or to end that, from the next evidence on.
+    Standby(bool),
     /// The evidence of the configuration with this generation. The next one follows after about `interval`.
     Observed { generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness], interval: Duration },
 }
@@ -52,6 +57,7 @@ pub(crate) enum Lease {
 pub(crate) struct Verdict {
     /// The number of configurations that were put into effect.
     generation: u64,
+    stands_by: bool,
     /// `None` before the first evidence.
     verdict: Option<Result<(), String>>,
     since: Instant,
@@ -68,6 +74,7 @@ impl Verdict {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             generation: 0,
+            stands_by: false,
             verdict: None,
             since: now,
             gathering_since: None,
@@ -86,10 +93,16 @@ impl Verdict {
                 self.generation += 1;
                 Output::default()
             }
+            Input::Standby(stands_by) => {
+                self.stands_by = stands_by;
+                Output::default()
+            }
             Input::Observed { generation, .. } if generation != self.generation => self.gather(now),
             Input::Observed { evidence, fitness, interval, .. } => {
                 self.gathering_since = None;
-                let changed = self.conclude(evidence::assess(evidence), now);
+                let verdict =
+                    if self.stands_by { Err(STANDBY.to_owned()) } else { evidence::assess(evidence) };
+                let changed = self.conclude(verdict, now);
                 self.lease_until = now + MIN_SERVING_LEASE.max(2 * interval);
                 let unfit = fitness.iter().filter(|found| !found.faults.is_empty());
                 self.unfit = unfit.map(|found| (found.id, found.faults.clone())).collect();
@@ -126,6 +139,11 @@ impl Verdict {
     /// Returns whether evidence of this generation was gathered under the configuration in use.
     pub(crate) fn is_current(&self, generation: u64) -> bool {
         generation == self.generation
+    }
+
+    /// Returns whether an operator wants this node to stand by.
+    pub(crate) const fn stands_by(&self) -> bool {
+        self.stands_by
     }
 
     fn is_serving(&self) -> bool {

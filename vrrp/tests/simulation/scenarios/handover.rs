@@ -1,10 +1,10 @@
 //! Planned handover.
 
-use vrrp::router::{Command, Preempt, Reason, StateName};
+use vrrp::router::{Command, MoveSide, Preempt, Reason, StateName};
 use vrrp::{RouterConfig, Version};
 
 use super::{SEEDS, equals, ms, peers, secs, settled};
-use crate::node::{Stack, config, k0s, with_known_peers};
+use crate::node::{Stack, config, k0s, v4, with_known_peers};
 use crate::world::World;
 
 fn intervals() -> Vec<RouterConfig> {
@@ -111,11 +111,15 @@ fn a_serving_backup_succeeds_before_a_degraded_one() {
     }
 }
 
+fn all(world: &World) -> Vec<usize> {
+    (0..world.nodes.len()).collect()
+}
+
 /// Moves the addresses to a node, and checks that no moment is without them.
 fn move_to(world: &mut World, target: usize) {
-    let (now, active) = (world.now, world.the_active());
+    let active = world.the_active();
     let interval = world.nodes[active].config.interval();
-    world.command(target, Command::Succeed { until: now + 4 * interval });
+    world.name_successor(&all(world), target, 4 * interval);
     world.command(active, Command::HandOver);
     world.run_while(ms(150), |world| {
         assert_ne!(world.holders(), [], "no node answers at {:?}", world.elapsed());
@@ -133,8 +137,8 @@ fn the_named_node_takes_over_every_time() {
         for configs in
             intervals().into_iter().map(|config| vec![config; 4]).chain([ranked(ms(100)), ranked(secs(1))])
         {
-            // A successor of lower priority is followed by those that know it to be a controller.
-            let mut world = settled(World::new(seed, with_known_peers(configs), 2));
+            let configs = if seed % 2 == 0 { with_known_peers(configs) } else { configs };
+            let mut world = settled(World::new(seed, configs, 2));
             let start = world.elapsed();
             for number in 0..20 {
                 let target = (world.the_active() + 1 + number % 3) % 4;
@@ -171,8 +175,7 @@ fn a_node_that_cannot_serve_does_not_succeed() {
     let (target, other) = ((active + 1) % 3, (active + 2) % 3);
     world.serve(target, false);
     world.run(secs(1));
-    let now = world.now;
-    world.command(target, Command::Succeed { until: now + secs(1) });
+    world.name_successor(&[target], target, secs(1));
     world.command(active, Command::HandOver);
     world.run(secs(1));
     assert_eq!(world.actives(), [other]);
@@ -194,8 +197,7 @@ fn a_request_to_succeed_ends() {
     let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
     let active = world.the_active();
     let first = (active + 1) % 3;
-    let now = world.now;
-    world.command(first, Command::Succeed { until: now + ms(500) });
+    world.name_successor(&all(&world), first, ms(500));
     world.run(secs(1));
     let resigned = world.elapsed();
     world.command(active, Command::Resign);
@@ -228,8 +230,7 @@ fn a_node_that_slept_during_a_handover_does_not_take_the_addresses_back() {
         let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
         let active = world.the_active();
         let target = (active + 1) % 3;
-        let now = world.now;
-        world.command(target, Command::Succeed { until: now + secs(4) });
+        world.name_successor(&all(&world), target, secs(4));
         world.command(active, Command::HandOver);
         world.pause(active);
         let pause = world.rng.between(secs(3), secs(6));
@@ -252,4 +253,59 @@ fn a_successor_that_cannot_serve_loses_the_addresses_without_the_hold_time() {
     world.serve(1 - active, false);
     world.run(secs(6));
     assert_eq!(world.actives(), [active]);
+}
+
+/// Routers that always preempt leave the addresses to a named successor of lower priority for the hold time.
+#[test]
+fn preemption_waits_for_the_hold_time_after_a_move() {
+    for seed in 0..SEEDS {
+        for known in [false, true] {
+            let configs = [200, 150, 100].map(|priority| {
+                let config = config(Stack::V4, Version::V3, priority, ms(100));
+                RouterConfig { preempt: Preempt::Always, hold_time: secs(30), ..config }
+            });
+            let configs = configs.to_vec();
+            let configs = if known { with_known_peers(configs) } else { configs };
+            let mut world = settled(World::new(seed, configs, 2));
+            assert_eq!(world.the_active(), 0);
+            move_to(&mut world, 2);
+            world.run(secs(25));
+            assert_eq!((world.actives(), world.holders()), (vec![2], vec![2]));
+            world.run(secs(8));
+            assert_eq!(world.actives(), [0], "the hold time is over");
+        }
+    }
+}
+
+/// The named successor died just after it was asked: no other router takes over, and the addresses stay where they are.
+#[test]
+fn addresses_stay_if_the_named_successor_does_not_take_them() {
+    for config in intervals() {
+        let mut world = settled(peers(1, 3, &config));
+        let start = world.elapsed();
+        let active = world.the_active();
+        let target = (active + 1) % 3;
+        let down = world.nodes[active].config.down_interval();
+        world.name_successor(&all(&world), target, down + secs(1));
+        world.kill(target);
+        world.command(active, Command::HandOver);
+        world.run_while(2 * down, |world| assert_eq!(world.holders(), [active]));
+        assert_eq!(world.the_active(), active);
+        let takeovers = world.takeovers_since(start);
+        assert!(takeovers.iter().all(|change| change.reason == Reason::NoSuccessor), "{takeovers:?}");
+    }
+}
+
+#[test]
+fn both_ends_measure_a_move() {
+    let mut world = settled(peers(1, 3, &k0s(Stack::V4)));
+    let active = world.the_active();
+    let target = (active + 1) % 3;
+    move_to(&mut world, target);
+    let [from, to] = [active, target].map(|node| world.nodes[node].router.last_move().unwrap());
+    assert_eq!((from.side, to.side), (MoveSide::From, MoveSide::To));
+    assert_eq!((from.other, to.other), (Some(v4(target).into()), Some(v4(active).into())));
+    let (gave_up, had) = (from.took.unwrap(), to.took.unwrap());
+    assert!(had <= gave_up, "the successor has them before they are given up: {had:?}, {gave_up:?}");
+    assert!(gave_up < ms(100), "{gave_up:?}");
 }

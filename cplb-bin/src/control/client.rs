@@ -1,0 +1,177 @@
+//! The commands that ask a running daemon to act.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use cplb_config::escaped;
+
+use crate::cli::{ControlArgs, HandoverArgs};
+use crate::exit::{Failure, Kind};
+use crate::logging::escape_json;
+use crate::output;
+use crate::status::client::connect_failure;
+
+use super::{Line, Move, Outcome, Request, socket_path};
+
+/// The longest time between two lines of a daemon that works: it sends one each second.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Runs `cplb handover`.
+pub(crate) fn hand_over(args: &HandoverArgs) -> Result<(), Failure> {
+    let request = Request::Handover { instance: args.instance.clone(), to: args.to.clone() };
+    run(&args.control, &request)
+}
+
+/// Runs `cplb standby`.
+pub(crate) fn stand_by(args: &ControlArgs) -> Result<(), Failure> {
+    run(args, &Request::Standby)
+}
+
+/// Runs `cplb active`.
+pub(crate) fn end_standby(args: &ControlArgs) -> Result<(), Failure> {
+    run(args, &Request::Active)
+}
+
+fn run(args: &ControlArgs, request: &Request) -> Result<(), Failure> {
+    let path = socket_path(&args.socket.socket);
+    let outcome = ask(&path, request)?;
+    if args.json {
+        let text =
+            serde_json::to_string_pretty(&outcome).map_err(|error| Failure::new(Kind::Internal, error))?;
+        output::print(&escape_json(&text))?;
+    } else {
+        let text = text(&outcome);
+        if !text.is_empty() {
+            output::print(&text)?;
+        }
+    }
+    match failure(&outcome) {
+        Some(why) => Err(Failure::new(Kind::Temporary, why)),
+        None => Ok(()),
+    }
+}
+
+fn ask(path: &std::path::Path, request: &Request) -> Result<Outcome, Failure> {
+    let failed = |error: io::Error| connect_failure(path, &error);
+    let mut stream = UnixStream::connect(path).map_err(failed)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+    let mut text = serde_json::to_vec(request).map_err(|error| Failure::new(Kind::Internal, error))?;
+    text.push(b'\n');
+    stream.write_all(&text).map_err(failed)?;
+    for line in BufReader::new(stream.take(MAX_BYTES)).lines() {
+        let line = line.map_err(failed)?;
+        match serde_json::from_str(&line) {
+            Ok(Line::Working) => {}
+            Ok(Line::Done(outcome)) => return Ok(outcome),
+            Err(error) => {
+                let why = format!("the answer at {} is not understood: {error}", path.display());
+                return Err(
+                    Failure::new(Kind::Unavailable, why).help("use the cplb binary that the daemon runs")
+                );
+            }
+        }
+    }
+    Err(Failure::new(Kind::Temporary, "the daemon ended before it answered"))
+}
+
+/// The text for standard output: what was done.
+fn text(outcome: &Outcome) -> String {
+    let done = outcome.moves.iter().filter(|moved| moved.refused.is_none()).map(moved);
+    let lines = outcome.message.iter().map(|message| escaped(message).into_owned()).chain(done);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The text for standard error: what was not done, and why.
+fn failure(outcome: &Outcome) -> Option<String> {
+    let refused = outcome.moves.iter().filter_map(|moved| {
+        let why = moved.refused.as_deref()?;
+        let still = if moved.from.is_empty() { String::new() } else { format!(", still on {}", moved.from) };
+        Some(format!("{} not moved{still}: {why}", name(moved)))
+    });
+    let lines: Vec<String> = outcome.refused.clone().into_iter().chain(refused).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+fn name(moved: &Move) -> String {
+    let addresses: Vec<String> = moved.addresses.iter().map(IpAddr::to_string).collect();
+    format!("{} (virtual router {})", addresses.join(", "), moved.vrid)
+}
+
+fn moved(moved: &Move) -> String {
+    let node =
+        |name: &str| if name.is_empty() { "an unknown node".to_owned() } else { escaped(name).into_owned() };
+    let (from, to) = (node(&moved.from), node(&moved.to));
+    if moved.kept_seconds.is_none() {
+        return format!("{}: {to} has them already", name(moved));
+    }
+    let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| format!("{:.1} ms", seconds * 1e3));
+    let blackout = milliseconds(moved.blackout_seconds).unwrap_or_else(|| "not known".to_owned());
+    let mut text = format!("{} moved from {from} to {to}; blackout {blackout}", name(moved));
+    if let (Some(kept), Some(taken)) = (milliseconds(moved.kept_seconds), milliseconds(moved.taken_seconds)) {
+        text += &format!(
+            "\n  after the resignation {from} held them for {kept}, and {to} had them after {taken}"
+        );
+    }
+    if let Some(remark) = &moved.remark {
+        text += &format!("\n  {to}: {}", escaped(remark));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Move {
+        Move {
+            vrid: 51,
+            addresses: vec![[10, 0, 0, 100].into()],
+            from: "node-1".to_owned(),
+            to: "node-2".to_owned(),
+            kept_seconds: Some(0.035),
+            taken_seconds: Some(0.0008),
+            blackout_seconds: Some(0.0),
+            ..Move::default()
+        }
+    }
+
+    fn outcome(moved: Move) -> Outcome {
+        Outcome { moves: vec![moved], ..Outcome::default() }
+    }
+
+    #[test]
+    fn a_move_is_shown_with_both_ends() {
+        let shown = text(&outcome(example()));
+        assert_eq!(
+            shown,
+            "10.0.0.100 (virtual router 51) moved from node-1 to node-2; blackout 0.0 ms\n  after the resignation node-1 \
+             held them for 35.0 ms, and node-2 had them after 0.8 ms"
+        );
+        assert_eq!(failure(&outcome(example())), None);
+    }
+
+    #[test]
+    fn a_refusal_names_the_holder_and_the_reason() {
+        let refused = Move { refused: Some("node-2 cannot serve: x".to_owned()), ..example() };
+        assert_eq!(text(&outcome(refused.clone())), "");
+        assert_eq!(
+            failure(&outcome(refused.clone())).unwrap(),
+            "10.0.0.100 (virtual router 51) not moved, still on node-1: node-2 cannot serve: x"
+        );
+        let nowhere = Move { from: String::new(), ..refused };
+        assert!(failure(&outcome(nowhere)).unwrap().contains("not moved: node-2"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let remark = Some("not in the group channel".to_owned());
+        let shown = text(&outcome(Move { taken_seconds: None, blackout_seconds: None, remark, ..example() }));
+        assert!(shown.contains("blackout not known") && shown.contains("node-2: not in"), "{shown}");
+        let shown = text(&outcome(Move { kept_seconds: None, ..example() }));
+        assert!(shown.contains("node-2 has them already"), "{shown}");
+    }
+}

@@ -1,0 +1,89 @@
+//! What an operator asks of a running daemon: `cplb handover`, `standby` and `active`.
+//!
+//! The socket is that of the status with the extension `control` instead, and only the daemon's user may use it. A client
+//! sends one [`Request`] as a line of JSON, and reads lines of JSON, each one a [`Line`], until the last one.
+
+pub(crate) mod client;
+pub(crate) mod server;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The path of the control socket beside the status socket.
+pub(crate) fn socket_path(status: &Path) -> PathBuf {
+    status.with_extension("control")
+}
+
+/// A request of an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Request {
+    Handover {
+        /// A virtual IP or the identifier of an instance.
+        instance: Option<String>,
+        /// The name or address of a node.
+        to: Option<String>,
+    },
+    Standby,
+    Active,
+}
+
+/// A line of the daemon's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Line {
+    /// The daemon is at work: once a second.
+    Working,
+    /// The last line.
+    Done(Outcome),
+}
+
+/// The result of a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Outcome {
+    /// The reason why nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<String>,
+    /// What holds for this node now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    /// The moves, one for each instance.
+    pub(crate) moves: Vec<Move>,
+}
+
+/// The result for the virtual IPs of an instance.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Move {
+    #[serde(rename = "virtualRouterID")]
+    pub(crate) vrid: u8,
+    #[serde(rename = "virtualIPs")]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The node that had them; empty if it is not known.
+    pub(crate) from: String,
+    /// The node that has them now; empty if it is not known.
+    pub(crate) to: String,
+    /// The reason why they did not move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remark: Option<String>,
+    /// The time from the resignation until the old holder gave them up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_seconds: Option<f64>,
+    /// The time from the resignation until the new holder had them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) taken_seconds: Option<f64>,
+    /// The time without a holder, which follows from both; 0 if the new holder had them first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blackout_seconds: Option<f64>,
+}
+
+impl Outcome {
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        Self { refused: Some(why.into()), ..Self::default() }
+    }
+}

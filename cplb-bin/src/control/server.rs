@@ -1,0 +1,100 @@
+//! The daemon's end of a control connection.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::{Line, Outcome, Request};
+
+/// The time within which a client sends its request, and takes each line.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time between two lines while the request is worked on.
+const WORKING_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest request in bytes.
+const MAX_REQUEST: u64 = 4096;
+
+/// A request, and where its result goes.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Outcome>,
+}
+
+/// Reads a request, hands it to `ask`, and writes the result. A client that leaves does not end what it asked for.
+pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
+    let (reader, mut writer) = stream.split();
+    let mut text = String::new();
+    let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+    if !matches!(timeout(CLIENT_TIMEOUT, reader.read_line(&mut text)).await, Ok(Ok(1..))) {
+        return;
+    }
+    let (reply, mut result) = oneshot::channel();
+    match serde_json::from_str(&text) {
+        Ok(request) => ask(Asked { request, reply }),
+        Err(error) => {
+            let _ = reply.send(Outcome::refused(format!("the request is not understood: {error}")));
+        }
+    }
+    let mut working = interval(WORKING_INTERVAL);
+    working.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let line = tokio::select! {
+            outcome = &mut result => {
+                Line::Done(outcome.unwrap_or_else(|_| Outcome::refused("the daemon stops")))
+            }
+            _ = working.tick() => Line::Working,
+        };
+        let Ok(mut text) = serde_json::to_vec(&line) else { return };
+        text.push(b'\n');
+        let written = timeout(CLIENT_TIMEOUT, writer.write_all(&text)).await;
+        if matches!(line, Line::Done(_)) || !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn exchange(request: &str, answer: Option<Outcome>) -> Vec<Line> {
+        let (client, server) = UnixStream::pair().unwrap();
+        let serve = serve(server, |asked| {
+            if let Some(answer) = answer {
+                asked.reply.send(answer).unwrap();
+            }
+        });
+        let talk = async {
+            let (reader, mut writer) = client.into_split();
+            writer.write_all(request.as_bytes()).await.unwrap();
+            let mut lines = BufReader::new(reader).lines();
+            let mut found = Vec::new();
+            while let Some(line) = lines.next_line().await.unwrap() {
+                found.push(serde_json::from_str(&line).unwrap());
+            }
+            found
+        };
+        tokio::join!(serve, talk).1
+    }
+
+    #[tokio::test]
+    async fn the_last_line_is_the_result() {
+        let answer = Outcome { message: Some("done".to_owned()), ..Outcome::default() };
+        let lines = exchange("\"standby\"\n", Some(answer.clone())).await;
+        assert_eq!(lines.last(), Some(&Line::Done(answer)));
+        let text = "{\"handover\":{\"instance\":\"10.0.0.100\",\"to\":null}}\n";
+        assert!(
+            matches!(exchange(text, None).await.last(), Some(Line::Done(ended)) if ended.refused.is_some())
+        );
+        for wrong in ["{}\n", "\n", "\"stop\"\n", "{\"handover\":{\"to\":7}}\n"] {
+            let lines = exchange(wrong, None).await;
+            let Some(Line::Done(Outcome { refused: Some(why), .. })) = lines.last() else {
+                panic!("{lines:?}")
+            };
+            assert!(why.contains("not understood"), "{why}");
+        }
+    }
+}

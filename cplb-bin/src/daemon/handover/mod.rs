@@ -1,0 +1,582 @@
+//! Moves of virtual IPs on request, as a state machine without I/O.
+//!
+//! An operator asks any node. A node that is not Active passes the request on through the group channel. The Active tells
+//! every router who is to have the addresses, resigns, and asks the successor when it had them: from both ends' times follows
+//! the blackout. The election alone decides what happens; a message that is lost costs the move, not the addresses.
+
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use vrrp::channel::{Answer, Outcome, Request};
+use vrrp::router::{MoveSide, PlannedMove, StateName};
+use vrrp::runner::InstanceId;
+
+use super::group::{LinkKey, PeerState};
+
+pub(crate) use view::{InstanceView, View, selected};
+use view::{is_at, label};
+
+/// The time that peers have to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// The time that a router may take beyond Active_Down_Interval, after which an unanswered resignation ends.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The longest time for which a peer may name a successor.
+const MAX_SUCCESSION: Duration = Duration::from_secs(600);
+
+/// The one that wants a move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// An operator on this node, by the number of the connection.
+    Operator(u64),
+    Peer {
+        link: LinkKey,
+        address: IpAddr,
+        id: u64,
+    },
+}
+
+/// Something to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Output {
+    Ask {
+        link: LinkKey,
+        token: u64,
+        to: IpAddr,
+        request: Request,
+        timeout: Duration,
+    },
+    /// A command for the election: see [`vrrp::router::Command::Succession`].
+    Succession {
+        instance: InstanceId,
+        successor: IpAddr,
+        until: Instant,
+    },
+    /// A command for the election: see [`vrrp::router::Command::HandOver`].
+    HandOver(InstanceId),
+    /// The end of a request.
+    Reply {
+        asker: Asker,
+        instance: InstanceId,
+        result: Moved,
+    },
+    /// The answer to a peer's request that is no move.
+    Answer {
+        link: LinkKey,
+        to: IpAddr,
+        id: u64,
+        answer: Answer,
+    },
+}
+
+/// The result of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// The name of the node that had the addresses; empty if it is not known.
+    pub(crate) from: String,
+    pub(crate) answer: Answer,
+}
+
+/// All moves under way.
+#[derive(Debug, Default)]
+pub(crate) struct Handovers {
+    /// By instance: those of which this node is the Active.
+    moves: BTreeMap<InstanceId, Move>,
+    /// By token: requests that were passed on to the Active.
+    relays: BTreeMap<u64, Relay>,
+    /// Peers that ask when this node had the addresses, which it is about to have.
+    questions: Vec<Question>,
+    tokens: u64,
+}
+
+#[derive(Debug)]
+struct Move {
+    asker: Asker,
+    began: Instant,
+    successor: Option<IpAddr>,
+    phase: Phase,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The routers of the group are told about the successor; the tokens of those that have not answered.
+    Telling(BTreeMap<u64, IpAddr>),
+    /// The election hands over.
+    HandingOver,
+    /// The successor is asked when it had the addresses.
+    Asking { token: u64, answer: Answer },
+}
+
+#[derive(Debug)]
+struct Relay {
+    asker: Asker,
+    instance: InstanceId,
+    active: String,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+struct Question {
+    link: LinkKey,
+    from: IpAddr,
+    id: u64,
+    instance: InstanceId,
+    deadline: Instant,
+}
+
+impl Handovers {
+    /// Returns whether nothing is under way, so that [`Self::tick`] has nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.moves.is_empty() && self.relays.is_empty() && self.questions.is_empty()
+    }
+
+    /// Begins a move of an instance to the named node, or to the one that the election chooses.
+    pub(crate) fn ask(
+        &mut self,
+        now: Instant,
+        view: &View,
+        asker: Asker,
+        id: InstanceId,
+        to: Option<&str>,
+    ) -> Vec<Output> {
+        let Some(instance) = view.instance(id) else {
+            return vec![refuse(asker, id, "", "the instance does not exist any more")];
+        };
+        match instance.state {
+            StateName::Active => self.begin(now, view, asker, instance, to),
+            // Only an operator's request is passed on, so that none goes around in circles.
+            _ if matches!(asker, Asker::Operator(_)) => self.relay(now, view, asker, instance, to),
+            state => {
+                let why = format!("{} is {state} for virtual router {}", view.node, instance.vrid);
+                vec![refuse(asker, id, "", why)]
+            }
+        }
+    }
+
+    fn relay(
+        &mut self,
+        now: Instant,
+        view: &View,
+        asker: Asker,
+        instance: &InstanceView,
+        to: Option<&str>,
+    ) -> Vec<Output> {
+        let refused = |from: &str, why: String| vec![refuse(asker.clone(), instance.id, from, why)];
+        let Some(active) = instance.active else {
+            return refused("", format!("no Active of virtual router {} is known", instance.vrid));
+        };
+        let peer = view.members(instance).map(|(peer, _)| peer).find(|peer| is_at(peer, active));
+        let (Some(link), Some(peer)) = (&instance.link, peer) else {
+            let why = format!(
+                "{active} is Active and takes no requests, as it is not in the group channel (is it keepalived?): stop it \
+                 there instead"
+            );
+            return refused(&active.to_string(), why);
+        };
+        let (active, token) = (label(peer), self.token());
+        // The Active answers when all is over.
+        let timeout = 3 * ANSWER_TIME + instance.down + GRACE;
+        let to = to.map(str::to_owned);
+        let request = Request::Handover { vrid: instance.vrid, to };
+        let ask = Output::Ask { link: link.clone(), token, to: peer.address, request, timeout };
+        self.relays.insert(token, Relay { asker, instance: instance.id, active, deadline: now + timeout });
+        vec![ask]
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        view: &View,
+        asker: Asker,
+        instance: &InstanceView,
+        to: Option<&str>,
+    ) -> Vec<Output> {
+        let id = instance.id;
+        let refused = |why: String| vec![refuse(asker.clone(), id, &view.node, why)];
+        if self.moves.contains_key(&id) {
+            return refused("another handover of these virtual IPs is under way".to_owned());
+        }
+        let successor = match choose(view, instance, to) {
+            Ok(Choice::Anyone) => None,
+            Ok(Choice::Router(successor)) => Some(successor),
+            Ok(Choice::This) => {
+                let answer = Answer { holder: view.node.clone(), ..Answer::accepted() };
+                let answer = Answer { reason: format!("{} has them already", view.node), ..answer };
+                return vec![Output::Reply {
+                    asker,
+                    instance: id,
+                    result: Moved { from: view.node.clone(), answer },
+                }];
+            }
+            Err(why) => return refused(why),
+        };
+        let (phase, deadline) = (Phase::Telling(BTreeMap::new()), now + ANSWER_TIME);
+        self.moves.insert(id, Move { asker, began: now, successor, phase, deadline });
+        let mut outputs = Vec::new();
+        match successor {
+            Some(successor) => outputs.extend(self.tell(view, instance, successor)),
+            None => outputs.extend(self.hand_over(now, instance)),
+        }
+        if self.told(id) {
+            outputs.extend(self.hand_over(now, instance));
+        }
+        outputs
+    }
+
+    /// Names the successor to all routers of the group.
+    fn tell(&mut self, view: &View, instance: &InstanceView, successor: IpAddr) -> Vec<Output> {
+        let Some(link) = &instance.link else { return Vec::new() };
+        let lasts = succession_time(instance);
+        let lasts = u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX);
+        let request = Request::Succession { vrid: instance.vrid, successor, lasts };
+        let peers: Vec<IpAddr> = view.members(instance).map(|(peer, _)| peer.address).collect();
+        let told: BTreeMap<u64, IpAddr> = peers.into_iter().map(|peer| (self.token(), peer)).collect();
+        let ask = |(token, to): (&u64, &IpAddr)| Output::Ask {
+            link: link.clone(),
+            token: *token,
+            to: *to,
+            request: request.clone(),
+            timeout: ANSWER_TIME,
+        };
+        let asks = told.iter().map(ask).collect();
+        if let Some(current) = self.moves.get_mut(&instance.id) {
+            current.phase = Phase::Telling(told);
+        }
+        asks
+    }
+
+    /// Returns whether all routers of the group know the successor.
+    fn told(&self, id: InstanceId) -> bool {
+        let current = self.moves.get(&id);
+        current.is_some_and(|current| {
+            current.successor.is_some()
+                && matches!(&current.phase, Phase::Telling(waiting) if waiting.is_empty())
+        })
+    }
+
+    fn hand_over(&mut self, now: Instant, instance: &InstanceView) -> Vec<Output> {
+        let Some(current) = self.moves.get_mut(&instance.id) else { return Vec::new() };
+        (current.phase, current.deadline) = (Phase::HandingOver, now + instance.down + GRACE);
+        current.began = now;
+        let until = now + succession_time(instance);
+        let named =
+            current.successor.map(|successor| Output::Succession { instance: instance.id, successor, until });
+        named.into_iter().chain([Output::HandOver(instance.id)]).collect()
+    }
+
+    /// Handles the request of a peer.
+    pub(crate) fn requested(
+        &mut self,
+        now: Instant,
+        view: &View,
+        (link, from, id): (LinkKey, IpAddr, u64),
+        request: Request,
+    ) -> Vec<Output> {
+        let answer = |answer| Output::Answer { link: link.clone(), to: from, id, answer };
+        let (Request::Handover { vrid, .. } | Request::Succession { vrid, .. } | Request::Moved { vrid }) =
+            request
+        else {
+            return vec![answer(Answer::refused("this version of cplb does not know the request"))];
+        };
+        let Some(instance) = view.by_vrid(&link, vrid) else {
+            return vec![answer(Answer::refused(format!("{} has no virtual router {vrid}", view.node)))];
+        };
+        match request {
+            Request::Handover { to, .. } => {
+                let asker = Asker::Peer { link, address: from, id };
+                self.ask(now, view, asker, instance.id, to.as_deref())
+            }
+            Request::Succession { successor, lasts, .. } => {
+                let until = now + Duration::from_millis(lasts.into()).min(MAX_SUCCESSION);
+                match may_succeed(view, instance, from, successor) {
+                    Ok(()) => {
+                        let command = Output::Succession { instance: instance.id, successor, until };
+                        vec![command, answer(Answer::accepted())]
+                    }
+                    Err(why) => vec![answer(Answer::refused(why))],
+                }
+            }
+            _ => {
+                let (instance, deadline) = (instance.id, now + ANSWER_TIME);
+                self.questions.push(Question { link, from, id, instance, deadline });
+                self.tick(now, view)
+            }
+        }
+    }
+
+    /// Handles the answer to a request of this node; `None` if there was none in time.
+    pub(crate) fn answered(
+        &mut self,
+        now: Instant,
+        view: &View,
+        token: u64,
+        answer: Option<Answer>,
+    ) -> Vec<Output> {
+        if let Some(relay) = self.relays.remove(&token) {
+            let Relay { asker, instance, active, .. } = relay;
+            let silent = || Answer::refused(format!("{active}, which is Active, did not answer"));
+            let answer = answer.unwrap_or_else(silent);
+            return vec![Output::Reply { asker, instance, result: Moved { from: active, answer } }];
+        }
+        let concerned = self.moves.iter_mut().find(|(_, current)| match &current.phase {
+            Phase::Telling(waiting) => waiting.contains_key(&token),
+            Phase::HandingOver => false,
+            Phase::Asking { token: asked, .. } => *asked == token,
+        });
+        let Some((&id, current)) = concerned else { return Vec::new() };
+        match &mut current.phase {
+            Phase::Telling(waiting) => {
+                let Some(peer) = waiting.remove(&token) else { return Vec::new() };
+                let is_successor = current.successor == Some(peer);
+                let refusal = match answer {
+                    Some(answer) if answer.outcome == Outcome::ACCEPTED => None,
+                    Some(answer) => Some(answer.reason),
+                    None => Some("it did not answer".to_owned()),
+                };
+                if let Some(why) = refusal.filter(|_| is_successor) {
+                    let why = view.instance(id).map_or(why.clone(), |instance| {
+                        format!("{} does not take over: {why}", view.name(instance, peer))
+                    });
+                    return self.end(view, id, Answer::refused(why));
+                }
+                match view.instance(id) {
+                    Some(instance) if self.told(id) => self.hand_over(now, instance),
+                    _ => Vec::new(),
+                }
+            }
+            Phase::Asking { answer: own, .. } => {
+                let taken = answer.and_then(|answer| answer.taken);
+                let answer = Answer { taken, ..own.clone() };
+                self.end(view, id, answer)
+            }
+            Phase::HandingOver => Vec::new(),
+        }
+    }
+
+    /// Handles the deadlines, and the progress of the election.
+    pub(crate) fn tick(&mut self, now: Instant, view: &View) -> Vec<Output> {
+        let mut outputs = self.answer_questions(now, view);
+        let over: Vec<u64> =
+            self.relays.iter().filter(|(_, relay)| now >= relay.deadline).map(|(token, _)| *token).collect();
+        for token in over {
+            outputs.extend(self.answered(now, view, token, None));
+        }
+        let ids: Vec<InstanceId> = self.moves.keys().copied().collect();
+        for id in ids {
+            outputs.extend(self.advance(now, view, id));
+        }
+        outputs
+    }
+
+    fn answer_questions(&mut self, now: Instant, view: &View) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.questions.retain(|question| {
+            let instance = view.instance(question.instance);
+            let taken = instance.and_then(|instance| took(instance, MoveSide::To));
+            let done = taken.is_some() || now >= question.deadline;
+            if done {
+                let answer = Answer { holder: view.node.clone(), taken, ..Answer::accepted() };
+                let Question { link, from, id, .. } = question;
+                outputs.push(Output::Answer { link: link.clone(), to: *from, id: *id, answer });
+            }
+            !done
+        });
+        outputs
+    }
+
+    fn advance(&mut self, now: Instant, view: &View, id: InstanceId) -> Vec<Output> {
+        let Some(current) = self.moves.get(&id) else { return Vec::new() };
+        let Some(instance) = view.instance(id) else {
+            return self.end(view, id, Answer::refused("the instance was removed"));
+        };
+        let (late, successor) = (now >= current.deadline, current.successor);
+        match &current.phase {
+            Phase::Telling(waiting) if late => match successor {
+                Some(successor) if waiting.values().any(|peer| *peer == successor) => {
+                    let why = format!("{} did not answer", view.name(instance, successor));
+                    self.end(view, id, Answer::refused(why))
+                }
+                // The successor knows; the others would only wait for it.
+                _ => self.hand_over(now, instance),
+            },
+            Phase::Telling(_) => Vec::new(),
+            Phase::HandingOver => {
+                let own = instance
+                    .last_move
+                    .filter(|own| own.side == MoveSide::From && own.resigned >= current.began);
+                match own {
+                    Some(PlannedMove { took: Some(kept), other, .. }) => {
+                        self.handed_over(now, view, instance, kept, other)
+                    }
+                    Some(_) if instance.state == StateName::Active => {
+                        let why = format!("no router took over within {:.1} s", instance.down.as_secs_f64());
+                        self.end(view, id, Answer { holder: view.node.clone(), ..Answer::refused(why) })
+                    }
+                    _ if late => {
+                        let why =
+                            format!("the handover did not end; {} is {} now", view.node, instance.state);
+                        self.end(view, id, Answer::refused(why))
+                    }
+                    _ => Vec::new(),
+                }
+            }
+            Phase::Asking { answer, .. } if late => {
+                let answer = answer.clone();
+                self.end(view, id, answer)
+            }
+            Phase::Asking { .. } => Vec::new(),
+        }
+    }
+
+    /// The election has handed over: asks the successor when it had the addresses.
+    fn handed_over(
+        &mut self,
+        now: Instant,
+        view: &View,
+        instance: &InstanceView,
+        kept: Duration,
+        other: Option<IpAddr>,
+    ) -> Vec<Output> {
+        let (id, vrid) = (instance.id, instance.vrid);
+        let other = other.or_else(|| self.moves.get(&id)?.successor).or(instance.active);
+        let holder = other.map(|other| view.name(instance, other)).unwrap_or_default();
+        let answer = Answer { holder, kept: Some(kept), ..Answer::accepted() };
+        let peer = other.and_then(|other| {
+            let mut peers = view.members(instance).map(|(peer, _)| peer);
+            peers.find(|peer| is_at(peer, other)).map(|peer| peer.address)
+        });
+        let (Some(link), Some(to)) = (&instance.link, peer) else {
+            let reason =
+                "it is not in the group channel (is it keepalived?), so its end of the move was not measured";
+            return self.end(view, id, Answer { reason: reason.to_owned(), ..answer });
+        };
+        let token = self.token();
+        if let Some(current) = self.moves.get_mut(&id) {
+            (current.phase, current.deadline) = (Phase::Asking { token, answer }, now + 2 * ANSWER_TIME);
+        }
+        let request = Request::Moved { vrid };
+        vec![Output::Ask { link: link.clone(), token, to, request, timeout: 2 * ANSWER_TIME }]
+    }
+
+    fn end(&mut self, view: &View, id: InstanceId, answer: Answer) -> Vec<Output> {
+        let Some(Move { asker, .. }) = self.moves.remove(&id) else { return Vec::new() };
+        let from = view.node.clone();
+        vec![Output::Reply { asker, instance: id, result: Moved { from, answer } }]
+    }
+
+    const fn token(&mut self) -> u64 {
+        self.tokens += 1;
+        self.tokens
+    }
+}
+
+/// The time for which a successor is named: until an unanswered handover is over.
+fn succession_time(instance: &InstanceView) -> Duration {
+    (ANSWER_TIME + instance.down + GRACE).min(MAX_SUCCESSION)
+}
+
+fn took(instance: &InstanceView, side: MoveSide) -> Option<Duration> {
+    instance.last_move.filter(|found| found.side == side).and_then(|found| found.took)
+}
+
+fn refuse(asker: Asker, instance: InstanceId, from: &str, why: impl Into<String>) -> Output {
+    Output::Reply { asker, instance, result: Moved { from: from.to_owned(), answer: Answer::refused(why) } }
+}
+
+/// The router that is to have the addresses.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    /// Whichever the election chooses.
+    Anyone,
+    Router(IpAddr),
+    /// This node, which has them.
+    This,
+}
+
+/// Finds the successor.
+///
+/// # Errors
+///
+/// No router can serve, or the named one does not exist or cannot serve.
+fn choose(view: &View, instance: &InstanceView, to: Option<&str>) -> Result<Choice, String> {
+    let silent = view.silent_members(instance);
+    let Some(to) = to else {
+        let why: Vec<String> =
+            view.members(instance).filter_map(|(peer, _)| unable(view, instance, peer)).collect();
+        let able = view.members(instance).count() > why.len();
+        return match (able || !silent.is_empty(), why.is_empty()) {
+            (true, _) => Ok(Choice::Anyone),
+            (false, true) => Err("no other controller is known".to_owned()),
+            (false, false) => Err(format!("no other controller can take over: {}", why.join("; "))),
+        };
+    };
+    let address = to.parse::<IpAddr>().ok();
+    if to == view.node || (address.is_some() && address == instance.own) {
+        return Ok(Choice::This);
+    }
+    let named =
+        |peer: &PeerState| peer.report.node == to || address.is_some_and(|address| is_at(peer, address));
+    let found: Vec<&PeerState> =
+        view.members(instance).map(|(peer, _)| peer).filter(|peer| named(peer)).collect();
+    match (&found[..], address) {
+        ([peer], _) => match unable(view, instance, peer) {
+            Some(why) => Err(why),
+            None => Ok(Choice::Router(peer.address)),
+        },
+        ([], Some(address)) if silent.contains(&address) => Ok(Choice::Router(address)),
+        ([], _) => {
+            let peers = view.members(instance).map(|(peer, _)| format!("{} ({})", label(peer), peer.address));
+            let known: BTreeSet<String> = peers.chain(silent.iter().map(IpAddr::to_string)).collect();
+            let known: Vec<String> = known.into_iter().collect();
+            let known = if known.is_empty() { "no other one".to_owned() } else { known.join(", ") };
+            Err(format!("no controller {to} is known for these virtual IPs; known: {known}"))
+        }
+        (several, _) => {
+            let addresses: Vec<String> = several.iter().map(|peer| peer.address.to_string()).collect();
+            Err(format!("several controllers are named {to}: name an address: {}", addresses.join(", ")))
+        }
+    }
+}
+
+/// The reason why a peer cannot take over.
+fn unable(view: &View, instance: &InstanceView, peer: &PeerState) -> Option<String> {
+    let node = label(peer);
+    match &peer.report.serving {
+        Some(Ok(())) => {}
+        Some(Err(why)) => return Some(format!("{node} cannot serve: {why}")),
+        None => return Some(format!("{node} has not reported whether it can serve")),
+    }
+    let mut found = view.members(instance).filter(|(other, _)| other.address == peer.address);
+    match found.next().and_then(|(_, report)| report.state) {
+        Some(StateName::Backup) => None,
+        Some(state) => Some(format!("{node} is {state}")),
+        None => Some(format!("{node} is in a state that this version does not know")),
+    }
+}
+
+/// Checks a successor that a peer names.
+///
+/// # Errors
+///
+/// The peer is not the Active, or this node is the successor and cannot serve.
+fn may_succeed(view: &View, instance: &InstanceView, from: IpAddr, successor: IpAddr) -> Result<(), String> {
+    let active = instance.active.filter(|_| instance.state == StateName::Backup);
+    let is_active = active.is_some_and(|active| {
+        active == from || view.members(instance).any(|(peer, _)| peer.address == from && is_at(peer, active))
+    });
+    if !is_active {
+        return Err(format!("{} does not follow {from}, it is {}", view.node, instance.state));
+    }
+    match &view.serving {
+        Err(why) if instance.own == Some(successor) => Err(why.clone()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,399 @@
+//! Three nodes with their views, a channel that delivers at once, and an election that does as it is told.
+
+use proptest::prelude::*;
+use vrrp::MacAddr;
+use vrrp::channel::{InstanceReport, Report};
+use vrrp::runner::Interface;
+
+use super::*;
+
+const ID: InstanceId = InstanceId(51);
+const DOWN: Duration = Duration::from_millis(3600);
+const KEPT: Duration = Duration::from_millis(36);
+const TAKEN: Duration = Duration::from_micros(900);
+
+fn address(node: usize) -> IpAddr {
+    [10, 0, 0, 11 + u8::try_from(node).unwrap()].into()
+}
+
+fn name(node: usize) -> String {
+    format!("node-{}", node + 1)
+}
+
+fn link() -> LinkKey {
+    let interface = Interface {
+        name: "eth0".to_owned(),
+        index: 2,
+        mac: MacAddr([2; 6]),
+        up: true,
+        v4: None,
+        v6: None,
+        prefixes: Vec::new(),
+    };
+    LinkKey::of(&interface, true)
+}
+
+struct Node {
+    handovers: Handovers,
+    state: StateName,
+    serving: Result<(), String>,
+    /// It takes part in the channel, and answers.
+    speaks: bool,
+    successor: Option<IpAddr>,
+    last_move: Option<PlannedMove>,
+}
+
+struct Bench {
+    now: Instant,
+    nodes: Vec<Node>,
+    names: Vec<String>,
+    active: Option<usize>,
+    /// The election finds a successor.
+    succeeds: bool,
+    replies: Vec<(Asker, Moved)>,
+}
+
+impl Bench {
+    /// Node 0 is Active.
+    fn new(count: usize) -> Self {
+        let node = |index| Node {
+            handovers: Handovers::default(),
+            state: if index == 0 { StateName::Active } else { StateName::Backup },
+            serving: Ok(()),
+            speaks: true,
+            successor: None,
+            last_move: None,
+        };
+        Self {
+            now: Instant::now(),
+            nodes: (0..count).map(node).collect(),
+            names: (0..count).map(name).collect(),
+            active: Some(0),
+            succeeds: true,
+            replies: Vec::new(),
+        }
+    }
+
+    fn view(&self, own: usize) -> View {
+        let peers = (0..self.nodes.len())
+            .filter(|other| *other != own && self.nodes[*other].speaks && self.nodes[own].speaks);
+        let peer = |other: usize| {
+            let node = &self.nodes[other];
+            let instance =
+                InstanceReport { vrid: 51, state: Some(node.state), priority: 200, group: 7, claim: 0 };
+            let report = Report {
+                node: self.names[other].clone(),
+                serving: Some(node.serving.clone()),
+                instances: vec![instance],
+                addresses: vec![address(other)],
+                ..Report::default()
+            };
+            PeerState {
+                address: address(other),
+                report,
+                heard: self.now,
+                authenticated: true,
+                clock_ahead: 0,
+            }
+        };
+        let node = &self.nodes[own];
+        let instance = InstanceView {
+            id: ID,
+            vrid: 51,
+            addresses: vec![[10, 0, 0, 100].into()],
+            link: Some(link()),
+            group: 7,
+            state: node.state,
+            own: Some(address(own)),
+            active: self.active.filter(|active| *active != own).map(address),
+            unicast_peers: Vec::new(),
+            down: DOWN,
+            last_move: node.last_move,
+        };
+        View {
+            node: self.names[own].clone(),
+            serving: node.serving.clone(),
+            instances: vec![instance],
+            peers: [(link(), peers.map(peer).collect())].into(),
+            controllers: (0..self.nodes.len()).map(address).collect(),
+        }
+    }
+
+    fn ask(&mut self, node: usize, to: Option<&str>) {
+        let view = self.view(node);
+        let number = self.replies.len() as u64;
+        let outputs = self.nodes[node].handovers.ask(self.now, &view, Asker::Operator(number), ID, to);
+        self.carry_out(node, outputs);
+    }
+
+    fn carry_out(&mut self, node: usize, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Ask { token, to, request, .. } => self.deliver(node, to, token, request),
+                Output::Answer { to, id, answer, .. } => self.answer(to, id, Some(answer)),
+                Output::Succession { successor, .. } => self.nodes[node].successor = Some(successor),
+                Output::HandOver(_) => self.elect(node),
+                Output::Reply { asker: Asker::Peer { address, id, .. }, result, .. } => {
+                    self.answer(address, id, Some(result.answer));
+                }
+                Output::Reply { asker, result, .. } => self.replies.push((asker, result)),
+            }
+        }
+    }
+
+    /// The request's number is its token.
+    fn deliver(&mut self, from: usize, to: IpAddr, token: u64, request: Request) {
+        let to = (0..self.nodes.len()).find(|node| address(*node) == to).unwrap();
+        if self.nodes[to].speaks {
+            let view = self.view(to);
+            let outputs =
+                self.nodes[to].handovers.requested(self.now, &view, (link(), address(from), token), request);
+            self.carry_out(to, outputs);
+        }
+    }
+
+    fn answer(&mut self, to: IpAddr, token: u64, answer: Option<Answer>) {
+        let to = (0..self.nodes.len()).find(|node| address(*node) == to).unwrap();
+        let view = self.view(to);
+        let outputs = self.nodes[to].handovers.answered(self.now, &view, token, answer);
+        self.carry_out(to, outputs);
+    }
+
+    /// The Active resigns.
+    fn elect(&mut self, node: usize) {
+        if self.nodes[node].state != StateName::Active {
+            return;
+        }
+        let resigned = self.now;
+        let planned = |side, other, took| Some(PlannedMove { side, other, resigned, took });
+        if !self.succeeds {
+            self.nodes[node].last_move = planned(MoveSide::From, None, None);
+            return;
+        }
+        let named = self.nodes[node].successor;
+        let next = (0..self.nodes.len()).find(|other| match named {
+            Some(named) => address(*other) == named,
+            None => *other != node && self.nodes[*other].serving.is_ok(),
+        });
+        let next = next.unwrap();
+        self.nodes[node].state = StateName::Backup;
+        self.nodes[node].last_move = planned(MoveSide::From, Some(address(next)), Some(KEPT));
+        self.nodes[next].state = StateName::Active;
+        self.nodes[next].last_move = planned(MoveSide::To, Some(address(node)), Some(TAKEN));
+        self.active = Some(next);
+    }
+
+    fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.now += Duration::from_millis(20);
+            for node in 0..self.nodes.len() {
+                let view = self.view(node);
+                let outputs = self.nodes[node].handovers.tick(self.now, &view);
+                self.carry_out(node, outputs);
+            }
+        }
+    }
+
+    /// Asks, waits, and returns the only reply.
+    fn result(&mut self, node: usize, to: Option<&str>) -> Moved {
+        let before = self.replies.len();
+        self.ask(node, to);
+        self.run(3 * DOWN);
+        assert_eq!(self.replies.len(), before + 1);
+        assert!(self.nodes.iter().all(|node| node.handovers.is_idle()));
+        self.replies.pop().unwrap().1
+    }
+
+    #[track_caller]
+    fn refused(&mut self, node: usize, to: Option<&str>, why: &str) {
+        let active = self.active;
+        let result = self.result(node, to);
+        assert_eq!(result.answer.outcome, Outcome::REFUSED, "{result:?}");
+        assert!(result.answer.reason.contains(why), "{:?} lacks {why:?}", result.answer.reason);
+        assert_eq!(self.active, active, "nothing moves");
+    }
+}
+
+#[test]
+fn any_node_can_be_asked_and_any_other_one_named() {
+    for asked in 0..3 {
+        for target in 1..3 {
+            for named in [name(target), address(target).to_string()] {
+                let mut bench = Bench::new(3);
+                let Moved { from, answer } = bench.result(asked, Some(&named));
+                assert_eq!((from, &answer.holder), (name(0), &name(target)), "{answer:?}");
+                assert_eq!((answer.kept, answer.taken), (Some(KEPT), Some(TAKEN)));
+                assert_eq!(bench.active, Some(target));
+                assert!(
+                    bench.nodes.iter().all(|node| node.successor == Some(address(target))),
+                    "all know it"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_name_the_election_chooses() {
+    let mut bench = Bench::new(3);
+    bench.nodes[1].serving = Err("its checks fail".to_owned());
+    let Moved { answer, .. } = bench.result(1, None);
+    assert_eq!((answer.outcome, answer.holder), (Outcome::ACCEPTED, name(2)));
+    assert!(bench.nodes.iter().all(|node| node.successor.is_none()));
+}
+
+#[test]
+fn a_holder_that_is_named_keeps_them() {
+    for asked in [0, 1] {
+        let answer = Bench::new(3).result(asked, Some("node-1")).answer;
+        assert_eq!((answer.outcome, answer.holder, answer.kept), (Outcome::ACCEPTED, name(0), None));
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_with_the_reason() {
+    let mut bench = Bench::new(3);
+    bench.refused(
+        0,
+        Some("node-9"),
+        "no controller node-9 is known for these virtual IPs; known: node-2 (10.0.0.12), node-3",
+    );
+    bench.refused(1, Some("10.0.0.99"), "no controller 10.0.0.99");
+    bench.nodes[1].serving = Err("its checks fail".to_owned());
+    bench.refused(0, Some("node-2"), "node-2 cannot serve: its checks fail");
+    bench.nodes[2].state = StateName::Init;
+    bench.refused(2, Some("node-3"), "node-3 is init");
+    bench.refused(
+        0,
+        None,
+        "no other controller can take over: node-2 cannot serve: its checks fail; node-3 is init",
+    );
+    bench.nodes[2].state = StateName::Backup;
+    bench.active = None;
+    bench.refused(1, None, "no Active of virtual router 51 is known");
+    let mut bench = Bench::new(3);
+    bench.names[2] = name(1);
+    bench.refused(
+        0,
+        Some("node-2"),
+        "several controllers are named node-2: name an address: 10.0.0.12, 10.0.0.13",
+    );
+    Bench::new(1).refused(0, None, "no other controller is known");
+}
+
+#[test]
+fn a_successor_that_stopped_serving_refuses_itself() {
+    let mut bench = Bench::new(3);
+    // The Active has an old report.
+    let mut view = bench.view(0);
+    bench.nodes[1].serving = Err("its checks fail".to_owned());
+    view.node = name(0);
+    let outputs = bench.nodes[0].handovers.ask(bench.now, &view, Asker::Operator(1), ID, Some("node-2"));
+    bench.carry_out(0, outputs);
+    let (_, moved) = bench.replies.pop().unwrap();
+    assert_eq!(moved.answer.reason, "node-2 does not take over: its checks fail");
+    assert_eq!(bench.active, Some(0));
+}
+
+#[test]
+fn one_handover_at_a_time() {
+    let mut bench = Bench::new(3);
+    bench.succeeds = false;
+    bench.ask(0, None);
+    bench.ask(1, None);
+    assert_eq!(bench.replies.len(), 1);
+    assert!(bench.replies[0].1.answer.reason.contains("another handover"), "{:?}", bench.replies);
+}
+
+#[test]
+fn an_active_without_a_successor_goes_on() {
+    let mut bench = Bench::new(3);
+    bench.succeeds = false;
+    bench.refused(2, None, "no router took over within 3.6 s");
+}
+
+#[test]
+fn keepalived_may_succeed_and_cannot_be_asked() {
+    let mut bench = Bench::new(3);
+    bench.nodes[2].speaks = false;
+    let Moved { answer, .. } = bench.result(0, Some("10.0.0.13"));
+    assert_eq!((answer.outcome, &*answer.holder, answer.taken), (Outcome::ACCEPTED, "10.0.0.13", None));
+    assert!(answer.reason.contains("keepalived"), "{}", answer.reason);
+    bench.refused(0, None, "10.0.0.13 is Active and takes no requests");
+    // It is the only one that is left.
+    let mut bench = Bench::new(2);
+    bench.nodes[1].speaks = false;
+    assert_eq!(bench.result(0, None).answer.outcome, Outcome::ACCEPTED);
+}
+
+#[test]
+fn only_the_active_names_a_successor() {
+    let mut bench = Bench::new(3);
+    let request = Request::Succession { vrid: 51, successor: address(1), lasts: 4000 };
+    let view = bench.view(1);
+    let outputs =
+        bench.nodes[1].handovers.requested(bench.now, &view, (link(), address(2), 1), request.clone());
+    let [Output::Answer { answer, .. }] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(answer.outcome, Outcome::REFUSED);
+    // The Active itself follows nobody.
+    let view = bench.view(0);
+    let outputs = bench.nodes[0].handovers.requested(bench.now, &view, (link(), address(1), 1), request);
+    assert!(matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.outcome == Outcome::REFUSED));
+    let other = Request::Moved { vrid: 52 };
+    let outputs = bench.nodes[0].handovers.requested(bench.now, &view, (link(), address(1), 1), other);
+    assert!(
+        matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("no virtual router 52"))
+    );
+}
+
+#[test]
+fn instances_are_named_by_address_or_identifier() {
+    let bench = Bench::new(1);
+    let one = bench.view(0).instances.pop().unwrap();
+    let two = InstanceView {
+        id: InstanceId(52),
+        vrid: 52,
+        addresses: vec!["fd00::100".parse().unwrap()],
+        ..one.clone()
+    };
+    let same = InstanceView { id: InstanceId(60), addresses: vec![[10, 0, 0, 200].into()], ..one.clone() };
+    let both = [one.clone(), two];
+    for (named, id) in [("10.0.0.100", 51), ("51", 51), ("52", 52), ("fd00:0::100", 52)] {
+        assert_eq!(selected(&both, Some(named)), Ok(InstanceId(id)));
+    }
+    assert_eq!(selected(&both[..1], None), Ok(ID));
+    let why = |instances: &[InstanceView], named| selected(instances, named).unwrap_err();
+    assert!(why(&both, None).contains("10.0.0.100 (virtual router 51); fd00::100 (virtual router 52)"));
+    assert!(why(&both, Some("10.0.0.9")).contains("no virtual IP"));
+    assert!(why(&[one, same], Some("51")).contains("ambiguous"));
+    assert!(why(&[], None).contains("no virtual IPs"));
+}
+
+proptest! {
+    /// Whatever is lost, each request ends with one reply, and nothing is left.
+    #[test]
+    fn every_request_ends(
+        steps in proptest::collection::vec((0..3usize, 0..5u8, 0..3usize, 0..2000u64), 1..20),
+    ) {
+        let mut bench = Bench::new(3);
+        let mut asked = 0;
+        for (node, what, other, wait) in steps {
+            match what {
+                0 => bench.nodes[other].speaks = !bench.nodes[other].speaks,
+                1 => bench.succeeds = !bench.succeeds,
+                2 => bench.nodes[other].serving = if wait % 2 == 0 { Ok(()) } else { Err("x".to_owned()) },
+                _ => {
+                    bench.ask(node, Some(&name(other)).filter(|_| wait % 3 > 0).map(String::as_str));
+                    asked += 1;
+                }
+            }
+            bench.run(Duration::from_millis(wait));
+        }
+        bench.run(Duration::from_secs(30));
+        prop_assert_eq!(bench.replies.len(), asked);
+        prop_assert!(bench.nodes.iter().all(|node| node.handovers.is_idle()));
+        let holders = bench.nodes.iter().filter(|node| node.state == StateName::Active).count();
+        prop_assert_eq!(holders, 1);
+    }
+}

@@ -1,0 +1,166 @@
+//! The Unix sockets on which the daemon answers local programs.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+
+/// A failure to open a socket.
+#[derive(Debug, Error)]
+pub(crate) enum BindError {
+    #[error("another cplb answers at {}", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot create the socket {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// The listening socket; its file is removed on drop.
+#[derive(Debug)]
+pub(crate) struct LocalSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    mode: u32,
+    /// Device and inode of the file.
+    identity: Option<(u64, u64)>,
+    /// Closed to accept a reader when the process has no other descriptor left: then they are needed most.
+    reserve: Mutex<Option<File>>,
+}
+
+impl LocalSocket {
+    /// Binds `path` with this mode (its directory is created with 0700), replacing a socket without a listener.
+    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_owned(), source };
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
+        }
+        if has_listener(path) {
+            return Err(BindError::InUse(path.to_owned()));
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                fs::remove_file(path).map_err(io)?;
+            }
+            Ok(_) => {
+                return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket")));
+            }
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(io)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
+        let identity = identity(path);
+        Ok(Self { listener, path: path.to_owned(), mode, identity, reserve: Mutex::new(reserve()) })
+    }
+
+    /// Creates the socket again if its file was removed, or replaced by a socket without a listener.
+    pub(crate) fn keep(&mut self) -> Result<Kept, BindError> {
+        if self.is_in_place() {
+            return Ok(Kept::Present);
+        }
+        *self = Self::bind(&self.path, self.mode)?;
+        Ok(Kept::Restored)
+    }
+
+    fn is_in_place(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+
+    /// Accepts the next reader. After an error of `accept` it waits and tries again: there is no other remedy.
+    pub(crate) async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    self.with_reserve(|held| *held = held.take().or_else(reserve));
+                    return stream;
+                }
+                // The closed reserve frees a descriptor for the next attempt.
+                Err(_) if self.with_reserve(|held| held.take().is_some()) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "local socket: accept failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    self.with_reserve(|held| *held = reserve());
+                }
+            }
+        }
+    }
+
+    fn with_reserve<T>(&self, action: impl FnOnce(&mut Option<File>) -> T) -> T {
+        action(&mut self.reserve.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The state of the file of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Present,
+    Restored,
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Returns whether a process listens at `path`. A full queue (EAGAIN) shows a listener, too.
+fn has_listener(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .and_then(|client| connect(client.as_raw_fd(), &UnixAddr::new(path)?));
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
+}
+
+/// Opens a descriptor to hold in reserve; `accept` needs none while others are free.
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        if self.is_in_place() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_removed_socket_is_created_again_and_that_of_another_daemon_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/cplb.sock");
+        let mut socket = LocalSocket::bind(&path, 0o660).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Present);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Restored);
+        assert_eq!(socket.keep().unwrap(), Kept::Present);
+        assert!(has_listener(&path));
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        assert_eq!(socket.keep().unwrap(), Kept::Restored);
+        fs::remove_file(&path).unwrap();
+        let other = LocalSocket::bind(&path, 0o660).unwrap();
+        assert!(matches!(socket.keep(), Err(BindError::InUse(_))));
+        drop(socket);
+        assert!(has_listener(&path), "the other daemon's");
+        drop(other);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_without_a_listener_is_replaced_and_another_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cplb.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(LocalSocket::bind(&path, 0o660).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(LocalSocket::bind(&path, 0o660), Err(BindError::Io { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}
