@@ -140,7 +140,7 @@ pub(crate) struct HandoverArgs {
     /// The virtual IPs to move: one of their addresses, or their virtualRouterID; needed if there are several instances
     #[arg(value_name = "VIP|INSTANCE")]
     pub(crate) instance: Option<String>,
-    /// The controller that is to have them: its node name or its address; by default the election chooses
+    /// The controller that is to have them: its node name or its address; by default the best one that can serve
     #[arg(long, value_name = "NODE")]
     pub(crate) to: Option<String>,
     #[command(flatten)]

@@ -316,6 +316,7 @@ impl Daemon {
             },
             down: router.down_interval,
             last_move: router.last_move,
+            holds: election.holds(router.id),
         })
     }
 }

@@ -16,6 +16,7 @@ mod guest_ipvs;
 mod handover;
 mod interop;
 mod main_path;
+mod operators;
 mod overrun;
 mod packets;
 mod reach;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ("faults", faults::tests()),
         ("serving", serving::tests()),
         ("handover", handover::tests()),
+        ("operators", operators::tests()),
         ("authentication", authentication::tests()),
         ("interop", interop::tests()),
         ("main_path", main_path::tests()),

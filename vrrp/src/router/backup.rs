@@ -235,7 +235,8 @@ impl Backup {
         (self.wait, self.since) = (Wait::Resigned, now);
         let interval = self.interval(core);
         core.resigned = Some((heard.source, now + REORDERING.min(interval / 2)));
-        let successor = core.successor(now);
+        // A successor that took over before is the one that resigns now.
+        let successor = core.successor(now).filter(|successor| *successor != heard.source);
         if successor.is_some_and(|successor| Some(successor) != core.own()) {
             // If the successor does not take over, the Active goes on.
             self.wait = Wait::Down;

@@ -4,12 +4,13 @@
 //! every router who is to have the addresses, resigns, and asks the successor when it had them: from both ends' times follows
 //! the blackout. The election alone decides what happens; a message that is lost costs the move, not the addresses.
 
+mod choice;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,9 @@ use vrrp::channel::{Answer, Outcome, Request};
 use vrrp::router::{MoveSide, PlannedMove, StateName};
 use vrrp::runner::InstanceId;
 
-use super::group::{LinkKey, PeerState};
+use super::group::LinkKey;
 
+use choice::{Choice, cannot, choose, may_succeed};
 pub(crate) use view::{InstanceView, View, selected};
 use view::{is_at, label};
 
@@ -100,7 +102,13 @@ pub(crate) struct Handovers {
 struct Move {
     asker: Asker,
     began: Instant,
+    /// The router that was asked, or that takes over.
     successor: Option<IpAddr>,
+    /// Those that are asked if it declines.
+    candidates: VecDeque<IpAddr>,
+    /// The reasons why others do not take over.
+    declined: Vec<String>,
+    is_named: bool,
     phase: Phase,
     deadline: Instant,
 }
@@ -204,41 +212,81 @@ impl Handovers {
         if self.moves.contains_key(&id) {
             return refused("another handover of these virtual IPs is under way".to_owned());
         }
-        let successor = match choose(view, instance, to) {
-            Ok(Choice::Anyone) => None,
-            Ok(Choice::Router(successor)) => Some(successor),
+        let (candidates, declined) = match choose(view, instance, to) {
+            Ok(Choice::First { candidates, declined }) => (candidates, declined),
+            Ok(Choice::Unasked) => (VecDeque::new(), Vec::new()),
             Ok(Choice::This) => {
-                let answer = Answer { holder: view.node.clone(), ..Answer::accepted() };
-                let answer = Answer { reason: format!("{} has them already", view.node), ..answer };
-                return vec![Output::Reply {
-                    asker,
-                    instance: id,
-                    result: Moved { from: view.node.clone(), answer },
-                }];
+                let reason = format!("{} has them already", view.node);
+                let answer = Answer { holder: view.node.clone(), reason, ..Answer::accepted() };
+                let result = Moved { from: view.node.clone(), answer };
+                return vec![Output::Reply { asker, instance: id, result }];
             }
             Err(why) => return refused(why),
         };
-        let (phase, deadline) = (Phase::Telling(BTreeMap::new()), now + ANSWER_TIME);
-        self.moves.insert(id, Move { asker, began: now, successor, phase, deadline });
-        let mut outputs = Vec::new();
-        match successor {
-            Some(successor) => outputs.extend(self.tell(view, instance, successor)),
-            None => outputs.extend(self.hand_over(now, instance)),
+        let is_directed = !candidates.is_empty();
+        let (phase, is_named) = (Phase::Telling(BTreeMap::new()), to.is_some());
+        let (successor, began, deadline) = (None, now, now);
+        let begun = Move { asker, began, successor, candidates, declined, is_named, phase, deadline };
+        self.moves.insert(id, begun);
+        if is_directed { self.ask_next(now, view, instance) } else { self.hand_over(now, instance) }
+    }
+
+    /// Asks the next candidate whether it takes over; after the last one the request is refused.
+    fn ask_next(&mut self, now: Instant, view: &View, instance: &InstanceView) -> Vec<Output> {
+        let Some(current) = self.moves.get_mut(&instance.id) else { return Vec::new() };
+        let Some(successor) = current.candidates.pop_front() else {
+            let why = if current.is_named { current.declined.join("; ") } else { cannot(&current.declined) };
+            let mut outputs = self.end(view, instance.id, Answer::refused(why));
+            outputs.extend(self.forget_successor(view, instance));
+            return outputs;
+        };
+        (current.successor, current.deadline) = (Some(successor), now + ANSWER_TIME);
+        if !current.is_named && !view.members(instance).any(|(peer, _)| peer.address == successor) {
+            return self.decline(now, view, instance, "it is gone");
         }
-        if self.told(id) {
+        let mut outputs = self.tell(view, instance, successor);
+        if self.told(instance.id) {
             outputs.extend(self.hand_over(now, instance));
         }
         outputs
     }
 
+    fn decline(&mut self, now: Instant, view: &View, instance: &InstanceView, why: &str) -> Vec<Output> {
+        if let Some(current) = self.moves.get_mut(&instance.id) {
+            let node = current.successor.map(|successor| view.name(instance, successor)).unwrap_or_default();
+            current.declined.push(format!("{node} does not take over: {why}"));
+        }
+        self.ask_next(now, view, instance)
+    }
+
     /// Names the successor to all routers of the group.
     fn tell(&mut self, view: &View, instance: &InstanceView, successor: IpAddr) -> Vec<Output> {
-        let Some(link) = &instance.link else { return Vec::new() };
-        let lasts = succession_time(instance);
+        let (told, asks) = self.name_successor(view, instance, successor, succession_time(instance));
+        if let Some(current) = self.moves.get_mut(&instance.id) {
+            current.phase = Phase::Telling(told);
+        }
+        asks
+    }
+
+    /// Tells the routers of the group that there is no successor after all. Whether they answer does not matter.
+    fn forget_successor(&mut self, view: &View, instance: &InstanceView) -> Vec<Output> {
+        let own = instance.own.map(|own| self.name_successor(view, instance, own, Duration::ZERO));
+        own.map(|(_, asks)| asks).unwrap_or_default()
+    }
+
+    /// The requests to all routers of the group, and the peers by their tokens.
+    fn name_successor(
+        &mut self,
+        view: &View,
+        instance: &InstanceView,
+        successor: IpAddr,
+        lasts: Duration,
+    ) -> (BTreeMap<u64, IpAddr>, Vec<Output>) {
+        let Some(link) = &instance.link else { return Default::default() };
         let lasts = u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX);
         let request = Request::Succession { vrid: instance.vrid, successor, lasts };
-        let peers: Vec<IpAddr> = view.members(instance).map(|(peer, _)| peer.address).collect();
-        let told: BTreeMap<u64, IpAddr> = peers.into_iter().map(|peer| (self.token(), peer)).collect();
+        let peers = view.members(instance).map(|(peer, _)| (self.token(), peer.address));
+        let told: BTreeMap<u64, IpAddr> = peers.collect();
         let ask = |(token, to): (&u64, &IpAddr)| Output::Ask {
             link: link.clone(),
             token: *token,
@@ -247,10 +295,7 @@ impl Handovers {
             timeout: ANSWER_TIME,
         };
         let asks = told.iter().map(ask).collect();
-        if let Some(current) = self.moves.get_mut(&instance.id) {
-            current.phase = Phase::Telling(told);
-        }
-        asks
+        (told, asks)
     }
 
     /// Returns whether all routers of the group know the successor.
@@ -341,14 +386,9 @@ impl Handovers {
                     Some(answer) => Some(answer.reason),
                     None => Some("it did not answer".to_owned()),
                 };
-                if let Some(why) = refusal.filter(|_| is_successor) {
-                    let why = view.instance(id).map_or(why.clone(), |instance| {
-                        format!("{} does not take over: {why}", view.name(instance, peer))
-                    });
-                    return self.end(view, id, Answer::refused(why));
-                }
-                match view.instance(id) {
-                    Some(instance) if self.told(id) => self.hand_over(now, instance),
+                match (view.instance(id), refusal.filter(|_| is_successor)) {
+                    (Some(instance), Some(why)) => self.decline(now, view, instance, &why),
+                    (Some(instance), None) if self.told(id) => self.hand_over(now, instance),
                     _ => Vec::new(),
                 }
             }
@@ -401,8 +441,7 @@ impl Handovers {
         match &current.phase {
             Phase::Telling(waiting) if late => match successor {
                 Some(successor) if waiting.values().any(|peer| *peer == successor) => {
-                    let why = format!("{} did not answer", view.name(instance, successor));
-                    self.end(view, id, Answer::refused(why))
+                    self.decline(now, view, instance, "it did not answer")
                 }
                 // The successor knows; the others would only wait for it.
                 _ => self.hand_over(now, instance),
@@ -413,6 +452,8 @@ impl Handovers {
                     .last_move
                     .filter(|own| own.side == MoveSide::From && own.resigned >= current.began);
                 match own {
+                    // The result is told when this node has them no more.
+                    Some(PlannedMove { took: Some(_), .. }) if instance.holds && !late => Vec::new(),
                     Some(PlannedMove { took: Some(kept), other, .. }) => {
                         self.handed_over(now, view, instance, kept, other)
                     }
@@ -489,94 +530,4 @@ fn took(instance: &InstanceView, side: MoveSide) -> Option<Duration> {
 
 fn refuse(asker: Asker, instance: InstanceId, from: &str, why: impl Into<String>) -> Output {
     Output::Reply { asker, instance, result: Moved { from: from.to_owned(), answer: Answer::refused(why) } }
-}
-
-/// The router that is to have the addresses.
-#[derive(Debug, PartialEq, Eq)]
-enum Choice {
-    /// Whichever the election chooses.
-    Anyone,
-    Router(IpAddr),
-    /// This node, which has them.
-    This,
-}
-
-/// Finds the successor.
-///
-/// # Errors
-///
-/// No router can serve, or the named one does not exist or cannot serve.
-fn choose(view: &View, instance: &InstanceView, to: Option<&str>) -> Result<Choice, String> {
-    let silent = view.silent_members(instance);
-    let Some(to) = to else {
-        let why: Vec<String> =
-            view.members(instance).filter_map(|(peer, _)| unable(view, instance, peer)).collect();
-        let able = view.members(instance).count() > why.len();
-        return match (able || !silent.is_empty(), why.is_empty()) {
-            (true, _) => Ok(Choice::Anyone),
-            (false, true) => Err("no other controller is known".to_owned()),
-            (false, false) => Err(format!("no other controller can take over: {}", why.join("; "))),
-        };
-    };
-    let address = to.parse::<IpAddr>().ok();
-    if to == view.node || (address.is_some() && address == instance.own) {
-        return Ok(Choice::This);
-    }
-    let named =
-        |peer: &PeerState| peer.report.node == to || address.is_some_and(|address| is_at(peer, address));
-    let found: Vec<&PeerState> =
-        view.members(instance).map(|(peer, _)| peer).filter(|peer| named(peer)).collect();
-    match (&found[..], address) {
-        ([peer], _) => match unable(view, instance, peer) {
-            Some(why) => Err(why),
-            None => Ok(Choice::Router(peer.address)),
-        },
-        ([], Some(address)) if silent.contains(&address) => Ok(Choice::Router(address)),
-        ([], _) => {
-            let peers = view.members(instance).map(|(peer, _)| format!("{} ({})", label(peer), peer.address));
-            let known: BTreeSet<String> = peers.chain(silent.iter().map(IpAddr::to_string)).collect();
-            let known: Vec<String> = known.into_iter().collect();
-            let known = if known.is_empty() { "no other one".to_owned() } else { known.join(", ") };
-            Err(format!("no controller {to} is known for these virtual IPs; known: {known}"))
-        }
-        (several, _) => {
-            let addresses: Vec<String> = several.iter().map(|peer| peer.address.to_string()).collect();
-            Err(format!("several controllers are named {to}: name an address: {}", addresses.join(", ")))
-        }
-    }
-}
-
-/// The reason why a peer cannot take over.
-fn unable(view: &View, instance: &InstanceView, peer: &PeerState) -> Option<String> {
-    let node = label(peer);
-    match &peer.report.serving {
-        Some(Ok(())) => {}
-        Some(Err(why)) => return Some(format!("{node} cannot serve: {why}")),
-        None => return Some(format!("{node} has not reported whether it can serve")),
-    }
-    let mut found = view.members(instance).filter(|(other, _)| other.address == peer.address);
-    match found.next().and_then(|(_, report)| report.state) {
-        Some(StateName::Backup) => None,
-        Some(state) => Some(format!("{node} is {state}")),
-        None => Some(format!("{node} is in a state that this version does not know")),
-    }
-}
-
-/// Checks a successor that a peer names.
-///
-/// # Errors
-///
-/// The peer is not the Active, or this node is the successor and cannot serve.
-fn may_succeed(view: &View, instance: &InstanceView, from: IpAddr, successor: IpAddr) -> Result<(), String> {
-    let active = instance.active.filter(|_| instance.state == StateName::Backup);
-    let is_active = active.is_some_and(|active| {
-        active == from || view.members(instance).any(|(peer, _)| peer.address == from && is_at(peer, active))
-    });
-    if !is_active {
-        return Err(format!("{} does not follow {from}, it is {}", view.node, instance.state));
-    }
-    match &view.serving {
-        Err(why) if instance.own == Some(successor) => Err(why.clone()),
-        _ => Ok(()),
-    }
 }

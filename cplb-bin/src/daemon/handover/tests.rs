@@ -6,6 +6,7 @@ use vrrp::channel::{InstanceReport, Report};
 use vrrp::runner::Interface;
 
 use super::*;
+use crate::daemon::group::PeerState;
 
 const ID: InstanceId = InstanceId(51);
 const DOWN: Duration = Duration::from_millis(3600);
@@ -109,6 +110,7 @@ impl Bench {
             unicast_peers: Vec::new(),
             down: DOWN,
             last_move: node.last_move,
+            holds: node.state == StateName::Active,
         };
         View {
             node: self.names[own].clone(),
@@ -166,16 +168,15 @@ impl Bench {
         }
         let resigned = self.now;
         let planned = |side, other, took| Some(PlannedMove { side, other, resigned, took });
-        if !self.succeeds {
-            self.nodes[node].last_move = planned(MoveSide::From, None, None);
-            return;
-        }
         let named = self.nodes[node].successor;
         let next = (0..self.nodes.len()).find(|other| match named {
             Some(named) => address(*other) == named,
             None => *other != node && self.nodes[*other].serving.is_ok(),
         });
-        let next = next.unwrap();
+        let Some(next) = next.filter(|_| self.succeeds) else {
+            self.nodes[node].last_move = planned(MoveSide::From, None, None);
+            return;
+        };
         self.nodes[node].state = StateName::Backup;
         self.nodes[node].last_move = planned(MoveSide::From, Some(address(next)), Some(KEPT));
         self.nodes[next].state = StateName::Active;
@@ -235,12 +236,24 @@ fn any_node_can_be_asked_and_any_other_one_named() {
 }
 
 #[test]
-fn without_a_name_the_election_chooses() {
+fn without_a_name_the_best_node_that_can_serve_is_chosen() {
     let mut bench = Bench::new(3);
     bench.nodes[1].serving = Err("its checks fail".to_owned());
     let Moved { answer, .. } = bench.result(1, None);
     assert_eq!((answer.outcome, answer.holder), (Outcome::ACCEPTED, name(2)));
-    assert!(bench.nodes.iter().all(|node| node.successor.is_none()));
+    assert_eq!(Bench::new(3).result(1, None).answer.holder, name(2), "the highest address");
+    // Its report is old.
+    let mut bench = Bench::new(3);
+    let view = bench.view(0);
+    bench.nodes[2].serving = Err("its checks fail".to_owned());
+    bench.nodes[1].speaks = false;
+    let outputs = bench.nodes[0].handovers.ask(bench.now, &view, Asker::Operator(1), ID, None);
+    bench.carry_out(0, outputs);
+    bench.run(2 * ANSWER_TIME);
+    let why = &bench.replies[0].1.answer.reason;
+    assert!(why.contains("node-3 does not take over: its checks fail; "), "{why}");
+    assert!(why.contains("10.0.0.12 does not take over: it is gone"), "{why}");
+    assert_eq!(bench.active, Some(0));
 }
 
 #[test]
@@ -261,9 +274,9 @@ fn what_cannot_be_done_is_refused_with_the_reason() {
     );
     bench.refused(1, Some("10.0.0.99"), "no controller 10.0.0.99");
     bench.nodes[1].serving = Err("its checks fail".to_owned());
-    bench.refused(0, Some("node-2"), "node-2 cannot serve: its checks fail");
+    bench.refused(0, Some("node-2"), "node-2 does not take over: its checks fail");
     bench.nodes[2].state = StateName::Init;
-    bench.refused(2, Some("node-3"), "node-3 is init");
+    bench.refused(0, Some("node-3"), "node-3 does not take over: it is init");
     bench.refused(
         0,
         None,
@@ -321,6 +334,11 @@ fn keepalived_may_succeed_and_cannot_be_asked() {
     assert_eq!((answer.outcome, &*answer.holder, answer.taken), (Outcome::ACCEPTED, "10.0.0.13", None));
     assert!(answer.reason.contains("keepalived"), "{}", answer.reason);
     bench.refused(0, None, "10.0.0.13 is Active and takes no requests");
+    // The peer that cannot serve would take over before it.
+    let mut bench = Bench::new(3);
+    bench.nodes[2].speaks = false;
+    bench.nodes[1].serving = Err("its checks fail".to_owned());
+    bench.refused(0, None, "node-2 cannot serve: its checks fail; 10.0.0.13 may be named with --to");
     // It is the only one that is left.
     let mut bench = Bench::new(2);
     bench.nodes[1].speaks = false;

@@ -44,6 +44,8 @@ pub(crate) struct InstanceView {
     /// Active_Down_Interval.
     pub(crate) down: Duration,
     pub(crate) last_move: Option<PlannedMove>,
+    /// The kernel of this node has its virtual IPs, perhaps only until their sessions are reset.
+    pub(crate) holds: bool,
 }
 
 impl View {

@@ -163,6 +163,11 @@ impl Election {
         }
     }
 
+    /// Returns whether this node has addresses of an instance, including those that stay until their sessions are reset.
+    pub(crate) fn holds(&self, id: InstanceId) -> bool {
+        self.keeper.status().groups.iter().any(|group| group.id == group_of(id) && has_addresses(group))
+    }
+
     /// The controllers that the election knows.
     pub(crate) const fn controllers(&self) -> &BTreeSet<IpAddr> {
         &self.controllers

@@ -309,3 +309,21 @@ fn both_ends_measure_a_move() {
     assert!(had <= gave_up, "the successor has them before they are given up: {had:?}, {gave_up:?}");
     assert!(gave_up < ms(100), "{gave_up:?}");
 }
+
+#[test]
+fn a_new_holder_may_resign_at_once() {
+    for seed in 0..SEEDS {
+        let mut world = settled(peers(seed, 3, &k0s(Stack::V4)));
+        let target = (world.the_active() + 1) % 3;
+        world.name_successor(&all(&world), target, secs(6));
+        let active = world.the_active();
+        world.command(active, Command::HandOver);
+        world.run(ms(100));
+        assert_eq!(world.actives(), [target]);
+        let resigned = world.elapsed();
+        world.command(target, Command::Resign);
+        world.run_while(secs(1), |world| assert_ne!(world.holders(), []));
+        let taken = world.takeovers_since(resigned)[0].at - resigned;
+        assert!(taken < ms(400), "after Skew_Time as always: {taken:?}");
+    }
+}
