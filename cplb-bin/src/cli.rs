@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The default path of the status socket.
@@ -141,7 +141,7 @@ pub(crate) struct HandoverArgs {
     #[arg(value_name = "VIP|INSTANCE")]
     pub(crate) instance: Option<String>,
     /// The controller that is to have them: its node name or its address; by default the best one that can serve
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: Option<String>,
     #[command(flatten)]
     pub(crate) control: ControlArgs,

@@ -59,6 +59,7 @@ fn ask(path: &std::path::Path, request: &Request) -> Result<Outcome, Failure> {
     let failed = |error: io::Error| connect_failure(path, &error);
     let mut stream = UnixStream::connect(path).map_err(failed)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+    stream.set_write_timeout(Some(TIMEOUT)).map_err(failed)?;
     let mut text = serde_json::to_vec(request).map_err(|error| Failure::new(Kind::Internal, error))?;
     text.push(b'\n');
     stream.write_all(&text).map_err(failed)?;
@@ -89,7 +90,7 @@ fn text(outcome: &Outcome) -> String {
 fn failure(outcome: &Outcome) -> Option<String> {
     let refused = outcome.moves.iter().filter_map(|moved| {
         let why = moved.refused.as_deref()?;
-        let still = if moved.from.is_empty() { String::new() } else { format!(", still on {}", moved.from) };
+        let still = if moved.to.is_empty() { String::new() } else { format!(", still on {}", moved.to) };
         Some(format!("{} not moved{still}: {why}", name(moved)))
     });
     let lines: Vec<String> = outcome.refused.clone().into_iter().chain(refused).collect();
@@ -156,13 +157,14 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_holder_and_the_reason() {
-        let refused = Move { refused: Some("node-2 cannot serve: x".to_owned()), ..example() };
+        let (refused, to) = (Some("node-2 cannot serve: x".to_owned()), "node-1".to_owned());
+        let refused = Move { refused, to, ..example() };
         assert_eq!(text(&outcome(refused.clone())), "");
         assert_eq!(
             failure(&outcome(refused.clone())).unwrap(),
             "10.0.0.100 (virtual router 51) not moved, still on node-1: node-2 cannot serve: x"
         );
-        let nowhere = Move { from: String::new(), ..refused };
+        let nowhere = Move { to: String::new(), ..refused };
         assert!(failure(&outcome(nowhere)).unwrap().contains("not moved: node-2"));
     }
 

@@ -1,7 +1,7 @@
 //! What an operator asks of a running daemon: `cplb handover`, `standby` and `active`.
 //!
-//! The socket is that of the status with the extension `control` instead, and only the daemon's user may use it. A client
-//! sends one [`Request`] as a line of JSON, and reads lines of JSON, each one a [`Line`], until the last one.
+//! The path of the socket is that of the status socket with `.control` appended; only root and the daemon's user may use it.
+//! A client sends one [`Request`] as a line of JSON, and reads lines of JSON, each one a [`Line`], until the last one.
 
 pub(crate) mod client;
 pub(crate) mod server;
@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// The path of the control socket beside the status socket.
 pub(crate) fn socket_path(status: &Path) -> PathBuf {
-    status.with_extension("control")
+    let mut path = status.as_os_str().to_owned();
+    path.push(".control");
+    path.into()
 }
 
 /// A request of an operator.
@@ -44,7 +46,7 @@ pub(crate) enum Line {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Outcome {
-    /// The reason why nothing was done.
+    /// The reason why it was not done, or not completely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refused: Option<String>,
     /// What holds for this node now.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::unistd::{Uid, geteuid};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -25,6 +26,11 @@ pub(crate) struct Asked {
 
 /// Reads a request, hands it to `ask`, and writes the result. A client that leaves does not end what it asked for.
 pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
+    // The mode of the file is set after it was made, so it does not stop every other user.
+    let allowed = [Uid::from_raw(0), geteuid()];
+    if !stream.peer_cred().is_ok_and(|peer| allowed.contains(&Uid::from_raw(peer.uid()))) {
+        return;
+    }
     let (reader, mut writer) = stream.split();
     let mut text = String::new();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));

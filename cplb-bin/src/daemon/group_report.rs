@@ -24,6 +24,9 @@ impl Daemon {
         self.group.set(wanted);
         self.report_channels();
         self.report_contention();
+        if self.standby.is_wanted() {
+            self.follow_standby();
+        }
     }
 
     fn channels(&self) -> BTreeMap<LinkKey, Local> {

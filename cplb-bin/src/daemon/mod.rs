@@ -30,6 +30,7 @@ mod sender;
 mod serving;
 mod serving_rounds;
 mod signals;
+mod standby;
 mod state_dir;
 mod status;
 mod stop;
@@ -70,6 +71,7 @@ use reload::Reloads;
 use sender::EventSender;
 use serving::Verdict;
 use signals::Signals;
+use standby::Standby;
 use table::{Delivered, TableKeeper};
 use vip::Election;
 
@@ -98,6 +100,7 @@ struct Daemon {
     control: LocalSocket,
     handovers: Handovers,
     operators: Operators,
+    standby: Standby,
     events: UnboundedReceiver<Event>,
     channel: UnboundedSender<Event>,
     /// The problems of this node, by cause.
@@ -151,7 +154,10 @@ impl Daemon {
             daemon.take_down().await;
             return Err(failure);
         }
-        daemon.resume_standby();
+        if daemon.standby.is_wanted() {
+            tracing::warn!("this node is in standby, as an operator asked before; `cplb active` ends that");
+            daemon.follow_standby();
+        }
         daemon.ipvs.start();
         daemon.update_ipvs(Input::Instances(daemon.interfaces()));
         daemon.report_refusals();
@@ -174,6 +180,7 @@ impl Daemon {
         let socket = LocalSocket::bind(&args.socket.socket, 0o660).map_err(socket_failure)?;
         let control = control::socket_path(&args.socket.socket);
         let control = LocalSocket::bind(&control, 0o600).map_err(socket_failure)?;
+        let standby = Standby::open(&args.state_dir);
         let backends = open_backends(&args, &config, &channel, signals, &mut problems).await;
         let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
@@ -208,6 +215,7 @@ impl Daemon {
             control,
             handovers: Handovers::default(),
             operators: Operators::default(),
+            standby,
             events,
             problems,
             reloads: Reloads::default(),

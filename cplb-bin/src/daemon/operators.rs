@@ -2,14 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use netlink_vip::files::{self, Loaded, Outlives};
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use vrrp::channel::{Answer, Outcome as Verdict, Request};
+use vrrp::channel::{self, Answer, Request};
 use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, InstanceStatus, Transport};
 
@@ -19,14 +16,11 @@ use crate::control::{self, Move, Outcome};
 use super::Daemon;
 use super::event::ControlEvent;
 use super::group::LinkKey;
-use super::handover::{Asker, InstanceView, Moved, Output, View, selected};
+use super::handover::{Asker, InstanceView, MoveResult, Output, View, selected};
 use super::problems::Cause;
 use super::sender::EventSender;
 use super::serving::Input;
 use super::vip::{Election, Instance};
-
-/// The time within which the state directory is to record that this node stands by.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The operators that wait for a result.
 #[derive(Debug, Default)]
@@ -65,16 +59,6 @@ impl Operators {
     }
 }
 
-/// The record that this node is in standby.
-#[derive(Debug, Serialize, Deserialize)]
-struct Standby {
-    version: u32,
-}
-
-fn standby_path(dir: &Path) -> PathBuf {
-    dir.join("standby.json")
-}
-
 impl Daemon {
     /// Reads a request from an operator's connection.
     pub(super) fn serve_control(&self, stream: UnixStream) {
@@ -95,8 +79,8 @@ impl Daemon {
             },
             ControlEvent::Recorded { operator, fault } => self.operators.conclude(operator, |outcome| {
                 if let Some(fault) = fault {
-                    tracing::warn!(fault, "standby is not recorded");
-                    outcome.refused = Some(format!("a restart of the daemon would forget this: {fault}"));
+                    tracing::warn!(fault, "standby cannot be recorded");
+                    outcome.refused = Some(fault);
                 }
             }),
         }
@@ -125,80 +109,73 @@ impl Daemon {
     }
 
     fn stand_by(&mut self, reply: oneshot::Sender<Outcome>) {
-        let view = self.view();
-        let held: Vec<InstanceId> = view
-            .instances
-            .iter()
-            .filter(|instance| instance.state == StateName::Active)
-            .map(|instance| instance.id)
-            .collect();
         let message = format!("{} is in standby, until `cplb active`", self.node_name);
-        let number = self.operators.add(reply, held.len() + 1, Some(message));
         tracing::info!("standby begins, as an operator asked");
-        self.set_standby(true);
-        self.record_standby(number, true);
+        let recorded = self.standby.set(true);
+        let view = self.view();
+        let held = view.instances.iter().filter(|instance| instance.state == StateName::Active);
+        let held: Vec<InstanceId> = held.map(|instance| instance.id).collect();
+        let number = self.operators.add(reply, held.len() + 1, Some(message));
+        self.report_record(number, recorded, "a restart of the daemon would end standby");
         for id in held {
             let outputs = self.handovers.ask(Instant::now(), &view, Asker::Operator(number), id, None);
             self.carry_out(outputs);
         }
+        self.follow_standby();
+        self.gather_evidence();
     }
 
     fn end_standby(&mut self, reply: oneshot::Sender<Outcome>) {
-        let message = if self.verdict.stands_by() {
+        let message = if self.standby.is_wanted() {
             tracing::info!("standby ends, as an operator asked");
             format!("{} takes part in the election again", self.node_name)
         } else {
             format!("{} was not in standby", self.node_name)
         };
-        self.set_standby(false);
+        let recorded = self.standby.set(false);
         let number = self.operators.add(reply, 1, Some(message));
-        self.record_standby(number, false);
-    }
-
-    fn set_standby(&mut self, stands_by: bool) {
-        self.verdict.handle(Input::Standby(stands_by), Instant::now());
-        if stands_by {
-            let text = "this node is in standby: it takes no virtual IPs while another controller can serve; `cplb active` \
-                        ends that";
-            self.problems.raise(Cause::Standby, text);
-        } else {
-            self.problems.clear(&Cause::Standby);
-        }
+        self.report_record(
+            number,
+            recorded,
+            "after a restart of the daemon this node would be in standby again",
+        );
+        self.follow_standby();
         self.gather_evidence();
     }
 
-    /// Records in the state directory whether this node is in standby. A file system that does not answer blocks one thread of
-    /// the pool only.
-    fn record_standby(&self, operator: u64, stands_by: bool) {
-        let (path, events) =
-            (standby_path(&self.args.state_dir), EventSender::<ControlEvent>::new(&self.channel));
-        let dir = self.args.state_dir.clone();
-        let write = move || {
-            if stands_by {
-                files::create_directory(&dir).and_then(|()| files::store(&path, &Standby { version: 1 }))
-            } else {
-                files::remove(&path)
-            }
-        };
+    /// Sends the result of recording standby to the loop.
+    fn report_record(
+        &self,
+        operator: u64,
+        recorded: impl Future<Output = Result<(), String>> + Send + 'static,
+        consequence: &'static str,
+    ) {
+        let events = EventSender::<ControlEvent>::new(&self.channel);
         tokio::spawn(async move {
-            let written = tokio::time::timeout(RECORD_TIMEOUT, tokio::task::spawn_blocking(write)).await;
-            let fault = match written {
-                Ok(Ok(Ok(()))) => None,
-                Ok(Ok(Err(error))) => Some(error.to_string()),
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("the state directory does not answer".to_owned()),
-            };
+            let fault = recorded.await.err().map(|why| format!("{consequence}: {why}"));
             let _ = events.send(ControlEvent::Recorded { operator, fault });
         });
     }
 
-    /// Stands by if that was asked of an earlier run.
-    pub(super) fn resume_standby(&mut self) {
-        let path = standby_path(&self.args.state_dir);
-        if matches!(files::load_as::<Standby>(&path, Outlives::Boot), Ok(Loaded::Content(_))) {
-            tracing::warn!("this node is in standby, as an operator asked before; `cplb active` ends that");
-            self.set_standby(true);
+    /// Withholds this node's service in standby while another controller can serve, and hands over what it still holds. It
+    /// serves as always if none can.
+    pub(super) fn follow_standby(&mut self) {
+        let wanted = self.standby.is_wanted();
+        let mut others = false;
+        if wanted {
+            let text = "this node is in standby: it takes no virtual IPs while another controller can serve; `cplb active` \
+                        ends that";
+            self.problems.raise(Cause::Standby, text);
+            let view = self.view();
+            others = view.others_can_serve();
+            if !self.stopping {
+                let outputs = self.handovers.leave(Instant::now(), &view);
+                self.carry_out(outputs);
+            }
+        } else {
+            self.problems.clear(&Cause::Standby);
         }
+        self.verdict.handle(Input::Standby(wanted && others), Instant::now());
     }
 
     /// Handles the request of a peer.
@@ -230,9 +207,9 @@ impl Daemon {
                     self.group.request(&link, token, to, request, timeout);
                 }
                 Output::Answer { link, to, id, answer } => self.group.answer(&link, to, id, answer),
-                Output::Succession { instance, successor, until } => {
+                Output::Succession { instance, active, successor, until } => {
                     if let Some(election) = &self.election {
-                        election.runner.succession(instance, successor, until);
+                        election.runner.succession(instance, active, successor, until);
                     }
                 }
                 Output::HandOver(instance) => {
@@ -245,12 +222,12 @@ impl Daemon {
         }
     }
 
-    fn reply(&mut self, asker: Asker, instance: InstanceId, result: Moved) {
+    fn reply(&mut self, asker: Asker, instance: InstanceId, result: MoveResult) {
         let fields = Election::log_fields(self.election.as_ref())(instance);
-        let Moved { from, answer } = result;
+        let MoveResult { from, answer } = result;
         let (vip, vrid, to) = (fields.vip, fields.vrid, &answer.holder);
         match (answer.outcome, answer.kept) {
-            (Verdict::ACCEPTED, Some(kept)) => {
+            (channel::Outcome::ACCEPTED, Some(kept)) => {
                 let (kept, taken) = (kept.as_secs_f64(), answer.taken.map(|taken| taken.as_secs_f64()));
                 tracing::info!(
                     vip,
@@ -262,10 +239,14 @@ impl Daemon {
                     "handed over on request"
                 );
             }
-            (Verdict::ACCEPTED, None) => {}
+            (channel::Outcome::ACCEPTED, None) => {}
+            _ if asker == Asker::Standby => {
+                tracing::debug!(vip, vrid, reason = answer.reason, "handover refused");
+            }
             _ => tracing::info!(vip, vrid, reason = answer.reason, "handover refused"),
         }
         match asker {
+            Asker::Standby => {}
             Asker::Peer { link, address, id } => self.group.answer(&link, address, id, answer),
             Asker::Operator(number) => {
                 let addresses = self.election.as_ref().and_then(|election| election.instances.get(&instance));
@@ -280,7 +261,11 @@ impl Daemon {
         let verdict = self.verdict.status(Instant::now());
         let mut view = View {
             node: self.node_name.clone(),
-            serving: if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) },
+            serving: match (self.standby.is_wanted(), verdict.serving) {
+                (true, _) => Err("it is in standby".to_owned()),
+                (false, true) => Ok(()),
+                (false, false) => Err(verdict.reason.unwrap_or_default()),
+            },
             instances: Vec::new(),
             peers: self.group.peers_by_link(),
             controllers: BTreeSet::new(),
@@ -308,6 +293,7 @@ impl Daemon {
             link: interface.as_ref().map(|interface| LinkKey::of(interface, has_v4)),
             group: self.group_number(router),
             state: router.state,
+            degraded: router.priority.is_degraded() || !router.serving,
             own,
             active: router.active.map(|active| active.source),
             unicast_peers: match &instance.router.transport {
@@ -324,7 +310,7 @@ impl Daemon {
 /// The result of a move for an operator.
 fn moved(vrid: u8, addresses: Vec<IpAddr>, from: String, answer: Answer) -> Move {
     let Answer { outcome, reason, holder, kept, taken } = answer;
-    let accepted = outcome == Verdict::ACCEPTED;
+    let accepted = outcome == channel::Outcome::ACCEPTED;
     let reason = Some(reason).filter(|reason| !reason.is_empty());
     let blackout = kept.zip(taken).map(|(kept, taken)| taken.saturating_sub(kept));
     let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());

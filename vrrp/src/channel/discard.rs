@@ -32,8 +32,8 @@ pub enum Discard {
     /// It does not return a challenge of this node: the first message of a sender, or a replay from its former life.
     #[error("not fresh")]
     NotFresh,
-    /// There are [`MAX_PEERS`](super::MAX_PEERS) peers already.
-    #[error("too many peers")]
+    /// There are [`MAX_PEERS`](super::MAX_PEERS) peers already, or this one has sent 16 requests within a second.
+    #[error("too many peers or requests")]
     TooMany,
 }
 

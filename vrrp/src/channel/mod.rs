@@ -1,9 +1,9 @@
 //! The group channel: what the controllers of a group tell each other beyond VRRP's 20 bytes.
 //!
 //! Each node sends its [`Report`] once per [`Timing::interval`] and after each change: its name, whether it can serve
-//! and why not, what is degraded, the state of its instances, its last transitions. [`Request`]s ask one node to act and
-//! are answered. The election never depends on any of it: a lost, late, repeated or forged message changes what an
-//! operator sees, not which router is Active.
+//! and why not, what is degraded, the state of its instances, its last transitions. The election does not depend on it: a
+//! lost, late, repeated or forged report changes what an operator sees, not which router is Active. [`Request`]s ask one
+//! node to act, and are answered.
 //!
 //! [`Channel`] is the core: it does no I/O and reads no clock. Datagrams and the time go in through `handle_*`, datagrams
 //! and [`Event`]s come out through `poll_*`.
@@ -329,8 +329,7 @@ impl Channel {
             }
             Heard::Fresh { other_boot: false } => {}
         }
-        self.take(now, source, message);
-        Ok(())
+        self.take(now, source, message)
     }
 
     /// Makes room for a peer: of those that are not proven, the one that was seen first goes.
@@ -367,8 +366,8 @@ impl Channel {
         self.next_report = self.next_report.min(earliest.max(now));
     }
 
-    fn take(&mut self, now: Instant, source: IpAddr, message: Message) {
-        let Some(peer) = self.peers.get_mut(&source) else { return };
+    fn take(&mut self, now: Instant, source: IpAddr, message: Message) -> Result<(), Discard> {
+        let Some(peer) = self.peers.get_mut(&source) else { return Ok(()) };
         match message.body {
             Body::Report { round, part, parts, records } => {
                 let found = peer.report.is_none();
@@ -377,12 +376,13 @@ impl Channel {
                     self.events.push_back(event);
                 }
             }
-            Body::Request { id, request } => match peer.requested(id) {
+            Body::Request { id, request } => match peer.requested(now, id) {
                 peer::Requested::New => {
                     self.events.push_back(Event::Requested { from: source, id, request });
                 }
                 peer::Requested::Pending => {}
                 peer::Requested::Answered(answer) => self.emit(Some(source), Body::Answer { id, answer }),
+                peer::Requested::TooMany => return Err(Discard::TooMany),
             },
             Body::Answer { id, answer } => {
                 // Only the node that was asked may answer.
@@ -399,6 +399,7 @@ impl Channel {
                 }
             }
         }
+        Ok(())
     }
 
     /// Makes another challenge the current one, and returns its number.

@@ -1,7 +1,7 @@
 //! A peer: its freshness, its report, its requests.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::message::{Answer, Echo, Message};
 use super::report::{MAX_PARTS, Report};
@@ -10,6 +10,8 @@ use super::report::{MAX_PARTS, Report};
 const MAX_CANDIDATES: usize = 2;
 /// The most requests of a peer that are remembered.
 const MAX_REQUESTS: usize = 16;
+/// The time within which a peer may send as many new ones.
+const REQUEST_PERIOD: Duration = Duration::from_secs(1);
 
 /// The place of a message among those of its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,16 @@ pub(super) enum Requested {
     /// The owner of the channel has it already.
     Pending,
     Answered(Answer),
+    /// The peer has sent [`MAX_REQUESTS`] others within [`REQUEST_PERIOD`].
+    TooMany,
+}
+
+/// A request of the peer, for its repetitions.
+#[derive(Debug)]
+struct Noted {
+    id: u64,
+    at: Instant,
+    answer: Option<Answer>,
 }
 
 /// The last message of a sender since its start.
@@ -63,7 +75,7 @@ pub(super) struct Peer {
     pub(super) report: Option<Report>,
     round: u32,
     parts: BTreeMap<u8, Vec<u8>>,
-    requests: VecDeque<(u64, Option<Answer>)>,
+    requests: VecDeque<Noted>,
 }
 
 impl Peer {
@@ -163,15 +175,18 @@ impl Peer {
     }
 
     /// Notes a request.
-    pub(super) fn requested(&mut self, id: u64) -> Requested {
-        match self.requests.iter().find(|(known, _)| *known == id) {
-            Some((_, Some(answer))) => Requested::Answered(answer.clone()),
-            Some((_, None)) => Requested::Pending,
+    pub(super) fn requested(&mut self, now: Instant, id: u64) -> Requested {
+        match self.requests.iter().find(|known| known.id == id) {
+            Some(Noted { answer: Some(answer), .. }) => Requested::Answered(answer.clone()),
+            Some(Noted { answer: None, .. }) => Requested::Pending,
             None => {
                 if self.requests.len() >= MAX_REQUESTS {
-                    self.requests.pop_front();
+                    match self.requests.front() {
+                        Some(first) if now >= first.at + REQUEST_PERIOD => _ = self.requests.pop_front(),
+                        _ => return Requested::TooMany,
+                    }
                 }
-                self.requests.push_back((id, None));
+                self.requests.push_back(Noted { id, at: now, answer: None });
                 Requested::New
             }
         }
@@ -179,8 +194,8 @@ impl Peer {
 
     /// Notes the answer to a request, for its repetitions.
     pub(super) fn answered(&mut self, id: u64, answer: Answer) {
-        if let Some((_, slot)) = self.requests.iter_mut().find(|(known, _)| *known == id) {
-            *slot = Some(answer);
+        if let Some(known) = self.requests.iter_mut().find(|known| known.id == id) {
+            known.answer = Some(answer);
         }
     }
 }

@@ -339,6 +339,27 @@ fn every_request_arrives_as_it_was_sent() {
 }
 
 #[test]
+fn a_peer_cannot_flood_the_owner_with_requests() {
+    let mut net = Net::new(5, 2, &[1]);
+    net.run(secs(3));
+    for _ in 0..80 {
+        let now = net.now;
+        net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
+        net.run(ms(10));
+    }
+    let requested = |net: &Net| {
+        net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. })).count()
+    };
+    assert_eq!(requested(&net), 16);
+    assert!(net.hosts[1].channel.discarded()[&Discard::TooMany] >= 40);
+    net.run(secs(1));
+    let now = net.now;
+    net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
+    net.run(ms(500));
+    assert_eq!(requested(&net), 17);
+}
+
+#[test]
 fn unanswered_requests_end() {
     let mut net = Net::new(6, 2, &[1]);
     net.run(secs(3));

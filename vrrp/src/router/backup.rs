@@ -50,8 +50,16 @@ enum Wait {
     Down,
     /// A router of higher priority that follows an Active which resigned.
     Resigned,
+    /// The router that was named as the successor of an Active which resigned.
+    Successor,
     /// Proof that no router became Active while this process slept.
     Overslept,
+}
+
+impl Wait {
+    const fn is_resignation(self) -> bool {
+        matches!(self, Self::Resigned | Self::Successor)
+    }
 }
 
 /// The Active, as far as known.
@@ -170,12 +178,12 @@ impl Backup {
         }
         match name {
             TimerName::Down => {
-                if self.wait == Wait::Resigned {
-                    core.last_move = Some(PlannedMove::new(MoveSide::To, self.followed(), self.since));
-                }
+                let planned = self.wait.is_resignation();
+                core.last_move = planned.then(|| PlannedMove::new(MoveSide::To, self.followed(), self.since));
                 Active::enter(core, now, self.reason())
             }
             TimerName::Takeover => {
+                core.last_move = None;
                 Active::enter(core, now, Reason::ActiveDegraded { source: self.followed() })
             }
             _ => State::Backup(self),
@@ -215,7 +223,7 @@ impl Backup {
 
     fn reason(&self) -> Reason {
         match self.wait {
-            Wait::Resigned => Reason::ActiveResigned { source: self.followed() },
+            Wait::Resigned | Wait::Successor => Reason::ActiveResigned { source: self.followed() },
             Wait::Down if self.ignored_lower => Reason::LowerPriority,
             Wait::Down => Reason::ActiveSilent { source: self.followed() },
             Wait::Overslept => Reason::NoOtherActive,
@@ -228,22 +236,20 @@ impl Backup {
         core.counters.resignations_received += 1;
         let from_active = self.active.is_none_or(|active| active.source == heard.source);
         let skew = core.skew(self.interval(core));
-        if !from_active || self.wait == Wait::Resigned || self.rfc_deadline(core) <= now + skew {
+        if !from_active || self.wait.is_resignation() || self.rfc_deadline(core) <= now + skew {
             return;
         }
         core.timers.clear(TimerName::Takeover);
         (self.wait, self.since) = (Wait::Resigned, now);
         let interval = self.interval(core);
         core.resigned = Some((heard.source, now + REORDERING.min(interval / 2)));
-        // A successor that took over before is the one that resigns now.
-        let successor = core.successor(now).filter(|successor| *successor != heard.source);
-        if successor.is_some_and(|successor| Some(successor) != core.own()) {
-            // If the successor does not take over, the Active goes on.
-            self.wait = Wait::Down;
+        let successor = core.successor_of(now, heard.source);
+        let succeeds = successor.is_some() && successor == core.own() && !core.effective().is_degraded();
+        if successor.is_some() && !succeeds {
+            self.wait = Wait::Successor;
         }
         self.arm(core, now);
-        if successor.is_some() && successor == core.own() && core.serving.settled() {
-            core.succession = None;
+        if succeeds {
             core.timers.set(TimerName::Down, now);
         }
     }
@@ -340,6 +346,8 @@ impl Backup {
             + match self.wait {
                 Wait::Down => core.down(interval),
                 Wait::Resigned => core.skew(interval),
+                // Longer than the Skew_Time of any other router.
+                Wait::Successor => interval + core.skew(interval),
                 Wait::Overslept => interval + core.skew(interval),
             }
     }

@@ -53,6 +53,14 @@ pub(super) enum Hold {
     Unheard,
 }
 
+/// The announcement of an Active that it hands over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Succession {
+    pub(super) active: IpAddr,
+    pub(super) successor: IpAddr,
+    pub(super) until: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) config: RouterConfig,
@@ -67,8 +75,8 @@ pub(super) struct Core {
     pub(super) hold: Option<Hold>,
     /// The Active that resigned last, and the time until which its advertisements count as sent before.
     pub(super) resigned: Option<(IpAddr, Instant)>,
-    /// The router that is to have the addresses next, and the time until which that holds.
-    pub(super) succession: Option<(IpAddr, Instant)>,
+    /// The router that is to have the addresses next.
+    pub(super) succession: Option<Succession>,
     /// The last planned move that this router took part in.
     pub(super) last_move: Option<PlannedMove>,
     pub(super) timers: Timers,
@@ -146,14 +154,16 @@ impl Core {
         }
     }
 
-    /// The router that is to have the addresses next, if one was named.
-    pub(super) fn successor(&self, now: Instant) -> Option<IpAddr> {
-        self.succession.filter(|(_, until)| now < *until).map(|(successor, _)| successor)
+    /// The router that is to have the addresses of this Active next, if one was named.
+    pub(super) fn successor_of(&self, now: Instant, active: IpAddr) -> Option<IpAddr> {
+        self.succession
+            .filter(|named| named.active == active && now < named.until)
+            .map(|named| named.successor)
     }
 
     /// Returns whether an advertisement is from the router that was named as the next Active.
     pub(super) fn is_successor(&self, now: Instant, heard: &Heard) -> bool {
-        self.successor(now) == Some(heard.source)
+        self.succession.is_some_and(|named| named.successor == heard.source && now < named.until)
     }
 
     /// Notes the end of this router's part in a planned move.

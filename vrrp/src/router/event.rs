@@ -71,14 +71,17 @@ pub enum Command {
     /// Hand the addresses over and wait behind the successor, without asking for them back during the hold time. If no
     /// router takes over within Active_Down_Interval, go on as Active. Without effect on a router that is not Active.
     HandOver,
-    /// The Active is about to hand over to the router at `successor`; to be given to every router of the group.
+    /// The router at `active` is about to hand over to the one at `successor`; to be given to every router of the group.
     ///
-    /// If the Active resigns before `until`, the successor takes over at once, if it can serve. The others leave the
-    /// addresses to it: they follow it whatever its priority, and do not ask for the addresses during the hold time.
+    /// If that Active resigns before `until`, the successor takes over at once, if it can serve. Each other router waits an
+    /// interval longer than after any resignation, follows the successor whatever its priority, and does not ask for the
+    /// addresses during the hold time.
     Succession {
+        /// The source of the Active's advertisements.
+        active: IpAddr,
         /// The source of the successor's advertisements.
         successor: IpAddr,
-        /// The time from which a resignation is for every router again.
+        /// The time from which a resignation is one like any other.
         until: Instant,
     },
     /// Go on with another configuration.

@@ -208,6 +208,11 @@ impl Resigning {
     /// The first router to advertise is the successor, unless it is unknown, of lower priority and not the one that was named:
     /// it may have advertised all the time. If it is the successor nevertheless, its announcement ends the handover.
     pub(super) fn advertisement(mut self, core: &mut Core, now: Instant, heard: &Heard) -> State {
+        let useless = heard.priority.is_degraded() && !core.effective().is_degraded();
+        if matches!(self.after, After::Wait) && self.successor.is_none() && useless {
+            // It yields to this router again.
+            return Active::enter(core, now, Reason::NoSuccessor);
+        }
         let unlikely = heard.standing != Standing::Controller && heard.priority < core.config.priority.full();
         if unlikely && !core.is_successor(now, heard) {
             return State::Resigning(self);
@@ -275,17 +280,18 @@ impl Resigning {
     /// Gives up without waiting for a successor.
     pub(super) fn abort(self, core: &mut Core, now: Instant, reason: Reason) -> State {
         core.release(Release::Lost);
+        core.last_move = None;
         self.leave(core, now, reason)
     }
 
     /// Ends the handover.
     pub(super) fn end(self, core: &mut Core, now: Instant, reason: Reason) -> State {
         core.release(Release::Planned);
+        core.end_move(now, MoveSide::From, self.successor.map(|heard| heard.source));
         self.leave(core, now, reason)
     }
 
     fn leave(self, core: &mut Core, now: Instant, reason: Reason) -> State {
-        core.end_move(now, MoveSide::From, self.successor.map(|heard| heard.source));
         match self.after {
             After::Stop => {
                 core.transition(now, StateName::Stopped, reason);

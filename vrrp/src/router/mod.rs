@@ -30,7 +30,7 @@ pub use timers::TimerName;
 
 use self::active::Active;
 use self::backup::Backup;
-use self::common::{Core, Heard, Sources};
+use self::common::{Core, Heard, Sources, Succession};
 use self::handover::{Listening, Resigning, Yielding};
 use self::receive::Accepted;
 use crate::announce::Announcement;
@@ -207,7 +207,9 @@ impl VirtualRouter {
                 State::Active(active) => active.hand_over(core, now),
                 state => state,
             }),
-            Command::Succession { successor, until } => self.core.succession = Some((successor, until)),
+            Command::Succession { active, successor, until } => {
+                self.core.succession = Some(Succession { active, successor, until });
+            }
             Command::Reconfigure(config) => self.reconfigure(now, *config),
         }
     }

@@ -267,8 +267,8 @@ impl Engine {
                 Command::Resign(id) => {
                     self.with(id, now, |instance, _| instance.command(router::Command::Resign, now));
                 }
-                Command::Succession(id, successor, until) => {
-                    let command = router::Command::Succession { successor, until };
+                Command::Succession(id, [active, successor], until) => {
+                    let command = router::Command::Succession { active, successor, until };
                     self.with(id, now, |instance, _| instance.command(command, now));
                 }
                 Command::HandOver(id) => {

@@ -25,7 +25,7 @@ pub(super) enum Command {
     Controllers(BTreeSet<IpAddr>),
     ResignAll,
     Resign(InstanceId),
-    Succession(InstanceId, IpAddr, Instant),
+    Succession(InstanceId, [IpAddr; 2], Instant),
     HandOver(InstanceId),
     Add(Box<InstanceConfig>),
     Remove(InstanceId),
@@ -91,10 +91,10 @@ impl RunnerHandle {
         self.send(Command::Resign(instance));
     }
 
-    /// Names the router that is to have the addresses of a router's group next; see
+    /// Names the router that is to have the addresses of a router's group after `active`; see
     /// [`Command::Succession`](crate::router::Command::Succession).
-    pub fn succession(&self, instance: InstanceId, successor: IpAddr, until: Instant) {
-        self.send(Command::Succession(instance, successor, until));
+    pub fn succession(&self, instance: InstanceId, active: IpAddr, successor: IpAddr, until: Instant) {
+        self.send(Command::Succession(instance, [active, successor], until));
     }
 
     /// Hands the addresses of one router over, which then waits behind its successor; see

@@ -123,15 +123,26 @@ impl World {
         }
     }
 
-    /// Tells some nodes which one is to have the addresses next.
-    pub(crate) fn name_successor(&mut self, told: &[usize], successor: usize, lasts: Duration) {
+    /// Tells some nodes which one is to have the addresses after the Active.
+    pub(crate) fn name_successor(
+        &mut self,
+        told: &[usize],
+        active: usize,
+        successor: usize,
+        lasts: Duration,
+    ) {
         let until = self.now + lasts;
-        let node = &self.nodes[successor];
-        let source = match node.config.deciding_family() {
+        let [active, successor] = [active, successor].map(|node| self.source(node));
+        told.iter().for_each(|node| self.command(*node, Command::Succession { active, successor, until }));
+    }
+
+    /// The source of a node's advertisements.
+    fn source(&self, node: usize) -> IpAddr {
+        let node = &self.nodes[node];
+        match node.config.deciding_family() {
             Family::V4 => IpAddr::V4(node.v4),
             Family::V6 => IpAddr::V6(node.v6),
-        };
-        told.iter().for_each(|node| self.command(*node, Command::Succession { successor: source, until }));
+        }
     }
 
     /// A reload with another configuration.

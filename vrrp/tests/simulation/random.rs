@@ -119,7 +119,7 @@ impl Run {
                 let lasts = interval * 4;
                 if self.rng.chance(50) {
                     let told = (0..nodes).filter(|_| self.rng.chance(80)).collect::<Vec<_>>();
-                    self.world.name_successor(&told, other, lasts);
+                    self.world.name_successor(&told, node, other, lasts);
                 }
                 self.world.command(node, Command::HandOver);
             }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 
+use vrrp::WirePriority;
 use vrrp::channel::InstanceReport;
 use vrrp::router::StateName;
 
@@ -10,17 +11,17 @@ use crate::daemon::group::PeerState;
 
 use super::view::{InstanceView, View, is_at, label};
 
-/// The routers that are to be asked, in this order, whether they take the addresses over.
+/// The routers that may have the addresses next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// The first one to agree.
-    First {
+    /// They are asked in this order; the first one to agree has them.
+    Ask {
         candidates: VecDeque<IpAddr>,
         /// The reasons why others are not asked.
         declined: Vec<String>,
     },
-    /// None: no peer is in the channel, and another program may take over.
-    Unasked,
+    /// None is asked: no peer is in the channel, and another program may take over.
+    Resign,
     /// This node has them.
     This,
 }
@@ -29,7 +30,7 @@ pub(super) enum Choice {
 ///
 /// # Errors
 ///
-/// There is none.
+/// If there is none.
 pub(super) fn choose(view: &View, instance: &InstanceView, to: Option<&str>) -> Result<Choice, String> {
     match to {
         Some(to) => named(view, instance, to),
@@ -37,9 +38,9 @@ pub(super) fn choose(view: &View, instance: &InstanceView, to: Option<&str>) -> 
     }
 }
 
-/// All peers that can serve by their last report, in the order in which the election prefers them.
+/// All peers that can serve by their last report, the highest priority first, then the highest address.
 fn any(view: &View, instance: &InstanceView) -> Result<Choice, String> {
-    let silent = view.silent_members(instance);
+    let outside = view.outside_channel(instance);
     let (mut able, mut declined) = (Vec::new(), Vec::new());
     for (peer, report) in view.members(instance) {
         match unable(peer, report) {
@@ -49,11 +50,11 @@ fn any(view: &View, instance: &InstanceView) -> Result<Choice, String> {
     }
     if able.is_empty() && declined.is_empty() {
         let none = || "no other controller is known".to_owned();
-        return if silent.is_empty() { Err(none()) } else { Ok(Choice::Unasked) };
+        return if outside.is_empty() { Err(none()) } else { Ok(Choice::Resign) };
     }
-    if !silent.is_empty() {
+    if !outside.is_empty() {
         // A peer that cannot serve would take over before a program that is not asked.
-        let others: Vec<String> = silent.iter().map(IpAddr::to_string).collect();
+        let others: Vec<String> = outside.iter().map(IpAddr::to_string).collect();
         declined.push(format!("{} may be named with --to", others.join(", ")));
     }
     if able.is_empty() {
@@ -61,7 +62,7 @@ fn any(view: &View, instance: &InstanceView) -> Result<Choice, String> {
     }
     able.sort_unstable();
     let candidates = able.into_iter().rev().map(|(_, address)| address).collect();
-    Ok(Choice::First { candidates, declined })
+    Ok(Choice::Ask { candidates, declined })
 }
 
 /// The refusal after all candidates have declined.
@@ -70,21 +71,21 @@ pub(super) fn cannot(declined: &[String]) -> String {
 }
 
 fn named(view: &View, instance: &InstanceView, to: &str) -> Result<Choice, String> {
-    let only = |candidate| Ok(Choice::First { candidates: [candidate].into(), declined: Vec::new() });
+    let only = |candidate| Ok(Choice::Ask { candidates: [candidate].into(), declined: Vec::new() });
     let address = to.parse::<IpAddr>().ok();
     if to == view.node || (address.is_some() && address == instance.own) {
         return Ok(Choice::This);
     }
-    let silent = view.silent_members(instance);
+    let outside = view.outside_channel(instance);
     let is_named =
         |peer: &&PeerState| peer.report.node == to || address.is_some_and(|address| is_at(peer, address));
     let found: Vec<&PeerState> = view.members(instance).map(|(peer, _)| peer).filter(is_named).collect();
     match (&found[..], address) {
         ([peer], _) => only(peer.address),
-        ([], Some(address)) if silent.contains(&address) => only(address),
+        ([], Some(address)) if outside.contains(&address) => only(address),
         ([], _) => {
             let peers = view.members(instance).map(|(peer, _)| format!("{} ({})", label(peer), peer.address));
-            let known: BTreeSet<String> = peers.chain(silent.iter().map(IpAddr::to_string)).collect();
+            let known: BTreeSet<String> = peers.chain(outside.iter().map(IpAddr::to_string)).collect();
             let known: Vec<String> = known.into_iter().collect();
             let known = if known.is_empty() { "no other one".to_owned() } else { known.join(", ") };
             Err(format!("no controller {to} is known for these virtual IPs; known: {known}"))
@@ -103,32 +104,41 @@ fn unable(peer: &PeerState, report: &InstanceReport) -> Option<String> {
         (Some(Err(why)), _) => Some(format!("{node} cannot serve: {why}")),
         (None, _) => Some(format!("{node} has not reported whether it can serve")),
         (_, Some(state @ (StateName::Init | StateName::Stopped))) => Some(format!("{node} is {state}")),
+        _ if WirePriority(report.priority).is_degraded() => {
+            Some(format!("{node} cannot hold these virtual IPs"))
+        }
         _ => None,
     }
 }
 
-/// Checks a successor that a peer names.
+/// Checks a successor that a peer names, and returns the source of the Active, which that peer is.
 ///
 /// # Errors
 ///
-/// The peer is not the Active, or this node is the successor and cannot serve.
+/// If the peer is not the Active, the successor is no controller, or this node is the successor and cannot serve.
 pub(super) fn may_succeed(
     view: &View,
     instance: &InstanceView,
-    from: IpAddr,
+    from: &PeerState,
     successor: IpAddr,
-) -> Result<(), String> {
-    let is_active = instance.active.is_some_and(|active| {
-        active == from || view.members(instance).any(|(peer, _)| peer.address == from && is_at(peer, active))
-    });
+) -> Result<IpAddr, String> {
     if instance.state != StateName::Backup {
         return Err(format!("it is {}", instance.state));
     }
-    if !is_active {
-        return Err(format!("it does not follow {from}"));
+    let Some(active) = instance.active.filter(|active| is_at(from, *active)) else {
+        return Err(format!("it does not follow {}", label(from)));
+    };
+    if instance.own == Some(successor) {
+        view.serving.clone()?;
+        return if instance.degraded {
+            Err("it cannot hold these virtual IPs".to_owned())
+        } else {
+            Ok(active)
+        };
     }
-    match &view.serving {
-        Err(why) if instance.own == Some(successor) => Err(why.clone()),
-        _ => Ok(()),
+    let is_member = view.members(instance).any(|(peer, _)| is_at(peer, successor));
+    if is_member || view.outside_channel(instance).contains(&successor) {
+        return Ok(active);
     }
+    Err(format!("it knows no controller {successor}"))
 }

@@ -30,14 +30,19 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// The time that a router may take beyond Active_Down_Interval, after which an unanswered resignation ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The longest time for which a peer may name a successor.
-const MAX_SUCCESSION: Duration = Duration::from_secs(600);
+/// The reason of a router that was asked and did not answer.
+const SILENT: &str = "it did not answer";
+
+/// The age up to which a measurement belongs to the move that a peer asks about.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// The one that wants a move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asker {
     /// An operator on this node, by the number of the connection.
     Operator(u64),
+    /// This node, which is in standby.
+    Standby,
     Peer {
         link: LinkKey,
         address: IpAddr,
@@ -58,6 +63,7 @@ pub(crate) enum Output {
     /// A command for the election: see [`vrrp::router::Command::Succession`].
     Succession {
         instance: InstanceId,
+        active: IpAddr,
         successor: IpAddr,
         until: Instant,
     },
@@ -67,7 +73,7 @@ pub(crate) enum Output {
     Reply {
         asker: Asker,
         instance: InstanceId,
-        result: Moved,
+        result: MoveResult,
     },
     /// The answer to a peer's request that is no move.
     Answer {
@@ -80,7 +86,7 @@ pub(crate) enum Output {
 
 /// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Moved {
+pub(crate) struct MoveResult {
     /// The name of the node that had the addresses; empty if it is not known.
     pub(crate) from: String,
     pub(crate) answer: Answer,
@@ -90,7 +96,7 @@ pub(crate) struct Moved {
 #[derive(Debug, Default)]
 pub(crate) struct Handovers {
     /// By instance: those of which this node is the Active.
-    moves: BTreeMap<InstanceId, Move>,
+    moves: BTreeMap<InstanceId, MoveInProgress>,
     /// By token: requests that were passed on to the Active.
     relays: BTreeMap<u64, Relay>,
     /// Peers that ask when this node had the addresses, which it is about to have.
@@ -99,7 +105,7 @@ pub(crate) struct Handovers {
 }
 
 #[derive(Debug)]
-struct Move {
+struct MoveInProgress {
     asker: Asker,
     began: Instant,
     /// The router that was asked, or that takes over.
@@ -158,6 +164,9 @@ impl Handovers {
         let Some(instance) = view.instance(id) else {
             return vec![refuse(asker, id, "", "the instance does not exist any more")];
         };
+        if self.moves.contains_key(&id) {
+            return vec![refuse(asker, id, &view.node, "another handover of these virtual IPs is under way")];
+        }
         match instance.state {
             StateName::Active => self.begin(now, view, asker, instance, to),
             // Only an operator's request is passed on, so that none goes around in circles.
@@ -167,6 +176,16 @@ impl Handovers {
                 vec![refuse(asker, id, "", why)]
             }
         }
+    }
+
+    /// Begins to move what this node holds in standby, where a peer can serve.
+    pub(crate) fn leave(&mut self, now: Instant, view: &View) -> Vec<Output> {
+        let held = view.instances.iter().filter(|instance| instance.state == StateName::Active);
+        let can_leave =
+            |instance: &&InstanceView| matches!(choose(view, instance, None), Ok(Choice::Ask { .. }));
+        let free: Vec<&InstanceView> =
+            held.filter(can_leave).filter(|instance| !self.moves.contains_key(&instance.id)).collect();
+        free.into_iter().flat_map(|instance| self.begin(now, view, Asker::Standby, instance, None)).collect()
     }
 
     fn relay(
@@ -191,7 +210,8 @@ impl Handovers {
         };
         let (active, token) = (label(peer), self.token());
         // The Active answers when all is over.
-        let timeout = 3 * ANSWER_TIME + instance.down + GRACE;
+        let members = u32::try_from(view.members(instance).count()).unwrap_or(u32::MAX);
+        let timeout = ANSWER_TIME.saturating_mul(members.saturating_add(4)) + instance.down + GRACE;
         let to = to.map(str::to_owned);
         let request = Request::Handover { vrid: instance.vrid, to };
         let ask = Output::Ask { link: link.clone(), token, to: peer.address, request, timeout };
@@ -208,25 +228,22 @@ impl Handovers {
         to: Option<&str>,
     ) -> Vec<Output> {
         let id = instance.id;
-        let refused = |why: String| vec![refuse(asker.clone(), id, &view.node, why)];
-        if self.moves.contains_key(&id) {
-            return refused("another handover of these virtual IPs is under way".to_owned());
-        }
         let (candidates, declined) = match choose(view, instance, to) {
-            Ok(Choice::First { candidates, declined }) => (candidates, declined),
-            Ok(Choice::Unasked) => (VecDeque::new(), Vec::new()),
+            Ok(Choice::Ask { candidates, declined }) => (candidates, declined),
+            Ok(Choice::Resign) => (VecDeque::new(), Vec::new()),
             Ok(Choice::This) => {
                 let reason = format!("{} has them already", view.node);
                 let answer = Answer { holder: view.node.clone(), reason, ..Answer::accepted() };
-                let result = Moved { from: view.node.clone(), answer };
+                let result = MoveResult { from: view.node.clone(), answer };
                 return vec![Output::Reply { asker, instance: id, result }];
             }
-            Err(why) => return refused(why),
+            Err(why) => return vec![refuse(asker, id, &view.node, why)],
         };
         let is_directed = !candidates.is_empty();
         let (phase, is_named) = (Phase::Telling(BTreeMap::new()), to.is_some());
         let (successor, began, deadline) = (None, now, now);
-        let begun = Move { asker, began, successor, candidates, declined, is_named, phase, deadline };
+        let begun =
+            MoveInProgress { asker, began, successor, candidates, declined, is_named, phase, deadline };
         self.moves.insert(id, begun);
         if is_directed { self.ask_next(now, view, instance) } else { self.hand_over(now, instance) }
     }
@@ -236,16 +253,15 @@ impl Handovers {
         let Some(current) = self.moves.get_mut(&instance.id) else { return Vec::new() };
         let Some(successor) = current.candidates.pop_front() else {
             let why = if current.is_named { current.declined.join("; ") } else { cannot(&current.declined) };
-            let mut outputs = self.end(view, instance.id, Answer::refused(why));
-            outputs.extend(self.forget_successor(view, instance));
-            return outputs;
+            let answer = Answer { holder: view.node.clone(), ..Answer::refused(why) };
+            return self.end(view, instance.id, answer);
         };
         (current.successor, current.deadline) = (Some(successor), now + ANSWER_TIME);
         if !current.is_named && !view.members(instance).any(|(peer, _)| peer.address == successor) {
             return self.decline(now, view, instance, "it is gone");
         }
         let mut outputs = self.tell(view, instance, successor);
-        if self.told(instance.id) {
+        if self.all_told(instance.id) {
             outputs.extend(self.hand_over(now, instance));
         }
         outputs
@@ -261,29 +277,8 @@ impl Handovers {
 
     /// Names the successor to all routers of the group.
     fn tell(&mut self, view: &View, instance: &InstanceView, successor: IpAddr) -> Vec<Output> {
-        let (told, asks) = self.name_successor(view, instance, successor, succession_time(instance));
-        if let Some(current) = self.moves.get_mut(&instance.id) {
-            current.phase = Phase::Telling(told);
-        }
-        asks
-    }
-
-    /// Tells the routers of the group that there is no successor after all. Whether they answer does not matter.
-    fn forget_successor(&mut self, view: &View, instance: &InstanceView) -> Vec<Output> {
-        let own = instance.own.map(|own| self.name_successor(view, instance, own, Duration::ZERO));
-        own.map(|(_, asks)| asks).unwrap_or_default()
-    }
-
-    /// The requests to all routers of the group, and the peers by their tokens.
-    fn name_successor(
-        &mut self,
-        view: &View,
-        instance: &InstanceView,
-        successor: IpAddr,
-        lasts: Duration,
-    ) -> (BTreeMap<u64, IpAddr>, Vec<Output>) {
-        let Some(link) = &instance.link else { return Default::default() };
-        let lasts = u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX);
+        let Some(link) = &instance.link else { return Vec::new() };
+        let lasts = u32::try_from(succession_time(instance).as_millis()).unwrap_or(u32::MAX);
         let request = Request::Succession { vrid: instance.vrid, successor, lasts };
         let peers = view.members(instance).map(|(peer, _)| (self.token(), peer.address));
         let told: BTreeMap<u64, IpAddr> = peers.collect();
@@ -295,11 +290,14 @@ impl Handovers {
             timeout: ANSWER_TIME,
         };
         let asks = told.iter().map(ask).collect();
-        (told, asks)
+        if let Some(current) = self.moves.get_mut(&instance.id) {
+            current.phase = Phase::Telling(told);
+        }
+        asks
     }
 
     /// Returns whether all routers of the group know the successor.
-    fn told(&self, id: InstanceId) -> bool {
+    fn all_told(&self, id: InstanceId) -> bool {
         let current = self.moves.get(&id);
         current.is_some_and(|current| {
             current.successor.is_some()
@@ -312,8 +310,12 @@ impl Handovers {
         (current.phase, current.deadline) = (Phase::HandingOver, now + instance.down + GRACE);
         current.began = now;
         let until = now + succession_time(instance);
-        let named =
-            current.successor.map(|successor| Output::Succession { instance: instance.id, successor, until });
+        let named = current.successor.zip(instance.own).map(|(successor, active)| Output::Succession {
+            instance: instance.id,
+            active,
+            successor,
+            until,
+        });
         named.into_iter().chain([Output::HandOver(instance.id)]).collect()
     }
 
@@ -331,8 +333,13 @@ impl Handovers {
         else {
             return vec![answer(Answer::refused("this version of cplb does not know the request"))];
         };
-        let Some(instance) = view.by_vrid(&link, vrid) else {
-            return vec![answer(Answer::refused(format!("{} has no virtual router {vrid}", view.node)))];
+        let found = view.by_vrid(&link, vrid).and_then(|instance| {
+            let mut members = view.members(instance).map(|(peer, _)| peer);
+            Some((instance, members.find(|peer| peer.address == from)?))
+        });
+        let Some((instance, peer)) = found else {
+            let why = format!("{} has no virtual router {vrid} with the same addresses", view.node);
+            return vec![answer(Answer::refused(why))];
         };
         match request {
             Request::Handover { to, .. } => {
@@ -340,10 +347,10 @@ impl Handovers {
                 self.ask(now, view, asker, instance.id, to.as_deref())
             }
             Request::Succession { successor, lasts, .. } => {
-                let until = now + Duration::from_millis(lasts.into()).min(MAX_SUCCESSION);
-                match may_succeed(view, instance, from, successor) {
-                    Ok(()) => {
-                        let command = Output::Succession { instance: instance.id, successor, until };
+                let until = now + Duration::from_millis(lasts.into()).min(succession_time(instance));
+                match may_succeed(view, instance, peer, successor) {
+                    Ok(active) => {
+                        let command = Output::Succession { instance: instance.id, active, successor, until };
                         vec![command, answer(Answer::accepted())]
                     }
                     Err(why) => vec![answer(Answer::refused(why))],
@@ -351,6 +358,7 @@ impl Handovers {
             }
             _ => {
                 let (instance, deadline) = (instance.id, now + ANSWER_TIME);
+                self.questions.retain(|question| (question.from, question.instance) != (from, instance));
                 self.questions.push(Question { link, from, id, instance, deadline });
                 self.tick(now, view)
             }
@@ -367,9 +375,11 @@ impl Handovers {
     ) -> Vec<Output> {
         if let Some(relay) = self.relays.remove(&token) {
             let Relay { asker, instance, active, .. } = relay;
-            let silent = || Answer::refused(format!("{active}, which is Active, did not answer"));
+            let silent = || {
+                Answer::refused(format!("{active}, which was Active, did not answer; they may have moved"))
+            };
             let answer = answer.unwrap_or_else(silent);
-            return vec![Output::Reply { asker, instance, result: Moved { from: active, answer } }];
+            return vec![Output::Reply { asker, instance, result: MoveResult { from: active, answer } }];
         }
         let concerned = self.moves.iter_mut().find(|(_, current)| match &current.phase {
             Phase::Telling(waiting) => waiting.contains_key(&token),
@@ -384,11 +394,17 @@ impl Handovers {
                 let refusal = match answer {
                     Some(answer) if answer.outcome == Outcome::ACCEPTED => None,
                     Some(answer) => Some(answer.reason),
-                    None => Some("it did not answer".to_owned()),
+                    None => {
+                        if is_successor {
+                            // It may know that it is the successor, so that no other one may be named.
+                            current.candidates.clear();
+                        }
+                        Some(SILENT.to_owned())
+                    }
                 };
                 match (view.instance(id), refusal.filter(|_| is_successor)) {
                     (Some(instance), Some(why)) => self.decline(now, view, instance, &why),
-                    (Some(instance), None) if self.told(id) => self.hand_over(now, instance),
+                    (Some(instance), None) if self.all_told(id) => self.hand_over(now, instance),
                     _ => Vec::new(),
                 }
             }
@@ -420,7 +436,7 @@ impl Handovers {
         let mut outputs = Vec::new();
         self.questions.retain(|question| {
             let instance = view.instance(question.instance);
-            let taken = instance.and_then(|instance| took(instance, MoveSide::To));
+            let taken = instance.and_then(|instance| taken_from(now, instance, question.from));
             let done = taken.is_some() || now >= question.deadline;
             if done {
                 let answer = Answer { holder: view.node.clone(), taken, ..Answer::accepted() };
@@ -433,7 +449,7 @@ impl Handovers {
     }
 
     fn advance(&mut self, now: Instant, view: &View, id: InstanceId) -> Vec<Output> {
-        let Some(current) = self.moves.get(&id) else { return Vec::new() };
+        let Some(current) = self.moves.get_mut(&id) else { return Vec::new() };
         let Some(instance) = view.instance(id) else {
             return self.end(view, id, Answer::refused("the instance was removed"));
         };
@@ -441,24 +457,25 @@ impl Handovers {
         match &current.phase {
             Phase::Telling(waiting) if late => match successor {
                 Some(successor) if waiting.values().any(|peer| *peer == successor) => {
-                    self.decline(now, view, instance, "it did not answer")
+                    current.candidates.clear();
+                    self.decline(now, view, instance, SILENT)
                 }
                 // The successor knows; the others would only wait for it.
                 _ => self.hand_over(now, instance),
             },
             Phase::Telling(_) => Vec::new(),
             Phase::HandingOver => {
-                let own = instance
+                let own_move = instance
                     .last_move
-                    .filter(|own| own.side == MoveSide::From && own.resigned >= current.began);
-                match own {
+                    .filter(|last| last.side == MoveSide::From && last.resigned >= current.began);
+                match own_move {
                     // The result is told when this node has them no more.
                     Some(PlannedMove { took: Some(_), .. }) if instance.holds && !late => Vec::new(),
                     Some(PlannedMove { took: Some(kept), other, .. }) => {
                         self.handed_over(now, view, instance, kept, other)
                     }
                     Some(_) if instance.state == StateName::Active => {
-                        let why = format!("no router took over within {:.1} s", instance.down.as_secs_f64());
+                        let why = "no router that can serve took over in time";
                         self.end(view, id, Answer { holder: view.node.clone(), ..Answer::refused(why) })
                     }
                     _ if late => {
@@ -487,9 +504,13 @@ impl Handovers {
         other: Option<IpAddr>,
     ) -> Vec<Output> {
         let (id, vrid) = (instance.id, instance.vrid);
-        let other = other.or_else(|| self.moves.get(&id)?.successor).or(instance.active);
+        let named = self.moves.get(&id).and_then(|current| current.successor);
+        let other = other.or(instance.active);
         let holder = other.map(|other| view.name(instance, other)).unwrap_or_default();
-        let answer = Answer { holder, kept: Some(kept), ..Answer::accepted() };
+        let mut answer = Answer { holder, kept: Some(kept), ..Answer::accepted() };
+        if let Some(named) = named.filter(|named| other.is_some_and(|other| other != *named)) {
+            answer.reason = format!("it took over because {} did not", view.name(instance, named));
+        }
         let peer = other.and_then(|other| {
             let mut peers = view.members(instance).map(|(peer, _)| peer);
             peers.find(|peer| is_at(peer, other)).map(|peer| peer.address)
@@ -497,7 +518,10 @@ impl Handovers {
         let (Some(link), Some(to)) = (&instance.link, peer) else {
             let reason =
                 "it is not in the group channel (is it keepalived?), so its end of the move was not measured";
-            return self.end(view, id, Answer { reason: reason.to_owned(), ..answer });
+            if answer.reason.is_empty() {
+                reason.clone_into(&mut answer.reason);
+            }
+            return self.end(view, id, answer);
         };
         let token = self.token();
         if let Some(current) = self.moves.get_mut(&id) {
@@ -508,9 +532,9 @@ impl Handovers {
     }
 
     fn end(&mut self, view: &View, id: InstanceId, answer: Answer) -> Vec<Output> {
-        let Some(Move { asker, .. }) = self.moves.remove(&id) else { return Vec::new() };
+        let Some(MoveInProgress { asker, .. }) = self.moves.remove(&id) else { return Vec::new() };
         let from = view.node.clone();
-        vec![Output::Reply { asker, instance: id, result: Moved { from, answer } }]
+        vec![Output::Reply { asker, instance: id, result: MoveResult { from, answer } }]
     }
 
     const fn token(&mut self) -> u64 {
@@ -519,15 +543,22 @@ impl Handovers {
     }
 }
 
-/// The time for which a successor is named: until an unanswered handover is over.
+/// The time for which a successor is named: until the others have answered, the Active has resigned, and the successor has
+/// advertised.
 fn succession_time(instance: &InstanceView) -> Duration {
-    (ANSWER_TIME + instance.down + GRACE).min(MAX_SUCCESSION)
+    2 * ANSWER_TIME + instance.down
 }
 
-fn took(instance: &InstanceView, side: MoveSide) -> Option<Duration> {
-    instance.last_move.filter(|found| found.side == side).and_then(|found| found.took)
+/// The time after which this node had the addresses that this peer handed over just now.
+fn taken_from(now: Instant, instance: &InstanceView, peer: IpAddr) -> Option<Duration> {
+    let last = instance.last_move.filter(|last| last.side == MoveSide::To)?;
+    let is_this = last.other.is_none_or(|other| other == peer);
+    let recent = now.saturating_duration_since(last.resigned) < RECENT;
+    last.took.filter(|_| is_this && recent)
 }
 
+/// A refusal; `from` is the node that has the addresses and keeps them, if it is known.
 fn refuse(asker: Asker, instance: InstanceId, from: &str, why: impl Into<String>) -> Output {
-    Output::Reply { asker, instance, result: Moved { from: from.to_owned(), answer: Answer::refused(why) } }
+    let answer = Answer { holder: from.to_owned(), ..Answer::refused(why) };
+    Output::Reply { asker, instance, result: MoveResult { from: from.to_owned(), answer } }
 }

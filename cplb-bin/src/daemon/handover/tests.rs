@@ -51,7 +51,9 @@ struct Bench {
     active: Option<usize>,
     /// The election finds a successor.
     succeeds: bool,
-    replies: Vec<(Asker, Moved)>,
+    /// The router that takes over instead of the named one.
+    instead: Option<usize>,
+    replies: Vec<(Asker, MoveResult)>,
 }
 
 impl Bench {
@@ -71,6 +73,7 @@ impl Bench {
             names: (0..count).map(name).collect(),
             active: Some(0),
             succeeds: true,
+            instead: None,
             replies: Vec::new(),
         }
     }
@@ -105,6 +108,7 @@ impl Bench {
             link: Some(link()),
             group: 7,
             state: node.state,
+            degraded: node.serving.is_err(),
             own: Some(address(own)),
             active: self.active.filter(|active| *active != own).map(address),
             unicast_peers: Vec::new(),
@@ -170,6 +174,7 @@ impl Bench {
         let planned = |side, other, took| Some(PlannedMove { side, other, resigned, took });
         let named = self.nodes[node].successor;
         let next = (0..self.nodes.len()).find(|other| match named {
+            _ if self.instead.is_some() => Some(*other) == self.instead,
             Some(named) => address(*other) == named,
             None => *other != node && self.nodes[*other].serving.is_ok(),
         });
@@ -197,7 +202,7 @@ impl Bench {
     }
 
     /// Asks, waits, and returns the only reply.
-    fn result(&mut self, node: usize, to: Option<&str>) -> Moved {
+    fn result(&mut self, node: usize, to: Option<&str>) -> MoveResult {
         let before = self.replies.len();
         self.ask(node, to);
         self.run(3 * DOWN);
@@ -222,7 +227,7 @@ fn any_node_can_be_asked_and_any_other_one_named() {
         for target in 1..3 {
             for named in [name(target), address(target).to_string()] {
                 let mut bench = Bench::new(3);
-                let Moved { from, answer } = bench.result(asked, Some(&named));
+                let MoveResult { from, answer } = bench.result(asked, Some(&named));
                 assert_eq!((from, &answer.holder), (name(0), &name(target)), "{answer:?}");
                 assert_eq!((answer.kept, answer.taken), (Some(KEPT), Some(TAKEN)));
                 assert_eq!(bench.active, Some(target));
@@ -239,7 +244,7 @@ fn any_node_can_be_asked_and_any_other_one_named() {
 fn without_a_name_the_best_node_that_can_serve_is_chosen() {
     let mut bench = Bench::new(3);
     bench.nodes[1].serving = Err("its checks fail".to_owned());
-    let Moved { answer, .. } = bench.result(1, None);
+    let MoveResult { answer, .. } = bench.result(1, None);
     assert_eq!((answer.outcome, answer.holder), (Outcome::ACCEPTED, name(2)));
     assert_eq!(Bench::new(3).result(1, None).answer.holder, name(2), "the highest address");
     // Its report is old.
@@ -253,6 +258,7 @@ fn without_a_name_the_best_node_that_can_serve_is_chosen() {
     let why = &bench.replies[0].1.answer.reason;
     assert!(why.contains("node-3 does not take over: its checks fail; "), "{why}");
     assert!(why.contains("10.0.0.12 does not take over: it is gone"), "{why}");
+    assert_eq!(bench.replies[0].1.answer.holder, name(0), "it keeps them");
     assert_eq!(bench.active, Some(0));
 }
 
@@ -323,14 +329,14 @@ fn one_handover_at_a_time() {
 fn an_active_without_a_successor_goes_on() {
     let mut bench = Bench::new(3);
     bench.succeeds = false;
-    bench.refused(2, None, "no router took over within 3.6 s");
+    bench.refused(2, None, "no router that can serve took over in time");
 }
 
 #[test]
 fn keepalived_may_succeed_and_cannot_be_asked() {
     let mut bench = Bench::new(3);
     bench.nodes[2].speaks = false;
-    let Moved { answer, .. } = bench.result(0, Some("10.0.0.13"));
+    let MoveResult { answer, .. } = bench.result(0, Some("10.0.0.13"));
     assert_eq!((answer.outcome, &*answer.holder, answer.taken), (Outcome::ACCEPTED, "10.0.0.13", None));
     assert!(answer.reason.contains("keepalived"), "{}", answer.reason);
     bench.refused(0, None, "10.0.0.13 is Active and takes no requests");
@@ -361,7 +367,7 @@ fn only_the_active_names_a_successor() {
     let other = Request::Moved { vrid: 52 };
     let outputs = bench.nodes[0].handovers.requested(bench.now, &view, (link(), address(1), 1), other);
     assert!(
-        matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("no virtual router 52"))
+        matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("no virtual router 52 with the same addresses"))
     );
 }
 
@@ -414,4 +420,92 @@ proptest! {
         let holders = bench.nodes.iter().filter(|node| node.state == StateName::Active).count();
         prop_assert_eq!(holders, 1);
     }
+}
+
+/// It may know that it is the successor.
+#[test]
+fn no_other_router_is_asked_after_one_that_does_not_answer() {
+    let mut bench = Bench::new(3);
+    let view = bench.view(0);
+    bench.nodes[2].speaks = false;
+    let outputs = bench.nodes[0].handovers.ask(bench.now, &view, Asker::Operator(1), ID, None);
+    bench.carry_out(0, outputs);
+    bench.run(3 * ANSWER_TIME);
+    let answer = &bench.replies[0].1.answer;
+    assert!(answer.reason.contains("10.0.0.13 does not take over: it did not answer"), "{answer:?}");
+    assert_eq!((bench.active, &bench.nodes[1].successor), (Some(0), &Some(address(2))));
+}
+
+#[test]
+fn a_node_that_cannot_hold_the_addresses_does_not_take_over() {
+    let bench = Bench::new(3);
+    let mut view = bench.view(1);
+    view.instances[0].degraded = true;
+    let request = Request::Succession { vrid: 51, successor: address(1), lasts: 4000 };
+    let mut handovers = Handovers::default();
+    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), request.clone());
+    assert!(matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("cannot hold")));
+    // Another successor is none of its business, unless nobody knows it.
+    let other = Request::Succession { vrid: 51, successor: address(2), lasts: u32::MAX };
+    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), other);
+    let [Output::Succession { active, successor, until, .. }, _] = outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((active, successor), (address(0), address(2)));
+    assert!(until <= bench.now + 2 * ANSWER_TIME + DOWN, "not for as long as the peer likes");
+    let stranger = Request::Succession { vrid: 51, successor: address(99), lasts: 4000 };
+    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), stranger);
+    assert!(
+        matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("no controller"))
+    );
+}
+
+#[test]
+fn controllers_of_another_network_are_not_taken_for_members_outside_the_channel() {
+    let mut view = Bench::new(1).view(0);
+    view.controllers = ["192.0.2.11", "192.0.2.12"].map(|text| text.parse().unwrap()).into();
+    assert_eq!(view.outside_channel(&view.instances[0]), [].into());
+    assert_eq!(choose(&view, &view.instances[0], None), Err("no other controller is known".to_owned()));
+    view.instances[0].unicast_peers = vec![address(0), address(1)];
+    assert_eq!(view.outside_channel(&view.instances[0]), [address(1)].into());
+}
+
+#[test]
+fn a_measurement_of_another_move_is_not_told() {
+    let mut bench = Bench::new(3);
+    bench.result(0, Some("node-2"));
+    let instance = |bench: &Bench| bench.view(1).instances.remove(0);
+    assert_eq!(taken_from(bench.now, &instance(&bench), address(0)), Some(TAKEN));
+    assert_eq!(taken_from(bench.now, &instance(&bench), address(2)), None);
+    assert_eq!(taken_from(bench.now + RECENT, &instance(&bench), address(0)), None);
+}
+
+#[test]
+fn a_node_in_standby_hands_over_as_soon_as_a_peer_can_serve() {
+    let mut bench = Bench::new(2);
+    bench.nodes[1].serving = Err("its checks fail".to_owned());
+    let leave = |bench: &mut Bench| {
+        let view = bench.view(0);
+        let outputs = bench.nodes[0].handovers.leave(bench.now, &view);
+        bench.carry_out(0, outputs);
+        bench.run(3 * DOWN);
+        view.others_can_serve()
+    };
+    assert!(!leave(&mut bench));
+    assert_eq!(bench.active, Some(0));
+    bench.nodes[1].serving = Ok(());
+    assert!(leave(&mut bench));
+    assert_eq!((bench.active, bench.replies.len()), (Some(1), 1));
+    // One that cannot be asked is not waited for each time.
+    let mut bench = Bench::new(2);
+    bench.nodes[1].speaks = false;
+    assert!(leave(&mut bench));
+    assert_eq!((bench.active, bench.replies.len()), (Some(0), 0));
+}
+
+#[test]
+fn another_successor_than_the_named_one_is_said() {
+    let mut bench = Bench::new(3);
+    bench.instead = Some(2);
+    let answer = bench.result(1, Some("node-2")).answer;
+    assert_eq!((answer.outcome, answer.holder), (Outcome::ACCEPTED, name(2)));
+    assert_eq!(answer.reason, "it took over because node-2 did not");
 }

@@ -10,12 +10,14 @@ use vrrp::runner::InstanceId;
 
 use crate::daemon::group::{LinkKey, PeerState};
 
+use super::choice::choose;
+
 /// The instances of this node, and the controllers that it knows.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     /// The name of this node.
     pub(crate) node: String,
-    /// The verdict of this node.
+    /// The verdict of this node; an error in standby.
     pub(crate) serving: Result<(), String>,
     pub(crate) instances: Vec<InstanceView>,
     /// The peers of each group channel.
@@ -35,6 +37,8 @@ pub(crate) struct InstanceView {
     /// The number that its routers have in common ([`group_of`](vrrp::channel::group_of)).
     pub(crate) group: u64,
     pub(crate) state: StateName,
+    /// It would advertise the degraded priority.
+    pub(crate) degraded: bool,
     /// The source of this node's advertisements.
     pub(crate) own: Option<IpAddr>,
     /// The Active that this node follows.
@@ -71,6 +75,11 @@ impl View {
         })
     }
 
+    /// Returns whether another controller can have the virtual IPs of some instance, as far as this node knows.
+    pub(crate) fn others_can_serve(&self) -> bool {
+        self.instances.iter().any(|instance| choose(self, instance, None).is_ok())
+    }
+
     /// The name of the node with this address, with the address where it is another one.
     pub(crate) fn name(&self, instance: &InstanceView, address: IpAddr) -> String {
         if instance.own == Some(address) {
@@ -80,10 +89,13 @@ impl View {
         peer.map_or_else(|| address.to_string(), |(peer, _)| label(peer))
     }
 
-    /// The controllers that may have the addresses of an instance and take no part in the channel, such as those with
-    /// keepalived.
-    pub(crate) fn silent_members(&self, instance: &InstanceView) -> BTreeSet<IpAddr> {
-        let known = self.controllers.iter().chain(&instance.unicast_peers).copied();
+    /// The controllers that may have the addresses of an instance and are not in the channel, such as those with
+    /// keepalived. The addresses of controllers may be of another network than advertisements come from; they are not if
+    /// this node's source is among them.
+    pub(crate) fn outside_channel(&self, instance: &InstanceView) -> BTreeSet<IpAddr> {
+        let are_sources = instance.own.is_some_and(|own| self.controllers.contains(&own));
+        let controllers = self.controllers.iter().filter(|_| are_sources);
+        let known = controllers.chain(&instance.unicast_peers).copied();
         let of_family =
             known.filter(|known| instance.own.is_some_and(|own| own.is_ipv4() == known.is_ipv4()));
         of_family
@@ -107,7 +119,7 @@ pub(crate) fn label(peer: &PeerState) -> String {
 ///
 /// # Errors
 ///
-/// There is none, or more than one.
+/// If no instance matches, or more than one.
 pub(crate) fn selected(instances: &[InstanceView], named: Option<&str>) -> Result<InstanceId, String> {
     let known = || {
         let text = |instance: &InstanceView| {

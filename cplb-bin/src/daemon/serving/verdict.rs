@@ -26,7 +26,7 @@ pub(crate) enum Input<'a> {
     Due,
     /// Another configuration is in use, so that evidence under the former one does not count.
     Configured,
-    /// An operator wants this node to stand by, or to end that, from the next evidence on.
+    /// This node is in standby, and another one can serve; from the next evidence on.
     Standby(bool),
     /// The evidence of the configuration with this generation. The next one follows after about `interval`.
     Observed { generation: u64, evidence: &'a Evidence, fitness: &'a [Fitness], interval: Duration },
@@ -139,11 +139,6 @@ impl Verdict {
     /// Returns whether evidence of this generation was gathered under the configuration in use.
     pub(crate) fn is_current(&self, generation: u64) -> bool {
         generation == self.generation
-    }
-
-    /// Returns whether an operator wants this node to stand by.
-    pub(crate) const fn stands_by(&self) -> bool {
-        self.stands_by
     }
 
     fn is_serving(&self) -> bool {
