@@ -13,9 +13,13 @@ use crate::support::{Cluster, Plan, TIMEOUT, binary};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("twenty_moves_at_1_s_reach_the_named_node", || moves(Plan::default())).needs([Tool::Nft]),
+        // 2,000 connections a second take most of a small machine.
+        Test::new("twenty_moves_at_1_s_reach_the_named_node", || moves(Plan::default()))
+            .needs([Tool::Nft])
+            .alone(),
         Test::new("twenty_moves_at_100_ms_reach_the_named_node", || moves(Plan::v3("100ms")))
-            .needs([Tool::Nft]),
+            .needs([Tool::Nft])
+            .alone(),
         Test::new("moves_by_unicast_with_keys_reach_the_named_node", moves_by_unicast).needs([Tool::Nft]),
         Test::new("moves_reach_the_named_node_ipv6", || {
             few_moves(&Cluster::start(Plan::v3("100ms").v6_only()));
