@@ -137,7 +137,7 @@ fn target_link_layer_address(mut options: &[u8]) -> Option<Option<MacAddr>> {
     options.is_empty().then_some(found)
 }
 
-fn ethernet(source: MacAddr, destination: MacAddr, ether_type: EtherType) -> Vec<u8> {
+pub(crate) fn ethernet(source: MacAddr, destination: MacAddr, ether_type: EtherType) -> Vec<u8> {
     Ethernet2Header { source: source.0, destination: destination.0, ether_type }.to_bytes().to_vec()
 }
 

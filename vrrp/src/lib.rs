@@ -1,10 +1,11 @@
 //! VRRPv2/v3 codec, ARP/NDP announcements and a sans-IO election state machine, with an optional real-time runner.
 //!
-//! The crate has six layers; each can be used without the ones below it in this list:
+//! The crate has seven layers; each can be used without the ones below it in this list:
 //!
 //! * [`packet`]: VRRP messages as bytes and as values (RFC 3768 with the PASS field of RFC 2338, RFC 9568).
 //! * [`hmac`]: signatures of messages, as keepalived 2.4 has them (`auth_hmac`).
 //! * [`channel`]: what the controllers of a group tell each other beyond VRRP, as a sans-IO state machine.
+//! * [`owners`]: the hosts that answer for virtual addresses without being Active, as a sans-IO state machine.
 //! * [`announce`]: the Ethernet frames that move a virtual address in the neighbours' caches.
 //! * [`router`]: [`VirtualRouter`], the election. It does no I/O and reads no clock: events and the time go in
 //!   through `handle_*`, actions and the next deadline come out through `poll_*`.
@@ -43,6 +44,7 @@
 pub mod announce;
 pub mod channel;
 pub mod hmac;
+pub mod owners;
 pub mod packet;
 pub mod router;
 #[cfg(feature = "runner")]

@@ -24,6 +24,7 @@ impl Daemon {
         self.group.set(wanted);
         self.report_channels();
         self.report_contention();
+        self.update_owners();
         if self.standby.is_wanted() {
             self.follow_standby();
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 13] = [
+const SHELLS: [&str; 14] = [
     "event_loop",
     "handlers",
     "serving_rounds",
@@ -18,6 +18,7 @@ const SHELLS: [&str; 13] = [
     "event_log",
     "group_report",
     "operators",
+    "owner_report",
     "desired",
 ];
 /// Modules that every subsystem may import.

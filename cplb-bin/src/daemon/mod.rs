@@ -21,6 +21,8 @@ mod ipvs;
 mod maintenance;
 mod mismatches;
 mod operators;
+mod owner_report;
+mod owners;
 mod prepare;
 mod problems;
 mod proxy;
@@ -64,6 +66,7 @@ use host_lock::HostLock;
 use ipvs::{Input, Ipvs};
 use mismatches::Mismatches;
 use operators::Operators;
+use owners::OwnerWatches;
 use prepare::Prepared;
 use problems::{Cause, Problems};
 use proxy::Proxy;
@@ -120,6 +123,9 @@ struct Daemon {
     /// The start by the wall clock, in seconds since 1970-01-01 00:00 UTC.
     started_at: u64,
     contention: Contention,
+    /// The watches for foreign owners of the virtual IPs.
+    owners: OwnerWatches,
+    logged_owners: owner_report::Logged,
 }
 
 /// Runs until a signal ends it.
@@ -228,6 +234,8 @@ impl Daemon {
             node_name,
             started_at: group_report::started_at(),
             contention: Contention::default(),
+            owners: OwnerWatches::default(),
+            logged_owners: owner_report::Logged::new(),
             channel,
         })
     }
@@ -242,6 +250,7 @@ impl Daemon {
     /// Stops all parts and removes their objects from the system, at the end or after a failed start.
     async fn take_down(&mut self) {
         self.group.set(BTreeMap::new());
+        self.owners = OwnerWatches::default();
         if let Some(election) = &self.election {
             election.end().await;
             // The last reports of both threads, such as the number of sessions that were reset.

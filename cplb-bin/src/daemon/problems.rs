@@ -96,6 +96,10 @@ pub(crate) enum Cause {
     Source(u32),
     /// Virtual IPs of an instance cannot be held under leases on this node.
     Unfit(u32),
+    /// Another host than the Active answers for a virtual IP of an instance.
+    Owner(u32),
+    /// The neighbours' claims on this interface cannot be watched.
+    OwnerWatch(String),
     /// Virtual IPs of an instance are on other interfaces of this node without a lease.
     Copies(u32),
 }
@@ -117,11 +121,13 @@ impl Cause {
             | Self::Vrf(id)
             | Self::Source(id)
             | Self::Unfit(id)
-            | Self::Copies(id) => Some(*id),
+            | Self::Copies(id)
+            | Self::Owner(id) => Some(*id),
             Self::Keeper(id) => *id,
             Self::Exhausted(_)
             | Self::Limited(..)
             | Self::Channel(_)
+            | Self::OwnerWatch(_)
             | Self::Unobserved
             | Self::Overrun
             | Self::RealTime

@@ -18,6 +18,7 @@ mod interop;
 mod main_path;
 mod operators;
 mod overrun;
+mod owners;
 mod packets;
 mod reach;
 mod realtime;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ("faults", faults::tests()),
         ("serving", serving::tests()),
         ("handover", handover::tests()),
+        ("owners", owners::tests()),
         ("operators", operators::tests()),
         ("authentication", authentication::tests()),
         ("interop", interop::tests()),

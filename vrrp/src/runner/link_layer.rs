@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use crate::types::{Family, IP_PROTOCOL};
 
 /// An announcement fits (a gratuitous ARP has 42 bytes, an NA with its option 86); longer frames are cut.
-pub(super) const MAX_FRAME: usize = 256;
+pub(crate) const MAX_FRAME: usize = 256;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -22,16 +22,18 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// The announcements that a watching socket passes on. It stays open and bound either way, because binding waits for
 /// every CPU of the host, and a successor's announcement may follow a resignation within microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Watching<'a> {
+pub(crate) enum Watching<'a> {
     /// Those of these addresses. The receiver compares them again: of IPv6 addresses only the last four bytes are
     /// filtered, and of a long list none.
     For(&'a [IpAddr]),
+    /// Those of these addresses, and every other ARP packet that one of them sends.
+    Senders(&'a [IpAddr]),
     /// None.
     Off,
 }
 
 /// Opens a socket that sends whole frames through interface `index` and receives none.
-pub(super) fn open_sender(index: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open_sender(index: u32) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_nonblocking(true)?;
     bind_to(&socket, index)?;
@@ -39,7 +41,7 @@ pub(super) fn open_sender(index: u32) -> io::Result<OwnedFd> {
 }
 
 /// Opens a socket that receives the announcements on interface `index`, switched off at first.
-pub(super) fn open_watcher(index: u32, family: Family) -> io::Result<OwnedFd> {
+pub(crate) fn open_watcher(index: u32, family: Family) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol_of(family)))?;
     socket.set_nonblocking(true)?;
     watch(socket.as_fd(), family, Watching::Off)?;
@@ -49,13 +51,16 @@ pub(super) fn open_watcher(index: u32, family: Family) -> io::Result<OwnedFd> {
 }
 
 /// Sets the announcements that a watcher receives.
-pub(super) fn watch(fd: BorrowedFd<'_>, family: Family, watching: Watching<'_>) -> io::Result<()> {
+pub(crate) fn watch(fd: BorrowedFd<'_>, family: Family, watching: Watching<'_>) -> io::Result<()> {
     match (watching, family) {
         (Watching::Off, _) => reject_all(fd),
         (Watching::For(addresses), Family::V4) => {
             SockRef::from(&fd).attach_filter(&filter::gratuitous_arp(addresses))
         }
-        (Watching::For(addresses), Family::V6) => {
+        (Watching::Senders(addresses), Family::V4) => {
+            SockRef::from(&fd).attach_filter(&filter::arp_sender(addresses))
+        }
+        (Watching::For(addresses) | Watching::Senders(addresses), Family::V6) => {
             SockRef::from(&fd).attach_filter(&filter::neighbour_advertisement(addresses))
         }
     }
@@ -85,13 +90,13 @@ fn drain(socket: &Socket) {
 }
 
 /// The next frame; `WouldBlock` if there is none.
-pub(super) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+pub(crate) fn receive<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
     let len = recv(fd.as_raw_fd(), buffer, MsgFlags::empty())?;
     Ok(&buffer[..len])
 }
 
 /// Sends one frame.
-pub(super) fn send(fd: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
+pub(crate) fn send(fd: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
     nix::sys::socket::send(fd.as_raw_fd(), frame, MsgFlags::empty())?;
     Ok(())
 }
@@ -178,12 +183,28 @@ mod filter {
             jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_X, 0, 1, 0),
             reject(),
         ];
+        accept_one_of(&mut program, v4_words(addresses));
+        program
+    }
+
+    /// ARP with one of `addresses` as its sender.
+    pub(super) fn arp_sender(addresses: &[IpAddr]) -> Vec<SockFilter> {
+        let mut program = vec![
+            load(libc::BPF_H, ETHER_TYPE),
+            if_equal(ETHERTYPE_ARP.into()),
+            reject(),
+            load(libc::BPF_W, ARP_SENDER_IP),
+        ];
+        accept_one_of(&mut program, v4_words(addresses));
+        program
+    }
+
+    fn v4_words(addresses: &[IpAddr]) -> Vec<u32> {
         let words = addresses.iter().filter_map(|address| match address {
             IpAddr::V4(v4) => Some(v4.to_bits()),
             IpAddr::V6(_) => None,
         });
-        accept_one_of(&mut program, words.collect());
-        program
+        words.collect()
     }
 
     /// A neighbour advertisement without extension headers with a target that ends as one of `addresses` does.

@@ -8,7 +8,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// An owned, non-blocking descriptor, registered for reading.
-pub(super) struct Watched(AsyncFd<OwnedFd>);
+#[derive(Debug)]
+pub(crate) struct Watched(AsyncFd<OwnedFd>);
 
 impl Watched {
     /// Must be called within a tokio runtime with I/O enabled.
@@ -17,12 +18,12 @@ impl Watched {
         reason = "its successor is an unsafe function; what that asks for, a descriptor that stays open and the same, \
                   holds for every `OwnedFd` by construction"
     )]
-    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
     }
 
     /// Ready while there may be something to read, until [`Watched::exhausted`] is called.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.0.poll_read_ready(cx) {
             Poll::Ready(Ok(mut guard)) => {
                 guard.retain_ready();
@@ -38,13 +39,13 @@ impl Watched {
     ///
     /// A packet that arrives between that read and this call is reported by a new edge, which only a later iteration of
     /// the single-threaded runtime can deliver, so it is not lost.
-    pub(super) fn exhausted(&self) {
+    pub(crate) fn exhausted(&self) {
         let _would_block =
             self.0.try_io(Interest::READABLE, |_| Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock)));
     }
 
     /// Takes the descriptor back out of the runtime.
-    pub(super) fn into_inner(self) -> OwnedFd {
+    pub(crate) fn into_inner(self) -> OwnedFd {
         self.0.into_inner()
     }
 }

@@ -33,6 +33,9 @@ pub(crate) struct Instance {
     /// VIPs that are on this node without a lease, on whatever interface.
     #[serde(default)]
     pub(crate) copies: Vec<AddressCopy>,
+    /// Hosts that answer for VIPs on the link without being the Active.
+    #[serde(default)]
+    pub(crate) foreign_owners: Vec<ForeignOwner>,
     /// As configured, 50 to 254.
     pub(crate) priority: u8,
     /// The priority in advertisements: a fifth of `priority` while not serving, or with reasons in `unfit`.
@@ -68,6 +71,21 @@ pub(crate) struct AddressCopy {
     pub(crate) address: String,
     /// The interface's name.
     pub(crate) interface: String,
+}
+
+/// A host that answers for a VIP and is not the Active.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ForeignOwner {
+    /// Without a prefix length.
+    pub(crate) address: String,
+    /// The link-layer address that answers.
+    pub(crate) mac: String,
+    pub(crate) first_seconds_ago: f64,
+    pub(crate) last_seconds_ago: f64,
+    /// The address of the controller that has this link-layer address, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) controller: Option<String>,
 }
 
 /// Another router that is Active.

@@ -26,6 +26,13 @@ fn complete() -> Status {
         holds_virtual_ips: true,
         unfit: Vec::new(),
         copies: vec![AddressCopy { address: text(), interface: text() }],
+        foreign_owners: vec![ForeignOwner {
+            address: text(),
+            mac: text(),
+            first_seconds_ago: 0.0,
+            last_seconds_ago: 0.0,
+            controller: Some(text()),
+        }],
         priority: 200,
         advertised_priority: 200,
         advert_interval_seconds: 1.0,
