@@ -21,11 +21,13 @@ use std::time::{Duration, Instant};
 
 use cplb_config::{escaped, is_unprintable};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::LogFormat;
 
@@ -71,12 +73,19 @@ impl Write for Queue {
     }
 }
 
+/// The filter of such a text: levels, and `target=level` for parts, separated by commas. `None` if it is none.
+fn filter(text: &str) -> Option<Targets> {
+    text.parse().ok().filter(|_| !text.trim().is_empty())
+}
+
 /// Installs the process-wide subscriber; a second call is a no-op.
 pub(crate) fn init(format: LogFormat) {
     let Some((queue, lines)) = start(format) else { return };
-    let filter = EnvFilter::try_from_env("CPLB_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
+    let filter =
+        std::env::var("CPLB_LOG").ok().and_then(|text| filter(&text)).or_else(|| filter(DEFAULT_FILTER));
+    let filter = filter.unwrap_or_default();
+    let builder = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
+    let builder = builder.with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());
     let installed = match format {
         LogFormat::Text => {
@@ -84,11 +93,17 @@ pub(crate) fn init(format: LogFormat) {
             let builder = builder.fmt_fields(EscapedFields::default());
             builder
                 .map_event_format(|format| LimitedFormat { format: format.with_ansi(ansi), lines })
+                .finish()
+                .with(filter)
                 .try_init()
         }
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true);
-            builder.map_event_format(|format| LimitedFormat { format: EscapedJson(format), lines }).try_init()
+            builder
+                .map_event_format(|format| LimitedFormat { format: EscapedJson(format), lines })
+                .finish()
+                .with(filter)
+                .try_init()
         }
     };
     if installed.is_err() {
@@ -213,6 +228,21 @@ fn next(items: &Receiver<Item>, held: &Lines) -> Result<Item, RecvTimeoutError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn a_filter_has_levels_for_all_and_for_parts() {
+        let enabled =
+            |text: &str, target: &str, level: Level| filter(text).unwrap().would_enable(target, &level);
+        assert!(enabled("debug", "cplb::daemon", Level::DEBUG));
+        assert!(enabled("info,vrrp=trace", "vrrp::router", Level::TRACE));
+        assert!(!enabled("info,vrrp=trace", "cplb::daemon", Level::DEBUG));
+        assert!(enabled(DEFAULT_FILTER, "cplb::daemon", Level::INFO));
+        assert!(!enabled(DEFAULT_FILTER, "kube_client::client", Level::ERROR));
+        for wrong in ["", " ", "info,vrrp=loud"] {
+            assert!(filter(wrong).is_none(), "{wrong}");
+        }
+    }
 
     const HOSTILE: &str = "a\nb\r\u{1b}[2J\u{9b}\u{202e}c\u{2028}\u{e0041}\"\\";
 
