@@ -38,12 +38,17 @@ pub struct Announcement {
 /// A broadcast frame that announces `ip` at `mac`: an ARP request with `ip` as sender and target.
 #[must_use]
 pub fn gratuitous_arp(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
+    arp_request(mac, ip, ip)
+}
+
+/// A broadcast frame with an ARP request.
+pub(crate) fn arp_request(mac: MacAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let arp = ArpEthIpv4Packet {
         operation: ArpOperation::REQUEST,
         sender_mac: mac.0,
-        sender_ipv4: ip.octets(),
+        sender_ipv4: sender.octets(),
         target_mac: [0; 6],
-        target_ipv4: ip.octets(),
+        target_ipv4: target.octets(),
     };
     let mut frame = ethernet(mac, MacAddr::BROADCAST, EtherType::ARP);
     frame.extend_from_slice(&arp.to_bytes());
@@ -62,9 +67,24 @@ pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
     body[18..].copy_from_slice(&mac.0);
 
     let flags = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
-    let mut header = Icmpv6Header::new(Icmpv6Type::NeighborAdvertisement(flags));
-    let (source, destination) = (ip.octets(), ALL_NODES.octets());
-    header.checksum = header.icmp_type.calc_checksum(source, destination, &body).unwrap_or_default();
+    neighbour_discovery(
+        [mac, ALL_NODES_MAC],
+        [ip, ALL_NODES],
+        Icmpv6Type::NeighborAdvertisement(flags),
+        &body,
+    )
+}
+
+/// A frame of neighbour discovery (RFC 4861 §4), between these two link-layer addresses and these two addresses.
+pub(crate) fn neighbour_discovery(
+    macs: [MacAddr; 2],
+    addresses: [Ipv6Addr; 2],
+    kind: Icmpv6Type,
+    body: &[u8; 16 + OPTION_UNIT_LEN],
+) -> Vec<u8> {
+    let [source, destination] = addresses.map(|address| address.octets());
+    let mut header = Icmpv6Header::new(kind);
+    header.checksum = header.icmp_type.calc_checksum(source, destination, body).unwrap_or_default();
     let ip_header = Ipv6Header {
         // Too small for the length to overflow: 32 bytes.
         payload_length: (ICMPV6_HEADER_LEN + body.len()) as u16,
@@ -74,11 +94,10 @@ pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
         destination,
         ..Ipv6Header::default()
     };
-
-    let mut frame = ethernet(mac, ALL_NODES_MAC, EtherType::IPV6);
+    let mut frame = ethernet(macs[0], macs[1], EtherType::IPV6);
     frame.extend_from_slice(&ip_header.to_bytes());
     frame.extend_from_slice(&header.to_bytes());
-    frame.extend_from_slice(&body);
+    frame.extend_from_slice(body);
     frame
 }
 
@@ -88,20 +107,27 @@ pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> Vec<u8> {
 pub fn parse_announcement(frame: &[u8]) -> Option<Announcement> {
     let (ethernet, rest) = Ethernet2Header::from_slice(frame).ok()?;
     match ethernet.ether_type {
-        EtherType::ARP => parse_arp(rest),
+        EtherType::ARP => parse_arp(rest).filter(|arp| arp.target == arp.claim.ip).map(|arp| arp.claim),
         EtherType::IPV6 => parse_na(MacAddr(ethernet.source), rest),
         _ => None,
     }
 }
 
-fn parse_arp(packet: &[u8]) -> Option<Announcement> {
+/// An ARP request or reply.
+pub(crate) struct Arp {
+    /// The statement about its sender.
+    pub(crate) claim: Announcement,
+    target: IpAddr,
+}
+
+/// An ARP request or reply whose sender claims an address.
+pub(crate) fn parse_arp(packet: &[u8]) -> Option<Arp> {
     let arp: ArpEthIpv4Packet = ArpPacketSlice::from_slice(packet).ok()?.to_packet().try_eth_ipv4().ok()?;
-    let about_itself = arp.sender_ipv4 == arp.target_ipv4;
     // Sender 0.0.0.0 is a probe (RFC 5227 §2.1.1), which claims nothing.
     let claims = arp.sender_ipv4 != [0; 4];
     let known = matches!(arp.operation, ArpOperation::REQUEST | ArpOperation::REPLY);
-    (about_itself && claims && known)
-        .then(|| Announcement { mac: MacAddr(arp.sender_mac), ip: IpAddr::V4(arp.sender_ipv4.into()) })
+    let claim = Announcement { mac: MacAddr(arp.sender_mac), ip: IpAddr::V4(arp.sender_ipv4.into()) };
+    (claims && known).then(|| Arp { claim, target: IpAddr::V4(arp.target_ipv4.into()) })
 }
 
 fn parse_na(sender: MacAddr, packet: &[u8]) -> Option<Announcement> {
@@ -137,7 +163,7 @@ fn target_link_layer_address(mut options: &[u8]) -> Option<Option<MacAddr>> {
     options.is_empty().then_some(found)
 }
 
-pub(crate) fn ethernet(source: MacAddr, destination: MacAddr, ether_type: EtherType) -> Vec<u8> {
+fn ethernet(source: MacAddr, destination: MacAddr, ether_type: EtherType) -> Vec<u8> {
     Ethernet2Header { source: source.0, destination: destination.0, ether_type }.to_bytes().to_vec()
 }
 

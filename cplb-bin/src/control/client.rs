@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_said() {
+    fn unknown_times_are_shown_as_unknown() {
         let remark = Some("not in the group channel".to_owned());
         let shown = text(&outcome(Move { taken_seconds: None, blackout_seconds: None, remark, ..example() }));
         assert!(shown.contains("blackout not known") && shown.contains("node-2: not in"), "{shown}");

@@ -49,7 +49,7 @@ pub(crate) struct Outcome {
     /// The reason why it was not done, or not completely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refused: Option<String>,
-    /// What holds for this node now.
+    /// The state of this node after the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
     /// The moves, one for each instance.

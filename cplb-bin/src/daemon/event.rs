@@ -42,7 +42,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum ControlEvent {
     Asked(Asked),
-    /// Whether this node is in standby was recorded for the operator with this number; the fault if it was not.
+    /// The end of the attempt to record standby, for the operator with this number; with the fault, if it failed.
     Recorded {
         operator: u64,
         fault: Option<String>,

@@ -18,7 +18,7 @@ use super::vip::Election;
 pub(super) type Logged = BTreeSet<(InstanceId, IpAddr, MacAddr)>;
 
 impl Daemon {
-    /// Watches the virtual IPs as the instances and interfaces are, and names those who answer for them.
+    /// Watches the virtual IPs as the instances and interfaces are, and reports the hosts that answer for them.
     pub(super) fn update_owners(&mut self) {
         let wanted = if self.stopping { BTreeMap::new() } else { self.watched_links() };
         self.owners.set(wanted, self.election.as_ref().map(|election| &election.runner));

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The time within which the state directory is to answer.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whether an operator wants this node to stand by, which a restart does not change.
+/// The standby that an operator asked for; it outlasts a restart.
 #[derive(Debug)]
 pub(crate) struct Standby {
     path: PathBuf,

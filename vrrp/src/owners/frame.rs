@@ -1,32 +1,22 @@
-//! The questions of who has an address, and the answers.
+//! Questions for the link-layer address of an address, and the claims that answer them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice, EtherType, Ethernet2Header, IpNumber};
-use etherparse::{Icmpv6Header, Icmpv6Type, Ipv6Header};
+use etherparse::{EtherType, Ethernet2Header, Icmpv6Type};
 
-use crate::announce::{Announcement, ethernet, parse_announcement};
-use crate::types::{HOP_LIMIT, MacAddr};
+use crate::announce::{Announcement, arp_request, neighbour_discovery, parse_announcement, parse_arp};
+use crate::types::MacAddr;
 
 /// The option that carries the link-layer address of the sender, with its length in units of 8 bytes (RFC 4861 §4.6.1).
 const SOURCE_LINK_LAYER_ADDRESS: [u8; 2] = [1, 1];
 
-/// A broadcast frame that asks who has `ip`: an ARP probe (RFC 5227 §2.1.1), which claims no address and changes no cache.
+/// An ARP probe for `ip` (RFC 5227 §2.1.1): a broadcast that claims no address, so that it changes no cache.
 #[must_use]
 pub fn arp_probe(mac: MacAddr, ip: Ipv4Addr) -> Vec<u8> {
-    let arp = ArpEthIpv4Packet {
-        operation: ArpOperation::REQUEST,
-        sender_mac: mac.0,
-        sender_ipv4: [0; 4],
-        target_mac: [0; 6],
-        target_ipv4: ip.octets(),
-    };
-    let mut frame = ethernet(mac, MacAddr::BROADCAST, EtherType::ARP);
-    frame.extend_from_slice(&arp.to_bytes());
-    frame
+    arp_request(mac, Ipv4Addr::UNSPECIFIED, ip)
 }
 
-/// A multicast frame that asks who has `ip`: a neighbour solicitation (RFC 4861 §4.3) from `source`, an address of `mac`.
+/// A neighbour solicitation for `ip` (RFC 4861 §4.3) from `source`, an address of `mac`.
 #[must_use]
 pub fn neighbour_solicitation(mac: MacAddr, source: Ipv6Addr, ip: Ipv6Addr) -> Vec<u8> {
     let [.., a, b, c] = ip.octets();
@@ -37,23 +27,7 @@ pub fn neighbour_solicitation(mac: MacAddr, source: Ipv6Addr, ip: Ipv6Addr) -> V
     body[..16].copy_from_slice(&ip.octets());
     body[16..18].copy_from_slice(&SOURCE_LINK_LAYER_ADDRESS);
     body[18..].copy_from_slice(&mac.0);
-    let mut header = Icmpv6Header::new(Icmpv6Type::NeighborSolicitation);
-    let addresses = (source.octets(), group.octets());
-    header.checksum = header.icmp_type.calc_checksum(addresses.0, addresses.1, &body).unwrap_or_default();
-    let ip_header = Ipv6Header {
-        // Too small for the length to overflow: 32 bytes.
-        payload_length: (header.header_len() + body.len()) as u16,
-        next_header: IpNumber::IPV6_ICMP,
-        hop_limit: HOP_LIMIT,
-        source: addresses.0,
-        destination: addresses.1,
-        ..Ipv6Header::default()
-    };
-    let mut frame = ethernet(mac, destination, EtherType::IPV6);
-    frame.extend_from_slice(&ip_header.to_bytes());
-    frame.extend_from_slice(&header.to_bytes());
-    frame.extend_from_slice(&body);
-    frame
+    neighbour_discovery([mac, destination], [source, group], Icmpv6Type::NeighborSolicitation, &body)
 }
 
 /// The statement in an Ethernet frame that an address is at a link-layer address: an ARP packet with a sender, or a valid
@@ -61,14 +35,10 @@ pub fn neighbour_solicitation(mac: MacAddr, source: Ipv6Addr, ip: Ipv6Addr) -> V
 #[must_use]
 pub fn parse_claim(frame: &[u8]) -> Option<Announcement> {
     let (ethernet, rest) = Ethernet2Header::from_slice(frame).ok()?;
-    if ethernet.ether_type != EtherType::ARP {
-        return parse_announcement(frame);
+    match ethernet.ether_type {
+        EtherType::ARP => parse_arp(rest).map(|arp| arp.claim),
+        _ => parse_announcement(frame),
     }
-    let arp: ArpEthIpv4Packet = ArpPacketSlice::from_slice(rest).ok()?.to_packet().try_eth_ipv4().ok()?;
-    let claims = arp.sender_ipv4 != [0; 4];
-    let known = matches!(arp.operation, ArpOperation::REQUEST | ArpOperation::REPLY);
-    (claims && known)
-        .then(|| Announcement { mac: MacAddr(arp.sender_mac), ip: IpAddr::V4(arp.sender_ipv4.into()) })
 }
 
 #[cfg(test)]

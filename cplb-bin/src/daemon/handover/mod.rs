@@ -1,10 +1,11 @@
 //! Moves of virtual IPs on request, as a state machine without I/O.
 //!
-//! An operator asks any node. A node that is not Active passes the request on through the group channel. The Active tells
-//! every router who is to have the addresses, resigns, and asks the successor when it had them: from both ends' times follows
-//! the blackout. The election alone decides what happens; a message that is lost costs the move, not the addresses.
+//! An operator asks any node. A node that is not Active passes the request on through the group channel. The Active names the
+//! successor to every router, resigns, and asks the successor how long the takeover took: the blackout follows from the times
+//! of both ends. The election alone decides what happens; a message that is lost costs the move, not the addresses.
 
 mod choice;
+mod progress;
 mod view;
 
 #[cfg(test)]
@@ -14,8 +15,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use vrrp::channel::{Answer, Outcome, Request};
-use vrrp::router::{MoveSide, PlannedMove, StateName};
+use vrrp::channel::{Answer, Request};
+use vrrp::router::StateName;
 use vrrp::runner::InstanceId;
 
 use super::group::LinkKey;
@@ -32,9 +33,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The reason of a router that was asked and did not answer.
 const SILENT: &str = "it did not answer";
-
-/// The age up to which a measurement belongs to the move that a peer asks about.
-const RECENT: Duration = Duration::from_secs(60);
 
 /// The one that wants a move.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -365,178 +363,6 @@ impl Handovers {
         }
     }
 
-    /// Handles the answer to a request of this node; `None` if there was none in time.
-    pub(crate) fn answered(
-        &mut self,
-        now: Instant,
-        view: &View,
-        token: u64,
-        answer: Option<Answer>,
-    ) -> Vec<Output> {
-        if let Some(relay) = self.relays.remove(&token) {
-            let Relay { asker, instance, active, .. } = relay;
-            let silent = || {
-                Answer::refused(format!("{active}, which was Active, did not answer; they may have moved"))
-            };
-            let answer = answer.unwrap_or_else(silent);
-            return vec![Output::Reply { asker, instance, result: MoveResult { from: active, answer } }];
-        }
-        let concerned = self.moves.iter_mut().find(|(_, current)| match &current.phase {
-            Phase::Telling(waiting) => waiting.contains_key(&token),
-            Phase::HandingOver => false,
-            Phase::Asking { token: asked, .. } => *asked == token,
-        });
-        let Some((&id, current)) = concerned else { return Vec::new() };
-        match &mut current.phase {
-            Phase::Telling(waiting) => {
-                let Some(peer) = waiting.remove(&token) else { return Vec::new() };
-                let is_successor = current.successor == Some(peer);
-                let refusal = match answer {
-                    Some(answer) if answer.outcome == Outcome::ACCEPTED => None,
-                    Some(answer) => Some(answer.reason),
-                    None => {
-                        if is_successor {
-                            // It may know that it is the successor, so that no other one may be named.
-                            current.candidates.clear();
-                        }
-                        Some(SILENT.to_owned())
-                    }
-                };
-                match (view.instance(id), refusal.filter(|_| is_successor)) {
-                    (Some(instance), Some(why)) => self.decline(now, view, instance, &why),
-                    (Some(instance), None) if self.all_told(id) => self.hand_over(now, instance),
-                    _ => Vec::new(),
-                }
-            }
-            Phase::Asking { answer: own, .. } => {
-                let taken = answer.and_then(|answer| answer.taken);
-                let answer = Answer { taken, ..own.clone() };
-                self.end(view, id, answer)
-            }
-            Phase::HandingOver => Vec::new(),
-        }
-    }
-
-    /// Handles the deadlines, and the progress of the election.
-    pub(crate) fn tick(&mut self, now: Instant, view: &View) -> Vec<Output> {
-        let mut outputs = self.answer_questions(now, view);
-        let over: Vec<u64> =
-            self.relays.iter().filter(|(_, relay)| now >= relay.deadline).map(|(token, _)| *token).collect();
-        for token in over {
-            outputs.extend(self.answered(now, view, token, None));
-        }
-        let ids: Vec<InstanceId> = self.moves.keys().copied().collect();
-        for id in ids {
-            outputs.extend(self.advance(now, view, id));
-        }
-        outputs
-    }
-
-    fn answer_questions(&mut self, now: Instant, view: &View) -> Vec<Output> {
-        let mut outputs = Vec::new();
-        self.questions.retain(|question| {
-            let instance = view.instance(question.instance);
-            let taken = instance.and_then(|instance| taken_from(now, instance, question.from));
-            let done = taken.is_some() || now >= question.deadline;
-            if done {
-                let answer = Answer { holder: view.node.clone(), taken, ..Answer::accepted() };
-                let Question { link, from, id, .. } = question;
-                outputs.push(Output::Answer { link: link.clone(), to: *from, id: *id, answer });
-            }
-            !done
-        });
-        outputs
-    }
-
-    fn advance(&mut self, now: Instant, view: &View, id: InstanceId) -> Vec<Output> {
-        let Some(current) = self.moves.get_mut(&id) else { return Vec::new() };
-        let Some(instance) = view.instance(id) else {
-            return self.end(view, id, Answer::refused("the instance was removed"));
-        };
-        let (late, successor) = (now >= current.deadline, current.successor);
-        match &current.phase {
-            Phase::Telling(waiting) if late => match successor {
-                Some(successor) if waiting.values().any(|peer| *peer == successor) => {
-                    current.candidates.clear();
-                    self.decline(now, view, instance, SILENT)
-                }
-                // The successor knows; the others would only wait for it.
-                _ => self.hand_over(now, instance),
-            },
-            Phase::Telling(_) => Vec::new(),
-            Phase::HandingOver => {
-                let own_move = instance
-                    .last_move
-                    .filter(|last| last.side == MoveSide::From && last.resigned >= current.began);
-                match own_move {
-                    // The result is told when this node has them no more.
-                    Some(PlannedMove { took: Some(_), .. }) if instance.holds && !late => Vec::new(),
-                    Some(PlannedMove { took: Some(kept), other, .. }) => {
-                        self.handed_over(now, view, instance, kept, other)
-                    }
-                    Some(_) if instance.state == StateName::Active => {
-                        let why = "no router that can serve took over in time";
-                        self.end(view, id, Answer { holder: view.node.clone(), ..Answer::refused(why) })
-                    }
-                    _ if late => {
-                        let why =
-                            format!("the handover did not end; {} is {} now", view.node, instance.state);
-                        self.end(view, id, Answer::refused(why))
-                    }
-                    _ => Vec::new(),
-                }
-            }
-            Phase::Asking { answer, .. } if late => {
-                let answer = answer.clone();
-                self.end(view, id, answer)
-            }
-            Phase::Asking { .. } => Vec::new(),
-        }
-    }
-
-    /// The election has handed over: asks the successor when it had the addresses.
-    fn handed_over(
-        &mut self,
-        now: Instant,
-        view: &View,
-        instance: &InstanceView,
-        kept: Duration,
-        other: Option<IpAddr>,
-    ) -> Vec<Output> {
-        let (id, vrid) = (instance.id, instance.vrid);
-        let named = self.moves.get(&id).and_then(|current| current.successor);
-        let other = other.or(instance.active);
-        let holder = other.map(|other| view.name(instance, other)).unwrap_or_default();
-        let mut answer = Answer { holder, kept: Some(kept), ..Answer::accepted() };
-        if let Some(named) = named.filter(|named| other.is_some_and(|other| other != *named)) {
-            answer.reason = format!("it took over because {} did not", view.name(instance, named));
-        }
-        let peer = other.and_then(|other| {
-            let mut peers = view.members(instance).map(|(peer, _)| peer);
-            peers.find(|peer| is_at(peer, other)).map(|peer| peer.address)
-        });
-        let (Some(link), Some(to)) = (&instance.link, peer) else {
-            let reason =
-                "it is not in the group channel (is it keepalived?), so its end of the move was not measured";
-            if answer.reason.is_empty() {
-                reason.clone_into(&mut answer.reason);
-            }
-            return self.end(view, id, answer);
-        };
-        let token = self.token();
-        if let Some(current) = self.moves.get_mut(&id) {
-            (current.phase, current.deadline) = (Phase::Asking { token, answer }, now + 2 * ANSWER_TIME);
-        }
-        let request = Request::Moved { vrid };
-        vec![Output::Ask { link: link.clone(), token, to, request, timeout: 2 * ANSWER_TIME }]
-    }
-
-    fn end(&mut self, view: &View, id: InstanceId, answer: Answer) -> Vec<Output> {
-        let Some(MoveInProgress { asker, .. }) = self.moves.remove(&id) else { return Vec::new() };
-        let from = view.node.clone();
-        vec![Output::Reply { asker, instance: id, result: MoveResult { from, answer } }]
-    }
-
     const fn token(&mut self) -> u64 {
         self.tokens += 1;
         self.tokens
@@ -547,14 +373,6 @@ impl Handovers {
 /// advertised.
 fn succession_time(instance: &InstanceView) -> Duration {
     2 * ANSWER_TIME + instance.down
-}
-
-/// The time after which this node had the addresses that this peer handed over just now.
-fn taken_from(now: Instant, instance: &InstanceView, peer: IpAddr) -> Option<Duration> {
-    let last = instance.last_move.filter(|last| last.side == MoveSide::To)?;
-    let is_this = last.other.is_none_or(|other| other == peer);
-    let recent = now.saturating_duration_since(last.resigned) < RECENT;
-    last.took.filter(|_| is_this && recent)
 }
 
 /// A refusal; `from` is the node that has the addresses and keeps them, if it is known.

@@ -2,9 +2,11 @@
 
 use proptest::prelude::*;
 use vrrp::MacAddr;
-use vrrp::channel::{InstanceReport, Report};
+use vrrp::channel::{InstanceReport, Outcome, Report};
+use vrrp::router::{MoveSide, PlannedMove};
 use vrrp::runner::Interface;
 
+use super::progress::{RECENT, taken_from};
 use super::*;
 use crate::daemon::group::PeerState;
 
@@ -360,7 +362,7 @@ fn only_the_active_names_a_successor() {
         bench.nodes[1].handovers.requested(bench.now, &view, (link(), address(2), 1), request.clone());
     let [Output::Answer { answer, .. }] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!(answer.outcome, Outcome::REFUSED);
-    // The Active itself follows nobody.
+    // An Active follows no other router.
     let view = bench.view(0);
     let outputs = bench.nodes[0].handovers.requested(bench.now, &view, (link(), address(1), 1), request);
     assert!(matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.outcome == Outcome::REFUSED));
@@ -445,7 +447,7 @@ fn a_node_that_cannot_hold_the_addresses_does_not_take_over() {
     let mut handovers = Handovers::default();
     let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), request.clone());
     assert!(matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("cannot hold")));
-    // Another successor is none of its business, unless nobody knows it.
+    // Another known controller may be named, an unknown address may not.
     let other = Request::Succession { vrid: 51, successor: address(2), lasts: u32::MAX };
     let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), other);
     let [Output::Succession { active, successor, until, .. }, _] = outputs[..] else { panic!("{outputs:?}") };

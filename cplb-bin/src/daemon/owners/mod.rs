@@ -50,7 +50,7 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// What a watch has found.
+/// The results of a watch.
 #[derive(Debug, Default)]
 struct Board {
     found: Found,

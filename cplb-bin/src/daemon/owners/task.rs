@@ -7,15 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use vrrp::Announcement;
 use vrrp::owners::{Holder, Owners, OwnersSocket, Timing};
 use vrrp::router::StateName;
-use vrrp::runner::{InstanceId, InstanceStatus, RunnerHandle};
+use vrrp::runner::{InstanceId, InstanceStatus, RunnerHandle, RunnerStatus};
 
 use super::{Board, Instances, Link, Watched};
 
 /// The wait after the sockets could not be opened or failed.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The time in which at most [`CLAIMS`] are handled, after which the results are posted. A flood of forged claims takes no more
+/// of the daemon's thread.
+const WINDOW: Duration = Duration::from_millis(100);
+const CLAIMS: u32 = 100;
 
 /// Runs until the owner drops its end.
 pub(super) async fn run(
@@ -24,7 +28,8 @@ pub(super) async fn run(
     runner: RunnerHandle,
     board: Arc<Mutex<Board>>,
 ) {
-    let mut task = Task { link, runner, board, cores: BTreeMap::new(), watched: BTreeMap::new() };
+    let (cores, watched) = (BTreeMap::new(), BTreeMap::new());
+    let mut task = Task { link, status: runner.status(), runner, board, cores, watched };
     loop {
         let error = match task.watch(&mut instances).await {
             Ok(()) => return,
@@ -41,6 +46,8 @@ pub(super) async fn run(
 struct Task {
     link: Link,
     runner: RunnerHandle,
+    /// The status that the cores follow.
+    status: Arc<RunnerStatus>,
     board: Arc<Mutex<Board>>,
     cores: BTreeMap<InstanceId, Owners>,
     watched: Instances,
@@ -55,27 +62,42 @@ impl Task {
         loop {
             let current = instances.borrow_and_update().clone();
             self.set(current);
+            self.follow(self.runner.status(), Instant::now());
             let mut filter = self.addresses();
             socket.watch(&filter)?;
+            let (mut window_ends, mut claims, mut received) = (Instant::now(), 0, None);
             loop {
                 let now = Instant::now();
-                self.follow_election(now);
-                // The Active's address is among those that are listened to.
-                let wanted = self.addresses();
-                if wanted != filter {
-                    socket.watch(&wanted)?;
-                    filter = wanted;
+                if self.follow_election(now) {
+                    // The Active's address is among those that are listened to.
+                    let addresses = self.addresses();
+                    if addresses != filter {
+                        socket.watch(&addresses)?;
+                        filter = addresses;
+                    }
+                }
+                // Compared with the Active of this moment.
+                if let Some(claim) = received.take() {
+                    self.cores.values_mut().for_each(|core| core.handle_claim(now, claim));
                 }
                 self.ask(now, &socket);
-                self.post();
+                if now >= window_ends {
+                    self.post();
+                    (window_ends, claims) = (now + WINDOW, 0);
+                }
                 let wake = self.cores.values().map(Owners::poll_timeout).min();
                 let wake = wake.unwrap_or(now + RETRY).max(now + Duration::from_millis(10));
+                // What the claims have changed is posted at the end of the window.
+                let wake = if claims > 0 { wake.min(window_ends) } else { wake };
                 tokio::select! {
                     result = instances.changed() => match result {
                         Ok(()) => break,
                         Err(_) => return Ok(()),
                     },
-                    claim = socket.receive() => self.handle(claim?),
+                    claim = socket.receive(), if claims < CLAIMS => {
+                        claims += 1;
+                        received = Some(claim?);
+                    }
                     () = tokio::time::sleep_until(wake.into()) => {}
                 }
                 // A flood of claims must not keep the loop of the daemon from its work.
@@ -105,20 +127,24 @@ impl Task {
         listed.chain(holders).collect()
     }
 
-    /// A claim is compared with the Active of this moment: the status is at most 200 ms old.
-    fn follow_election(&mut self, now: Instant) {
+    /// Passes a changed Active to the cores. Returns whether the status changed; it is at most 200 ms old.
+    fn follow_election(&mut self, now: Instant) -> bool {
         let status = self.runner.status();
-        for (id, core) in &mut self.cores {
-            let router = status.instances.iter().find(|router| router.id == *id);
-            let own = self.watched.get(id).map(|watched| watched.own);
-            core.handle_holder(now, router.zip(own).and_then(|(router, own)| holder(router, own)));
+        let changed = !Arc::ptr_eq(&status, &self.status);
+        if changed {
+            self.follow(status, now);
         }
+        changed
     }
 
-    fn handle(&mut self, claim: Announcement) {
-        let now = Instant::now();
-        self.follow_election(now);
-        self.cores.values_mut().for_each(|core| core.handle_claim(now, claim));
+    fn follow(&mut self, status: Arc<RunnerStatus>, now: Instant) {
+        let routers: BTreeMap<InstanceId, &InstanceStatus> =
+            status.instances.iter().map(|router| (router.id, router)).collect();
+        for (id, core) in &mut self.cores {
+            let own = self.watched.get(id).map(|watched| watched.own);
+            core.handle_holder(now, routers.get(id).zip(own).and_then(|(router, own)| holder(router, own)));
+        }
+        self.status = status;
     }
 
     fn ask(&mut self, now: Instant, socket: &OwnersSocket) {

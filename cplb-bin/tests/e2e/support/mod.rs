@@ -290,7 +290,7 @@ impl Cluster {
         }
     }
 
-    /// What [`degraded`] returns for a node, as JSON: `[]` if there is nothing.
+    /// The result of [`degraded`] for a node, as JSON: `[]` if there is no entry.
     pub(crate) fn degraded(&self, index: usize) -> String {
         serde_json::json!(degraded(&self.status(index))).to_string()
     }
@@ -388,7 +388,7 @@ fn timeout() -> Duration {
     if testbed::guest::is_guest() { 4 * TIMEOUT } else { TIMEOUT }
 }
 
-/// What degrades a node, from its status. What every daemon of an ordinary user lacks, real-time priority, is left out.
+/// The entries of `degraded` in a status, without those about real-time priority, which an ordinary user does not have.
 pub(crate) fn degraded(status: &Value) -> Vec<String> {
     let entries = status["degraded"].as_array().expect("a list").iter();
     let texts = entries.map(|entry| entry.as_str().expect("a text").to_owned());
