@@ -56,7 +56,7 @@ pub use format::Format;
 pub use load::{Document, Loaded, MAX_BYTES, load, load_bytes};
 pub use model::{
     AuthHmac, Backend, Backends, Config, HmacKey, HmacKeyError, Host, Instance, LbAlgorithm, LbKind, Port,
-    Service, Unicast, VirtualServer,
+    Service, Unicast, UnicastPeers, VirtualServer,
 };
 pub use native::{Redact, WriteError, json_schema};
 pub use read::{BackendError, K0S_KUBECONFIG};

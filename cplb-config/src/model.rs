@@ -28,6 +28,8 @@ pub struct Config {
     pub ipvs_sync: bool,
     /// Only move the virtual IPs; balance nothing.
     pub disable_load_balancer: bool,
+    /// The address or name by which clients reach the API servers, if it is configured; their certificates should have it.
+    pub external_address: Option<Host>,
     /// First port the userspace proxy binds; where services got their default bind ports from.
     pub proxy_bind_port: Port,
     /// The address of the node at which other hosts reach the bind ports themselves; unspecified for all of its family,
@@ -164,8 +166,17 @@ impl AuthHmac {
 pub struct Unicast {
     /// Source address; `None` takes the interface's.
     pub source: Option<IpAddr>,
-    /// The other routers, at least one; none of them is the source or a virtual IP.
-    pub peers: Vec<IpAddr>,
+    /// The other routers.
+    pub peers: UnicastPeers,
+}
+
+/// The routers that unicast advertisements go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnicastPeers {
+    /// These, at least one; none of them is the source or a virtual IP.
+    Listed(Vec<IpAddr>),
+    /// The other controllers: the backends, the servers that are discovered, and controllers that report themselves.
+    Auto,
 }
 
 /// A virtual IP balanced by IPVS.

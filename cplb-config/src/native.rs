@@ -16,14 +16,15 @@ use vrrp::{AuthPass, Version};
 
 use crate::duration;
 use crate::model::{
-    AuthHmac, Backend, Backends, Config, HmacKey, Instance, LbAlgorithm, LbKind, Service, VirtualServer,
+    AuthHmac, Backend, Backends, Config, HmacKey, Host, Instance, LbAlgorithm, LbKind, Service, UnicastPeers,
+    VirtualServer,
 };
 use crate::secret::REDACTED;
 
 use mirror::{
-    AntiReplaySpec, ApiVersion, AuthHmacSpec, BackendSpec, BackendsSpec, BalanceSpec, Document,
+    AntiReplaySpec, ApiVersion, AuthHmacSpec, AutoSpec, BackendSpec, BackendsSpec, BalanceSpec, Document,
     FullBackendSpec, HealthCheckSpec, HealthType, HmacKeySpec, HmacMode, Kind, KubernetesSpec, LbAlgo,
-    PreemptSpec, ServiceSpec, Spec, StatusSpec, VirtualServerSpec, VrrpInstance,
+    PreemptSpec, ServiceSpec, Spec, StatusSpec, UnicastPeersSpec, VirtualServerSpec, VrrpInstance,
 };
 
 /// The treatment of passwords in a written document.
@@ -72,6 +73,10 @@ impl Document {
             virtual_servers: Some(config.virtual_servers.iter().map(VirtualServerSpec::from).collect()),
             ipvs_sync: (config.ipvs_sync || !config.virtual_servers.is_empty()).then_some(config.ipvs_sync),
             disable_load_balancer: Some(config.disable_load_balancer),
+            external_address: config.external_address.as_ref().map(|host| match host {
+                Host::Address(ip) => ip.to_string(),
+                Host::Name(name) => name.clone(),
+            }),
             user_space_proxy_bind_port: Some(config.proxy_bind_port.number()),
             bind_address: config.bind_address,
             services: Some(config.services.iter().map(ServiceSpec::from).collect()),
@@ -115,7 +120,10 @@ impl VrrpInstance {
                 Preempt::Always => PreemptSpec::Always,
             }),
             unicast_source_ip: unicast.and_then(|unicast| unicast.source),
-            unicast_peers: unicast.map(|unicast| unicast.peers.clone()),
+            unicast_peers: unicast.map(|unicast| match &unicast.peers {
+                UnicastPeers::Listed(peers) => UnicastPeersSpec::Listed(peers.clone()),
+                UnicastPeers::Auto => UnicastPeersSpec::Auto(AutoSpec::Auto),
+            }),
             address_label: Some(instance.address_label.value()),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cplb_config::{
     AuthHmac, Backend, Backends, Config, HmacKey, Host, Instance, LbAlgorithm, LbKind, Port, Redact, Service,
-    Unicast, VirtualServer, load,
+    Unicast, UnicastPeers, VirtualServer, load,
 };
 use lb_proxy::{Balance, HealthCheck, HealthKind};
 use netlink_vip::{AddressLabel, InterfaceSelector, VipAddress};
@@ -139,7 +139,9 @@ fn instance(vrid: u8, draft: Draft, used: &mut BTreeSet<IpAddr>) -> Option<Insta
         let source = with_source.then(|| decides.first().copied()).flatten();
         let peers: Vec<IpAddr> = peers.into_iter().filter(|ip| Some(*ip) != source).collect();
         let reaches = peers.iter().any(|ip| ip.is_ipv4() == has(true));
-        reaches.then_some(Unicast { source, peers })
+        // Those without peers find them.
+        let peers = if peers.is_empty() { UnicastPeers::Auto } else { UnicastPeers::Listed(peers) };
+        (reaches || peers == UnicastPeers::Auto).then_some(Unicast { source, peers })
     });
     Some(Instance {
         virtual_ips,
@@ -161,7 +163,7 @@ fn port() -> impl Strategy<Value = Port> {
     (1..=u16::MAX).prop_map(|number| Port::new(number).unwrap())
 }
 
-fn backend() -> impl Strategy<Value = Backend> {
+fn host() -> impl Strategy<Value = Host> {
     let name = select(vec![
         "controller-0.k0s.lab",
         "yes",
@@ -173,12 +175,15 @@ fn backend() -> impl Strategy<Value = Backend> {
         "e1",
         "0x10g",
     ]);
-    let host = prop_oneof![
+    prop_oneof![
         ipv4().prop_map(Host::Address),
         ipv6().prop_map(Host::Address),
         name.prop_map(|name| Host::Name(name.to_owned())),
-    ];
-    (host, option::of(port()), 0_u32..=256, option::of(awkward()))
+    ]
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
+    (host(), option::of(port()), 0_u32..=256, option::of(awkward()))
         .prop_map(|(host, port, weight, name)| Backend { host, port, weight, name })
 }
 
@@ -314,7 +319,7 @@ fn config() -> impl Strategy<Value = Config> {
         vec(draft(), 0..4),
         vec(virtual_server(), 0..3),
         any::<[bool; 2]>(),
-        (port(), option::of(prop_oneof![ipv4(), ipv6()])),
+        (port(), option::of(prop_oneof![ipv4(), ipv6()]), option::of(host())),
         vec(service(), 0..4),
         backends(),
         status,
@@ -324,7 +329,7 @@ fn config() -> impl Strategy<Value = Config> {
                 drafts,
                 virtual_servers,
                 [ipvs_sync, disable_load_balancer],
-                (proxy_bind_port, bind_address),
+                (proxy_bind_port, bind_address, external_address),
                 services,
                 backends,
                 status_listen,
@@ -341,6 +346,7 @@ fn config() -> impl Strategy<Value = Config> {
                     disable_load_balancer,
                     proxy_bind_port,
                     bind_address,
+                    external_address,
                     services,
                     backends,
                     status_listen,

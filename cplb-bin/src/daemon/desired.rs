@@ -86,7 +86,7 @@ fn balance(
         let kubeconfig = config.backends_of(service).kubeconfig.as_ref();
         let servers = kubeconfig.and_then(|path| resolved.discovered(path));
         // Until a server was verified with it, the kubeconfig may belong to another cluster.
-        balanced.trust = servers.and_then(|servers| servers.trust.clone());
+        balanced.trust = servers.and_then(|servers| Some(servers.identity.as_ref()?.trust.clone()));
     }
     balanced
 }
@@ -162,7 +162,7 @@ mod tests {
         let config = cplb_config::load(text, "c.yaml").expect("it is accepted").config;
         let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
         let found = [13, 100].map(|host| SocketAddr::new(ip(host), 6443)).into();
-        let servers = ClusterServers { discovered: found, local_candidates: vec![ip(99)], trust: None };
+        let servers = ClusterServers { discovered: found, local_candidates: vec![ip(99)], identity: None };
         let resolved = ResolvedBackends::default().with_clusters([("/k".into(), servers)].into());
         let desired = Desired::new(&config, &resolved, &BTreeSet::new());
         assert_eq!(desired.controllers, [11, 12, 13, 14].map(ip).into());

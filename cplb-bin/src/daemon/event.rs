@@ -3,6 +3,8 @@
 //! A producer sends its own events through an [`EventSender`](super::sender::EventSender) and does not import this type.
 
 use super::backends::{Discovered, Resolved};
+use super::certificates::Compared;
+use super::end_to_end::Checked;
 use super::group::GroupEvent;
 use super::ipvs::{ProbeReport, ReconcilerReport};
 use super::prepare::Reading;
@@ -34,6 +36,10 @@ pub(crate) enum Event {
     StateDir(Probed),
     /// A change of what is known of another controller.
     Group(GroupEvent),
+    /// An end-to-end check has ended.
+    Checked(Checked),
+    /// The certificates of the API servers were compared with the names that clients use.
+    Compared(Compared),
     /// A request of an operator.
     Control(ControlEvent),
 }
@@ -95,4 +101,6 @@ events! {
     Staging => |event| Self::Reload(ReloadEvent::Staged(event)),
     Probed => Self::StateDir,
     GroupEvent => Self::Group,
+    Checked => Self::Checked,
+    Compared => Self::Compared,
 }

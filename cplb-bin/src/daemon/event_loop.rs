@@ -90,6 +90,8 @@ impl Daemon {
             Event::Reload(ReloadEvent::Read(reading)) => self.on_read(reading),
             Event::Reload(ReloadEvent::Staged(staging)) => self.on_staged(staging),
             Event::Group(event) => self.on_group(event),
+            Event::Checked(checked) => self.on_checked(checked),
+            Event::Compared(compared) => self.on_compared(compared),
             Event::Control(event) => self.on_control(event),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }

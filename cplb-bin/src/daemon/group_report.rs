@@ -20,11 +20,14 @@ impl Daemon {
     /// Passes this node's report to the channels, opens and closes them as the instances and interfaces are, and names other
     /// holders of its addresses.
     pub(super) fn update_group(&mut self) {
+        self.update_peers();
         let wanted = if self.stopping { BTreeMap::new() } else { self.channels() };
         self.group.set(wanted);
         self.report_channels();
         self.report_contention();
         self.update_owners();
+        self.update_end_to_end();
+        self.update_certificates();
         if self.standby.is_wanted() {
             self.follow_standby();
         }
@@ -40,6 +43,7 @@ impl Daemon {
             transport: &instance.router.transport,
             hmac: instance.router.router.hmac.as_ref(),
             has_v4: !instance.router.router.addresses_v4.is_empty(),
+            finds_peers: instance.finds_peers(),
         });
         LinkKey::all(members, election.controllers(), &report)
     }
@@ -55,9 +59,11 @@ impl Daemon {
             started: self.started_at,
             clock: since_epoch(SystemTime::now()),
             addresses: self.own_addresses(),
+            heard: self.heard(),
             serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
             instances: routers.iter().map(|router| self.instance_report(router, now)).collect(),
             transitions: Vec::new(),
+            unanswered: self.unanswered(),
             degraded: self.problems.texts(),
             unlisted: 0,
         }
@@ -84,7 +90,7 @@ impl Daemon {
         group_of(router.vrid.get(), addresses)
     }
 
-    fn own_addresses(&self) -> Vec<IpAddr> {
+    pub(super) fn own_addresses(&self) -> Vec<IpAddr> {
         let Some(election) = &self.election else { return Vec::new() };
         let interfaces = election.instances.keys().filter_map(|id| election.interface(*id));
         let sources =
@@ -131,7 +137,10 @@ impl Daemon {
             GroupEvent::Found { peer, report } => {
                 let (node, version) = (&report.node, &report.version);
                 tracing::info!(%peer, %node, %version, "controller found");
+                // It may be a peer that no list has, and takes the addresses if it hears no advertisement.
+                self.update_group();
             }
+            GroupEvent::Changed => self.update_peers(),
             GroupEvent::Lost { peer } => tracing::info!(%peer, "controller lost"),
             GroupEvent::Requested { link, from, id, request } => self.on_request(link, from, id, request),
             GroupEvent::Answered { token, answer } => self.on_answer(token, answer),

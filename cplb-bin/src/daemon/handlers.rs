@@ -44,6 +44,10 @@ impl Daemon {
         };
         event_log::log_link_local(event, Election::log_fields(election), multicasts, &mut self.problems);
         self.on_addresses(event);
+        if matches!(event, KeeperEvent::Interface { .. }) {
+            // The channel opens at once, so that the others know this node before it would take the addresses.
+            self.update_group();
+        }
         if let KeeperEvent::SessionsLeft { id, ips } = event {
             let instance = Election::log_fields(self.election.as_ref())(instance_of(*id));
             self.proxy.reset_sessions(&instance, ips).await;

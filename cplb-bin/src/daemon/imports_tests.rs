@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 14] = [
+const SHELLS: [&str; 17] = [
     "event_loop",
     "handlers",
     "serving_rounds",
@@ -19,6 +19,9 @@ const SHELLS: [&str; 14] = [
     "group_report",
     "operators",
     "owner_report",
+    "peer_update",
+    "end_to_end_report",
+    "certificate_report",
     "desired",
 ];
 /// Modules that every subsystem may import.

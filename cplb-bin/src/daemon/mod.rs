@@ -3,8 +3,13 @@
 //! `docs/architecture.md` lists the threads. The election and the keeper of the addresses talk to each other through
 //! [`vip`]'s bridge, without the main thread.
 
+mod auto_peers;
 mod backends;
+mod certificate_report;
+mod certificates;
 mod desired;
+mod end_to_end;
+mod end_to_end_report;
 mod event;
 mod event_log;
 mod event_loop;
@@ -23,6 +28,7 @@ mod mismatches;
 mod operators;
 mod owner_report;
 mod owners;
+mod peer_update;
 mod prepare;
 mod problems;
 mod proxy;
@@ -57,8 +63,11 @@ use crate::exit::{Failure, Kind};
 use crate::logging::{self, ANSWER};
 use crate::socket::{BindError, LocalSocket};
 
+use auto_peers::AutoPeers;
 use backends::{Answers, Backends};
+use certificates::Certificates;
 use desired::Desired;
+use end_to_end::EndToEnd;
 use event::Event;
 use group::{Contention, GroupChannels};
 use handover::Handovers;
@@ -126,6 +135,10 @@ struct Daemon {
     /// The watches for foreign owners of the virtual IPs.
     owners: OwnerWatches,
     logged_owners: owner_report::Logged,
+    /// The checks of services through the virtual IPs of other routers.
+    end_to_end: EndToEnd,
+    certificates: Certificates,
+    auto_peers: AutoPeers,
 }
 
 /// Runs until a signal ends it.
@@ -236,6 +249,9 @@ impl Daemon {
             contention: Contention::default(),
             owners: OwnerWatches::default(),
             logged_owners: owner_report::Logged::new(),
+            end_to_end: EndToEnd::default(),
+            certificates: Certificates::default(),
+            auto_peers: AutoPeers::default(),
             channel,
         })
     }
@@ -244,6 +260,7 @@ impl Daemon {
         let instances = desired::instances(&self.config)?;
         self.election = Election::start(instances, &self.args.state_dir, EventSender::new(&self.channel))?;
         self.update_controllers();
+        self.update_peers();
         Ok(())
     }
 

@@ -94,12 +94,20 @@ pub(crate) enum Cause {
     Vrf(u32),
     /// An instance waits for its source address.
     Source(u32),
+    /// An instance waits until it knows a peer.
+    Peers(u32),
     /// Virtual IPs of an instance cannot be held under leases on this node.
     Unfit(u32),
     /// Another host than the Active answers for a virtual IP of an instance.
     Owner(u32),
     /// The neighbours' claims on this interface cannot be watched.
     OwnerWatch(String),
+    /// Services of an instance's Active do not answer this node.
+    EndToEnd(u32),
+    /// Services of this node do not answer other controllers through the virtual IPs of an instance.
+    Unanswered(u32),
+    /// Clients reject the certificates of API servers.
+    Certificates,
     /// Virtual IPs of an instance are on other interfaces of this node without a lease.
     Copies(u32),
 }
@@ -120,13 +128,17 @@ impl Cause {
             | Self::LinkLocal(id)
             | Self::Vrf(id)
             | Self::Source(id)
+            | Self::Peers(id)
             | Self::Unfit(id)
             | Self::Copies(id)
+            | Self::EndToEnd(id)
+            | Self::Unanswered(id)
             | Self::Owner(id) => Some(*id),
             Self::Keeper(id) => *id,
             Self::Exhausted(_)
             | Self::Limited(..)
             | Self::Channel(_)
+            | Self::Certificates
             | Self::OwnerWatch(_)
             | Self::Unobserved
             | Self::Overrun

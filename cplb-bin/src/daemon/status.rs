@@ -41,6 +41,7 @@ impl Daemon {
             for (shown, found) in instances.iter_mut().zip(&status.instances) {
                 let current = self.mismatches.current(found.id.0, Instant::now());
                 shown.foreign_owners = self.foreign_owners(found.id);
+                shown.end_to_end = self.end_to_end_status(found.id);
                 shown.mismatch_seconds_ago =
                     current.into_iter().map(|(kind, ago)| (kind, ago.as_secs_f64())).collect();
             }
@@ -140,6 +141,7 @@ fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> 
         holds_virtual_ips: group.is_some_and(is_held),
         unfit,
         foreign_owners: Vec::new(),
+        end_to_end: Vec::new(),
         copies: group.map(|group| group.copies.iter().map(copy).collect()).unwrap_or_default(),
         priority: lowest(found.priority.0),
         advertised_priority: found.priority.0,

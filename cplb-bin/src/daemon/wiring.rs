@@ -62,6 +62,7 @@ impl Daemon {
         if let Some(election) = &mut self.election {
             election.add_controllers(self.desired.controllers.clone());
         }
+        self.update_peers();
     }
 
     /// Every virtual IP that this node may hold.
@@ -127,6 +128,7 @@ impl Daemon {
         let instance = |id: u32| self.election.as_ref()?.instances.get(&InstanceId(id));
         self.problems.retain(|cause| match cause {
             Cause::LinkLocal(id) => instance(*id).is_some_and(Instance::multicasts_v6),
+            Cause::Peers(id) => instance(*id).is_some_and(Instance::finds_peers),
             Cause::Source(id) => instance(*id).is_some_and(|instance| instance.settings.source.is_some()),
             Cause::Mark | Cause::Congestion => self.proxy.balancer().is_some(),
             Cause::Discovery(path) => self.backends.clusters.follows(path),

@@ -36,10 +36,19 @@ const WATCH_SECONDS: u32 = 25;
 /// A report about a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// All servers that the API lists now, and the trust by which the server that listed them was verified.
+    /// All servers that the API lists now, and the cluster to which the server that listed them was verified to belong.
     #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "there is no client of the API"))]
-    Servers(BTreeSet<SocketAddr>, Trust),
+    Servers(BTreeSet<SocketAddr>, ClusterIdentity),
     State(State),
+}
+
+/// What a kubeconfig says about its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClusterIdentity {
+    /// The means to verify servers.
+    pub(crate) trust: Trust,
+    /// The host of its URL, an address or a name.
+    pub(crate) host: String,
 }
 
 /// The reason why the list of servers is not followed.

@@ -20,7 +20,7 @@ use super::backoff::Backoff;
 use super::dial;
 use super::kubeconfig::{Access, KubeconfigError, Server};
 use super::slices::{EndpointSlice, Endpoints, LABEL, SERVICE, ServerList};
-use super::{Report, State, Target};
+use super::{ClusterIdentity, Report, State, Target};
 
 /// The time limit of a complete list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -75,7 +75,8 @@ pub(super) async fn follow(target: Target, report: impl Fn(Report) + Sync) {
         let client = dial::client(access, &target.candidates, target.mark, &backoff);
         let report_servers = |servers| {
             target.candidates.record_success();
-            report(Report::Servers(servers, access.trust.clone()));
+            let (trust, host) = (access.trust.clone(), access.server.host.clone());
+            report(Report::Servers(servers, ClusterIdentity { trust, host }));
         };
         let followed = async {
             match kind {

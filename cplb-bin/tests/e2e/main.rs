@@ -8,6 +8,7 @@ mod authentication;
 mod cleanup;
 mod discovery;
 mod election;
+mod end_to_end;
 mod faults;
 mod footprint;
 mod group;
@@ -20,6 +21,7 @@ mod operators;
 mod overrun;
 mod owners;
 mod packets;
+mod peers;
 mod reach;
 mod realtime;
 mod reload;
@@ -45,6 +47,8 @@ fn main() -> ExitCode {
         ("handover", handover::tests()),
         ("owners", owners::tests()),
         ("operators", operators::tests()),
+        ("end_to_end", end_to_end::tests()),
+        ("peers", peers::tests()),
         ("authentication", authentication::tests()),
         ("interop", interop::tests()),
         ("main_path", main_path::tests()),

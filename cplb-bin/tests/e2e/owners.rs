@@ -1,12 +1,13 @@
 //! Hosts that answer for a virtual IP without being Active are named, and those of a healthy group are not.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testbed::{Keepalived, KeepalivedState, Lan, Node, Test, Tool, VrrpInstance, wait_until};
 
-use crate::support::{Cluster, Plan, TIMEOUT};
+use crate::support::{Cluster, Link, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -16,6 +17,10 @@ pub(crate) fn tests() -> Vec<Test> {
             foreign_host(Plan::v3("100ms").v6_only());
         })
         .needs([Tool::Nft]),
+        Test::new("forged_announcements_are_named", || forged(Plan::v3("100ms"))).needs([Tool::Nft]),
+        Test::new("forged_announcements_are_named_ipv6", || forged(Plan::v3("100ms").v6_only()))
+            .needs([Tool::Nft]),
+        Test::new("a_router_that_answers_for_everything_is_not_named", proxy).needs([Tool::Nft]),
         Test::new("leftover_vips_of_controllers_are_named_with_them", leftovers).needs([Tool::Nft]),
         Test::new("a_healthy_group_names_no_one", healthy).needs([Tool::Nft, Tool::Keepalived]),
     ]
@@ -110,6 +115,76 @@ fn leftovers() {
     }
 }
 
+/// A host that announces the VIP twice a second, as for an attack, and has it not.
+fn forged(plan: Plan) {
+    let mut cluster = Cluster::build(Lan::builder().clients(2), plan);
+    cluster.start_all();
+    let owner = cluster.wait_until_settled();
+    let (other, mac) = (cluster.lan.client(1), cluster.lan.client(1).mac());
+    let frame = match cluster.vip() {
+        IpAddr::V4(vip) => vrrp::gratuitous_arp(vrrp::MacAddr(mac.0), vip),
+        IpAddr::V6(vip) => vrrp::unsolicited_na(vrrp::MacAddr(mac.0), vip),
+    };
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let forger = scope.spawn(|| {
+            other.run(|| {
+                let link = Link::open("eth0");
+                while !ends.load(Ordering::Relaxed) {
+                    link.send(&frame);
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            });
+        });
+        let since = Instant::now();
+        for index in 0..cluster.len() {
+            let left = NAMED.saturating_sub(since.elapsed());
+            wait_for(&cluster, left, "the forger is named", || {
+                foreign(&cluster, index).iter().any(|owner| owner["mac"] == mac.to_string())
+            });
+        }
+        ends.store(true, Ordering::Relaxed);
+        forger.join().expect("the forger ends");
+    });
+    let since = Instant::now();
+    for index in 0..cluster.len() {
+        let left = FORGOTTEN.saturating_sub(since.elapsed());
+        wait_for(&cluster, left, "it is forgotten", || foreign(&cluster, index).is_empty());
+    }
+    cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());
+}
+
+/// A router with proxy ARP (RFC 1027) answers for all addresses of the subnet, that of the Active as well, in two rounds of
+/// questions.
+fn proxy() {
+    let mut cluster = Cluster::build(Lan::builder().clients(2), Plan::v3("100ms"));
+    let router = cluster.lan.client(1);
+    ip(router, "link add inside type veth peer name outside");
+    ip(router, "link set inside up");
+    ip(router, "link set outside up");
+    ip(router, "route add 10.9.0.0/25 dev inside");
+    for (name, value) in [("forwarding", "1"), ("proxy_arp", "1")] {
+        router.set_sysctl(&format!("net.ipv4.conf.eth0.{name}"), value).expect("a sysctl");
+    }
+    router.set_sysctl("net.ipv4.conf.inside.forwarding", "1").expect("a sysctl");
+    router.set_sysctl("net.ipv4.neigh.eth0.proxy_delay", "20").expect("a sysctl");
+    let capture = cluster.lan.capture().expect("the capture starts");
+    cluster.start_all();
+    cluster.wait_for_owner(None);
+    let (vip, mac) = (cluster.vip(), cluster.lan.client(1).mac());
+    let start = Instant::now();
+    wait_for(&cluster, Duration::from_secs(90), "two rounds of questions", || {
+        for index in 0..cluster.len() {
+            let owners = foreign(&cluster, index);
+            cluster.check(owners.is_empty(), || format!("{owners:?}"));
+        }
+        start.elapsed() > Duration::from_secs(66)
+    });
+    let seen = capture.announcements(vip);
+    let answers = seen.iter().filter(|(_, it)| it.mac == mac).count();
+    cluster.check(answers > 0, || "the router did not answer".to_owned());
+}
+
 /// Moves between two daemons and keepalived, for longer than two rounds of questions.
 fn healthy() {
     let mut cluster = Cluster::build(Lan::builder(), Plan::default());
@@ -122,7 +197,8 @@ fn healthy() {
     let mut keepalived = None;
     let start = Instant::now();
     let mut round = 0;
-    while start.elapsed() < Duration::from_secs(75) {
+    let duration = std::env::var("CPLB_HEALTHY_SECONDS").map_or(75, |text| text.parse().expect("seconds"));
+    while start.elapsed() < Duration::from_secs(duration) {
         let owner = if keepalived.is_some() { 2 } else { cluster.wait_for_owner(None) };
         if owner < 2 && round % 3 == 2 {
             // Keepalived is the only one left to take over.

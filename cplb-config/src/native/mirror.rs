@@ -48,6 +48,10 @@ pub(super) struct Spec {
     /// Only move the virtual IPs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) disable_load_balancer: Option<bool>,
+    /// The address or name by which clients reach the API servers. The servers' certificates should have it. Default: the
+    /// host of the kubeconfig unless that is a controller, else the virtual IPs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) external_address: Option<String>,
     /// First port the userspace proxy binds. Default 6444.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user_space_proxy_bind_port: Option<u16>,
@@ -117,12 +121,25 @@ pub(super) struct VrrpInstance {
     /// Taken from the interface if absent.
     #[serde(rename = "unicastSourceIP", skip_serializing_if = "Option::is_none")]
     pub(super) unicast_source_ip: Option<IpAddr>,
-    /// Advertise to these routers instead of by multicast.
+    /// Advertise to these routers instead of by multicast; `auto` for the controllers that are known or found.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) unicast_peers: Option<Vec<IpAddr>>,
+    pub(super) unicast_peers: Option<UnicastPeersSpec>,
     /// RFC 6724 label of IPv6 addresses, 4294967295 excluded. Default 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) address_label: Option<u32>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum UnicastPeersSpec {
+    Auto(AutoSpec),
+    Listed(Vec<IpAddr>),
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum AutoSpec {
+    Auto,
 }
 
 #[derive(Serialize, JsonSchema)]

@@ -34,6 +34,8 @@ pub(crate) struct InstanceDraft {
     pub(crate) vrid_is_default: bool,
     pub(crate) unicast_source: Option<Placed<IpAddr>>,
     pub(crate) unicast_peers: Vec<Placed<IpAddr>>,
+    /// The place of `unicastPeers`.
+    pub(crate) unicast_at: Option<Placed<()>>,
     pub(crate) instance: Option<Instance>,
 }
 
@@ -61,7 +63,7 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
     let version = version(&table, dialect, families);
     let advert_interval = advert_interval(&table, dialect, version, families);
     let authentication = authentication(&table, dialect, version, advert_interval, auth);
-    let UnicastDraft { source: unicast_source, peers: unicast_peers, unicast } =
+    let UnicastDraft { source: unicast_source, peers: unicast_peers, at: unicast_at, unicast } =
         unicast(&table, dialect, families);
     let address_label = address_label(&table);
     let (mut priority, mut preempt) = (Priority::new(PRIORITY).ok(), Some(Preempt::Degraded));
@@ -94,7 +96,7 @@ fn read_instance(item: &Field<'_>, index: usize, dialect: Dialect, auth: Auth) -
         })
     };
     let instance = if complete { instance() } else { None };
-    Some(InstanceDraft { vips, vrid, vrid_is_default, unicast_source, unicast_peers, instance })
+    Some(InstanceDraft { vips, vrid, vrid_is_default, unicast_source, unicast_peers, unicast_at, instance })
 }
 
 fn virtual_ips(table: &Table<'_>) -> (Vec<Placed<VipAddress>>, bool) {

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_proxy::Balance;
 
-use crate::model::{Port, VirtualServer};
+use crate::model::{Host, Port, VirtualServer};
 use crate::walk::{Field, Finding, Table};
 
-use super::backend::{BackendsDraft, port, read_backends};
+use super::backend::{BackendsDraft, host, port, read_backends};
 use super::health::{HealthDraft, read_health};
 use super::instance::{InstanceDraft, read_instances};
 use super::service::{Given, ServiceDraft, read_balance, read_services};
@@ -26,6 +26,7 @@ pub(crate) struct Section {
     pub(crate) ipvs_sync: Option<Placed<bool>>,
     pub(crate) proxy_bind_port: Given<Port>,
     pub(crate) bind_address: Option<IpAddr>,
+    pub(crate) external_address: Option<Host>,
     pub(crate) disable_load_balancer: bool,
     pub(crate) services: Option<Vec<ServiceDraft>>,
     pub(crate) backends: BackendsDraft,
@@ -43,6 +44,7 @@ impl Default for Section {
             ipvs_sync: None,
             proxy_bind_port: Given::Absent,
             bind_address: None,
+            external_address: None,
             disable_load_balancer: false,
             services: None,
             backends: BackendsDraft::default(),
@@ -96,6 +98,18 @@ fn native(table: &Table<'_>, section: &mut Section) {
         finish(status, dialect);
     }
     section.bind_address = table.field("bindAddress").and_then(|field| bind_address(&field));
+    section.external_address = table.field("externalAddress").and_then(|field| external_address(&field));
+}
+
+fn external_address(field: &Field<'_>) -> Option<Host> {
+    match host(&field.string()?) {
+        Ok(host) => Some(host),
+        Err(error) => {
+            let help = "write the host by which clients reach the API servers, without a port, such as `api.example.com`";
+            field.error(Finding::new("external-address", error.to_string(), help));
+            None
+        }
+    }
 }
 
 fn bind_address(field: &Field<'_>) -> Option<IpAddr> {

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use crate::model::Unicast;
+use crate::model::{Unicast, UnicastPeers};
 use crate::walk::{Field, Finding, Table};
 
 use super::network::{Families, unicast_address};
 use super::{Dialect, Placed, Reported};
 
+/// The word for the controllers that are known or found.
+const AUTO: &str = "auto";
 /// Each is sent every advertisement.
 const MOST_PEERS: usize = 255;
 
@@ -16,12 +18,14 @@ const MOST_PEERS: usize = 255;
 pub(super) struct UnicastDraft {
     pub(super) source: Option<Placed<IpAddr>>,
     pub(super) peers: Vec<Placed<IpAddr>>,
+    /// The place of the list, or of `auto`.
+    pub(super) at: Option<Placed<()>>,
     /// `None` for multicast.
     pub(super) unicast: Result<Option<Unicast>, Reported>,
 }
 
 pub(super) fn unicast(table: &Table<'_>, dialect: Dialect, families: Families) -> UnicastDraft {
-    let mut draft = UnicastDraft { source: None, peers: Vec::new(), unicast: Ok(None) };
+    let mut draft = UnicastDraft { source: None, peers: Vec::new(), at: None, unicast: Ok(None) };
     draft.unicast = read(table, dialect, families, &mut draft);
     draft
 }
@@ -36,11 +40,20 @@ fn read(
     let source = source_field.as_ref().map(|field| unicast_address(field).ok_or(Reported)).transpose();
     draft.source = source.clone().ok().flatten();
     let list = table.field("unicastPeers");
+    draft.at = list.as_ref().map(|list| Placed::new((), list));
+    if dialect == Dialect::Native && list.as_ref().is_some_and(|field| field.child.text() == Some(AUTO)) {
+        let source = source?;
+        if !check_source(source_field.as_ref(), source.as_ref(), families) {
+            return Err(Reported);
+        }
+        return Ok(Some(Unicast { source: source.map(|source| source.value), peers: UnicastPeers::Auto }));
+    }
     let items = match &list {
         Some(list) => list.items_up_to(MOST_PEERS, "list the other controllers only").ok_or(Reported)?,
         None => Vec::new(),
     };
     let Some(list) = list.filter(|_| !items.is_empty()) else {
+        draft.at = None;
         if let Some(field) = &source_field {
             let help = "add `unicastPeers:` with the other controllers, or remove it";
             let message = "unicastSourceIP has no effect without unicastPeers";
@@ -76,7 +89,7 @@ fn read(
         sound = false;
     }
     sound &= check_families(&list, source_field.as_ref(), source.as_ref(), &peers, families);
-    let unicast = Unicast { source: source.map(|source| source.value), peers };
+    let unicast = Unicast { source: source.map(|source| source.value), peers: UnicastPeers::Listed(peers) };
     if sound { Ok(Some(unicast)) } else { Err(Reported) }
 }
 
@@ -113,12 +126,11 @@ fn check_families(
     peers: &[IpAddr],
     families: Families,
 ) -> bool {
-    let (family, decides_v4) = if families.v4 { ("IPv4", true) } else { ("IPv6", false) };
     if !families.v4 && !families.v6 {
         return true;
     }
-    let deciding = peers.iter().filter(|peer| peer.is_ipv4() == decides_v4).count();
-    let mut sound = true;
+    let deciding = peers.iter().filter(|peer| peer.is_ipv4() == families.v4).count();
+    let mut sound = check_source(source_field, source, families);
     if families.v4 && families.v6 && deciding == 0 && !peers.is_empty() {
         let help = "list the peers' IPv4 addresses; IPv6 follows";
         list.error(Finding::new(
@@ -128,17 +140,22 @@ fn check_families(
         ));
         sound = false;
     }
-    if let (Some(field), Some(source)) = (source_field, source)
-        && source.value.is_ipv4() != decides_v4
-    {
-        let message = format!("{} cannot be the source of {family} advertisements", source.value);
-        field.error(Finding::new("unicast-family", message, format!("write this node's {family} address")));
-        sound = false;
-    }
     if families.v4 && families.v6 && deciding == peers.len() {
         let message = "no peer has an IPv6 address, so the IPv6 virtual IPs are never advertised";
         let help = "harmless among cplb nodes, where IPv6 follows IPv4; for other routers add the peers' IPv6 addresses";
         list.warn(Finding::new("unicast-ipv6", message, help));
     }
     sound
+}
+
+/// The source is of the family that decides.
+fn check_source(field: Option<&Field<'_>>, source: Option<&Placed<IpAddr>>, families: Families) -> bool {
+    let family = if families.v4 { "IPv4" } else { "IPv6" };
+    let (Some(field), Some(source)) = (field, source) else { return true };
+    if source.value.is_ipv4() == families.v4 || (!families.v4 && !families.v6) {
+        return true;
+    }
+    let message = format!("{} cannot be the source of {family} advertisements", source.value);
+    field.error(Finding::new("unicast-family", message, format!("write this node's {family} address")));
+    false
 }

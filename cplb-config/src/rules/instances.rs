@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::read::{InstanceDraft, Placed};
+use crate::model::{Unicast, UnicastPeers};
+use crate::read::{InstanceDraft, Placed, Section, ServiceDraft};
 use crate::walk::{Finding, Reporter};
 
 use super::common::is_vip;
@@ -66,6 +67,24 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
             let message = format!("{} is a virtual IP of this configuration", peer.value);
             let help = "list the controllers' own addresses";
             out.error(&peer.path, peer.at, Finding::new("unicast-vip", message, help));
+        }
+    }
+}
+
+/// `unicastPeers: auto` follows the servers of the configuration and of discovery.
+pub(super) fn check_auto_peers(section: &Section, out: &Reporter<'_>) {
+    let own = |draft: &ServiceDraft| draft.backends.as_ref().is_some_and(|backends| !backends.is_empty());
+    if !section.backends.is_empty() || section.services.iter().flatten().any(own) {
+        return;
+    }
+    for draft in &section.instances {
+        let is_auto = |unicast: &Unicast| unicast.peers == UnicastPeers::Auto;
+        let unicast = draft.instance.as_ref().and_then(|instance| instance.unicast.as_ref());
+        if let Some(at) = draft.unicast_at.as_ref().filter(|_| unicast.is_some_and(is_auto)) {
+            let message =
+                "no controller is known to `auto`: neither backends nor a kubeconfig are configured";
+            let help = "list the controllers under `backends.static`, or give the kubeconfig under `backends.kubernetes`";
+            out.warn(&at.path, at.at, Finding::new("unicast-auto", message, help));
         }
     }
 }

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use crate::admission::BackendRule;
 use crate::model::{Config, Port};
-use crate::read::{PROXY_BIND_PORT, Placed, Section, ServiceDraft};
+use crate::read::{PROXY_BIND_PORT, Placed, Section, ServiceDraft, host};
 use crate::walk::{Finding, Reporter};
 
 pub(crate) use context::{BoundServer, ClusterContext, IpvsProxy, KubeProxy};
@@ -25,10 +25,14 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
+    instances::check_auto_peers(&section, out);
     virtual_servers::check(&section, &cluster, &vips, out);
     cluster_conflicts::check(&section, &cluster, &vips, out);
     instances::check_addresses(&cluster, &vips, out);
 
+    let external = cluster.external_address.as_ref();
+    let external =
+        external.and_then(|external| host(&external.value).ok()).or(section.external_address.take());
     section.backends.fixed.extend(cluster.controllers);
     let listed = section.services.is_some();
     let drafts =
@@ -73,6 +77,7 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
         disable_load_balancer: section.disable_load_balancer,
         proxy_bind_port: section.proxy_bind_port.or(PROXY_BIND_PORT)?,
         bind_address: section.bind_address,
+        external_address: external,
         services: services?,
         backends,
         status_listen: section.status_listen.map(|placed| placed.value),

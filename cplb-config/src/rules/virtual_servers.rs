@@ -67,11 +67,10 @@ fn check_sync(section: &Section, vips: &[IpAddr], out: &Reporter<'_>) {
         out.warn(&sync.path, sync.at, Finding::new("unused", message, help));
         return;
     }
-    let unicast = section.instances.iter().flat_map(|draft| &draft.unicast_peers).next();
-    if let Some(peer) = unicast {
+    if let Some(peers) = section.instances.iter().find_map(|draft| draft.unicast_at.as_ref()) {
         let message = format!(
             "ipvsSync uses multicast only (UDP 8848 to 224.0.0.81), whatever the unicastPeers on line {}",
-            peer.at.line
+            peers.at.line
         );
         let help = "fine where multicast passes between the nodes; else remove `ipvsSync`, since no connection would \
                     outlive a failover";

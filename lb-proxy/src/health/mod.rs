@@ -12,11 +12,14 @@
 //! Call order: [`Monitor::spawn`], then [`Monitor::update`] with all targets whenever they change;
 //! [`Monitor::report_failure`] when a client's connection to a backend was refused; [`Monitor::snapshot`] at any
 //! time; [`Monitor::stop`].
+//!
+//! [`check_once`] makes a single check, and [`misnamed`] compares the certificates of a server with the names that clients use.
 
 mod accept_any;
 mod certificate;
 mod connect;
 mod http;
+mod once;
 mod outcome;
 mod probe;
 mod rise_fall;
@@ -34,6 +37,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 pub use certificate::explain_error;
+pub use once::{Misnamed, check_once, misnamed};
 pub use outcome::{CheckFailure, Step};
 pub use rustls;
 pub use state::HealthState;

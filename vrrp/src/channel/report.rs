@@ -15,6 +15,8 @@ const INSTANCE: u8 = 4;
 const TRANSITION: u8 = 5;
 const DEGRADED: u8 = 6;
 const UNLISTED: u8 = 7;
+const UNANSWERED: u8 = 8;
+const HEARD: u8 = 9;
 
 const TEXT_MAX: u8 = 255;
 /// The most parts of a report.
@@ -22,9 +24,11 @@ pub(super) const MAX_PARTS: u8 = 12;
 /// The length of the record of the number of unlisted problems, for which there is always room.
 const UNLISTED_LEN: usize = 5;
 const MAX_ADDRESSES: usize = 16;
+const MAX_HEARD: usize = 16;
 const MAX_INSTANCES: usize = 255;
 const MAX_TRANSITIONS: usize = 8;
 const MAX_DEGRADED: usize = 64;
+const MAX_UNANSWERED: usize = 16;
 
 /// A node's report about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,12 +43,17 @@ pub struct Report {
     pub clock: u64,
     /// Its addresses, 16 at most.
     pub addresses: Vec<IpAddr>,
+    /// The other controllers that it hears, by the sources of their datagrams, 16 at most. From these, routers that know a
+    /// part of the group learn of the rest.
+    pub heard: Vec<IpAddr>,
     /// Set if it can serve; else the reason. `None` if it does not know yet.
     pub serving: Option<Result<(), String>>,
     /// Its instances, 255 at most.
     pub instances: Vec<InstanceReport>,
     /// Its last transitions, 8 at most, the newest last.
     pub transitions: Vec<TransitionReport>,
+    /// The services of other nodes that do not answer it, 16 at most.
+    pub unanswered: Vec<Unanswered>,
     /// Its list of problems, as far as there is room.
     pub degraded: Vec<String>,
     /// The number of problems beyond `degraded`.
@@ -77,6 +86,21 @@ pub struct TransitionReport {
     /// The state entered; `None` for one that this version does not know.
     pub to: Option<StateName>,
     /// The cause.
+    pub reason: String,
+}
+
+/// A service that a node does not reach through a virtual IP of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// The number of the instance; see [`group_of`].
+    pub group: u64,
+    /// The source of the advertisements of the router that has the address.
+    pub active: IpAddr,
+    /// The virtual IP.
+    pub address: IpAddr,
+    /// The TCP port of the service.
+    pub port: u16,
+    /// The failure.
     pub reason: String,
 }
 
@@ -147,10 +171,12 @@ impl Report {
             true
         };
         add(IDENTITY, &self.identity());
-        for address in self.addresses.iter().take(MAX_ADDRESSES) {
+        let addresses = self.addresses.iter().take(MAX_ADDRESSES).map(|address| (ADDRESS, address));
+        let heard = self.heard.iter().take(MAX_HEARD).map(|address| (HEARD, address));
+        for (kind, address) in addresses.chain(heard) {
             match address {
-                IpAddr::V4(ip) => add(ADDRESS, &ip.octets()),
-                IpAddr::V6(ip) => add(ADDRESS, &ip.octets()),
+                IpAddr::V4(ip) => add(kind, &ip.octets()),
+                IpAddr::V6(ip) => add(kind, &ip.octets()),
             };
         }
         if let Some(serving) = &self.serving {
@@ -170,6 +196,19 @@ impl Report {
             value.extend(transition.at.to_be_bytes());
             put_text(&mut value, &transition.reason, TEXT_MAX);
             add(TRANSITION, &value);
+        }
+        for unanswered in self.unanswered.iter().take(MAX_UNANSWERED) {
+            let mut value = Vec::new();
+            value.extend(unanswered.group.to_be_bytes());
+            value.extend(unanswered.port.to_be_bytes());
+            for address in [unanswered.active, unanswered.address] {
+                match address {
+                    IpAddr::V4(ip) => value.extend([&[4], &ip.octets()[..]].concat()),
+                    IpAddr::V6(ip) => value.extend([&[16], &ip.octets()[..]].concat()),
+                }
+            }
+            put_text(&mut value, &unanswered.reason, TEXT_MAX);
+            add(UNANSWERED, &value);
         }
         let mut unlisted = self.unlisted;
         for (index, problem) in self.degraded.iter().enumerate() {
@@ -216,9 +255,11 @@ impl Report {
     fn add(&mut self, kind: u8, mut value: Reader<'_>) -> Result<(), MessageError> {
         let is_full = match kind {
             ADDRESS => self.addresses.len() >= MAX_ADDRESSES,
+            HEARD => self.heard.len() >= MAX_HEARD,
             INSTANCE => self.instances.len() >= MAX_INSTANCES,
             TRANSITION => self.transitions.len() >= MAX_TRANSITIONS,
             DEGRADED => self.degraded.len() >= MAX_DEGRADED,
+            UNANSWERED => self.unanswered.len() >= MAX_UNANSWERED,
             _ => false,
         };
         if is_full {
@@ -232,6 +273,7 @@ impl Report {
             ADDRESS => {
                 self.addresses.push(value.address()?);
             }
+            HEARD => self.heard.push(value.address()?),
             SERVING => {
                 let (serves, why) = (value.u8()?, value.text()?);
                 self.serving = Some(if serves == 1 { Ok(()) } else { Err(why) });
@@ -246,6 +288,11 @@ impl Report {
                 self.transitions.push(TransitionReport { vrid, at, to, reason: value.text()? });
             }
             DEGRADED => self.degraded.push(value.text()?),
+            UNANSWERED => {
+                let (group, port) = (value.u64()?, value.u16()?);
+                let (active, address) = (value.short_address()?, value.short_address()?);
+                self.unanswered.push(Unanswered { group, active, address, port, reason: value.text()? });
+            }
             UNLISTED => self.unlisted = value.u16()?,
             _ => {}
         }

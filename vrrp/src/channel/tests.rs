@@ -42,6 +42,7 @@ fn full_report() -> Report {
         started: 1_795_910_400,
         clock: 1_795_910_400_123,
         addresses: vec![[10, 0, 0, 11].into(), "fd00::11".parse().unwrap()],
+        heard: vec![[10, 0, 0, 12].into(), "fe80::12".parse().unwrap()],
         serving: Some(Err("waiting for the health checks of 3 backends".to_owned())),
         instances: vec![
             InstanceReport { vrid: 51, state: Some(StateName::Active), priority: 200, group: 7, claim: 2900 },
@@ -52,6 +53,13 @@ fn full_report() -> Report {
             at: 1_795_910_400_000,
             to: Some(StateName::Backup),
             reason: "10.0.0.12 fell silent".to_owned(),
+        }],
+        unanswered: vec![Unanswered {
+            group: 7,
+            active: "fd00::12".parse().unwrap(),
+            address: [10, 0, 0, 100].into(),
+            port: 6443,
+            reason: "timeout".to_owned(),
         }],
         degraded: vec!["10.0.0.100 is announced by another host".to_owned()],
         unlisted: 0,

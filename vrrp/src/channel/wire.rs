@@ -177,6 +177,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// An address behind its length in one byte.
+    pub(super) fn short_address(&mut self) -> Result<IpAddr, MessageError> {
+        let len = self.u8()?;
+        Reader(self.bytes(len.into())?).address()
+    }
+
     pub(super) fn end(&self) -> Result<(), MessageError> {
         if self.0.is_empty() { Ok(()) } else { Err(MessageError::Field) }
     }

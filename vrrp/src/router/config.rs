@@ -55,6 +55,9 @@ pub struct RouterConfig {
     pub peers: Vec<IpAddr>,
     /// Discards advertisements from routers that are not in `peers`.
     pub only_peers: bool,
+    /// Accepts them nevertheless by unicast from a router on the link, with hop limit 255: it may take part as it may by
+    /// multicast. For a list of peers that may be incomplete.
+    pub accept_neighbours: bool,
     /// Accepts priority 255. A floating address has no owner, so the default refuses it.
     pub accept_owner_priority: bool,
     /// The time that the kernel keeps an address that is not refreshed, at least 1 s; see [`RouterConfig::lease_for`].
@@ -87,6 +90,7 @@ impl RouterConfig {
             takeover_after: Self::TAKEOVER_AFTER,
             peers: Vec::new(),
             only_peers: false,
+            accept_neighbours: false,
             accept_owner_priority: false,
             lease: Duration::ZERO,
             seed: u64::from(vrid.get()),

@@ -56,7 +56,7 @@ impl Core {
         }
         let config = &self.config;
         let password = check_auth(config, meta, received)?;
-        if let Err(reason) = check_peer(config, meta, family) {
+        if let Err(reason) = self.check_peer(meta, family) {
             self.warn(Warning::Stranger { source: meta.source, priority: received.priority });
             return Err(reason);
         }
@@ -99,6 +99,22 @@ impl Core {
         };
         if meta.delivery == Delivery::Multicast && !scoped {
             return Err(Discard::NotLinkLocal);
+        }
+        Ok(())
+    }
+
+    /// A unicast message may come from behind a router, so only a peer may send one, or a neighbour that the configuration
+    /// admits.
+    fn check_peer(&self, meta: &RxMeta, family: Family) -> Result<(), Discard> {
+        let config = &self.config;
+        // IPv6 peers may be unlisted where IPv4 decides.
+        let listed =
+            family == config.deciding_family() || config.peers.iter().any(|peer| Family::of(*peer) == family);
+        let must_be_peer = meta.delivery == Delivery::Unicast || (config.only_peers && listed);
+        let is_admitted =
+            config.accept_neighbours && meta.hop_limit == HOP_LIMIT && self.is_on_link(meta.source);
+        if must_be_peer && !is_admitted && !config.peers.contains(&meta.source) {
+            return Err(Discard::UnknownPeer);
         }
         Ok(())
     }
@@ -186,16 +202,4 @@ fn check_auth(config: &RouterConfig, meta: &RxMeta, received: &Advertisement) ->
         (Some(_), Auth::Pass(_)) => Err(Discard::Password),
         _ => Err(Discard::AuthType),
     }
-}
-
-/// A unicast message may come from behind a router, so only a peer may send one.
-fn check_peer(config: &RouterConfig, meta: &RxMeta, family: Family) -> Result<(), Discard> {
-    // IPv6 peers may be unlisted where IPv4 decides.
-    let listed =
-        family == config.deciding_family() || config.peers.iter().any(|peer| Family::of(*peer) == family);
-    let must_be_peer = meta.delivery == Delivery::Unicast || (config.only_peers && listed);
-    if must_be_peer && !config.peers.contains(&meta.source) {
-        return Err(Discard::UnknownPeer);
-    }
-    Ok(())
 }

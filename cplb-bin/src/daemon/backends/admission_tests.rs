@@ -87,7 +87,7 @@ fn names() -> impl Strategy<Value = ResolvedBackends> {
         |(a, b, found, own)| {
             let clusters = BTreeMap::from([(
                 KUBECONFIG.into(),
-                ClusterServers { discovered: found, local_candidates: own, trust: None },
+                ClusterServers { discovered: found, local_candidates: own, identity: None },
             )]);
             let resolved = BTreeMap::from([("host-a".to_owned(), a), ("host-b".to_owned(), b)]);
             ResolvedBackends::of(resolved)
@@ -166,7 +166,7 @@ fn a_usable_address_of_each_source_becomes_a_backend() {
     let own = vec![IpAddr::from(Ipv6Addr::LOCALHOST)];
     let clusters = BTreeMap::from([(
         KUBECONFIG.into(),
-        ClusterServers { discovered: found, local_candidates: own, trust: None },
+        ClusterServers { discovered: found, local_candidates: own, identity: None },
     )]);
     let names = ResolvedBackends::of(BTreeMap::from([("host-a".to_owned(), vec![[10, 0, 0, 2].into()])]))
         .with_clusters(clusters);

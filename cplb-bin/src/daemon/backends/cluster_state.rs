@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use cplb_config::Unfit;
-use lb_proxy::health::Trust;
 
-use crate::discovery::{Report, State};
+use crate::discovery::{ClusterIdentity, Report, State};
 
 /// The limit of servers, more than any control plane has: checks of all of them would load the network.
 const MAX_SERVERS: usize = 256;
@@ -45,8 +44,8 @@ pub(crate) struct ClusterState {
     pub(crate) list_fault: Option<String>,
     /// The servers of the API's last list that may not be backends.
     pub(crate) refused: Vec<(SocketAddr, Unfit)>,
-    /// The means to verify servers, once a server was verified.
-    pub(crate) trust: Option<Trust>,
+    /// The cluster's identity, once a server was verified.
+    pub(crate) identity: Option<ClusterIdentity>,
 }
 
 impl ClusterState {
@@ -68,8 +67,8 @@ impl ClusterState {
                 self.interruption = Some(state);
                 return;
             }
-            Report::Servers(listed, trust) => {
-                self.trust = Some(trust);
+            Report::Servers(listed, identity) => {
+                self.identity = Some(identity);
                 listed
             }
         };

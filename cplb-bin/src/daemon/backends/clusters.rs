@@ -10,9 +10,8 @@ use std::time::Instant;
 
 use cplb_config::{Config, Origin, Unfit};
 use lb_proxy::MARK;
-use lb_proxy::health::Trust;
 
-use crate::discovery::{Follower, Report, State, Store};
+use crate::discovery::{ClusterIdentity, Follower, Report, State, Store};
 
 use crate::daemon::sender::EventSender;
 
@@ -28,8 +27,8 @@ pub(crate) struct ClusterServers {
     pub(crate) discovered: BTreeSet<SocketAddr>,
     /// Addresses of this node where a server may listen; none once the API has listed all servers.
     pub(crate) local_candidates: Vec<IpAddr>,
-    /// The means to verify servers, once a server was verified.
-    pub(crate) trust: Option<Trust>,
+    /// The cluster's identity, once a server was verified.
+    pub(crate) identity: Option<ClusterIdentity>,
 }
 
 /// A report about the servers of a cluster.
@@ -163,7 +162,7 @@ impl Clusters {
             let servers = ClusterServers {
                 discovered: cluster.state.servers.clone(),
                 local_candidates: own.to_vec(),
-                trust: cluster.state.trust.clone(),
+                identity: cluster.state.identity.clone(),
             };
             (path.clone(), servers)
         };

@@ -42,7 +42,7 @@ impl ResolvedBackends {
     }
 
     /// The node's addresses besides virtual IPs.
-    pub(super) fn node(&self) -> &BTreeSet<IpAddr> {
+    pub(crate) fn node(&self) -> &BTreeSet<IpAddr> {
         &self.node
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Local {
     pub(crate) keys: BTreeMap<KeyId, Key>,
     /// The controllers that are heard where there are no keys.
     pub(crate) known: BTreeSet<IpAddr>,
+    /// Set if others on the link are heard, too.
+    pub(crate) hears_all: bool,
     pub(crate) report: Report,
 }
 
@@ -36,6 +38,8 @@ pub(crate) struct Member<'a> {
     pub(crate) transport: &'a Transport,
     pub(crate) hmac: Option<&'a HmacConfig>,
     pub(crate) has_v4: bool,
+    /// Set if neighbours that no list has may be peers.
+    pub(crate) finds_peers: bool,
 }
 
 impl LinkKey {
@@ -51,15 +55,17 @@ impl LinkKey {
         report: &Report,
     ) -> BTreeMap<Self, Local> {
         let mut channels = BTreeMap::<Self, (Local, bool)>::new();
-        for Member { interface, transport, hmac, has_v4 } in members {
+        for Member { interface, transport, hmac, has_v4, finds_peers } in members {
             let Some(interface) = interface else { continue };
             let key = Self::of(interface, has_v4);
             let (local, multicasts) = channels.entry(key).or_insert_with(|| {
                 let source = if has_v4 { interface.v4.map(IpAddr::V4) } else { interface.v6.map(IpAddr::V6) };
                 let source = source.filter(|_| interface.up).map(|source| (interface.index, source));
                 let (known, report) = (known.clone(), report.clone());
-                (Local { source, peers: Vec::new(), keys: BTreeMap::new(), known, report }, false)
+                let (peers, keys, hears_all) = (Vec::new(), BTreeMap::new(), false);
+                (Local { source, peers, keys, known, hears_all, report }, false)
             });
+            local.hears_all |= finds_peers;
             match transport {
                 Transport::Multicast => *multicasts = true,
                 Transport::Unicast { peers } => {
@@ -120,7 +126,10 @@ mod tests {
         let (eth0, eth1) = (interface("eth0"), interface("eth1"));
         let (first, second) = (hmac(1), hmac(2));
         let (one, two) = (unicast(&[11, 12]), unicast(&[12, 13]));
-        let member = |interface, transport, hmac, has_v4| Member { interface, transport, hmac, has_v4 };
+        let member = |interface, transport, hmac, has_v4| {
+            let finds_peers = false;
+            Member { interface, transport, hmac, has_v4, finds_peers }
+        };
         let members = [
             member(Some(&eth0), &one, Some(&first), true),
             member(Some(&eth0), &two, Some(&second), true),
@@ -146,7 +155,9 @@ mod tests {
     fn interface_that_is_down_gives_no_source() {
         let down = Interface { up: false, ..interface("eth0") };
         let transport = Transport::Multicast;
-        let member = Member { interface: Some(&down), transport: &transport, hmac: None, has_v4: true };
+        let interface = Some(&down);
+        let member =
+            Member { interface, transport: &transport, hmac: None, has_v4: true, finds_peers: false };
         let channels = LinkKey::all([member], &BTreeSet::new(), &Report::default());
         assert_eq!(channels.values().next().unwrap().source, None);
     }

@@ -32,6 +32,8 @@ pub(crate) enum GroupEvent {
     Lost {
         peer: IpAddr,
     },
+    /// A peer reports something new.
+    Changed,
     /// A peer asks for something; to be answered by [`GroupChannels::answer`].
     Requested {
         link: LinkKey,

@@ -187,12 +187,12 @@ impl Task {
                 let _ = socket.send(*peer, &bytes);
             }
         }
-        let mut found = Vec::new();
+        let (mut found, mut is_changed) = (Vec::new(), false);
         while let Some(event) = self.channel.poll_event() {
             match event {
                 Event::Found(peer) => found.push(peer),
                 Event::Lost(peer) => _ = self.events.send(GroupEvent::Lost { peer }),
-                Event::Changed(_) => {}
+                Event::Changed(_) => is_changed = true,
                 Event::Requested { from, id, request } => {
                     let link = self.key.clone();
                     let _ = self.events.send(GroupEvent::Requested { link, from, id, request });
@@ -202,6 +202,9 @@ impl Task {
             }
         }
         self.post();
+        if is_changed {
+            let _ = self.events.send(GroupEvent::Changed);
+        }
         for peer in found {
             let view = self.channel.peers().find(|view| view.address == peer);
             let report = view.map(|view| Box::new(view.report.clone()));
@@ -254,7 +257,7 @@ fn is_stranger(local: &Local, source: IpAddr) -> bool {
     let knows_sources =
         own.is_some_and(|own| local.known.contains(&own)) && local.known.iter().any(|known| is_other(&known));
     let listed = local.known.contains(&source);
-    !listed && (knows_sources || !local.peers.is_empty())
+    !local.hears_all && !listed && (knows_sources || !local.peers.is_empty())
 }
 
 async fn receive(socket: Option<&ChannelSocket>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr)> {
@@ -279,6 +282,7 @@ mod tests {
             peers: peers.iter().map(parse).collect(),
             keys: BTreeMap::new(),
             known: known.iter().map(parse).collect(),
+            hears_all: false,
             report: Report::default(),
         }
     }

@@ -168,6 +168,20 @@ impl Election {
         self.keeper.status().groups.iter().any(|group| group.id == group_of(id) && has_addresses(group))
     }
 
+    /// Replaces the peers of the instances that find them. One whose peers are the same is not disturbed.
+    pub(crate) fn set_peers(&mut self, peers: Option<&BTreeSet<IpAddr>>) {
+        for instance in self.instances.values_mut().filter(|instance| instance.finds_peers()) {
+            let former = instance.clone();
+            instance.set_peers(peers);
+            if instance.router != former.router {
+                self.runner.reconfigure(instance.router.clone());
+            }
+            if instance.settings != former.settings {
+                self.bridge.join(instance.id, instance.settings);
+            }
+        }
+    }
+
     /// The controllers that the election knows.
     pub(crate) const fn controllers(&self) -> &BTreeSet<IpAddr> {
         &self.controllers

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cplb_config::{AuthHmac, Config, LbKind};
+use cplb_config::{AuthHmac, Config, LbKind, UnicastPeers};
 use netlink_vip::{InterfaceSelector, LeaseTime, LeaseTimeError, VipAddress, VipGroupConfig};
 use vrrp::hmac::HmacConfigError;
 use vrrp::runner::{InstanceConfig, InstanceId, Transport};
@@ -40,6 +40,26 @@ impl Instance {
     /// The name of its interface, where the configuration gives it.
     pub(crate) fn interface_name(&self) -> Option<String> {
         name(&self.group.interface)
+    }
+
+    /// Returns whether its peers are those that are known or found (`unicastPeers: auto`).
+    pub(crate) const fn finds_peers(&self) -> bool {
+        self.router.router.accept_neighbours
+    }
+
+    /// Replaces the peers of an instance with `auto`; with `None` it waits until there are some.
+    pub(crate) fn set_peers(&mut self, peers: Option<&BTreeSet<IpAddr>>) {
+        if !self.finds_peers() {
+            return;
+        }
+        let has = |ip: &&IpAddr| {
+            let router = &self.router.router;
+            if ip.is_ipv4() { !router.addresses_v4.is_empty() } else { !router.addresses_v6.is_empty() }
+        };
+        self.settings.waits = peers.is_none();
+        let peers: Vec<IpAddr> = peers.into_iter().flatten().filter(has).copied().collect();
+        self.router.router.peers.clone_from(&peers);
+        self.router.transport = Transport::Unicast { peers };
     }
 
     /// Returns whether it sends IPv6 advertisements by multicast.
@@ -93,9 +113,11 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
             IpAddr::V6(ip) => v6.push(ip),
         }
     }
-    let (source, peers) = match &config.unicast {
-        Some(unicast) => (unicast.source, unicast.peers.clone()),
-        None => (None, Vec::new()),
+    let source = config.unicast.as_ref().and_then(|unicast| unicast.source);
+    let (peers, is_auto) = match config.unicast.as_ref().map(|unicast| &unicast.peers) {
+        Some(UnicastPeers::Listed(peers)) => (peers.clone(), false),
+        Some(UnicastPeers::Auto) => (Vec::new(), true),
+        None => (Vec::new(), false),
     };
     let mut router = RouterConfig::new(config.vrid, config.version, config.priority, config.advert_interval);
     router.auth = config.auth_pass;
@@ -106,6 +128,7 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
     router.preempt = config.preempt;
     router.only_peers = config.unicast.is_some();
     router.peers.clone_from(&peers);
+    router.accept_neighbours = is_auto;
     // The lease depends on the version that decides, which follows from the addresses.
     router.lease = RouterConfig::lease_for(router.down_interval());
     let lease = LeaseTime::new(router.lease)?;
@@ -113,7 +136,7 @@ fn instance(config: &cplb_config::Instance, lasting: &BTreeSet<IpAddr>) -> Resul
         if config.unicast.is_some() { Transport::Unicast { peers } } else { Transport::Multicast };
     Ok(Instance {
         id,
-        settings: InstanceSettings { source, is_directed: false },
+        settings: InstanceSettings { source, is_directed: false, waits: is_auto },
         group: VipGroupConfig {
             id: group_of(id),
             interface: config.interface.clone(),

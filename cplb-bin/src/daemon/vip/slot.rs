@@ -22,6 +22,8 @@ pub(crate) struct InstanceSettings {
     pub(crate) source: Option<IpAddr>,
     /// Set where IPVS directs the connections to its VIPs.
     pub(crate) is_directed: bool,
+    /// Set while the router must not take part, since it knows no peers.
+    pub(crate) waits: bool,
 }
 
 /// An instance between the election and the keeper.
@@ -66,7 +68,7 @@ impl InstanceSlots {
         self.announcement(id)
     }
 
-    /// The interface of an instance, as it was announced last.
+    /// The interface of an instance, also of one that waits.
     pub(super) fn interface(&self, id: InstanceId) -> Option<Interface> {
         self.0.get(&id)?.interface()
     }
@@ -80,7 +82,7 @@ impl InstanceSlots {
         let slot = self.0.get(&id)?;
         let source = slot.last_interface.as_ref().zip(slot.settings.source);
         let source = source.map(|(state, source)| (source, state.has(source)));
-        Some(Announcement { id, interface: slot.interface(), source })
+        Some(Announcement { id, interface: slot.interface().filter(|_| !slot.settings.waits), source })
     }
 }
 
@@ -166,7 +168,11 @@ mod tests {
     }
 
     fn settings(host: Option<u8>) -> InstanceSettings {
-        InstanceSettings { source: host.map(|host| [10, 0, 0, host].into()), is_directed: false }
+        InstanceSettings {
+            source: host.map(|host| [10, 0, 0, host].into()),
+            is_directed: false,
+            waits: false,
+        }
     }
 
     #[test]
@@ -183,6 +189,16 @@ mod tests {
         assert_eq!(present.interface.unwrap().v4, Some([10, 0, 0, 11].into()));
         let any = slots.join(id, settings(None)).unwrap();
         assert_eq!((any.interface.unwrap().v4, any.source), (Some([10, 0, 0, 11].into()), None));
+    }
+
+    #[test]
+    fn an_instance_without_peers_waits_for_them() {
+        let mut slots = InstanceSlots::default();
+        let id = InstanceId(51);
+        slots.join(id, InstanceSettings { waits: true, ..settings(None) });
+        assert_eq!(slots.set_interface(id, Some(&state(11, true))).unwrap().interface, None);
+        assert!(slots.interface(id).is_some(), "the group channel uses it");
+        assert!(slots.join(id, settings(None)).unwrap().interface.is_some());
     }
 
     #[test]

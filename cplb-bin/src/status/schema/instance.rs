@@ -36,6 +36,9 @@ pub(crate) struct Instance {
     /// Hosts that answer for VIPs on the link without being the Active.
     #[serde(default)]
     pub(crate) foreign_owners: Vec<ForeignOwner>,
+    /// The checks of services through the VIPs, while another router is Active.
+    #[serde(default)]
+    pub(crate) end_to_end: Vec<EndToEnd>,
     /// As configured, 50 to 254.
     pub(crate) priority: u8,
     /// The priority in advertisements: a fifth of `priority` while not serving, or with reasons in `unfit`.
@@ -86,6 +89,27 @@ pub(crate) struct ForeignOwner {
     /// The address of the controller that has this link-layer address, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) controller: Option<String>,
+}
+
+/// The checks of one service through one VIP, as a client on this node's link reaches it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EndToEnd {
+    /// The name of the service.
+    pub(crate) service: String,
+    /// The VIP and the port.
+    pub(crate) endpoint: String,
+    /// The source of the Active's advertisements.
+    pub(crate) active: String,
+    /// `answers`, `fails`, `local` (the VIP is local to this node too, which cannot check) or `unknown`.
+    pub(crate) state: String,
+    /// The reason for which the last check failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    /// Failures in a row; three are an entry in `degraded`.
+    pub(crate) failures: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checked_seconds_ago: Option<f64>,
 }
 
 /// Another router that is Active.

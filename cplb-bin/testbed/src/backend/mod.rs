@@ -122,7 +122,7 @@ impl Backend {
     /// # Errors
     /// As [`Backend::tls`], also if the node does not have the address.
     pub fn tls_on(node: &Node, name: &str, address: SocketAddr) -> Result<Self, Error> {
-        let (acceptor, certificate) = tls::acceptor(name)?;
+        let (acceptor, certificate) = tls::acceptor(name, node.own_ips())?;
         Self::start(node, name, address, Protocol::Tls(acceptor), Some(certificate))
     }
 

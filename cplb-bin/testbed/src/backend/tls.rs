@@ -1,5 +1,7 @@
 //! Self-signed certificates for backends.
 
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -8,13 +10,20 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Error;
 
-/// Returns an acceptor with a new self-signed certificate, common name and subject alternative name `name`, and the
-/// certificate as PEM.
-pub(super) fn acceptor(name: &str) -> Result<(TlsAcceptor, String), Error> {
+/// The host numbers of virtual IPs, which are in every certificate, as clients expect it of API servers.
+const VIP_HOSTS: RangeInclusive<u8> = 100..=103;
+
+/// Returns an acceptor with a new self-signed certificate, and the certificate as PEM. Its common name is `name`, and its
+/// subject alternative names are `name` and the virtual IPs in the networks of `addresses`.
+pub(super) fn acceptor(
+    name: &str,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> Result<(TlsAcceptor, String), Error> {
     let failed = |reason: String| Error::Certificate { name: name.to_owned(), reason };
     let key = KeyPair::generate().map_err(|error| failed(error.to_string()))?;
-    let mut parameters =
-        CertificateParams::new([name.to_owned()]).map_err(|error| failed(error.to_string()))?;
+    let vips = addresses.into_iter().flat_map(|own| VIP_HOSTS.map(move |host| vip(own, host).to_string()));
+    let names: Vec<String> = std::iter::once(name.to_owned()).chain(vips).collect();
+    let mut parameters = CertificateParams::new(names).map_err(|error| failed(error.to_string()))?;
     parameters.distinguished_name.push(DnType::CommonName, name);
     let certificate = parameters.self_signed(&key).map_err(|error| failed(error.to_string()))?;
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -24,4 +33,19 @@ pub(super) fn acceptor(name: &str) -> Result<(TlsAcceptor, String), Error> {
         .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
         .map_err(|error| failed(error.to_string()))?;
     Ok((TlsAcceptor::from(Arc::new(config)), certificate.pem()))
+}
+
+/// The address with a host number, in decimal digits, in the network of `own`.
+fn vip(own: IpAddr, host: u8) -> IpAddr {
+    match own {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            [a, b, c, host].into()
+        }
+        IpAddr::V6(ip) => {
+            let digits = u16::from_str_radix(&host.to_string(), 16).unwrap_or_default();
+            let [a, b, c, d, e, f, g, _] = ip.segments();
+            [a, b, c, d, e, f, g, digits].into()
+        }
+    }
 }

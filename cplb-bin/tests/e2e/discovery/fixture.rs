@@ -14,6 +14,9 @@ use crate::support::{Cluster, PORT, Plan};
 /// their names.
 pub(super) const API: u16 = 16443;
 
+/// The names in the certificates of API servers: Kubernetes' own, and the virtual IPs.
+pub(super) const NAMES: [&str; 3] = ["kubernetes", "10.9.0.100", "fd09::100"];
+
 /// Daemons that discover, an API for discovery, and API servers to balance over.
 pub(super) struct Fixture {
     pub(super) cluster: Cluster,
@@ -72,7 +75,7 @@ impl Fixture {
     /// Starts the API server of a node.
     pub(super) fn serve(&mut self, node: usize) {
         let name = format!("api-{}", self.cluster.node(node).name());
-        let identity = self.authority.server(&["kubernetes"], Validity::Now).expect("a certificate");
+        let identity = self.authority.server(&NAMES, Validity::Now).expect("a certificate");
         let backend = Backend::certified(self.cluster.node(node), &name, PORT, &self.authority, &identity);
         self.cluster.backends.push(backend.expect("the API server starts"));
     }
@@ -98,7 +101,7 @@ impl Fixture {
     pub(super) fn start_api(&mut self) {
         let node = self.cluster.node(0);
         let address = SocketAddr::new(node.v4().into(), API);
-        let identity = self.authority.server(&["kubernetes"], Validity::Now).expect("a certificate");
+        let identity = self.authority.server(&NAMES, Validity::Now).expect("a certificate");
         let api = ApiServer::start_in(node, &self.listed, address, &self.authority, &identity);
         self.api = Some(api.expect("the API starts"));
         self.write_kubeconfig(&Credential::Certificate(&self.client));

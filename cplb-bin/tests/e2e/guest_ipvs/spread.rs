@@ -68,6 +68,11 @@ pub(crate) fn arp() {
     };
     cluster.check(answers(true) > 0, || "the owner did not answer".to_owned());
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
+    // A Backup has the address, too, and cannot check the way of a client.
+    let backup = (owner + 1) % cluster.len();
+    cluster.wait("the check is not made", || {
+        cluster.status(backup)["instances"][0]["endToEnd"][0]["state"] == "local"
+    });
 }
 
 /// IPVS has no server for the IPv6 address, but the proxy has.

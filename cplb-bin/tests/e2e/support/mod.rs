@@ -5,6 +5,7 @@
 
 pub(crate) mod crash;
 pub(crate) mod footprint;
+mod link;
 pub(crate) mod packet;
 pub(crate) mod services;
 pub(crate) mod tproxy;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub(crate) use link::Link;
 use serde_json::Value;
 pub(crate) use tproxy::Tproxy;
 

@@ -78,6 +78,19 @@ fn only_peers_are_obeyed_where_that_is_configured() {
 }
 
 #[test]
+fn neighbours_that_are_no_peers_are_obeyed_where_that_is_configured() {
+    let mut bench = Bench::active(RouterConfig { only_peers: true, accept_neighbours: true, ..config() });
+    let prefix = crate::LinkPrefix { address: OWN.into(), len: 24 };
+    bench.router.handle_link_prefixes(vec![prefix]);
+    let message = bench.message(200);
+    let from = RxMeta { delivery: Delivery::Unicast, ..multicast(HIGHER.into()) };
+    let elsewhere = RxMeta { source: [192, 0, 2, 9].into(), ..from };
+    discarded(&mut bench, &elsewhere, &message, Discard::UnknownPeer);
+    discarded(&mut bench, &RxMeta { hop_limit: 254, ..from }, &message, Discard::HopLimit);
+    assert_eq!(bench.router.handle_advertisement(bench.now, &from, &message), Ok(()));
+}
+
+#[test]
 fn unicast_from_a_routed_peer_needs_no_hop_limit() {
     let mut bench = Bench::active(config());
     let message = bench.message(200);

@@ -1,0 +1,51 @@
+//! The comparison of the API servers' certificates with the names that clients use: what is compared, and what follows from it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use lb_proxy::{HealthKind, MARK};
+
+use super::Daemon;
+use super::certificates::{Compared, Wanted, client_names, compare};
+use super::problems::Cause;
+use super::sender::EventSender;
+
+impl Daemon {
+    /// Starts a comparison if one is due, and reports the servers that clients reject.
+    pub(super) fn update_certificates(&mut self) {
+        let wanted = if self.stopping { Wanted::default() } else { self.compared_servers() };
+        self.certificates.set(wanted);
+        if let Some(round) = self.certificates.poll_round(Instant::now()) {
+            let events = EventSender::<Compared>::new(&self.channel);
+            tokio::spawn(async move {
+                let _ = events.send(compare(round, MARK).await);
+            });
+        }
+        let texts = self.certificates.texts();
+        if self.problems.raise_all(Cause::Certificates, texts.clone()) {
+            texts.iter().for_each(|text| tracing::warn!("{text}"));
+        }
+    }
+
+    pub(super) fn on_compared(&mut self, compared: Compared) {
+        self.certificates.handle_result(compared);
+    }
+
+    /// The API servers and the names that clients use; none without virtual IPs, since the clients of a load balancer alone
+    /// may use any name for it.
+    fn compared_servers(&self) -> Wanted {
+        let Some(service) = self.config.api_service() else { return Wanted::default() };
+        let balanced = self.desired.proxy.services.iter().find(|found| *found.name == *service.name);
+        let Some(balanced) = balanced.filter(|found| found.health.kind != HealthKind::Tcp) else {
+            return Wanted::default();
+        };
+        let servers: BTreeSet<_> = balanced.backends.iter().map(|backend| backend.addr).collect();
+        let addresses: BTreeSet<IpAddr> = servers.iter().map(|server| server.ip().to_canonical()).collect();
+        let kubeconfig = self.config.backends_of(service).kubeconfig.as_ref();
+        let cluster = kubeconfig.and_then(|path| self.backends.resolved.discovered(path));
+        let host = cluster.and_then(|cluster| Some(cluster.identity.as_ref()?.host.as_str()));
+        let names = client_names(&self.config, host, &addresses);
+        Wanted { servers, names }
+    }
+}

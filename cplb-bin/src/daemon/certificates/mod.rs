@@ -1,0 +1,120 @@
+//! The names in the API servers' certificates: a server whose certificate has not the name that clients use is rejected by
+//! them, and the health checks, which accept any name, call it healthy.
+//!
+//! [`Certificates`] does no I/O: the servers and names go in, the rounds that are due come out.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use cplb_config::{Config, Host};
+use lb_proxy::health::rustls::pki_types::ServerName;
+use lb_proxy::health::{Misnamed, misnamed};
+
+/// The time between two rounds.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The time limit of a connection.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The servers, and the names by which clients verify them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) servers: BTreeSet<SocketAddr>,
+    pub(crate) names: Vec<ServerName<'static>>,
+}
+
+/// The end of a round: the servers that clients reject, with the names and the reasons.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Compared {
+    pub(crate) wanted: Wanted,
+    pub(crate) rejected: Vec<(SocketAddr, Misnamed)>,
+}
+
+/// The comparison of all servers.
+#[derive(Debug, Default)]
+pub(crate) struct Certificates {
+    wanted: Wanted,
+    /// The start of the next round; `None` at once.
+    next: Option<Instant>,
+    is_running: bool,
+    rejected: Vec<(SocketAddr, Misnamed)>,
+}
+
+impl Certificates {
+    /// Replaces the servers and names. After a change a round is due.
+    pub(crate) fn set(&mut self, wanted: Wanted) {
+        if wanted != self.wanted {
+            let Wanted { servers, names } = &wanted;
+            self.rejected.retain(|(server, found)| servers.contains(server) && names.contains(&found.name));
+            (self.wanted, self.next) = (wanted, None);
+        }
+    }
+
+    /// The round that is due.
+    pub(crate) fn poll_round(&mut self, now: Instant) -> Option<Wanted> {
+        let is_due = self.next.is_none_or(|next| next <= now);
+        if self.is_running || !is_due || self.wanted.servers.is_empty() || self.wanted.names.is_empty() {
+            return None;
+        }
+        (self.is_running, self.next) = (true, Some(now + INTERVAL));
+        Some(self.wanted.clone())
+    }
+
+    /// Takes the result of a round. One of former servers or names does not count.
+    pub(crate) fn handle_result(&mut self, compared: Compared) {
+        self.is_running = false;
+        if compared.wanted == self.wanted {
+            self.rejected = compared.rejected;
+        }
+    }
+
+    /// The texts for the operator.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let text = |(server, Misnamed { name, reason }): &(SocketAddr, Misnamed)| {
+            let name = name.to_str();
+            format!(
+                "clients of {name} reject the certificate of the API server {server}: {reason} (its certificate should have \
+                 {name}; if clients use another name, set externalAddress)"
+            )
+        };
+        self.rejected.iter().map(text).collect()
+    }
+}
+
+/// The names that clients use: the one that is configured; else the kubeconfig's host, unless that is a server or this node
+/// itself; else the virtual IPs.
+pub(crate) fn client_names(
+    config: &Config,
+    kubeconfig_host: Option<&str>,
+    servers: &BTreeSet<IpAddr>,
+) -> Vec<ServerName<'static>> {
+    let name = |host: &str| ServerName::try_from(host.to_owned()).ok();
+    let configured = config.external_address.as_ref().map(|host| match host {
+        Host::Address(ip) => ip.to_string(),
+        Host::Name(name) => name.clone(),
+    });
+    if let Some(configured) = configured {
+        return name(&configured).into_iter().collect();
+    }
+    let is_common = |host: &&str| match host.parse::<IpAddr>() {
+        Ok(ip) => !ip.is_loopback() && !servers.contains(&ip.to_canonical()),
+        Err(_) => *host != "localhost",
+    };
+    match kubeconfig_host.filter(is_common).and_then(name) {
+        Some(name) => vec![name],
+        None => config.virtual_ips().map(|ip| ServerName::IpAddress(ip.into())).collect(),
+    }
+}
+
+/// Compares the certificates of all servers. What a server that cannot be reached would show is not known.
+pub(crate) async fn compare(wanted: Wanted, mark: u32) -> Compared {
+    let mut rejected = Vec::new();
+    for server in &wanted.servers {
+        let found = misnamed(*server, mark, &wanted.names, LIMIT).await.unwrap_or_default();
+        rejected.extend(found.into_iter().map(|found| (*server, found)));
+    }
+    Compared { wanted, rejected }
+}
