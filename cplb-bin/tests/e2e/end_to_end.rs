@@ -61,7 +61,7 @@ fn firewall() {
 
     nft(
         cluster.node(owner),
-        "table inet fw { chain input { type filter hook input priority 0; tcp dport 6443 drop; } }",
+        "table inet fw { chain input { type filter hook input priority 0;\n tcp dport 6443 drop\n }\n}",
     );
     let since = Instant::now();
     let endpoints: Vec<String> =
@@ -77,11 +77,13 @@ fn firewall() {
                 && shown.contains("firewall")
         });
     }
-    let named = cluster.degraded(owner);
     for other in &others {
         let peer =
             format!("does not answer from {} ({}", cluster.node(*other).v4(), cluster.node(*other).name());
-        cluster.check(named.matches(&peer).count() == 2, || named.clone());
+        let left = NAMED.saturating_sub(since.elapsed());
+        wait_for(&cluster, left, "the Active names both addresses for each Backup", || {
+            cluster.degraded(owner).matches(&peer).count() == 2
+        });
     }
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());
 

@@ -9,6 +9,9 @@ use crate::support::{Cluster, PORT, Plan};
 pub(crate) fn tests() -> Vec<Test> {
     let tests = vec![
         Test::new("a_fourth_controller_joins_and_leaves_without_a_flap", || join(plan())),
+        Test::new("a_fourth_controller_joins_at_100_ms", || {
+            join(Plan::v3("100ms").instance("unicastPeers: auto"));
+        }),
         Test::new("a_fourth_controller_joins_a_group_with_keys", || {
             join(plan().instance("authHMAC: {keys: [{id: 1, key: 0123456789abcdef0123456789abcdef}]}"));
         }),

@@ -65,8 +65,9 @@ pub const CHALLENGE_INTERVALS: u32 = 5;
 /// The most challenges that may be returned. More than one for each interval there are only while other nodes start.
 const MAX_CHALLENGES: usize = 32;
 
-/// The most reports in a row that are sent because of other nodes' messages; one more each interval.
-const MAX_REPLIES: u32 = 4;
+/// The most reports in a row that are sent to nodes that begin to be heard; [`NEW_REPLIES`] more each interval.
+const MAX_REPLIES: u32 = 16;
+const NEW_REPLIES: u32 = 4;
 
 /// The most peers that are remembered.
 pub const MAX_PEERS: usize = 16;
@@ -313,9 +314,9 @@ impl Channel {
         match peer.hear(now, &message, returned) {
             Heard::Replayed => return Err(Discard::Replayed),
             Heard::Unproven { is_new } => {
-                // The sender is to have its challenge back soon.
+                // The sender is to have its challenge back at once. It may be none of those that reports are sent to.
                 if is_new {
-                    self.reply_soon(now);
+                    self.reply(source);
                 }
                 return Err(Discard::NotFresh);
             }
@@ -325,7 +326,7 @@ impl Channel {
                 if let Some(peer) = self.peers.get_mut(&source) {
                     peer.require_challenge(number);
                 }
-                self.reply_soon(now);
+                self.reply(source);
             }
             Heard::Fresh { other_boot: false } => {}
         }
@@ -342,11 +343,11 @@ impl Channel {
         first.is_some_and(|address| self.peers.remove(&address).is_some())
     }
 
-    /// Sends a report to a node that has just started, unless many have been sent for others.
-    fn reply_soon(&mut self, now: Instant) {
+    /// Sends a report to a node that begins to be heard, unless many have been sent to others.
+    fn reply(&mut self, to: IpAddr) {
         if self.replies > 0 {
             self.replies -= 1;
-            self.report_soon(now);
+            self.emit_report(Some(to));
         }
     }
 
@@ -446,16 +447,20 @@ impl Channel {
     fn send_report(&mut self, now: Instant) {
         if self.challenges.back().is_none_or(|current| now >= current.made + self.config.timing.interval) {
             self.renew_challenge(now);
-            self.replies = (self.replies + 1).min(MAX_REPLIES);
+            self.replies = (self.replies + NEW_REPLIES).min(MAX_REPLIES);
         }
+        self.emit_report(None);
+        self.last_report = Some(now);
+        self.next_report = now + self.config.timing.interval;
+    }
+
+    fn emit_report(&mut self, to: Option<IpAddr>) {
         self.round = self.round.wrapping_add(1);
         let parts = self.report.to_parts(message::report_room(self.echoes().count()));
         let count = u8::try_from(parts.len()).unwrap_or(u8::MAX);
         for (part, records) in (0..count).zip(parts) {
-            self.emit(None, Body::Report { round: self.round, part, parts: count, records });
+            self.emit(to, Body::Report { round: self.round, part, parts: count, records });
         }
-        self.last_report = Some(now);
-        self.next_report = now + self.config.timing.interval;
     }
 
     /// The challenges to return: those of known peers first.

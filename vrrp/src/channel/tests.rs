@@ -87,6 +87,8 @@ struct Net {
     double_percent: u64,
     delay: Duration,
     cut: BTreeSet<(usize, usize)>,
+    /// The pairs of which the first one does not send its reports to the second one.
+    unlisted: BTreeSet<(usize, usize)>,
     recorded: Vec<(usize, Vec<u8>)>,
     ids: Vec<u8>,
 }
@@ -105,6 +107,7 @@ impl Net {
             double_percent: 0,
             delay: ms(1),
             cut: BTreeSet::new(),
+            unlisted: BTreeSet::new(),
             recorded: Vec::new(),
             ids: ids.to_vec(),
         };
@@ -157,7 +160,10 @@ impl Net {
                 assert!(bytes.len() <= MAX_DATAGRAM);
                 self.recorded.push((from, bytes.clone()));
                 for to in 0..self.hosts.len() {
-                    let addressed = datagram.to.is_none_or(|peer| peer == address(to));
+                    let addressed = match datagram.to {
+                        Some(peer) => peer == address(to),
+                        None => !self.unlisted.contains(&(from, to)),
+                    };
                     if to == from || !addressed || self.cut.contains(&(from, to)) {
                         continue;
                     }
@@ -261,6 +267,18 @@ fn nodes_know_each_other_after_two_messages() {
     }
 }
 
+/// By unicast to a list that is incomplete: node 0 sends reports to no one, and hears node 1.
+#[test]
+fn a_node_that_no_list_has_is_known_after_two_round_trips() {
+    let mut net = Net::new(14, 2, &[1]);
+    net.cut.insert((0, 1));
+    net.run(secs(5));
+    net.cut.clear();
+    net.unlisted.insert((0, 1));
+    net.run(ms(1300));
+    net.all_known();
+}
+
 #[test]
 fn nodes_at_rest_send_one_datagram_each_interval() {
     let mut net = Net::new(2, 3, &[1]);
@@ -275,7 +293,7 @@ fn nodes_at_rest_send_one_datagram_each_interval() {
 #[test]
 fn changes_arrive_at_once_and_are_reported_once() {
     let mut net = Net::new(3, 2, &[1]);
-    net.run(secs(3));
+    net.run(ms(3500));
     net.hosts[1].events.clear();
     net.change(0);
     net.run(ms(150));
@@ -397,7 +415,7 @@ fn keys_are_rotated_without_losing_a_peer() {
 #[test]
 fn each_reason_to_discard_is_counted() {
     let mut net = Net::new(8, 2, &[1]);
-    net.run(secs(3));
+    net.run(ms(3500));
     let (now, from) = (net.now, address(0));
     let (_, good) = net.recorded.iter().rev().find(|(from, _)| *from == 0).cloned().unwrap();
     let with = |at: usize, value: u8| {

@@ -54,6 +54,16 @@ impl Default for Timing {
     }
 }
 
+/// A question for the link-layer address of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Question {
+    /// It claims no address, so that it changes no cache (RFC 5227 §2.1.1).
+    Probe(IpAddr),
+    /// It claims this node's own address, as any host on the link does that has something to send. Routers with proxy ARP may
+    /// answer no other question.
+    Request(IpAddr),
+}
+
 /// The holder of the addresses as the election knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
@@ -95,7 +105,7 @@ pub struct Owners {
     hosts: BTreeMap<MacAddr, IpAddr>,
     claims: BTreeMap<(IpAddr, MacAddr), Claims>,
     next_round: Instant,
-    probes: VecDeque<IpAddr>,
+    questions: VecDeque<Question>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -120,7 +130,7 @@ impl Owners {
             hosts: BTreeMap::new(),
             claims: BTreeMap::new(),
             next_round: now,
-            probes: VecDeque::new(),
+            questions: VecDeque::new(),
         }
     }
 
@@ -188,12 +198,14 @@ impl Owners {
         self.claims.retain(|_, claims| now < claims.last + silence);
         let memory = self.memory();
         self.references.retain(|_, last| now < *last + memory);
-        self.probes.clear();
-        if let Some(holder) = self.holder {
-            self.probes.push_back(holder.reference);
-            self.probes.extend(&self.addresses);
+        self.questions.clear();
+        if let Some(Holder { reference, is_own }) = self.holder {
+            let question = if is_own { Question::Probe } else { Question::Request };
+            self.questions.push_back(question(reference));
+            self.questions.extend(self.addresses.iter().map(|ip| Question::Probe(*ip)));
             if !self.claims.is_empty() {
-                self.probes.extend(self.controllers.iter().filter(|ip| **ip != holder.reference));
+                let others = self.controllers.iter().filter(|ip| **ip != reference);
+                self.questions.extend(others.map(|ip| Question::Probe(*ip)));
             }
         }
         self.next_round =
@@ -206,9 +218,9 @@ impl Owners {
         self.next_round
     }
 
-    /// The next address to ask for.
-    pub fn poll_probe(&mut self) -> Option<IpAddr> {
-        self.probes.pop_front()
+    /// The next question to ask.
+    pub fn poll_question(&mut self) -> Option<Question> {
+        self.questions.pop_front()
     }
 
     /// The foreign owners: each has claimed an address for a while, and still does so as far as is known.

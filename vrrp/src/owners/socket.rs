@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{arp_probe, neighbour_solicitation, parse_claim};
-use crate::announce::Announcement;
+use super::{Question, arp_probe, neighbour_solicitation, parse_claim};
+use crate::announce::{Announcement, arp_request};
 use crate::runner::link_layer::{self, MAX_FRAME, Watching};
 use crate::runner::readiness::Watched;
 use crate::types::{Family, MacAddr};
@@ -64,14 +64,21 @@ impl OwnersSocket {
         }
     }
 
-    /// Asks who has an address.
+    /// Asks who has an address. `own` is this node's address, for a [`Question::Request`]; without it that is a probe. In IPv6
+    /// both are solicitations from the same address.
     ///
     /// # Errors
     ///
     /// The operating system does not take the frame.
-    pub fn ask(&self, ip: IpAddr) -> io::Result<()> {
+    pub fn ask(&self, question: Question, own: Option<Ipv4Addr>) -> io::Result<()> {
+        let (ip, own) = match question {
+            Question::Probe(ip) => (ip, None),
+            Question::Request(ip) => (ip, own),
+        };
         let frame = match (ip, self.source) {
-            (IpAddr::V4(ip), _) => arp_probe(self.mac, ip),
+            (IpAddr::V4(ip), _) => {
+                own.map_or_else(|| arp_probe(self.mac, ip), |own| arp_request(self.mac, own, ip))
+            }
             (IpAddr::V6(ip), Some(source)) => neighbour_solicitation(self.mac, source, ip),
             (IpAddr::V6(_), None) => return Ok(()),
         };

@@ -26,6 +26,8 @@ struct Link {
     start: Instant,
     /// The hosts that answer, with the addresses that they answer for.
     answers: BTreeSet<(IpAddr, MacAddr)>,
+    /// A router that answers for every address, but no probe.
+    proxy: Option<MacAddr>,
     /// One of so many answers is lost, but never three in a row of one host for one address.
     lost_of: u32,
     frames: u32,
@@ -44,6 +46,7 @@ impl Link {
             now,
             start: now,
             answers,
+            proxy: None,
             lost_of: u32::MAX,
             frames: 0,
             lost_in_a_row: BTreeMap::new(),
@@ -80,10 +83,15 @@ impl Link {
         while self.owners.poll_timeout() <= end {
             self.now = self.now.max(self.owners.poll_timeout());
             self.owners.handle_timeout(self.now);
-            while let Some(asked) = self.owners.poll_probe() {
+            while let Some(question) = self.owners.poll_question() {
                 self.asked += 1;
+                let (asked, proxy) = match question {
+                    Question::Probe(ip) => (ip, None),
+                    Question::Request(ip) => (ip, self.proxy),
+                };
                 let answers = self.answers.clone();
                 answers.into_iter().filter(|(ip, _)| *ip == asked).for_each(|(ip, mac)| self.claim(ip, mac));
+                proxy.into_iter().for_each(|mac| self.claim(asked, mac));
             }
         }
         self.now = end;
@@ -171,6 +179,21 @@ fn proxies_bonds_and_virtual_macs_are_innocent() {
     let mut link = Link::new(1);
     link.answers.insert((VIP.into(), MacAddr([0, 0, 0x5e, 0, 1, 51])));
     link.until(true);
+}
+
+/// Linux answers no probe for others. It does answer when this node's kernel asks for a virtual address.
+#[test]
+fn a_proxy_that_answers_no_probe_is_innocent() {
+    let mut link = Link::new(2);
+    link.proxy = Some(mac(254));
+    for _ in 0..60 {
+        link.claim(VIP, mac(254));
+        link.run(secs(10));
+        assert_eq!(link.foreign(), []);
+    }
+    link.answers.insert((VIP.into(), mac(99)));
+    link.until(true);
+    assert_eq!(link.foreign(), [mac(99)]);
 }
 
 #[test]

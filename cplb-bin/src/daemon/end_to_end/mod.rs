@@ -24,6 +24,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const FAILURES: u32 = 3;
 /// The time after a change of the Active in which its routes are not checked.
 const SETTLING: Duration = Duration::from_secs(3);
+/// The time between the first checks of two routes, or less if there are many.
+const STEP: Duration = Duration::from_secs(1);
 /// The most checks at a time.
 const CONCURRENT: usize = 16;
 /// The least time limit of a check, in which a lost packet of each step is sent again.
@@ -96,8 +98,7 @@ impl EndToEnd {
         self.routes.retain(|route, observed| wanted.get(route) == Some(&observed.active));
         let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX).max(1);
         for (index, (route, active)) in (0..).zip(wanted) {
-            // Spread over the interval.
-            let next = now + SETTLING + INTERVAL / count * index;
+            let next = now + SETTLING + STEP.min(INTERVAL / count) * index;
             let (outcome, checked, failures, running) = (None, None, 0, None);
             let new = Observed { active, outcome, checked, failures, next, running };
             self.routes.entry(route).or_insert(new);

@@ -73,18 +73,19 @@ impl Task {
             self.channel.reconfigure(config(&current));
             self.channel.handle_report(Instant::now(), current.report.clone());
             self.open(&current);
-            // A datagram that is discarded changes nothing that has to be sent or shown at once.
+            // A datagram that is discarded changes nothing that has to be shown at once.
             let mut changed = true;
             loop {
+                self.send(&current);
                 if std::mem::take(&mut changed) {
-                    self.flush(&current);
+                    self.report();
                 }
                 let wake = self.wake(&current);
                 tokio::select! {
                     result = local.changed() => {
                         if result.is_err() {
                             self.channel.stop();
-                            self.flush(&current);
+                            self.send(&current);
                             return;
                         }
                         break;
@@ -171,8 +172,8 @@ impl Task {
         self.channel.handle_datagram(Instant::now(), source, bytes).is_ok()
     }
 
-    /// Sends what is to be sent, and reports what has changed.
-    fn flush(&mut self, local: &Local) {
+    /// Sends what is to be sent.
+    fn send(&mut self, local: &Local) {
         while let Some(datagram) = self.channel.poll_datagram() {
             let Some(socket) = &self.socket else { continue };
             let bytes = self.channel.seal(&datagram.payload, socket.source());
@@ -187,6 +188,10 @@ impl Task {
                 let _ = socket.send(*peer, &bytes);
             }
         }
+    }
+
+    /// Reports what has changed.
+    fn report(&mut self) {
         let (mut found, mut is_changed) = (Vec::new(), false);
         while let Some(event) = self.channel.poll_event() {
             match event {

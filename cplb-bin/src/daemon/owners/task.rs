@@ -149,13 +149,17 @@ impl Task {
 
     fn ask(&mut self, now: Instant, socket: &OwnersSocket) {
         let mut asked = BTreeSet::new();
-        for core in self.cores.values_mut() {
+        for (id, core) in &mut self.cores {
             core.handle_timeout(now);
-            asked.extend(std::iter::from_fn(|| core.poll_probe()));
+            let own = self.watched.get(id).and_then(|watched| match watched.own {
+                IpAddr::V4(own) => Some(own),
+                IpAddr::V6(_) => None,
+            });
+            asked.extend(std::iter::from_fn(|| core.poll_question()).map(|question| (question, own)));
         }
-        for ip in asked {
+        for (question, own) in asked {
             // A question that is not sent is asked again in the next round.
-            let _ = socket.ask(ip);
+            let _ = socket.ask(question, own);
         }
     }
 
