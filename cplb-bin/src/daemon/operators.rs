@@ -16,7 +16,7 @@ use crate::control::{self, Move, Outcome};
 use super::Daemon;
 use super::event::ControlEvent;
 use super::group::LinkKey;
-use super::handover::{Asker, InstanceView, MoveResult, Output, View, selected};
+use super::handover::{Asker, InstanceView, MoveResult, Output, SETTLING, View, selected};
 use super::problems::Cause;
 use super::sender::EventSender;
 use super::serving::Input;
@@ -302,6 +302,7 @@ impl Daemon {
             },
             down: router.down_interval,
             last_move: router.last_move,
+            settled: router.since.elapsed() >= SETTLING,
             holds: election.holds(router.id),
         })
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vrrp::runner::InstanceStatus;
+use vrrp::LinkPrefix;
+use vrrp::runner::{InstanceId, InstanceStatus};
 
 use super::Daemon;
 use super::instance_log::instance_log;
@@ -24,6 +25,11 @@ impl Daemon {
         let status = election.runner.status();
         let finds_peers = |router: &&InstanceStatus| finding.contains(&router.id.0);
         let routers: Vec<&InstanceStatus> = status.instances.iter().filter(finds_peers).collect();
+        let prefixes: Vec<LinkPrefix> = routers
+            .iter()
+            .filter_map(|router| election.interface(router.id))
+            .flat_map(|it| it.prefixes)
+            .collect();
         let groups: BTreeSet<u64> = routers.iter().map(|router| self.group_number(router)).collect();
         // Members with other software report nothing.
         self.auto_peers.hear(routers.iter().filter_map(|router| Some((router.active?.source, now))));
@@ -31,8 +37,11 @@ impl Daemon {
         let of_group =
             peers.iter().filter(|peer| peer.report.instances.iter().any(|it| groups.contains(&it.group)));
         for peer in of_group {
-            self.auto_peers
-                .hear(std::iter::once(&peer.address).chain(&peer.report.heard).map(|ip| (*ip, peer.heard)));
+            // Without keys a report may be forged: no advertisements are sent through a router on its word.
+            let is_believed =
+                |ip: &&IpAddr| peer.authenticated || prefixes.iter().any(|prefix| prefix.contains(**ip));
+            let heard = peer.report.heard.iter().filter(is_believed);
+            self.auto_peers.hear(std::iter::once(&peer.address).chain(heard).map(|ip| (*ip, peer.heard)));
         }
         let own: BTreeSet<IpAddr> =
             self.own_addresses().into_iter().chain(self.backends.resolved.node().iter().copied()).collect();
@@ -54,11 +63,7 @@ impl Daemon {
                  of controllers)"
             );
             if self.problems.raise(Cause::Peers(*id), text) {
-                instance_log!(
-                    info,
-                    fields(vrrp::runner::InstanceId(*id)),
-                    "waiting until a controller is known"
-                );
+                instance_log!(info, fields(InstanceId(*id)), "waiting until a controller is known");
             }
         }
     }

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
-use vrrp::channel::InstanceReport;
+use vrrp::channel::{InstanceReport, TransitionReport};
 use vrrp::router::StateName;
 use vrrp::runner::{InstanceStatus, InterfaceStatus};
 
 use crate::status::schema::{
     ActiveRouter, AddressCopy, Backend, Channel, Delivery, Discovery, Instance, Interface, Kernel, Peer,
-    PeerInstance, SCHEMA, Service, Status, Transition,
+    PeerInstance, PeerTransition, SCHEMA, Service, Status, Transition,
 };
 
 use crate::discovery::State;
@@ -206,6 +206,24 @@ fn peer(found: &PeerState) -> Peer {
         degraded: report.degraded.clone(),
         degraded_unlisted: report.unlisted,
         instances: report.instances.iter().map(peer_instance).collect(),
+        transitions: report
+            .transitions
+            .iter()
+            .rev()
+            .map(|it| peer_transition(it, found.clock_ahead))
+            .collect(),
+    }
+}
+
+/// `clock_ahead` is the difference of the peer's clock to this node's in milliseconds.
+fn peer_transition(found: &TransitionReport, clock_ahead: i64) -> PeerTransition {
+    let at = found.at.saturating_add_signed(clock_ahead.saturating_neg());
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at)).unwrap_or(SystemTime::UNIX_EPOCH);
+    PeerTransition {
+        virtual_router_id: found.vrid,
+        seconds_ago: at.elapsed().unwrap_or_default().as_secs_f64(),
+        to: found.to.map_or("unknown", StateName::as_str).to_owned(),
+        reason: found.reason.clone(),
     }
 }
 

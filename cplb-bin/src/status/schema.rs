@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use group::{Channel, Peer, PeerInstance};
+pub(crate) use group::{Channel, Peer, PeerInstance, PeerTransition};
 pub(crate) use instance::{ActiveRouter, AddressCopy, EndToEnd, ForeignOwner, Instance, Transition};
 pub(crate) use ipvs::{ExcludedServer, Ipvs, RealServer, VirtualServer};
 pub(crate) use service::{Backend, Delivery, Service};

@@ -15,7 +15,8 @@ use crate::support::{Cluster, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        Test::new("rotation_of_passwords_and_keys_moves_nothing", rotation).needs([Tool::Nft]),
+        // 2,000 connections a second take most of a small machine.
+        Test::new("rotation_of_passwords_and_keys_moves_nothing", rotation).needs([Tool::Nft]).alone(),
         Test::new("password_is_rotated_in_a_group_with_keepalived", with_keepalived)
             .needs([Tool::Nft, Tool::Keepalived]),
         Test::new("messages_without_the_key_are_counted_by_reason_and_move_nothing", forged)
@@ -87,8 +88,11 @@ fn rotation() {
         vec![signed(&[1, 2], "enforce")],
         vec![signed(&[2], "enforce")],
     ];
-    let probe = Probe::to(cluster.address()).start(cluster.client()).expect("the probe starts");
-    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(1));
+    let probes = [(); 2].map(|()| probe.clone().start(cluster.client()).expect("the probe starts"));
+    for probe in &probes {
+        probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    }
     let since = Instant::now();
     // The owner is the first, the last and in between.
     for (number, lines) in steps.iter().enumerate() {
@@ -98,8 +102,13 @@ fn rotation() {
         order[1..].iter().for_each(|index| reload(&cluster, *index, lines));
     }
     stays_with(&cluster, owner, "all steps done");
-    let failures = probe.stop().failures_since(since);
-    cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+    for probe in probes {
+        let (report, took) = (probe.stop(), since.elapsed());
+        let count = report.samples().len();
+        println!("MEASURED {} connections a second", count as f64 / took.as_secs_f64());
+        let failures = report.failures_since(since);
+        cluster.check(failures.is_empty(), || format!("new connections failed: {failures:?}"));
+    }
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
     // The others still hear each other, and nothing but the last key counts.
     cluster.signal(owner, Signal::SIGKILL);

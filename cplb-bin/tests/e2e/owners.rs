@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testbed::{Keepalived, KeepalivedState, Lan, Node, Test, Tool, VrrpInstance, wait_until};
+use testbed::{Keepalived, KeepalivedState, Lan, Node, Signal, Test, Tool, VrrpInstance, wait_until};
 
 use crate::support::{Cluster, Link, Plan, TIMEOUT};
 
@@ -23,6 +23,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("a_router_that_answers_for_everything_is_not_named", proxy).needs([Tool::Nft]),
         Test::new("leftover_vips_of_controllers_are_named_with_them", leftovers).needs([Tool::Nft]),
         Test::new("a_healthy_group_names_no_one", healthy).needs([Tool::Nft, Tool::Keepalived]),
+        Test::new("a_healthy_group_names_no_one_dual_stack", healthy_dual_stack).needs([Tool::Nft]),
     ]
 }
 
@@ -197,8 +198,7 @@ fn healthy() {
     let mut keepalived = None;
     let start = Instant::now();
     let mut round = 0;
-    let duration = std::env::var("CPLB_HEALTHY_SECONDS").map_or(75, |text| text.parse().expect("seconds"));
-    while start.elapsed() < Duration::from_secs(duration) {
+    while start.elapsed() < healthy_time() {
         let owner = if keepalived.is_some() { 2 } else { cluster.wait_for_owner(None) };
         if owner < 2 && round % 3 == 2 {
             // Keepalived is the only one left to take over.
@@ -208,7 +208,7 @@ fn healthy() {
             waits.unwrap_or_else(|error| cluster.fail(&error.to_string()));
             keepalived = Some(started);
             for index in [1 - owner, owner] {
-                cluster.signal(index, testbed::Signal::SIGTERM);
+                cluster.signal(index, Signal::SIGTERM);
                 cluster.wait_until_ended(index);
             }
             cluster.wait("keepalived has the VIP", || cluster.owners() == [2]);
@@ -217,19 +217,47 @@ fn healthy() {
             running.stop().expect("keepalived stops");
             cluster.wait_for_owner(Some(2));
         } else {
-            cluster.signal(owner, testbed::Signal::SIGTERM);
+            cluster.signal(owner, Signal::SIGTERM);
             cluster.wait_until_ended(owner);
             cluster.start_daemon(owner);
         }
         round += 1;
-        let pause = Instant::now();
-        cluster.wait("the group is at rest for a while", || {
-            for index in 0..2 {
-                let owners = foreign(&cluster, index);
-                cluster.check(owners.is_empty(), || format!("{owners:?}"));
-            }
-            pause.elapsed() > Duration::from_secs(5 + round % 3 * 4)
-        });
+        names_no_one(&cluster, 0..2, Duration::from_secs(5 + round % 3 * 4));
     }
     println!("MEASURED {round} moves");
+}
+
+/// Handovers and crashes of three daemons with IPv4 and IPv6.
+fn healthy_dual_stack() {
+    let mut cluster = Cluster::start(Plan::v3("100ms").dual_stack());
+    let (start, mut round) = (Instant::now(), 0);
+    while start.elapsed() < healthy_time() {
+        let owner = cluster.wait_for_owner(None);
+        let signal = if round % 2 == 0 { Signal::SIGTERM } else { Signal::SIGKILL };
+        cluster.signal(owner, signal);
+        cluster.wait_until_ended(owner);
+        cluster.start_daemon(owner);
+        cluster.wait_for_owner(None);
+        round += 1;
+        names_no_one(&cluster, 0..3, Duration::from_secs(5 + round % 3 * 4));
+    }
+    println!("MEASURED {round} moves");
+}
+
+/// The time of a run without a fault: more than two rounds of questions, or the seconds in `CPLB_HEALTHY_SECONDS`.
+fn healthy_time() -> Duration {
+    let asked = std::env::var("CPLB_HEALTHY_SECONDS");
+    Duration::from_secs(asked.map_or(75, |text| text.parse().expect("CPLB_HEALTHY_SECONDS is a number")))
+}
+
+/// No other host is named for a while.
+fn names_no_one(cluster: &Cluster, nodes: std::ops::Range<usize>, duration: Duration) {
+    let since = Instant::now();
+    cluster.wait("the group is at rest for a while", || {
+        for index in nodes.clone() {
+            let owners = foreign(cluster, index);
+            cluster.check(owners.is_empty(), || format!("{owners:?}"));
+        }
+        since.elapsed() > duration
+    });
 }

@@ -49,7 +49,7 @@ use std::time::{Duration, Instant};
 pub use discard::Discard;
 pub use event::{Datagram, Event};
 pub use message::{Answer, Outcome, Request};
-pub use report::{InstanceReport, Report, TransitionReport, Unanswered, group_of};
+pub use report::{InstanceReport, MAX_TRANSITIONS, Report, TransitionReport, Unanswered, group_of};
 #[cfg(feature = "runner")]
 pub use socket::ChannelSocket;
 pub use wire::{MAX_DATAGRAM, MessageError, PORT};

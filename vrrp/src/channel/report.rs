@@ -26,7 +26,8 @@ const UNLISTED_LEN: usize = 5;
 const MAX_ADDRESSES: usize = 16;
 const MAX_HEARD: usize = 16;
 const MAX_INSTANCES: usize = 255;
-const MAX_TRANSITIONS: usize = 8;
+/// The most transitions that are sent.
+pub const MAX_TRANSITIONS: usize = 8;
 const MAX_DEGRADED: usize = 64;
 const MAX_UNANSWERED: usize = 16;
 

@@ -547,14 +547,18 @@ fn unknown_records_are_skipped() {
     assert_eq!(Report::decode(&records), Ok(full_report()));
 }
 
-/// Arbitrary faults and attacks, then a fault-free period.
+/// Arbitrary faults and attacks, three or more, then a fault-free period.
 fn faults(seed: u64) {
     let count = 2 + usize::try_from(seed % 4).unwrap();
     let mut net = Net::new(seed, count, &[1]);
-    for _ in 0..10 + net.below(20) {
+    let (steps, mut step, mut faults) = (10 + net.below(20), 0, 0);
+    while step < steps || faults < 3 {
+        step += 1;
         let node = usize::try_from(net.below(count as u64)).unwrap();
         let other = usize::try_from(net.below(count as u64)).unwrap();
-        match net.below(10) {
+        let kind = net.below(10);
+        faults += u64::from(!matches!(kind, 4 | 7) && (kind != 3 || node != other));
+        match kind {
             0 => net.loss_percent = net.random.next() % 60,
             1 => net.double_percent = net.random.next() % 40,
             2 => net.delay = ms(1 + net.random.next() % 2000),

@@ -6,6 +6,7 @@
 
 mod choice;
 mod progress;
+mod retry;
 mod view;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use vrrp::runner::InstanceId;
 use super::group::LinkKey;
 
 use choice::{Choice, cannot, choose, may_succeed};
+pub(crate) use retry::SETTLING;
 pub(crate) use view::{InstanceView, View, selected};
 use view::{is_at, label};
 
@@ -99,6 +101,8 @@ pub(crate) struct Handovers {
     relays: BTreeMap<u64, Relay>,
     /// Peers that ask when this node had the addresses, which it is about to have.
     questions: Vec<Question>,
+    /// Requests of operators on this node, by the number of the connection and the instance.
+    asked: BTreeMap<(u64, InstanceId), retry::Asked>,
     tokens: u64,
 }
 
@@ -147,11 +151,24 @@ struct Question {
 impl Handovers {
     /// Returns whether nothing is under way, so that [`Self::tick`] has nothing to do.
     pub(crate) fn is_idle(&self) -> bool {
-        self.moves.is_empty() && self.relays.is_empty() && self.questions.is_empty()
+        self.moves.is_empty() && self.relays.is_empty() && self.questions.is_empty() && self.asked.is_empty()
     }
 
     /// Begins a move of an instance to the named node, or to the one that the election chooses.
     pub(crate) fn ask(
+        &mut self,
+        now: Instant,
+        view: &View,
+        asker: Asker,
+        id: InstanceId,
+        to: Option<&str>,
+    ) -> Vec<Output> {
+        self.note(now, &asker, id, to);
+        let outputs = self.ask_once(now, view, asker, id, to);
+        self.settle(now, view, outputs)
+    }
+
+    fn ask_once(
         &mut self,
         now: Instant,
         view: &View,

@@ -22,6 +22,11 @@ impl Handovers {
         token: u64,
         answer: Option<Answer>,
     ) -> Vec<Output> {
+        let outputs = self.take_answer(now, view, token, answer);
+        self.settle(now, view, outputs)
+    }
+
+    fn take_answer(&mut self, now: Instant, view: &View, token: u64, answer: Option<Answer>) -> Vec<Output> {
         if let Some(relay) = self.relays.remove(&token) {
             let Relay { asker, instance, active, .. } = relay;
             let silent = || {
@@ -78,6 +83,8 @@ impl Handovers {
         for id in ids {
             outputs.extend(self.advance(now, view, id));
         }
+        outputs = self.settle(now, view, outputs);
+        outputs.extend(self.ask_again(now, view));
         outputs
     }
 

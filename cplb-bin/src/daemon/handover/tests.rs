@@ -48,6 +48,8 @@ struct Node {
 
 struct Bench {
     now: Instant,
+    /// The election is over for a while from then on.
+    settles: Instant,
     nodes: Vec<Node>,
     names: Vec<String>,
     active: Option<usize>,
@@ -69,8 +71,10 @@ impl Bench {
             successor: None,
             last_move: None,
         };
+        let now = Instant::now();
         Self {
-            now: Instant::now(),
+            now,
+            settles: now,
             nodes: (0..count).map(node).collect(),
             names: (0..count).map(name).collect(),
             active: Some(0),
@@ -116,6 +120,7 @@ impl Bench {
             unicast_peers: Vec::new(),
             down: DOWN,
             last_move: node.last_move,
+            settled: self.now >= self.settles,
             holds: node.state == StateName::Active,
         };
         View {
@@ -240,6 +245,33 @@ fn any_node_can_be_asked_and_any_other_one_named() {
             }
         }
     }
+}
+
+#[test]
+fn a_refusal_just_after_an_election_does_not_count() {
+    let settling = Duration::from_secs(2);
+    for asked in [0, 1] {
+        let mut bench = Bench::new(3);
+        bench.settles = bench.now + settling;
+        // Neither has heard of the last change.
+        bench.active = None;
+        bench.nodes[2].serving = Err("its checks fail".to_owned());
+        bench.ask(asked, Some(&name(2)));
+        bench.run(settling / 2);
+        assert_eq!(bench.replies, []);
+        bench.active = Some(0);
+        bench.nodes[2].serving = Ok(());
+        bench.run(settling / 2);
+        assert_eq!(bench.replies.pop().unwrap().1.answer.holder, name(2));
+        assert!(bench.nodes[asked].handovers.is_idle());
+    }
+    let mut bench = Bench::new(3);
+    bench.settles = bench.now + settling;
+    bench.ask(1, Some("node-9"));
+    bench.run(settling * 2);
+    assert!(bench.replies.pop().unwrap().1.answer.reason.contains("no controller node-9"));
+    bench.run(settling);
+    assert_eq!((bench.replies.len(), bench.nodes[1].handovers.is_idle()), (0, true));
 }
 
 #[test]

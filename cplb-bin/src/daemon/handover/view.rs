@@ -48,6 +48,8 @@ pub(crate) struct InstanceView {
     /// Active_Down_Interval.
     pub(crate) down: Duration,
     pub(crate) last_move: Option<PlannedMove>,
+    /// The election is over for a while, and the reports of the peers are later.
+    pub(crate) settled: bool,
     /// The kernel of this node has its virtual IPs, perhaps only until their sessions are reset.
     pub(crate) holds: bool,
 }

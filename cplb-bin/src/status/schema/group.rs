@@ -28,6 +28,22 @@ pub(crate) struct Peer {
     #[serde(default)]
     pub(crate) degraded_unlisted: u16,
     pub(crate) instances: Vec<PeerInstance>,
+    /// The last 8 changes of state of its instances, the newest first.
+    #[serde(default)]
+    pub(crate) transitions: Vec<PeerTransition>,
+}
+
+/// One change of state of an instance of another controller.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PeerTransition {
+    #[serde(rename = "virtualRouterID")]
+    pub(crate) virtual_router_id: u8,
+    /// By this node's wall clock, without the difference of the two clocks.
+    pub(crate) seconds_ago: f64,
+    /// Its state, such as `active`; `unknown` for one of a later version.
+    pub(crate) to: String,
+    pub(crate) reason: String,
 }
 
 /// An instance of another controller.

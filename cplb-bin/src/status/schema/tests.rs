@@ -144,6 +144,12 @@ fn complete() -> Status {
                 advertised_priority: 200,
                 claim_seconds: 0.0,
             }],
+            transitions: vec![PeerTransition {
+                virtual_router_id: 51,
+                seconds_ago: 0.0,
+                to: text(),
+                reason: text(),
+            }],
         }],
         channels: vec![Channel {
             interface: text(),

@@ -1,7 +1,6 @@
 //! Self-signed certificates for backends.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -11,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::Error;
 
 /// The host numbers of virtual IPs, which are in every certificate, as clients expect it of API servers.
-const VIP_HOSTS: RangeInclusive<u8> = 100..=103;
+const VIP_HOSTS: [u8; 5] = [100, 101, 102, 103, 200];
 
 /// Returns an acceptor with a new self-signed certificate, and the certificate as PEM. Its common name is `name`, and its
 /// subject alternative names are `name` and the virtual IPs in the networks of `addresses`.
@@ -21,7 +20,7 @@ pub(super) fn acceptor(
 ) -> Result<(TlsAcceptor, String), Error> {
     let failed = |reason: String| Error::Certificate { name: name.to_owned(), reason };
     let key = KeyPair::generate().map_err(|error| failed(error.to_string()))?;
-    let vips = addresses.into_iter().flat_map(|own| VIP_HOSTS.map(move |host| vip(own, host).to_string()));
+    let vips = addresses.into_iter().flat_map(|own| VIP_HOSTS.map(|host| vip(own, host).to_string()));
     let names: Vec<String> = std::iter::once(name.to_owned()).chain(vips).collect();
     let mut parameters = CertificateParams::new(names).map_err(|error| failed(error.to_string()))?;
     parameters.distinguished_name.push(DnType::CommonName, name);

@@ -68,6 +68,15 @@ pub(crate) fn arp() {
     };
     cluster.check(answers(true) > 0, || "the owner did not answer".to_owned());
     cluster.check(answers(false) == 0, || format!("answered: {seen:?}"));
+    // The addresses on the dummy links name no one in a round of questions.
+    let since = Instant::now();
+    cluster.wait("a round of questions", || {
+        for node in 0..cluster.len() {
+            let foreign = cluster.status(node)["instances"][0]["foreignOwners"].clone();
+            cluster.check(foreign == serde_json::json!([]), || foreign.to_string());
+        }
+        since.elapsed() > Duration::from_secs(34)
+    });
     // A Backup has the address, too, and cannot check the way of a client.
     let backup = (owner + 1) % cluster.len();
     cluster.wait("the check is not made", || {
