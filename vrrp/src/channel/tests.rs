@@ -386,6 +386,42 @@ fn a_peer_cannot_flood_the_owner_with_requests() {
 }
 
 #[test]
+fn only_the_peer_that_was_asked_may_answer() {
+    let mut net = Net::new(17, 3, &[1]);
+    net.run(secs(3));
+    let now = net.now;
+    let id = net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, secs(5));
+    net.hosts[2].channel.answer(address(0), id, &Answer::accepted());
+    net.run(secs(1));
+    let answered = |event: &Event| matches!(event, Event::Answered { .. });
+    assert!(!net.hosts[0].events.iter().any(answered));
+    net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
+    net.run(ms(100));
+    assert_eq!(net.hosts[0].events.iter().filter(|event| answered(event)).count(), 1);
+}
+
+#[test]
+fn a_peer_that_has_started_again_may_ask_at_once() {
+    let mut net = Net::new(15, 2, &[1]);
+    net.run(secs(3));
+    // In order.
+    net.delay = Duration::ZERO;
+    net.run(ms(10));
+    for _ in 0..2 {
+        let now = net.now;
+        for _ in 0..16 {
+            net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
+        }
+        net.run(ms(20));
+        net.restart(0);
+        net.run(ms(20));
+        net.all_known();
+    }
+    let asked = net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. }));
+    assert_eq!(asked.count(), 32);
+}
+
+#[test]
 fn unanswered_requests_end() {
     let mut net = Net::new(6, 2, &[1]);
     net.run(secs(3));
@@ -410,6 +446,17 @@ fn keys_are_rotated_without_losing_a_peer() {
     }
     let lost = |event: &Event| matches!(event, Event::Lost(_));
     assert!(net.hosts.iter().all(|host| !host.events.iter().any(lost)));
+}
+
+/// A file with another key of the same identifier on one node, while the group rotates.
+#[test]
+fn a_key_that_differs_does_not_hide_the_one_in_common() {
+    let mut net = Net::new(16, 2, &[1, 2]);
+    let mut other = config(&[1, 2]);
+    other.keys.insert(KeyId::new(1).unwrap(), Key::new(&[77; 32]).unwrap());
+    net.hosts[0].channel.reconfigure(other);
+    net.run(secs(3));
+    net.all_known();
 }
 
 #[test]
@@ -503,6 +550,7 @@ fn flood_of_new_senders_costs_no_known_peer() {
         let bytes = stranger.seal(&payload, source);
         let now = net.now;
         assert_eq!(net.hosts[0].channel.handle_datagram(now, source, &bytes), Err(Discard::NotFresh));
+        assert_eq!(net.hosts[0].channel.peers().count(), 2);
     }
     let before = net.hosts[0].channel.traffic().0;
     net.run(secs(3));
