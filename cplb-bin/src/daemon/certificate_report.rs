@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use cplb_config::Host;
 use lb_proxy::{HealthKind, MARK};
 
 use super::Daemon;
@@ -41,11 +42,21 @@ impl Daemon {
             return Wanted::default();
         };
         let servers: BTreeSet<_> = balanced.backends.iter().map(|backend| backend.addr).collect();
-        let addresses: BTreeSet<IpAddr> = servers.iter().map(|server| server.ip().to_canonical()).collect();
         let kubeconfig = self.config.backends_of(service).kubeconfig.as_ref();
         let cluster = kubeconfig.and_then(|path| self.backends.resolved.discovered(path));
-        let host = cluster.and_then(|cluster| Some(cluster.identity.as_ref()?.host.as_str()));
-        let names = client_names(&self.config, host, &addresses);
-        Wanted { servers, names }
+        let identity = cluster.and_then(|cluster| cluster.identity.as_ref());
+        if kubeconfig.is_some() && identity.is_none() && self.config.external_address.is_none() {
+            // The name that clients use is known once a server was verified.
+            return Wanted::default();
+        }
+        let addresses = servers.iter().map(|server| server.ip().to_canonical());
+        let controllers: BTreeSet<IpAddr> = addresses.chain(self.all_own_addresses()).collect();
+        let listed = self.config.backends_of(service).fixed.iter().map(|backend| backend.host.clone());
+        let own_name = Host::Name(self.node_name.clone());
+        let known = controllers.iter().copied().map(Host::Address).chain(listed).chain([own_name]).collect();
+        let names = client_names(&self.config, identity.map(|identity| identity.host.as_str()), &known);
+        // A name that is configured is what clients use, whatever it leads to.
+        let controllers = if self.config.external_address.is_none() { controllers } else { BTreeSet::new() };
+        Wanted { servers, names, controllers }
     }
 }

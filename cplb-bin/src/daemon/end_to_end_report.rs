@@ -187,6 +187,7 @@ fn shown(route: &Route, observed: &Observed) -> schema::EndToEnd {
         None => ("unknown", None),
         Some(Outcome::Answered) => ("answers", None),
         Some(Outcome::Local) => ("local", None),
+        Some(Outcome::NoRoute) => ("noRoute", None),
         Some(Outcome::Failed(failure)) => ("fails", Some(end_to_end::explain(failure).0)),
     };
     schema::EndToEnd {

@@ -45,7 +45,14 @@ impl Daemon {
             has_v4: !instance.router.router.addresses_v4.is_empty(),
             finds_peers: instance.finds_peers(),
         });
-        LinkKey::all(members, election.controllers(), &report)
+        let mut channels = LinkKey::all(members, election.controllers(), &report);
+        if election.instances.values().any(Instance::finds_peers) {
+            for (link, peers) in self.group.peers_by_link() {
+                let heard = channels.get_mut(&link).map(|local| &mut local.report.heard);
+                heard.into_iter().for_each(|heard| heard.extend(peers.iter().map(|peer| peer.address)));
+            }
+        }
+        channels
     }
 
     fn report(&self) -> Report {
@@ -59,7 +66,7 @@ impl Daemon {
             started: self.started_at,
             clock: since_epoch(SystemTime::now()),
             addresses: self.own_addresses(),
-            heard: self.heard(),
+            heard: Vec::new(),
             serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
             instances: routers.iter().map(|router| self.instance_report(router, now)).collect(),
             transitions: transitions(routers),

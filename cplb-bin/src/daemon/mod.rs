@@ -56,6 +56,7 @@ use std::time::Instant;
 
 use cplb_config::Config;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use vrrp::runner::InstanceId;
 
 use crate::cli::RunArgs;
 use crate::control;
@@ -138,7 +139,8 @@ struct Daemon {
     /// The checks of services through the virtual IPs of other routers.
     end_to_end: EndToEnd,
     certificates: Certificates,
-    auto_peers: AutoPeers,
+    /// By instance with `unicastPeers: auto`.
+    auto_peers: BTreeMap<InstanceId, AutoPeers>,
 }
 
 /// Runs until a signal ends it.
@@ -251,7 +253,7 @@ impl Daemon {
             logged_owners: owner_report::Logged::new(),
             end_to_end: EndToEnd::default(),
             certificates: Certificates::default(),
-            auto_peers: AutoPeers::default(),
+            auto_peers: BTreeMap::new(),
             channel,
         })
     }

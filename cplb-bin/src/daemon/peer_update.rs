@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use vrrp::LinkPrefix;
-use vrrp::runner::{InstanceId, InstanceStatus};
+use vrrp::runner::{InstanceId, InstanceStatus, Transport};
 
 use super::Daemon;
+use super::group::{LinkKey, PeerState};
 use super::instance_log::instance_log;
 use super::problems::Cause;
 use super::vip::{Election, Instance};
@@ -16,70 +16,98 @@ impl Daemon {
     /// Computes the peers of instances with `auto` again, and passes a change to the election.
     pub(super) fn update_peers(&mut self) {
         let Some(election) = &self.election else { return };
-        let finding: Vec<u32> =
-            election.instances.values().filter(|instance| instance.finds_peers()).map(|it| it.id.0).collect();
+        let finding: Vec<InstanceId> =
+            election.instances.values().filter(|instance| instance.finds_peers()).map(|it| it.id).collect();
+        self.auto_peers.retain(|id, _| finding.contains(id));
         if finding.is_empty() || self.stopping || !self.reloads.is_idle() {
             return;
         }
-        let now = Instant::now();
+        let (links, own, listed) =
+            (self.group.peers_by_link(), self.all_own_addresses(), self.desired.controllers.clone());
         let status = election.runner.status();
-        let finds_peers = |router: &&InstanceStatus| finding.contains(&router.id.0);
-        let routers: Vec<&InstanceStatus> = status.instances.iter().filter(finds_peers).collect();
-        let prefixes: Vec<LinkPrefix> = routers
-            .iter()
-            .filter_map(|router| election.interface(router.id))
-            .flat_map(|it| it.prefixes)
-            .collect();
-        let groups: BTreeSet<u64> = routers.iter().map(|router| self.group_number(router)).collect();
-        // Members with other software report nothing.
-        self.auto_peers.hear(routers.iter().filter_map(|router| Some((router.active?.source, now))));
-        let peers = self.group.peers();
-        let of_group =
-            peers.iter().filter(|peer| peer.report.instances.iter().any(|it| groups.contains(&it.group)));
-        for peer in of_group {
-            // Without keys a report may be forged: no advertisements are sent through a router on its word.
-            let is_believed =
-                |ip: &&IpAddr| peer.authenticated || prefixes.iter().any(|prefix| prefix.contains(**ip));
-            let heard = peer.report.heard.iter().filter(is_believed);
-            self.auto_peers.hear(std::iter::once(&peer.address).chain(heard).map(|ip| (*ip, peer.heard)));
-        }
-        let own: BTreeSet<IpAddr> =
-            self.own_addresses().into_iter().chain(self.backends.resolved.node().iter().copied()).collect();
-        let (added, removed) = self.auto_peers.update(now, &self.desired.controllers, &own);
-        if !added.is_empty() || !removed.is_empty() {
-            tracing::info!(?added, ?removed, "unicast peers changed");
-        }
-        if let Some(election) = &mut self.election {
-            election.set_peers(self.auto_peers.current());
-        }
-        let fields = Election::log_fields(self.election.as_ref());
-        for id in &finding {
-            if self.auto_peers.current().is_some() {
-                self.problems.clear(&Cause::Peers(*id));
+        for id in finding {
+            if let Some(router) = status.instances.iter().find(|router| router.id == id) {
+                let heard = self.routers_heard(router, &links);
+                self.auto_peers.entry(id).or_default().hear(heard);
+            }
+            let Some(election) = &mut self.election else { return };
+            let Some(instance) = election.instances.get(&id) else { continue };
+            let peers = self.auto_peers.entry(id).or_default();
+            let (added, removed) =
+                peers.update(Instant::now(), &listed, &own, |ip| instance.has_family_of(ip));
+            let fields = Election::log_fields(Some(election))(id);
+            if !added.is_empty() || !removed.is_empty() {
+                instance_log!(info, fields, ?added, ?removed, "unicast peers changed");
+            }
+            election.set_peers(id, peers.current());
+            if peers.current().is_some() {
+                self.problems.clear(&Cause::Peers(id.0));
                 continue;
             }
             let text = format!(
-                "virtual router {id} waits: unicastPeers is `auto`, and no controller is known yet (backends, discovery, reports \
-                 of controllers)"
+                "virtual router {} waits: unicastPeers is `auto`, and no controller is known yet (backends, discovery, reports \
+                 of controllers)",
+                id.0
             );
-            if self.problems.raise(Cause::Peers(*id), text) {
-                instance_log!(info, fields(InstanceId(*id)), "waiting until a controller is known");
+            if self.problems.raise(Cause::Peers(id.0), text) {
+                instance_log!(info, fields, "waiting until a controller is known");
             }
         }
     }
 
-    /// The controllers of the instances with `auto` that this node hears, for the others.
-    pub(super) fn heard(&self) -> Vec<IpAddr> {
-        let finds_peers = |election: &Election| election.instances.values().any(Instance::finds_peers);
-        if !self.election.as_ref().is_some_and(finds_peers) {
-            return Vec::new();
+    /// The routers of an instance that this node hears, or that these hear.
+    fn routers_heard(
+        &self,
+        router: &InstanceStatus,
+        links: &std::collections::BTreeMap<LinkKey, Vec<PeerState>>,
+    ) -> Vec<(IpAddr, Instant)> {
+        // Members with other software report nothing.
+        let mut heard: Vec<_> =
+            router.active.map(|active| (active.source, Instant::now())).into_iter().collect();
+        let Some(election) = &self.election else { return heard };
+        let (Some(interface), Some(instance)) =
+            (election.interface(router.id), election.instances.get(&router.id))
+        else {
+            return heard;
+        };
+        let group = self.group_number(router);
+        let link = LinkKey::of(&interface, !instance.router.router.addresses_v4.is_empty());
+        let peers = links.get(&link).into_iter().flatten();
+        for peer in peers.filter(|peer| peer.report.instances.iter().any(|it| it.group == group)) {
+            // Without keys a report may be forged: no advertisements are sent through a router on its word.
+            let is_believed = |ip: &&IpAddr| {
+                peer.authenticated || interface.prefixes.iter().any(|prefix| prefix.contains(**ip))
+            };
+            let others = peer.report.heard.iter().filter(is_believed);
+            heard.extend(std::iter::once(&peer.address).chain(others).map(|ip| (*ip, peer.heard)));
         }
-        self.group.peers().into_iter().map(|peer| peer.address).collect::<BTreeSet<_>>().into_iter().collect()
+        heard
     }
 
-    /// Gives instances of another configuration the peers that are known.
-    pub(super) fn with_peers(&self, mut instances: Vec<Instance>) -> Vec<Instance> {
-        instances.iter_mut().for_each(|instance| instance.set_peers(self.auto_peers.current()));
+    pub(super) fn all_own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.own_addresses().into_iter().chain(self.backends.resolved.node().iter().copied()).collect()
+    }
+
+    /// Gives instances of another configuration the peers that are known under it. One that runs goes on with those that it has.
+    pub(super) fn with_peers(
+        &mut self,
+        mut instances: Vec<Instance>,
+        controllers: &BTreeSet<IpAddr>,
+    ) -> Vec<Instance> {
+        let own = self.all_own_addresses();
+        for instance in instances.iter_mut().filter(|instance| instance.finds_peers()) {
+            let running = self.election.as_ref().and_then(|election| election.instances.get(&instance.id));
+            let former = match running.map(|running| &running.router.transport) {
+                Some(Transport::Unicast { peers }) => peers.clone(),
+                _ => Vec::new(),
+            };
+            let peers = self.auto_peers.entry(instance.id).or_default();
+            peers.hear(former.into_iter().map(|peer| (peer, Instant::now())));
+            peers.update(Instant::now(), controllers, &own, |ip| instance.has_family_of(ip));
+            let current =
+                peers.current().or(running.filter(|running| !running.settings.waits).map(|_| &[][..]));
+            instance.set_peers(current);
+        }
         instances
     }
 }

@@ -37,6 +37,8 @@ const COMMON_NAMES: [&str; 2] = ["kubernetes", "kubernetes.default.svc"];
 pub(crate) struct Access {
     /// The server that the file names.
     pub(crate) server: Server,
+    /// The name by which its users verify servers.
+    pub(crate) client_name: String,
     /// Verifies servers by the cluster's authority, and holds the user's certificate and token.
     pub(crate) trust: Trust,
     /// The files that this was read from, with their states.
@@ -165,7 +167,9 @@ impl Access {
             }
             other => other.into(),
         })?;
-        Ok(Self { server, trust, files: files.read })
+        let client_name = cluster.tls_server_name.clone().filter(|name| !name.is_empty());
+        let client_name = client_name.unwrap_or_else(|| server.host.clone());
+        Ok(Self { server, client_name, trust, files: files.read })
     }
 
     /// Returns whether a file has changed since it was read. Blocks on the file system.

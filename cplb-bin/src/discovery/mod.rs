@@ -47,7 +47,7 @@ pub(crate) enum Report {
 pub(crate) struct ClusterIdentity {
     /// The means to verify servers.
     pub(crate) trust: Trust,
-    /// The host of its URL, an address or a name.
+    /// The name by which users of the kubeconfig verify servers: the host of its URL, or its `tls-server-name`.
     pub(crate) host: String,
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn follow(target: Target, report: impl Fn(Report) + Sync) {
         let client = dial::client(access, &target.candidates, target.mark, &backoff);
         let report_servers = |servers| {
             target.candidates.record_success();
-            let (trust, host) = (access.trust.clone(), access.server.host.clone());
+            let (trust, host) = (access.trust.clone(), access.client_name.clone());
             report(Report::Servers(servers, ClusterIdentity { trust, host }));
         };
         let followed = async {

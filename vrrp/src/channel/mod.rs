@@ -2,8 +2,9 @@
 //!
 //! Each node sends its [`Report`] once per [`Timing::interval`] and after each change: its name, whether it can serve
 //! and why not, what is degraded, the state of its instances, its last transitions. The election does not depend on it: a
-//! lost, late, repeated or forged report changes what an operator sees, not which router is Active. [`Request`]s ask one
-//! node to act, and are answered.
+//! lost, late, repeated or forged report changes what an operator sees, not which router is Active. (An owner that takes its
+//! unicast peers from reports adds those to the peers that it knows otherwise.) [`Request`]s ask one node to act, and are
+//! answered.
 //!
 //! [`Channel`] is the core: it does no I/O and reads no clock. Datagrams and the time go in through `handle_*`, datagrams
 //! and [`Event`]s come out through `poll_*`.

@@ -386,6 +386,55 @@ fn a_peer_cannot_flood_the_owner_with_requests() {
 }
 
 #[test]
+fn a_lost_answer_is_repeated_with_the_request() {
+    let mut net = Net::new(18, 2, &[1]);
+    net.run(secs(3));
+    let now = net.now;
+    let id = net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, secs(5));
+    net.run(ms(10));
+    net.cut.insert((1, 0));
+    net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
+    net.run(ms(500));
+    net.cut.clear();
+    net.run(ms(500));
+    let answered = |event: &&Event| matches!(event, Event::Answered { .. });
+    assert_eq!(net.hosts[0].events.iter().filter(answered).count(), 1);
+}
+
+#[test]
+fn many_changes_are_sent_together() {
+    let mut net = Net::new(19, 2, &[1]);
+    net.run(ms(3500));
+    let before = net.hosts[0].channel.traffic().0;
+    for _ in 0..100 {
+        net.change(0);
+        net.run(ms(10));
+    }
+    net.run(ms(300));
+    net.all_known();
+    let sent = net.hosts[0].channel.traffic().0 - before;
+    assert!((3..=7).contains(&sent), "{sent}");
+}
+
+#[test]
+fn parts_of_two_rounds_are_no_report() {
+    let report = Report { degraded: vec!["x".repeat(200); 20], ..full_report() };
+    let parts = report.to_parts(ROOM);
+    let [first, second, ..] = &parts[..] else { panic!("{} parts", parts.len()) };
+    let (mut peer, count) = (peer::Peer::new(Instant::now()), u8::try_from(parts.len()).unwrap());
+    assert!(!peer.assemble(1, 0, count, first.clone()));
+    for (part, records) in (1..count).zip(&parts[1..]) {
+        assert!(!peer.assemble(2, part, count, records.clone()));
+    }
+    assert_eq!(peer.report, None);
+    assert!(!peer.assemble(3, 1, count, second.clone()));
+    let again = (0..count).zip(&parts).filter(|(part, _)| *part != 1);
+    let complete: Vec<bool> =
+        again.map(|(part, records)| peer.assemble(3, part, count, records.clone())).collect();
+    assert_eq!(complete.iter().filter(|complete| **complete).count(), 1, "in any order");
+}
+
+#[test]
 fn only_the_peer_that_was_asked_may_answer() {
     let mut net = Net::new(17, 3, &[1]);
     net.run(secs(3));
@@ -478,6 +527,7 @@ fn each_reason_to_discard_is_counted() {
         (Discard::Malformed, from, with(0, b'x')),
         (Discard::Malformed, from, good[..good.len() - 1].to_vec()),
         (Discard::Malformed, from, Vec::new()),
+        (Discard::Malformed, from, [&good[..], &[0]].concat()),
         (Discard::Version, from, with(4, 2)),
         (Discard::Unsigned, from, unsigned),
         (Discard::UnknownKey, from, with(good.len() - 17, 9)),

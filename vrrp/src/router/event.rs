@@ -84,6 +84,8 @@ pub enum Command {
         /// The time from which a resignation is one like any other.
         until: Instant,
     },
+    /// The addresses of the other routers; replaces [`RouterConfig::peers`]. Nothing else changes, also during a handover.
+    Peers(Vec<IpAddr>),
     /// Go on with another configuration.
     ///
     /// The state is kept unless the identity of the router changes: its identifier, its deciding family or the version

@@ -210,6 +210,7 @@ impl VirtualRouter {
             Command::Succession { active, successor, until } => {
                 self.core.succession = Some(Succession { active, successor, until });
             }
+            Command::Peers(peers) => self.core.config.peers = peers,
             Command::Reconfigure(config) => self.reconfigure(now, *config),
         }
     }

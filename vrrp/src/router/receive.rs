@@ -119,7 +119,7 @@ impl Core {
         Ok(())
     }
 
-    fn is_on_link(&self, source: IpAddr) -> bool {
+    pub(super) fn is_on_link(&self, source: IpAddr) -> bool {
         let link_local = match source {
             IpAddr::V4(source) => source.is_link_local(),
             IpAddr::V6(source) => source.is_unicast_link_local(),

@@ -30,7 +30,12 @@ impl Core {
         if known || self.believed == Some(source) {
             return Standing::Controller;
         }
-        if self.knows_sources(Family::of(source)) { Standing::Stranger } else { Standing::Unknown }
+        let may_be_unlisted = self.config.accept_neighbours && self.is_on_link(source);
+        if self.knows_sources(Family::of(source)) && !may_be_unlisted {
+            Standing::Stranger
+        } else {
+            Standing::Unknown
+        }
     }
 
     /// Returns whether the set of controllers holds the sources of advertisements.

@@ -274,6 +274,7 @@ impl Engine {
                 Command::HandOver(id) => {
                     self.with(id, now, |instance, _| instance.command(router::Command::HandOver, now));
                 }
+                Command::Peers(id, peers) => self.with(id, now, |instance, _| instance.set_peers(peers, now)),
                 Command::Add(config) => self.add(*config, now),
                 Command::Remove(id) => self.with(id, now, |instance, _| {
                     instance.leaving = true;

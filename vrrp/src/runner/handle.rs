@@ -27,6 +27,7 @@ pub(super) enum Command {
     Resign(InstanceId),
     Succession(InstanceId, [IpAddr; 2], Instant),
     HandOver(InstanceId),
+    Peers(InstanceId, Vec<IpAddr>),
     Add(Box<InstanceConfig>),
     Remove(InstanceId),
     Shutdown(Duration),
@@ -102,6 +103,11 @@ impl RunnerHandle {
     /// [`InstanceStatus::last_move`](super::InstanceStatus::last_move).
     pub fn hand_over(&self, instance: InstanceId) {
         self.send(Command::HandOver(instance));
+    }
+
+    /// Replaces the peers of a router that sends by unicast. It has no effect on one that sends by multicast.
+    pub fn peers(&self, instance: InstanceId, peers: Vec<IpAddr>) {
+        self.send(Command::Peers(instance, peers));
     }
 
     /// Hands all addresses over and stops all routers for good.

@@ -121,6 +121,14 @@ impl Instance {
         self.router.handle_command(now, Command::Reconfigure(Box::new(self.config.router.clone())));
     }
 
+    pub(super) fn set_peers(&mut self, peers: Vec<IpAddr>, now: Instant) {
+        if let Transport::Unicast { peers: current } = &mut self.config.transport {
+            current.clone_from(&peers);
+            self.config.router.peers.clone_from(&peers);
+            self.router.handle_command(now, Command::Peers(peers));
+        }
+    }
+
     pub(super) fn command(&mut self, command: Command, now: Instant) {
         self.router.handle_command(now, command);
     }

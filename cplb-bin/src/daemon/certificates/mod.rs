@@ -24,13 +24,18 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub(crate) struct Wanted {
     pub(crate) servers: BTreeSet<SocketAddr>,
     pub(crate) names: Vec<ServerName<'static>>,
+    /// The addresses of controllers: a name that leads to one is that controller's own.
+    pub(crate) controllers: BTreeSet<IpAddr>,
 }
 
-/// The end of a round: the servers that clients reject, with the names and the reasons.
+/// The end of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Compared {
     pub(crate) wanted: Wanted,
+    /// The servers that clients reject, with the names and the reasons.
     pub(crate) rejected: Vec<(SocketAddr, Misnamed)>,
+    /// The servers that showed no certificate.
+    pub(crate) silent: BTreeSet<SocketAddr>,
 }
 
 /// The comparison of all servers.
@@ -47,7 +52,7 @@ impl Certificates {
     /// Replaces the servers and names. After a change a round is due.
     pub(crate) fn set(&mut self, wanted: Wanted) {
         if wanted != self.wanted {
-            let Wanted { servers, names } = &wanted;
+            let Wanted { servers, names, .. } = &wanted;
             self.rejected.retain(|(server, found)| servers.contains(server) && names.contains(&found.name));
             (self.wanted, self.next) = (wanted, None);
         }
@@ -67,7 +72,8 @@ impl Certificates {
     pub(crate) fn handle_result(&mut self, compared: Compared) {
         self.is_running = false;
         if compared.wanted == self.wanted {
-            self.rejected = compared.rejected;
+            self.rejected.retain(|(server, _)| compared.silent.contains(server));
+            self.rejected.extend(compared.rejected);
         }
     }
 
@@ -84,12 +90,12 @@ impl Certificates {
     }
 }
 
-/// The names that clients use: the one that is configured; else the kubeconfig's host, unless that is a server or this node
-/// itself; else the virtual IPs.
+/// The names that clients use: the one that is configured; else the kubeconfig's host, unless that is a controller; else the
+/// virtual IPs. `controllers` are the addresses and names of controllers.
 pub(crate) fn client_names(
     config: &Config,
     kubeconfig_host: Option<&str>,
-    servers: &BTreeSet<IpAddr>,
+    controllers: &BTreeSet<Host>,
 ) -> Vec<ServerName<'static>> {
     let name = |host: &str| ServerName::try_from(host.to_owned()).ok();
     let configured = config.external_address.as_ref().map(|host| match host {
@@ -100,8 +106,8 @@ pub(crate) fn client_names(
         return name(&configured).into_iter().collect();
     }
     let is_common = |host: &&str| match host.parse::<IpAddr>() {
-        Ok(ip) => !ip.is_loopback() && !servers.contains(&ip.to_canonical()),
-        Err(_) => *host != "localhost",
+        Ok(ip) => !ip.is_loopback() && !controllers.contains(&Host::Address(ip.to_canonical())),
+        Err(_) => *host != "localhost" && !controllers.contains(&Host::Name((*host).to_owned())),
     };
     match kubeconfig_host.filter(is_common).and_then(name) {
         Some(name) => vec![name],
@@ -111,10 +117,26 @@ pub(crate) fn client_names(
 
 /// Compares the certificates of all servers. What a server that cannot be reached would show is not known.
 pub(crate) async fn compare(wanted: Wanted, mark: u32) -> Compared {
-    let mut rejected = Vec::new();
-    for server in &wanted.servers {
-        let found = misnamed(*server, mark, &wanted.names, LIMIT).await.unwrap_or_default();
-        rejected.extend(found.into_iter().map(|found| (*server, found)));
+    let (mut rejected, mut silent) = (Vec::new(), BTreeSet::new());
+    let mut names = Vec::new();
+    for name in &wanted.names {
+        if !leads_to_a_controller(name, &wanted.controllers).await {
+            names.push(name.clone());
+        }
     }
-    Compared { wanted, rejected }
+    for server in &wanted.servers {
+        match misnamed(*server, mark, &names, LIMIT).await {
+            Ok(found) => rejected.extend(found.into_iter().map(|found| (*server, found))),
+            Err(_) => drop(silent.insert(*server)),
+        }
+    }
+    Compared { wanted, rejected, silent }
+}
+
+/// Returns whether a DNS name has the address of a controller, as that of a kubeconfig on the controller may.
+async fn leads_to_a_controller(name: &ServerName<'_>, controllers: &BTreeSet<IpAddr>) -> bool {
+    let ServerName::DnsName(name) = name else { return false };
+    let lookup = tokio::time::timeout(LIMIT, tokio::net::lookup_host((name.as_ref(), 0)));
+    let found = lookup.await.ok().and_then(Result::ok);
+    found.into_iter().flatten().any(|found| controllers.contains(&found.ip().to_canonical()))
 }

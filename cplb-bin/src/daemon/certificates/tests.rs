@@ -5,7 +5,7 @@ use super::*;
 fn wanted(hosts: &[u8], names: &[&str]) -> Wanted {
     let names = names.iter().map(|name| ServerName::try_from((*name).to_owned()).unwrap());
     let servers = hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443)));
-    Wanted { servers: servers.collect(), names: names.collect() }
+    Wanted { servers: servers.collect(), names: names.collect(), controllers: BTreeSet::new() }
 }
 
 fn config(rest: &str) -> Config {
@@ -18,14 +18,20 @@ fn config(rest: &str) -> Config {
 
 #[test]
 fn clients_use_the_configured_name_or_the_kubeconfigs_or_the_virtual_ips() {
-    let servers = [[10, 0, 0, 11].into()].into();
+    let servers = [Host::Address([10, 0, 0, 11].into()), Host::Name("node-1".to_owned())].into();
     let named = |config: &Config, host: Option<&str>| -> Vec<String> {
         client_names(config, host, &servers).iter().map(|name| name.to_str().into_owned()).collect()
     };
     let plain = config("");
-    for host in
-        [None, Some("localhost"), Some("127.0.0.1"), Some("::1"), Some("10.0.0.11"), Some("::ffff:10.0.0.11")]
-    {
+    for host in [
+        None,
+        Some("localhost"),
+        Some("127.0.0.1"),
+        Some("::1"),
+        Some("10.0.0.11"),
+        Some("node-1"),
+        Some("::ffff:10.0.0.11"),
+    ] {
         assert_eq!(named(&plain, host), ["10.0.0.100", "fd00::100"], "{host:?}");
     }
     assert_eq!(named(&plain, Some("api.example.com")), ["api.example.com"]);
@@ -48,6 +54,11 @@ fn rounds_come_once_a_minute_and_after_a_change() {
         "clients of api.example.com reject the certificate of the API server 10.0.0.11:6443: it is for another name"
     ));
     assert_eq!(certificates.poll_round(start + INTERVAL - Duration::from_millis(1)), None);
+    let round = certificates.poll_round(start + INTERVAL).unwrap();
+    let silent = round.servers.clone();
+    certificates.handle_result(Compared { wanted: round, rejected: Vec::new(), silent });
+    assert_eq!(certificates.texts().len(), 1, "a server that is silent has not changed");
+    let start = start + INTERVAL;
     let late = certificates.poll_round(start + INTERVAL).unwrap();
     certificates.set(wanted(&[11, 12], &["api.example.com"]));
     assert_eq!(certificates.texts().len(), 1, "what is known of a server stays");
@@ -63,5 +74,5 @@ fn rejecting(wanted: Wanted, reason: &str) -> Compared {
         .servers
         .iter()
         .map(|server| (*server, Misnamed { name: wanted.names[0].clone(), reason: reason.to_owned() }));
-    Compared { rejected: rejected.collect(), wanted }
+    Compared { rejected: rejected.collect(), wanted, silent: BTreeSet::new() }
 }

@@ -10,6 +10,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub(crate) enum Outcome {
     Answered,
     /// The virtual IP is local to this node, as on a server behind IPVS: no packet would leave it.
     Local,
+    /// This node has no route or no source address for it, which says nothing about clients.
+    NoRoute,
     Failed(CheckFailure),
 }
 
@@ -128,7 +131,7 @@ impl EndToEnd {
         };
         (observed.running, observed.checked) = (None, Some(now));
         match &outcome {
-            Outcome::Answered | Outcome::Local => observed.failures = 0,
+            Outcome::Answered | Outcome::Local | Outcome::NoRoute => observed.failures = 0,
             // This node could not check.
             Outcome::Failed(failure) if !failure.is_evidence() => {
                 observed.next = now + RETRY;
@@ -162,8 +165,10 @@ impl EndToEnd {
 
 /// Checks a route once. The settings are those of the service's health check, with more time.
 pub(crate) async fn check(target: Target) -> Outcome {
-    if is_local(target.key().backend) {
-        return Outcome::Local;
+    match source_for(target.key().backend) {
+        Ok(source) if source == target.key().backend.ip() => return Outcome::Local,
+        Ok(_) => {}
+        Err(_) => return Outcome::NoRoute,
     }
     match check_once(&target, 0).await {
         Ok(()) => Outcome::Answered,
@@ -176,19 +181,16 @@ pub(crate) fn time_limit(of_health_check: Duration) -> Duration {
     of_health_check.max(LIMIT)
 }
 
-/// Returns whether the kernel delivers packets for this address on this node: it then chooses the address itself as their
-/// source. Sends nothing.
-fn is_local(endpoint: SocketAddr) -> bool {
+/// The source that the kernel chooses for packets to an address: the address itself if it is local to this node. Sends
+/// nothing.
+fn source_for(endpoint: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = match endpoint {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let source = || {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(endpoint)?;
-        socket.local_addr()
-    };
-    source().is_ok_and(|source| source.ip() == endpoint.ip())
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(endpoint)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// The failure in a few words, and the likely cause, for an operator.

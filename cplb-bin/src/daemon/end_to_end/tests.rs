@@ -153,6 +153,7 @@ fn the_cause_follows_from_the_step() {
 #[test]
 fn the_kernel_tells_which_addresses_are_local() {
     let at = |address: &str| SocketAddr::new(address.parse().unwrap(), 6443);
+    let is_local = |address: SocketAddr| source_for(address).is_ok_and(|source| source == address.ip());
     assert!(is_local(at("127.0.0.1")) && is_local(at("::1")));
     // Addresses for documentation, which no host has.
     assert!(!is_local(at("192.0.2.1")) && !is_local(at("2001:db8::1")));

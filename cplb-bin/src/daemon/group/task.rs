@@ -8,12 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use vrrp::channel::{Answer, Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, Timing};
+use vrrp::channel::{Answer, Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, MAX_PEERS, Timing};
 
 use crate::daemon::sender::EventSender;
 
 use super::link::{LinkKey, Local};
 use super::{Board, GroupEvent, Order, PeerState};
+
+/// The most peers that no list has, where neighbours are heard: a half of those that there is room for.
+const MAX_UNLISTED: usize = MAX_PEERS / 2;
 
 /// The wait after the socket could not be opened.
 const RETRY: Duration = Duration::from_secs(1);
@@ -164,12 +167,22 @@ impl Task {
             self.own += 1;
             return false;
         }
-        if local.keys.is_empty() && is_stranger(local, source) {
+        if local.keys.is_empty() && (is_stranger(local, source) || self.is_one_too_many(local, source)) {
             self.strangers += 1;
             return false;
         }
         // The reason of a discard is counted.
         self.channel.handle_datagram(Instant::now(), source, bytes).is_ok()
+    }
+
+    /// Returns whether a sender that no list has would take the place of one that is listed.
+    fn is_one_too_many(&self, local: &Local, source: IpAddr) -> bool {
+        let is_unlisted = |ip: &IpAddr| !local.known.contains(ip) && !local.peers.contains(ip);
+        if !local.hears_all || !is_unlisted(&source) {
+            return false;
+        }
+        let others: Vec<IpAddr> = self.channel.peers().map(|peer| peer.address).filter(is_unlisted).collect();
+        others.len() >= MAX_UNLISTED && !others.contains(&source)
     }
 
     /// Sends what is to be sent.

@@ -12,6 +12,8 @@ use super::{Asker, Handovers, Output, View};
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
 /// The time between two attempts.
 const AGAIN: Duration = Duration::from_millis(200);
+/// An attempt that takes longer has begun a move, or a node was silent: its end counts.
+const QUICK: Duration = Duration::from_millis(1200);
 /// The longest time that an operator waits for a refusal because of this.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Asked {
     to: Option<String>,
     began: Instant,
+    /// The start of the last attempt.
+    tried: Instant,
     /// The time of the next attempt.
     again: Option<Instant>,
 }
@@ -28,8 +32,9 @@ impl Handovers {
     /// Notes a request of an operator.
     pub(super) fn note(&mut self, now: Instant, asker: &Asker, id: InstanceId, to: Option<&str>) {
         if let Asker::Operator(number) = asker {
-            let new = Asked { to: to.map(str::to_owned), began: now, again: None };
-            self.asked.entry((*number, id)).or_insert(new).again = None;
+            let new = Asked { to: to.map(str::to_owned), began: now, tried: now, again: None };
+            let asked = self.asked.entry((*number, id)).or_insert(new);
+            (asked.tried, asked.again) = (now, None);
         }
     }
 
@@ -43,7 +48,9 @@ impl Handovers {
             let settled = view.instance(*instance).is_none_or(|instance| instance.settled);
             let refused = result.answer.outcome != Outcome::ACCEPTED;
             match self.asked.get_mut(&key) {
-                Some(asked) if refused && !settled && now < asked.began + PATIENCE => {
+                Some(asked)
+                    if refused && !settled && now < asked.began + PATIENCE && now < asked.tried + QUICK =>
+                {
                     asked.again = Some(now + AGAIN);
                     false
                 }

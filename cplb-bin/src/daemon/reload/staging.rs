@@ -123,7 +123,7 @@ impl Participants for Parts<'_> {
             }
             Part::Proxy => {
                 next.desired = Desired::new(config, &next.backends, &daemon.held());
-                next.instances = daemon.with_peers(desired::instances(config)?);
+                next.instances = daemon.with_peers(desired::instances(config)?, &next.desired.controllers);
                 daemon.proxy.stage(next.desired.proxy.clone())?;
             }
             Part::Bridge => {

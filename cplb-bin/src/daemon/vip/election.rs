@@ -168,17 +168,18 @@ impl Election {
         self.keeper.status().groups.iter().any(|group| group.id == group_of(id) && has_addresses(group))
     }
 
-    /// Replaces the peers of the instances that find them. One whose peers are the same is not disturbed.
-    pub(crate) fn set_peers(&mut self, peers: Option<&BTreeSet<IpAddr>>) {
-        for instance in self.instances.values_mut().filter(|instance| instance.finds_peers()) {
-            let former = instance.clone();
-            instance.set_peers(peers);
-            if instance.router != former.router {
-                self.runner.reconfigure(instance.router.clone());
-            }
-            if instance.settings != former.settings {
-                self.bridge.join(instance.id, instance.settings);
-            }
+    /// Replaces the peers of an instance that finds them. Its election goes on.
+    pub(crate) fn set_peers(&mut self, id: InstanceId, peers: Option<&[IpAddr]>) {
+        let Some(instance) = self.instances.get_mut(&id).filter(|instance| instance.finds_peers()) else {
+            return;
+        };
+        let former = instance.clone();
+        instance.set_peers(peers);
+        if instance.router != former.router {
+            self.runner.peers(id, peers.unwrap_or_default().to_vec());
+        }
+        if instance.settings != former.settings {
+            self.bridge.join(id, instance.settings);
         }
     }
 

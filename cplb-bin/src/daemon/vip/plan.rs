@@ -48,18 +48,16 @@ impl Instance {
     }
 
     /// Replaces the peers of an instance with `auto`; with `None` it waits until there are some.
-    pub(crate) fn set_peers(&mut self, peers: Option<&BTreeSet<IpAddr>>) {
-        if !self.finds_peers() {
-            return;
-        }
-        let has = |ip: &&IpAddr| {
-            let router = &self.router.router;
-            if ip.is_ipv4() { !router.addresses_v4.is_empty() } else { !router.addresses_v6.is_empty() }
-        };
+    pub(crate) fn set_peers(&mut self, peers: Option<&[IpAddr]>) {
         self.settings.waits = peers.is_none();
-        let peers: Vec<IpAddr> = peers.into_iter().flatten().filter(has).copied().collect();
+        let peers = peers.unwrap_or_default().to_vec();
         self.router.router.peers.clone_from(&peers);
         self.router.transport = Transport::Unicast { peers };
+    }
+
+    /// Returns whether an address is of the family that decides the election.
+    pub(crate) const fn has_family_of(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() != self.router.router.addresses_v4.is_empty()
     }
 
     /// Returns whether it sends IPv6 advertisements by multicast.

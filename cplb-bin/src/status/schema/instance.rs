@@ -101,7 +101,8 @@ pub(crate) struct EndToEnd {
     pub(crate) endpoint: String,
     /// The source of the Active's advertisements.
     pub(crate) active: String,
-    /// `answers`, `fails`, `local` (the VIP is local to this node too, which cannot check) or `unknown`.
+    /// `answers`, `fails`, `local` (the VIP is local to this node, too, which cannot check), `noRoute` or
+    /// `unknown`.
     pub(crate) state: String,
     /// The reason for which the last check failed.
     #[serde(skip_serializing_if = "Option::is_none")]

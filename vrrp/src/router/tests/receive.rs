@@ -91,6 +91,26 @@ fn neighbours_that_are_no_peers_are_obeyed_where_that_is_configured() {
 }
 
 #[test]
+fn a_neighbour_that_no_list_has_is_followed_where_that_is_configured() {
+    let config =
+        RouterConfig { peers: vec![LOWER.into()], only_peers: true, accept_neighbours: true, ..config() };
+    let mut bench = Bench::backup(config);
+    bench.router.handle_link_prefixes(vec![crate::LinkPrefix { address: OWN.into(), len: 24 }]);
+    bench.know(&[OWN, LOWER]);
+    bench.drain();
+    let message = bench.message(99);
+    let from = RxMeta { delivery: Delivery::Unicast, ..multicast(HIGHER.into()) };
+    assert_eq!(bench.router.handle_advertisement(bench.now, &from, &message), Ok(()));
+    assert_eq!(bench.router.active_source(), Some(HIGHER.into()));
+    let named = |output: &Output| matches!(output, Output::Warning(Warning::Stranger { .. }));
+    assert!(!bench.drain().iter().any(named));
+    // Its peers are replaced while the election goes on.
+    let now = bench.now;
+    bench.router.handle_command(now, Command::Peers(vec![LOWER.into(), HIGHER.into()]));
+    assert_eq!(bench.router.state(), StateName::Backup);
+}
+
+#[test]
 fn unicast_from_a_routed_peer_needs_no_hop_limit() {
     let mut bench = Bench::active(config());
     let message = bench.message(200);
