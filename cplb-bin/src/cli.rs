@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Handover(HandoverArgs),
     /// Move all virtual IPs away from this node, and take none until `cplb active`
     ///
-    /// This node stays in the group with the lowest priority: if no other controller can serve, it keeps its virtual
+    /// This node stays in the group with the degraded priority: if no other controller can serve, it keeps its virtual
     /// IPs, or takes them again. Standby outlasts a restart of the daemon.
     Standby(ControlArgs),
     /// End `cplb standby`

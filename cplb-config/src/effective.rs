@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::model::{Backend, Backends, Config, Host, Service, VirtualServer};
+use crate::model::{Backend, Backends, Config, Host, Instance, Service, UnicastPeers, VirtualServer};
 
 /// The most virtual servers times services that IPVS can tell apart: each pair has a firewall mark of its own.
 pub const MAX_IPVS_SERVICES: usize = 127;
@@ -20,6 +20,7 @@ impl Config {
             findings.extend(families(self));
             findings.extend(backends(self));
         }
+        findings.extend(auto_peers(self));
         findings.extend(status(self));
         findings
     }
@@ -76,6 +77,34 @@ fn families(config: &Config) -> Vec<Diagnostic> {
         })
     };
     config.virtual_servers.iter().enumerate().filter_map(check).collect()
+}
+
+/// Instances with `unicastPeers: auto` that no controller is listed for.
+fn auto_peers(config: &Config) -> Vec<Diagnostic> {
+    let own = config.services.iter().filter_map(|service| service.backends.as_ref());
+    let sources: Vec<&Backends> = std::iter::once(&config.backends).chain(own).collect();
+    let hosts = || sources.iter().flat_map(|source| &source.fixed).map(|backend| &backend.host);
+    let is_found = sources.iter().any(|source| source.kubeconfig.is_some());
+    let check = |(index, instance): (usize, &Instance)| {
+        instance.unicast.as_ref().filter(|unicast| unicast.peers == UnicastPeers::Auto)?;
+        let has_v4 = instance.virtual_ips.iter().any(|vip| vip.ip().is_ipv4());
+        let counts = |host: &Host| match host {
+            Host::Address(ip) => ip.is_ipv4() == has_v4 && !ip.is_loopback(),
+            Host::Name(_) => true,
+        };
+        if is_found || hosts().any(counts) {
+            return None;
+        }
+        let family = if has_v4 { "IPv4" } else { "IPv6" };
+        let message = format!(
+            "no controller is known to `auto` by an {family} address, which decides: this node waits until one reports itself"
+        );
+        let help =
+            "list the controllers' addresses in backends.static or with --backend, or give a kubeconfig";
+        let path = format!("vrrpInstances[{index}].unicastPeers");
+        Some(finding(Severity::Warning, "unicast-auto", path, message, help))
+    };
+    config.instances.iter().enumerate().filter_map(check).collect()
 }
 
 fn status(config: &Config) -> Option<Diagnostic> {
@@ -156,6 +185,31 @@ mod tests {
             found(&virtual_servers(64)),
             [(Severity::Error, "too-many-virtual-servers", "virtualServers".to_owned())]
         );
+    }
+
+    #[test]
+    fn auto_without_a_controller_of_its_family_is_reported() {
+        let auto = |vips: &str, backends: &str| {
+            let spec = format!(
+                "  vrrpInstances:\n  - {{virtualIPs: [{vips}], version: 3, unicastPeers: auto}}\n  disableLoadBalancer: true\n\
+                 {backends}"
+            );
+            found(&spec).iter().filter(|(_, rule, _)| *rule == "unicast-auto").count()
+        };
+        let (v4, v6) = ("10.0.0.100/24", "'fd00::100/64'");
+        let both = format!("{v4}, {v6}");
+        for (vips, backends, expected) in [
+            (v4, "", 1),
+            (v4, "  backends: {static: [10.0.0.11]}\n", 0),
+            (v4, "  backends: {static: [127.0.0.1, 'fd00::11']}\n", 1),
+            (v4, "  backends: {static: [node-1]}\n", 0),
+            (v4, "  backends: {kubernetes: {}}\n", 0),
+            (v6, "  backends: {static: [10.0.0.11]}\n", 1),
+            (v6, "  backends: {static: ['fd00::11']}\n", 0),
+            (&both, "  backends: {static: ['fd00::11']}\n", 1),
+        ] {
+            assert_eq!(auto(vips, backends), expected, "{vips} {backends}");
+        }
     }
 
     #[test]

@@ -441,6 +441,13 @@ impl Config {
         self.instances.iter().flat_map(|instance| &instance.virtual_ips).map(VipAddress::ip)
     }
 
+    /// Returns whether an instance has `unicastPeers: auto`.
+    #[must_use]
+    pub fn finds_peers(&self) -> bool {
+        let is_auto = |unicast: &Unicast| unicast.peers == UnicastPeers::Auto;
+        self.instances.iter().any(|instance| instance.unicast.as_ref().is_some_and(is_auto))
+    }
+
     /// Returns whether `ip` is a virtual IP, also in its IPv4-mapped form.
     #[must_use]
     pub fn is_virtual_ip(&self, ip: IpAddr) -> bool {

@@ -57,6 +57,7 @@ impl Daemon {
         let names = client_names(&self.config, identity.map(|identity| identity.host.as_str()), &known);
         // A name that is configured is what clients use, whatever it leads to.
         let controllers = if self.config.external_address.is_none() { controllers } else { BTreeSet::new() };
-        Wanted { servers, names, controllers }
+        let virtual_ips = self.config.virtual_ips().collect();
+        Wanted { servers, names, controllers, virtual_ips }
     }
 }

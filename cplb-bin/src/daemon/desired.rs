@@ -117,7 +117,9 @@ fn controllers(config: &Config, resolved: &ResolvedBackends) -> BTreeSet<IpAddr>
     let clusters = sources.iter().filter_map(|source| resolved.discovered(source.kubeconfig.as_ref()?));
     let discovered = clusters.flat_map(|servers| &servers.discovered).map(SocketAddr::ip);
     let all = listed.copied().chain(discovered).map(|ip| ip.to_canonical());
-    all.filter(|ip| !config.is_virtual_ip(*ip)).collect()
+    // A loopback address is this node's, whatever node reads the list.
+    let is_other = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified() && !config.is_virtual_ip(*ip);
+    all.filter(is_other).collect()
 }
 
 /// The nftables table, if there is traffic to redirect: to the virtual IPs of `config`, and to others that this node may

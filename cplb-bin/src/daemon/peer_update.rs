@@ -45,8 +45,8 @@ impl Daemon {
                 continue;
             }
             let text = format!(
-                "virtual router {} waits: unicastPeers is `auto`, and no controller is known yet (backends, discovery, reports \
-                 of controllers)",
+                "virtual router {} waits: unicastPeers is `auto`, and no controller is known yet by an address of its family \
+                 (backends, discovery, reports of controllers)",
                 id.0
             );
             if self.problems.raise(Cause::Peers(id.0), text) {

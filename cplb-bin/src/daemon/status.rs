@@ -9,7 +9,7 @@ use lb_proxy::{BackendSnapshot, BackendState, ServiceSnapshot};
 use netlink_vip::{AddressState, AddressStatus, GroupState, GroupStatus, InterfaceState};
 use vrrp::channel::{InstanceReport, TransitionReport};
 use vrrp::router::StateName;
-use vrrp::runner::{InstanceStatus, InterfaceStatus};
+use vrrp::runner::{InstanceStatus, InterfaceStatus, Transport};
 
 use crate::status::schema::{
     ActiveRouter, AddressCopy, Backend, Channel, Delivery, Discovery, Instance, Interface, Kernel, Peer,
@@ -150,6 +150,10 @@ fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> 
         active_router: found
             .active
             .map(|active| ActiveRouter { address: active.source.to_string(), priority: active.priority.0 }),
+        unicast_peers: config.and_then(|config| match &config.router.transport {
+            Transport::Multicast => None,
+            Transport::Unicast { peers } => Some(peers.iter().map(ToString::to_string).collect()),
+        }),
         advertisements_sent: found.traffic.sent,
         advertisements_received: found.traffic.received,
         discarded: found

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::model::{Unicast, UnicastPeers};
 use crate::walk::{Field, Finding, Table};
+use crate::yaml::Value;
 
 use super::network::{Families, unicast_address};
 use super::{Dialect, Placed, Reported};
@@ -40,6 +41,10 @@ fn read(
     let source = source_field.as_ref().map(|field| unicast_address(field).ok_or(Reported)).transpose();
     draft.source = source.clone().ok().flatten();
     let list = table.field("unicastPeers");
+    if let Some((list, finding)) = list.as_ref().and_then(|list| Some((list, near_auto(list, dialect)?))) {
+        list.error(finding);
+        return Err(Reported);
+    }
     draft.at = list.as_ref().map(|list| Placed::new((), list));
     if dialect == Dialect::Native && list.as_ref().is_some_and(|field| field.child.text() == Some(AUTO)) {
         let source = source?;
@@ -91,6 +96,32 @@ fn read(
     sound &= check_families(&list, source_field.as_ref(), source.as_ref(), &peers, families);
     let unicast = Unicast { source: source.map(|source| source.value), peers: UnicastPeers::Listed(peers) };
     if sound { Ok(Some(unicast)) } else { Err(Reported) }
+}
+
+/// A finding for what is meant as `auto` and is not.
+fn near_auto(list: &Field<'_>, dialect: Dialect) -> Option<Finding> {
+    let is_auto = |text: Option<&str>| text.is_some_and(|text| text.eq_ignore_ascii_case(AUTO));
+    let text = list.child.text().filter(|text| !text.is_empty() && !list.child.is_null());
+    let listed = match &list.child.node.value {
+        Value::Sequence(items) => items.iter().any(|item| is_auto(item.text())),
+        _ => false,
+    };
+    let (message, help) = match (dialect, text) {
+        (Dialect::Native, Some(AUTO)) => return None,
+        (Dialect::K0s, _) if is_auto(text) || listed => (
+            "`auto` is known in native documents only".to_owned(),
+            "list the other controllers, or use the native document that `cplb check` prints for this file",
+        ),
+        (Dialect::Native, Some(text)) => (
+            format!("`{text}` is neither `auto` nor a list of addresses"),
+            "write `unicastPeers: auto`, or a list such as `[10.0.0.12, 10.0.0.13]`",
+        ),
+        (Dialect::Native, None) if listed => {
+            ("`auto` is no address of a list".to_owned(), "write `unicastPeers: auto`, without a list")
+        }
+        _ => return None,
+    };
+    Some(Finding::new("unicast-auto", message, help))
 }
 
 fn peer_finding(

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::model::{Unicast, UnicastPeers};
-use crate::read::{InstanceDraft, Placed, Section, ServiceDraft};
+use crate::read::{InstanceDraft, Placed, host};
 use crate::walk::{Finding, Reporter};
 
 use super::common::is_vip;
@@ -71,24 +70,6 @@ pub(super) fn check_unicast(drafts: &[InstanceDraft], vips: &[IpAddr], out: &Rep
     }
 }
 
-/// `unicastPeers: auto` follows the servers of the configuration and of discovery.
-pub(super) fn check_auto_peers(section: &Section, out: &Reporter<'_>) {
-    let own = |draft: &ServiceDraft| draft.backends.as_ref().is_some_and(|backends| !backends.is_empty());
-    if !section.backends.is_empty() || section.services.iter().flatten().any(own) {
-        return;
-    }
-    for draft in &section.instances {
-        let is_auto = |unicast: &Unicast| unicast.peers == UnicastPeers::Auto;
-        let unicast = draft.instance.as_ref().and_then(|instance| instance.unicast.as_ref());
-        if let Some(at) = draft.unicast_at.as_ref().filter(|_| unicast.is_some_and(is_auto)) {
-            let message =
-                "no controller is known to `auto`: neither backends nor a kubeconfig are configured";
-            let help = "list the controllers under `backends.static`, or give the kubeconfig under `backends.kubernetes`";
-            out.warn(&at.path, at.at, Finding::new("unicast-auto", message, help));
-        }
-    }
-}
-
 pub(super) fn check_addresses(cluster: &ClusterContext, vips: &[IpAddr], out: &Reporter<'_>) {
     // A field that binds the API server to one address has a rule of its own.
     let own = cluster.api_address.as_ref().filter(|_| cluster.bound_server.is_none());
@@ -103,6 +84,10 @@ pub(super) fn check_addresses(cluster: &ClusterContext, vips: &[IpAddr], out: &R
     let Some(external) = &cluster.external_address else {
         return;
     };
+    if let Err(error) = host(&external.value) {
+        let help = "write the host alone, without a port, as k0s demands it; certificates are not compared with this one";
+        out.warn(&external.path, external.at, Finding::new("external-address", error.to_string(), help));
+    }
     if cluster.endpoint_reconciler_disabled {
         return;
     }

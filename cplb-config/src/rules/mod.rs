@@ -25,7 +25,6 @@ pub(crate) fn assemble(mut section: Section, cluster: ClusterContext, out: &Repo
     instances::unique_vrids(&section.instances, out);
     let vips = instances::unique_vips(&section.instances, out);
     instances::check_unicast(&section.instances, &vips, out);
-    instances::check_auto_peers(&section, out);
     virtual_servers::check(&section, &cluster, &vips, out);
     cluster_conflicts::check(&section, &cluster, &vips, out);
     instances::check_addresses(&cluster, &vips, out);

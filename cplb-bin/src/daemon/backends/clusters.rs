@@ -210,7 +210,8 @@ fn admissible(config: &Config, server: SocketAddr) -> Result<SocketAddr, Unfit> 
 
 /// The kubeconfigs of a configuration.
 fn kubeconfigs(config: &Config) -> BTreeSet<PathBuf> {
-    if config.disable_load_balancer {
+    // The peers of an election may be found through the API, too.
+    if config.disable_load_balancer && !config.finds_peers() {
         return BTreeSet::new();
     }
     let all = config.services.iter().map(|service| config.backends_of(service));

@@ -24,8 +24,9 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub(crate) struct Wanted {
     pub(crate) servers: BTreeSet<SocketAddr>,
     pub(crate) names: Vec<ServerName<'static>>,
-    /// The addresses of controllers: a name that leads to one is that controller's own.
+    /// The addresses of controllers: a name that leads to one is that controller's own, and clients use the virtual IPs.
     pub(crate) controllers: BTreeSet<IpAddr>,
+    pub(crate) virtual_ips: Vec<IpAddr>,
 }
 
 /// The end of a round.
@@ -52,8 +53,12 @@ impl Certificates {
     /// Replaces the servers and names. After a change a round is due.
     pub(crate) fn set(&mut self, wanted: Wanted) {
         if wanted != self.wanted {
-            let Wanted { servers, names, .. } = &wanted;
-            self.rejected.retain(|(server, found)| servers.contains(server) && names.contains(&found.name));
+            let Wanted { servers, names, virtual_ips, .. } = &wanted;
+            let is_wanted = |name: &ServerName<'_>| {
+                names.contains(name)
+                    || matches!(name, ServerName::IpAddress(ip) if virtual_ips.contains(&(*ip).into()))
+            };
+            self.rejected.retain(|(server, found)| servers.contains(server) && is_wanted(&found.name));
             (self.wanted, self.next) = (wanted, None);
         }
     }
@@ -120,7 +125,9 @@ pub(crate) async fn compare(wanted: Wanted, mark: u32) -> Compared {
     let (mut rejected, mut silent) = (Vec::new(), BTreeSet::new());
     let mut names = Vec::new();
     for name in &wanted.names {
-        if !leads_to_a_controller(name, &wanted.controllers).await {
+        if leads_to_a_controller(name, &wanted.controllers).await {
+            names.extend(wanted.virtual_ips.iter().map(|ip| ServerName::IpAddress((*ip).into())));
+        } else {
             names.push(name.clone());
         }
     }

@@ -5,7 +5,12 @@ use super::*;
 fn wanted(hosts: &[u8], names: &[&str]) -> Wanted {
     let names = names.iter().map(|name| ServerName::try_from((*name).to_owned()).unwrap());
     let servers = hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 6443)));
-    Wanted { servers: servers.collect(), names: names.collect(), controllers: BTreeSet::new() }
+    Wanted {
+        servers: servers.collect(),
+        names: names.collect(),
+        controllers: BTreeSet::new(),
+        virtual_ips: Vec::new(),
+    }
 }
 
 fn config(rest: &str) -> Config {

@@ -49,6 +49,9 @@ pub(crate) struct Instance {
     /// The router that advertises, if it is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) active_router: Option<ActiveRouter>,
+    /// The addresses that advertisements are sent to, with unicast: as listed, or as `auto` has found them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unicast_peers: Option<Vec<String>>,
     /// With unicast one per peer.
     pub(crate) advertisements_sent: u64,
     /// Packets that could be decoded, with those discarded later.

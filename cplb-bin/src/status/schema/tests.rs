@@ -47,6 +47,7 @@ fn complete() -> Status {
         advert_interval_seconds: 1.0,
         lease_seconds: 3.0,
         active_router: Some(ActiveRouter { address: text(), priority: 200 }),
+        unicast_peers: Some(Vec::new()),
         advertisements_sent: 0,
         advertisements_received: 0,
         discarded: BTreeMap::new(),

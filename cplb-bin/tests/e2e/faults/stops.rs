@@ -189,7 +189,9 @@ fn strict_rig(plan: Plan, random: Random, count: usize) -> usize {
     let mut overtaken = 0;
     for round in 0..count {
         rig.restart_capture();
-        let stop = rig.stop(Duration::from_millis(2200), Duration::from_millis(4200));
+        // A successor is Active 2.2 to 3.3 s later, by the time since the last advertisement. That may be the same in all rounds, as
+        // one follows the other: so most pauses are longer than either.
+        let stop = rig.stop(Duration::from_millis(2400), Duration::from_millis(4800));
         if !stop.overtaken {
             continue;
         }
