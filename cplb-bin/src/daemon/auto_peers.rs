@@ -54,7 +54,7 @@ impl AutoPeers {
             }
         }
         if next.is_empty() {
-            // What was known stays: no list is no evidence that a controller is gone.
+            // The former peers stay: an empty list does not prove that a controller is gone.
             return (Vec::new(), Vec::new());
         }
         next.retain(|ip| !own.contains(ip));

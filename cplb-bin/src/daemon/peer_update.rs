@@ -1,6 +1,6 @@
 //! The peers of `unicastPeers: auto`: what is known of them, and what follows from a change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -59,7 +59,7 @@ impl Daemon {
     fn routers_heard(
         &self,
         router: &InstanceStatus,
-        links: &std::collections::BTreeMap<LinkKey, Vec<PeerState>>,
+        links: &BTreeMap<LinkKey, Vec<PeerState>>,
     ) -> Vec<(IpAddr, Instant)> {
         // Members with other software report nothing.
         let mut heard: Vec<_> =

@@ -42,7 +42,7 @@ pub(crate) enum Report {
     State(State),
 }
 
-/// What a kubeconfig says about its cluster.
+/// The cluster of a kubeconfig, by the content of that file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClusterIdentity {
     /// The means to verify servers.

@@ -1,5 +1,9 @@
 //! Two nodes in detail, then a network with arbitrary faults and an attacker that records everything.
 
+mod freshness;
+mod reports;
+mod requests;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -319,89 +323,6 @@ fn silent_and_stopped_peers_are_lost() {
 }
 
 #[test]
-fn requests_arrive_once_and_are_answered_despite_loss() {
-    let mut net = Net::new(5, 2, &[1]);
-    net.run(secs(3));
-    net.loss_percent = 60;
-    net.double_percent = 30;
-    let request = Request::Handover { vrid: 51, to: Some("node-1".to_owned()) };
-    let now = net.now;
-    let id = net.hosts[0].channel.request(now, address(1), request.clone(), secs(20));
-    net.run(secs(5));
-    let requested = Event::Requested { from: address(0), id, request };
-    assert_eq!(net.hosts[1].events.iter().filter(|event| **event == requested).count(), 1);
-    let (kept, taken) = (Some(Duration::from_micros(35_100)), None);
-    let answer =
-        Answer { holder: "node-2".to_owned(), kept, taken, ..Answer::refused("node-1 does not serve") };
-    net.hosts[1].channel.answer(address(0), id, &answer);
-    net.run(secs(10));
-    let answered = Event::Answered { from: address(1), id, answer };
-    assert_eq!(net.hosts[0].events.iter().filter(|event| **event == answered).count(), 1);
-    assert!(!net.hosts[0].events.contains(&Event::Unanswered { id }));
-}
-
-#[test]
-fn every_request_arrives_as_it_was_sent() {
-    let mut net = Net::new(5, 2, &[1]);
-    net.run(secs(3));
-    let requests = [
-        Request::Handover { vrid: 255, to: None },
-        Request::Succession { vrid: 1, successor: [10, 9, 0, 12].into(), lasts: 4000 },
-        Request::Succession { vrid: 1, successor: "fe80::12".parse().unwrap(), lasts: u32::MAX },
-        Request::Moved { vrid: 51 },
-    ];
-    for request in requests {
-        let now = net.now;
-        let id = net.hosts[0].channel.request(now, address(1), request.clone(), secs(20));
-        net.run(secs(1));
-        assert_eq!(net.hosts[1].events.last(), Some(&Event::Requested { from: address(0), id, request }));
-        net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
-        net.run(secs(1));
-        assert_eq!(
-            net.hosts[0].events.last(),
-            Some(&Event::Answered { from: address(1), id, answer: Answer::accepted() })
-        );
-    }
-}
-
-#[test]
-fn a_peer_cannot_flood_the_owner_with_requests() {
-    let mut net = Net::new(5, 2, &[1]);
-    net.run(secs(3));
-    for _ in 0..80 {
-        let now = net.now;
-        net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
-        net.run(ms(10));
-    }
-    let requested = |net: &Net| {
-        net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. })).count()
-    };
-    assert_eq!(requested(&net), 16);
-    assert!(net.hosts[1].channel.discarded()[&Discard::TooMany] >= 40);
-    net.run(secs(1));
-    let now = net.now;
-    net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
-    net.run(ms(500));
-    assert_eq!(requested(&net), 17);
-}
-
-#[test]
-fn a_lost_answer_is_repeated_with_the_request() {
-    let mut net = Net::new(18, 2, &[1]);
-    net.run(secs(3));
-    let now = net.now;
-    let id = net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, secs(5));
-    net.run(ms(10));
-    net.cut.insert((1, 0));
-    net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
-    net.run(ms(500));
-    net.cut.clear();
-    net.run(ms(500));
-    let answered = |event: &&Event| matches!(event, Event::Answered { .. });
-    assert_eq!(net.hosts[0].events.iter().filter(answered).count(), 1);
-}
-
-#[test]
 fn many_changes_are_sent_together() {
     let mut net = Net::new(19, 2, &[1]);
     net.run(ms(3500));
@@ -414,72 +335,6 @@ fn many_changes_are_sent_together() {
     net.all_known();
     let sent = net.hosts[0].channel.traffic().0 - before;
     assert!((3..=7).contains(&sent), "{sent}");
-}
-
-#[test]
-fn parts_of_two_rounds_are_no_report() {
-    let report = Report { degraded: vec!["x".repeat(200); 20], ..full_report() };
-    let parts = report.to_parts(ROOM);
-    let [first, second, ..] = &parts[..] else { panic!("{} parts", parts.len()) };
-    let (mut peer, count) = (peer::Peer::new(Instant::now()), u8::try_from(parts.len()).unwrap());
-    assert!(!peer.assemble(1, 0, count, first.clone()));
-    for (part, records) in (1..count).zip(&parts[1..]) {
-        assert!(!peer.assemble(2, part, count, records.clone()));
-    }
-    assert_eq!(peer.report, None);
-    assert!(!peer.assemble(3, 1, count, second.clone()));
-    let again = (0..count).zip(&parts).filter(|(part, _)| *part != 1);
-    let complete: Vec<bool> =
-        again.map(|(part, records)| peer.assemble(3, part, count, records.clone())).collect();
-    assert_eq!(complete.iter().filter(|complete| **complete).count(), 1, "in any order");
-}
-
-#[test]
-fn only_the_peer_that_was_asked_may_answer() {
-    let mut net = Net::new(17, 3, &[1]);
-    net.run(secs(3));
-    let now = net.now;
-    let id = net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, secs(5));
-    net.hosts[2].channel.answer(address(0), id, &Answer::accepted());
-    net.run(secs(1));
-    let answered = |event: &Event| matches!(event, Event::Answered { .. });
-    assert!(!net.hosts[0].events.iter().any(answered));
-    net.hosts[1].channel.answer(address(0), id, &Answer::accepted());
-    net.run(ms(100));
-    assert_eq!(net.hosts[0].events.iter().filter(|event| answered(event)).count(), 1);
-}
-
-#[test]
-fn a_peer_that_has_started_again_may_ask_at_once() {
-    let mut net = Net::new(15, 2, &[1]);
-    net.run(secs(3));
-    // In order.
-    net.delay = Duration::ZERO;
-    net.run(ms(10));
-    for _ in 0..2 {
-        let now = net.now;
-        for _ in 0..16 {
-            net.hosts[0].channel.request(now, address(1), Request::Moved { vrid: 51 }, ms(100));
-        }
-        net.run(ms(20));
-        net.restart(0);
-        net.run(ms(20));
-        net.all_known();
-    }
-    let asked = net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. }));
-    assert_eq!(asked.count(), 32);
-}
-
-#[test]
-fn unanswered_requests_end() {
-    let mut net = Net::new(6, 2, &[1]);
-    net.run(secs(3));
-    net.cut = [(0, 1), (1, 0)].into();
-    let now = net.now;
-    let request = Request::Handover { vrid: 51, to: None };
-    let id = net.hosts[0].channel.request(now, address(1), request, secs(2));
-    net.run(secs(3));
-    assert!(net.hosts[0].events.contains(&Event::Unanswered { id }));
 }
 
 #[test]
@@ -542,107 +397,6 @@ fn each_reason_to_discard_is_counted() {
         assert_eq!(channel.discarded()[&reason], before + 1);
     }
     net.all_known();
-}
-
-#[test]
-fn former_boots_cannot_be_replayed() {
-    let mut net = Net::new(9, 2, &[1]);
-    net.run(secs(3));
-    let recorded = net.recorded.clone();
-    net.restart(0);
-    net.run(secs(3));
-    net.all_known();
-    for _ in 0..3 {
-        for (from, bytes) in recorded.iter().filter(|(from, _)| *from == 0) {
-            net.fly(*from, 1, bytes.clone());
-        }
-        net.run(ms(500));
-        net.all_known();
-    }
-    net.restart(0);
-    net.run(secs(2));
-    net.all_known();
-}
-
-/// A request stays fresh for longer than its silent sender is shown.
-#[test]
-fn requests_of_a_lost_peer_cannot_be_replayed() {
-    let mut net = Net::new(11, 2, &[1]);
-    net.run(secs(3));
-    let now = net.now;
-    net.hosts[0].channel.request(now, address(1), Request::Handover { vrid: 51, to: None }, ms(1));
-    net.settle();
-    net.hosts[0].running = false;
-    let recorded: Vec<_> = net.recorded.iter().filter(|(from, _)| *from == 0).cloned().collect();
-    let requested = |net: &Net| {
-        net.hosts[1].events.iter().filter(|event| matches!(event, Event::Requested { .. })).count()
-    };
-    for _ in 0..100 {
-        for (from, bytes) in &recorded {
-            net.fly(*from, 1, bytes.clone());
-        }
-        net.run(ms(100));
-        assert_eq!(requested(&net), 1);
-    }
-    let found = net.hosts[1].events.iter().filter(|event| matches!(event, Event::Found(_))).count();
-    assert_eq!(found, 1, "the lost peer is not found again");
-}
-
-#[test]
-fn flood_of_new_senders_costs_no_known_peer() {
-    let mut net = Net::new(10, 3, &[]);
-    net.run(secs(3));
-    let mut stranger = Channel::new(config(&[]), [7, 8], Report::default(), net.now);
-    stranger.handle_timeout(net.now);
-    let payload = stranger.poll_datagram().unwrap().payload;
-    for number in 0..250 {
-        let source = IpAddr::from([10, 9, 1, number]);
-        let bytes = stranger.seal(&payload, source);
-        let now = net.now;
-        assert_eq!(net.hosts[0].channel.handle_datagram(now, source, &bytes), Err(Discard::NotFresh));
-        assert_eq!(net.hosts[0].channel.peers().count(), 2);
-    }
-    let before = net.hosts[0].channel.traffic().0;
-    net.run(secs(3));
-    net.all_known();
-    assert!(net.hosts[0].channel.traffic().0 - before <= 5, "no storm of answers");
-}
-
-#[test]
-fn reports_survive_their_encoding() {
-    let report = full_report();
-    let parts = report.to_parts(ROOM);
-    assert_eq!(parts.len(), 1);
-    assert_eq!(Report::decode(&parts.concat()), Ok(report));
-}
-
-#[test]
-fn large_reports_take_several_parts_and_count_missing_entries() {
-    let mut large = full_report();
-    large.instances = (1..=255)
-        .map(|vrid| InstanceReport {
-            vrid,
-            state: Some(StateName::Backup),
-            priority: 200,
-            group: 9,
-            claim: 0,
-        })
-        .collect();
-    large.degraded = (0..100).map(|number| format!("{number} {}", "é".repeat(200))).collect();
-    let parts = large.to_parts(ROOM);
-    assert!(parts.len() <= usize::from(report::MAX_PARTS));
-    let decoded = Report::decode(&parts.concat()).unwrap();
-    assert_eq!(decoded.instances, large.instances);
-    assert!(decoded.degraded.len() > 2);
-    assert_eq!(decoded.degraded.len() + usize::from(decoded.unlisted), 100);
-    assert!(decoded.degraded.iter().all(|text| text.len() <= 255 && text.len() > 250));
-}
-
-#[test]
-fn unknown_records_are_skipped() {
-    let mut records = full_report().to_parts(ROOM).concat();
-    records.extend([200, 0, 3, 1, 2, 3]);
-    assert_eq!(Report::decode(&records), Ok(full_report()));
 }
 
 /// Arbitrary faults and attacks, three or more, then a fault-free period.

@@ -64,7 +64,7 @@ impl OwnersSocket {
         }
     }
 
-    /// Asks who has an address. `own` is this node's address, for a [`Question::Request`]; without it that is a probe. In IPv6
+    /// Sends a question for an address. `own` is this node's address, for a [`Question::Request`]; without it that is a probe. In IPv6
     /// both are solicitations from the same address.
     ///
     /// # Errors

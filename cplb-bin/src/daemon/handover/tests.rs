@@ -1,5 +1,7 @@
 //! Three nodes with their views, a channel that delivers at once, and an election that does as it is told.
 
+mod refusals;
+
 use proptest::prelude::*;
 use vrrp::MacAddr;
 use vrrp::channel::{InstanceReport, Outcome, Report};
@@ -248,33 +250,6 @@ fn any_node_can_be_asked_and_any_other_one_named() {
 }
 
 #[test]
-fn a_refusal_just_after_an_election_does_not_count() {
-    let settling = Duration::from_secs(2);
-    for asked in [0, 1] {
-        let mut bench = Bench::new(3);
-        bench.settles = bench.now + settling;
-        // Neither has heard of the last change.
-        bench.active = None;
-        bench.nodes[2].serving = Err("its checks fail".to_owned());
-        bench.ask(asked, Some(&name(2)));
-        bench.run(settling / 2);
-        assert_eq!(bench.replies, []);
-        bench.active = Some(0);
-        bench.nodes[2].serving = Ok(());
-        bench.run(settling / 2);
-        assert_eq!(bench.replies.pop().unwrap().1.answer.holder, name(2));
-        assert!(bench.nodes[asked].handovers.is_idle());
-    }
-    let mut bench = Bench::new(3);
-    bench.settles = bench.now + settling;
-    bench.ask(1, Some("node-9"));
-    bench.run(settling * 2);
-    assert!(bench.replies.pop().unwrap().1.answer.reason.contains("no controller node-9"));
-    bench.run(settling);
-    assert_eq!((bench.replies.len(), bench.nodes[1].handovers.is_idle()), (0, true));
-}
-
-#[test]
 fn without_a_name_the_best_node_that_can_serve_is_chosen() {
     let mut bench = Bench::new(3);
     bench.nodes[1].serving = Err("its checks fail".to_owned());
@@ -302,51 +277,6 @@ fn a_holder_that_is_named_keeps_them() {
         let answer = Bench::new(3).result(asked, Some("node-1")).answer;
         assert_eq!((answer.outcome, answer.holder, answer.kept), (Outcome::ACCEPTED, name(0), None));
     }
-}
-
-#[test]
-fn what_cannot_be_done_is_refused_with_the_reason() {
-    let mut bench = Bench::new(3);
-    bench.refused(
-        0,
-        Some("node-9"),
-        "no controller node-9 is known for these virtual IPs; known: node-2 (10.0.0.12), node-3",
-    );
-    bench.refused(1, Some("10.0.0.99"), "no controller 10.0.0.99");
-    bench.nodes[1].serving = Err("its checks fail".to_owned());
-    bench.refused(0, Some("node-2"), "node-2 does not take over: its checks fail");
-    bench.nodes[2].state = StateName::Init;
-    bench.refused(0, Some("node-3"), "node-3 does not take over: it is init");
-    bench.refused(
-        0,
-        None,
-        "no other controller can take over: node-2 cannot serve: its checks fail; node-3 is init",
-    );
-    bench.nodes[2].state = StateName::Backup;
-    bench.active = None;
-    bench.refused(1, None, "no Active of virtual router 51 is known");
-    let mut bench = Bench::new(3);
-    bench.names[2] = name(1);
-    bench.refused(
-        0,
-        Some("node-2"),
-        "several controllers are named node-2: name an address: 10.0.0.12, 10.0.0.13",
-    );
-    Bench::new(1).refused(0, None, "no other controller is known");
-}
-
-#[test]
-fn a_successor_that_stopped_serving_refuses_itself() {
-    let mut bench = Bench::new(3);
-    // The Active has an old report.
-    let mut view = bench.view(0);
-    bench.nodes[1].serving = Err("its checks fail".to_owned());
-    view.node = name(0);
-    let outputs = bench.nodes[0].handovers.ask(bench.now, &view, Asker::Operator(1), ID, Some("node-2"));
-    bench.carry_out(0, outputs);
-    let (_, moved) = bench.replies.pop().unwrap();
-    assert_eq!(moved.answer.reason, "node-2 does not take over: its checks fail");
-    assert_eq!(bench.active, Some(0));
 }
 
 #[test]
@@ -454,42 +384,6 @@ proptest! {
         let holders = bench.nodes.iter().filter(|node| node.state == StateName::Active).count();
         prop_assert_eq!(holders, 1);
     }
-}
-
-/// It may know that it is the successor.
-#[test]
-fn no_other_router_is_asked_after_one_that_does_not_answer() {
-    let mut bench = Bench::new(3);
-    let view = bench.view(0);
-    bench.nodes[2].speaks = false;
-    let outputs = bench.nodes[0].handovers.ask(bench.now, &view, Asker::Operator(1), ID, None);
-    bench.carry_out(0, outputs);
-    bench.run(3 * ANSWER_TIME);
-    let answer = &bench.replies[0].1.answer;
-    assert!(answer.reason.contains("10.0.0.13 does not take over: it did not answer"), "{answer:?}");
-    assert_eq!((bench.active, &bench.nodes[1].successor), (Some(0), &Some(address(2))));
-}
-
-#[test]
-fn a_node_that_cannot_hold_the_addresses_does_not_take_over() {
-    let bench = Bench::new(3);
-    let mut view = bench.view(1);
-    view.instances[0].degraded = true;
-    let request = Request::Succession { vrid: 51, successor: address(1), lasts: 4000 };
-    let mut handovers = Handovers::default();
-    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), request.clone());
-    assert!(matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("cannot hold")));
-    // Another known controller may be named, an unknown address may not.
-    let other = Request::Succession { vrid: 51, successor: address(2), lasts: u32::MAX };
-    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), other);
-    let [Output::Succession { active, successor, until, .. }, _] = outputs[..] else { panic!("{outputs:?}") };
-    assert_eq!((active, successor), (address(0), address(2)));
-    assert!(until <= bench.now + 2 * ANSWER_TIME + DOWN, "not for as long as the peer likes");
-    let stranger = Request::Succession { vrid: 51, successor: address(99), lasts: 4000 };
-    let outputs = handovers.requested(bench.now, &view, (link(), address(0), 1), stranger);
-    assert!(
-        matches!(&outputs[..], [Output::Answer { answer, .. }] if answer.reason.contains("no controller"))
-    );
 }
 
 #[test]

@@ -87,7 +87,7 @@ impl Task {
                 }
                 let wake = self.cores.values().map(Owners::poll_timeout).min();
                 let wake = wake.unwrap_or(now + RETRY).max(now + Duration::from_millis(10));
-                // What the claims have changed is posted at the end of the window.
+                // The results of the claims are posted at the end of the window.
                 let wake = if claims > 0 { wake.min(window_ends) } else { wake };
                 tokio::select! {
                     result = instances.changed() => match result {
