@@ -43,6 +43,7 @@ fn programs() {
     let since = Instant::now();
     assert_eq!(guest.run(&endless, |_| {}).expect("the program runs"), GuestEnd::Overdue);
     assert!(since.elapsed() >= Duration::from_secs(1));
+    assert_eq!(guest.run(&killed, |_| {}).expect("the guest goes on"), GuestEnd::Exited(128 + 9));
     let missing = guest.run(&GuestCommand::new("/no/such/program"), |_| {});
     assert!(matches!(missing, Err(GuestError::NotStarted(reason)) if reason.contains("/no/such/program")));
 

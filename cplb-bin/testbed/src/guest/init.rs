@@ -13,6 +13,7 @@ use std::{
 
 use nix::{
     mount::{MsFlags, mount},
+    sched::{CpuSet, sched_setaffinity},
     sys::{
         reboot::{RebootMode, reboot},
         termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
@@ -24,7 +25,7 @@ use super::{
     modules,
     wire::{Frame, PIECE, Request},
 };
-use crate::netns;
+use crate::netns::{self, Netns};
 
 /// Environment variable of the processes in a guest. The kernel passes it on from its command line.
 pub(super) const VARIABLE: &str = "CPLB_GUEST";
@@ -32,6 +33,8 @@ pub(super) const VARIABLE: &str = "CPLB_GUEST";
 pub(super) const INIT: &str = "init";
 const CONSOLE: &str = "/dev/ttyS0";
 const PORT: &str = "/dev/ttyS1";
+/// The longest time in which a guest that works passes its check, with a wide margin: it takes a few milliseconds.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs the guest if this is its first process, and then never returns; returns at once in any other process.
 ///
@@ -42,8 +45,9 @@ pub fn run_if_init() {
     }
     let ended = set_up_system().and_then(|()| serve());
     // PID 1 has no caller to return to: the error goes to the console, and the host sees the machine stop.
-    if let (Err(error), Ok(mut console)) = (ended, OpenOptions::new().write(true).open(CONSOLE)) {
-        let _ = io::Write::write_all(&mut console, format!("guest: {error}\n").as_bytes());
+    if let Err(error) = ended {
+        print_on_console(&format!("guest: {error}\n"));
+        print_kernel_state();
     }
     let _ = reboot(RebootMode::RB_POWER_OFF);
     std::process::exit(1);
@@ -62,7 +66,45 @@ fn set_up_system() -> io::Result<()> {
         symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"))?;
     }
     modules::load_all()?;
-    netns::loopback_up_here()
+    netns::loopback_up_here()?;
+    if works() { Ok(()) } else { Err(io::Error::other("a processor or the kernel's network hangs")) }
+}
+
+/// Returns whether each emulated processor runs threads and timers, and the kernel makes and removes network namespaces. An
+/// emulated machine can hang in part, and each of its tests would then wait in vain.
+fn works() -> bool {
+    let (sender, done) = mpsc::channel();
+    thread::spawn(move || _ = sender.send(use_processors_and_network()));
+    let result = done.recv_timeout(CHECK_TIMEOUT).unwrap_or_else(|error| Err(io::Error::other(error)));
+    if let Err(error) = &result {
+        print_on_console(&format!("guest: check failed: {error}\n"));
+    }
+    result.is_ok()
+}
+
+fn use_processors_and_network() -> io::Result<()> {
+    let processors = thread::available_parallelism()?.get();
+    for processor in 0..processors {
+        let mut only = CpuSet::new();
+        only.set(processor)?;
+        sched_setaffinity(Pid::from_raw(0), &only)?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    Netns::create()?.run(netns::loopback_up_here)?
+}
+
+fn print_on_console(text: &str) {
+    if let Ok(mut console) = OpenOptions::new().write(true).open(CONSOLE) {
+        let _ = io::Write::write_all(&mut console, text.as_bytes());
+    }
+}
+
+/// Makes the kernel print on the console what its processors do, and where tasks hang.
+fn print_kernel_state() {
+    // The first one raises the console's log level.
+    for key in ["8", "l", "w"] {
+        let _ = fs::write("/proc/sysrq-trigger", key);
+    }
 }
 
 /// Answers one request after the other until the port is closed.
@@ -133,12 +175,17 @@ fn follow(mut child: Child, output: io::PipeReader, limit: Duration, port: &mut 
             // Processes that the program started may hold the output open for a moment longer.
             Err(RecvTimeoutError::Timeout) => {
                 overdue = true;
+                print_kernel_state();
                 child.kill()?;
             }
         }
     }
-    let status = child.wait()?;
-    Ok(if overdue { Frame::Overdue } else { Frame::Ended(code(status)) })
+    if overdue {
+        // A program that hangs in the kernel does not end.
+        thread::spawn(move || child.wait());
+        return Ok(Frame::Overdue { guest_works: works() });
+    }
+    Ok(Frame::Ended(code(child.wait()?)))
 }
 
 fn code(status: ExitStatus) -> i32 {

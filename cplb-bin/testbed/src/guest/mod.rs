@@ -124,8 +124,10 @@ const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=
                           norandmaps";
 /// Longest time from power-on until the guest is ready: 5 s on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest time for the guest to report that it has killed a program at its time limit.
-const KILL_REPORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for the guest to report that it has killed a program at its time limit, and to check itself.
+const KILL_REPORT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The number of lines of the console that an error contains: the state of each processor, and of some tasks.
+const CONSOLE_LINES: usize = 150;
 
 /// The reason why a guest could not be booted or a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -316,7 +318,8 @@ impl Guest {
             match self.next(deadline.saturating_duration_since(Instant::now()))? {
                 Frame::Output(bytes) => output(&bytes),
                 Frame::Ended(code) => return Ok(GuestEnd::Exited(code)),
-                Frame::Overdue => return Ok(GuestEnd::Overdue),
+                Frame::Overdue { guest_works: true } => return Ok(GuestEnd::Overdue),
+                Frame::Overdue { guest_works: false } => return Err(self.lost("hangs".to_owned())),
                 Frame::NotStarted(reason) => return Err(GuestError::NotStarted(reason)),
                 Frame::Ready => return Err(self.lost("started anew".to_owned())),
             }
@@ -336,7 +339,7 @@ impl Guest {
         let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();
         let lines: Vec<&str> = console.lines().collect();
-        let last = lines[lines.len().saturating_sub(40)..].join("\n");
+        let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
         GuestError::Lost { what, console: last }
     }
 }

@@ -34,7 +34,10 @@ pub(super) enum Frame {
     /// The program ended with this code, or with 128 and the number of a signal.
     Ended(i32),
     /// The program was killed at its time limit.
-    Overdue,
+    Overdue {
+        /// The guest itself works.
+        guest_works: bool,
+    },
     /// The program could not be started.
     NotStarted(String),
 }
@@ -48,7 +51,7 @@ impl Frame {
                 to.write_all(bytes)?;
             }
             Self::Ended(code) => writeln!(to, "ended {code}")?,
-            Self::Overdue => writeln!(to, "overdue 0")?,
+            Self::Overdue { guest_works } => writeln!(to, "overdue {}", i32::from(*guest_works))?,
             Self::NotStarted(reason) => {
                 writeln!(to, "not-started {}", reason.len())?;
                 to.write_all(reason.as_bytes())?;
@@ -76,7 +79,7 @@ impl Frame {
             "ready" => Self::Ready,
             "output" => Self::Output(bytes(PIECE)?),
             "ended" => Self::Ended(number),
-            "overdue" => Self::Overdue,
+            "overdue" => Self::Overdue { guest_works: number == 1 },
             "not-started" => Self::NotStarted(String::from_utf8_lossy(&bytes(PIECE)?).into_owned()),
             _ => return Err(malformed()),
         }))
@@ -93,7 +96,8 @@ mod tests {
             Frame::Ready,
             Frame::Output(b"two\nlines\n\x00\xff".to_vec()),
             Frame::NotStarted("no such file".to_owned()),
-            Frame::Overdue,
+            Frame::Overdue { guest_works: true },
+            Frame::Overdue { guest_works: false },
             Frame::Ended(-1),
         ];
         let mut port = Vec::new();
