@@ -163,7 +163,7 @@ impl Handovers {
         id: InstanceId,
         to: Option<&str>,
     ) -> Vec<Output> {
-        self.note(now, &asker, id, to);
+        self.note(now, view, &asker, id, to);
         let outputs = self.ask_once(now, view, asker, id, to);
         self.settle(now, view, outputs)
     }
@@ -193,14 +193,21 @@ impl Handovers {
         }
     }
 
-    /// Begins to move what this node holds in standby, where a peer can serve.
+    /// Begins to move what this node holds in standby, where a peer can serve: as the request of the operator who waits for
+    /// that.
     pub(crate) fn leave(&mut self, now: Instant, view: &View) -> Vec<Output> {
         let held = view.instances.iter().filter(|instance| instance.state == StateName::Active);
         let can_leave =
             |instance: &&InstanceView| matches!(choose(view, instance, None), Ok(Choice::Ask { .. }));
         let free: Vec<&InstanceView> =
             held.filter(can_leave).filter(|instance| !self.moves.contains_key(&instance.id)).collect();
-        free.into_iter().flat_map(|instance| self.begin(now, view, Asker::Standby, instance, None)).collect()
+        let leave = |instance: &InstanceView| {
+            let asker = self.waiting(instance.id).unwrap_or(Asker::Standby);
+            self.note(now, view, &asker, instance.id, None);
+            self.begin(now, view, asker, instance, None)
+        };
+        let outputs = free.into_iter().flat_map(leave).collect();
+        self.settle(now, view, outputs)
     }
 
     fn relay(

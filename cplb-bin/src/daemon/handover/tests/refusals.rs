@@ -29,6 +29,53 @@ fn a_refusal_just_after_an_election_does_not_count() {
     assert_eq!((bench.replies.len(), bench.nodes[1].handovers.is_idle()), (0, true));
 }
 
+/// Node 0 is Active and knows of no other node that can serve when its operator asks.
+fn early(asked: usize) -> Bench {
+    let mut bench = Bench::new(3);
+    bench.settles = bench.now + Duration::from_secs(2);
+    for node in [1, 2] {
+        bench.nodes[node].serving = Err("its checks fail".to_owned());
+    }
+    bench.ask(asked, None);
+    bench.run(Duration::from_millis(100));
+    assert_eq!(bench.replies, []);
+    for node in [1, 2] {
+        bench.nodes[node].serving = Ok(());
+    }
+    bench
+}
+
+/// The move of standby may begin, and end, before the operator's request is made again.
+#[test]
+fn a_request_that_waits_is_part_of_the_move_of_standby() {
+    let mut bench = early(0);
+    let view = bench.view(0);
+    let outputs = bench.nodes[0].handovers.leave(bench.now, &view);
+    bench.carry_out(0, outputs);
+    bench.run(3 * DOWN);
+    let [(asker, MoveResult { from, answer })] = &bench.replies[..] else { panic!("{:?}", bench.replies) };
+    assert_eq!((asker, from, &answer.holder), (&Asker::Operator(0), &name(0), &name(2)));
+    assert_eq!((answer.kept, answer.taken), (Some(KEPT), Some(TAKEN)));
+    assert_eq!(bench.active, Some(2), "one move");
+}
+
+#[test]
+fn a_request_that_waits_moves_nothing_from_another_node_than_the_one_it_was_made_for() {
+    for asked in [0, 1] {
+        let mut bench = early(asked);
+        // Another router takes over for another reason.
+        bench.nodes[0].state = StateName::Backup;
+        bench.nodes[2].state = StateName::Active;
+        bench.active = Some(2);
+        bench.run(3 * DOWN);
+        let (_, MoveResult { from, answer }) = bench.replies.pop().unwrap();
+        assert_eq!((from, answer.holder, answer.outcome), (name(0), name(2), Outcome::ACCEPTED));
+        assert_eq!(answer.reason, "it took over in the meantime");
+        assert_eq!((bench.active, bench.replies.len()), (Some(2), 0));
+        assert!(bench.nodes[asked].handovers.is_idle());
+    }
+}
+
 #[test]
 fn what_cannot_be_done_is_refused_with_the_reason() {
     let mut bench = Bench::new(3);
