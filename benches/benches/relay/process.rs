@@ -10,8 +10,9 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::Result;
 
-/// Descriptors that a process needs besides those of its pairs.
-const SPARE_DESCRIPTORS: u64 = 512;
+/// Descriptors that a process needs besides those of its pairs: the proxy keeps 1,024 for everything but sessions, and has
+/// pipes.
+const SPARE_DESCRIPTORS: u64 = 2560;
 
 /// A child process. Dropping it ends it.
 #[derive(Debug)]
