@@ -2,7 +2,7 @@
 
 mod boot;
 mod changes;
-mod fixture;
+pub(crate) mod fixture;
 mod trust;
 
 use testbed::{Test, Tool};

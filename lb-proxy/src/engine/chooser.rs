@@ -95,20 +95,42 @@ impl Chooser {
     }
 }
 
-/// Weighted rendezvous hashing: each candidate gets a score from (client, candidate) and the highest wins, so a lost
-/// candidate moves only its own clients. A candidate in slow start takes part for a growing, fixed part of clients.
+/// Weighted rendezvous hashing: each candidate gets a draw from (client, candidate), and the least `-log(draw) / weight` wins,
+/// so a lost candidate moves only its own clients. A candidate in slow start takes part for a growing, fixed part of clients.
 fn by_hash(candidates: &[Candidate], client: u64) -> Option<usize> {
     let best = |only_ready: bool| {
-        let scored = candidates.iter().enumerate().filter(|(_, c)| c.usable()).filter_map(|(i, c)| {
+        let drawn = candidates.iter().enumerate().filter(|(_, c)| c.usable()).filter_map(|(i, c)| {
             let draw = mix(client ^ c.key.rotate_left(32));
             let admitted = !only_ready || mix(draw ^ c.key) % u64::from(READY) < u64::from(c.ready);
-            // 53 bits make the draw exact as a float; the half keeps it off zero and one.
-            let unit = ((draw >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            admitted.then(|| (i, -f64::from(c.weight) / unit.ln()))
+            admitted.then(|| (i, c, neg_log2(draw)))
         });
-        scored.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
+        // a / b < c / d where a * d < c * b.
+        let times = |log: u64, weight: u32| u128::from(log) * u128::from(weight);
+        let least = drawn.min_by(|(_, a, a_log), (_, b, b_log)| {
+            times(*a_log, b.weight).cmp(&times(*b_log, a.weight)).then(a.key.cmp(&b.key))
+        });
+        least.map(|(i, ..)| i)
     };
     best(true).or_else(|| best(false))
+}
+
+/// Binary digits of [`neg_log2`] after the point.
+const LOG_DIGITS: u32 = 32;
+
+/// `-log2(draw / 2^64)` with [`LOG_DIGITS`] digits; 0 counts as 1. In integers, so that every node computes the same, whatever
+/// its processor and its mathematical library are.
+fn neg_log2(draw: u64) -> u64 {
+    let zeros = draw.max(1).leading_zeros();
+    // The mantissa, from 1 up to 2, with 63 digits. Squaring it doubles its logarithm: what exceeds 1 is the next digit.
+    let mut mantissa = u128::from(draw.max(1)) << zeros;
+    let mut fraction = 0;
+    for _ in 0..LOG_DIGITS {
+        mantissa = (mantissa * mantissa) >> 63;
+        let digit = mantissa >> 64;
+        mantissa >>= digit;
+        fraction = (fraction << 1) | digit as u64;
+    }
+    (u64::from(zeros + 1) << LOG_DIGITS) - fraction
 }
 
 /// The identity of a client for [`Balance::SourceHash`]; the same on every node and after every restart, so that a
@@ -232,6 +254,37 @@ mod tests {
         for (before, after) in before.iter().zip(&after) {
             assert_ne!(*after, 1);
             assert!(before == after || *before == 1);
+        }
+    }
+
+    #[test]
+    fn the_logarithm_is_exact_to_its_last_digits() {
+        let exact = |draw: u64| (64.0 - (draw as f64).log2()) * f64::from(1 << 16) * f64::from(1 << 16);
+        let mut draw = 1;
+        for _ in 0..10_000 {
+            draw = mix(draw);
+            let (log, exact) = (neg_log2(draw) as f64, exact(draw));
+            assert!((log - exact).abs() < 8.0, "{draw}: {log} {exact}");
+        }
+        for power in 0..64u32 {
+            assert_eq!(neg_log2(1 << power), u64::from(64 - power) << LOG_DIGITS);
+        }
+        assert_eq!(neg_log2(0), neg_log2(1));
+        assert!(neg_log2(u64::MAX) < 4, "it is 0 but for the last digits");
+    }
+
+    /// Another release must not move clients.
+    #[test]
+    fn source_hash_chooses_as_with_floating_point() {
+        let set = candidates(&[3, 1, 2, 256]);
+        let score = |c: &Candidate, client: u64| {
+            let unit = ((mix(client ^ c.key.rotate_left(32)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            -f64::from(c.weight) / unit.ln()
+        };
+        for client in (0..20_000u32).map(|client| client_key(Ipv4Addr::from(client).into())) {
+            let scored = set.iter().enumerate().map(|(i, c)| (i, score(c, client)));
+            let expected = scored.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i);
+            assert_eq!(by_hash(&set, client), expected);
         }
     }
 

@@ -18,8 +18,8 @@ pub(super) const API: u16 = 16443;
 pub(super) const NAMES: [&str; 3] = ["kubernetes", "10.9.0.100", "fd09::100"];
 
 /// Daemons that discover, an API for discovery, and API servers to balance over.
-pub(super) struct Fixture {
-    pub(super) cluster: Cluster,
+pub(crate) struct Fixture {
+    pub(crate) cluster: Cluster,
     pub(super) authority: Authority,
     client: Identity,
     pub(super) api: Option<ApiServer>,
@@ -45,7 +45,7 @@ impl Fixture {
     }
 
     /// A cluster in which all processes run, and every daemon has discovered all servers.
-    pub(super) fn complete() -> Self {
+    pub(crate) fn complete() -> Self {
         let mut fixture = Self::new();
         fixture.start_nodes(&[0, 1, 2]);
         fixture
