@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cplb_config::{Config, Diagnostic, Host, Loaded, Redact, Severity, json_schema};
 use netlink_vip::{FoundInterface, Inventory};
 
-use crate::cli::{BackendArgs, CheckArgs, Print};
+use crate::cli::{CheckArgs, Print};
 use crate::exit::{Failure, Kind};
 use crate::{daemon, output, source};
 
@@ -18,7 +18,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let loaded = args.config.as_deref().map(|path| check(path, &args.backends)).transpose()?;
+    let loaded = args.config.as_deref().map(|path| check(path, args)).transpose()?;
     let redact = if args.show_secrets { Redact::Nothing } else { Redact::Passwords };
     let text = match (args.print, loaded) {
         (Print::Effective, Some(loaded)) => {
@@ -34,18 +34,23 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
 /// Reads the configuration and prints its warnings to standard error.
 ///
 /// # Errors
-/// The report of all its errors.
-fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
+/// The report of all its errors; with `--strict` also if there are warnings.
+fn check(path: &Path, args: &CheckArgs) -> Result<Loaded, Failure> {
     let mut loaded = source::load_or_stdin(path)?;
-    for warning in source::add_backends(&mut loaded, backends) {
+    let warnings = source::add_backends(&mut loaded, &args.backends);
+    for warning in &warnings {
         output::print_error(format_args!("warning: {warning}"));
     }
+    let mut count = warnings.len();
     let mut findings = std::mem::take(&mut loaded.warnings);
     match Inventory::read() {
         Ok(inventory) => findings.extend(check_interfaces(&loaded.config, &inventory)),
-        Err(error) => output::print_error(format_args!(
-            "warning: the configuration is not checked against the interfaces of this machine, which cannot be read: {error}"
-        )),
+        Err(error) => {
+            count += 1;
+            output::print_error(format_args!(
+                "warning: the configuration is not checked against the interfaces of this machine, which cannot be read: {error}"
+            ));
+        }
     }
     findings.extend(unresolved(&loaded.config));
     findings.extend(loaded.propose_vrids());
@@ -53,6 +58,11 @@ fn check(path: &Path, backends: &BackendArgs) -> Result<Loaded, Failure> {
     let report = loaded.document.report(findings).accepted().map_err(|errors| source::refusal(&errors))?;
     if !report.diagnostics.is_empty() {
         output::print_error(source::render(&report).trim_end());
+    }
+    count += report.diagnostics.len();
+    if args.strict && count > 0 {
+        let message = format_args!("{count} warning{}, with --strict", if count == 1 { "" } else { "s" });
+        return Err(Failure::new(Kind::Config, message));
     }
     Ok(loaded)
 }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::Targets;
+
+use crate::logging;
 
 /// The default path of the status socket.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/cplb/cplb.sock";
@@ -98,6 +101,9 @@ pub(crate) struct RunArgs {
     /// The format of the log on standard error
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "CPLB_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
+    /// The lines to log: error, warn, info, debug, trace or off, for parts as in `info,vrrp=trace`
+    #[arg(long, value_name = "LEVEL", default_value = logging::DEFAULT_FILTER, hide_default_value = true, env = "CPLB_LOG", value_parser = logging::filter)]
+    pub(crate) log_level: Targets,
 }
 
 #[derive(Debug, Args)]
@@ -121,6 +127,9 @@ pub(crate) struct CheckArgs {
     /// Print passwords and keys in clear text instead of a placeholder
     #[arg(long)]
     pub(crate) show_secrets: bool,
+    /// Exit with 65 also for warnings
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +142,9 @@ pub(crate) struct StatusArgs {
     /// Repeat every second until interrupted, also while no daemon answers (with --json: one document per line)
     #[arg(long, short)]
     pub(crate) watch: bool,
+    /// Print one line instead, and exit with 0 if this node can serve, 1 if it can and is degraded, 2 if it cannot
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub(crate) check: bool,
 }
 
 #[derive(Debug, Args)]

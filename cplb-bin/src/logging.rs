@@ -1,4 +1,4 @@
-//! Log lines on standard error, text or JSON, filtered by `CPLB_LOG` (default `info`).
+//! Log lines on standard error, text or JSON, filtered by level and by part.
 //!
 //! The reader of standard error may stop reading: a thread of its own writes, so that a full pipe blocks no other thread,
 //! and lines beyond the capacity of its queue are dropped and counted. A burst of like lines is limited ([`lines`]): the
@@ -40,7 +40,7 @@ const QUEUE_CAPACITY: usize = 2048;
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Without the lines of kube, which repeat each failure at each attempt: discovery logs its failures itself.
-const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
+pub(crate) const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
@@ -73,17 +73,21 @@ impl Write for Queue {
     }
 }
 
-/// The filter of such a text: levels, and `target=level` for parts, separated by commas. `None` if it is none.
-fn filter(text: &str) -> Option<Targets> {
-    text.parse().ok().filter(|_| !text.trim().is_empty())
+/// The filter of such a text: levels, and `target=level` for parts, separated by commas. An empty text is the default.
+///
+/// # Errors
+///
+/// If it is no filter.
+pub(crate) fn filter(text: &str) -> Result<Targets, String> {
+    let text = if text.trim().is_empty() { DEFAULT_FILTER } else { text };
+    text.parse().map_err(|error| {
+        format!("{error}; write error, warn, info, debug, trace or off, for parts as in info,vrrp=trace")
+    })
 }
 
 /// Installs the process-wide subscriber; a second call is a no-op.
-pub(crate) fn init(format: LogFormat) {
+pub(crate) fn init(format: LogFormat, filter: Targets) {
     let Some((queue, lines)) = start(format) else { return };
-    let filter =
-        std::env::var("CPLB_LOG").ok().and_then(|text| filter(&text)).or_else(|| filter(DEFAULT_FILTER));
-    let filter = filter.unwrap_or_default();
     let builder = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
     let builder = builder.with_target(false).log_internal_errors(false);
     let builder = builder.with_writer(move || queue.clone());
@@ -239,9 +243,8 @@ mod tests {
         assert!(!enabled("info,vrrp=trace", "cplb::daemon", Level::DEBUG));
         assert!(enabled(DEFAULT_FILTER, "cplb::daemon", Level::INFO));
         assert!(!enabled(DEFAULT_FILTER, "kube_client::client", Level::ERROR));
-        for wrong in ["", " ", "info,vrrp=loud"] {
-            assert!(filter(wrong).is_none(), "{wrong}");
-        }
+        assert!(enabled(" ", "cplb::daemon", Level::INFO), "an environment file may leave it empty");
+        assert!(filter("info,vrrp=loud").unwrap_err().contains("write error, warn"));
     }
 
     const HOSTILE: &str = "a\nb\r\u{1b}[2J\u{9b}\u{202e}c\u{2028}\u{e0041}\"\\";

@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod discovery;
 mod exit;
+mod http;
 mod lock;
 mod logging;
 mod output;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Status(args) => status::client::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::client::run(args),
         Command::Handover(args) => control::client::hand_over(args).map(|()| ExitCode::SUCCESS),
         Command::Standby(args) => control::client::stand_by(args).map(|()| ExitCode::SUCCESS),
         Command::Active(args) => control::client::end_standby(args).map(|()| ExitCode::SUCCESS),

@@ -21,7 +21,6 @@ impl Config {
             findings.extend(backends(self));
         }
         findings.extend(auto_peers(self));
-        findings.extend(status(self));
         findings
     }
 }
@@ -107,18 +106,6 @@ fn auto_peers(config: &Config) -> Vec<Diagnostic> {
     config.instances.iter().enumerate().filter_map(check).collect()
 }
 
-fn status(config: &Config) -> Option<Diagnostic> {
-    config.status_listen.map(|address| {
-        finding(
-            Severity::Warning,
-            "unsupported-status",
-            "status.listen".to_owned(),
-            format!("this version serves no status page: nothing listens on {address}"),
-            "remove it; `cplb status --json` shows the same",
-        )
-    })
-}
-
 /// Servers that are neither listed nor discovered, so that clients of the service would be refused.
 fn backends(config: &Config) -> Vec<Diagnostic> {
     let sharing: Vec<&str> = config.sharing().map(|service| service.name.as_str()).collect();
@@ -172,14 +159,8 @@ mod tests {
     fn settings_without_effect_are_listed_with_their_places() {
         assert_eq!(found("  backends: {static: [10.0.0.11]}\n"), []);
         let spec = "  services:\n  - {name: a, port: 6443}\n  - {name: b, port: 8132, backends: {kubernetes: {}, static: [10.0.0.11]}}\n  \
-                    - {name: c, port: 9443, backends: {kubernetes: {}}}\n  status: {listen: '127.0.0.1:9000'}\n";
-        assert_eq!(
-            found(spec),
-            [
-                (Severity::Warning, "no-backends", "backends".to_owned()),
-                (Severity::Warning, "unsupported-status", "status.listen".to_owned()),
-            ]
-        );
+                    - {name: c, port: 9443, backends: {kubernetes: {}}}\n";
+        assert_eq!(found(spec), [(Severity::Warning, "no-backends", "backends".to_owned())]);
         assert_eq!(found(&virtual_servers(63)), []);
         assert_eq!(
             found(&virtual_servers(64)),

@@ -1,7 +1,7 @@
 //! The keeper's thread and the handle to it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -61,6 +61,16 @@ pub enum SpawnError {
 pub struct Keeper;
 
 impl Keeper {
+    /// Removes what an earlier run left behind, as [`Keeper::spawn`] does too. For owners that have something to do between
+    /// the two: an address that is left brings clients to this node, which are cut off when it goes. Returns what was removed,
+    /// and what could not be read.
+    ///
+    /// # Errors
+    /// [`SpawnError`], as [`Keeper::spawn`].
+    pub fn reclaim(state_dir: &Path) -> Result<Vec<Warning>, SpawnError> {
+        open(state_dir).map(|(_, found)| found)
+    }
+
     /// Removes what an earlier run left behind, then starts the thread `vip-keeper` in the calling thread's network
     /// namespace. It reports every group's interface at once and touches no address before the first claim.
     ///
@@ -72,9 +82,7 @@ impl Keeper {
         events: EventSink,
     ) -> Result<KeeperHandle, SpawnError> {
         let KeeperOptions { state_dir, realtime, event_buffer, sessions } = options;
-        let mut kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
-        kernel.check_privilege().map_err(|_: KernelError| SpawnError::Permission)?;
-        let (mut registrar, found) = Registrar::open(&state_dir, kernel)?;
+        let (mut registrar, found) = open(&state_dir)?;
         let (groups, foreign) = registrar.add(groups)?;
         let mut warnings: Vec<_> = found.into_iter().map(|warning| (None, warning)).collect();
         warnings.extend(foreign);
@@ -96,6 +104,13 @@ impl Keeper {
         let inner = Inner { mailbox, registrar, thread: Mutex::new(Some(thread)) };
         Ok(KeeperHandle { inner: Arc::new(inner) })
     }
+}
+
+/// Takes the state directory, and removes what an earlier run left behind.
+fn open(state_dir: &Path) -> Result<(Registrar<NetlinkKernel>, Vec<Warning>), SpawnError> {
+    let mut kernel = NetlinkKernel::open().map_err(SpawnError::Socket)?;
+    kernel.check_privilege().map_err(|_: KernelError| SpawnError::Permission)?;
+    Ok(Registrar::open(state_dir, kernel)?)
 }
 
 /// Commands for a keeper. Clones command the same one. When the last is dropped the keeper removes everything of its

@@ -14,6 +14,7 @@ use super::state_dir::Probed;
 use super::table::{TableChange, TableState};
 use super::vip::VipReport;
 use crate::control::server::Asked;
+use crate::http::StatusRequest;
 
 /// An event of a subsystem.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub(crate) enum Event {
     Compared(Compared),
     /// A request of an operator.
     Control(ControlEvent),
+    /// The status page asks for the status.
+    Status(StatusRequest),
 }
 
 /// An event of a request of an operator.
@@ -103,4 +106,5 @@ events! {
     GroupEvent => Self::Group,
     Checked => Self::Checked,
     Compared => Self::Compared,
+    StatusRequest => Self::Status,
 }

@@ -93,6 +93,8 @@ impl Daemon {
             Event::Checked(checked) => self.on_checked(checked),
             Event::Compared(compared) => self.on_compared(compared),
             Event::Control(event) => self.on_control(event),
+            // The client may have left.
+            Event::Status(request) => _ = request.reply.send(self.status()),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }
     }

@@ -34,6 +34,7 @@ impl Daemon {
             self.host_lock.release(&mut self.problems);
         }
         self.check_sockets();
+        self.page.follow(self.config.status_listen, &mut self.problems);
         if self.uses_state_dir() {
             let keeper = self.election.as_ref().map(|election| &election.keeper);
             self.state_dir.probe(&self.args.state_dir, keeper);

@@ -41,6 +41,7 @@ mod signals;
 mod standby;
 mod state_dir;
 mod status;
+mod status_page;
 mod stop;
 #[cfg(test)]
 mod storm_tests;
@@ -85,8 +86,9 @@ use sender::EventSender;
 use serving::Verdict;
 use signals::Signals;
 use standby::Standby;
+use status_page::StatusPage;
 use table::{Delivered, TableKeeper};
-use vip::Election;
+use vip::{Election, VipReport};
 
 #[cfg(test)]
 pub(crate) use table::Mode;
@@ -111,6 +113,7 @@ struct Daemon {
     socket: LocalSocket,
     /// The socket for requests of operators.
     control: LocalSocket,
+    page: StatusPage,
     handovers: Handovers,
     operators: Operators,
     standby: Standby,
@@ -145,7 +148,7 @@ struct Daemon {
 
 /// Runs until a signal ends it.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
-    logging::init(args.log_format);
+    logging::init(args.log_format, args.log_level.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -182,6 +185,7 @@ impl Daemon {
         daemon.ipvs.start();
         daemon.update_ipvs(Input::Instances(daemon.interfaces()));
         daemon.report_refusals();
+        daemon.page.follow(daemon.config.status_listen, &mut daemon.problems);
         tracing::info!(
             config = %daemon.args.config.config.display(),
             instances = daemon.config.instances.len(),
@@ -201,6 +205,12 @@ impl Daemon {
         let socket = LocalSocket::bind(&args.socket.socket, 0o660).map_err(socket_failure)?;
         let control = control::socket_path(&args.socket.socket);
         let control = LocalSocket::bind(&control, 0o600).map_err(socket_failure)?;
+        if !config.instances.is_empty() {
+            let reports = EventSender::<VipReport>::new(&channel);
+            for report in vip::reclaim(&args.state_dir)? {
+                let _ = reports.send(report);
+            }
+        }
         let standby = Standby::open(&args.state_dir);
         let backends = open_backends(&args, &config, &channel, signals, &mut problems).await;
         let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
@@ -234,6 +244,7 @@ impl Daemon {
             verdict: Verdict::new(now),
             socket,
             control,
+            page: StatusPage::new(EventSender::new(&channel)),
             handovers: Handovers::default(),
             operators: Operators::default(),
             standby,

@@ -46,6 +46,8 @@ pub(crate) enum Cause {
     StatusSocket,
     /// The control socket cannot be created again.
     ControlSocket,
+    /// The status page cannot listen.
+    StatusPage,
     /// An operator asked this node to stand by.
     Standby,
     /// A file of an earlier run could not be used.
@@ -113,6 +115,62 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
+    /// The kind of the cause as one word in snake case, for metrics and status.
+    pub(crate) const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Exhausted(_) => "exhausted",
+            Self::Limited(..) => "limited",
+            Self::Unobserved => "unobserved",
+            Self::Overrun => "netlink_overrun",
+            Self::RealTime => "real_time",
+            Self::Worker => "worker",
+            Self::Ipvs => "ipvs",
+            Self::Probing => "probing",
+            Self::Acceptance => "acceptance",
+            Self::Table => "table",
+            Self::Delivery => "delivery",
+            Self::Reload => "reload",
+            Self::Configuration => "configuration",
+            Self::NamespaceLock => "namespace_lock",
+            Self::StateDir => "state_directory",
+            Self::StatusSocket => "status_socket",
+            Self::ControlSocket => "control_socket",
+            Self::StatusPage => "status_page",
+            Self::Standby => "standby",
+            Self::Record(_) => "record",
+            Self::Mark => "mark",
+            Self::Congestion => "congestion_control",
+            Self::KeeperRealTime => "keeper_real_time",
+            Self::Label(_) => "address_label",
+            Self::Keeper(_) => "keeper",
+            Self::Mismatch(_) => "mismatch",
+            Self::Services => "services",
+            Self::Discovery(_) => "discovery",
+            Self::Backends(_) => "backends",
+            Self::Name(_) => "name",
+            Self::Socket(_) => "socket",
+            Self::OtherGroup(_) => "other_group",
+            Self::Stranger(_) => "stranger",
+            Self::Holder(_) => "second_holder",
+            Self::Channel(_) => "channel",
+            Self::Rival(..) => "rival",
+            Self::Discarded(..) => "discarded",
+            Self::ReversePath(_) => "reverse_path",
+            Self::Interface(_) => "interface",
+            Self::LinkLocal(_) => "link_local",
+            Self::Vrf(_) => "vrf",
+            Self::Source(_) => "source_address",
+            Self::Peers(_) => "peers",
+            Self::Unfit(_) => "unfit",
+            Self::Owner(_) => "foreign_owner",
+            Self::OwnerWatch(_) => "owner_watch",
+            Self::EndToEnd(_) => "end_to_end",
+            Self::Unanswered(_) => "unanswered",
+            Self::Certificates => "certificates",
+            Self::Copies(_) => "address_copies",
+        }
+    }
+
     /// The instance with whose removal the problem ends.
     pub(crate) const fn instance(&self) -> Option<u32> {
         match self {
@@ -155,6 +213,7 @@ impl Cause {
             | Self::StateDir
             | Self::StatusSocket
             | Self::ControlSocket
+            | Self::StatusPage
             | Self::Standby
             | Self::Record(_)
             | Self::Mark
@@ -225,6 +284,15 @@ impl Problems {
         self.0.retain(|cause, _| exists(cause));
     }
 
+    /// The number of texts by the kind of their cause.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        for (cause, problem) in &self.0 {
+            *counts.entry(cause.as_str()).or_default() += problem.texts.len() as u64;
+        }
+        counts
+    }
+
     pub(crate) fn texts(&self) -> Vec<String> {
         let mut texts: Vec<String> = Vec::new();
         for text in self.0.values().flat_map(|problem| &problem.texts) {
@@ -245,7 +313,33 @@ impl Problems {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn every_kind_of_cause_has_a_word_of_its_own_that_is_documented() {
+        let source = include_str!("problems.rs");
+        let (_, source) = source.split_once("fn as_str").unwrap();
+        let (source, _) = source.split_once("fn instance").unwrap();
+        let words: Vec<&str> =
+            source.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert!(words.len() > 40);
+        assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), words.len(), "{words:?}");
+        let docs = include_str!("../../../docs/status.md");
+        for word in words {
+            assert!(docs.contains(&format!("`{word}`")), "{word}");
+        }
+    }
+
+    #[test]
+    fn texts_are_counted_by_the_kind_of_their_cause() {
+        let mut problems = Problems::default();
+        problems.raise(Cause::Unfit(51), "a");
+        problems.raise(Cause::Unfit(52), "b");
+        problems.raise_all(Cause::Configuration, vec!["c".to_owned(), "d".to_owned()]);
+        assert_eq!(problems.counts(), [("unfit", 2), ("configuration", 2)].into());
+    }
 
     #[test]
     fn raise_returns_whether_the_text_is_new_and_retain_clears_by_cause() {

@@ -48,13 +48,19 @@ impl Daemon {
             interfaces = status.interfaces.iter().map(interface).collect();
             kernel = Some(kernel_counters(&election.keeper.status().counters));
         }
+        let unowned: Vec<String> = instances.iter().filter_map(unowned).collect();
+        let mut causes = self.problems.counts();
+        if !unowned.is_empty() {
+            causes.insert(UNOWNED, unowned.len() as u64);
+        }
         Status {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             config: self.args.config.config.display().to_string(),
-            degraded: self.problems.texts().into_iter().chain(instances.iter().filter_map(unowned)).collect(),
+            degraded: self.problems.texts().into_iter().chain(unowned).collect(),
+            degraded_causes: causes.into_iter().map(|(cause, count)| (cause.to_owned(), count)).collect(),
             serving: self.verdict.status(Instant::now()),
             real_time,
             instances,
@@ -166,12 +172,24 @@ fn instance(found: &InstanceStatus, election: &Election, unfit: Vec<String>) -> 
         mismatches: mismatches::counts(&found.counters),
         mismatch_seconds_ago: BTreeMap::new(),
         transitions: found.transitions.iter().rev().map(transition).collect(),
+        transition_totals: totals(&found.transition_totals),
     }
+}
+
+fn totals(found: &BTreeMap<(StateName, &'static str), u64>) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let mut totals: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for ((to, reason), count) in found {
+        totals.entry(to.as_str().to_owned()).or_default().insert((*reason).to_owned(), *count);
+    }
+    totals
 }
 
 /// The time for which an Active may lack addresses, and a Backup may hear no Active, without an entry in `degraded`:
 /// longer than either takes normally.
 const SETTLING_SECONDS: f64 = 1.0;
+
+/// The word for the cause of these problems.
+const UNOWNED: &str = "unowned";
 
 /// The problem of an instance whose addresses no host has, as far as this node can know: another host has them only if
 /// this node hears its advertisements.

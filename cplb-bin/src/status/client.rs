@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::cli::StatusArgs;
@@ -25,11 +26,16 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Runs the command.
-pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     if args.watch {
-        return watch(args);
+        return watch(args).map(|()| ExitCode::SUCCESS);
     }
     let status = fetch(&args.socket.socket)?;
+    if args.check {
+        let (code, line) = verdict(&status);
+        output::print(&escaped(&line))?;
+        return Ok(ExitCode::from(code));
+    }
     let text = if args.json {
         let text =
             serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
@@ -37,7 +43,21 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     } else {
         table(status)
     };
-    output::print(&text).map(|_| ())
+    output::print(&text).map(|_| ExitCode::SUCCESS)
+}
+
+/// The result of `--check`: the exit code, and one line.
+fn verdict(status: &Status) -> (u8, String) {
+    let Status { serving, degraded, .. } = status;
+    match (serving.serving, degraded.as_slice()) {
+        (true, []) => (0, "serving".to_owned()),
+        (true, all) => (1, format!("serving, degraded: {}", all.join("; "))),
+        (false, all) => {
+            let reason = serving.reason.as_deref().unwrap_or("no evidence yet");
+            let reasons: Vec<&str> = std::iter::once(reason).chain(all.iter().map(String::as_str)).collect();
+            (2, format!("not serving: {}", reasons.join("; ")))
+        }
+    }
 }
 
 /// Prints the status every second, or the reason why there is none, until standard output is closed.
@@ -151,8 +171,21 @@ pub(crate) fn connect_failure(path: &Path, error: &io::Error) -> Failure {
 mod tests {
     use cplb_config::is_unprintable;
 
-    use super::super::schema::{Backend, Service};
+    use super::super::schema::{Backend, Service, Serving};
     use super::*;
+
+    #[test]
+    fn the_check_tells_whether_the_node_serves_and_is_degraded() {
+        let check = |serving, reason: Option<&str>, degraded: &[&str]| {
+            let serving = Serving { serving, reason: reason.map(str::to_owned), ..Serving::default() };
+            let degraded = degraded.iter().map(|text| (*text).to_owned()).collect();
+            verdict(&Status { serving, degraded, ..Status::default() })
+        };
+        assert_eq!(check(true, None, &[]), (0, "serving".to_owned()));
+        assert_eq!(check(true, None, &["a", "b"]), (1, "serving, degraded: a; b".to_owned()));
+        let down = "no healthy backend";
+        assert_eq!(check(false, Some(down), &["a"]), (2, "not serving: no healthy backend; a".to_owned()));
+    }
 
     const HOSTILE: &str = "x\n\u{1b}[2Jserving for 9 d\u{202e}";
 

@@ -37,6 +37,9 @@ pub(crate) struct Status {
     pub(crate) config: String,
     /// Everything about this node that is not as it should be; empty on a sound node.
     pub(crate) degraded: Vec<String>,
+    /// The number of these entries by the kind of their cause.
+    #[serde(default)]
+    pub(crate) degraded_causes: BTreeMap<String, u64>,
     pub(crate) serving: Serving,
     /// True if the election runs at real-time priority; false without an instance.
     pub(crate) real_time: bool,
@@ -143,4 +146,4 @@ pub(crate) struct Table {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

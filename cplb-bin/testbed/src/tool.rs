@@ -42,6 +42,10 @@ pub enum Tool {
     Setpriv,
     /// The emulator of the guest.
     Qemu,
+    /// `promtool`, which checks metrics.
+    Promtool,
+    /// `prometheus`, which reads metrics and evaluates alerts.
+    Prometheus,
 }
 
 impl Tool {
@@ -89,6 +93,8 @@ impl Tool {
             Self::Strace => ("strace", "strace"),
             Self::Setpriv => ("setpriv", "util-linux"),
             Self::Qemu => ("qemu-system-x86_64", "--no-install-recommends qemu-system-x86"),
+            Self::Promtool => ("promtool", "--no-install-recommends prometheus"),
+            Self::Prometheus => ("prometheus", "--no-install-recommends prometheus"),
         }
     }
 }

@@ -36,6 +36,9 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests = vec![
         Test::new("idle_daemon_stays_within_memory_and_cpu_limits", idle).needs([Tool::Nft]).alone(),
         Test::new("discovery_stays_within_the_memory_limit", discovery).needs([Tool::Nft]).alone(),
+        Test::new("monitoring_stays_within_its_memory_limit", monitoring)
+            .needs([Tool::Nft, Tool::Curl])
+            .alone(),
         Test::new("255_instances_at_100_ms_advertise_without_a_gap", many_instances)
             .needs([Tool::Nft])
             .needs_root_realtime(),
@@ -101,6 +104,23 @@ fn discovery() {
         wait_until_idle(cluster, index);
         check_memory(cluster, index, if index == active { "Active" } else { "Backup" });
     }
+}
+
+/// What the HTTP server for monitoring may take in addition.
+const MONITORING: u64 = 2_000_000;
+
+fn monitoring() {
+    let plan = Plan::default().spec("status: {listen: '127.0.0.1:9000'}");
+    let cluster = Cluster::start(plan);
+    for _ in 0..100 {
+        let text = cluster.node(0).exec("curl", ["-s", "http://127.0.0.1:9000/metrics"]).expect("metrics");
+        assert!(text.contains("cplb_serving"), "{text}");
+    }
+    wait_until_idle(&cluster, 0);
+    let memory = resident(cluster.daemon(0));
+    eprintln!("with monitoring: {:.2} MB", memory as f64 / 1e6);
+    let limit = limits().memory + MONITORING;
+    cluster.check(memory <= limit, || format!("{memory} bytes of memory"));
 }
 
 /// Waits until the daemon's work is its usual one.

@@ -17,6 +17,7 @@ mod guest_ipvs;
 mod handover;
 mod interop;
 mod main_path;
+mod monitoring;
 mod operators;
 mod overrun;
 mod owners;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         ("packets", packets::tests()),
         ("addresses", addresses::tests()),
         ("reach", reach::tests()),
+        ("monitoring", monitoring::tests()),
         ("overrun", overrun::tests()),
         ("cleanup", cleanup::tests()),
         ("realtime", realtime::tests()),

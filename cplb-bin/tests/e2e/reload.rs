@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration changes, the connections stay; an invalid file changes nothing.
 
-mod fixture;
+pub(crate) mod fixture;
 mod instances;
 mod name_servers;
 mod table;

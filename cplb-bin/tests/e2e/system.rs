@@ -25,6 +25,8 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("nft_error_at_startup_is_quoted", nft_fails_at_start),
         Test::new("hanging_nft_moves_the_vip_and_is_reported", nft_hangs_later).needs([Tool::Nft]),
         Test::new("failing_nft_moves_the_vip_and_is_reported", nft_fails_later).needs([Tool::Nft]),
+        Test::new("slow_restart_after_a_crash_accepts_no_client_at_a_leftover_vip", slow_restart)
+            .needs([Tool::Nft]),
         Test::new("port_in_use_is_named", port_taken),
         Test::new("second_daemon_exits_without_affecting_the_first", second_daemon),
         Test::new("broken_files_and_unexpected_signals_lose_no_vip", hostile_environment),
@@ -146,6 +148,33 @@ fn nft_fails_later() {
             && !status["degraded"].to_string().contains("nftables")
             && status["table"]["present"] == true
     });
+}
+
+/// The kernel keeps the VIP of the daemon that crashed for a while. A client that the new daemon accepted there would be cut off
+/// as soon as the new one removes it.
+fn slow_restart() {
+    let mut cluster = Cluster::start(Plan::v3("300ms"));
+    let owner = cluster.wait_until_settled();
+    let probe = Probe::to(cluster.address()).every(Duration::from_millis(10)).timeout(Duration::from_secs(5));
+    let probe = probe.start(cluster.client()).expect("the probe starts");
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let nft = Tool::Nft.path().expect("the test declares it");
+    let script = format!("sleep 0.5\nexec {} \"$@\"", nft.display());
+    let mut command = cluster.command(owner);
+    command.env("PATH", path_with(&fake_nft(cluster.node(owner).directory(), &script)));
+    cluster.signal(owner, Signal::SIGKILL);
+    cluster.wait_until_ended(owner);
+    let ended = Instant::now();
+    cluster.check(cluster.owners() == [owner], || "the VIP is gone already".to_owned());
+    cluster.launch(owner, command);
+    cluster.wait_for_owner(Some(owner));
+    probe.wait_until_stable(Duration::from_millis(300), TIMEOUT).expect("the VIP answers");
+    let report = probe.stop();
+    let failed: Vec<_> =
+        report.samples().iter().filter(|it| it.started > ended && it.outcome.is_err()).collect();
+    cluster.check(failed.is_empty(), || format!("{failed:?}"));
+    let status = cluster.status(owner);
+    cluster.check(status["services"][0]["connectionsAccepted"] == 0, || status.to_string());
 }
 
 /// Longest duration of a status query while another program hangs; the machine may be busy.

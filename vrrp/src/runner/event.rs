@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::InstanceId;
+use super::followed::ActiveChange;
 use crate::router::{Discard, Transition, Warning};
 
 /// Something the owner of the runner may want to log or act on.
@@ -20,6 +21,15 @@ pub enum RunnerEvent {
         id: InstanceId,
         /// The change.
         transition: Transition,
+    },
+    /// A Backup follows another Active than before. At most ten changes a minute are reported.
+    ActiveChanged {
+        /// The router that is Backup.
+        id: InstanceId,
+        /// The change.
+        change: ActiveChange,
+        /// The number of changes that were suppressed since the last one.
+        suppressed: u64,
     },
     /// A router reports a problem to the operator.
     Warning {

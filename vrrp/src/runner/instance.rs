@@ -6,12 +6,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 
+use super::followed::Followed;
 use super::link::User;
 use super::opener::{FamilyNeeds, Needs};
 use super::outside::Outside;
 use super::socket::Received;
 use super::status::{ActivePeer, History, InstanceStatus, PastTransition, Traffic};
-use super::{InstanceConfig, InstanceId, Interface, SocketOperation, Transport};
+use super::{InstanceConfig, InstanceId, Interface, RunnerEvent, SocketOperation, Transport};
 use crate::hmac::{self, AntiReplay, Authenticator, Now, Opened, VerifyError};
 use crate::packet::{Advertisement, PseudoHeader};
 use crate::router::{
@@ -43,6 +44,7 @@ pub(super) struct Instance {
     last_sent: Option<Instant>,
     /// The last advertisement of another router that counted.
     heard: Option<ActivePeer>,
+    followed: Followed,
     /// Senders that have another password or key, and the time since which none of their advertisements was accepted.
     refused_since: BTreeMap<IpAddr, Instant>,
     /// The advertisement that is being sent was due then.
@@ -67,6 +69,7 @@ impl Instance {
             history: History::default(),
             last_sent: None,
             heard: None,
+            followed: Followed::default(),
             refused_since: BTreeMap::new(),
             due: None,
             claimed_until: None,
@@ -221,7 +224,7 @@ impl Instance {
             self.router.handle_copy();
         } else {
             self.router.handle_advertisement(now, &meta, &advertisement)?;
-            self.accepted(&advertisement, source, now);
+            self.accepted(&advertisement, source, outside, now);
         }
         if let (Some(authenticator), Some(signature)) = (&mut self.authenticator, &signature) {
             authenticator.accept(by_both, signature);
@@ -229,12 +232,21 @@ impl Instance {
         Ok(())
     }
 
-    fn accepted(&mut self, advertisement: &Advertisement, source: IpAddr, now: Instant) {
+    fn accepted(&mut self, advertisement: &Advertisement, source: IpAddr, outside: &Outside, now: Instant) {
         self.refused_since.remove(&source);
         // A Backup follows one router; advertisements of others do not show that it is alive.
-        let beside = self.router.state() == StateName::Backup && self.router.active_source() != Some(source);
-        if advertisement.family() == self.config.router.deciding_family() && !beside {
-            self.heard = Some(ActivePeer { source, priority: advertisement.priority, heard: now });
+        let is_backup = self.router.state() == StateName::Backup;
+        let beside = is_backup && self.router.active_source() != Some(source);
+        if advertisement.family() != self.config.router.deciding_family() || beside {
+            return;
+        }
+        let heard = ActivePeer { source, priority: advertisement.priority, heard: now };
+        let former = self.heard.replace(heard);
+        if is_backup {
+            let silence = self.router.down_interval() / 2;
+            if let Some((change, suppressed)) = self.followed.follow(now, source, former, silence) {
+                outside.report(RunnerEvent::ActiveChanged { id: self.config.id, change, suppressed });
+            }
         }
     }
 
@@ -407,7 +419,9 @@ impl Instance {
     }
 
     fn transition(&mut self, transition: Transition, outside: &Outside, now: Instant) {
-        if transition.to != StateName::Active {
+        if transition.to == StateName::Active {
+            self.followed.become_active(self.router.active_source());
+        } else {
             // Gaps are measured within one term only.
             self.last_sent = None;
         }
@@ -438,6 +452,7 @@ impl Instance {
             traffic: self.traffic,
             last_move: self.router.last_move(),
             transitions: self.history.to_vec(),
+            transition_totals: self.history.totals().clone(),
         }
     }
 }

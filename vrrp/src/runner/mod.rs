@@ -18,6 +18,7 @@
 
 mod engine;
 mod event;
+mod followed;
 mod handle;
 mod instance;
 mod limiter;
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use event::{RunnerEvent, SocketOperation};
+pub use followed::{ActiveChange, ChangeReason};
 pub use handle::{JoinError, RunnerHandle};
 pub use status::{
     ActivePeer, InstanceStatus, InterfaceStatus, PastTransition, Punctuality, RunnerStatus, Traffic,

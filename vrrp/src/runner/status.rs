@@ -1,6 +1,6 @@
 //! A snapshot of everything, for `status` and metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,6 +77,9 @@ pub struct InstanceStatus {
     pub last_move: Option<PlannedMove>,
     /// The last transitions, the newest last.
     pub transitions: Vec<PastTransition>,
+    /// The number of transitions since the router was made, by the new state and the word of the reason
+    /// ([`Reason::as_str`]).
+    pub transition_totals: BTreeMap<(StateName, &'static str), u64>,
 }
 
 /// The Active router as a Backup sees it.
@@ -152,19 +155,49 @@ impl InterfaceStatus {
     }
 }
 
-/// The last transitions of a router.
+/// The transitions of a router: the last ones, and the number of all.
 #[derive(Debug, Default)]
-pub(super) struct History(std::collections::VecDeque<PastTransition>);
+pub(super) struct History {
+    last: VecDeque<PastTransition>,
+    totals: BTreeMap<(StateName, &'static str), u64>,
+}
 
 impl History {
-    pub(super) fn push(&mut self, transition: PastTransition) {
-        if self.0.len() == HISTORY {
-            self.0.pop_front();
+    pub(super) fn push(&mut self, past: PastTransition) {
+        if self.last.len() == HISTORY {
+            self.last.pop_front();
         }
-        self.0.push_back(transition);
+        self.last.push_back(past);
+        *self.totals.entry((past.transition.to, past.transition.reason.as_str())).or_default() += 1;
     }
 
     pub(super) fn to_vec(&self) -> Vec<PastTransition> {
-        self.0.iter().copied().collect()
+        self.last.iter().copied().collect()
+    }
+
+    pub(super) const fn totals(&self) -> &BTreeMap<(StateName, &'static str), u64> {
+        &self.totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_transitions_are_counted_and_the_last_ones_kept() {
+        let mut history = History::default();
+        let past = |to, reason| PastTransition {
+            at: SystemTime::UNIX_EPOCH,
+            transition: Transition { from: StateName::Init, to, reason, after: Duration::ZERO },
+            since_last_heard: None,
+        };
+        for _ in 0..HISTORY {
+            history.push(past(StateName::Backup, Reason::InterfaceUp));
+            history.push(past(StateName::Active, Reason::ActiveSilent { source: None }));
+        }
+        assert_eq!(history.to_vec().len(), HISTORY);
+        let counted = [((StateName::Backup, "interface_up"), 16), ((StateName::Active, "active_silent"), 16)];
+        assert_eq!(*history.totals(), counted.into());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::field::display;
 use vrrp::router::{Discard, Reason, Transition, Warning};
-use vrrp::runner::{InstanceId, RunnerEvent};
+use vrrp::runner::{ActiveChange, ChangeReason, InstanceId, RunnerEvent};
 
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
@@ -18,6 +18,9 @@ pub(crate) fn log_election(
 ) {
     match event {
         RunnerEvent::Transition { id, transition } => state_transition(&instance(*id), transition),
+        RunnerEvent::ActiveChanged { id, change, suppressed } => {
+            active_change(&instance(*id), change, *suppressed);
+        }
         RunnerEvent::Warning { id, warning, suppressed } => {
             let peer = peer_of_warning(warning).map(display);
             instance_log!(warn, instance(*id), peer, suppressed, "{warning}");
@@ -49,6 +52,20 @@ fn state_transition(instance: &InstanceFields, transition: &Transition) {
     let peer = peer_of_reason(*reason).map(display);
     let after_seconds = after.as_secs_f64();
     instance_log!(info, instance, %from, %to, %reason, peer, after_seconds, "VRRP state transition");
+}
+
+fn active_change(instance: &InstanceFields, change: &ActiveChange, suppressed: u64) {
+    let ActiveChange { from, to: peer, reason, .. } = change;
+    let Some(former) = from else {
+        instance_log!(info, instance, %peer, "Active found");
+        return;
+    };
+    let silent_seconds = match reason {
+        ChangeReason::Silent(time) => Some(time.as_secs_f64()),
+        _ => None,
+    };
+    let suppressed = (suppressed > 0).then_some(suppressed);
+    instance_log!(info, instance, %peer, %former, reason = %change, silent_seconds, suppressed, "Active changed");
 }
 
 /// The router that caused a transition.

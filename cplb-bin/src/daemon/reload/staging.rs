@@ -93,6 +93,7 @@ impl Daemon {
         self.problems.clear(&Cause::Services);
         self.report_refusals();
         self.backends.clusters.follow(&self.config);
+        self.page.follow(self.config.status_listen, &mut self.problems);
         if let Some(election) = &mut self.election {
             election.forget_controllers();
         }

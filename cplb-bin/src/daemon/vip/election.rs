@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netlink_vip::{
-    GroupState, GroupStatus, Keeper, KeeperHandle, KeeperOptions, RegisterError, SpawnError as KeeperError,
-    VipGroupConfig,
+    GroupState, GroupStatus, Keeper, KeeperEvent, KeeperHandle, KeeperOptions, RegisterError,
+    SpawnError as KeeperError, VipGroupConfig,
 };
 use vrrp::router::StateName;
 use vrrp::runner::{InstanceId, Interface, Runner, RunnerHandle, RunnerOptions, RunnerStatus};
@@ -293,6 +293,14 @@ impl Election {
 /// Returns whether a group's addresses are on this node, including those that stay until their sessions are reset.
 fn has_addresses(group: &GroupStatus) -> bool {
     matches!(group.state, GroupState::Held { .. } | GroupState::Departing)
+}
+
+/// Removes the virtual IPs that an earlier run left behind. Their clients would reach this node as soon as its load balancer
+/// listens, and be cut off when the election starts. Returns the reports of it.
+pub(crate) fn reclaim(state_dir: &Path) -> Result<Vec<VipReport>, Failure> {
+    let found = Keeper::reclaim(state_dir).map_err(|error| keeper_failure(&error))?;
+    let report = |warning| VipReport::Keeper(KeeperEvent::Warning { id: None, warning });
+    Ok(found.into_iter().map(report).collect())
 }
 
 fn keeper_failure(error: &KeeperError) -> Failure {

@@ -9,5 +9,5 @@ mod slot;
 
 pub(crate) use bridge::VipReport;
 pub(crate) use change::Change;
-pub(crate) use election::Election;
+pub(crate) use election::{Election, reclaim};
 pub(crate) use plan::{Instance, instances, named_interfaces};

@@ -67,6 +67,9 @@ pub(crate) struct Instance {
     pub(crate) mismatch_seconds_ago: BTreeMap<String, f64>,
     /// The last 16, the newest first.
     pub(crate) transitions: Vec<Transition>,
+    /// The number of all, by the new state and by [`vrrp::router::Reason::as_str`].
+    #[serde(default)]
+    pub(crate) transition_totals: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// A VIP that another program or a person has placed on this node.

@@ -12,7 +12,7 @@ use super::*;
 const DOCS: &str = include_str!("../../../../docs/status.md");
 
 /// A document with every field. There is no `..`, so that a new field does not compile without its value here.
-fn complete() -> Status {
+pub(crate) fn complete() -> Status {
     let text = String::new;
     let transition = Transition { seconds_ago: 0.0, from: text(), to: text(), reason: text() };
     let instance = Instance {
@@ -54,6 +54,7 @@ fn complete() -> Status {
         mismatches: BTreeMap::new(),
         mismatch_seconds_ago: BTreeMap::new(),
         transitions: vec![transition],
+        transition_totals: BTreeMap::new(),
     };
     let backend = Backend {
         address: text(),
@@ -124,6 +125,7 @@ fn complete() -> Status {
         uptime_seconds: 0.0,
         config: text(),
         degraded: Vec::new(),
+        degraded_causes: BTreeMap::new(),
         serving: Serving { serving: true, since_seconds: 0.0, reason: Some(text()) },
         real_time: true,
         instances: vec![instance],

@@ -1,0 +1,88 @@
+//! The status for the clients of the HTTP server, asked for at most once in a while.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::{Instant, timeout};
+
+use crate::status::schema::Status;
+
+/// Asks the event loop for the status.
+#[derive(Debug)]
+pub(crate) struct StatusRequest {
+    pub(crate) reply: oneshot::Sender<Status>,
+}
+
+/// The time for which a status is good enough for further clients.
+const FRESH: Duration = Duration::from_millis(200);
+/// The time after which the event loop counts as hung.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+
+/// The last answer of the event loop.
+pub(super) struct Snapshots {
+    ask: Box<dyn Fn(StatusRequest) + Send + Sync>,
+    last: Mutex<Option<Snapshot>>,
+}
+
+#[derive(Debug, Clone)]
+struct Snapshot {
+    taken: Instant,
+    /// `None` if there was no answer in time.
+    status: Option<Arc<Status>>,
+}
+
+impl Snapshots {
+    /// `ask` passes a request to the event loop.
+    pub(super) fn new(ask: impl Fn(StatusRequest) + Send + Sync + 'static) -> Self {
+        Self { ask: Box::new(ask), last: Mutex::new(None) }
+    }
+
+    /// The status, at most 200 ms old; `None` if the event loop does not answer within 2 s.
+    pub(super) async fn get(&self) -> Option<Arc<Status>> {
+        // Others that come meanwhile wait for the same answer.
+        let mut last = self.last.lock().await;
+        if let Some(snapshot) = last.as_ref().filter(|snapshot| snapshot.taken.elapsed() < FRESH) {
+            return snapshot.status.clone();
+        }
+        let (reply, answer) = oneshot::channel();
+        (self.ask)(StatusRequest { reply });
+        let status = timeout(ANSWER_TIME, answer).await.ok().and_then(Result::ok).map(Arc::new);
+        *last = Some(Snapshot { taken: Instant::now(), status: status.clone() });
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_clients_cause_one_request_in_a_while() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        let snapshots = Snapshots::new(move |request| {
+            let pid = count.fetch_add(1, Relaxed) + 1;
+            request.reply.send(Status { pid, ..Status::default() }).unwrap();
+        });
+        let began = Instant::now();
+        while asked.load(Relaxed) < 3 {
+            assert!(snapshots.get().await.is_some());
+        }
+        assert!(began.elapsed() >= 2 * FRESH, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_event_loop_that_hangs_is_noticed_once_for_all_clients() {
+        let kept = std::sync::Mutex::new(Vec::new());
+        let snapshots = Snapshots::new(move |request| kept.lock().unwrap().push(request));
+        let began = Instant::now();
+        let (one, other) = tokio::join!(snapshots.get(), snapshots.get());
+        assert!(one.is_none() && other.is_none());
+        assert!(began.elapsed() < 2 * ANSWER_TIME, "both waited for the same answer: {:?}", began.elapsed());
+        // The loop has ended.
+        assert!(Snapshots::new(drop).get().await.is_none());
+    }
+}
