@@ -40,7 +40,7 @@ impl Run {
 fn cplb<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cplb"));
     // Variables of the developer's shell must not affect a test.
-    for name in ["CPLB_CONFIG", "CPLB_SOCKET", "CPLB_STATE_DIR", "CPLB_LOG_FORMAT"] {
+    for name in ["CPLB_CONFIG", "CPLB_SOCKET", "CPLB_STATE_DIR", "CPLB_LOG_FORMAT", "CPLB_LOG"] {
         command.env_remove(name);
     }
     let Output { status, stdout, stderr } = command.args(arguments).output().unwrap();
@@ -106,7 +106,8 @@ fn examples_are_valid_and_their_effective_form_is_stable() {
 #[test]
 fn documentation_configurations_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let guides = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let files = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let guides = files.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let texts = guides.chain([root.join("README.md")]).map(|path| std::fs::read_to_string(path).unwrap());
     let mut blocks: Vec<String> = Vec::new();
     for text in texts {
@@ -426,15 +427,31 @@ fn virtual_server_without_servers_of_its_family_is_a_warning() {
 fn check_warns_about_settings_that_run_ignores() {
     let text = format!(
         "{NATIVE}  services:\n  - {{name: api, port: 6443, backends: {{kubernetes: {{}}}}}}\n  \
-         - {{name: other, port: 8132}}\n  status: {{listen: '127.0.0.1:9000'}}\n"
+         - {{name: other, port: 8132}}\n"
     );
-    check_text(&text).exits_with(0).prints(&[
-        "warning: no backend is configured for other",
-        "--kubeconfig",
-        "cplb.yaml:7:20: warning: this version serves no status page",
-    ]);
+    check_text(&text).exits_with(0).prints(&["warning: no backend is configured for other", "--kubeconfig"]);
     let sound = check_text(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).exits_with(0);
     assert_eq!(sound.err, "");
+}
+
+#[test]
+fn warnings_are_errors_with_strict() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cplb.yaml");
+    let strict = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        cplb([OsStr::new("check"), OsStr::new("--strict"), OsStr::new("--config"), path.as_os_str()])
+    };
+    strict(&format!("{NATIVE}  backends: {{static: [10.0.0.11]}}\n")).exits_with(0);
+    let warned = strict(&format!("{NATIVE}  services: [{{name: other, port: 8132}}]\n")).exits_with(65);
+    assert_eq!(warned.out, "");
+    warned.prints(&["warning: no backend is configured", "cplb: 1 warning, with --strict"]);
+}
+
+#[test]
+fn a_wrong_log_level_is_named() {
+    let run = cplb(["run", "--config", "none.yaml", "--log-level", "info,vrrp=loud"]).exits_with(64);
+    run.prints(&["--log-level", "write error, warn, info, debug, trace or off"]);
 }
 
 #[test]
