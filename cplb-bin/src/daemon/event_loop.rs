@@ -94,6 +94,7 @@ impl Daemon {
             Event::Compared(compared) => self.on_compared(compared),
             Event::Control(event) => self.on_control(event),
             // The client may have left.
+            Event::Status(request) if request.reply.is_closed() => {}
             Event::Status(request) => _ = request.reply.send(self.status()),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }

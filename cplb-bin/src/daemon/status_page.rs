@@ -20,16 +20,17 @@ impl StatusPage {
 
     /// Listens where the configuration says, and nowhere else. A failure is a problem, and is to be tried again.
     pub(crate) fn follow(&mut self, wanted: Option<SocketAddr>, problems: &mut Problems) {
+        let Some(wanted) = wanted else {
+            self.server = None;
+            problems.clear(&Cause::StatusPage);
+            return;
+        };
         let current = self.server.as_ref().filter(|(_, server)| !server.has_ended());
-        if current.map(|(configured, _)| *configured) == wanted {
+        if current.is_some_and(|(configured, _)| *configured == wanted) {
             return;
         }
         // First, since the addresses may overlap.
         self.server = None;
-        let Some(wanted) = wanted else {
-            problems.clear(&Cause::StatusPage);
-            return;
-        };
         let requests = self.requests.clone();
         let ask = move |request| _ = requests.send(request);
         match Server::start(wanted, ask) {
@@ -74,6 +75,10 @@ mod tests {
         assert!(problems.texts().is_empty(), "{problems:?}");
         page.follow(None, &mut problems);
         assert!(page.server.is_none());
-        TcpListener::bind(busy).unwrap();
+        let _other = TcpListener::bind(busy).unwrap();
+        page.follow(Some(busy), &mut problems);
+        assert_eq!(problems.texts().len(), 1);
+        page.follow(None, &mut problems);
+        assert!(problems.texts().is_empty(), "nothing is wanted any more: {problems:?}");
     }
 }

@@ -4,6 +4,8 @@ mod group;
 mod instance;
 mod service;
 
+use std::collections::HashMap;
+
 use crate::status::schema::{Channel, Discovery, Interface, Kernel, Status, Table};
 
 use super::family::{Family, Labels, Samples};
@@ -25,12 +27,30 @@ pub(super) fn families(status: &Status, process: &ProcessUsage) -> Vec<Family> {
     all
 }
 
+/// Samples with the same labels are one: there is a channel for each family of an interface, for example.
 pub(super) fn counter(name: &'static str, help: &'static str, samples: Vec<(Labels, u64)>) -> Family {
+    let samples = merged(samples, |sum, value| *sum += value);
     Family { name, help, samples: Samples::Counter(samples) }
 }
 
+/// Of samples with the same labels the first one counts.
 pub(super) fn gauge(name: &'static str, help: &'static str, samples: Vec<(Labels, f64)>) -> Family {
-    Family { name, help, samples: Samples::Gauge(samples) }
+    Family { name, help, samples: Samples::Gauge(merged(samples, |_, _| {})) }
+}
+
+fn merged<T>(samples: Vec<(Labels, T)>, merge: impl Fn(&mut T, T)) -> Vec<(Labels, T)> {
+    let mut places: HashMap<Labels, usize> = HashMap::new();
+    let mut merged: Vec<(Labels, T)> = Vec::new();
+    for (labels, value) in samples {
+        match places.get(&labels) {
+            Some(place) => merge(&mut merged[*place].1, value),
+            None => {
+                places.insert(labels.clone(), merged.len());
+                merged.push((labels, value));
+            }
+        }
+    }
+    merged
 }
 
 /// 1 for what is true.

@@ -58,7 +58,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let address = listener.local_addr()?;
-        let snapshots = Arc::new(Snapshots::new(ask));
+        let snapshots = Snapshots::new(ask);
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -132,7 +132,7 @@ async fn serve(stream: TcpStream, snapshots: Arc<Snapshots>) {
 
 async fn respond(
     request: Request<Incoming>,
-    snapshots: &Snapshots,
+    snapshots: &Arc<Snapshots>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let question = Question { method: request.method(), path: request.uri().path(), accept };

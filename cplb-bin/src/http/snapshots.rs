@@ -34,12 +34,18 @@ struct Snapshot {
 
 impl Snapshots {
     /// `ask` passes a request to the event loop.
-    pub(super) fn new(ask: impl Fn(StatusRequest) + Send + Sync + 'static) -> Self {
-        Self { ask: Box::new(ask), last: Mutex::new(None) }
+    pub(super) fn new(ask: impl Fn(StatusRequest) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { ask: Box::new(ask), last: Mutex::new(None) })
     }
 
     /// The status, at most 200 ms old; `None` if the event loop does not answer within 2 s.
-    pub(super) async fn get(&self) -> Option<Arc<Status>> {
+    pub(super) async fn get(self: &Arc<Self>) -> Option<Arc<Status>> {
+        let this = Arc::clone(self);
+        // In a task of its own: a client that leaves must not make the next one ask again.
+        tokio::spawn(async move { this.refresh().await }).await.ok().flatten()
+    }
+
+    async fn refresh(&self) -> Option<Arc<Status>> {
         // Others that come meanwhile wait for the same answer.
         let mut last = self.last.lock().await;
         if let Some(snapshot) = last.as_ref().filter(|snapshot| snapshot.taken.elapsed() < FRESH) {
@@ -72,6 +78,21 @@ mod tests {
             assert!(snapshots.get().await.is_some());
         }
         assert!(began.elapsed() >= 2 * FRESH, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn clients_that_leave_cause_no_further_requests() {
+        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        let snapshots = Snapshots::new(move |request| kept.lock().unwrap().push(request));
+        for _ in 0..20 {
+            let left = timeout(Duration::from_millis(1), snapshots.get()).await;
+            assert!(left.is_err(), "it waits");
+        }
+        let request = asked.lock().unwrap().pop().unwrap();
+        assert!(asked.lock().unwrap().is_empty(), "one request");
+        request.reply.send(Status { pid: 7, ..Status::default() }).unwrap();
+        assert_eq!(snapshots.get().await.unwrap().pid, 7);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The metrics of VRRP instances.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use vrrp::router::{Reason, StateName};
 
@@ -21,13 +22,14 @@ const STATES: [StateName; 7] = [
 
 /// The reasons for which a router becomes Active. They are shown before the first time, so that Prometheus sees that one as an
 /// increase.
-const TAKEOVERS: [Reason; 6] = [
+const TAKEOVERS: [Reason; 7] = [
     Reason::ActiveSilent { source: None },
     Reason::ActiveResigned { source: None },
     Reason::ActiveDegraded { source: None },
     Reason::LowerPriority,
     Reason::NoOtherActive,
     Reason::NoSuccessor,
+    Reason::Reconfigured,
 ];
 
 pub(super) fn families(instances: &[Instance]) -> Vec<Family> {
@@ -115,8 +117,10 @@ pub(super) fn families(instances: &[Instance]) -> Vec<Family> {
 }
 
 fn labels(instance: &Instance) -> Labels {
-    let virtual_ips: Vec<&str> =
+    let mut virtual_ips: Vec<&str> =
         instance.virtual_ips.iter().map(|vip| vip.split('/').next().unwrap_or(vip)).collect();
+    // The nodes of a group may list them in any order.
+    virtual_ips.sort_unstable_by_key(|vip| vip.parse::<IpAddr>().ok());
     vec![
         ("vrid", instance.virtual_router_id.to_string()),
         ("interface", instance.interface.clone()),

@@ -63,7 +63,7 @@ pub(super) fn families(services: &[Service]) -> Vec<Family> {
         gauge(
             "cplb_backend_up",
             "1 if the backend takes new connections of clients",
-            of_backends(|it| flag(matches!(it.state.as_str(), "up" | "suspect"))),
+            of_backends(|it| flag(matches!(it.state.as_str(), "unknown" | "up" | "suspect"))),
         ),
         gauge("cplb_backend_state", "1 for the state of the backend, 0 for all others", states.collect()),
         gauge("cplb_backend_check_age_seconds", "Time since the last check ended", ages.collect()),

@@ -74,6 +74,44 @@ fn names_follow_the_conventions_and_are_unique() {
     }
 }
 
+/// Prometheus refuses the same sample twice.
+#[test]
+fn samples_with_the_same_labels_are_merged() {
+    let mut status = filled();
+    status.channels[0].messages_sent = 3;
+    // A channel of the other family, and a peer that is heard on two links.
+    status.channels.push(status.channels[0].clone());
+    status.peers.push(status.peers[0].clone());
+    for family in families(&status, &usage()) {
+        let labels: Vec<&Labels> = match &family.samples {
+            Samples::Counter(samples) => samples.iter().map(|(labels, _)| labels).collect(),
+            Samples::Seconds(samples) | Samples::Gauge(samples) => {
+                samples.iter().map(|(labels, _)| labels).collect()
+            }
+            Samples::Info(_) => Vec::new(),
+        };
+        assert_eq!(labels.iter().collect::<BTreeSet<_>>().len(), labels.len(), "{}", family.name);
+        if family.name == "cplb_channel_messages_sent" {
+            assert!(matches!(&family.samples, Samples::Counter(samples) if samples[0].1 == 6));
+        }
+    }
+}
+
+#[test]
+fn the_order_of_virtual_ips_does_not_matter() {
+    let label = |order: [&str; 3]| {
+        let mut status = filled();
+        status.instances[0].virtual_ips = order.map(str::to_owned).to_vec();
+        let families = families(&status, &usage());
+        let found = families.iter().find(|family| family.name == "cplb_instance_priority").unwrap();
+        let Samples::Gauge(samples) = &found.samples else { panic!("{found:?}") };
+        samples[0].0[2].1.clone()
+    };
+    let sorted = "10.0.0.9,10.0.0.100,fd00::100";
+    assert_eq!(label(["10.0.0.100/24", "fd00::100/64", "10.0.0.9/24"]), sorted);
+    assert_eq!(label(["fd00::100/64", "10.0.0.9/24", "10.0.0.100/24"]), sorted);
+}
+
 #[test]
 fn a_status_without_parts_is_encoded_in_both_formats() {
     for format in [Format::Text, Format::OpenMetrics] {
@@ -98,7 +136,7 @@ fn alerts_use_metrics_labels_and_causes_that_exist() {
     let expressions = ALERTS.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
     for expression in expressions {
         let used: Vec<&str> = words(expression, "cplb_").chain(words(expression, "process_")).collect();
-        assert!(!used.is_empty() || expression.starts_with("up{"), "{expression}");
+        assert!(!used.is_empty() || expression.contains("up{"), "{expression}");
         assert!(used.iter().all(|name| names.contains(name)), "{expression}");
     }
     let dashboard = include_str!("../../../../docs/monitoring/grafana.json");

@@ -74,7 +74,7 @@ impl SharedGuest {
         }
         let guest = match self.guest.take() {
             Some(guest) => guest,
-            None => Box::new(self.boot()?),
+            None => Box::new(self.boot().map_err(TestError::NotBooted)?),
         };
         Ok(self.guest.insert(guest))
     }
@@ -95,6 +95,9 @@ impl SharedGuest {
 enum TestError {
     #[error("an earlier test had no guest: {0}")]
     NoGuest(String),
+    /// Two attempts have failed.
+    #[error("no guest boots: {0}")]
+    NotBooted(#[source] GuestError),
     #[error(transparent)]
     Guest(#[from] GuestError),
 }
