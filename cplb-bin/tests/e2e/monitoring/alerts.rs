@@ -17,11 +17,12 @@ const RULES: &str = include_str!("../../../../docs/monitoring/alerts.yml");
 
 const TESTS: &str = include_str!("../../../../docs/monitoring/alerts_test.yml");
 
-/// Longer than the time in which a foreign owner or a certificate is noticed, with two evaluations.
-const NOTICED: Duration = Duration::from_secs(70);
+/// Longer than the 70 s within which a foreign owner is forgotten, and the 61 s of a certificate.
+const NOTICED: Duration = Duration::from_secs(90);
 
-/// Alerts for whatever the machine of the test lacks.
-const OF_THE_MACHINE: [&str; 1] = ["CplbNoRealTime"];
+/// Alerts for what the machine of the test may lack, and for what happened in the last quarter of an hour: how often the VIP
+/// moves when all backends fail at about the same time is chance.
+const BESIDE: [&str; 2] = ["CplbNoRealTime", "CplbVirtualIPFlaps"];
 
 /// A Prometheus at the client, whose alerts wait for a second instead of minutes.
 struct Monitor<'a> {
@@ -88,7 +89,7 @@ impl<'a> Monitor<'a> {
             alert["state"] == "firing" && wanted(alert["labels"]["severity"].as_str().unwrap_or_default())
         };
         let names = alerts.iter().filter(counts).filter_map(|alert| alert["labels"]["alertname"].as_str());
-        names.filter(|name| !OF_THE_MACHINE.contains(name)).map(str::to_owned).collect()
+        names.filter(|name| !BESIDE.contains(name)).map(str::to_owned).collect()
     }
 
     fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
