@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// What the process uses; a figure that cannot be read is absent.
+/// Resource usage of the process; a figure that cannot be read is absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct ProcessUsage {
     /// User and system time.

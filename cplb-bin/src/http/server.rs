@@ -126,7 +126,7 @@ async fn serve(stream: TcpStream, snapshots: Arc<Snapshots>) {
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), respond);
-    // What clients do wrong concerns them alone.
+    // An error ends this connection only: each client could cause it at will, so it is not logged.
     let _ = timeout(CONNECTION_TIME, connection).await;
 }
 

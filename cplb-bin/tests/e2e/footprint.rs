@@ -106,7 +106,7 @@ fn discovery() {
     }
 }
 
-/// What the HTTP server for monitoring may take in addition.
+/// Additional memory for the HTTP server for monitoring, bytes.
 const MONITORING: u64 = 2_000_000;
 
 fn monitoring() {

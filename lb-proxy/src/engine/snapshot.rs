@@ -103,6 +103,10 @@ pub enum BackendState {
 }
 
 impl BackendState {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Unknown, Self::Up, Self::Suspect, Self::Terminating, Self::Down, Self::Draining];
+
     /// The name in logs, metrics and status.
     pub fn as_str(self) -> &'static str {
         match self {

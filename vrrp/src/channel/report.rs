@@ -119,6 +119,7 @@ pub fn group_of(vrid: u8, addresses: impl IntoIterator<Item = IpAddr>) -> u64 {
         .fold(BASIS, |hash, octet| (hash ^ u64::from(octet)).wrapping_mul(PRIME))
 }
 
+/// By their code on the wire.
 const STATES: [StateName; 7] = [
     StateName::Init,
     StateName::Backup,

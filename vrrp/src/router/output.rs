@@ -73,6 +73,17 @@ pub enum StateName {
 }
 
 impl StateName {
+    /// All states.
+    pub const ALL: [Self; 7] = [
+        Self::Init,
+        Self::Backup,
+        Self::Active,
+        Self::Listening,
+        Self::Yielding,
+        Self::Resigning,
+        Self::Stopped,
+    ];
+
     /// The name in lower case, for metrics and status.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -193,8 +193,8 @@ impl Handovers {
         }
     }
 
-    /// Begins to move what this node holds in standby, where a peer can serve: as the request of the operator who waits for
-    /// that.
+    /// Begins to move the virtual IPs that this node holds in standby, where a peer can serve. A request of an operator that is
+    /// to be made again becomes this move.
     pub(crate) fn leave(&mut self, now: Instant, view: &View) -> Vec<Output> {
         let held = view.instances.iter().filter(|instance| instance.state == StateName::Active);
         let can_leave =

@@ -10,16 +10,6 @@ use crate::status::schema::{EndToEnd, Instance};
 
 use super::{counter, flag, gauge, with};
 
-const STATES: [StateName; 7] = [
-    StateName::Init,
-    StateName::Backup,
-    StateName::Active,
-    StateName::Listening,
-    StateName::Yielding,
-    StateName::Resigning,
-    StateName::Stopped,
-];
-
 /// The reasons for which a router becomes Active. They are shown before the first time, so that Prometheus sees that one as an
 /// increase.
 const TAKEOVERS: [Reason; 7] = [
@@ -130,7 +120,8 @@ fn labels(instance: &Instance) -> Labels {
 
 fn states(all: &[(Labels, &Instance)]) -> Vec<(Labels, f64)> {
     let of = |(labels, instance): &(Labels, &Instance)| {
-        STATES.map(|state| (with(labels, "state", state.as_str()), flag(instance.state == state.as_str())))
+        StateName::ALL
+            .map(|state| (with(labels, "state", state.as_str()), flag(instance.state == state.as_str())))
     };
     all.iter().flat_map(of).collect()
 }

@@ -1,20 +1,13 @@
 //! The metrics of services, backends and the kernel's IPVS.
 
+use std::net::{IpAddr, SocketAddr};
+
 use lb_proxy::{BackendState, Refusal};
 
 use crate::http::family::{Family, Labels};
 use crate::status::schema::{Backend, Ipvs, RealServer, Service, VirtualServer};
 
 use super::{counter, flag, gauge, optional, with};
-
-const STATES: [BackendState; 6] = [
-    BackendState::Unknown,
-    BackendState::Up,
-    BackendState::Suspect,
-    BackendState::Terminating,
-    BackendState::Down,
-    BackendState::Draining,
-];
 
 pub(super) fn families(services: &[Service]) -> Vec<Family> {
     let of = |service: &Service| -> Labels { vec![("service", service.name.clone())] };
@@ -35,7 +28,8 @@ pub(super) fn families(services: &[Service]) -> Vec<Family> {
     });
     let ages = backends.iter().filter_map(|(labels, it)| Some((labels.clone(), it.last_check_seconds_ago?)));
     let states = backends.iter().flat_map(|(labels, it)| {
-        STATES.map(|state| (with(labels, "state", state.as_str()), flag(it.state == state.as_str())))
+        BackendState::ALL
+            .map(|state| (with(labels, "state", state.as_str()), flag(it.state == state.as_str())))
     });
     let of_backends = |value: fn(&Backend) -> f64| -> Vec<(Labels, f64)> {
         backends.iter().map(|(labels, backend)| (labels.clone(), value(backend))).collect()
@@ -140,9 +134,6 @@ pub(super) fn ipvs(ipvs: Option<&Ipvs>) -> Vec<Family> {
 }
 
 fn endpoint(server: &VirtualServer) -> String {
-    if server.ip_address.contains(':') {
-        format!("[{}]:{}", server.ip_address, server.port)
-    } else {
-        format!("{}:{}", server.ip_address, server.port)
-    }
+    let ip = server.ip_address.parse::<IpAddr>();
+    ip.map_or_else(|_| server.ip_address.clone(), |ip| SocketAddr::new(ip, server.port).to_string())
 }

@@ -209,15 +209,9 @@ fn the_documentation_has_every_word_of_the_enumerations() {
             assert!(row.contains(&format!("`{word}`")), "{word} is not in: {row}");
         }
     };
-    use StateName::{Active, Backup, Init, Listening, Resigning, Stopped, Yielding};
-    let states = [Init, Backup, Active, Listening, Yielding, Resigning, Stopped].map(StateName::as_str);
-    names("instances[].state", &states);
+    names("instances[].state", &StateName::ALL.map(StateName::as_str));
     names("instances[].discarded", &Discard::ALL.map(Discard::as_str));
-    use BackendState::{Down, Draining, Suspect, Terminating, Unknown, Up};
-    names(
-        "services[].backends[].state",
-        &[Unknown, Up, Suspect, Terminating, Down, Draining].map(BackendState::as_str),
-    );
+    names("services[].backends[].state", &BackendState::ALL.map(BackendState::as_str));
     let balances = [Balance::RoundRobin, Balance::LeastConnections, Balance::Weighted, Balance::SourceHash];
     for balance in balances {
         names("services[].balance", &[&balance.to_string()]);

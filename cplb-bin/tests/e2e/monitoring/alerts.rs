@@ -22,7 +22,7 @@ const NOTICED: Duration = Duration::from_secs(90);
 
 /// Alerts for what the machine of the test may lack, and for what happened in the last quarter of an hour: how often the VIP
 /// moves when all backends fail at about the same time is chance.
-const BESIDE: [&str; 2] = ["CplbNoRealTime", "CplbVirtualIPFlaps"];
+const IGNORED: [&str; 2] = ["CplbNoRealTime", "CplbVirtualIPFlaps"];
 
 /// A Prometheus at the client, whose alerts wait for a second instead of minutes.
 struct Monitor<'a> {
@@ -89,7 +89,7 @@ impl<'a> Monitor<'a> {
             alert["state"] == "firing" && wanted(alert["labels"]["severity"].as_str().unwrap_or_default())
         };
         let names = alerts.iter().filter(counts).filter_map(|alert| alert["labels"]["alertname"].as_str());
-        names.filter(|name| !BESIDE.contains(name)).map(str::to_owned).collect()
+        names.filter(|name| !IGNORED.contains(name)).map(str::to_owned).collect()
     }
 
     fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
