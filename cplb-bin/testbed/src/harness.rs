@@ -6,7 +6,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
     Entered, Tool, enter, guest,
-    guest::SharedGuests,
+    guest::{GuestUse, SharedGuests},
     is_initial_root,
     scheduler::{GUESTS, Scheduler, TestGroup},
 };
@@ -15,6 +15,13 @@ use crate::{
 /// LAN: six of them keep two processors busy for half of the time.
 const PARALLEL_TESTS: usize = 6;
 
+/// The machine whose kernel a test needs.
+#[derive(Debug, Clone, Copy)]
+enum Machine {
+    This,
+    Guest(GuestUse),
+}
+
 /// A test that runs inside of [`enter`]'s namespaces. It fails by panicking.
 #[must_use]
 pub struct Test {
@@ -22,7 +29,7 @@ pub struct Test {
     tools: Vec<Tool>,
     files: Vec<PathBuf>,
     realtime: bool,
-    in_guest: bool,
+    machine: Machine,
     alone: bool,
     body: Box<dyn FnOnce() + Send>,
 }
@@ -35,7 +42,7 @@ impl Test {
             tools: Vec::new(),
             files: Vec::new(),
             realtime: false,
-            in_guest: false,
+            machine: Machine::This,
             alone: false,
             body: Box::new(body),
         }
@@ -63,7 +70,14 @@ impl Test {
     /// The test runs in a [`guest`], because this machine's kernel may lack a feature that it needs. All such tests of
     /// a binary share two guests; each runs in its own process and namespaces.
     pub fn in_guest(mut self) -> Self {
-        self.in_guest = true;
+        self.machine = Machine::Guest(GuestUse::Shared);
+        self
+    }
+
+    /// The test runs in a [`guest`] in which no other test has run or will, because it changes the kernel for all
+    /// namespaces or needs it unused. A boot takes a few seconds.
+    pub fn in_own_guest(mut self) -> Self {
+        self.machine = Machine::Guest(GuestUse::Own);
         self
     }
 
@@ -80,22 +94,25 @@ impl Test {
         self
     }
 
-    /// Returns whether the test runs in a guest and this process does not.
-    fn runs_in_another_machine(&self) -> bool {
-        self.in_guest && !guest::is_guest()
+    /// The guest that the test runs in, unless this process runs it.
+    fn guest(&self) -> Option<GuestUse> {
+        match self.machine {
+            Machine::Guest(guest_use) if !guest::is_guest() => Some(guest_use),
+            Machine::Guest(_) | Machine::This => None,
+        }
     }
 
     fn group(&self) -> TestGroup {
-        match (self.alone, self.runs_in_another_machine()) {
+        match (self.alone, self.guest()) {
             (true, _) => TestGroup::Alone,
-            (false, true) => TestGroup::Guest,
-            (false, false) => TestGroup::Host,
+            (false, Some(_)) => TestGroup::Guest,
+            (false, None) => TestGroup::Host,
         }
     }
 
     fn into_trial(self, guests: &Arc<SharedGuests>, scheduler: &Arc<Scheduler>) -> Trial {
         let (group, scheduler) = (self.group(), Arc::clone(scheduler));
-        let elsewhere = self.runs_in_another_machine().then(|| Arc::clone(guests));
+        let elsewhere = self.guest().map(|guest_use| (guest_use, Arc::clone(guests)));
         let missing: Vec<Tool> = self.tools.into_iter().filter(|tool| tool.path().is_err()).collect();
         let (name, body) = (self.name.clone(), self.body);
         Trial::test(self.name, move || {
@@ -103,18 +120,18 @@ impl Test {
                 return Err(Failed::from(missing_tools(&missing)));
             }
             scheduler.run(group, || {
-                let Some(guests) = elsewhere else {
+                let Some((guest_use, guests)) = elsewhere else {
                     body();
                     return Ok(());
                 };
-                guests.run_test(&name).map_err(Failed::from)
+                guests.run_test(&name, guest_use).map_err(Failed::from)
             })
         })
     }
 }
 
 /// Runs tests with the command line of libtest (filters, `--list`, `--exact`, `--skip` …), inside of [`enter`]'s
-/// namespaces. Six tests run side by side unless `--test-threads` says otherwise; those that are [`Test::in_guest`] come
+/// namespaces. Six tests run side by side unless `--test-threads` says otherwise; those in a guest come
 /// later, two at a time, and those that are [`Test::alone`] last.
 ///
 ///     fn main() -> std::process::ExitCode {
@@ -142,7 +159,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     arguments.test_threads.get_or_insert(PARALLEL_TESTS.min(present.len().max(1)));
     // Stable: a binary lists its longest tests first, so that none of them starts when the others have ended.
     present.sort_by_key(Test::group);
-    let in_guest = || present.iter().filter(|test| test.in_guest);
+    let in_guest = || present.iter().filter(|test| matches!(test.machine, Machine::Guest(_)));
     let builder = guest::Guest::builder()
         .tools(in_guest().flat_map(|test| test.tools.iter().copied()))
         .files(in_guest().flat_map(|test| test.files.iter()));

@@ -17,8 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new(name, body).needs([Tool::Nft, Tool::Ipvsadm, Tool::Ip]).files([binary()]).in_guest()
     };
     vec![
-        // The kernel unloads a module only once all connections of earlier tests have expired.
-        test("missing_ipvs_module_falls_back_to_the_proxy", system::no_module),
+        test("missing_ipvs_module_falls_back_to_the_proxy", system::no_module).in_own_guest(),
         test("requests_spread_by_direct_routing", || spread::spread("DR", false)),
         test("requests_spread_by_direct_routing_over_ipv6", || spread::spread("DR", true)),
         test("requests_spread_by_nat", || spread::spread("NAT", false)),

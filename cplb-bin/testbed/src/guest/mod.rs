@@ -47,8 +47,8 @@ pub use command::{GuestCommand, GuestEnd};
 pub use init::{is_guest, run_if_init};
 pub use modules::{load_module, unload_module};
 
-pub(crate) use shared_guest::SharedGuests;
 pub use shared_guest::is_for_tests;
+pub(crate) use shared_guest::{GuestUse, SharedGuests};
 
 use crate::{Error, Tool, is_initial_root};
 use image::Image;

@@ -1,6 +1,6 @@
 //! The guest kernel's modules, for tests that unload them.
 
-use std::{ffi::CString, fs::File, io, path::Path, time::Duration};
+use std::{ffi::CString, fs::File, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -8,11 +8,7 @@ use nix::{
 };
 
 use super::kernel::module_name;
-use crate::{Error, wait::wait_until};
-
-/// The longest time for the kernel to remove the namespaces of ended tests, with a wide margin: it usually takes
-/// less than a second.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::Error;
 
 /// The files of all modules, each after those it depends on.
 pub(super) const LIST: &str = "/etc/cplb-guest-modules";
@@ -39,20 +35,14 @@ pub fn load_module(name: &str) -> Result<(), Error> {
     load_file(Path::new(file)).map_err(Error::system(format!("load module {name}")))
 }
 
-/// Unloads a module, as soon as it is unused: the kernel removes a namespace, with the objects in it that use modules, some
-/// time after the last process of the test has ended.
+/// Unloads a module, in a test that has its guest for itself ([`crate::Test::in_own_guest`]): the kernel keeps the namespaces
+/// of ended tests, with the objects in them that use modules, for as long as a connection in them may be retried.
 ///
 /// # Errors
-/// [`Error::System`] if it is in use for longer than 30 s.
+/// [`Error::System`] with the kernel's error, such as that the module is in use.
 pub fn unload_module(name: &str) -> Result<(), Error> {
     let c_name = CString::new(name).map_err(|_| Error::Misuse(format!("no module is called {name:?}")))?;
-    let mut result = Ok(());
-    // After the time limit, the kernel's error is returned.
-    let _ = wait_until("the module is unused", REMOVAL_TIMEOUT, || {
-        result = delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK);
-        result != Err(Errno::EAGAIN)
-    });
-    match result {
+    match delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(Error::errno(format!("unload module {name}"))(errno)),
     }

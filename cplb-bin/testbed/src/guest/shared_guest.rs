@@ -11,6 +11,15 @@ use super::{Guest, GuestBuilder, GuestCommand, GuestEnd, GuestError};
 /// The time limit of a test in a guest. The longest takes half a minute on an idle machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(240);
 
+/// How a test uses its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GuestUse {
+    /// Other tests run in it before and after.
+    Shared,
+    /// It is booted for the test.
+    Own,
+}
+
 /// Guests for tests that run at the same time; each is booted for the first test that finds no other one unused.
 #[derive(Debug)]
 pub(crate) struct SharedGuests(Mutex<Vec<SharedGuest>>);
@@ -23,10 +32,10 @@ impl SharedGuests {
     }
 
     /// Runs one test of this binary, by its exact name, in an unused guest.
-    pub(crate) fn run_test(&self, name: &str) -> Result<(), String> {
+    pub(crate) fn run_test(&self, name: &str, guest_use: GuestUse) -> Result<(), String> {
         let unused = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut guest = unused().pop().ok_or("more tests run at the same time than there are guests")?;
-        let result = guest.run_test(name);
+        let result = guest.run_test(name, guest_use);
         unused().push(guest);
         result
     }
@@ -41,8 +50,15 @@ struct SharedGuest {
 }
 
 impl SharedGuest {
-    fn run_test(&mut self, name: &str) -> Result<(), String> {
+    fn run_test(&mut self, name: &str, guest_use: GuestUse) -> Result<(), String> {
+        if guest_use == GuestUse::Own {
+            self.guest = None;
+        }
         let end = again_if_lost(|| self.run_once(name)).map_err(|error| error.to_string())?;
+        // A test that failed may leave something that the next test is not made for, such as a missing module.
+        if guest_use == GuestUse::Own || end != GuestEnd::Exited(0) {
+            self.guest = None;
+        }
         match end {
             GuestEnd::Exited(0) => Ok(()),
             GuestEnd::Exited(code) => Err(format!("the test ended with code {code} in the guest")),
