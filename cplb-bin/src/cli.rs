@@ -1,12 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::filter::Targets;
 
-use crate::logging;
+use crate::{history, logging};
 
 /// The default path of the status socket.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/cplb/cplb.sock";
@@ -37,6 +37,12 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show which router is Active, why and since when, and the backends
     Status(StatusArgs),
+    /// Show which router was Active when, and why
+    ///
+    /// Prints the Actives of each virtual IP as this node knows them: from its own daemon, from the reports of the other
+    /// controllers, and from what it has heard; also those before a restart. Times are UTC, by the clock of this node. If no
+    /// daemon runs, the file that it has left is read.
+    History(HistoryArgs),
     /// Move virtual IPs to another controller
     ///
     /// Asks the controller that has them, through this node's daemon, and waits until another one has them. Prints the old and
@@ -52,6 +58,21 @@ pub(crate) enum Command {
     /// This node takes part in the election as before. It does not take the virtual IPs back by itself, unless it
     /// always preempts.
     Active(ControlArgs),
+    /// Read the configuration again, and show what has changed
+    ///
+    /// As SIGHUP, with the result: exits with 0 once the new configuration is in effect, or with 65 after printing the
+    /// errors of the file, which then changes nothing.
+    Reload(ControlArgs),
+    /// Log other lines from now on, until the daemon ends
+    #[command(name = "log-level")]
+    LogLevel(LogLevelArgs),
+    /// Give a backend no new connections; its open ones continue
+    ///
+    /// Holds for the load balancer of this node, so run it on each controller, or on the Active. It outlasts a reload and ends
+    /// with the daemon. Refused if it would leave a service without a backend that takes connections.
+    Drain(DrainArgs),
+    /// End `cplb drain`
+    Undrain(UndrainArgs),
     /// Show a failover on this machine, without privileges
     ///
     /// The controllers are network namespaces; the daemons, their virtual IP and the traffic are real. The
@@ -102,8 +123,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "CPLB_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
     /// The lines to log: error, warn, info, debug, trace or off, for parts as in `info,vrrp=trace`
-    #[arg(long, value_name = "LEVEL", default_value = logging::DEFAULT_FILTER, hide_default_value = true, env = "CPLB_LOG", value_parser = logging::filter)]
-    pub(crate) log_level: Targets,
+    /// [default: that of RUST_LOG, or info]
+    #[arg(long, value_name = "LEVEL", env = "CPLB_LOG", value_parser = filter_text)]
+    pub(crate) log_level: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -148,6 +170,25 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Leave out what was before: a time in UTC such as 2026-11-29T02:50, 02:50 or 2026-11-29, or a duration before now
+    /// such as 90m or 2d
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Print every transition of every controller instead of the Actives
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print the documented JSON, which has both
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) socket: SocketArg,
+    /// The directory with the records of a daemon that does not run
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "CPLB_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct HandoverArgs {
     /// The virtual IPs to move: one of their addresses, or their virtualRouterID; needed if there are several instances
     #[arg(value_name = "VIP|INSTANCE")]
@@ -157,6 +198,59 @@ pub(crate) struct HandoverArgs {
     pub(crate) to: Option<String>,
     #[command(flatten)]
     pub(crate) control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogLevelArgs {
+    /// As --log-level of `cplb run`; without it, the lines of the start again
+    #[arg(value_name = "LEVEL", value_parser = filter_text)]
+    pub(crate) level: Option<String>,
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) target: BackendTarget,
+    /// End it by itself after this time, such as 30m or 2h
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Wait until no connection to the backend is open
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+    /// Exit with 75 if connections are still open after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "wait")]
+    pub(crate) timeout: Option<Duration>,
+    /// Drain it also if no other backend takes connections
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UndrainArgs {
+    #[command(flatten)]
+    pub(crate) target: BackendTarget,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackendTarget {
+    /// The backend as `cplb status` shows it: an address, with or without its port
+    #[arg(value_name = "BACKEND")]
+    pub(crate) backend: String,
+    /// Only as a backend of this service [default: all services]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+/// A duration of whole seconds, from 1 s to 10 years.
+fn duration(text: &str) -> Result<Duration, String> {
+    history::duration(text)
+        .map(|duration| Duration::from_secs(duration.as_secs()))
+        .filter(|duration| (1..=10 * 365 * 24 * 3600).contains(&duration.as_secs()))
+        .ok_or_else(|| "not a duration such as 90s, 30m, 2h or 1d".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +267,11 @@ pub(crate) struct SocketArg {
     /// The daemon's status socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "CPLB_SOCKET")]
     pub(crate) socket: PathBuf,
+}
+
+/// A text that is a filter of the log.
+fn filter_text(text: &str) -> Result<String, String> {
+    logging::filter(text).map(|_| text.to_owned())
 }
 
 /// The format of log lines.

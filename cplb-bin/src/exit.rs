@@ -71,7 +71,7 @@ impl Failure {
 }
 
 /// Escapes each line: messages quote files, programs and the system.
-fn escaped_lines(text: &str) -> String {
+pub(crate) fn escaped_lines(text: &str) -> String {
     text.lines().map(escaped).collect::<Vec<_>>().join("\n")
 }
 

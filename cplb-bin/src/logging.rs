@@ -27,6 +27,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::LogFormat;
@@ -79,10 +80,45 @@ impl Write for Queue {
 ///
 /// If it is no filter.
 pub(crate) fn filter(text: &str) -> Result<Targets, String> {
+    const HELP: &str = "write error, warn, info, debug, trace or off, for parts as in info,vrrp=trace";
     let text = if text.trim().is_empty() { DEFAULT_FILTER } else { text };
-    text.parse().map_err(|error| {
-        format!("{error}; write error, warn, info, debug, trace or off, for parts as in info,vrrp=trace")
-    })
+    // A lone word that is no level would be a part, and switch all other lines off.
+    let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    if let Some(word) = text.split(',').find(|part| !is_level(part)) {
+        return Err(format!("{word} is no level; {HELP}"));
+    }
+    text.parse().map_err(|error| format!("{error}; {HELP}"))
+}
+
+/// The variable that Rust programs have in common, where nothing else chooses the lines.
+const COMMON_VARIABLE: &str = "RUST_LOG";
+
+/// The filter at the start: the one that was asked for, else that of `RUST_LOG`, else the default.
+///
+/// # Errors
+///
+/// If `RUST_LOG` is no filter; together with the default.
+pub(crate) fn initial_filter(wanted: Option<&str>) -> Result<String, (String, String)> {
+    if let Some(wanted) = wanted {
+        return Ok(wanted.to_owned());
+    }
+    let Ok(common) = std::env::var(COMMON_VARIABLE) else { return Ok(DEFAULT_FILTER.to_owned()) };
+    match filter(&common) {
+        Ok(_) if common.trim().is_empty() => Ok(DEFAULT_FILTER.to_owned()),
+        Ok(_) => Ok(common),
+        Err(error) => {
+            let why = format!("{COMMON_VARIABLE} is ignored: {error}");
+            Err((DEFAULT_FILTER.to_owned(), why))
+        }
+    }
+}
+
+type SetFilter = Box<dyn Fn(Targets) -> bool + Send + Sync>;
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// Replaces the filter of the running process. Returns whether there is a log.
+pub(crate) fn set_filter(filter: Targets) -> bool {
+    SET_FILTER.get().is_some_and(|set| set(filter))
 }
 
 /// Installs the process-wide subscriber; a second call is a no-op.
@@ -95,6 +131,8 @@ pub(crate) fn init(format: LogFormat, filter: Targets) {
         LogFormat::Text => {
             let ansi = io::stderr().is_terminal();
             let builder = builder.fmt_fields(EscapedFields::default());
+            let (filter, handle) = reload::Layer::new(filter);
+            let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter).is_ok()));
             builder
                 .map_event_format(|format| LimitedFormat { format: format.with_ansi(ansi), lines })
                 .finish()
@@ -103,6 +141,8 @@ pub(crate) fn init(format: LogFormat, filter: Targets) {
         }
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true);
+            let (filter, handle) = reload::Layer::new(filter);
+            let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter).is_ok()));
             builder
                 .map_event_format(|format| LimitedFormat { format: EscapedJson(format), lines })
                 .finish()
@@ -244,7 +284,9 @@ mod tests {
         assert!(enabled(DEFAULT_FILTER, "cplb::daemon", Level::INFO));
         assert!(!enabled(DEFAULT_FILTER, "kube_client::client", Level::ERROR));
         assert!(enabled(" ", "cplb::daemon", Level::INFO), "an environment file may leave it empty");
-        assert!(filter("info,vrrp=loud").unwrap_err().contains("write error, warn"));
+        for wrong in ["info,vrrp=loud", "loud", "info,vrrp"] {
+            assert!(filter(wrong).unwrap_err().contains("write error, warn"), "{wrong}");
+        }
     }
 
     const HOSTILE: &str = "a\nb\r\u{1b}[2J\u{9b}\u{202e}c\u{2028}\u{e0041}\"\\";

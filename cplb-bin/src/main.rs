@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod discovery;
 mod exit;
+mod history;
 mod http;
 mod lock;
 mod logging;
@@ -36,9 +37,14 @@ fn main() -> ExitCode {
         Command::Run(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::client::run(args),
+        Command::History(args) => history::client::run(args).map(|()| ExitCode::SUCCESS),
         Command::Handover(args) => control::client::hand_over(args).map(|()| ExitCode::SUCCESS),
         Command::Standby(args) => control::client::stand_by(args).map(|()| ExitCode::SUCCESS),
         Command::Active(args) => control::client::end_standby(args).map(|()| ExitCode::SUCCESS),
+        Command::Reload(args) => control::client::reload(args).map(|()| ExitCode::SUCCESS),
+        Command::LogLevel(args) => control::client::set_log_level(args).map(|()| ExitCode::SUCCESS),
+        Command::Drain(args) => control::client::drain(args).map(|()| ExitCode::SUCCESS),
+        Command::Undrain(args) => control::client::undrain(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {

@@ -174,6 +174,19 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Loaded<T>> {
     load_as(path, Outlives::Process)
 }
 
+/// Reads the file for a person, and changes nothing, as its user may be at work.
+///
+/// # Errors
+/// As [`create_directory`] for a directory that exists, or the system's error.
+pub fn peek_as<T: DeserializeOwned>(path: &Path, outlives: Outlives) -> io::Result<Loaded<T>> {
+    let read = Directory::of(path).and_then(|(directory, name)| directory.read(path, name));
+    match read {
+        Ok(bytes) => Ok(decode(&bytes, outlives, &boot_id())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Loaded::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads the file. One that cannot be used is put aside under the extension `bad`, so that the next one can be written
 /// and this one can be inspected. Each file has one user, which reads it before writing: what a crash left of a
 /// temporary file is removed here.

@@ -3,22 +3,23 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use cplb_config::escaped;
 
-use crate::cli::{ControlArgs, HandoverArgs};
-use crate::exit::{Failure, Kind};
+use crate::cli::{ControlArgs, DrainArgs, HandoverArgs, LogLevelArgs, UndrainArgs};
+use crate::exit::{Failure, Kind, escaped_lines};
 use crate::logging::escape_json;
 use crate::output;
 use crate::status::client::connect_failure;
 
-use super::{Line, Move, Outcome, Request, socket_path};
+use super::{Drain, Line, Move, Outcome, Request, Undrain, socket_path};
 
 /// The longest time between two lines of a daemon that works: it sends one each second.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Runs `cplb handover`.
 pub(crate) fn hand_over(args: &HandoverArgs) -> Result<(), Failure> {
@@ -36,6 +37,36 @@ pub(crate) fn end_standby(args: &ControlArgs) -> Result<(), Failure> {
     run(args, &Request::Active)
 }
 
+/// Runs `cplb reload`.
+pub(crate) fn reload(args: &ControlArgs) -> Result<(), Failure> {
+    run(args, &Request::Reload)
+}
+
+/// Runs `cplb log-level`.
+pub(crate) fn set_log_level(args: &LogLevelArgs) -> Result<(), Failure> {
+    run(&args.control, &Request::LogLevel(args.level.clone()))
+}
+
+/// Runs `cplb drain`.
+pub(crate) fn drain(args: &DrainArgs) -> Result<(), Failure> {
+    let DrainArgs { target, duration, wait, timeout, force } = args;
+    let request = Request::Drain(Drain {
+        backend: target.backend.clone(),
+        service: target.service.clone(),
+        for_seconds: duration.map(|duration| duration.as_secs()),
+        wait: *wait,
+        timeout_seconds: timeout.map(|timeout| timeout.as_secs()),
+        force: *force,
+    });
+    run(&target.control, &request)
+}
+
+/// Runs `cplb undrain`.
+pub(crate) fn undrain(UndrainArgs { target }: &UndrainArgs) -> Result<(), Failure> {
+    let request = Undrain { backend: target.backend.clone(), service: target.service.clone() };
+    run(&target.control, &Request::Undrain(request))
+}
+
 fn run(args: &ControlArgs, request: &Request) -> Result<(), Failure> {
     let path = socket_path(&args.socket.socket);
     let outcome = ask(&path, request)?;
@@ -50,12 +81,14 @@ fn run(args: &ControlArgs, request: &Request) -> Result<(), Failure> {
         }
     }
     match failure(&outcome) {
+        Some(why) if outcome.is_invalid => Err(Failure::new(Kind::Config, escaped_lines(&why))),
         Some(why) => Err(Failure::new(Kind::Temporary, why)),
         None => Ok(()),
     }
 }
 
-fn ask(path: &std::path::Path, request: &Request) -> Result<Outcome, Failure> {
+/// Asks the daemon at this path, and waits for the result.
+pub(crate) fn ask(path: &Path, request: &Request) -> Result<Outcome, Failure> {
     let failed = |error: io::Error| connect_failure(path, &error);
     let mut stream = UnixStream::connect(path).map_err(failed)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
@@ -63,10 +96,17 @@ fn ask(path: &std::path::Path, request: &Request) -> Result<Outcome, Failure> {
     let mut text = serde_json::to_vec(request).map_err(|error| Failure::new(Kind::Internal, error))?;
     text.push(b'\n');
     stream.write_all(&text).map_err(failed)?;
+    let mut last_progress = String::new();
     for line in BufReader::new(stream.take(MAX_BYTES)).lines() {
         let line = line.map_err(failed)?;
         match serde_json::from_str(&line) {
             Ok(Line::Working) => {}
+            Ok(Line::Progress(text)) => {
+                if text != last_progress {
+                    output::print_error(format_args!("cplb: {}", escaped(&text)));
+                }
+                last_progress = text;
+            }
             Ok(Line::Done(outcome)) => return Ok(outcome),
             Err(error) => {
                 let why = format!("the answer at {} is not understood: {error}", path.display());
@@ -82,7 +122,7 @@ fn ask(path: &std::path::Path, request: &Request) -> Result<Outcome, Failure> {
 /// The text for standard output: what was done.
 fn text(outcome: &Outcome) -> String {
     let done = outcome.moves.iter().filter(|moved| moved.refused.is_none()).map(moved);
-    let lines = outcome.message.iter().map(|message| escaped(message).into_owned()).chain(done);
+    let lines = outcome.message.iter().map(|message| escaped_lines(message)).chain(done);
     lines.collect::<Vec<_>>().join("\n")
 }
 

@@ -1,6 +1,8 @@
-//! What an operator asks of a running daemon: `cplb handover`, `standby` and `active`.
+//! What an operator asks of a running daemon: `cplb handover`, `standby`, `active`, `drain`, `undrain`, `reload` and
+//! `history`.
 //!
-//! The path of the socket is that of the status socket with `.control` appended; only root and the daemon's user may use it.
+//! The path of the socket is that of the status socket with `.control` appended. Root and the daemon's user may ask for
+//! everything, the group of the socket's file for what only reads.
 //! A client sends one [`Request`] as a line of JSON, and reads lines of JSON, each one a [`Line`], until the last one.
 
 pub(crate) mod client;
@@ -10,6 +12,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::history::Document;
 
 /// The path of the control socket beside the status socket.
 pub(crate) fn socket_path(status: &Path) -> PathBuf {
@@ -30,6 +34,54 @@ pub(crate) enum Request {
     },
     Standby,
     Active,
+    Drain(Drain),
+    Undrain(Undrain),
+    Reload,
+    /// A filter of the log; `None` for that of the start.
+    LogLevel(Option<String>),
+    History,
+}
+
+/// A backend that is to take no new connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Drain {
+    /// An address with or without a port.
+    pub(crate) backend: String,
+    /// `None` for all services.
+    pub(crate) service: Option<String>,
+    /// The time after which it ends by itself.
+    pub(crate) for_seconds: Option<u64>,
+    /// Answer when no connection is open any more.
+    pub(crate) wait: bool,
+    /// The longest time to wait.
+    pub(crate) timeout_seconds: Option<u64>,
+    /// Also if no other backend takes connections.
+    pub(crate) force: bool,
+}
+
+/// A backend that is to take connections again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Undrain {
+    pub(crate) backend: String,
+    pub(crate) service: Option<String>,
+}
+
+impl Request {
+    /// Returns whether it changes nothing.
+    pub(crate) const fn only_reads(&self) -> bool {
+        match self {
+            Self::History => true,
+            Self::Handover { .. }
+            | Self::Standby
+            | Self::Active
+            | Self::Drain(_)
+            | Self::Undrain(_)
+            | Self::Reload
+            | Self::LogLevel(_) => false,
+        }
+    }
 }
 
 /// A line of the daemon's answer.
@@ -38,6 +90,8 @@ pub(crate) enum Request {
 pub(crate) enum Line {
     /// The daemon is at work: once a second.
     Working,
+    /// The same, with the progress.
+    Progress(String),
     /// The last line.
     Done(Outcome),
 }
@@ -49,11 +103,17 @@ pub(crate) struct Outcome {
     /// The reason why it was not done, or not completely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refused: Option<String>,
+    /// True if the configuration file is the reason.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_invalid: bool,
     /// The state of this node after the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
     /// The moves, one for each instance.
     pub(crate) moves: Vec<Move>,
+    /// The answer to [`Request::History`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) history: Option<Box<Document>>,
 }
 
 /// The result for the virtual IPs of an instance.

@@ -1,5 +1,6 @@
 //! The daemon's end of a control connection.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
@@ -22,15 +23,28 @@ const MAX_REQUEST: u64 = 4096;
 pub(crate) struct Asked {
     pub(crate) request: Request,
     pub(crate) reply: oneshot::Sender<Outcome>,
+    pub(crate) progress: Progress,
+}
+
+/// The progress of a request, for the client.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<Mutex<Option<String>>>);
+
+impl Progress {
+    pub(crate) fn set(&self, text: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    fn line(&self) -> Line {
+        let text = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        text.map_or(Line::Working, Line::Progress)
+    }
 }
 
 /// Reads a request, hands it to `ask`, and writes the result. A client that leaves does not end what it asked for.
 pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
-    // The mode of the file is set after it was made, so it does not stop every other user.
-    let allowed = [Uid::from_raw(0), geteuid()];
-    if !stream.peer_cred().is_ok_and(|peer| allowed.contains(&Uid::from_raw(peer.uid()))) {
-        return;
-    }
+    let steerers = [Uid::from_raw(0), geteuid()];
+    let may_steer = stream.peer_cred().is_ok_and(|peer| steerers.contains(&Uid::from_raw(peer.uid())));
     let (reader, mut writer) = stream.split();
     let mut text = String::new();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
@@ -38,8 +52,12 @@ pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
         return;
     }
     let (reply, mut result) = oneshot::channel();
-    match serde_json::from_str(&text) {
-        Ok(request) => ask(Asked { request, reply }),
+    let progress = Progress::default();
+    match serde_json::from_str::<Request>(&text) {
+        Ok(request) if !may_steer && !request.only_reads() => {
+            let _ = reply.send(Outcome::refused("only root and the user of the daemon may ask for this"));
+        }
+        Ok(request) => ask(Asked { request, reply, progress: progress.clone() }),
         Err(error) => {
             let _ = reply.send(Outcome::refused(format!("the request is not understood: {error}")));
         }
@@ -51,7 +69,7 @@ pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
             outcome = &mut result => {
                 Line::Done(outcome.unwrap_or_else(|_| Outcome::refused("the daemon stops")))
             }
-            _ = working.tick() => Line::Working,
+            _ = working.tick() => progress.line(),
         };
         let Ok(mut text) = serde_json::to_vec(&line) else { return };
         text.push(b'\n');

@@ -9,6 +9,7 @@ use lb_proxy::MARK;
 use lb_proxy::nft::{Delivery, Director, Table, TableName};
 
 use super::backends::{Admitted, Refusal, ResolvedBackends, admit, is_api};
+use super::drains::Drains;
 use super::ipvs::IpvsPlan;
 use super::proxy::ProxyPlan;
 use super::vip::{self, Instance};
@@ -29,8 +30,14 @@ pub(crate) struct Desired {
 
 impl Desired {
     /// The work under `config`, while this node may hold the virtual IPs `held`, also those of a former configuration.
-    pub(crate) fn new(config: &Config, resolved: &ResolvedBackends, held: &BTreeSet<IpAddr>) -> Self {
-        let (services, refusals) = services(config, resolved, held);
+    pub(crate) fn new(
+        config: &Config,
+        resolved: &ResolvedBackends,
+        held: &BTreeSet<IpAddr>,
+        drains: &Drains,
+    ) -> Self {
+        let (mut services, refusals) = services(config, resolved, held);
+        drains.apply(&mut services);
         Self {
             proxy: ProxyPlan { services, forbidden: config.virtual_ips().collect() },
             refusals,
@@ -166,7 +173,7 @@ mod tests {
         let found = [13, 100].map(|host| SocketAddr::new(ip(host), 6443)).into();
         let servers = ClusterServers { discovered: found, local_candidates: vec![ip(99)], identity: None };
         let resolved = ResolvedBackends::default().with_clusters([("/k".into(), servers)].into());
-        let desired = Desired::new(&config, &resolved, &BTreeSet::new());
+        let desired = Desired::new(&config, &resolved, &BTreeSet::new(), &Drains::default());
         assert_eq!(desired.controllers, [11, 12, 13, 14].map(ip).into());
     }
 
@@ -179,7 +186,7 @@ mod tests {
         let text = format!("apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec:\n{spec}");
         let config = cplb_config::load(&text, "test.yaml").unwrap().config;
         let held = others.iter().copied().collect();
-        let desired = Desired::new(&config, &ResolvedBackends::default(), &held);
+        let desired = Desired::new(&config, &ResolvedBackends::default(), &held, &Drains::default());
         desired.proxy.services[0].listen.iter().map(|addr| addr.ip().to_string()).collect()
     }
 

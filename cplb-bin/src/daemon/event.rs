@@ -14,7 +14,8 @@ use super::state_dir::Probed;
 use super::table::{TableChange, TableState};
 use super::vip::VipReport;
 use crate::control::server::Asked;
-use crate::http::StatusRequest;
+use crate::history::Written;
+use crate::http::ViewRequest;
 
 /// An event of a subsystem.
 #[derive(Debug)]
@@ -43,8 +44,10 @@ pub(crate) enum Event {
     Compared(Compared),
     /// A request of an operator.
     Control(ControlEvent),
+    /// The history was written.
+    History(Written),
     /// The status page asks for the status.
-    Status(StatusRequest),
+    Status(ViewRequest),
 }
 
 /// An event of a request of an operator.
@@ -106,5 +109,6 @@ events! {
     GroupEvent => Self::Group,
     Checked => Self::Checked,
     Compared => Self::Compared,
-    StatusRequest => Self::Status,
+    ViewRequest => Self::Status,
+    Written => Self::History,
 }

@@ -25,7 +25,11 @@ impl Daemon {
             // Deferred releases and `SessionsLeft` that are queued need the addresses, which `take_down` removes.
             self.dispatch_queued().await;
         }
+        let keeps_history = self.uses_state_dir();
         self.take_down().await;
+        if keeps_history && result.is_ok() {
+            self.recorder.end().await;
+        }
         tracing::info!("stopped");
         result
     }
@@ -35,12 +39,14 @@ impl Daemon {
         let mut maintenance = delayed_interval(MAINTENANCE_INTERVAL);
         let mut deadline: Option<Instant> = None;
         loop {
+            let save = self.recorder.next_save().filter(|_| self.uses_state_dir());
             tokio::select! {
                 Some(event) = self.events.recv() => self.dispatch(event).await,
                 _ = evidence.tick() => {
                     self.check_threads()?;
                     self.gather_evidence();
                     self.update_group();
+                    self.tick_drains();
                 }
                 _ = maintenance.tick() => self.maintain(),
                 stream = self.socket.accept() => {
@@ -54,6 +60,7 @@ impl Daemon {
                     Request::Reload => self.reload(),
                     Request::Report => self.log_status(),
                 },
+                () = sleep_until(save), if save.is_some() => self.save_history(),
                 () = tokio::time::sleep(HANDOVER_POLL), if deadline.is_some() || !self.handovers.is_idle() => {}
             }
             self.tick_handovers();
@@ -93,9 +100,10 @@ impl Daemon {
             Event::Checked(checked) => self.on_checked(checked),
             Event::Compared(compared) => self.on_compared(compared),
             Event::Control(event) => self.on_control(event),
+            Event::History(written) => self.recorder.written(written),
             // The client may have left.
             Event::Status(request) if request.reply.is_closed() => {}
-            Event::Status(request) => _ = request.reply.send(self.status()),
+            Event::Status(request) => _ = request.reply.send(self.page_view()),
             Event::StateDir(probed) => self.state_dir.conclude(probed, &mut self.problems, Instant::now()),
         }
     }
@@ -106,6 +114,14 @@ impl Daemon {
             Ok(document) => tracing::info!(target: ANSWER, document, "status"),
             Err(error) => tracing::error!(%error, "status cannot be serialised"),
         }
+    }
+}
+
+/// Waits until a time; for ever without one.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use vrrp::channel::{InstanceReport, MAX_TRANSITIONS, Report, TransitionReport, group_of};
+use vrrp::channel::{InstanceReport, Report, group_of};
 use vrrp::router::StateName;
 use vrrp::runner::InstanceStatus;
 
@@ -69,7 +69,7 @@ impl Daemon {
             heard: Vec::new(),
             serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
             instances: routers.iter().map(|router| self.instance_report(router, now)).collect(),
-            transitions: transitions(routers),
+            transitions: self.last_transitions(),
             unanswered: self.unanswered(),
             degraded: self.problems.texts(),
             unlisted: 0,
@@ -144,31 +144,19 @@ impl Daemon {
             GroupEvent::Found { peer, report } => {
                 let (node, version) = (&report.node, &report.version);
                 tracing::info!(%peer, %node, %version, "controller found");
+                self.record_peers();
                 // It may be a peer that no list has, and takes the addresses if it hears no advertisement.
                 self.update_group();
             }
-            GroupEvent::Changed => self.update_peers(),
+            GroupEvent::Changed => {
+                self.update_peers();
+                self.record_peers();
+            }
             GroupEvent::Lost { peer } => tracing::info!(%peer, "controller lost"),
             GroupEvent::Requested { link, from, id, request } => self.on_request(link, from, id, request),
             GroupEvent::Answered { token, answer } => self.on_answer(token, answer),
         }
     }
-}
-
-/// The last transitions of all instances, the newest last.
-fn transitions(routers: &[InstanceStatus]) -> Vec<TransitionReport> {
-    let reports = routers.iter().flat_map(|router| {
-        router.transitions.iter().map(|past| TransitionReport {
-            vrid: router.vrid.get(),
-            at: since_epoch(past.at),
-            to: Some(past.transition.to),
-            reason: past.transition.reason.to_string(),
-        })
-    });
-    let mut reports: Vec<TransitionReport> = reports.collect();
-    reports.sort_by_key(|report| report.at);
-    let first = reports.len().saturating_sub(MAX_TRANSITIONS);
-    reports.split_off(first)
 }
 
 fn text(holder: &Holder) -> String {

@@ -20,6 +20,7 @@ impl Daemon {
             VipReport::Runner(event) => {
                 let instance = Election::log_fields(self.election.as_ref());
                 event_log::log_election(&event, instance, &mut self.problems);
+                self.record_election(&event);
             }
             VipReport::Keeper(event) => self.on_keeper(&event).await,
             VipReport::PlannedRelease(id) => self.withdraw_and_release(id).await,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that may import all parts, from the top down.
-const SHELLS: [&str; 17] = [
+const SHELLS: [&str; 19] = [
     "event_loop",
     "handlers",
     "serving_rounds",
@@ -17,6 +17,8 @@ const SHELLS: [&str; 17] = [
     "event",
     "event_log",
     "group_report",
+    "history_report",
+    "drain_requests",
     "operators",
     "owner_report",
     "peer_update",

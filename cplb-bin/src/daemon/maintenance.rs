@@ -77,7 +77,7 @@ impl Daemon {
         self.mismatches.retain(|id| status.instances.iter().any(|found| found.id.0 == id));
     }
 
-    fn uses_state_dir(&self) -> bool {
+    pub(super) fn uses_state_dir(&self) -> bool {
         self.election.is_some() || self.ipvs.is_running() || self.backends.clusters.known().next().is_some()
     }
 

@@ -8,6 +8,8 @@ mod backends;
 mod certificate_report;
 mod certificates;
 mod desired;
+mod drain_requests;
+mod drains;
 mod end_to_end;
 mod end_to_end_report;
 mod event;
@@ -17,6 +19,7 @@ mod group;
 mod group_report;
 mod handlers;
 mod handover;
+mod history_report;
 mod host_lock;
 mod ids;
 #[cfg(test)]
@@ -32,6 +35,7 @@ mod peer_update;
 mod prepare;
 mod problems;
 mod proxy;
+mod recorder;
 mod reload;
 mod reverse_path;
 mod sender;
@@ -69,6 +73,7 @@ use auto_peers::AutoPeers;
 use backends::{Answers, Backends};
 use certificates::Certificates;
 use desired::Desired;
+use drains::Drains;
 use end_to_end::EndToEnd;
 use event::Event;
 use group::{Contention, GroupChannels};
@@ -81,6 +86,7 @@ use owners::OwnerWatches;
 use prepare::Prepared;
 use problems::{Cause, Problems};
 use proxy::Proxy;
+use recorder::Recorder;
 use reload::Reloads;
 use sender::EventSender;
 use serving::Verdict;
@@ -144,11 +150,25 @@ struct Daemon {
     certificates: Certificates,
     /// By instance with `unicastPeers: auto`.
     auto_peers: BTreeMap<InstanceId, AutoPeers>,
+    recorder: Recorder,
+    drains: Drains,
+    /// The operators that wait for the end of connections.
+    draining: Vec<drain_requests::Waiting>,
+    /// The filter of the log at the start.
+    log_level: String,
 }
 
 /// Runs until a signal ends it.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
-    logging::init(args.log_format, args.log_level.clone());
+    let (log_level, ignored) = match logging::initial_filter(args.log_level.as_deref()) {
+        Ok(level) => (level, None),
+        Err((level, why)) => (level, Some(why)),
+    };
+    let filter = logging::filter(&log_level).map_err(|why| Failure::new(Kind::Usage, why))?;
+    logging::init(args.log_format, filter);
+    if let Some(why) = ignored {
+        tracing::warn!("{why}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -213,7 +233,7 @@ impl Daemon {
         }
         let standby = Standby::open(&args.state_dir);
         let backends = open_backends(&args, &config, &channel, signals, &mut problems).await;
-        let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new());
+        let desired = Desired::new(&config, &backends.resolved, &BTreeSet::new(), &Drains::default());
         let mut proxy = Proxy::start(desired.proxy.clone(), EventSender::new(&channel))?;
         let table = Arc::new(TableKeeper::default());
         let (observations, probes) = (EventSender::new(&channel), EventSender::new(&channel));
@@ -230,6 +250,8 @@ impl Daemon {
         }
         let now = Instant::now();
         let node_name = group_report::node_name(args.node_name.as_deref());
+        let recorder = open_history(&args, &node_name, &channel, &mut problems);
+        let log_level = logging::initial_filter(args.log_level.as_deref()).unwrap_or_else(|(level, _)| level);
         Ok(Self {
             ipvs,
             args,
@@ -265,6 +287,10 @@ impl Daemon {
             end_to_end: EndToEnd::default(),
             certificates: Certificates::default(),
             auto_peers: BTreeMap::new(),
+            recorder,
+            drains: Drains::default(),
+            draining: Vec::new(),
+            log_level,
             channel,
         })
     }
@@ -320,6 +346,22 @@ async fn open_backends(
     backends.clusters.follow(config);
     backends.resolved = backends.resolve(config, backends.resolved.after(&answers));
     backends
+}
+
+/// The history, which goes on after the last run.
+fn open_history(
+    args: &RunArgs,
+    node: &str,
+    channel: &UnboundedSender<Event>,
+    problems: &mut Problems,
+) -> Recorder {
+    let (recorder, unreadable) = Recorder::open(&args.state_dir, node, EventSender::new(channel));
+    if let Some(why) = unreadable {
+        let text = format!("the history of earlier runs cannot be read, and begins anew: {why}");
+        tracing::warn!("{text}");
+        problems.raise_fading(Cause::Record("history"), text, Instant::now());
+    }
+    recorder
 }
 
 fn socket_failure(error: BindError) -> Failure {

@@ -12,6 +12,7 @@ use vrrp::runner::{InstanceId, InstanceStatus, Transport};
 
 use crate::control::server::{Asked, serve};
 use crate::control::{self, Move, Outcome};
+use crate::logging::{self, ANSWER};
 
 use super::Daemon;
 use super::event::ControlEvent;
@@ -70,9 +71,17 @@ impl Daemon {
 
     pub(super) fn on_control(&mut self, event: ControlEvent) {
         match event {
-            ControlEvent::Asked(Asked { request, reply }) => match request {
+            ControlEvent::Asked(Asked { request, reply, progress }) => match request {
                 control::Request::Handover { instance, to } => {
                     self.ask_to_hand_over(instance.as_deref(), to.as_deref(), reply);
+                }
+                control::Request::LogLevel(level) => _ = reply.send(self.set_log_level(level)),
+                control::Request::Reload => self.reload_for(reply),
+                control::Request::Drain(request) => self.drain(&request, reply, progress),
+                control::Request::Undrain(request) => self.undrain(&request, reply),
+                control::Request::History => {
+                    let history = Some(Box::new(self.history()));
+                    let _ = reply.send(Outcome { history, ..Outcome::default() });
                 }
                 control::Request::Standby => self.stand_by(reply),
                 control::Request::Active => self.end_standby(reply),
@@ -84,6 +93,19 @@ impl Daemon {
                 }
             }),
         }
+    }
+
+    fn set_log_level(&self, level: Option<String>) -> Outcome {
+        let level = level.unwrap_or_else(|| self.log_level.clone());
+        let filter = match logging::filter(&level) {
+            Ok(filter) => filter,
+            Err(why) => return Outcome::refused(why),
+        };
+        if !logging::set_filter(filter) {
+            return Outcome::refused("this daemon has no log");
+        }
+        tracing::info!(target: ANSWER, level, "log level set, as an operator asked");
+        Outcome { message: Some(format!("the log level is {level}")), ..Outcome::default() }
     }
 
     fn ask_to_hand_over(

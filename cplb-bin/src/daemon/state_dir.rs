@@ -14,7 +14,7 @@ use super::sender::EventSender;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The consequences, for the operator.
-const CONSEQUENCES: &str = "what is running goes on; IPVS is not changed; discovered servers are not known after a restart; \
+const CONSEQUENCES: &str = "what is running goes on; IPVS is not changed; discovered servers and the history are not known after a restart; \
                             routes and address labels would be left over after a crash";
 
 /// The result of a probe: the fault, if there is one.

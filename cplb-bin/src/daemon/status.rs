@@ -12,8 +12,8 @@ use vrrp::router::StateName;
 use vrrp::runner::{InstanceStatus, InterfaceStatus, Transport};
 
 use crate::status::schema::{
-    ActiveRouter, AddressCopy, Backend, Channel, Delivery, Discovery, Instance, Interface, Kernel, Peer,
-    PeerInstance, PeerTransition, SCHEMA, Service, Status, Transition,
+    ActiveRouter, AddressCopy, Backend, Channel, ConnectClass, ConnectTimes, Delivery, Discovery, Instance,
+    Interface, Kernel, Peer, PeerInstance, PeerTransition, SCHEMA, Service, Status, Transition,
 };
 
 use crate::discovery::State;
@@ -82,9 +82,25 @@ impl Daemon {
         let delivered = self.delivered();
         let shown = self.config.services.iter().filter_map(|config| {
             let delivery = delivery(&delivered, config.port.number());
-            Some(Service { delivery, ..service(config, found(&config.name)?) })
+            let mut shown = Service { delivery, ..service(config, found(&config.name)?) };
+            self.explain_drains(&mut shown);
+            Some(shown)
         });
         shown.collect()
+    }
+
+    /// Tells of drained backends that an operator drains them, and for how long.
+    fn explain_drains(&self, service: &mut Service) {
+        let now = Instant::now();
+        for backend in &mut service.backends {
+            let Some(drain) =
+                backend.address.parse().ok().and_then(|address| self.drains.of(&service.name, address, now))
+            else {
+                continue;
+            };
+            let rest = drain.map(|rest| format!(", for another {} s", rest.as_secs())).unwrap_or_default();
+            backend.reason = Some(format!("an operator drains it{rest}"));
+        }
     }
 
     /// The delivery of connections, with the reasons that interfaces give.
@@ -360,7 +376,20 @@ fn backend(found: &BackendSnapshot) -> Backend {
         connections_total: found.total,
         connect_failures: found.failures,
         last_check_seconds_ago: found.last_check.as_ref().map(|check| age(check.at)),
+        last_check_took_seconds: found.last_check.as_ref().map(|check| check.latency.as_secs_f64()),
+        bytes_from_clients: found.bytes_in,
+        bytes_to_clients: found.bytes_out,
+        connect_times: connect_times(&found.connect_times),
     }
+}
+
+fn connect_times(found: &lb_proxy::ConnectTimes) -> ConnectTimes {
+    let bounds = lb_proxy::ConnectTimes::BOUNDS.iter().map(|bound| Some(bound.as_secs_f64()));
+    let classes = bounds
+        .chain([None])
+        .zip(found.counts)
+        .map(|(up_to_seconds, count)| ConnectClass { up_to_seconds, count });
+    ConnectTimes { sum_seconds: found.sum.as_secs_f64(), classes: classes.collect() }
 }
 
 /// The reason for the state of a backend: that of its last change, or that of a later check, which may differ.

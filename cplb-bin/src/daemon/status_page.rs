@@ -2,19 +2,19 @@
 
 use std::net::SocketAddr;
 
-use crate::http::{Server, StatusRequest};
+use crate::http::{Server, ViewRequest};
 
 use super::problems::{Cause, Problems};
 use super::sender::EventSender;
 
 /// The server, as long as the configuration wants one.
 pub(crate) struct StatusPage {
-    requests: EventSender<StatusRequest>,
+    requests: EventSender<ViewRequest>,
     server: Option<(SocketAddr, Server)>,
 }
 
 impl StatusPage {
-    pub(crate) fn new(requests: EventSender<StatusRequest>) -> Self {
+    pub(crate) fn new(requests: EventSender<ViewRequest>) -> Self {
         Self { requests, server: None }
     }
 
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn it_listens_as_configured_and_tries_a_busy_port_again() {
-        let (channel, _events) = unbounded_channel::<StatusRequest>();
+        let (channel, _events) = unbounded_channel::<ViewRequest>();
         let (mut page, mut problems) = (StatusPage::new(EventSender::new(&channel)), Problems::default());
         let other = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let busy = other.local_addr().unwrap();

@@ -2,14 +2,14 @@
 //! second.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lb_proxy::{Event as Balancer, Failure, Refusal, Shortage};
 use netlink_vip::{
     GroupId, InterfaceState, KeeperEvent, KernelError, Release, Removal, ResyncCause, Warning,
 };
 use vrrp::router::{Discard, Reason, StateName, Transition};
-use vrrp::runner::{InstanceId, RunnerEvent, SocketOperation};
+use vrrp::runner::{InstanceId, PastTransition, RunnerEvent, SocketOperation};
 
 use super::event_log;
 use super::instance_log::InstanceFields;
@@ -59,7 +59,8 @@ fn lines_of_the_election_are_limited() {
             _ => (StateName::Active, StateName::Backup),
         };
         let transition = Transition { from, to, reason: Reason::InterfaceUp, after: Duration::ZERO };
-        event_log::log_election(&RunnerEvent::Transition { id: ID, transition }, instance, problems);
+        let past = PastTransition::new(SystemTime::UNIX_EPOCH, transition);
+        event_log::log_election(&RunnerEvent::Transition { id: ID, past }, instance, problems);
     });
     expect_limit("another address list", 1, "0.0.117.47", |number, problems| {
         let warning =

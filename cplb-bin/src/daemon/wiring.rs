@@ -30,7 +30,7 @@ impl Daemon {
     /// Computes the desired state again, after a change of the backends or of the virtual IPs that this node may hold, and hands
     /// it to the load balancer and the election.
     pub(super) fn update_desired(&mut self) {
-        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
+        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held(), &self.drains);
         self.report_refusals();
         self.update_controllers();
         let result = self.proxy.reconfigure(&self.desired.proxy);

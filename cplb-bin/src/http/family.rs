@@ -26,8 +26,19 @@ pub(super) enum Samples {
     Counter(Vec<(Labels, u64)>),
     Seconds(Vec<(Labels, f64)>),
     Gauge(Vec<(Labels, f64)>),
+    Histogram(Vec<(Labels, Histogram)>),
     /// Facts as labels.
     Info(Labels),
+}
+
+/// The distribution of a quantity.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Histogram {
+    pub(super) sum: f64,
+    /// The number in all classes, and in none of them because it is above all bounds.
+    pub(super) count: u64,
+    /// The upper bound of each class in ascending order, and the number in the class.
+    pub(super) classes: Vec<(f64, u64)>,
 }
 
 /// A text format of Prometheus.
@@ -78,6 +89,7 @@ impl Family {
         match &self.samples {
             Samples::Counter(samples) => samples.is_empty(),
             Samples::Seconds(samples) | Samples::Gauge(samples) => samples.is_empty(),
+            Samples::Histogram(samples) => samples.is_empty(),
             Samples::Info(labels) => labels.is_empty(),
         }
     }
@@ -91,6 +103,7 @@ impl Family {
         let kind = match &self.samples {
             Samples::Counter(_) | Samples::Seconds(_) => MetricType::Counter,
             Samples::Gauge(_) => MetricType::Gauge,
+            Samples::Histogram(_) => MetricType::Histogram,
             Samples::Info(_) => MetricType::Info,
         };
         let mut metric = encoder.encode_descriptor(name, self.help, unit.as_ref(), kind)?;
@@ -109,6 +122,13 @@ impl Family {
             Samples::Gauge(samples) => {
                 for (labels, value) in samples {
                     metric.encode_family(labels)?.encode_gauge(value)?;
+                }
+            }
+            Samples::Histogram(samples) => {
+                for (labels, Histogram { sum, count, classes }) in samples {
+                    metric
+                        .encode_family(labels)?
+                        .encode_histogram::<NoLabelSet>(*sum, *count, classes, None)?;
                 }
             }
             Samples::Info(labels) => metric.encode_info(labels)?,
@@ -132,6 +152,14 @@ mod tests {
             Family { name: "cplb_moves", help: "Moves", samples: Samples::Counter(vec![(Vec::new(), 3)]) },
             Family { name: "cplb_none", help: "Nothing", samples: Samples::Counter(Vec::new()) },
             Family {
+                name: "cplb_wait_seconds",
+                help: "Wait",
+                samples: Samples::Histogram(vec![(
+                    label("x"),
+                    Histogram { sum: 2.5, count: 4, classes: vec![(0.5, 1), (1.0, 2)] },
+                )]),
+            },
+            Family {
                 name: "cplb_build",
                 help: "Build",
                 samples: Samples::Info(vec![("version", "1".to_owned())]),
@@ -144,7 +172,11 @@ mod tests {
         let text = encode(families(), Format::Text).unwrap();
         let expected = "# HELP cplb_peer_heard_age_seconds Age\n# TYPE cplb_peer_heard_age_seconds gauge\n\
                         cplb_peer_heard_age_seconds{peer=\"a\\\"b\\n\"} 0.5\n# HELP cplb_moves_total Moves\n\
-                        # TYPE cplb_moves_total counter\ncplb_moves_total 3\n# HELP cplb_build_info Build\n\
+                        # TYPE cplb_moves_total counter\ncplb_moves_total 3\n# HELP cplb_wait_seconds Wait\n\
+                        # TYPE cplb_wait_seconds histogram\ncplb_wait_seconds_bucket{peer=\"x\",le=\"0.5\"} 1\n\
+                        cplb_wait_seconds_bucket{peer=\"x\",le=\"1\"} 3\n\
+                        cplb_wait_seconds_bucket{peer=\"x\",le=\"+Inf\"} 4\ncplb_wait_seconds_sum{peer=\"x\"} 2.5\n\
+                        cplb_wait_seconds_count{peer=\"x\"} 4\n# HELP cplb_build_info Build\n\
                         # TYPE cplb_build_info gauge\ncplb_build_info{version=\"1\"} 1\n";
         assert_eq!(text, expected);
         let text = encode(families(), Format::OpenMetrics).unwrap();

@@ -1,11 +1,12 @@
-//! The answer to a request, from the status.
+//! The answer to a request, from the view.
 
 use hyper::{Method, StatusCode};
 
-use crate::status::schema::Status;
+use crate::history::WallTime;
 
 use super::family::{Format, encode};
 use super::metrics::families;
+use super::page::{self, SCRIPT, STYLE, Samples, View};
 use super::process::ProcessUsage;
 
 /// An answer.
@@ -33,29 +34,50 @@ pub(super) struct Question<'a> {
     pub(super) accept: &'a str,
 }
 
-/// The paths that are served.
-const PATHS: &str = "/metrics, /healthz, /readyz, /api/v1/status";
+/// The paths that are served, but for those that the page refers to.
+const PATHS: &str = "/, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/events";
+/// The path of the event stream, which [`answer`] does not serve.
+pub(super) const EVENTS: &str = "/api/v1/events";
 
-/// The answer to a request for which the status does not matter.
+/// The answer to a request for which the view does not matter.
 pub(super) fn refusal(question: Question<'_>) -> Option<Reply> {
     if !matches!(*question.method, Method::GET | Method::HEAD) {
         return Some(Reply::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served"));
+    }
+    let part = match question.path {
+        "/style.css" => Some(("text/css; charset=utf-8", STYLE)),
+        "/page.js" => Some(("text/javascript; charset=utf-8", SCRIPT)),
+        _ => None,
+    };
+    if let Some((content_type, body)) = part {
+        return Some(Reply { status: StatusCode::OK, content_type, body: body.to_owned() });
     }
     let is_known = PATHS.split(", ").any(|path| path == question.path);
     (!is_known).then(|| Reply::text(StatusCode::NOT_FOUND, format!("not found; there are: {PATHS}")))
 }
 
-/// The answer to a request that is no [`refusal`]. `status` is `None` if the event loop does not answer; `usage` reads what the
+/// The answer if there are as many event streams as there may be.
+pub(super) fn too_many_streams() -> Reply {
+    Reply::text(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open; try again later")
+}
+
+/// The answer to a request that is no [`refusal`]. `view` is `None` if the event loop does not answer; `usage` reads what the
 /// process uses, where that is asked for.
 pub(super) fn answer(
     question: Question<'_>,
-    status: Option<&Status>,
+    view: Option<&View>,
+    samples: &Samples,
     usage: impl FnOnce() -> ProcessUsage,
 ) -> Reply {
-    let Some(status) = status else {
+    let Some(view @ View { status, .. }) = view else {
         return Reply::text(StatusCode::SERVICE_UNAVAILABLE, "the daemon's event loop does not answer");
     };
     match question.path {
+        "/" => Reply {
+            status: StatusCode::OK,
+            content_type: "text/html; charset=utf-8",
+            body: page::page(view, samples, WallTime::now()).into_string(),
+        },
         "/readyz" if !status.serving.serving => {
             let reason = status.serving.reason.as_deref().unwrap_or("no evidence yet");
             Reply::text(StatusCode::SERVICE_UNAVAILABLE, format!("this node cannot serve: {reason}"))
@@ -78,11 +100,26 @@ pub(super) fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::schema::Serving;
+    use crate::status::schema::{Serving, Status};
 
     fn ask(method: &Method, path: &str, status: Option<&Status>) -> Reply {
         let question = Question { method, path, accept: "" };
-        refusal(question).unwrap_or_else(|| answer(question, status, ProcessUsage::default))
+        let view = status.map(|status| View { status: status.clone(), ..View::default() });
+        let answer = || answer(question, view.as_ref(), &Samples::default(), ProcessUsage::default);
+        refusal(question).unwrap_or_else(answer)
+    }
+
+    #[test]
+    fn the_page_and_its_parts_have_their_types() {
+        for (path, content_type, text) in [
+            ("/", "text/html; charset=utf-8", "<!DOCTYPE html>"),
+            ("/style.css", "text/css; charset=utf-8", "prefers-color-scheme"),
+            ("/page.js", "text/javascript; charset=utf-8", "EventSource"),
+        ] {
+            let reply = ask(&Method::GET, path, Some(&Status::default()));
+            assert_eq!((reply.status, reply.content_type), (StatusCode::OK, content_type));
+            assert!(reply.body.contains(text), "{path}: {}", reply.body);
+        }
     }
 
     #[test]
@@ -120,7 +157,7 @@ mod tests {
         let reply = ask(&Method::GET, "/metrics/", None);
         assert_eq!(
             (reply.status.as_u16(), &*reply.body),
-            (404, "not found; there are: /metrics, /healthz, /readyz, /api/v1/status\n")
+            (404, "not found; there are: /, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/events\n")
         );
     }
 }

@@ -4,13 +4,17 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::channel::Channel;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -18,20 +22,27 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::events::Events;
+use super::page::{SAMPLE_INTERVAL, Samples};
 use super::process::ProcessUsage;
-use super::reply::{Question, Reply, answer, refusal};
-use super::snapshots::{Snapshots, StatusRequest};
+use super::reply::{EVENTS, Question, Reply, answer, refusal, too_many_streams};
+use super::snapshots::{Snapshots, ViewRequest};
 
 /// Connections that may be open at once. The oldest one makes room for a new one.
 const MAX_CONNECTIONS: usize = 128;
 /// The longest time in which a client must send the head of its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest life of a connection. Clients connect again.
+/// The longest life of a connection without an event stream. Clients connect again.
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// The longest life of a connection with an event stream.
+const STREAM_TIME: Duration = Duration::from_secs(3600);
 /// The largest head of a request, bytes.
 const MAX_HEAD: usize = 16 * 1024;
+/// The sources of what a browser may use in a page: of this server, and nothing else.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
 /// The pause after a connection could not be accepted, such as without free descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,23 +62,29 @@ impl Server {
     /// If the address cannot be bound, or no thread can be started.
     pub(crate) fn start(
         address: SocketAddr,
-        ask: impl Fn(StatusRequest) + Send + Sync + 'static,
+        ask: impl Fn(ViewRequest) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let address = listener.local_addr()?;
-        let snapshots = Snapshots::new(ask);
+        let shown = Arc::new(Shown {
+            snapshots: Snapshots::new(ask),
+            samples: Mutex::default(),
+            events: Events::default(),
+        });
         let thread = thread::Builder::new().name("http".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     // Only a failure of the runtime itself ends it: see the error below.
-                    result = accept(listener, &snapshots) => {
+                    result = accept(listener, &shown) => {
                         if let Err(error) = result {
                             tracing::error!(%address, %error, "status page ended");
                         }
                     }
+                    () = take_samples(&shown) => {}
+                    () = shown.events.publish(&shown.snapshots) => {}
                     _ = stopped => {}
                 }
             });
@@ -96,7 +113,28 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, snapshots: &Arc<Snapshots>) -> io::Result<()> {
+/// What the connections have in common.
+struct Shown {
+    snapshots: Arc<Snapshots>,
+    samples: Mutex<Samples>,
+    events: Events,
+}
+
+/// Takes samples for ever.
+async fn take_samples(shown: &Shown) {
+    let mut ticks = interval(SAMPLE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        ticks.tick().await;
+        if let Some(view) = shown.snapshots.get().await {
+            let elapsed = std::mem::replace(&mut last, Instant::now()).elapsed();
+            shown.samples.lock().unwrap_or_else(PoisonError::into_inner).take(&view.status, elapsed);
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shown: &Arc<Shown>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -108,7 +146,7 @@ async fn accept(listener: TcpListener, snapshots: &Arc<Snapshots>) -> io::Result
                 {
                     oldest.abort();
                 }
-                let serving = tokio::spawn(serve(stream, Arc::clone(snapshots)));
+                let serving = tokio::spawn(serve(stream, Arc::clone(shown)));
                 connections.push_back(serving.abort_handle());
             }
             Err(error) => {
@@ -119,46 +157,70 @@ async fn accept(listener: TcpListener, snapshots: &Arc<Snapshots>) -> io::Result
     }
 }
 
-async fn serve(stream: TcpStream, snapshots: Arc<Snapshots>) {
-    let respond = service_fn(|request| respond(request, &snapshots));
+async fn serve(stream: TcpStream, shown: Arc<Shown>) {
+    let has_stream = AtomicBool::new(false);
+    let respond = service_fn(|request| respond(request, &shown, &has_stream));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), respond);
+    let mut connection = std::pin::pin!(connection);
     // An error ends this connection only: each client could cause it at will, so it is not logged.
-    let _ = timeout(CONNECTION_TIME, connection).await;
+    if timeout(CONNECTION_TIME, connection.as_mut()).await.is_err() && has_stream.load(Ordering::Relaxed) {
+        let _ = timeout(STREAM_TIME, connection).await;
+    }
 }
+
+type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 async fn respond(
     request: Request<Incoming>,
-    snapshots: &Arc<Snapshots>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    shown: &Shown,
+    has_stream: &AtomicBool,
+) -> Result<Response<Body>, Infallible> {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let question = Question { method: request.method(), path: request.uri().path(), accept };
     let reply = match refusal(question) {
         Some(reply) => reply,
-        None => answer(question, snapshots.get().await.as_deref(), ProcessUsage::read),
+        None if question.path == EVENTS && question.method == Method::GET => match shown.events.open() {
+            Some(body) => {
+                has_stream.store(true, Ordering::Relaxed);
+                return Ok(with_headers(Response::new(Either::Right(body)), "text/event-stream"));
+            }
+            None => too_many_streams(),
+        },
+        None => {
+            let view = shown.snapshots.get().await;
+            let samples = shown.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            answer(question, view.as_deref(), &samples, ProcessUsage::read)
+        }
     };
     Ok(response(reply, request.method()))
 }
 
-fn response(reply: Reply, method: &Method) -> Response<Full<Bytes>> {
+fn response(reply: Reply, method: &Method) -> Response<Body> {
     let Reply { status, content_type, body } = reply;
     let length = HeaderValue::from(body.len());
     let body = if method == Method::HEAD { Bytes::new() } else { body.into() };
-    let mut response = Response::new(Full::new(body));
+    let mut response = with_headers(Response::new(Either::Left(Full::new(body))), content_type);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if method == Method::HEAD {
         headers.insert(hyper::header::CONTENT_LENGTH, length);
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
+    response
+}
+
+fn with_headers(mut response: Response<Body>, content_type: &'static str) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     response
 }
 

@@ -1,4 +1,4 @@
-//! The status for the clients of the HTTP server, asked for at most once in a while.
+//! What the HTTP server shows, asked for at most once in a while.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,22 +6,22 @@ use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::status::schema::Status;
+use super::page::View;
 
-/// Asks the event loop for the status.
+/// Asks the event loop for the view.
 #[derive(Debug)]
-pub(crate) struct StatusRequest {
-    pub(crate) reply: oneshot::Sender<Status>,
+pub(crate) struct ViewRequest {
+    pub(crate) reply: oneshot::Sender<View>,
 }
 
-/// The time for which a status is good enough for further clients.
+/// The time for which a view is good enough for further clients.
 const FRESH: Duration = Duration::from_millis(200);
 /// The time after which the event loop counts as hung.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// The last answer of the event loop.
 pub(super) struct Snapshots {
-    ask: Box<dyn Fn(StatusRequest) + Send + Sync>,
+    ask: Box<dyn Fn(ViewRequest) + Send + Sync>,
     last: Mutex<Option<Snapshot>>,
 }
 
@@ -29,33 +29,33 @@ pub(super) struct Snapshots {
 struct Snapshot {
     taken: Instant,
     /// `None` if there was no answer in time.
-    status: Option<Arc<Status>>,
+    view: Option<Arc<View>>,
 }
 
 impl Snapshots {
     /// `ask` passes a request to the event loop.
-    pub(super) fn new(ask: impl Fn(StatusRequest) + Send + Sync + 'static) -> Arc<Self> {
+    pub(super) fn new(ask: impl Fn(ViewRequest) + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self { ask: Box::new(ask), last: Mutex::new(None) })
     }
 
-    /// The status, at most 200 ms old; `None` if the event loop does not answer within 2 s.
-    pub(super) async fn get(self: &Arc<Self>) -> Option<Arc<Status>> {
+    /// The view, at most 200 ms old; `None` if the event loop does not answer within 2 s.
+    pub(super) async fn get(self: &Arc<Self>) -> Option<Arc<View>> {
         let this = Arc::clone(self);
         // In a task of its own: a client that leaves must not make the next one ask again.
         tokio::spawn(async move { this.refresh().await }).await.ok().flatten()
     }
 
-    async fn refresh(&self) -> Option<Arc<Status>> {
+    async fn refresh(&self) -> Option<Arc<View>> {
         // Others that come meanwhile wait for the same answer.
         let mut last = self.last.lock().await;
         if let Some(snapshot) = last.as_ref().filter(|snapshot| snapshot.taken.elapsed() < FRESH) {
-            return snapshot.status.clone();
+            return snapshot.view.clone();
         }
         let (reply, answer) = oneshot::channel();
-        (self.ask)(StatusRequest { reply });
-        let status = timeout(ANSWER_TIME, answer).await.ok().and_then(Result::ok).map(Arc::new);
-        *last = Some(Snapshot { taken: Instant::now(), status: status.clone() });
-        status
+        (self.ask)(ViewRequest { reply });
+        let view = timeout(ANSWER_TIME, answer).await.ok().and_then(Result::ok).map(Arc::new);
+        *last = Some(Snapshot { taken: Instant::now(), view: view.clone() });
+        view
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
         let count = Arc::clone(&asked);
         let snapshots = Snapshots::new(move |request| {
             let pid = count.fetch_add(1, Relaxed) + 1;
-            request.reply.send(Status { pid, ..Status::default() }).unwrap();
+            request.reply.send(View { node: pid.to_string(), ..View::default() }).unwrap();
         });
         let began = Instant::now();
         while asked.load(Relaxed) < 3 {
@@ -91,8 +91,8 @@ mod tests {
         }
         let request = asked.lock().unwrap().pop().unwrap();
         assert!(asked.lock().unwrap().is_empty(), "one request");
-        request.reply.send(Status { pid: 7, ..Status::default() }).unwrap();
-        assert_eq!(snapshots.get().await.unwrap().pid, 7);
+        request.reply.send(View { node: "7".to_owned(), ..View::default() }).unwrap();
+        assert_eq!(snapshots.get().await.unwrap().node, "7");
     }
 
     #[tokio::test]

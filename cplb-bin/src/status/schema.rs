@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use group::{Channel, Peer, PeerInstance, PeerTransition};
 pub(crate) use instance::{ActiveRouter, AddressCopy, EndToEnd, ForeignOwner, Instance, Transition};
 pub(crate) use ipvs::{ExcludedServer, Ipvs, RealServer, VirtualServer};
-pub(crate) use service::{Backend, Delivery, Service};
+pub(crate) use service::{Backend, ConnectClass, ConnectTimes, Delivery, Service};
 
 /// The number of this schema.
 pub(crate) const SCHEMA: u32 = 1;

@@ -15,6 +15,7 @@ mod group;
 mod guest_bad_network;
 mod guest_ipvs;
 mod handover;
+mod history;
 mod interop;
 mod main_path;
 mod monitoring;
@@ -22,12 +23,14 @@ mod operators;
 mod overrun;
 mod owners;
 mod packets;
+mod page;
 mod peers;
 mod reach;
 mod realtime;
 mod reload;
 mod serving;
 mod sessions;
+mod steering;
 mod strangers;
 mod support;
 mod system;
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         ("faults", faults::tests()),
         ("serving", serving::tests()),
         ("handover", handover::tests()),
+        ("history", history::tests()),
         ("owners", owners::tests()),
         ("operators", operators::tests()),
         ("end_to_end", end_to_end::tests()),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         ("reload", reload::tests()),
         ("system", system::tests()),
         ("discovery", discovery::tests()),
+        ("steering", steering::tests()),
         ("strangers", strangers::tests()),
         ("group", group::tests()),
         ("sessions", sessions::tests()),
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
         ("addresses", addresses::tests()),
         ("reach", reach::tests()),
         ("monitoring", monitoring::tests()),
+        ("page", page::tests()),
         ("overrun", overrun::tests()),
         ("cleanup", cleanup::tests()),
         ("realtime", realtime::tests()),

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chooser::{READY, backend_key};
+use super::connect_times;
 use super::event::Failure;
 use super::snapshot::{BackendSnapshot, BackendState};
 
@@ -92,6 +93,7 @@ pub(crate) struct LiveBackend {
     pub failures: AtomicU64,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
+    pub connect_times: connect_times::Recorder,
     health: AtomicU8,
     /// Time of the last successful connect, or of the loss of the evidence that it is up.
     last_proof: AtomicU64,
@@ -121,6 +123,7 @@ impl LiveBackend {
             failures: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            connect_times: connect_times::Recorder::default(),
             health: AtomicU8::new(BackendHealth::Unknown as u8),
             last_proof: AtomicU64::new(0),
             downs: AtomicU32::new(0),
@@ -300,6 +303,7 @@ impl LiveBackend {
             failures: self.failures.load(Relaxed),
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
+            connect_times: self.connect_times.snapshot(),
         }
     }
 

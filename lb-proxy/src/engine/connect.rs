@@ -245,8 +245,9 @@ impl Race<'_> {
                 self.fail(loser.backend.backend(), Failure::Slow);
             }
         }
-        let Attempt { stream, backend, .. } = attempt;
+        let Attempt { stream, backend, started, .. } = attempt;
         let backend = Arc::clone(backend.backend());
+        backend.connect_times.record(now.duration_since(started));
         if backend.connected(self.worker.shared.clock.now()) {
             self.emit(|service| Event::BackendTrusted { service, backend: backend.addr });
         }

@@ -10,6 +10,7 @@ mod clock;
 mod command;
 mod config;
 mod connect;
+mod connect_times;
 mod error;
 mod event;
 mod guard;
@@ -33,6 +34,7 @@ mod worker_thread;
 
 pub use balancer::LoadBalancer;
 pub use config::{Backend, Options, RelayMode, Service};
+pub use connect_times::ConnectTimes;
 pub use error::{HeartbeatError, InvalidService, ListenError, ReconfigureError, StartError};
 pub use event::{Event, Failure, Refusal};
 pub use snapshot::{

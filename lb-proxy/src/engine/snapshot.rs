@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::connect_times::ConnectTimes;
 use super::event::Refusal;
 use crate::balance::Balance;
 use crate::health::LastCheck;
@@ -80,6 +81,8 @@ pub struct BackendSnapshot {
     pub bytes_in: u64,
     /// Payload bytes to clients.
     pub bytes_out: u64,
+    /// The times that connects took.
+    pub connect_times: ConnectTimes,
 }
 
 /// The state of a backend as the balancer uses it.

@@ -84,10 +84,14 @@ pub struct TransitionReport {
     pub vrid: u8,
     /// The time in milliseconds since 1970-01-01 00:00 UTC, by the node's wall clock.
     pub at: u64,
+    /// The state left; `None` for one that this version does not know.
+    pub from: Option<StateName>,
     /// The state entered; `None` for one that this version does not know.
     pub to: Option<StateName>,
     /// The cause.
     pub reason: String,
+    /// The time from the last advertisement of another router to the transition, in milliseconds, if one was heard.
+    pub silence: Option<u32>,
 }
 
 /// A service that a node does not reach through a virtual IP of another one.
@@ -130,6 +134,7 @@ const STATES: [StateName; 7] = [
     StateName::Stopped,
 ];
 const UNKNOWN_STATE: u8 = u8::MAX;
+const UNKNOWN_SILENCE: u32 = u32::MAX;
 
 fn state_code(state: Option<StateName>) -> u8 {
     let index = STATES.iter().position(|known| Some(*known) == state);
@@ -194,8 +199,9 @@ impl Report {
         }
         let first = self.transitions.len().saturating_sub(MAX_TRANSITIONS);
         for transition in &self.transitions[first..] {
-            let mut value = vec![transition.vrid, state_code(transition.to)];
+            let mut value = vec![transition.vrid, state_code(transition.from), state_code(transition.to)];
             value.extend(transition.at.to_be_bytes());
+            value.extend(transition.silence.unwrap_or(UNKNOWN_SILENCE).to_be_bytes());
             put_text(&mut value, &transition.reason, TEXT_MAX);
             add(TRANSITION, &value);
         }
@@ -286,8 +292,17 @@ impl Report {
                 self.instances.push(InstanceReport { vrid, state, priority, group, claim });
             }
             TRANSITION => {
-                let (vrid, to, at) = (value.u8()?, state_of(value.u8()?), value.u64()?);
-                self.transitions.push(TransitionReport { vrid, at, to, reason: value.text()? });
+                let (vrid, from, to) = (value.u8()?, state_of(value.u8()?), state_of(value.u8()?));
+                let (at, silence) = (value.u64()?, value.u32()?);
+                let silence = (silence != UNKNOWN_SILENCE).then_some(silence);
+                self.transitions.push(TransitionReport {
+                    vrid,
+                    at,
+                    from,
+                    to,
+                    reason: value.text()?,
+                    silence,
+                });
             }
             DEGRADED => self.degraded.push(value.text()?),
             UNANSWERED => {

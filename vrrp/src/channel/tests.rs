@@ -55,8 +55,10 @@ fn full_report() -> Report {
         transitions: vec![TransitionReport {
             vrid: 51,
             at: 1_795_910_400_000,
+            from: Some(StateName::Init),
             to: Some(StateName::Backup),
             reason: "10.0.0.12 fell silent".to_owned(),
+            silence: Some(3200),
         }],
         unanswered: vec![Unanswered {
             group: 7,

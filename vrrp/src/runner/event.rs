@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use super::InstanceId;
 use super::followed::ActiveChange;
-use crate::router::{Discard, Transition, Warning};
+use super::status::PastTransition;
+use crate::router::{Discard, Warning};
 
 /// Something the owner of the runner may want to log or act on.
 ///
@@ -19,8 +20,8 @@ pub enum RunnerEvent {
     Transition {
         /// The router.
         id: InstanceId,
-        /// The change.
-        transition: Transition,
+        /// The change, with its time.
+        past: PastTransition,
     },
     /// A Backup follows another Active than before. At most ten changes a minute are reported.
     ActiveChanged {

@@ -426,8 +426,9 @@ impl Instance {
             self.last_sent = None;
         }
         let since_last_heard = self.heard.map(|peer| now.saturating_duration_since(peer.heard));
-        self.history.push(PastTransition { at: SystemTime::now(), transition, since_last_heard });
-        outside.transition(self.id(), transition);
+        let past = PastTransition { at: SystemTime::now(), transition, since_last_heard };
+        self.history.push(past);
+        outside.transition(self.id(), past);
     }
 
     fn active(&self) -> Option<ActivePeer> {

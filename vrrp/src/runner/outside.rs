@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use super::limiter::Limiter;
 use super::link::Link;
+use super::status::PastTransition;
 use super::{InstanceId, RunnerEvent, SocketOperation, VipKeeper, link_layer, socket};
 use crate::announce::{gratuitous_arp, unsolicited_na};
 use crate::hmac;
 use crate::packet::{Advertisement, PseudoHeader};
-use crate::router::{Claim, Discard, Release, Transition, Warning, Watch};
+use crate::router::{Claim, Discard, Release, Warning, Watch};
 use crate::types::{Family, MacAddr};
 
 /// The interfaces, the keeper and the owner's event callback.
@@ -120,8 +121,8 @@ impl Outside {
         (self.events)(event);
     }
 
-    pub(super) fn transition(&self, id: InstanceId, transition: Transition) {
-        self.report(RunnerEvent::Transition { id, transition });
+    pub(super) fn transition(&self, id: InstanceId, past: PastTransition) {
+        self.report(RunnerEvent::Transition { id, past });
     }
 
     pub(super) fn warning(&mut self, id: InstanceId, warning: Warning, now: Instant) {

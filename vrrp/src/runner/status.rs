@@ -129,6 +129,14 @@ pub struct PastTransition {
     pub since_last_heard: Option<Duration>,
 }
 
+impl PastTransition {
+    /// A transition at this time, without a router that was heard before.
+    #[must_use]
+    pub const fn new(at: SystemTime, transition: Transition) -> Self {
+        Self { at, transition, since_last_heard: None }
+    }
+}
+
 /// One interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

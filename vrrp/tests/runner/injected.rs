@@ -149,8 +149,8 @@ fn a_stalled_backup_reads_before_it_takes_over() {
     let other = InstanceId(2);
     let hook = Box::new(move |event: &RunnerEvent| {
         let reading = matches!(event, RunnerEvent::Discarded { reason: Discard::Checksum, .. });
-        let obeying = matches!(event, RunnerEvent::Transition { id, transition }
-            if *id == other && transition.to == StateName::Stopped);
+        let obeying = matches!(event, RunnerEvent::Transition { id, past }
+            if *id == other && past.transition.to == StateName::Stopped);
         if reading || obeying {
             // A scheduler that does not run the thread has the same effect.
             std::thread::sleep(8 * fast());

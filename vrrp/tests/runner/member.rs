@@ -53,7 +53,7 @@ impl Notes {
     /// The time at which this state was entered, at or after `since`.
     pub(crate) fn entered(&self, state: StateName, since: Instant) -> Option<Instant> {
         let entered = self.find(since, |note| match note {
-            Note::Event(RunnerEvent::Transition { transition, .. }) if transition.to == state => Some(()),
+            Note::Event(RunnerEvent::Transition { past, .. }) if past.transition.to == state => Some(()),
             _ => None,
         });
         entered.map(|(at, ())| at)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::field::display;
 use vrrp::router::{Discard, Reason, Transition, Warning};
-use vrrp::runner::{ActiveChange, ChangeReason, InstanceId, RunnerEvent};
+use vrrp::runner::{ActiveChange, ChangeReason, InstanceId, PastTransition, RunnerEvent};
 
 use crate::daemon::instance_log::{InstanceFields, instance_log};
 use crate::daemon::problems::{Cause, Problems};
@@ -17,7 +17,7 @@ pub(crate) fn log_election(
     problems: &mut Problems,
 ) {
     match event {
-        RunnerEvent::Transition { id, transition } => state_transition(&instance(*id), transition),
+        RunnerEvent::Transition { id, past } => state_transition(&instance(*id), past),
         RunnerEvent::ActiveChanged { id, change, suppressed } => {
             active_change(&instance(*id), change, *suppressed);
         }
@@ -47,11 +47,19 @@ pub(crate) fn log_election(
     }
 }
 
-fn state_transition(instance: &InstanceFields, transition: &Transition) {
-    let Transition { from, to, reason, after } = transition;
+fn state_transition(instance: &InstanceFields, past: &PastTransition) {
+    let Transition { from, to, reason, after } = &past.transition;
     let peer = peer_of_reason(*reason).map(display);
     let after_seconds = after.as_secs_f64();
-    instance_log!(info, instance, %from, %to, %reason, peer, after_seconds, "VRRP state transition");
+    let silent_seconds = match reason {
+        Reason::ActiveSilent { source: Some(_) } => {
+            past.since_last_heard.map(|silence| silence.as_secs_f64())
+        }
+        _ => None,
+    };
+    instance_log!(
+        info, instance, %from, %to, %reason, peer, silent_seconds, after_seconds, "VRRP state transition"
+    );
 }
 
 fn active_change(instance: &InstanceFields, change: &ActiveChange, suppressed: u64) {

@@ -1,12 +1,12 @@
 //! The log lines and problems that follow from events.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use netlink_vip::wire::address_flag;
 use netlink_vip::{GroupId, InterfaceState, KeeperEvent, KernelError, ResyncCause, Warning};
 use vrrp::router::{Discard, Reason, StateName, Transition, Warning as ElectionWarning};
-use vrrp::runner::{InstanceId, RunnerEvent};
+use vrrp::runner::{InstanceId, PastTransition, RunnerEvent};
 
 use super::*;
 use crate::daemon::instance_log::InstanceFields;
@@ -43,7 +43,7 @@ fn lines_about_an_instance_name_it_and_its_peer() {
         after: Duration::ZERO,
     };
     for event in [
-        RunnerEvent::Transition { id, transition },
+        RunnerEvent::Transition { id, past: PastTransition::new(SystemTime::UNIX_EPOCH, transition) },
         RunnerEvent::Warning { id, warning: ElectionWarning::Contended { source: peer }, suppressed: 0 },
         RunnerEvent::Discarded { id, reason: Discard::Checksum, source: peer, suppressed: 0 },
     ] {

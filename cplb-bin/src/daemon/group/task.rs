@@ -8,7 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use vrrp::channel::{Answer, Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, MAX_PEERS, Timing};
+use vrrp::channel::{
+    Answer, Channel, ChannelConfig, ChannelSocket, Event, MAX_DATAGRAM, MAX_PEERS, Report, Timing,
+};
 
 use crate::daemon::sender::EventSender;
 
@@ -74,7 +76,9 @@ impl Task {
         loop {
             let current = local.borrow_and_update().clone();
             self.channel.reconfigure(config(&current));
-            self.channel.handle_report(Instant::now(), current.report.clone());
+            // Peers tell the difference of the clocks by the time in a report, which must be that of sending it.
+            let report = Report { clock: wall_clock(), ..current.report.clone() };
+            self.channel.handle_report(Instant::now(), report);
             self.open(&current);
             // A datagram that is discarded changes nothing that has to be shown at once.
             let mut changed = true;
@@ -171,6 +175,8 @@ impl Task {
             self.strangers += 1;
             return false;
         }
+        // A report may be the answer.
+        self.channel.handle_clock(wall_clock());
         // The reason of a discard is counted.
         self.channel.handle_datagram(Instant::now(), source, bytes).is_ok()
     }
@@ -288,8 +294,6 @@ async fn receive(socket: Option<&ChannelSocket>, buffer: &mut [u8]) -> io::Resul
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-
-    use vrrp::channel::Report;
 
     use super::*;
 

@@ -11,13 +11,16 @@
 //!
 //! If a part fails, those before it are rolled back ([`transaction`]).
 
+mod answer;
 mod staging;
 mod transaction;
 
 use std::collections::BTreeMap;
 
 use cplb_config::Config;
+use tokio::sync::oneshot;
 
+use crate::control::Outcome;
 use crate::exit::Failure;
 use crate::logging::ANSWER;
 
@@ -28,6 +31,7 @@ use super::problems::Cause;
 use super::sender::EventSender;
 use super::vip::Election;
 
+use answer::Waiting;
 use staging::Staged;
 pub(crate) use staging::Staging;
 
@@ -42,6 +46,7 @@ pub(crate) struct Reloads {
     /// The file that waits for the one in progress.
     next: Option<(Candidate, Answers)>,
     staged: Option<Staged>,
+    waiting: Waiting,
 }
 
 /// The state of reading the file, which may take long.
@@ -80,6 +85,16 @@ impl Reloads {
 }
 
 impl Daemon {
+    /// Reads the configuration again, and answers with the result.
+    pub(super) fn reload_for(&mut self, reply: oneshot::Sender<Outcome>) {
+        if self.stopping {
+            let _ = reply.send(Outcome::refused("the daemon stops"));
+            return;
+        }
+        self.reload();
+        self.reloads.waiting.add(self.reloads.requested, reply);
+    }
+
     /// Reads the configuration again. An invalid one changes nothing.
     pub(super) fn reload(&mut self) {
         if self.stopping {
@@ -96,7 +111,10 @@ impl Daemon {
 
     /// Takes the progress of reading the file.
     pub(super) fn on_read(&mut self, reading: Reading) {
-        let Reading::Done(result) = reading else { return self.refuse(&prepare::slow_read(&self.args)) };
+        let requested = self.reloads.requested;
+        let Reading::Done(result) = reading else {
+            return self.refuse(&prepare::slow_read(&self.args), requested);
+        };
         let is_outdated = std::mem::take(&mut self.reloads.reading) == ReadingState::ReadingOutdated;
         if self.stopping {
             return;
@@ -108,15 +126,16 @@ impl Daemon {
         match *result {
             Ok(Prepared { config, warnings }) => {
                 tracing::info!(target: ANSWER, "the configuration file is read again");
-                let number = self.reloads.requested;
+                let number = requested;
                 self.backends.resolver.resolve_for_reload(&config, number);
                 self.reloads.unresolved.insert(number, Candidate { config, warnings, number });
             }
-            Err(failure) => self.refuse(&failure),
+            Err(failure) => self.refuse(&failure, requested),
         }
     }
 
-    fn refuse(&mut self, failure: &Failure) {
+    /// Reports that the reload with this number, and so all before it, have not changed the configuration.
+    fn refuse(&mut self, failure: &Failure, number: u64) {
         let why = failure.summary();
         tracing::error!(target: ANSWER, "the configuration is not reloaded: {why}");
         // The first line is the summary; each further one is an error of the file.
@@ -125,6 +144,7 @@ impl Daemon {
         }
         let text = format!("the configuration is not reloaded, and the former one is in use: {why}");
         self.problems.raise(Cause::Reload, text);
+        self.reloads.waiting.conclude(number, &answer::refused(failure));
     }
 
     /// Takes the resolved names of a reload's file.
@@ -142,8 +162,9 @@ impl Daemon {
             return;
         }
         let Some((candidate, answers)) = self.reloads.next.take() else { return };
+        let number = candidate.number;
         if let Err(failure) = self.stage(candidate, answers) {
-            self.refuse(&failure);
+            self.refuse(&failure, number);
         }
     }
 }

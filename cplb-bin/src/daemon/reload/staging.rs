@@ -17,8 +17,8 @@ use crate::daemon::{Daemon, event_log, serving};
 use crate::exit::{Failure, Kind};
 use crate::logging::ANSWER;
 
-use super::Candidate;
 use super::transaction::{AT_ONCE, Part, Participants, Transaction};
+use super::{Candidate, answer};
 
 /// The result of the task for [`Part::Kernel`].
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Daemon {
                 transaction.commit(&mut parts);
                 self.adopt(next);
             }
-            Err(failure) => self.refuse(&failure),
+            Err(failure) => self.refuse(&failure, next.candidate.number),
         }
         self.begin_next();
     }
@@ -87,8 +87,9 @@ impl Daemon {
     /// Makes the new configuration the one in use, and adapts all parts that were not staged.
     fn adopt(&mut self, next: Next) {
         let Next { candidate: Candidate { config, warnings, number }, answers, backends, .. } = next;
+        let outcome = answer::reloaded(&self.config, &config, &warnings);
         (self.config, self.backends.resolved) = (config, backends);
-        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held());
+        self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held(), &self.drains);
         self.verdict.handle(serving::Input::Configured, Instant::now());
         self.problems.clear(&Cause::Services);
         self.report_refusals();
@@ -109,6 +110,7 @@ impl Daemon {
             self.problems.clear(&Cause::Reload);
         }
         tracing::info!(target: ANSWER, "the configuration is reloaded");
+        self.reloads.waiting.conclude(number, &outcome);
     }
 }
 
@@ -123,7 +125,7 @@ impl Participants for Parts<'_> {
                 next.backends = daemon.backends.resolve(config, next.backends.clone());
             }
             Part::Proxy => {
-                next.desired = Desired::new(config, &next.backends, &daemon.held());
+                next.desired = Desired::new(config, &next.backends, &daemon.held(), &daemon.drains);
                 next.instances = daemon.with_peers(desired::instances(config)?, &next.desired.controllers);
                 daemon.proxy.stage(next.desired.proxy.clone())?;
             }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_proxy::{BackendState, Refusal};
 
-use crate::http::family::{Family, Labels};
-use crate::status::schema::{Backend, Ipvs, RealServer, Service, VirtualServer};
+use crate::http::family::{Family, Histogram, Labels, Samples};
+use crate::status::schema::{Backend, ConnectClass, ConnectTimes, Ipvs, RealServer, Service, VirtualServer};
 
 use super::{counter, flag, gauge, optional, with};
 
@@ -27,6 +27,8 @@ pub(super) fn families(services: &[Service]) -> Vec<Family> {
         })
     });
     let ages = backends.iter().filter_map(|(labels, it)| Some((labels.clone(), it.last_check_seconds_ago?)));
+    let durations =
+        backends.iter().filter_map(|(labels, it)| Some((labels.clone(), it.last_check_took_seconds?)));
     let states = backends.iter().flat_map(|(labels, it)| {
         BackendState::ALL
             .map(|state| (with(labels, "state", state.as_str()), flag(it.state == state.as_str())))
@@ -76,6 +78,24 @@ pub(super) fn families(services: &[Service]) -> Vec<Family> {
             "Connects to the backend that failed",
             count_of_backends(|it| it.connect_failures),
         ),
+        Family {
+            name: "cplb_backend_connect_seconds",
+            help: "Times that successful connects to the backend took",
+            samples: Samples::Histogram(
+                backends.iter().map(|(labels, it)| (labels.clone(), histogram(&it.connect_times))).collect(),
+            ),
+        },
+        counter(
+            "cplb_backend_received_bytes",
+            "Payload of clients to the backend",
+            count_of_backends(|it| it.bytes_from_clients),
+        ),
+        counter(
+            "cplb_backend_sent_bytes",
+            "Payload of the backend to clients",
+            count_of_backends(|it| it.bytes_to_clients),
+        ),
+        gauge("cplb_backend_check_duration_seconds", "Duration of the last check", durations.collect()),
     ]
 }
 
@@ -131,6 +151,15 @@ pub(super) fn ipvs(ipvs: Option<&Ipvs>) -> Vec<Family> {
             servers.iter().map(|(labels, it)| (labels.clone(), it.bytes_in)).collect(),
         ),
     ]
+}
+
+fn histogram(times: &ConnectTimes) -> Histogram {
+    let class = |class: &ConnectClass| Some((class.up_to_seconds?, class.count));
+    Histogram {
+        sum: times.sum_seconds,
+        count: times.classes.iter().map(|class| class.count).sum(),
+        classes: times.classes.iter().filter_map(class).collect(),
+    }
 }
 
 fn endpoint(server: &VirtualServer) -> String {

@@ -41,6 +41,7 @@ fn row(family: &Family) -> Row {
         Samples::Counter(samples) => ("_total", "counter", samples.first().map(|(labels, _)| labels)),
         Samples::Seconds(samples) => ("_total", "counter", samples.first().map(|(labels, _)| labels)),
         Samples::Gauge(samples) => ("", "gauge", samples.first().map(|(labels, _)| labels)),
+        Samples::Histogram(samples) => ("", "histogram", samples.first().map(|(labels, _)| labels)),
         Samples::Info(labels) => ("_info", "gauge", Some(labels)),
     };
     let labels = labels.unwrap_or_else(|| panic!("{} has no sample", family.name));
@@ -55,7 +56,8 @@ fn the_documentation_has_exactly_the_families_with_their_types_and_labels() {
         .filter_map(|line| {
             let mut cells = line.strip_prefix("| `")?.split(" | ");
             let name = cells.next()?.trim_end_matches('`').to_owned();
-            let kind = if cells.next()? == "counter" { "counter" } else { "gauge" };
+            let kind = cells.next()?;
+            let kind = ["counter", "histogram"].into_iter().find(|known| *known == kind).unwrap_or("gauge");
             Some((name, kind, words(cells.next()?)))
         })
         .collect();
@@ -88,6 +90,7 @@ fn samples_with_the_same_labels_are_merged() {
             Samples::Seconds(samples) | Samples::Gauge(samples) => {
                 samples.iter().map(|(labels, _)| labels).collect()
             }
+            Samples::Histogram(samples) => samples.iter().map(|(labels, _)| labels).collect(),
             Samples::Info(_) => Vec::new(),
         };
         assert_eq!(labels.iter().collect::<BTreeSet<_>>().len(), labels.len(), "{}", family.name);

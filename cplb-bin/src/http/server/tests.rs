@@ -3,6 +3,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
 use super::*;
+use crate::http::View;
 use crate::status::schema::{Serving, Status};
 
 fn server() -> Server {
@@ -11,7 +12,9 @@ fn server() -> Server {
         version: "7".to_owned(),
         ..Status::default()
     };
-    let ask = move |request: StatusRequest| _ = request.reply.send(status());
+    let ask = move |request: ViewRequest| {
+        let _ = request.reply.send(View { status: status(), ..View::default() });
+    };
     Server::start(([127, 0, 0, 1], 0).into(), ask).unwrap()
 }
 

@@ -71,4 +71,35 @@ pub(crate) struct Backend {
     /// Since its last check ended; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_check_seconds_ago: Option<f64>,
+    /// The duration of that check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_check_took_seconds: Option<f64>,
+    /// Payload from clients to the backend so far.
+    #[serde(default)]
+    pub(crate) bytes_from_clients: u64,
+    /// Payload from the backend to clients so far.
+    #[serde(default)]
+    pub(crate) bytes_to_clients: u64,
+    /// The times that connects to it took.
+    #[serde(default)]
+    pub(crate) connect_times: ConnectTimes,
+}
+
+/// The distribution of the times that successful connects took.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConnectTimes {
+    pub(crate) sum_seconds: f64,
+    /// The shortest first; each connect is counted once.
+    pub(crate) classes: Vec<ConnectClass>,
+}
+
+/// The connects that took longer than those of the class before.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConnectClass {
+    /// The longest time of this class; absent for the last one, which has no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) up_to_seconds: Option<f64>,
+    pub(crate) count: u64,
 }

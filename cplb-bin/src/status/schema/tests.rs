@@ -65,6 +65,13 @@ pub(crate) fn complete() -> Status {
         connections_total: 0,
         connect_failures: 0,
         last_check_seconds_ago: Some(0.0),
+        last_check_took_seconds: Some(0.0),
+        bytes_from_clients: 0,
+        bytes_to_clients: 0,
+        connect_times: ConnectTimes {
+            sum_seconds: 0.0,
+            classes: vec![ConnectClass { up_to_seconds: Some(0.001), count: 0 }],
+        },
     };
     let service = Service {
         name: text(),

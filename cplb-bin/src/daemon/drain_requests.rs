@@ -1,0 +1,150 @@
+//! The requests of operators to drain backends.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use lb_proxy::BackendState;
+use tokio::sync::oneshot;
+
+use crate::control::server::Progress;
+use crate::control::{Drain, Outcome, Undrain};
+
+use super::Daemon;
+use super::drains::Selector;
+
+/// An operator that waits until no connection to drained backends is open.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    selector: Selector,
+    deadline: Option<Instant>,
+    reply: oneshot::Sender<Outcome>,
+    progress: Progress,
+}
+
+/// A backend of a service with its open connections.
+struct Found {
+    service: String,
+    backend: SocketAddr,
+    open: usize,
+}
+
+impl Daemon {
+    pub(super) fn drain(&mut self, request: &Drain, reply: oneshot::Sender<Outcome>, progress: Progress) {
+        let selector = match self.drainable(request) {
+            Ok(selector) => selector,
+            Err(why) => {
+                let _ = reply.send(Outcome::refused(why));
+                return;
+            }
+        };
+        let now = Instant::now();
+        let expires = request.for_seconds.map(Duration::from_secs);
+        self.drains.add(selector.clone(), expires.and_then(|duration| now.checked_add(duration)));
+        let (backend, service) = (&request.backend, request.service.as_deref().unwrap_or("all"));
+        let for_seconds = request.for_seconds;
+        tracing::info!(backend, service, for_seconds, "backend drained, as an operator asked");
+        self.apply_drains();
+        if request.wait {
+            let deadline =
+                request.timeout_seconds.and_then(|limit| now.checked_add(Duration::from_secs(limit)));
+            self.draining.push(Waiting { selector, deadline, reply, progress });
+            self.tick_drains();
+        } else {
+            let _ = reply.send(message(&self.found(&selector), "is drained"));
+        }
+    }
+
+    pub(super) fn undrain(&mut self, request: &Undrain, reply: oneshot::Sender<Outcome>) {
+        let outcome = match Selector::parse(&request.backend, request.service.as_deref()) {
+            Err(why) => Outcome::refused(why),
+            Ok(selector) if self.drains.remove(&selector) => {
+                let (backend, service) = (&request.backend, request.service.as_deref().unwrap_or("all"));
+                tracing::info!(backend, service, "backend takes connections again, as an operator asked");
+                self.apply_drains();
+                message(&self.found(&selector), "takes new connections again")
+            }
+            Ok(_) => Outcome::refused(format!("{} was not drained by `cplb drain`", request.backend)),
+        };
+        let _ = reply.send(outcome);
+    }
+
+    /// Ends the drains whose time is over, and answers the operators whose backends have no connection any more.
+    pub(super) fn tick_drains(&mut self) {
+        let now = Instant::now();
+        if self.drains.expire(now) {
+            tracing::info!("the time of a drain is over; the backend takes connections again");
+            self.apply_drains();
+        }
+        for waiting in std::mem::take(&mut self.draining) {
+            let found = self.found(&waiting.selector);
+            let open: usize = found.iter().map(|found| found.open).sum();
+            if open == 0 {
+                let _ = waiting.reply.send(message(&found, "is drained"));
+            } else if waiting.deadline.is_some_and(|deadline| deadline <= now) {
+                let why = format!("drained, but {open} connections are still open");
+                let _ = waiting.reply.send(Outcome::refused(why));
+            } else if !waiting.reply.is_closed() {
+                waiting.progress.set(format!("{open} connections open"));
+                self.draining.push(waiting);
+            }
+        }
+    }
+
+    fn apply_drains(&mut self) {
+        self.update_desired();
+        self.update_ipvs(super::ipvs::Input::Tick);
+        self.gather_evidence();
+    }
+
+    /// The selector of a request, if the backends may be drained.
+    fn drainable(&self, request: &Drain) -> Result<Selector, String> {
+        let selector = Selector::parse(&request.backend, request.service.as_deref())?;
+        let services = &self.desired.proxy.services;
+        if self.found(&selector).is_empty() {
+            let known: Vec<String> = services
+                .iter()
+                .flat_map(|service| {
+                    service.backends.iter().map(|it| format!("{} of {}", it.addr, service.name))
+                })
+                .collect();
+            return Err(format!("no such backend: there are {}", known.join(", ")));
+        }
+        let Some(balancer) = self.proxy.balancer().filter(|_| !request.force) else { return Ok(selector) };
+        for service in &balancer.snapshot().services {
+            let accepts = |state| matches!(state, BackendState::Up | BackendState::Suspect);
+            let is_selected = |addr| selector.selects(&service.name, addr);
+            let mut able = service.backends.iter().filter(|it| accepts(it.state)).peekable();
+            if able.peek().is_some() && able.all(|it| is_selected(it.addr)) {
+                return Err(format!(
+                    "no other backend of {} takes connections: clients would be refused (--force drains it all the same)",
+                    service.name
+                ));
+            }
+        }
+        Ok(selector)
+    }
+
+    fn found(&self, selector: &Selector) -> Vec<Found> {
+        let snapshot = self.proxy.balancer().map(|balancer| balancer.snapshot());
+        let open = |service: &str, addr: SocketAddr| {
+            let service = snapshot.as_ref()?.services.iter().find(|it| &*it.name == service)?;
+            service.backends.iter().find(|it| it.addr == addr).map(|it| it.active)
+        };
+        let services = self.desired.proxy.services.iter();
+        let all = services.flat_map(|service| service.backends.iter().map(move |it| (service, it.addr)));
+        let selected = all.filter(|(service, addr)| selector.selects(&service.name, *addr));
+        let found = |(service, backend): (&lb_proxy::Service, SocketAddr)| Found {
+            service: service.name.clone(),
+            backend,
+            open: open(&service.name, backend).unwrap_or_default(),
+        };
+        selected.map(found).collect()
+    }
+}
+
+fn message(found: &[Found], what: &str) -> Outcome {
+    let lines = found.iter().map(|Found { service, backend, open }| {
+        format!("{backend} of {service} {what}; {open} connections are open")
+    });
+    Outcome { message: Some(lines.collect::<Vec<_>>().join("\n")), ..Outcome::default() }
+}
