@@ -17,7 +17,10 @@ pub(crate) fn text(document: &Document, all: bool) -> String {
     let mut lines: Vec<Line> =
         document.entries.iter().filter_map(|entry| lines_of.entry(entry, all)).collect();
     if !all {
-        lines.extend(document.terms.iter().map(|term| lines_of.term(term)));
+        lines.extend(document.terms.iter().enumerate().map(|(index, term)| {
+            let former = document.terms[..index].iter().rfind(|former| former.vrid == term.vrid);
+            lines_of.term(term, former)
+        }));
     }
     // Stable: of one time, what began earlier comes first.
     lines.sort_by_key(|(time, ..)| *time);
@@ -39,10 +42,13 @@ impl Lines {
         Self(Names::new(nodes, instances.map(|instance| (instance.vrid, instance.virtual_ips.clone()))))
     }
 
-    fn term(&self, term: &Term) -> Line {
+    fn term(&self, term: &Term, former: Option<&Term>) -> Line {
         let mut text = format!("Active: {}: {}", term.node, self.0.explained(&term.reason));
-        if let Some(silence) = term.silence_milliseconds {
-            let _ = write!(text, ", last heard {} before", seconds(silence));
+        let end = former.and_then(|former| Some((&former.node, former.end_reason.as_ref()?)));
+        match (end, term.silence_milliseconds) {
+            (Some((node, why)), _) => _ = write!(text, " ({node}: {})", self.0.explained(why)),
+            (None, Some(silence)) => _ = write!(text, ", last heard {} before", seconds(silence)),
+            (None, None) => {}
         }
         if term.is_heard {
             text.push_str(" (as heard from here; it does not report itself)");
@@ -104,6 +110,10 @@ mod tests {
              "to": "active", "virtualRouterID": 51, "reason": "no active router was heard"},
             {"time": "2026-11-29T02:57:03.004Z", "kind": "transition", "node": "c2", "address": "10.0.0.12",
              "to": "active", "virtualRouterID": 51, "reason": "10.0.0.11 fell silent", "silenceMilliseconds": 3200},
+            {"time": "2026-11-29T02:59:00Z", "kind": "transition", "node": "c2", "address": "10.0.0.12", "from": "active",
+             "to": "resigning", "virtualRouterID": 51, "reason": "handover on request"},
+            {"time": "2026-11-29T02:59:00.004Z", "kind": "transition", "node": "c1", "address": "10.0.0.11",
+             "from": "backup", "to": "active", "virtualRouterID": 51, "reason": "10.0.0.12 resigned", "silenceMilliseconds": 1},
             {"time": "2026-11-29T03:00:00Z", "kind": "heard", "node": "", "address": "10.0.0.13",
              "virtualRouterID": 52, "reason": "10.0.0.12 resigned"}
         ]"#;
@@ -116,6 +126,7 @@ mod tests {
             "2026-11-29T02:40:01.000Z                     cplb started on c1; what was before is not known\n\
              2026-11-29T02:40:04.500Z  10.0.0.100         Active: c1: no active router was heard\n\
              2026-11-29T02:57:03.004Z  10.0.0.100         Active: c2: c1 (10.0.0.11) fell silent, last heard 3.200 s before\n\
+             2026-11-29T02:59:00.004Z  10.0.0.100         Active: c1: c2 (10.0.0.12) resigned (c2: handover on request)\n\
              2026-11-29T03:00:00.000Z  virtual router 52  Active: 10.0.0.13: c2 (10.0.0.12) resigned (as heard from here; it \
              does not report itself)\n"
         );

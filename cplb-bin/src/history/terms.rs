@@ -88,8 +88,8 @@ impl Reported {
             }
             return;
         }
-        // From another state, the end of the term was not reported: the daemon was killed.
-        let is_end = entry.from.as_deref().is_none_or(|from| from == ACTIVE || from == RESIGNING);
+        // From another state, or to Active once more, the end of the term was not reported: the daemon was killed.
+        let is_end = entry.from.as_deref().map_or(to != ACTIVE, |from| from == ACTIVE || from == RESIGNING);
         if let Some(term) = self.open.remove(&key).and_then(|index| self.terms.get_mut(index))
             && is_end
         {

@@ -5,7 +5,7 @@ mod browser;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testbed::{Signal, Test, Tool};
+use testbed::{Probe, Signal, Test, Tool};
 
 use crate::support::{Cluster, Plan, TIMEOUT, median};
 
@@ -69,6 +69,8 @@ fn live() {
     let mut times = Vec::new();
     let mut viewed = usize::MAX;
     let browser = Browser::start(cluster.client(), DESKTOP);
+    let load = Probe::to(cluster.address()).every(Duration::from_millis(20));
+    let _load = load.start(cluster.client()).expect("the probe starts");
     for _ in 0..5 {
         // The page of a node that stays.
         let next = (0..cluster.len()).find(|index| *index != active).expect("another node");
@@ -98,6 +100,9 @@ fn live() {
     };
     cluster.wait("the backend is down", || is_down(&cluster));
     let took = expect(&cluster, browser.wait(dead, LIMIT));
+    let courses = "document.querySelectorAll('#services polyline').length == 3";
+    expect(&cluster, browser.wait(courses, TIMEOUT));
+    browser.screenshot("page");
     println!("MEASURED a dead backend appears after {took:?}");
     let text = browser.text();
     cluster.check(text.contains("2 of 3 up") && text.contains("fell silent"), || text.clone());
@@ -200,10 +205,7 @@ fn accessible() {
             let unnamed = unnamed(&browser.call("Accessibility.getFullAXTree", &json!({})));
             cluster.check(unnamed.is_empty(), || format!("{scheme} {width}: {unnamed:?} without a name"));
             expect_no_complaint(&cluster, &browser);
-            if let Some(directory) = std::env::var_os("CPLB_SCREENSHOTS") {
-                let file = std::path::Path::new(&directory).join(format!("page-{scheme}-{width}.png.base64"));
-                std::fs::write(file, browser.screenshot()).expect("the picture is written");
-            }
+            browser.screenshot(&format!("page-{scheme}-{width}"));
         }
     }
     // The audit finds a fault where there is one.

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::history::{Names, Term, WallTime};
 use crate::status::schema::{Instance, Peer, PeerInstance, Status};
 
-use super::text::{age, age_of, milliseconds};
+use super::text::{age, age_of};
 use super::{View, badge, latest};
 
 /// A node, as a row of the table of an instance.
@@ -75,9 +75,6 @@ fn active(
                     (badge("good", "Active")) " " strong { (name) }
                     @if let Some(term) = term.filter(|term| term.end.is_none()) {
                         " for " (age_of(term.begin, now)) ": " (names.explained(&term.reason))
-                        @if let Some(silence) = term.silence_milliseconds {
-                            ", last heard " (milliseconds(silence)) " before"
-                        }
                     }
                 },
             }
@@ -148,7 +145,7 @@ fn table(rows: &[Row<'_>], instance: &Instance) -> Markup {
                                 }
                             }
                             td class="number" { (row.priority) }
-                            td { @if row.claim > 0.0 { "at least " (age(row.claim)) } @else { "–" } }
+                            td { @if row.claim > 0.0 { "≥ " (age(row.claim)) } @else { "–" } }
                             td { @if let Some(heard) = row.heard { (age(heard)) " ago" } @else { "–" } }
                         }
                     }

@@ -9,6 +9,7 @@ mod samples;
 mod services;
 mod text;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use maud::{DOCTYPE, Markup, html};
@@ -127,10 +128,12 @@ fn problems(status: &Status, node: &str) -> Markup {
     }
 }
 
-/// The addresses of the nodes, as far as the status tells.
-fn node_addresses(view: &View) -> Vec<(std::net::IpAddr, String)> {
+/// The addresses of the nodes, as far as the history and the status tell.
+fn node_addresses(view: &View) -> Vec<(IpAddr, String)> {
+    let entries = view.entries.iter().filter_map(|entry| Some((entry.address?, entry.node.clone())));
     let peers = view.status.peers.iter();
-    peers.filter_map(|peer| Some((peer.address.parse().ok()?, peer.node.clone()))).collect()
+    let peers = peers.filter_map(|peer| Some((peer.address.parse().ok()?, peer.node.clone())));
+    entries.chain(peers).collect()
 }
 
 fn virtual_ips(status: &Status) -> Vec<(u8, Vec<String>)> {

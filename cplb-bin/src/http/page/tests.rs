@@ -71,7 +71,7 @@ fn the_page_shows_the_whole_group() {
     let text = html(&view());
     for expected in [
         "<title>c1: serving · cplb</title>",
-        "<span class=\"badge good\">Active</span> <strong>c1</strong> for 60 s: c2 (10.0.0.12) fell silent, last heard 3.2 s before",
+        "<span class=\"badge good\">Active</span> <strong>c1</strong> for 60 s: c2 (10.0.0.12) fell silent",
         "<strong>no</strong>: no healthy backend",
         "<li>the disk is full</li>",
         "<span class=\"badge warn\">1 of 2 up</span>",

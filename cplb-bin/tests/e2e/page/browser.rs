@@ -2,11 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 use testbed::{Node, Tool};
 
@@ -149,10 +151,17 @@ impl Browser {
         self.events.borrow().iter().filter(is_complaint).map(Value::to_string).collect()
     }
 
-    /// The picture of the whole page, as PNG in base64.
-    pub(crate) fn screenshot(&self) -> String {
-        let result = self.call("Page.captureScreenshot", &json!({"captureBeyondViewport": true}));
-        result["data"].as_str().unwrap_or_default().to_owned()
+    /// Writes a picture of the whole page to the directory that `CPLB_SCREENSHOTS` names, if there is one.
+    pub(crate) fn screenshot(&self, name: &str) {
+        let Some(directory) = std::env::var_os("CPLB_SCREENSHOTS") else { return };
+        let height = self.evaluate("document.documentElement.scrollHeight");
+        let clip =
+            json!({"x": 0, "y": 0, "width": self.evaluate("innerWidth"), "height": height, "scale": 1});
+        let parameters = json!({"captureBeyondViewport": true, "clip": clip});
+        let result = self.call("Page.captureScreenshot", &parameters);
+        let data = result["data"].as_str().unwrap_or_default();
+        let picture = base64::engine::general_purpose::STANDARD.decode(data).expect("base64");
+        std::fs::write(Path::new(&directory).join(format!("{name}.png")), picture).expect("it is written");
     }
 }
 
