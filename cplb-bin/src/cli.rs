@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::unistd::Gid;
 
-use crate::{history, logging};
+use crate::{history, logging, socket};
 
 /// The default path of the status socket.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/cplb/cplb.sock";
@@ -113,6 +114,9 @@ pub(crate) struct RunArgs {
     pub(crate) backends: BackendArgs,
     #[command(flatten)]
     pub(crate) socket: SocketArg,
+    /// The group, by name or number, whose members may read the status and the history [default: that of the daemon]
+    #[arg(long, value_name = "GROUP", env = "CPLB_SOCKET_GROUP", value_parser = socket::group)]
+    pub(crate) socket_group: Option<Gid>,
     /// The directory for the records of what the daemon owns, by which a restart cleans up after a crash
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR, env = "CPLB_STATE_DIR")]
     pub(crate) state_dir: PathBuf,

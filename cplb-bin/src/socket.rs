@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::unistd::{Gid, Group, chown};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -27,7 +28,8 @@ pub(crate) enum BindError {
 pub(crate) struct LocalSocket {
     listener: UnixListener,
     path: PathBuf,
-    mode: u32,
+    /// The group that may use it, beside the user of this process.
+    group: Option<Gid>,
     /// Device and inode of the file.
     identity: Option<(u64, u64)>,
     /// Closed to accept a reader when the process has no other descriptor left: then they are needed most.
@@ -35,11 +37,12 @@ pub(crate) struct LocalSocket {
 }
 
 impl LocalSocket {
-    /// Binds `path` with this mode (its directory is created with 0700), replacing a socket without a listener.
-    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+    /// Binds `path` with mode 0660, replacing a socket without a listener. A directory that is missing is created, for this user
+    /// and the group only.
+    pub(crate) fn bind(path: &Path, group: Option<Gid>) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
+            create_directory(dir, group).map_err(io)?;
         }
         if has_listener(path) {
             return Err(BindError::InUse(path.to_owned()));
@@ -54,9 +57,9 @@ impl LocalSocket {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(io)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io)?;
+        give_to(path, group, 0o660).map_err(io)?;
         let identity = identity(path);
-        Ok(Self { listener, path: path.to_owned(), mode, identity, reserve: Mutex::new(reserve()) })
+        Ok(Self { listener, path: path.to_owned(), group, identity, reserve: Mutex::new(reserve()) })
     }
 
     /// Creates the socket again if its file was removed, or replaced by a socket without a listener.
@@ -64,7 +67,7 @@ impl LocalSocket {
         if self.is_in_place() {
             return Ok(Kept::Present);
         }
-        *self = Self::bind(&self.path, self.mode)?;
+        *self = Self::bind(&self.path, self.group)?;
         Ok(Kept::Restored)
     }
 
@@ -103,6 +106,33 @@ pub(crate) enum Kept {
     Restored,
 }
 
+fn create_directory(dir: &Path, group: Option<Gid>) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if group.is_some() { give_to(dir, group, 0o750) } else { Ok(()) }
+}
+
+fn give_to(path: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
+    if group.is_some() {
+        chown(path, None, group)?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// The group of this name or number.
+///
+/// # Errors
+/// A text for the operator.
+pub(crate) fn group(text: &str) -> Result<Gid, String> {
+    let named = || Group::from_name(text).map_err(|error| error.to_string());
+    match text.parse() {
+        Ok(number) => Ok(Gid::from_raw(number)),
+        Err(_) => named()?.map(|group| group.gid).ok_or_else(|| format!("there is no group {text}")),
+    }
+}
+
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
@@ -130,13 +160,15 @@ impl Drop for LocalSocket {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::{getegid, geteuid};
+
     use super::*;
 
     #[tokio::test]
     async fn a_removed_socket_is_created_again_and_that_of_another_daemon_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/cplb.sock");
-        let mut socket = LocalSocket::bind(&path, 0o660).unwrap();
+        let mut socket = LocalSocket::bind(&path, None).unwrap();
         assert_eq!(socket.keep().unwrap(), Kept::Present);
         fs::remove_file(&path).unwrap();
         assert_eq!(socket.keep().unwrap(), Kept::Restored);
@@ -145,7 +177,7 @@ mod tests {
         fs::remove_dir_all(dir.path().join("run")).unwrap();
         assert_eq!(socket.keep().unwrap(), Kept::Restored);
         fs::remove_file(&path).unwrap();
-        let other = LocalSocket::bind(&path, 0o660).unwrap();
+        let other = LocalSocket::bind(&path, None).unwrap();
         assert!(matches!(socket.keep(), Err(BindError::InUse(_))));
         drop(socket);
         assert!(has_listener(&path), "the other daemon's");
@@ -154,13 +186,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_group_may_use_the_socket_and_enter_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        // Only root may choose another group.
+        let group = if geteuid().is_root() { Gid::from_raw(4711) } else { getegid() };
+        let path = dir.path().join("run/cplb.sock");
+        let _socket = LocalSocket::bind(&path, Some(group)).unwrap();
+        for (file, mode) in [(path.as_path(), 0o660), (path.parent().unwrap(), 0o750)] {
+            let found = fs::metadata(file).unwrap();
+            assert_eq!((found.gid(), found.mode() & 0o777), (group.as_raw(), mode), "{}", file.display());
+        }
+        let private = dir.path().join("private/cplb.sock");
+        let _socket = LocalSocket::bind(&private, None).unwrap();
+        assert_eq!(fs::metadata(private.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn groups_have_names_or_numbers() {
+        assert_eq!(group("root").unwrap(), Gid::from_raw(0));
+        assert_eq!(group("1234").unwrap(), Gid::from_raw(1234));
+        assert!(group("no such group").unwrap_err().contains("no such group"));
+    }
+
+    #[tokio::test]
     async fn a_socket_without_a_listener_is_replaced_and_another_file_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cplb.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        drop(LocalSocket::bind(&path, 0o660).unwrap());
+        drop(LocalSocket::bind(&path, None).unwrap());
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(LocalSocket::bind(&path, 0o660), Err(BindError::Io { .. })));
+        assert!(matches!(LocalSocket::bind(&path, None), Err(BindError::Io { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 }

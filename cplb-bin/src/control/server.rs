@@ -41,10 +41,14 @@ impl Progress {
     }
 }
 
+/// Returns whether this user may ask for it. The mode of the socket's file stops those who may not even read.
+fn is_allowed(request: &Request, user: Option<Uid>) -> bool {
+    request.only_reads() || user.is_some_and(|user| user.is_root() || user == geteuid())
+}
+
 /// Reads a request, hands it to `ask`, and writes the result. A client that leaves does not end what it asked for.
 pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
-    let steerers = [Uid::from_raw(0), geteuid()];
-    let may_steer = stream.peer_cred().is_ok_and(|peer| steerers.contains(&Uid::from_raw(peer.uid())));
+    let peer = stream.peer_cred().ok().map(|peer| Uid::from_raw(peer.uid()));
     let (reader, mut writer) = stream.split();
     let mut text = String::new();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
@@ -54,7 +58,7 @@ pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
     let (reply, mut result) = oneshot::channel();
     let progress = Progress::default();
     match serde_json::from_str::<Request>(&text) {
-        Ok(request) if !may_steer && !request.only_reads() => {
+        Ok(request) if !is_allowed(&request, peer) => {
             let _ = reply.send(Outcome::refused("only root and the user of the daemon may ask for this"));
         }
         Ok(request) => ask(Asked { request, reply, progress: progress.clone() }),
@@ -102,6 +106,18 @@ mod tests {
             found
         };
         tokio::join!(serve, talk).1
+    }
+
+    #[test]
+    fn only_root_and_the_user_of_the_daemon_may_change_anything() {
+        let other = Some(Uid::from_raw(geteuid().as_raw() + 4711));
+        for user in [Some(Uid::from_raw(0)), Some(geteuid())] {
+            assert!(is_allowed(&Request::Standby, user) && is_allowed(&Request::History, user));
+        }
+        for user in [other, None] {
+            assert!(!is_allowed(&Request::Standby, user) && !is_allowed(&Request::Reload, user));
+            assert!(is_allowed(&Request::History, user));
+        }
     }
 
     #[tokio::test]

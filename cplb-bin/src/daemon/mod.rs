@@ -222,9 +222,9 @@ impl Daemon {
         let mut problems = Problems::default();
         problems.raise_all(Cause::Configuration, warnings);
         let host_lock = HostLock::at_start(&config).await?;
-        let socket = LocalSocket::bind(&args.socket.socket, 0o660).map_err(socket_failure)?;
-        let control = control::socket_path(&args.socket.socket);
-        let control = LocalSocket::bind(&control, 0o600).map_err(socket_failure)?;
+        let (path, group) = (&args.socket.socket, args.socket_group);
+        let socket = LocalSocket::bind(path, group).map_err(socket_failure)?;
+        let control = LocalSocket::bind(&control::socket_path(path), group).map_err(socket_failure)?;
         if !config.instances.is_empty() {
             let reports = EventSender::<VipReport>::new(&channel);
             for report in vip::reclaim(&args.state_dir)? {

@@ -156,7 +156,8 @@ pub(crate) fn connect_failure(path: &Path, error: &io::Error) -> Failure {
                 .help("start it with `cplb run --config FILE`, or name its socket with --socket")
         }
         io::ErrorKind::PermissionDenied => {
-            Failure::new(Kind::Permission, format_args!("no permission to open {path}")).help("run as root")
+            Failure::new(Kind::Permission, format_args!("no permission to open {path}"))
+                .help("run as root, or as a member of the group of --socket-group")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
             Kind::Temporary,

@@ -36,8 +36,8 @@ mod tests {
     async fn a_reader_gets_the_document_and_the_file_goes_with_the_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/cplb.sock");
-        let socket = LocalSocket::bind(&path, 0o660).unwrap();
-        assert!(matches!(LocalSocket::bind(&path, 0o660), Err(BindError::InUse(_))));
+        let socket = LocalSocket::bind(&path, None).unwrap();
+        assert!(matches!(LocalSocket::bind(&path, None), Err(BindError::InUse(_))));
         let serve = async {
             // The refused bind above has left one connection without a reader.
             for _ in 0..2 {

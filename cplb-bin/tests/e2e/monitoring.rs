@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use testbed::{Readiness, Signal, Test, Tool};
 
 use crate::reload::fixture::reload_one;
@@ -29,7 +30,15 @@ pub(crate) fn tests() -> Vec<Test> {
             Tool::Curl,
             Tool::Prometheus,
         ]),
-        Test::new("thousands_of_slow_clients_move_nothing", slow_clients).needs([Tool::Nft, Tool::Curl]),
+        Test::new("thousands_of_slow_clients_move_nothing", || {
+            many_clients(2000, b"GET /metrics HTTP/1.1\r\nHost: ");
+        })
+        .needs([Tool::Nft, Tool::Curl]),
+        Test::new("thousands_of_event_streams_move_nothing", || {
+            many_clients(10_000, b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n");
+        })
+        .needs([Tool::Nft, Tool::Curl])
+        .alone(),
     ]
 }
 
@@ -158,25 +167,30 @@ fn address() {
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());
 }
 
-fn slow_clients() {
+/// Keeps this many connections open on which this was sent, and never reads.
+fn many_clients(count: usize, request: &[u8]) {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit is known");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the limit is raised");
     let cluster = Cluster::start(plan());
     let owner = cluster.wait_until_settled();
     get(&cluster, owner, "/metrics");
+    get(&cluster, owner, "/");
     let (takeovers, before) = (cluster.takeovers(), resident(cluster.daemon(owner)));
     let slow: Vec<TcpStream> = cluster.node(owner).run(|| {
         let slow = || {
             let mut stream = TcpStream::connect(("127.0.0.1", PORT)).expect("the server accepts");
             // The server may have closed it already.
-            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: ");
+            let _ = stream.write_all(request);
             stream
         };
-        (0..2000).map(|_| slow()).collect()
+        (0..count).map(|_| slow()).collect()
     });
     for _ in 0..20 {
         assert_eq!(get(&cluster, owner, "/metrics").0, 200);
+        assert_eq!(get(&cluster, owner, "/").0, 200);
     }
     let after = resident(cluster.daemon(owner));
-    eprintln!("{} slow clients: {} kB more", slow.len(), after.saturating_sub(before) / 1024);
+    eprintln!("{} clients that do not read: {} kB more", slow.len(), after.saturating_sub(before) / 1024);
     cluster.check(after < before + 8_000_000, || format!("{before} bytes, then {after}"));
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
     let status = cluster.status(owner);
