@@ -40,6 +40,7 @@ impl Daemon {
         let mut deadline: Option<Instant> = None;
         loop {
             let save = self.recorder.next_save().filter(|_| self.uses_state_dir());
+            let supervisor = self.supervisor.poll_timeout();
             tokio::select! {
                 Some(event) = self.events.recv() => self.dispatch(event).await,
                 _ = evidence.tick() => {
@@ -47,6 +48,7 @@ impl Daemon {
                     self.gather_evidence();
                     self.update_group();
                     self.tick_drains();
+                    self.tick_supervisor();
                 }
                 _ = maintenance.tick() => self.maintain(),
                 stream = self.socket.accept() => {
@@ -61,6 +63,7 @@ impl Daemon {
                     Request::Report => self.log_status(),
                 },
                 () = sleep_until(save), if save.is_some() => self.save_history(),
+                () = sleep_until(supervisor), if supervisor.is_some() => self.tick_supervisor(),
                 () = tokio::time::sleep(HANDOVER_POLL), if deadline.is_some() || !self.handovers.is_idle() => {}
             }
             self.tick_handovers();

@@ -49,6 +49,7 @@ mod status_page;
 mod stop;
 #[cfg(test)]
 mod storm_tests;
+mod supervisor;
 mod table;
 mod vip;
 mod vrf;
@@ -93,6 +94,7 @@ use serving::Verdict;
 use signals::Signals;
 use standby::Standby;
 use status_page::StatusPage;
+use supervisor::Supervisor;
 use table::{Delivered, TableKeeper};
 use vip::{Election, VipReport};
 
@@ -156,6 +158,7 @@ struct Daemon {
     draining: Vec<drain_requests::Waiting>,
     /// The filter of the log at the start.
     log_level: String,
+    supervisor: Supervisor,
 }
 
 /// Runs until a signal ends it.
@@ -212,6 +215,7 @@ impl Daemon {
             services = daemon.config.services.len(),
             "started"
         );
+        daemon.supervisor.ready(Instant::now());
         Ok(daemon)
     }
 
@@ -291,6 +295,7 @@ impl Daemon {
             drains: Drains::default(),
             draining: Vec::new(),
             log_level,
+            supervisor: Supervisor::from_environment(),
             channel,
         })
     }

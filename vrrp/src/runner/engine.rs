@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -282,6 +283,7 @@ impl Engine {
                 }),
                 Command::Shutdown(bound) => self.shut_down(bound, now),
                 Command::Abort => self.phase = Phase::Aborted,
+                Command::Ping(answer, number) => answer.store(number, Ordering::Relaxed),
             }
         }
     }

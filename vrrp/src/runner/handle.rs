@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ pub(super) enum Command {
     Remove(InstanceId),
     Shutdown(Duration),
     Abort,
+    Ping(Arc<AtomicU64>, u64),
 }
 
 /// The thread panicked, which is a bug.
@@ -129,6 +131,11 @@ impl RunnerHandle {
     /// Hands the addresses of a router over, stops it and drops it.
     pub fn remove(&self, instance: InstanceId) {
         self.send(Command::Remove(instance));
+    }
+
+    /// Asks the thread to store `number` in `answer`, which it does as soon as it runs: a supervisor learns whether it hangs.
+    pub fn ping(&self, answer: Arc<AtomicU64>, number: u64) {
+        self.send(Command::Ping(answer, number));
     }
 
     /// The state of everything, as of at most 200 ms ago.
