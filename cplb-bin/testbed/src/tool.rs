@@ -46,6 +46,8 @@ pub enum Tool {
     Promtool,
     /// `prometheus`, which reads metrics and evaluates alerts.
     Prometheus,
+    /// `systemd-analyze`, which checks units.
+    SystemdAnalyze,
     /// `chromium`, a browser that runs without a window.
     Chromium,
 }
@@ -97,6 +99,7 @@ impl Tool {
             Self::Qemu => ("qemu-system-x86_64", "--no-install-recommends qemu-system-x86"),
             Self::Promtool => ("promtool", "--no-install-recommends prometheus"),
             Self::Prometheus => ("prometheus", "--no-install-recommends prometheus"),
+            Self::SystemdAnalyze => ("systemd-analyze", "systemd"),
             Self::Chromium => ("chromium", "--no-install-recommends chromium fonts-dejavu-core"),
         }
     }

@@ -34,6 +34,7 @@ mod steering;
 mod strangers;
 mod support;
 mod system;
+mod systemd;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         ("main_path", main_path::tests()),
         ("reload", reload::tests()),
         ("system", system::tests()),
+        ("systemd", systemd::tests()),
         ("discovery", discovery::tests()),
         ("steering", steering::tests()),
         ("strangers", strangers::tests()),
