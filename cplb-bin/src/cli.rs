@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     /// As SIGHUP, with the result: exits with 0 once the new configuration is in effect, or with 65 after printing the
     /// errors of the file, which then changes nothing.
     Reload(ControlArgs),
+    /// List the open connections of clients through the load balancer of this node
+    Connections(ConnectionsArgs),
     /// Log other lines from now on, until the daemon ends
     #[command(name = "log-level")]
     LogLevel(LogLevelArgs),
@@ -200,6 +203,21 @@ pub(crate) struct HandoverArgs {
     /// The controller that is to have them: its node name or its address; by default the best one that can serve
     #[arg(long, value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnectionsArgs {
+    /// Only those to this backend: an address, with or without its port
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) backend: Option<String>,
+    /// Only those of this service
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Only those of this client
+    #[arg(long, value_name = "IP")]
+    pub(crate) client: Option<IpAddr>,
     #[command(flatten)]
     pub(crate) control: ControlArgs,
 }

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Standby(args) => control::client::stand_by(args).map(|()| ExitCode::SUCCESS),
         Command::Active(args) => control::client::end_standby(args).map(|()| ExitCode::SUCCESS),
         Command::Reload(args) => control::client::reload(args).map(|()| ExitCode::SUCCESS),
+        Command::Connections(args) => control::client::list_connections(args).map(|()| ExitCode::SUCCESS),
         Command::LogLevel(args) => control::client::set_log_level(args).map(|()| ExitCode::SUCCESS),
         Command::Drain(args) => control::client::drain(args).map(|()| ExitCode::SUCCESS),
         Command::Undrain(args) => control::client::undrain(args).map(|()| ExitCode::SUCCESS),

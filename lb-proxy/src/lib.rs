@@ -45,9 +45,9 @@ pub use balance::Balance;
 pub use check::{HealthCheck, HealthKind};
 #[cfg(feature = "engine")]
 pub use engine::{
-    Backend, BackendSnapshot, BackendState, ConnectTimes, Event, Failure, HeartbeatError, InvalidService,
-    ListenError, LoadBalancer, Options, ReconfigureError, Refusal, RelayMode, Service, ServiceSnapshot,
-    ServingEvidence, Snapshot, StartError, WorkerSnapshot,
+    Backend, BackendSnapshot, BackendState, ConnectTimes, Connection, Event, Failure, HeartbeatError,
+    InvalidService, ListenError, LoadBalancer, Options, ReconfigureError, Refusal, RelayMode, Service,
+    ServiceSnapshot, ServingEvidence, Snapshot, StartError, WorkerSnapshot,
 };
 pub use mark::{MARK, director_marks};
 #[cfg(feature = "health")]

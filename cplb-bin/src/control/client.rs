@@ -1,5 +1,6 @@
 //! The commands that ask a running daemon to act.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -8,13 +9,13 @@ use std::time::Duration;
 
 use cplb_config::escaped;
 
-use crate::cli::{ControlArgs, DrainArgs, HandoverArgs, LogLevelArgs, UndrainArgs};
+use crate::cli::{ConnectionsArgs, ControlArgs, DrainArgs, HandoverArgs, LogLevelArgs, UndrainArgs};
 use crate::exit::{Failure, Kind, escaped_lines};
 use crate::logging::escape_json;
 use crate::output;
 use crate::status::client::connect_failure;
 
-use super::{Drain, Line, Move, Outcome, Request, Undrain, socket_path};
+use super::{Connections, Drain, Line, Move, Outcome, Request, Selection, Undrain, socket_path};
 
 /// The longest time between two lines of a daemon that works: it sends one each second.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +46,53 @@ pub(crate) fn reload(args: &ControlArgs) -> Result<(), Failure> {
 /// Runs `cplb log-level`.
 pub(crate) fn set_log_level(args: &LogLevelArgs) -> Result<(), Failure> {
     run(&args.control, &Request::LogLevel(args.level.clone()))
+}
+
+/// Runs `cplb connections`.
+pub(crate) fn list_connections(args: &ConnectionsArgs) -> Result<(), Failure> {
+    let ConnectionsArgs { backend, service, client, control } = args;
+    let selection = Selection { backend: backend.clone(), service: service.clone(), client: *client };
+    let outcome = ask(&socket_path(&control.socket.socket), &Request::Connections(selection))?;
+    let Some(found) = outcome.connections else {
+        return Err(Failure::new(Kind::Temporary, outcome.refused.unwrap_or_default()));
+    };
+    let text = if control.json {
+        let text =
+            serde_json::to_string_pretty(&found).map_err(|error| Failure::new(Kind::Internal, error))?;
+        escape_json(&text)
+    } else {
+        table(&found)
+    };
+    output::print(&text).map(drop)
+}
+
+fn table(found: &Connections) -> String {
+    let rows: Vec<[String; 4]> = found
+        .connections
+        .iter()
+        .map(|it| {
+            let backend = it.backend.map_or_else(|| "connecting".to_owned(), |backend| backend.to_string());
+            [it.client.to_string(), it.to.to_string(), escaped(&it.service).into_owned(), backend]
+        })
+        .collect();
+    let head = ["CLIENT", "TO", "SERVICE", "BACKEND"].map(str::to_owned);
+    let width =
+        |column: usize| rows.iter().chain([&head]).map(|row| row[column].len()).max().unwrap_or_default();
+    let [a, b, c] = [width(0), width(1), width(2)];
+    let mut out = String::new();
+    for [client, to, service, backend] in std::iter::once(&head).chain(&rows) {
+        let _ = writeln!(out, "{client:a$}  {to:b$}  {service:c$}  {backend}");
+    }
+    let more = found.total.saturating_sub(rows.len());
+    let _ = match more {
+        0 => writeln!(out, "{} open", found.total),
+        _ => writeln!(
+            out,
+            "{} open, {more} of them not shown: select a backend, service or client",
+            found.total
+        ),
+    };
+    out
 }
 
 /// Runs `cplb drain`.

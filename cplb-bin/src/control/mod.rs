@@ -1,5 +1,5 @@
-//! What an operator asks of a running daemon: `cplb handover`, `standby`, `active`, `drain`, `undrain`, `reload` and
-//! `history`.
+//! What an operator asks of a running daemon: `cplb handover`, `standby`, `active`, `drain`, `undrain`, `reload`,
+//! `log-level`, `connections` and `history`.
 //!
 //! The path of the socket is that of the status socket with `.control` appended. Root and the daemon's user may ask for
 //! everything, the group of the socket's file for what only reads.
@@ -8,7 +8,7 @@
 pub(crate) mod client;
 pub(crate) mod server;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,41 @@ pub(crate) enum Request {
     Reload,
     /// A filter of the log; `None` for that of the start.
     LogLevel(Option<String>),
+    Connections(Selection),
     History,
+}
+
+/// The connections that are asked for; all without conditions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Selection {
+    /// An address with or without a port.
+    pub(crate) backend: Option<String>,
+    pub(crate) service: Option<String>,
+    pub(crate) client: Option<IpAddr>,
+}
+
+/// The open connections of clients.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Connections {
+    /// The number of all that were selected.
+    pub(crate) total: usize,
+    /// The first 10,000 of them, by client.
+    pub(crate) connections: Vec<Connection>,
+}
+
+/// An open connection of a client.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Connection {
+    pub(crate) client: SocketAddr,
+    /// The address that it connected to.
+    pub(crate) to: SocketAddr,
+    pub(crate) service: String,
+    /// Absent until one is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) backend: Option<SocketAddr>,
 }
 
 /// A backend that is to take no new connections.
@@ -72,7 +106,7 @@ impl Request {
     /// Returns whether it changes nothing.
     pub(crate) const fn only_reads(&self) -> bool {
         match self {
-            Self::History => true,
+            Self::History | Self::Connections(_) => true,
             Self::Handover { .. }
             | Self::Standby
             | Self::Active
@@ -111,6 +145,9 @@ pub(crate) struct Outcome {
     pub(crate) message: Option<String>,
     /// The moves, one for each instance.
     pub(crate) moves: Vec<Move>,
+    /// The answer to [`Request::Connections`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connections: Option<Connections>,
     /// The answer to [`Request::History`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) history: Option<Box<Document>>,

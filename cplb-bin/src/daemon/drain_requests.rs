@@ -1,4 +1,4 @@
-//! The requests of operators to drain backends.
+//! The requests of operators about connections: to drain backends, and to list what is open.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use lb_proxy::BackendState;
 use tokio::sync::oneshot;
 
 use crate::control::server::Progress;
-use crate::control::{Drain, Outcome, Undrain};
+use crate::control::{Connection, Connections, Drain, Outcome, Selection, Undrain};
 
 use super::Daemon;
 use super::drains::Selector;
@@ -66,6 +66,27 @@ impl Daemon {
             Ok(_) => Outcome::refused(format!("{} was not drained by `cplb drain`", request.backend)),
         };
         let _ = reply.send(outcome);
+    }
+
+    /// Lists the open connections in a task, since each worker has to answer.
+    pub(super) fn list_connections(&self, selection: &Selection, reply: oneshot::Sender<Outcome>) {
+        let backend = selection.backend.as_deref();
+        let backend = match backend.map(|text| Selector::parse(text, None)).transpose() {
+            Ok(backend) => backend,
+            Err(why) => {
+                let _ = reply.send(Outcome::refused(why));
+                return;
+            }
+        };
+        let (balancer, selection) = (self.proxy.balancer().cloned(), selection.clone());
+        tokio::spawn(async move {
+            let all = match balancer {
+                Some(balancer) => balancer.connections().await,
+                None => Vec::new(),
+            };
+            let connections = Some(selected(all, &selection, backend.as_ref()));
+            let _ = reply.send(Outcome { connections, ..Outcome::default() });
+        });
     }
 
     /// Ends the drains whose time is over, and answers the operators whose backends have no connection any more.
@@ -140,6 +161,35 @@ impl Daemon {
         };
         selected.map(found).collect()
     }
+}
+
+/// The most connections in an answer.
+const MAX_LISTED: usize = 10_000;
+
+fn selected(
+    all: Vec<lb_proxy::Connection>,
+    selection: &Selection,
+    backend: Option<&Selector>,
+) -> Connections {
+    let is_selected = |it: &lb_proxy::Connection| {
+        backend.is_none_or(|wanted| it.backend.is_some_and(|backend| wanted.selects(&it.service, backend)))
+            && selection.service.as_ref().is_none_or(|service| **service == *it.service)
+            && selection.client.is_none_or(|client| client.to_canonical() == it.client.ip())
+    };
+    let mut connections: Vec<Connection> = all
+        .into_iter()
+        .filter(is_selected)
+        .map(|it| Connection {
+            client: it.client,
+            to: it.local,
+            service: it.service.to_string(),
+            backend: it.backend,
+        })
+        .collect();
+    let total = connections.len();
+    connections.sort_unstable();
+    connections.truncate(MAX_LISTED);
+    Connections { total, connections }
 }
 
 fn message(found: &[Found], what: &str) -> Outcome {

@@ -75,6 +75,7 @@ impl Daemon {
                 control::Request::Handover { instance, to } => {
                     self.ask_to_hand_over(instance.as_deref(), to.as_deref(), reply);
                 }
+                control::Request::Connections(selection) => self.list_connections(&selection, reply),
                 control::Request::LogLevel(level) => _ = reply.send(self.set_log_level(level)),
                 control::Request::Reload => self.reload_for(reply),
                 control::Request::Drain(request) => self.drain(&request, reply, progress),

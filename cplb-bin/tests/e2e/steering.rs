@@ -122,6 +122,26 @@ fn drain() {
     let arguments = ["drain", drained.as_str(), "--wait", "--timeout", "1s"];
     refused(&cluster, owner, &arguments, 75, "connections are still open");
     cluster.check(sessions.ended() == 0, || "sessions have ended".to_owned());
+    let listed = |arguments: &[&str]| -> Value {
+        let arguments = [&["connections", "--json"], arguments].concat();
+        serde_json::from_str(&succeed(&cluster, owner, &arguments)).expect("JSON")
+    };
+    let all = listed(&[]);
+    cluster.check(all["total"] == 6, || all.to_string());
+    let to_it = listed(&["--backend", &drained]);
+    let connections = to_it["connections"].as_array().expect("a list");
+    let client = cluster.client().v4().to_string();
+    let as_expected = connections.iter().all(|it| {
+        it["backend"] == *drained
+            && it["to"] == cluster.address().to_string()
+            && it["service"] == "kube-apiserver"
+            && it["client"].as_str().is_some_and(|text| text.starts_with(&client))
+    });
+    cluster.check(connections.len() == 2 && as_expected, || to_it.to_string());
+    let none = listed(&["--client", "10.9.0.99"]);
+    cluster.check(none["total"] == 0, || none.to_string());
+    let text = succeed(&cluster, owner, &["connections", "--service", "kube-apiserver"]);
+    cluster.check(text.contains(&drained) && text.contains("6 open"), || text.clone());
     let shown = backend(&cluster, owner, &drained);
     cluster.check(shown["state"] == "draining" && shown["connectionsActive"] != 0, || shown.to_string());
     cluster.check(shown["reason"].as_str().is_some_and(|why| why.contains("operator")), || shown.to_string());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::command::{Command, WorkerHandle};
+use super::command::{Command, Listed, WorkerHandle};
 use super::config::{Options, Service};
 use super::error::{HeartbeatError, ReconfigureError, StartError};
 use super::event::Event;
@@ -25,7 +25,9 @@ use super::local::{is_local, local_addresses};
 use super::reconfigure::Configuration;
 use super::service::LiveService;
 use super::shared::Shared;
-use super::snapshot::{BackendSnapshot, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot};
+use super::snapshot::{
+    BackendSnapshot, Connection, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
+};
 use super::worker_thread;
 use crate::health::{LastCheck, Monitor, MonitorError, MonitorOptions, TargetKey};
 
@@ -219,6 +221,26 @@ impl LoadBalancer {
         let addresses: Arc<[IpAddr]> = addresses.iter().map(IpAddr::to_canonical).collect();
         let ask = |reply| Command::ResetLocal(Arc::clone(&addresses), reply);
         self.query_workers(ask, WORKER_TIMEOUT).await.into_iter().flatten().sum()
+    }
+
+    /// Returns the open connections of all clients, in no order, except those of a worker that does not respond within 2 s. It
+    /// costs two system calls for each.
+    pub async fn connections(&self) -> Vec<Connection> {
+        let listed = self.query_workers(Command::List, WORKER_TIMEOUT).await;
+        let mut backends = HashMap::new();
+        for service in self.shared.services.load().iter() {
+            let members = service.backends.load();
+            let removed = service.removed.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = members.members.iter().chain(removed.iter());
+            backends.extend(all.map(|member| (member.backend.id, member.backend.addr)));
+        }
+        let connection = |listed: Listed| Connection {
+            service: listed.service,
+            client: listed.client,
+            local: listed.local,
+            backend: backends.get(&listed.backend).copied(),
+        };
+        listed.into_iter().flatten().flatten().map(connection).collect()
     }
 
     /// Proves that the balancer can serve: every worker handles a command, and on each listener one connection made

@@ -1,6 +1,6 @@
 //! Commands to workers, and the handle by which other threads send them.
 
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::mpsc::SyncSender;
@@ -38,10 +38,22 @@ pub(crate) enum Command {
     /// Reset the sessions whose clients connected to one of these addresses; reply with their number when their sockets
     /// are closed.
     ResetLocal(Arc<[IpAddr]>, oneshot::Sender<usize>),
+    /// Reply with the sessions.
+    List(oneshot::Sender<Vec<Listed>>),
     /// Reply when there are no sessions.
     Drain(oneshot::Sender<()>),
     /// Reset all sessions and end.
     Stop,
+}
+
+/// A session of a worker.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub service: Arc<str>,
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    /// The backend's id; 0 while the session connects.
+    pub backend: u32,
 }
 
 /// The part of a worker that other threads use.

@@ -38,5 +38,5 @@ pub use connect_times::ConnectTimes;
 pub use error::{HeartbeatError, InvalidService, ListenError, ReconfigureError, StartError};
 pub use event::{Event, Failure, Refusal};
 pub use snapshot::{
-    BackendSnapshot, BackendState, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
+    BackendSnapshot, BackendState, Connection, ServiceSnapshot, ServingEvidence, Snapshot, WorkerSnapshot,
 };

@@ -85,6 +85,20 @@ pub struct BackendSnapshot {
     pub connect_times: ConnectTimes,
 }
 
+/// An open connection of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Connection {
+    /// The name of the service.
+    pub service: Arc<str>,
+    /// The client's address and port.
+    pub client: SocketAddr,
+    /// The address and port that it connected to, such as a virtual IP.
+    pub local: SocketAddr,
+    /// The address of the backend; `None` until one is connected.
+    pub backend: Option<SocketAddr>,
+}
+
 /// The state of a backend as the balancer uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -1,16 +1,17 @@
 //! The state of one worker: its sessions, its relay tools and the choice of a less loaded worker.
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use slab::Slab;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::command::Listed;
 use super::relay::Tools;
 use super::shared::Shared;
 use super::ticket::Ticket;
@@ -20,6 +21,8 @@ use super::ticket::Ticket;
 const HAND_OFF_SLACK: usize = 4;
 /// Clients that may wait in the queue of another worker. A worker with more is taken to hang.
 const HAND_OFFS_WAITING: usize = 16;
+/// Sessions that are listed before others are served again; each takes two system calls.
+const LISTED_AT_ONCE: usize = 500;
 /// Capacity above which the session table is shrunk when it is empty.
 const TABLE_KEPT: usize = 1024;
 
@@ -32,7 +35,17 @@ struct Entry {
     /// The backend's id; 0 while the session connects.
     backend: u32,
     /// Counts the client as open as long as the entry exists.
-    _ticket: Ticket,
+    ticket: Ticket,
+}
+
+impl Entry {
+    /// `None` if the client has left.
+    fn listed(&self) -> Option<Listed> {
+        let client = socket_address(&getpeername::<SockaddrStorage>(self.client).ok()?)?;
+        let local = socket_address(&getsockname::<SockaddrStorage>(self.client).ok()?)?;
+        let service = Arc::clone(&self.ticket.service().name);
+        Some(Listed { service, client, local, backend: self.backend })
+    }
 }
 
 /// State of one worker, used only on its own thread.
@@ -85,7 +98,7 @@ impl Worker {
 
     /// Enters a session with the descriptor of its client into the table. Returns its key.
     pub(crate) fn register(&self, client: RawFd, ticket: Ticket) -> usize {
-        self.sessions.borrow_mut().insert(Entry { abort: None, client, backend: 0, _ticket: ticket })
+        self.sessions.borrow_mut().insert(Entry { abort: None, client, backend: 0, ticket })
     }
 
     /// Stores the handle that aborts a session's task.
@@ -131,6 +144,24 @@ impl Worker {
         }
     }
 
+    /// The sessions, some at a time, so that the others are not delayed.
+    pub(crate) async fn list(&self) -> Vec<Listed> {
+        let (mut listed, mut next) = (Vec::new(), 0);
+        loop {
+            {
+                let sessions = self.sessions.borrow();
+                let end = sessions.capacity();
+                if next >= end {
+                    return listed;
+                }
+                let some = next..(next + LISTED_AT_ONCE).min(end);
+                listed.extend(some.clone().filter_map(|key| sessions.get(key)?.listed()));
+                next = some.end;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Ends the sessions with a backend by a reset to both sides.
     pub(crate) fn reset_backend(&self, backend: u32) {
         self.reset(|entry| entry.backend == backend);
@@ -154,7 +185,12 @@ impl Worker {
 
 fn is_bound_to(socket: RawFd, addresses: &[IpAddr]) -> bool {
     let Ok(local) = getsockname::<SockaddrStorage>(socket) else { return false };
-    let v4 = local.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-    let v6 = local.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()).to_canonical());
-    v4.or(v6).is_some_and(|ip| addresses.contains(&ip))
+    socket_address(&local).is_some_and(|local| addresses.contains(&local.ip()))
+}
+
+/// The address of a TCP socket; IPv4 as such, also on a socket of IPv6.
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::new(IpAddr::V4(a.ip()), a.port()));
+    let v6 = address.as_sockaddr_in6().map(|a| SocketAddr::new(IpAddr::V6(a.ip()).to_canonical(), a.port()));
+    v4.or(v6)
 }

@@ -104,6 +104,12 @@ async fn handle_commands(worker: Rc<Worker>, mut commands: UnboundedReceiver<Com
                 let reset = worker.reset_local(&addresses);
                 tokio::task::spawn_local(reply_when_finished(reset, reply));
             }
+            Command::List(reply) => {
+                let worker = Rc::clone(&worker);
+                tokio::task::spawn_local(async move {
+                    let _ = reply.send(worker.list().await);
+                });
+            }
             Command::Drain(reply) => worker.notify_when_drained(reply),
             Command::Stop => return,
         }

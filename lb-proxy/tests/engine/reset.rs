@@ -1,5 +1,6 @@
 //! Resetting sessions of clients that connected to an address that this node is about to lose.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -32,4 +33,25 @@ fn only_sessions_through_the_address_are_reset_on_both_sides() {
     assert_eq!(block_on(balancer.lb.reset_sessions(&[v6.ip()])), 1);
     assert_eq!(block_on(balancer.lb.reset_sessions(&[])), 0);
     assert_eq!(balancer.sessions(), 30);
+}
+
+#[test]
+fn open_connections_are_listed_with_both_ends() {
+    let echo = Echo::start(1);
+    let balancer =
+        Balancer::start(&[echo.addr], |_, service| service.listen = vec!["[::]:0".parse().unwrap()]);
+    let vip = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 77), balancer.addr.port()));
+    assert_eq!(block_on(balancer.lb.connections()), []);
+    // More than are listed at once.
+    let mut streams: Vec<_> = (0..1200).map(|_| connect(vip).unwrap().0).collect();
+    streams.iter_mut().for_each(|stream| ping(stream).unwrap());
+    let listed = block_on(balancer.lb.connections());
+    let clients: BTreeSet<SocketAddr> = listed.iter().map(|it| it.client).collect();
+    assert_eq!(clients, streams.iter().map(|stream| stream.local_addr().unwrap()).collect());
+    for connection in &listed {
+        assert_eq!((connection.local, connection.backend), (vip, Some(echo.addr)));
+    }
+    streams.truncate(1);
+    wait_until("the others have ended", || balancer.sessions() == 1);
+    assert_eq!(block_on(balancer.lb.connections()).len(), 1);
 }
