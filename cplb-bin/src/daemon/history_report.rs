@@ -1,11 +1,11 @@
 //! What the history is told, and its document.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use vrrp::channel::{MAX_TRANSITIONS, TransitionReport};
-use vrrp::router::StateName;
-use vrrp::runner::{InstanceId, RunnerEvent};
+use vrrp::router::{Reason, StateName};
+use vrrp::runner::{InstanceId, PastTransition, RunnerEvent};
 
 use crate::history::{
     ActiveSeen, Document, Entry, Instance, OwnTransition, PeerReport, PeerTransition, SCHEMA, WallTime,
@@ -30,7 +30,7 @@ impl Daemon {
                     from: transition.from.as_str(),
                     to: transition.to.as_str(),
                     reason: transition.reason.to_string(),
-                    silence_milliseconds: past.since_last_heard.map(milliseconds),
+                    silence_milliseconds: silence(past),
                 });
                 self.save_history();
                 self.update_group();
@@ -98,8 +98,11 @@ impl Daemon {
     }
 }
 
-fn milliseconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX - 1)
+/// The time without an Active, where that is the reason of a transition.
+fn silence(past: &PastTransition) -> Option<u32> {
+    let is_reason = matches!(past.transition.reason, Reason::ActiveSilent { source: Some(_) });
+    let silence = past.since_last_heard.filter(|_| is_reason)?;
+    Some(u32::try_from(silence.as_millis()).unwrap_or(u32::MAX - 1))
 }
 
 fn report(entry: &Arc<Entry>) -> Option<TransitionReport> {

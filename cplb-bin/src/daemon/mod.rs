@@ -362,7 +362,9 @@ fn open_history(
 ) -> Recorder {
     let (recorder, unreadable) = Recorder::open(&args.state_dir, node, EventSender::new(channel));
     if let Some(why) = unreadable {
-        let text = format!("the history of earlier runs cannot be read, and begins anew: {why}");
+        let text = format!(
+            "the history of earlier runs cannot be read, and begins anew; the file is kept as history.bad: {why}"
+        );
         tracing::warn!("{text}");
         problems.raise_fading(Cause::Record("history"), text, Instant::now());
     }

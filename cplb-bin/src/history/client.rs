@@ -16,15 +16,23 @@ use super::{Document, SCHEMA, WallTime, file, render, since, terms};
 /// Runs the command.
 pub(crate) fn run(args: &HistoryArgs) -> Result<(), Failure> {
     let since = args.since.as_deref().map(|text| since::parse(text, WallTime::now()));
-    let since = since.transpose().map_err(|why| Failure::new(Kind::Usage, format_args!("--since: {why}")))?;
-    let document = fetch(args)?;
-    let document = selected(document, since);
+    let since = since.transpose().map_err(|why| {
+        Failure::new(
+            Kind::Usage,
+            format_args!("--since {}: {why}", args.since.as_deref().unwrap_or_default()),
+        )
+    })?;
+    let since = since.unwrap_or_default();
+    let mut document = fetch(args)?;
+    let entries: Vec<_> = document.entries.iter().cloned().map(Arc::new).collect();
+    document.terms = terms(&entries);
     let text = if args.json {
+        let document = document.since(since);
         let text =
             serde_json::to_string_pretty(&document).map_err(|error| Failure::new(Kind::Internal, error))?;
         escape_json(&text)
     } else {
-        let text = render::text(&document, args.all);
+        let text = render::text(&document, args.all, since);
         text.lines().map(|line| format!("{}\n", escaped(line))).collect()
     };
     if text.is_empty() {
@@ -34,25 +42,6 @@ pub(crate) fn run(args: &HistoryArgs) -> Result<(), Failure> {
     output::print(&text).map(drop)
 }
 
-/// The document with its terms, without what was over before `since`.
-fn selected(mut document: Document, since: Option<WallTime>) -> Document {
-    let entries: Vec<_> = document.entries.into_iter().map(Arc::new).collect();
-    document.terms = terms(&entries);
-    let since = since.unwrap_or_default();
-    let next = |index: usize| {
-        let term = &document.terms[index];
-        let later = document.terms[index + 1..].iter().find(|later| later.vrid == term.vrid);
-        term.end.or_else(|| Some(later?.begin))
-    };
-    let lasts: Vec<bool> =
-        (0..document.terms.len()).map(|index| next(index).is_none_or(|end| end >= since)).collect();
-    let mut lasts = lasts.into_iter();
-    document.terms.retain(|_| lasts.next().unwrap_or(true));
-    document.entries =
-        entries.into_iter().filter(|entry| entry.time >= since).map(Arc::unwrap_or_clone).collect();
-    document
-}
-
 fn fetch(args: &HistoryArgs) -> Result<Document, Failure> {
     let path = control::socket_path(&args.socket.socket);
     match control::client::ask(&path, &Request::History) {
@@ -60,12 +49,7 @@ fn fetch(args: &HistoryArgs) -> Result<Document, Failure> {
             Some(document) => checked(*document),
             None => Err(Failure::new(Kind::Permission, outcome.refused.unwrap_or_default())),
         },
-        // Its file tells what it knew when it ended.
-        Err(failure) if failure.kind() == Kind::Unavailable && args.state_dir.is_dir() => {
-            let document = from_file(&args.state_dir)?;
-            output::print_error(format_args!("cplb: {}; this is what it has left", failure.message()));
-            Ok(document)
-        }
+        Err(failure) if failure.kind() == Kind::Unavailable => from_file(&args.state_dir, failure),
         Err(failure) => Err(failure),
     }
 }
@@ -78,10 +62,18 @@ fn checked(document: Document) -> Result<Document, Failure> {
     Err(Failure::new(Kind::Unavailable, why).help("use the cplb binary that the daemon runs"))
 }
 
-fn from_file(state_dir: &Path) -> Result<Document, Failure> {
-    let content = file::peek(state_dir).map_err(|why| {
-        let text = format!("the history in {} cannot be read: {why}", state_dir.display());
-        Failure::new(Kind::Unavailable, text)
-    })?;
-    Ok(Document { schema: SCHEMA, entries: content.entries, ..Document::default() })
+/// What a daemon that does not run has left; else its failure, with the reason why there is nothing.
+fn from_file(state_dir: &Path, failure: Failure) -> Result<Document, Failure> {
+    match file::peek(state_dir) {
+        Ok(content) => {
+            output::print_error(format_args!("cplb: {}; this is what it has left", failure.message()));
+            Ok(Document { schema: SCHEMA, entries: content.entries, ..Document::default() })
+        }
+        Err(why) => {
+            let directory = state_dir.display();
+            let text = format!("{}, and has left no history in {directory}: {why}", failure.message());
+            Err(Failure::new(failure.kind(), text)
+                .help("start it with `cplb run --config FILE`, or name its socket with --socket or its directory with --state-dir"))
+        }
+    }
 }

@@ -11,13 +11,16 @@ use super::time::WallTime;
 /// A line: the time, the subject and the text.
 type Line = (WallTime, String, String);
 
-/// The terms of the Actives, and the times at which this node knew less; with `all`, each transition of each controller.
-pub(crate) fn text(document: &Document, all: bool) -> String {
+/// The terms of the Actives, and the times at which this node knew less; with `all`, each transition of each controller. What
+/// was over before `since` is left out.
+pub(crate) fn text(document: &Document, all: bool, since: WallTime) -> String {
     let lines_of = Lines::of(document);
-    let mut lines: Vec<Line> =
-        document.entries.iter().filter_map(|entry| lines_of.entry(entry, all)).collect();
+    let entries = document.entries.iter().filter(|entry| entry.time >= since);
+    let mut lines: Vec<Line> = entries.filter_map(|entry| lines_of.entry(entry, all)).collect();
     if !all {
-        lines.extend(document.terms.iter().enumerate().map(|(index, term)| {
+        let shown =
+            document.terms.iter().enumerate().filter(|(index, _)| document.lasts_until(*index, since));
+        lines.extend(shown.map(|(index, term)| {
             let former = document.terms[..index].iter().rfind(|former| former.vrid == term.vrid);
             lines_of.term(term, former)
         }));
@@ -76,14 +79,14 @@ impl Lines {
             Kind::Started => {
                 let unknown = since.map_or_else(
                     || "what was before is not known".to_owned(),
-                    |since| format!("from {since} until now only what the others report is known"),
+                    |since| format!("from {since} until then only what the others report is known"),
                 );
                 (String::new(), format!("cplb started on {node}; {unknown}"))
             }
             Kind::Stopped => (String::new(), format!("cplb stopped on {node}")),
             Kind::Gap => {
                 let since = (*since)?;
-                (String::new(), format!("some transitions of {node} between {since} and now are not known"))
+                (String::new(), format!("some transitions of {node} between {since} and then are not known"))
             }
         };
         Some((*time, subject, text))
@@ -122,7 +125,7 @@ mod tests {
         let instances = vec![Instance { vrid: 51, virtual_ips: vec!["10.0.0.100/24".to_owned()] }];
         let document = Document { instances, terms, entries, ..Document::default() };
         assert_eq!(
-            text(&document, false),
+            text(&document, false, WallTime::default()),
             "2026-11-29T02:40:01.000Z                     cplb started on c1; what was before is not known\n\
              2026-11-29T02:40:04.500Z  10.0.0.100         Active: c1: no active router was heard\n\
              2026-11-29T02:57:03.004Z  10.0.0.100         Active: c2: c1 (10.0.0.11) fell silent, last heard 3.200 s before\n\
@@ -130,8 +133,14 @@ mod tests {
              2026-11-29T03:00:00.000Z  virtual router 52  Active: 10.0.0.13: c2 (10.0.0.12) resigned (as heard from here; it \
              does not report itself)\n"
         );
-        let all = text(&document, true);
+        let all = text(&document, true, WallTime::default());
         assert!(all.contains("c1: backup → active: no active router was heard\n"), "{all}");
+        // What explains a line may be earlier than `since`.
+        let since: WallTime = serde_json::from_str("\"2026-11-29T02:58:00Z\"").unwrap();
+        let late = text(&document, false, since);
+        let lines: Vec<&str> = late.lines().collect();
+        assert!(lines.len() == 3 && lines[0].contains("c1 (10.0.0.11) fell silent"), "{late}");
+        assert!(lines[1].contains("c2 (10.0.0.12) resigned (c2: handover on request)"), "{late}");
         assert!(all.contains("heard from here: 10.0.0.13 is Active: c2 (10.0.0.12) resigned\n"), "{all}");
     }
 }

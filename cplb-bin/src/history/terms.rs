@@ -1,6 +1,6 @@
 //! The terms of the Actives, derived from the entries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,9 @@ pub(crate) struct Term {
     /// The time from the last advertisement of another router until then, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) silence_milliseconds: Option<u32>,
+    /// True for the latest term of an instance, as far as this node knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) lasts: bool,
     /// Absent while it lasts, and if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) end: Option<WallTime>,
@@ -66,6 +69,10 @@ pub(crate) fn terms<'a>(entries: impl IntoIterator<Item = &'a Arc<Entry>>) -> Ve
     let mut terms = reported.terms;
     for (vrid, entry) in heard {
         add_heard(&mut terms, vrid, entry);
+    }
+    let mut seen = BTreeSet::new();
+    for term in terms.iter_mut().rev() {
+        term.lasts = seen.insert(term.vrid) && term.end.is_none();
     }
     terms
 }
@@ -105,6 +112,7 @@ impl Reported {
                 begin: entry.time,
                 reason: entry.reason.clone(),
                 silence_milliseconds: entry.silence_milliseconds,
+                lasts: false,
                 end: None,
                 end_reason: None,
                 is_heard: false,
@@ -152,6 +160,7 @@ fn add_heard(terms: &mut Vec<Term>, vrid: u8, entry: &Entry) {
         begin: entry.time,
         reason: entry.reason.clone(),
         silence_milliseconds: None,
+        lasts: false,
         end: None,
         end_reason: None,
         is_heard: true,

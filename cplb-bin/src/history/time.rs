@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A time in milliseconds since 1970-01-01 00:00 UTC, up to the end of the year 9999; written as by RFC 3339, in UTC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Timestamp", into = "Timestamp")]
+#[serde(from = "Timestamp", into = "String")]
 pub(crate) struct WallTime(u64);
 
 /// The last millisecond of the year 9998: each time of RFC 3339 in any time zone is representable.
@@ -56,6 +56,13 @@ impl From<SystemTime> for WallTime {
 impl From<Timestamp> for WallTime {
     fn from(time: Timestamp) -> Self {
         Self::from_millis(u64::try_from(time.as_millisecond()).unwrap_or_default())
+    }
+}
+
+impl From<WallTime> for String {
+    /// Always with milliseconds, so that times sort as texts.
+    fn from(time: WallTime) -> Self {
+        time.to_string()
     }
 }
 
