@@ -115,8 +115,12 @@ fn create_directory(dir: &Path, group: Option<Gid>) -> io::Result<()> {
 }
 
 fn give_to(path: &Path, group: Option<Gid>, mode: u32) -> io::Result<()> {
-    if group.is_some() {
-        chown(path, None, group)?;
+    let wanted = group.filter(|group| fs::metadata(path).is_ok_and(|found| found.gid() != group.as_raw()));
+    if let Some(group) = wanted
+        && let Err(error) = chown(path, None, Some(group))
+    {
+        // The virtual IPs matter more than readers.
+        tracing::warn!(%error, %group, "{} cannot be given to the group", path.display());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }

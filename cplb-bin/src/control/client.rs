@@ -145,8 +145,12 @@ pub(crate) fn ask(path: &Path, request: &Request) -> Result<Outcome, Failure> {
     text.push(b'\n');
     stream.write_all(&text).map_err(failed)?;
     let mut last_progress = String::new();
-    for line in BufReader::new(stream.take(MAX_BYTES)).lines() {
-        let line = line.map_err(failed)?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.by_ref().take(MAX_BYTES).read_line(&mut line).map_err(failed)? == 0 {
+            break;
+        }
         match serde_json::from_str(&line) {
             Ok(Line::Working) => {}
             Ok(Line::Progress(text)) => {

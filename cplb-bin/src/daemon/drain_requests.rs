@@ -111,7 +111,12 @@ impl Daemon {
         }
     }
 
-    fn apply_drains(&mut self) {
+    /// Applies the drains as they are now; during a reload at its end, since that replaces the services.
+    pub(super) fn apply_drains(&mut self) {
+        self.drains_changed = !self.reloads.is_idle();
+        if self.drains_changed {
+            return;
+        }
         self.update_desired();
         self.update_ipvs(super::ipvs::Input::Tick);
         self.gather_evidence();
@@ -132,7 +137,8 @@ impl Daemon {
         }
         let Some(balancer) = self.proxy.balancer().filter(|_| !request.force) else { return Ok(selector) };
         for service in &balancer.snapshot().services {
-            let accepts = |state| matches!(state, BackendState::Up | BackendState::Suspect);
+            let accepts =
+                |state| matches!(state, BackendState::Unknown | BackendState::Up | BackendState::Suspect);
             let is_selected = |addr| selector.selects(&service.name, addr);
             let mut able = service.backends.iter().filter(|it| accepts(it.state)).peekable();
             if able.peek().is_some() && able.all(|it| is_selected(it.addr)) {

@@ -103,7 +103,7 @@ impl Daemon {
             Event::Checked(checked) => self.on_checked(checked),
             Event::Compared(compared) => self.on_compared(compared),
             Event::Control(event) => self.on_control(event),
-            Event::History(written) => self.recorder.written(written),
+            Event::History(written) => self.on_history_written(written),
             // The client may have left.
             Event::Status(request) if request.reply.is_closed() => {}
             Event::Status(request) => _ = request.reply.send(self.page_view()),

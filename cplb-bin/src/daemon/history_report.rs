@@ -9,12 +9,14 @@ use vrrp::runner::{InstanceId, PastTransition, RunnerEvent};
 
 use crate::history::{
     ActiveSeen, Document, Entry, Instance, OwnTransition, PeerReport, PeerTransition, SCHEMA, WallTime,
+    Written,
 };
 
 use crate::http::View;
 
 use super::Daemon;
 use super::group::PeerState;
+use super::problems::Cause;
 
 impl Daemon {
     /// Records an event of the election, and lets the other controllers know at once.
@@ -61,6 +63,20 @@ impl Daemon {
     pub(super) fn save_history(&mut self) {
         if self.uses_state_dir() {
             self.recorder.save();
+        }
+    }
+
+    pub(super) fn on_history_written(&mut self, written: Written) {
+        match self.recorder.written(written) {
+            None => {
+                self.problems.clear(&Cause::Record("history file"));
+            }
+            Some(why) => {
+                let text = format!("the history is not written, and not known after a restart: {why}");
+                if self.problems.raise(Cause::Record("history file"), &text) {
+                    tracing::warn!("{text}");
+                }
+            }
         }
     }
 

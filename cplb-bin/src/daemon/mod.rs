@@ -154,6 +154,8 @@ struct Daemon {
     auto_peers: BTreeMap<InstanceId, AutoPeers>,
     recorder: Recorder,
     drains: Drains,
+    /// Set if the drains have changed since a reload that is not over computed its services.
+    drains_changed: bool,
     /// The operators that wait for the end of connections.
     draining: Vec<drain_requests::Waiting>,
     /// The filter of the log at the start.
@@ -293,6 +295,7 @@ impl Daemon {
             auto_peers: BTreeMap::new(),
             recorder,
             drains: Drains::default(),
+            drains_changed: false,
             draining: Vec::new(),
             log_level,
             supervisor: Supervisor::from_environment(),

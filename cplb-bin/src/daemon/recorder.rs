@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use crate::history::{Content, History, Saver, WallTime, Written, read};
 
 use super::sender::EventSender;
@@ -16,6 +18,7 @@ pub(crate) struct Recorder {
     pub(crate) history: History,
     saver: Saver,
     events: EventSender<Written>,
+    writing: Option<JoinHandle<()>>,
 }
 
 impl Recorder {
@@ -27,7 +30,7 @@ impl Recorder {
         };
         let mut history = History::new(node, content);
         history.start(WallTime::now());
-        (Self { history, saver: Saver::new(dir, Instant::now()), events }, fault)
+        (Self { history, saver: Saver::new(dir, Instant::now()), events, writing: None }, fault)
     }
 
     /// Starts to write what is not written yet, if it is time. A file system that does not answer blocks one thread of the pool
@@ -35,7 +38,7 @@ impl Recorder {
     pub(crate) fn save(&mut self) {
         if let Some(write) = self.saver.poll_write(&self.history, Instant::now()) {
             let events = self.events.clone();
-            tokio::task::spawn_blocking(move || _ = events.send(write.run()));
+            self.writing = Some(tokio::task::spawn_blocking(move || _ = events.send(write.run())));
         }
     }
 
@@ -44,21 +47,26 @@ impl Recorder {
         self.saver.next_write(&self.history)
     }
 
-    /// Takes the end of a write, and starts the next one.
-    pub(crate) fn written(&mut self, written: Written) {
-        // The watch of the state directory tells the operator.
-        if let Some(fault) = self.saver.handle_written(written, Instant::now()) {
-            tracing::debug!(fault, "the history is not written");
-        }
+    /// Takes the end of a write, and starts the next one. Returns the reason for which it failed.
+    pub(crate) fn written(&mut self, written: Written) -> Option<String> {
+        let fault = self.saver.handle_written(written, Instant::now());
         self.save();
+        fault
     }
 
     /// Writes what is not written yet, because the daemon ends.
     pub(crate) async fn end(&mut self) {
         self.history.stop(WallTime::now());
         let Some(write) = self.saver.remainder(&self.history) else { return };
-        let writing = tokio::task::spawn_blocking(move || write.run());
+        // An earlier write must not replace this one.
+        let earlier = self.writing.take();
+        let last = async {
+            if let Some(earlier) = earlier {
+                let _ = earlier.await;
+            }
+            tokio::task::spawn_blocking(move || write.run()).await
+        };
         // If the file system does not answer, the last entries are lost.
-        let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, writing).await;
+        let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, last).await;
     }
 }

@@ -22,7 +22,7 @@ impl Daemon {
         let now = Instant::now();
         if !self.stopping {
             let status = self.one_line(now);
-            self.supervisor.show(status);
+            self.supervisor.show(&status, now);
         }
         let election = self.election.as_ref();
         self.supervisor.tick(now, |answer, number| {

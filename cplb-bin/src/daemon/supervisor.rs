@@ -1,50 +1,79 @@
 //! Tells systemd, or another supervisor with its protocol, about the daemon: that it is ready, what it does, that it stops, and
 //! for its watchdog that the event loop and the election run.
 
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sd_notify::{NotifyState, notify, watchdog_enabled};
-
 /// The part of the watchdog's time after which it is fed.
 const SHARE: u32 = 4;
+
+/// The least time between two lines of status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The connection to the supervisor. Without one nothing is sent.
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
+    socket: Option<UnixDatagram>,
     heartbeat: Heartbeat,
     /// The time between two looks at the election; `None` without a watchdog.
     interval: Option<Duration>,
     next: Option<Instant>,
-    /// The status that was sent last.
-    status: String,
+    /// The status that was sent last, and when.
+    status: Option<(String, Instant)>,
 }
 
 impl Supervisor {
-    /// The supervisor that the environment names.
+    /// The supervisor that the environment names (sd_notify(3), sd_watchdog_enabled(3)).
     pub(crate) fn from_environment() -> Self {
-        let interval = watchdog_enabled().map(|limit| limit / SHARE);
-        Self { interval, ..Self::default() }
+        let socket = env::var_os("NOTIFY_SOCKET").and_then(|address| match connect(&address) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                tracing::warn!(%error, "the supervisor's NOTIFY_SOCKET cannot be used");
+                None
+            }
+        });
+        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+        let is_meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let limit = number("WATCHDOG_USEC").filter(|limit| is_meant && *limit > 0).map(Duration::from_micros);
+        Self { socket, interval: limit.map(|limit| limit / SHARE), ..Self::default() }
     }
 
     /// The daemon has started, as systemd's `Type=notify` waits for.
     pub(crate) fn ready(&mut self, now: Instant) {
-        send(&[NotifyState::Ready]);
+        self.send("READY=1");
         self.next = self.interval.map(|interval| now + interval);
     }
 
     /// The daemon stops. The watchdog is fed no more.
     pub(crate) fn stopping(&mut self) {
-        send(&[NotifyState::Stopping]);
+        self.send("STOPPING=1");
         self.next = None;
     }
 
-    /// Shows a line in `systemctl status`, if it is another one than before.
-    pub(crate) fn show(&mut self, status: String) {
-        if status != self.status {
-            send(&[NotifyState::Status(&status)]);
-            self.status = status;
+    /// Shows a line in `systemctl status`, if it is another one than before, once a second at most.
+    pub(crate) fn show(&mut self, status: &str, now: Instant) {
+        let line: String = status.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let is_due =
+            self.status.as_ref().is_none_or(|(last, at)| *last != line && now >= *at + STATUS_INTERVAL);
+        if is_due {
+            self.send(&format!("STATUS={line}"));
+            self.status = Some((line, now));
+        }
+    }
+
+    /// A supervisor that does not read must not hold the daemon up: what it has no room for is lost.
+    fn send(&self, message: &str) {
+        if let Some(socket) = &self.socket
+            && let Err(error) = socket.send(message.as_bytes())
+        {
+            tracing::debug!(%error, "the supervisor is not told");
         }
     }
 
@@ -62,7 +91,7 @@ impl Supervisor {
         }
         self.next = Some(now + interval);
         if self.heartbeat.beats(ping) {
-            send(&[NotifyState::Watchdog]);
+            self.send("WATCHDOG=1");
         }
     }
 }
@@ -87,11 +116,16 @@ impl Heartbeat {
     }
 }
 
-fn send(state: &[NotifyState<'_>]) {
-    // Without a supervisor nothing is sent. One that does not listen restarts the daemon when it misses the watchdog.
-    if let Err(error) = notify(state) {
-        tracing::debug!(%error, "the supervisor is not told");
-    }
+/// A socket that never blocks. An address with `@` at its begin is in the abstract namespace.
+fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -111,6 +145,25 @@ mod tests {
         let (answer, number) = pings.pop().unwrap();
         answer.store(number, Ordering::Relaxed);
         assert!(heartbeat.beats(|_, _| true));
+    }
+
+    #[test]
+    fn a_supervisor_that_does_not_read_holds_nothing_up_and_lines_are_clean() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        let socket = Some(connect(path.as_os_str()).unwrap());
+        let (mut supervisor, now) = (Supervisor { socket, ..Supervisor::default() }, Instant::now());
+        supervisor.show("odd\nMAINPID=1", now);
+        supervisor.show("other", now);
+        let mut buffer = [0; 100];
+        let length = reader.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"STATUS=odd MAINPID=1");
+        for second in 1..5_000 {
+            supervisor.show(&second.to_string(), now + STATUS_INTERVAL * second);
+        }
+        let abstract_name = connect(OsStr::new("@no such name"));
+        assert!(abstract_name.is_err(), "nobody listens");
     }
 
     #[test]

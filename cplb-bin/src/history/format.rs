@@ -93,13 +93,13 @@ impl Entry {
     }
 }
 
-/// The text, cut at the longest length.
+/// The text, cut at the longest length, without control characters, which take six bytes each in the file.
 pub(crate) fn shortened(text: &str) -> String {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].to_owned()
+    text[..end].chars().map(|c| if c.is_ascii_control() { ' ' } else { c }).collect()
 }
 
 /// The entries, the oldest first.

@@ -20,8 +20,9 @@ pub(crate) fn parse(text: &str, now: WallTime) -> Result<WallTime, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time.into());
     }
-    // Without a colon it would be an hour.
-    let of_day = text.parse::<Time>().ok().filter(|_| text.contains(':')).and_then(|time| {
+    // A time of the day is also read from a text with a date, and without a colon it would be an hour.
+    let is_of_day = text.contains(':') && text.parse::<DateTime>().is_err();
+    let of_day = text.parse::<Time>().ok().filter(|_| is_of_day).and_then(|time| {
         let today = Offset::UTC.to_datetime(Timestamp::from(now)).date();
         let found = utc(today.to_datetime(time))?;
         Some(if found > now { found.saturating_sub(DAY) } else { found })
@@ -57,6 +58,8 @@ mod tests {
             ("2026-11-29T03:57:00+01:00", "2026-11-29T02:57:00Z"),
             ("2026-11-29T02:57", "2026-11-29T02:57:00Z"),
             ("2026-11-29 02:57:03", "2026-11-29T02:57:03Z"),
+            ("2026-11-20T02:57", "2026-11-20T02:57:00Z"),
+            ("2026-11-20 23:00", "2026-11-20T23:00:00Z"),
             ("2026-11-28", "2026-11-28T00:00:00Z"),
             ("02:57", "2026-11-29T02:57:00Z"),
             ("23:00", "2026-11-28T23:00:00Z"),

@@ -1,12 +1,16 @@
 //! The answers to `cplb reload`.
 
+use std::time::{Duration, Instant};
+
 use cplb_config::{Config, Redact};
-use similar::{Algorithm, DiffOp, capture_diff_slices, group_diff_ops};
+use similar::{Algorithm, DiffOp, capture_diff_slices_deadline, group_diff_ops};
 use tokio::sync::oneshot;
 
 use crate::control::Outcome;
 use crate::exit::{Failure, Kind};
 
+/// The time for the comparison of two configurations.
+const COMPARISON: Duration = Duration::from_millis(50);
 /// The unchanged lines around a change that are shown.
 const CONTEXT: usize = 3;
 
@@ -18,6 +22,11 @@ impl Waiting {
     /// Adds one that waits for the reload with this number, or a later one.
     pub(super) fn add(&mut self, number: u64, reply: oneshot::Sender<Outcome>) {
         self.0.push((number, reply));
+    }
+
+    /// Returns whether one waits for this reload or an earlier one.
+    pub(super) fn is_asked(&self, number: u64) -> bool {
+        self.0.iter().any(|(of, _)| *of <= number)
     }
 
     /// Answers all that wait for this reload or an earlier one.
@@ -67,7 +76,9 @@ fn difference(former: &Config, config: &Config) -> Result<Vec<String>, String> {
         return Err("a secret has several lines".to_owned());
     }
     let mut found = Vec::new();
-    let operations = capture_diff_slices(Algorithm::Myers, &old, &new);
+    // What is not compared by then counts as replaced.
+    let deadline = Some(Instant::now() + COMPARISON);
+    let operations = capture_diff_slices_deadline(Algorithm::Myers, &old, &new, deadline);
     for (index, group) in group_diff_ops(operations, CONTEXT).into_iter().enumerate() {
         if index > 0 {
             found.push("  …".to_owned());
@@ -129,5 +140,6 @@ mod tests {
         waiting.conclude(2, &Outcome::refused("no"));
         let is_answered: Vec<bool> = replies.iter_mut().map(|answer| answer.try_recv().is_ok()).collect();
         assert_eq!(is_answered, [true, true, false]);
+        assert!(waiting.is_asked(3) && !waiting.is_asked(2));
     }
 }

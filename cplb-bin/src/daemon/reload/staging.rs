@@ -81,13 +81,17 @@ impl Daemon {
             }
             Err(failure) => self.refuse(&failure, next.candidate.number),
         }
+        if self.drains_changed {
+            self.apply_drains();
+        }
         self.begin_next();
     }
 
     /// Makes the new configuration the one in use, and adapts all parts that were not staged.
     fn adopt(&mut self, next: Next) {
         let Next { candidate: Candidate { config, warnings, number }, answers, backends, .. } = next;
-        let outcome = answer::reloaded(&self.config, &config, &warnings);
+        let is_asked = self.reloads.waiting.is_asked(number);
+        let outcome = is_asked.then(|| answer::reloaded(&self.config, &config, &warnings));
         (self.config, self.backends.resolved) = (config, backends);
         self.desired = Desired::new(&self.config, &self.backends.resolved, &self.held(), &self.drains);
         self.verdict.handle(serving::Input::Configured, Instant::now());
@@ -110,7 +114,9 @@ impl Daemon {
             self.problems.clear(&Cause::Reload);
         }
         tracing::info!(target: ANSWER, "the configuration is reloaded");
-        self.reloads.waiting.conclude(number, &outcome);
+        if let Some(outcome) = outcome {
+            self.reloads.waiting.conclude(number, &outcome);
+        }
     }
 }
 
