@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Reload(ControlArgs),
     /// List the open connections of clients through the load balancer of this node
     Connections(ConnectionsArgs),
-    /// Log other lines from now on, until the daemon ends
+    /// Log other lines from now on, until the daemon ends, or show which are logged
     #[command(name = "log-level")]
     LogLevel(LogLevelArgs),
     /// Give a backend no new connections; its open ones continue
@@ -171,7 +171,7 @@ pub(crate) struct StatusArgs {
     /// Repeat every second until interrupted, also while no daemon answers (with --json: one document per line)
     #[arg(long, short)]
     pub(crate) watch: bool,
-    /// Print one line instead, and exit with 0 if this node can serve, 1 if it can and is degraded, 2 if it cannot
+    /// Print one line instead, and exit with 0 if this node can serve, 1 if it can and is degraded, 2 if it cannot, 3 if no daemon tells
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     pub(crate) check: bool,
 }
@@ -224,8 +224,8 @@ pub(crate) struct ConnectionsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LogLevelArgs {
-    /// As --log-level of `cplb run`; without it, the lines of the start again
-    #[arg(value_name = "LEVEL", value_parser = filter_text)]
+    /// As --log-level of `cplb run`, or `default` for that of the start; without it, prints the one in use
+    #[arg(value_name = "LEVEL", value_parser = level_text)]
     pub(crate) level: Option<String>,
     #[command(flatten)]
     pub(crate) control: ControlArgs,
@@ -272,7 +272,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     history::duration(text)
         .map(|duration| Duration::from_secs(duration.as_secs()))
         .filter(|duration| (1..=10 * 365 * 24 * 3600).contains(&duration.as_secs()))
-        .ok_or_else(|| "not a duration such as 90s, 30m, 2h or 1d".to_owned())
+        .ok_or_else(|| "not a duration from 1s to 10 years, such as 90s, 30m, 2h or 1d".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -294,6 +294,11 @@ pub(crate) struct SocketArg {
 /// A text that is a filter of the log.
 fn filter_text(text: &str) -> Result<String, String> {
     logging::filter(text).map(|_| text.to_owned())
+}
+
+/// The same, or the word for the filter of the start.
+fn level_text(text: &str) -> Result<String, String> {
+    if text == logging::DEFAULT_WORD { Ok(text.to_owned()) } else { filter_text(text) }
 }
 
 /// The format of log lines.

@@ -90,6 +90,9 @@ pub(crate) fn filter(text: &str) -> Result<Targets, String> {
     text.parse().map_err(|error| format!("{error}; {HELP}"))
 }
 
+/// The word of operators for the filter of the start.
+pub(crate) const DEFAULT_WORD: &str = "default";
+
 /// The variable that Rust programs have in common, where nothing else chooses the lines.
 const COMMON_VARIABLE: &str = "RUST_LOG";
 

@@ -54,7 +54,8 @@ pub(crate) fn list_connections(args: &ConnectionsArgs) -> Result<(), Failure> {
     let selection = Selection { backend: backend.clone(), service: service.clone(), client: *client };
     let outcome = ask(&socket_path(&control.socket.socket), &Request::Connections(selection))?;
     let Some(found) = outcome.connections else {
-        return Err(Failure::new(Kind::Temporary, outcome.refused.unwrap_or_default()));
+        let kind = kind(&outcome);
+        return Err(Failure::new(kind, outcome.refused.unwrap_or_default()));
     };
     let text = if control.json {
         let text =
@@ -129,8 +130,7 @@ fn run(args: &ControlArgs, request: &Request) -> Result<(), Failure> {
         }
     }
     match failure(&outcome) {
-        Some(why) if outcome.is_invalid => Err(Failure::new(Kind::Config, escaped_lines(&why))),
-        Some(why) => Err(Failure::new(Kind::Temporary, why)),
+        Some(why) => Err(Failure::new(kind(&outcome), escaped_lines(&why))),
         None => Ok(()),
     }
 }
@@ -169,6 +169,13 @@ pub(crate) fn ask(path: &Path, request: &Request) -> Result<Outcome, Failure> {
         }
     }
     Err(Failure::new(Kind::Temporary, "the daemon ended before it answered"))
+}
+
+/// The kind of failure that the daemon has named.
+fn kind(outcome: &Outcome) -> Kind {
+    let kinds = [Kind::Usage, Kind::Config, Kind::NoInput, Kind::Permission];
+    let named = outcome.exit_code.and_then(|code| kinds.into_iter().find(|kind| *kind as u8 == code));
+    named.unwrap_or(Kind::Temporary)
 }
 
 /// The text for standard output: what was done.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::exit::Kind;
 use crate::history::Document;
 
 /// The path of the control socket beside the status socket.
@@ -137,9 +138,9 @@ pub(crate) struct Outcome {
     /// The reason why it was not done, or not completely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) refused: Option<String>,
-    /// True if the configuration file is the reason.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) is_invalid: bool,
+    /// The exit code for that, as in `exit.rs`, where it is not that of a temporary failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exit_code: Option<u8>,
     /// The state of this node after the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
@@ -182,6 +183,10 @@ pub(crate) struct Move {
 }
 
 impl Outcome {
+    pub(crate) fn refused_as(kind: Kind, why: impl Into<String>) -> Self {
+        Self { exit_code: Some(kind as u8), ..Self::refused(why) }
+    }
+
     pub(crate) fn refused(why: impl Into<String>) -> Self {
         Self { refused: Some(why.into()), ..Self::default() }
     }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Line, Outcome, Request};
+use crate::exit::Kind;
 
 /// The time within which a client sends its request, and takes each line.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,11 +56,18 @@ pub(crate) async fn serve(mut stream: UnixStream, ask: impl FnOnce(Asked)) {
     if !matches!(timeout(CLIENT_TIMEOUT, reader.read_line(&mut text)).await, Ok(Ok(1..))) {
         return;
     }
+    // A client that gave up while this process did not run must not be served later.
+    if matches!(writer.as_ref().try_read(&mut [0]), Ok(0)) {
+        return;
+    }
     let (reply, mut result) = oneshot::channel();
     let progress = Progress::default();
     match serde_json::from_str::<Request>(&text) {
         Ok(request) if !is_allowed(&request, peer) => {
-            let _ = reply.send(Outcome::refused("only root and the user of the daemon may ask for this"));
+            let _ = reply.send(Outcome::refused_as(
+                Kind::Permission,
+                "only root and the user of the daemon may ask for this",
+            ));
         }
         Ok(request) => ask(Asked { request, reply, progress: progress.clone() }),
         Err(error) => {

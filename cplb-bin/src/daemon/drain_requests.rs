@@ -1,6 +1,6 @@
 //! The requests of operators about connections: to drain backends, and to list what is open.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lb_proxy::BackendState;
@@ -8,6 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::control::server::Progress;
 use crate::control::{Connection, Connections, Drain, Outcome, Selection, Undrain};
+
+use crate::exit::Kind;
 
 use super::Daemon;
 use super::drains::Selector;
@@ -32,8 +34,8 @@ impl Daemon {
     pub(super) fn drain(&mut self, request: &Drain, reply: oneshot::Sender<Outcome>, progress: Progress) {
         let selector = match self.drainable(request) {
             Ok(selector) => selector,
-            Err(why) => {
-                let _ = reply.send(Outcome::refused(why));
+            Err(refused) => {
+                let _ = reply.send(refused);
                 return;
             }
         };
@@ -55,26 +57,67 @@ impl Daemon {
     }
 
     pub(super) fn undrain(&mut self, request: &Undrain, reply: oneshot::Sender<Outcome>) {
-        let outcome = match Selector::parse(&request.backend, request.service.as_deref()) {
-            Err(why) => Outcome::refused(why),
-            Ok(selector) if self.drains.remove(&selector) => {
-                let (backend, service) = (&request.backend, request.service.as_deref().unwrap_or("all"));
-                tracing::info!(backend, service, "backend takes connections again, as an operator asked");
-                self.apply_drains();
-                message(&self.found(&selector), "takes new connections again")
-            }
-            Ok(_) => Outcome::refused(format!("{} was not drained by `cplb drain`", request.backend)),
+        let _ = reply.send(self.undrained(request).unwrap_or_else(|refused| refused));
+    }
+
+    fn undrained(&mut self, request: &Undrain) -> Result<Outcome, Outcome> {
+        let selector = parse(&request.backend, request.service.as_deref())?;
+        let is_within = |found: &[Found], other: &Selector| {
+            found.iter().all(|it| selector.selects(&it.service, it.backend)) || *other == selector
         };
-        let _ = reply.send(outcome);
+        // A drain with other words for the same backends is meant, too.
+        let all: Vec<Selector> = self.drains.selectors().cloned().collect();
+        let (meant, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|other| is_within(&self.found(other), other));
+        let found = self.found(&selector);
+        let covers = |other: &&Selector| found.iter().any(|it| other.selects(&it.service, it.backend));
+        if let Some(wider) = others.iter().find(covers) {
+            let why = format!("it is drained together with others: `cplb undrain {}`", wider.ip);
+            return Err(Outcome::refused_as(Kind::Usage, why));
+        }
+        if found.is_empty() && meant.is_empty() {
+            return Err(self.unknown_backend(&selector));
+        }
+        if meant.is_empty() {
+            return Err(Outcome::refused_as(Kind::Usage, format!("{} is not drained", request.backend)));
+        }
+        meant.iter().for_each(|drain| self.drains.remove(drain));
+        let (backend, service) = (&request.backend, request.service.as_deref().unwrap_or("all"));
+        tracing::info!(backend, service, "backend takes connections again, as an operator asked");
+        self.apply_drains();
+        Ok(message(&found, "is no longer drained"))
+    }
+
+    fn unknown_backend(&self, selector: &Selector) -> Outcome {
+        let services = &self.desired.proxy.services;
+        let why = match &selector.service {
+            Some(name) if !services.iter().any(|service| service.name == *name) => {
+                let names: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
+                format!("no such service: there are {}", names.join(", "))
+            }
+            _ => {
+                let backends = |service: &lb_proxy::Service| {
+                    let name = service.name.clone();
+                    service
+                        .backends
+                        .iter()
+                        .map(move |it| format!("{} of {name}", it.addr))
+                        .collect::<Vec<_>>()
+                };
+                let known: Vec<String> = services.iter().flat_map(backends).collect();
+                format!("no such backend: there are {}", known.join(", "))
+            }
+        };
+        Outcome::refused_as(Kind::Usage, why)
     }
 
     /// Lists the open connections in a task, since each worker has to answer.
     pub(super) fn list_connections(&self, selection: &Selection, reply: oneshot::Sender<Outcome>) {
         let backend = selection.backend.as_deref();
-        let backend = match backend.map(|text| Selector::parse(text, None)).transpose() {
+        let backend = match backend.map(|text| parse(text, None)).transpose() {
             Ok(backend) => backend,
-            Err(why) => {
-                let _ = reply.send(Outcome::refused(why));
+            Err(refused) => {
+                let _ = reply.send(refused);
                 return;
             }
         };
@@ -99,13 +142,17 @@ impl Daemon {
         for waiting in std::mem::take(&mut self.draining) {
             let found = self.found(&waiting.selector);
             let open: usize = found.iter().map(|found| found.open).sum();
-            if open == 0 {
+            let is_drained = |it: &Found| self.drains.of(&it.service, it.backend, now).is_some();
+            if !found.iter().all(is_drained) {
+                let why = format!("the drain has ended meanwhile; {} open", connections(open));
+                let _ = waiting.reply.send(Outcome::refused(why));
+            } else if open == 0 {
                 let _ = waiting.reply.send(message(&found, "is drained"));
             } else if waiting.deadline.is_some_and(|deadline| deadline <= now) {
-                let why = format!("drained, but {open} connections are still open");
+                let why = format!("drained, but {} still open", connections(open));
                 let _ = waiting.reply.send(Outcome::refused(why));
             } else if !waiting.reply.is_closed() {
-                waiting.progress.set(format!("{open} connections open"));
+                waiting.progress.set(format!("{} open", connections(open)));
                 self.draining.push(waiting);
             }
         }
@@ -123,17 +170,10 @@ impl Daemon {
     }
 
     /// The selector of a request, if the backends may be drained.
-    fn drainable(&self, request: &Drain) -> Result<Selector, String> {
-        let selector = Selector::parse(&request.backend, request.service.as_deref())?;
-        let services = &self.desired.proxy.services;
+    fn drainable(&self, request: &Drain) -> Result<Selector, Outcome> {
+        let selector = parse(&request.backend, request.service.as_deref())?;
         if self.found(&selector).is_empty() {
-            let known: Vec<String> = services
-                .iter()
-                .flat_map(|service| {
-                    service.backends.iter().map(|it| format!("{} of {}", it.addr, service.name))
-                })
-                .collect();
-            return Err(format!("no such backend: there are {}", known.join(", ")));
+            return Err(self.unknown_backend(&selector));
         }
         let Some(balancer) = self.proxy.balancer().filter(|_| !request.force) else { return Ok(selector) };
         for service in &balancer.snapshot().services {
@@ -142,10 +182,11 @@ impl Daemon {
             let is_selected = |addr| selector.selects(&service.name, addr);
             let mut able = service.backends.iter().filter(|it| accepts(it.state)).peekable();
             if able.peek().is_some() && able.all(|it| is_selected(it.addr)) {
-                return Err(format!(
+                let why = format!(
                     "no other backend of {} takes connections: clients would be refused (--force drains it all the same)",
                     service.name
-                ));
+                );
+                return Err(Outcome::refused(why));
             }
         }
         Ok(selector)
@@ -155,7 +196,21 @@ impl Daemon {
         let snapshot = self.proxy.balancer().map(|balancer| balancer.snapshot());
         let open = |service: &str, addr: SocketAddr| {
             let service = snapshot.as_ref()?.services.iter().find(|it| &*it.name == service)?;
-            service.backends.iter().find(|it| it.addr == addr).map(|it| it.active)
+            service.backends.iter().find(|it| it.addr == addr).map(|it| it.active + it.connecting)
+        };
+        let ipvs = self.ipvs.status(&self.members());
+        let directed = |service: &str, addr: SocketAddr| {
+            let servers =
+                ipvs.iter().flat_map(|ipvs| &ipvs.virtual_servers).filter(|it| it.service == service);
+            let servers = servers.flat_map(|it| &it.servers);
+            let of_it = servers.filter(|server| {
+                let is_ip = server
+                    .address
+                    .parse()
+                    .is_ok_and(|ip: IpAddr| ip.to_canonical() == addr.ip().to_canonical());
+                is_ip || server.address.parse() == Ok(addr)
+            });
+            of_it.map(|server| server.connections_active as usize).sum::<usize>()
         };
         let services = self.desired.proxy.services.iter();
         let all = services.flat_map(|service| service.backends.iter().map(move |it| (service, it.addr)));
@@ -163,7 +218,7 @@ impl Daemon {
         let found = |(service, backend): (&lb_proxy::Service, SocketAddr)| Found {
             service: service.name.clone(),
             backend,
-            open: open(&service.name, backend).unwrap_or_default(),
+            open: open(&service.name, backend).unwrap_or_default() + directed(&service.name, backend),
         };
         selected.map(found).collect()
     }
@@ -198,9 +253,18 @@ fn selected(
     Connections { total, connections }
 }
 
+fn connections(count: usize) -> String {
+    let (noun, verb) = if count == 1 { ("connection", "is") } else { ("connections", "are") };
+    format!("{count} {noun} {verb}")
+}
+
+fn parse(backend: &str, service: Option<&str>) -> Result<Selector, Outcome> {
+    Selector::parse(backend, service).map_err(|why| Outcome::refused_as(Kind::Usage, why))
+}
+
 fn message(found: &[Found], what: &str) -> Outcome {
     let lines = found.iter().map(|Found { service, backend, open }| {
-        format!("{backend} of {service} {what}; {open} connections are open")
+        format!("{backend} of {service} {what}; {} open", connections(*open))
     });
     Outcome { message: Some(lines.collect::<Vec<_>>().join("\n")), ..Outcome::default() }
 }

@@ -54,7 +54,7 @@ impl Daemon {
     /// Records what the other controllers report of themselves.
     pub(super) fn record_peers(&mut self) {
         for peer in self.group.peers() {
-            self.recorder.history.peer(&peer_report(&peer));
+            self.recorder.history.peer(&peer_report(&peer), WallTime::now());
         }
         self.save_history();
     }

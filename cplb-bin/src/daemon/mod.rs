@@ -158,8 +158,8 @@ struct Daemon {
     drains_changed: bool,
     /// The operators that wait for the end of connections.
     draining: Vec<drain_requests::Waiting>,
-    /// The filter of the log at the start.
-    log_level: String,
+    /// The filter of the log at the start, and the one in use.
+    log_level: (String, String),
     supervisor: Supervisor,
 }
 
@@ -297,7 +297,7 @@ impl Daemon {
             drains: Drains::default(),
             drains_changed: false,
             draining: Vec::new(),
-            log_level,
+            log_level: (log_level.clone(), log_level),
             supervisor: Supervisor::from_environment(),
             channel,
         })

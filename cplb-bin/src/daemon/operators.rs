@@ -12,6 +12,7 @@ use vrrp::runner::{InstanceId, InstanceStatus, Transport};
 
 use crate::control::server::{Asked, serve};
 use crate::control::{self, Move, Outcome};
+use crate::exit::Kind;
 use crate::logging::{self, ANSWER};
 
 use super::Daemon;
@@ -96,17 +97,23 @@ impl Daemon {
         }
     }
 
-    fn set_log_level(&self, level: Option<String>) -> Outcome {
-        let level = level.unwrap_or_else(|| self.log_level.clone());
+    fn set_log_level(&mut self, level: Option<String>) -> Outcome {
+        let message = |level: &str| Some(format!("the log level is {level}"));
+        let Some(level) = level else {
+            return Outcome { message: message(&self.log_level.1), ..Outcome::default() };
+        };
+        let level = if level == logging::DEFAULT_WORD { self.log_level.0.clone() } else { level };
         let filter = match logging::filter(&level) {
             Ok(filter) => filter,
-            Err(why) => return Outcome::refused(why),
+            Err(why) => return Outcome::refused_as(Kind::Usage, why),
         };
         if !logging::set_filter(filter) {
             return Outcome::refused("this daemon has no log");
         }
         tracing::info!(target: ANSWER, level, "log level set, as an operator asked");
-        Outcome { message: Some(format!("the log level is {level}")), ..Outcome::default() }
+        let outcome = Outcome { message: message(&level), ..Outcome::default() };
+        self.log_level.1 = level;
+        outcome
     }
 
     fn ask_to_hand_over(

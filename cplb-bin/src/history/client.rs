@@ -49,7 +49,7 @@ fn fetch(args: &HistoryArgs) -> Result<Document, Failure> {
             Some(document) => checked(*document),
             None => Err(Failure::new(Kind::Permission, outcome.refused.unwrap_or_default())),
         },
-        Err(failure) if failure.kind() == Kind::Unavailable => from_file(&args.state_dir, failure),
+        Err(failure) if failure.kind() == Kind::Unavailable => from_file(&args.state_dir, &failure),
         Err(failure) => Err(failure),
     }
 }
@@ -63,7 +63,7 @@ fn checked(document: Document) -> Result<Document, Failure> {
 }
 
 /// What a daemon that does not run has left; else its failure, with the reason why there is nothing.
-fn from_file(state_dir: &Path, failure: Failure) -> Result<Document, Failure> {
+fn from_file(state_dir: &Path, failure: &Failure) -> Result<Document, Failure> {
     match file::peek(state_dir) {
         Ok(content) => {
             output::print_error(format_args!("cplb: {}; this is what it has left", failure.message()));

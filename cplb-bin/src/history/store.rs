@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::format::{Content, Entry, Kind, MAX_ENTRIES, shortened};
 use super::time::WallTime;
 
+/// The own transitions that are kept in their order: those that the group channel reports.
+const OWN_KEPT: usize = 8;
 /// The most addresses of routers whose names are kept.
 const MAX_NAMES: usize = 1024;
 
@@ -21,6 +23,8 @@ pub(crate) struct History {
     /// The names of routers that report themselves, by each of their addresses.
     names: BTreeMap<IpAddr, String>,
     revision: u64,
+    /// The last transitions of this node in the order in which they happened, whatever its clock showed.
+    own: VecDeque<Arc<Entry>>,
     /// The revision of the last entry that no other controller can tell of.
     own_revision: u64,
 }
@@ -78,8 +82,11 @@ pub(crate) struct PeerTransition {
 impl History {
     /// The history of the node with this name, with the entries of earlier runs.
     pub(crate) fn new(node: &str, content: Content) -> Self {
-        let entries = content.entries.into_iter().map(Arc::new).collect();
-        Self { node: shortened(node), entries, names: BTreeMap::new(), revision: 0, own_revision: 0 }
+        let entries: VecDeque<_> = content.entries.into_iter().map(Arc::new).collect();
+        let is_own = |entry: &&Arc<Entry>| entry.kind == Kind::Transition && entry.node_time.is_none();
+        let mut own: VecDeque<_> = entries.iter().rev().filter(is_own).take(OWN_KEPT).cloned().collect();
+        own.make_contiguous().reverse();
+        Self { own, node: shortened(node), entries, names: BTreeMap::new(), revision: 0, own_revision: 0 }
     }
 
     /// A number that is another one whenever the entries are.
@@ -99,6 +106,7 @@ impl History {
 
     /// The daemon starts.
     pub(crate) fn start(&mut self, time: WallTime) {
+        self.bound(time);
         let since = self.entries.back().map(|last| last.time);
         let entry = Entry { since, ..Entry::new(time, Kind::Started, &self.node) };
         self.insert(entry);
@@ -112,7 +120,8 @@ impl History {
     /// An instance of this node has changed its state.
     pub(crate) fn own(&mut self, transition: OwnTransition) {
         let OwnTransition { time, address, vrid, from, to, reason, silence_milliseconds } = transition;
-        self.insert(Entry {
+        self.bound(time);
+        let entry = Arc::new(Entry {
             address,
             vrid: Some(vrid),
             from: Some(from.to_owned()),
@@ -121,6 +130,11 @@ impl History {
             silence_milliseconds,
             ..Entry::new(time, Kind::Transition, &self.node)
         });
+        if self.own.len() == OWN_KEPT {
+            self.own.pop_front();
+        }
+        self.own.push_back(Arc::clone(&entry));
+        self.insert_shared(entry);
         self.own_revision = self.revision;
     }
 
@@ -136,8 +150,8 @@ impl History {
         });
     }
 
-    /// Another controller reports itself. What was known before is not added again.
-    pub(crate) fn peer(&mut self, report: &PeerReport) {
+    /// Another controller reports itself at this time. What was known before is not added again.
+    pub(crate) fn peer(&mut self, report: &PeerReport, now: WallTime) {
         let node = shortened(&report.node);
         if node.is_empty() || node == self.node {
             return;
@@ -149,7 +163,9 @@ impl History {
         let new: Vec<&PeerTransition> = report.transitions.iter().filter(|it| !is_known(it)).collect();
         let Some(first) = new.first() else { return };
         let to_own_clock = |time: WallTime| {
-            WallTime::from_millis(time.millis().saturating_add_signed(report.clock_ahead.saturating_neg()))
+            let millis = time.millis().saturating_add_signed(report.clock_ahead.saturating_neg());
+            // Nothing has happened later than now, whatever it reports.
+            WallTime::from_millis(millis).min(now)
         };
         let begin = to_own_clock(first.time);
         if report.is_full
@@ -174,10 +190,7 @@ impl History {
 
     /// The last transitions of this node's own instances, the newest last.
     pub(crate) fn last_own(&self, count: usize) -> Vec<Arc<Entry>> {
-        let own = |entry: &&Arc<Entry>| entry.kind == Kind::Transition && entry.node_time.is_none();
-        let mut last: Vec<_> = self.entries.iter().rev().filter(own).take(count).cloned().collect();
-        last.reverse();
-        last
+        self.own.iter().skip(self.own.len().saturating_sub(count)).cloned().collect()
     }
 
     /// The time of the last known transition of another controller.
@@ -204,16 +217,33 @@ impl History {
         }
     }
 
-    /// Inserts an entry by its time. If there are too many, the oldest one goes.
-    fn insert(&mut self, entry: Entry) {
-        let at = self.entries.iter().rposition(|earlier| earlier.time <= entry.time).map_or(0, |at| at + 1);
-        let is_full = self.entries.len() >= MAX_ENTRIES;
-        if is_full && at == 0 {
-            return;
+    /// The clock of this node was set back: what it has noted as later happened before `now`.
+    fn bound(&mut self, now: WallTime) {
+        for entry in self.entries.iter_mut().rev().take_while(|entry| entry.time > now) {
+            Arc::make_mut(entry).time = now;
         }
-        self.entries.insert(at, Arc::new(entry));
-        if is_full {
-            self.entries.pop_front();
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        self.insert_shared(Arc::new(entry));
+    }
+
+    /// Inserts an entry by its time. If there are too many, the oldest one goes of the node that has the most.
+    fn insert_shared(&mut self, entry: Arc<Entry>) {
+        let at = self.entries.iter().rposition(|earlier| earlier.time <= entry.time).map_or(0, |at| at + 1);
+        self.entries.insert(at, entry);
+        if self.entries.len() > MAX_ENTRIES {
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for entry in &self.entries {
+                *counts.entry(&entry.node).or_default() += 1;
+            }
+            let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(node, _)| node.to_owned());
+            let oldest = self.entries.iter().position(|entry| Some(&entry.node) == most.as_ref());
+            let removed = oldest.and_then(|oldest| self.entries.remove(oldest).map(|_| oldest));
+            if removed == Some(at) {
+                // It is older than all that is kept.
+                return;
+            }
         }
         self.revision += 1;
     }

@@ -83,7 +83,7 @@ fn history_of(node: usize, steps: &[Step], heard: &[(usize, u64)]) -> History {
         if other == node {
             of_other.iter().for_each(|step| history.own(own(step)));
         } else {
-            history.peer(&report(other, &of_other, 0));
+            history.peer(&report(other, &of_other, 0), WallTime::from_millis(u64::MAX));
         }
     }
     history
@@ -195,7 +195,7 @@ proptest! {
             for (index, (other, count)) in pieces.iter().enumerate() {
                 let steps = of(*other);
                 if *other != node {
-                    history.peer(&told(*other, &steps[..steps.len().min(*count)]));
+                    history.peer(&told(*other, &steps[..steps.len().min(*count)]), WallTime::from_millis(u64::MAX));
                 }
                 if index == restart {
                     let entries = history.entries().map(|entry| (**entry).clone()).collect();
@@ -207,7 +207,9 @@ proptest! {
                 let (time, address) = (local(step.time + 1), address(step.node));
                 history.active_seen(ActiveSeen { time, vrid: 51, address, reason: String::new() });
             }
-            (0..3).filter(|other| *other != node).for_each(|other| history.peer(&told(other, &of(other))));
+            (0..3).filter(|other| *other != node).for_each(|other| {
+                history.peer(&told(other, &of(other)), WallTime::from_millis(u64::MAX));
+            });
             let found: Vec<String> = terms(history.entries()).into_iter().map(|term| term.node).collect();
             prop_assert_eq!(&found, &order, "on {}", NODES[node]);
         }

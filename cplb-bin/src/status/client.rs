@@ -30,12 +30,14 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     if args.watch {
         return watch(args).map(|()| ExitCode::SUCCESS);
     }
-    let status = fetch(&args.socket.socket)?;
     if args.check {
-        let (code, line) = verdict(&status);
+        let status = fetch(&args.socket.socket);
+        let unknown = |failure: Failure| (UNKNOWN, format!("unknown: {}", failure.message()));
+        let (code, line) = status.map_or_else(unknown, |status| verdict(&status));
         output::print(&escaped(&line))?;
         return Ok(ExitCode::from(code));
     }
+    let status = fetch(&args.socket.socket)?;
     let text = if args.json {
         let text =
             serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Kind::Internal, error))?;
@@ -45,6 +47,9 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     };
     output::print(&text).map(|_| ExitCode::SUCCESS)
 }
+
+/// The exit code of `--check` without a status, as monitoring programs have it.
+const UNKNOWN: u8 = 3;
 
 /// The result of `--check`: the exit code, and one line.
 fn verdict(status: &Status) -> (u8, String) {
@@ -157,7 +162,7 @@ pub(crate) fn connect_failure(path: &Path, error: &io::Error) -> Failure {
         }
         io::ErrorKind::PermissionDenied => {
             Failure::new(Kind::Permission, format_args!("no permission to open {path}"))
-                .help("run as root, or as a member of the group of --socket-group")
+                .help("run as root or, for what changes nothing, as a member of the group of --socket-group")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
             Kind::Temporary,

@@ -58,7 +58,8 @@ fn render_instance(out: &mut String, instance: &Instance) {
     let Instance { virtual_router_id: vrid, interface, state, reason, .. } = instance;
     let _ = writeln!(out, "\nvirtual router {vrid} on {interface}: {}", instance.virtual_ips.join(", "));
     let _ = writeln!(out, "  {state} for {} ({reason})", age(instance.since_seconds));
-    let degraded = if instance.advertised_priority < instance.priority {
+    // Configured priorities are 50 or more; after a change the former one may still be advertised for a moment.
+    let degraded = if instance.advertised_priority < 50 {
         let reason = if instance.unfit.is_empty() { "not serving" } else { "it cannot hold the virtual IPs" };
         format!(", advertised as {} while {reason}", instance.advertised_priority)
     } else {

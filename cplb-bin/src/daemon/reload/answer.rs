@@ -7,7 +7,7 @@ use similar::{Algorithm, DiffOp, capture_diff_slices_deadline, group_diff_ops};
 use tokio::sync::oneshot;
 
 use crate::control::Outcome;
-use crate::exit::{Failure, Kind};
+use crate::exit::Failure;
 
 /// The time for the comparison of two configurations.
 const COMPARISON: Duration = Duration::from_millis(50);
@@ -59,8 +59,7 @@ pub(super) fn reloaded(former: &Config, config: &Config, warnings: &[String]) ->
 
 /// The answer after a reload that was refused.
 pub(super) fn refused(failure: &Failure) -> Outcome {
-    let text = format!("the former configuration is in use: {failure}");
-    Outcome { is_invalid: failure.kind() == Kind::Config, ..Outcome::refused(text) }
+    Outcome::refused_as(failure.kind(), format!("the former configuration is in use: {failure}"))
 }
 
 /// The lines of the effective configuration that differ, with some around them; `-` before those that are gone, `+` before new

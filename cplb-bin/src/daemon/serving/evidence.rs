@@ -47,7 +47,7 @@ pub(super) fn assess(evidence: &Evidence) -> Result<(), String> {
     }
     let Some(backends) = evidence.backends else { return Ok(()) };
     if backends.known == 0 {
-        return Err("no backend is known".to_owned());
+        return Err("no backend is known that is not drained".to_owned());
     }
     if backends.healthy == 0 && backends.unchecked > 0 {
         return Err(format!("waiting for the health checks of {} backends", backends.unchecked));
@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn the_reason_names_the_part_at_fault() {
         assert_eq!(assess(&evidence((0, 1), (0, 2))), Err("no healthy backend".to_owned()));
-        assert_eq!(assess(&evidence((0, 0), (0, 0))), Err("no backend is known".to_owned()));
+        assert_eq!(
+            assess(&evidence((0, 0), (0, 0))),
+            Err("no backend is known that is not drained".to_owned())
+        );
         let table = Evidence { table_fault: Some("gone".into()), ..evidence((0, 0), (1, 1)) };
         assert_eq!(assess(&table), Err("nftables: gone".to_owned()));
         let keeper = Evidence { keeper_fault: Some("silent".into()), ..evidence((0, 0), (1, 1)) };

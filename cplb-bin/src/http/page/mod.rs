@@ -9,8 +9,10 @@ mod samples;
 mod services;
 mod text;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use maud::{DOCTYPE, Markup, html};
 
@@ -57,7 +59,7 @@ pub(super) fn page(view: &View, samples: &Samples, now: WallTime) -> Markup {
                 a class="skip" href="#main" { "Skip to the virtual IPs" }
                 (header(status, node))
                 main id="main" {
-                    (problems(status, node))
+                    (problems(status, node, &silent(view, now)))
                     (instances::section(view, &terms, &names, now))
                     (services::section(status, samples))
                     (history::section(&terms, &names, now))
@@ -108,9 +110,22 @@ fn badge(class: &str, text: &str) -> Markup {
 }
 
 /// The problems of this node and of the others; nothing on a sound group.
-fn problems(status: &Status, node: &str) -> Markup {
-    let others = status.peers.iter().map(|peer| (peer.node.as_str(), &peer.degraded, peer.degraded_unlisted));
-    let all: Vec<_> = std::iter::once((node, &status.degraded, 0)).chain(others).collect();
+fn problems(status: &Status, node: &str, silent: &[(&str, WallTime)]) -> Markup {
+    let unserved = |reason: Option<&String>| {
+        let reason = reason.map_or("not yet known", String::as_str);
+        format!("it cannot serve: {reason}")
+    };
+    let own = (!status.serving.serving).then(|| unserved(status.serving.reason.as_ref()));
+    let own = (node, own.into_iter().chain(status.degraded.iter().cloned()).collect::<Vec<_>>(), 0);
+    let others = status.peers.iter().map(|peer| {
+        let refused = (peer.serving == Some(false)).then(|| unserved(peer.reason.as_ref()));
+        let problems = refused.into_iter().chain(peer.degraded.iter().cloned()).collect();
+        (peer.node.as_str(), problems, peer.degraded_unlisted)
+    });
+    let silent = silent.iter().map(|(node, since)| {
+        (*node, vec![format!("it does not report itself; the last that is known of it is of {since}")], 0)
+    });
+    let all: Vec<_> = std::iter::once(own).chain(others).chain(silent).collect();
     let is_sound = all.iter().all(|(_, problems, unlisted)| problems.is_empty() && *unlisted == 0);
     html! {
         section id="problems" aria-labelledby="problems-title" hidden[is_sound] {
@@ -126,6 +141,19 @@ fn problems(status: &Status, node: &str) -> Markup {
             }
         }
     }
+}
+
+/// The time for which a controller that no longer reports itself counts as missing.
+const MISSED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The controllers that have reported themselves within the last day and do not now, with the time of their last entry.
+fn silent(view: &View, now: WallTime) -> Vec<(&str, WallTime)> {
+    let is_heard = |node: &str| node == view.node || view.status.peers.iter().any(|peer| peer.node == node);
+    let mut last = BTreeMap::new();
+    for entry in view.entries.iter().filter(|entry| entry.node_time.is_some() && !is_heard(&entry.node)) {
+        last.insert(entry.node.as_str(), entry.time);
+    }
+    last.into_iter().filter(|(_, time)| now.since(*time) < MISSED).collect()
 }
 
 /// The addresses of the nodes, as far as the history and the status tell.

@@ -88,8 +88,24 @@ fn the_page_shows_the_whole_group() {
 fn problems_are_hidden_on_a_sound_group_only() {
     let mut sound = view();
     sound.status.peers[0].degraded.clear();
+    assert!(html(&sound).contains("<li>it cannot serve: no healthy backend</li>"));
+    sound.status.peers[0].serving = Some(true);
     assert!(html(&sound).contains("aria-labelledby=\"problems-title\" hidden>"));
     assert!(!html(&view()).contains("aria-labelledby=\"problems-title\" hidden>"));
+}
+
+#[test]
+fn a_controller_that_has_fallen_silent_is_a_problem_for_a_day() {
+    let mut lost = view();
+    lost.status.peers.clear();
+    lost.entries.push(entry(
+        r#"{"time": "2026-11-29T02:57:30Z", "kind": "transition", "node": "c3", "to": "backup", "virtualRouterID": 51,
+            "nodeTime": "2026-11-29T02:57:30Z"}"#,
+    ));
+    let text = html(&lost);
+    assert!(text.contains("<h3>c3</h3><ul><li>it does not report itself"), "{text}");
+    let later = now().saturating_add(MISSED);
+    assert!(!page(&lost, &Samples::default(), later).into_string().contains("does not report itself"));
 }
 
 #[test]
