@@ -1,6 +1,6 @@
 //! The history: the transitions of the instances of all controllers that this node knows of, kept over restarts.
 //!
-//! [`History`] is the core: bounded, ordered by the wall clock, without duplicates. [`terms`] derives from it which router
+//! [`History`] is the core: bounded, ordered by the wall clock, without duplicates. [`terms()`] derives from it which router
 //! was Active and when. The daemon records into it, a file in the state directory keeps it, and `cplb history` shows it.
 
 pub(crate) mod client;
