@@ -139,7 +139,7 @@ fn readiness() {
         get(&cluster, 0, "/readyz") == (503, "this node cannot serve: no healthy backend\n".to_owned())
     });
     assert_eq!(get(&cluster, 0, "/healthz").0, 200);
-    assert_eq!(get(&cluster, 0, "/").0, 404);
+    assert_eq!(get(&cluster, 0, "/readyz/").0, 404);
 }
 
 fn address() {
