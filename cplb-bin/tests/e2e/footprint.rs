@@ -27,9 +27,9 @@ struct Limits {
 /// The promised limits, for the installed binary: 12 MB; 11.4 to 11.7 MB were measured with discovery. Most of the memory is
 /// the mapped part of the binary, and the page cache decides on some tenths of a megabyte of that.
 const RELEASE: Limits = Limits { memory: 12_300_000, processor: 0.003 };
-/// The dev profile optimises dependencies well and the rest little: up to half more memory, mostly for the larger program,
+/// The dev profile optimises dependencies well and the rest little: twice the memory, 23.1 MB with discovery, for the larger program,
 /// and hardly more time were measured. The rest of the margin is for the machine.
-const DEV: Limits = Limits { memory: 23_000_000, processor: 0.006 };
+const DEV: Limits = Limits { memory: 27_000_000, processor: 0.006 };
 /// Size of the stripped release binary, bytes; 10.7 MB were measured.
 const SIZE: u64 = 11_000_000;
 
