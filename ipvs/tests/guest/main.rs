@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         test("ipvsadm_sends_the_same_bytes", tables::same_bytes).needs([Tool::Strace]),
         test("settings_behave_as_the_planner_assumes", kernel::settings),
         test("refusals_match_their_errors", kernel::refusals),
-        test("the_module_may_be_unloaded_and_loaded_again", kernel::module),
+        test("the_module_may_be_unloaded_and_loaded_again", kernel::module).in_own_guest(),
         test("each_network_namespace_has_its_own_table", kernel::namespaces),
         test("an_ordinary_user_is_not_permitted", kernel::privilege).needs([Tool::Setpriv]),
         test("traffic_is_counted", traffic::counted),

@@ -12,13 +12,12 @@ use std::process::ExitCode;
 use testbed::{Test, Tool};
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 22] = [
+    let tests: [(&str, fn()); 20] = [
         ("lease_takes_precedence_over_the_dummy", links::leases),
         ("reconcile_repairs_disturbances", links::disturbances),
         ("foreign_links_stay", links::foreign_dummies),
         ("foreign_tunnels_stay", links::foreign_tunnels),
         ("foreign_addresses_on_the_dummy_are_distinguished", links::mixed_dummies),
-        ("missing_modules_are_named", links::modules),
         ("interfaces_may_appear_later", links::late_interfaces),
         ("arp_and_ndp_are_answered_by_the_owner_only", network::silence),
         ("tunnels_unpack_both_families", network::tunnels),
@@ -34,9 +33,12 @@ fn main() -> ExitCode {
         ("probing_without_its_means_fails", acceptance::errors),
         ("sessions_of_removed_vips_are_reset", sessions::reset),
         ("sessions_of_kept_vips_continue", sessions::kept),
+    ];
+    let unloading: [(&str, fn()); 2] = [
+        ("missing_modules_are_named", links::modules),
         ("sessions_that_cannot_be_reset_do_not_delay_removal", sessions::unsupported),
     ];
-    let tests = tests
-        .map(|(name, body)| Test::new(name, body).needs([Tool::Ip, Tool::Ipvsadm, Tool::Nft]).in_guest());
-    testbed::main(tests.into())
+    let test = |(name, body)| Test::new(name, body).needs([Tool::Ip, Tool::Ipvsadm, Tool::Nft]);
+    let shared = tests.map(|it| test(it).in_guest());
+    testbed::main(shared.into_iter().chain(unloading.map(|it| test(it).in_own_guest())).collect())
 }

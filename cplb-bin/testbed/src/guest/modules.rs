@@ -7,7 +7,7 @@ use nix::{
     kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module},
 };
 
-use super::kernel::module_name;
+use super::{kernel::module_name, shared_guest::OWN_GUEST};
 use crate::Error;
 
 /// The files of all modules, each after those it depends on.
@@ -39,8 +39,12 @@ pub fn load_module(name: &str) -> Result<(), Error> {
 /// of ended tests, with the objects in them that use modules, for as long as a connection in them may be retried.
 ///
 /// # Errors
-/// [`Error::System`] with the kernel's error, such as that the module is in use.
+/// [`Error::Misuse`] in a test that shares its guest; [`Error::System`] with the kernel's error, such as that the module is in
+/// use.
 pub fn unload_module(name: &str) -> Result<(), Error> {
+    if std::env::var_os(OWN_GUEST).is_none() {
+        return Err(Error::Misuse("a test that unloads modules needs Test::in_own_guest".to_owned()));
+    }
     let c_name = CString::new(name).map_err(|_| Error::Misuse(format!("no module is called {name:?}")))?;
     match delete_module(&c_name, DeleteModuleFlags::O_NONBLOCK) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),

@@ -11,6 +11,9 @@ use super::{Guest, GuestBuilder, GuestCommand, GuestEnd, GuestError};
 /// The time limit of a test in a guest. The longest takes half a minute on an idle machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(240);
 
+/// Environment variable of a test that has its guest for itself.
+pub(super) const OWN_GUEST: &str = "CPLB_OWN_GUEST";
+
 /// How a test uses its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GuestUse {
@@ -54,7 +57,7 @@ impl SharedGuest {
         if guest_use == GuestUse::Own {
             self.guest = None;
         }
-        let end = again_if_lost(|| self.run_once(name)).map_err(|error| error.to_string())?;
+        let end = again_if_lost(|| self.run_once(name, guest_use)).map_err(|error| error.to_string())?;
         // A test that failed may leave something that the next test is not made for, such as a missing module.
         if guest_use == GuestUse::Own || end != GuestEnd::Exited(0) {
             self.guest = None;
@@ -66,13 +69,16 @@ impl SharedGuest {
         }
     }
 
-    fn run_once(&mut self, name: &str) -> Result<GuestEnd, TestError> {
+    fn run_once(&mut self, name: &str, guest_use: GuestUse) -> Result<GuestEnd, TestError> {
         let program = std::env::current_exe().map_err(GuestError::Emulator)?;
         let mut command = GuestCommand::new(program)
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
             .within(TEST_TIMEOUT);
         for (variable, value) in std::env::vars().filter(|(variable, _)| is_for_tests(variable)) {
             command = command.env(variable, value);
+        }
+        if guest_use == GuestUse::Own {
+            command = command.env(OWN_GUEST, "yes");
         }
         let result = self.guest()?.run(&command, |bytes| {
             // A test's outcome does not depend on whether its output can be written.
