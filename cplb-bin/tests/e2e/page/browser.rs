@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,7 @@ impl Browser {
         let target = target["targetId"].as_str().expect("a page").to_owned();
         let attached = browser.call("Target.attachToTarget", &json!({"targetId": target, "flatten": true}));
         *browser.session.borrow_mut() = attached["sessionId"].as_str().map(str::to_owned);
-        for domain in ["Page", "Runtime", "Log", "Network", "DOM", "Accessibility", "Audits"] {
+        for domain in ["Page", "Runtime", "Log", "Network", "Audits"] {
             browser.call(&format!("{domain}.enable"), &json!({}));
         }
         browser
@@ -75,6 +75,11 @@ impl Browser {
 
     /// Calls a method and returns its result.
     pub(crate) fn call(&self, method: &str, parameters: &Value) -> Value {
+        self.try_call(method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// Calls a method and returns its result, or the browser's error.
+    fn try_call(&self, method: &str, parameters: &Value) -> Result<Value, String> {
         let id = self.last.get() + 1;
         self.last.set(id);
         let mut request = json!({"id": id, "method": method, "params": parameters});
@@ -86,17 +91,18 @@ impl Browser {
         self.input.borrow_mut().write_all(&bytes).expect("the browser reads");
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let message = self.next(deadline).unwrap_or_else(|| panic!("{method} is not answered"));
+            let message =
+                self.next(deadline).unwrap_or_else(|error| panic!("{method} is not answered: {error}"));
             if message["id"] == id {
-                assert!(message["error"].is_null(), "{method}: {}", message["error"]);
-                return message["result"].clone();
+                let error = &message["error"];
+                return if error.is_null() { Ok(message["result"].clone()) } else { Err(error.to_string()) };
             }
             self.events.borrow_mut().push(message);
         }
     }
 
-    fn next(&self, deadline: Instant) -> Option<Value> {
-        self.messages.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    fn next(&self, deadline: Instant) -> Result<Value, RecvTimeoutError> {
+        self.messages.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Opens an address and waits until the page is complete.
@@ -114,7 +120,15 @@ impl Browser {
     /// The value of an expression in the page.
     pub(crate) fn evaluate(&self, expression: &str) -> Value {
         let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let result = self.call("Runtime.evaluate", &parameters);
+        // A page that loads itself again meanwhile has no value for it.
+        let deadline = Instant::now() + TIMEOUT;
+        let result = loop {
+            match self.try_call("Runtime.evaluate", &parameters) {
+                Ok(result) => break result,
+                Err(error) if error.contains("navigated") && Instant::now() < deadline => {}
+                Err(error) => panic!("{expression}: {error}"),
+            }
+        };
         assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
         result["result"]["value"].clone()
     }
@@ -178,9 +192,14 @@ fn read(output: impl Read, mut pass: impl FnMut(Value) -> bool) {
     let mut bytes = Vec::new();
     while output.read_until(0, &mut bytes).is_ok_and(|length| length > 0) {
         bytes.pop();
-        let Ok(message) = serde_json::from_slice(&bytes) else { return };
-        if !pass(message) {
-            return;
+        match serde_json::from_slice(&bytes) {
+            Ok(message) => {
+                if !pass(message) {
+                    return;
+                }
+            }
+            // The page may have text that is no Unicode; an answer with it is waited for in vain.
+            Err(error) => eprintln!("not understood: {error}: {}", String::from_utf8_lossy(&bytes)),
         }
         bytes.clear();
     }
