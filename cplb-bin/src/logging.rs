@@ -96,23 +96,17 @@ pub(crate) const DEFAULT_WORD: &str = "default";
 /// The variable that Rust programs have in common, where nothing else chooses the lines.
 const COMMON_VARIABLE: &str = "RUST_LOG";
 
-/// The filter at the start: the one that was asked for, else that of `RUST_LOG`, else the default.
-///
-/// # Errors
-///
-/// If `RUST_LOG` is no filter; together with the default.
-pub(crate) fn initial_filter(wanted: Option<&str>) -> Result<String, (String, String)> {
-    if let Some(wanted) = wanted {
-        return Ok(wanted.to_owned());
-    }
-    let Ok(common) = std::env::var(COMMON_VARIABLE) else { return Ok(DEFAULT_FILTER.to_owned()) };
-    match filter(&common) {
-        Ok(_) if common.trim().is_empty() => Ok(DEFAULT_FILTER.to_owned()),
-        Ok(_) => Ok(common),
-        Err(error) => {
-            let why = format!("{COMMON_VARIABLE} is ignored: {error}");
-            Err((DEFAULT_FILTER.to_owned(), why))
-        }
+/// The filter at the start: the one that was asked for, else that of `RUST_LOG`, else the default; and the reason why `RUST_LOG`
+/// is ignored, if it is no filter.
+pub(crate) fn initial_filter(wanted: Option<&str>) -> (String, Option<String>) {
+    let common = || std::env::var(COMMON_VARIABLE).ok().filter(|text| !text.trim().is_empty());
+    match (wanted, common()) {
+        (Some(wanted), _) => (wanted.to_owned(), None),
+        (None, None) => (DEFAULT_FILTER.to_owned(), None),
+        (None, Some(common)) => match filter(&common) {
+            Ok(_) => (common, None),
+            Err(error) => (DEFAULT_FILTER.to_owned(), Some(format!("{COMMON_VARIABLE} is ignored: {error}"))),
+        },
     }
 }
 

@@ -42,7 +42,7 @@ impl Progress {
     }
 }
 
-/// Returns whether this user may ask for it. The mode of the socket's file stops those who may not even read.
+/// Returns whether this user may ask for it. The mode of the socket's file keeps out users that may not even read.
 fn is_allowed(request: &Request, user: Option<Uid>) -> bool {
     request.only_reads() || user.is_some_and(|user| user.is_root() || user == geteuid())
 }

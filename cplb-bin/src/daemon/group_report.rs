@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use vrrp::channel::{InstanceReport, Report, group_of};
 use vrrp::router::StateName;
 use vrrp::runner::InstanceStatus;
+
+use crate::history::WallTime;
 
 use super::Daemon;
 use super::group::{GroupEvent, Holder, LinkKey, Local, Member};
@@ -64,7 +66,8 @@ impl Daemon {
             node: self.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started_at,
-            clock: since_epoch(SystemTime::now()),
+            // The channel sets it when it sends the report.
+            clock: 0,
             addresses: self.own_addresses(),
             heard: Vec::new(),
             serving: Some(if verdict.serving { Ok(()) } else { Err(verdict.reason.unwrap_or_default()) }),
@@ -167,12 +170,6 @@ fn text(holder: &Holder) -> String {
     )
 }
 
-/// Milliseconds since 1970-01-01 00:00 UTC.
-fn since_epoch(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// The name of this node: as it was given, or the host's.
 pub(super) fn node_name(given: Option<&str>) -> String {
     let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
@@ -181,5 +178,5 @@ pub(super) fn node_name(given: Option<&str>) -> String {
 
 /// The wall clock in seconds since 1970-01-01 00:00 UTC.
 pub(super) fn started_at() -> u64 {
-    since_epoch(SystemTime::now()) / 1000
+    WallTime::now().millis() / 1000
 }

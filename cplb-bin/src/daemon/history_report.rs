@@ -1,4 +1,4 @@
-//! What the history is told, and its document.
+//! The events that the history records, and its document.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -51,7 +51,7 @@ impl Daemon {
         }
     }
 
-    /// Records what the other controllers report of themselves.
+    /// Records the reports of the other controllers.
     pub(super) fn record_peers(&mut self) {
         for peer in self.group.peers() {
             self.recorder.history.peer(&peer_report(&peer), WallTime::now());
@@ -100,7 +100,7 @@ impl Daemon {
         }
     }
 
-    /// What the status page shows.
+    /// The content of the status page.
     pub(super) fn page_view(&self) -> View {
         View {
             status: self.status(),

@@ -165,11 +165,9 @@ struct Daemon {
 
 /// Runs until a signal ends it.
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let (log_level, ignored) = match logging::initial_filter(args.log_level.as_deref()) {
-        Ok(level) => (level, None),
-        Err((level, why)) => (level, Some(why)),
-    };
+    let (log_level, ignored) = logging::initial_filter(args.log_level.as_deref());
     let filter = logging::filter(&log_level).map_err(|why| Failure::new(Kind::Usage, why))?;
+    let args = &RunArgs { log_level: Some(log_level), ..args.clone() };
     logging::init(args.log_format, filter);
     if let Some(why) = ignored {
         tracing::warn!("{why}");
@@ -257,7 +255,7 @@ impl Daemon {
         let now = Instant::now();
         let node_name = group_report::node_name(args.node_name.as_deref());
         let recorder = open_history(&args, &node_name, &channel, &mut problems);
-        let log_level = logging::initial_filter(args.log_level.as_deref()).unwrap_or_else(|(level, _)| level);
+        let log_level = args.log_level.clone().unwrap_or_default();
         Ok(Self {
             ipvs,
             args,

@@ -62,7 +62,7 @@ fn checked(document: Document) -> Result<Document, Failure> {
     Err(Failure::new(Kind::Unavailable, why).help("use the cplb binary that the daemon runs"))
 }
 
-/// What a daemon that does not run has left; else its failure, with the reason why there is nothing.
+/// The history in the file of a daemon that does not run; without a file, the failure to reach the daemon.
 fn from_file(state_dir: &Path, failure: &Failure) -> Result<Document, Failure> {
     match file::peek(state_dir) {
         Ok(content) => {

@@ -18,7 +18,7 @@ pub(crate) struct Document {
     pub(crate) node: String,
     /// The instances of the present configuration.
     pub(crate) instances: Vec<Instance>,
-    /// Who was Active, the earliest first: derived from `entries`.
+    /// The terms of the Actives, the earliest first: derived from `entries`.
     #[serde(default)]
     pub(crate) terms: Vec<Term>,
     /// The oldest first, 512 at most.

@@ -11,7 +11,7 @@ pub(crate) const MAX_ENTRIES: usize = 512;
 /// The longest text in bytes, as on the group channel.
 const MAX_TEXT: usize = 255;
 
-/// What an entry of the history tells.
+/// The event that an entry records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Kind {

@@ -135,7 +135,7 @@ mod tests {
         );
         let all = text(&document, true, WallTime::default());
         assert!(all.contains("c1: backup → active: no active router was heard\n"), "{all}");
-        // What explains a line may be earlier than `since`.
+        // The entries that explain a line may be earlier than `since`.
         let since: WallTime = serde_json::from_str("\"2026-11-29T02:58:00Z\"").unwrap();
         let late = text(&document, false, since);
         let lines: Vec<&str> = late.lines().collect();

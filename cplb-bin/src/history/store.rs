@@ -51,7 +51,7 @@ pub(crate) struct ActiveSeen {
     pub(crate) reason: String,
 }
 
-/// What another controller reports of itself.
+/// The report of another controller about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PeerReport {
     pub(crate) node: String,

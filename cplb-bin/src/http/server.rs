@@ -113,7 +113,7 @@ impl Drop for Server {
     }
 }
 
-/// What the connections have in common.
+/// The state that all connections share.
 struct Shown {
     snapshots: Arc<Snapshots>,
     samples: Mutex<Samples>,

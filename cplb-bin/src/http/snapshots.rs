@@ -1,4 +1,4 @@
-//! What the HTTP server shows, asked for at most once in a while.
+//! The content that the HTTP server shows, asked for at most once in a while.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! `cplb history`: all nodes know the same Actives, also after restarts.
 
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
 use testbed::{Keepalived, KeepalivedState, Lan, Probe, Signal, Test, Tool, VrrpInstance};
 
-use crate::support::{Cluster, Plan, TIMEOUT, binary};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -45,23 +45,17 @@ fn started(plan: Plan) -> Cluster {
     cluster
 }
 
-fn cplb(cluster: &Cluster, index: usize, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--socket").arg(cluster.socket(index));
-    if arguments[0] == "history" {
-        command.arg("--state-dir").arg(cluster.state_dir(index));
-    }
-    command.output().expect("cplb starts")
-}
-
-fn succeed(cluster: &Cluster, index: usize, arguments: &[&str]) -> String {
-    let output = cplb(cluster, index, arguments);
-    cluster.check(output.status.success(), || format!("{arguments:?}: {output:?}"));
-    String::from_utf8(output.stdout).expect("text")
+/// The output of `cplb history`, which may have to read the file.
+fn shown(cluster: &Cluster, index: usize, arguments: &[&str]) -> Output {
+    let directory = cluster.state_dir(index);
+    let directory = directory.to_str().expect("UTF-8");
+    cluster.cplb(index, &[&["history", "--state-dir", directory], arguments].concat())
 }
 
 fn history(cluster: &Cluster, index: usize) -> Value {
-    serde_json::from_str(&succeed(cluster, index, &["history", "--json"])).expect("the history is JSON")
+    let output = shown(cluster, index, &["--json"]);
+    cluster.check(output.status.success(), || format!("{output:?}"));
+    serde_json::from_slice(&output.stdout).expect("the history is JSON")
 }
 
 /// The nodes that were Active with the reasons, in their order, as a node knows them.
@@ -76,25 +70,13 @@ fn name(cluster: &Cluster, index: usize) -> String {
     cluster.node(index).name().to_owned()
 }
 
-fn wait_until_all_know_each_other(cluster: &Cluster) {
-    for index in 0..cluster.len() {
-        cluster.wait("every node knows the others", || {
-            let status = cluster.status(index);
-            let peers = status["peers"].as_array().cloned().unwrap_or_default();
-            peers.len() == cluster.len() - 1
-                && peers.iter().all(|peer| peer["serving"] == true)
-                && status["serving"]["serving"] == true
-        });
-    }
-}
-
 /// Makes the Active lose the VIP in this way, adds the next one to `order`, and repairs the former one.
 fn fail_over(cluster: &mut Cluster, way: Way, order: &mut Vec<usize>) {
-    wait_until_all_know_each_other(cluster);
+    cluster.wait_until_all_know_each_other();
     let active = *order.last().expect("one was Active");
     match way {
-        Way::Handover => _ = succeed(cluster, active, &["handover"]),
-        Way::Standby => _ = succeed(cluster, active, &["standby"]),
+        Way::Handover => _ = cluster.succeed(active, &["handover"]),
+        Way::Standby => _ = cluster.succeed(active, &["standby"]),
         Way::Stop => _ = cluster.signal(active, Signal::SIGTERM),
         Way::Kill => _ = cluster.signal(active, Signal::SIGKILL),
         Way::Freeze => _ = cluster.signal(active, Signal::SIGSTOP),
@@ -111,7 +93,7 @@ fn fail_over(cluster: &mut Cluster, way: Way, order: &mut Vec<usize>) {
     cluster.wait("it is Active", || cluster.state(next).as_deref() == Some("active"));
     match way {
         Way::Handover => {}
-        Way::Standby => _ = succeed(cluster, active, &["active"]),
+        Way::Standby => _ = cluster.succeed(active, &["active"]),
         Way::Stop | Way::Kill => {
             cluster.wait_until_ended(active);
             cluster.start_daemon(active);
@@ -149,7 +131,7 @@ fn mixed_failovers() {
     }
     expect_order(&cluster, &order);
     // Also after a restart of one node and the sudden end of another one.
-    wait_until_all_know_each_other(&cluster);
+    cluster.wait_until_all_know_each_other();
     let active = order[order.len() - 1];
     let others: Vec<usize> = (0..cluster.len()).filter(|index| *index != active).collect();
     for (index, signal) in others.into_iter().zip([Signal::SIGTERM, Signal::SIGKILL]) {
@@ -159,15 +141,15 @@ fn mixed_failovers() {
     }
     expect_order(&cluster, &order);
     // What an operator reads.
-    let text = succeed(&cluster, active, &["history"]);
+    let text = cluster.succeed(active, &["history"]);
     let lines = text.lines().filter(|line| line.contains("  Active: ")).count();
     cluster.check(lines == order.len(), || format!("not {} lines: {text}", order.len()));
     let vip = cluster.vip().to_string();
     cluster.check(text.contains(&vip) && text.contains(" fell silent"), || text.clone());
-    let all = succeed(&cluster, active, &["history", "--all"]);
+    let all = cluster.succeed(active, &["history", "--all"]);
     cluster.check(all.lines().count() > 2 * lines, || all.clone());
     println!("{text}");
-    let last = succeed(&cluster, active, &["history", "--since", "0s"]);
+    let last = cluster.succeed(active, &["history", "--since", "0s"]);
     cluster.check(last.lines().filter(|line| line.contains("  Active: ")).count() == 1, || last.clone());
 }
 
@@ -178,7 +160,7 @@ fn from_the_file() {
     let known = terms(&cluster, active);
     cluster.signal(active, Signal::SIGKILL);
     cluster.wait_until_ended(active);
-    let output = cplb(&cluster, active, &["history"]);
+    let output = shown(&cluster, active, &[]);
     let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let as_expected = output.status.success() && error.contains("no cplb daemon answers");
     cluster.check(as_expected && text.contains("  Active: "), || format!("{output:?}"));
@@ -186,7 +168,7 @@ fn from_the_file() {
     // A file that is no history, and the answer of one that begins anew.
     let file = cluster.state_dir(active).join("history.json");
     std::fs::write(&file, "{").expect("the file is written");
-    let output = cplb(&cluster, active, &["history"]);
+    let output = shown(&cluster, active, &[]);
     cluster.check(output.status.code() == Some(69) && file.exists(), || format!("{output:?}"));
     cluster.start_daemon(active);
     cluster.wait("the loss is reported", || cluster.degraded(active).contains("history"));
@@ -221,9 +203,9 @@ fn with_keepalived() {
         .wait_for_state(&instance, KeepalivedState::Backup, TIMEOUT)
         .unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let (own, other) = (name(&cluster, 0), cluster.node(1).v4().to_string());
-    succeed(&cluster, 0, &["handover", "--to", &other]);
+    cluster.succeed(0, &["handover", "--to", &other]);
     let nodes = |terms: Vec<(String, String)>| terms.into_iter().map(|(node, _)| node).collect::<Vec<_>>();
     cluster.wait("keepalived was heard", || nodes(terms(&cluster, 0)) == [own.clone(), other.clone()]);
-    let text = succeed(&cluster, 0, &["history"]);
+    let text = cluster.succeed(0, &["history"]);
     cluster.check(text.contains("does not report itself"), || text.clone());
 }

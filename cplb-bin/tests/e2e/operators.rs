@@ -32,13 +32,6 @@ pub(crate) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Runs a command of operators on a node.
-fn cplb(cluster: &Cluster, index: usize, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--socket").arg(cluster.socket(index));
-    command.output().expect("cplb starts")
-}
-
 /// The first move in the result of a command that succeeds.
 fn moved(cluster: &Cluster, output: &Output) -> Value {
     cluster.check(output.status.success(), || format!("{output:?}"));
@@ -46,34 +39,14 @@ fn moved(cluster: &Cluster, output: &Output) -> Value {
     result["moves"][0].clone()
 }
 
-fn refused(cluster: &Cluster, index: usize, arguments: &[&str], why: &str) {
-    let output = cplb(cluster, index, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let as_expected = output.status.code() == Some(75) && output.stdout.is_empty() && text.contains(why);
-    cluster.check(as_expected, || format!("{why:?} is not in {output:?}"));
-}
-
 fn name(cluster: &Cluster, index: usize) -> String {
     cluster.node(index).name().to_owned()
-}
-
-fn wait_until_all_know_each_other(cluster: &Cluster) {
-    for index in 0..cluster.len() {
-        cluster.wait("every node knows the others", || {
-            let status = cluster.status(index);
-            let peers = status["peers"].as_array().map(Vec::len).unwrap_or_default();
-            let serving =
-                status["peers"].as_array().into_iter().flatten().all(|peer| peer["serving"] == true);
-            peers == cluster.len() - 1 && serving && status["serving"]["serving"] == true
-        });
-    }
 }
 
 /// Asks a node to move the VIP to another one, and returns what it printed, checked.
 fn move_to(cluster: &Cluster, asked: usize, target: usize) -> Value {
     let owner = cluster.wait_for_owner(None);
-    let shown =
-        moved(cluster, &cplb(cluster, asked, &["handover", "--json", "--to", &name(cluster, target)]));
+    let shown = moved(cluster, &cluster.cplb(asked, &["handover", "--json", "--to", &name(cluster, target)]));
     let owners = cluster.owners();
     cluster.check(owners == [target], || format!("{owners:?} have the VIP, not {target}: {shown}"));
     let (from, to) = (name(cluster, owner), name(cluster, target));
@@ -104,7 +77,7 @@ const EXACT_MOVES: usize = 15;
 
 fn moves(plan: Plan) {
     let cluster = Cluster::start(plan);
-    wait_until_all_know_each_other(&cluster);
+    cluster.wait_until_all_know_each_other();
     let mut owner = cluster.wait_until_settled();
     let (mut reset, mut exact) = (0, 0);
     for number in 0..20 {
@@ -150,7 +123,7 @@ fn wait_until_stable(cluster: &Cluster, probe: &Probe) {
 
 /// A few moves, each asked of another node.
 fn few_moves(cluster: &Cluster) {
-    wait_until_all_know_each_other(cluster);
+    cluster.wait_until_all_know_each_other();
     for number in 0..6 {
         let owner = cluster.wait_for_owner(None);
         move_to(cluster, number % 3, (owner + 1 + number % 2) % 3);
@@ -171,21 +144,21 @@ fn moves_by_unicast() {
 
 fn refusals() {
     let cluster = Cluster::start(Plan::v3("100ms"));
-    wait_until_all_know_each_other(&cluster);
+    cluster.wait_until_all_know_each_other();
     let owner = cluster.wait_until_settled();
     let (other, third) = ((owner + 1) % 3, (owner + 2) % 3);
     let takeovers = cluster.takeovers();
     for asked in [owner, other] {
-        refused(&cluster, asked, &["handover", "--to", "node-9"], "no controller node-9 is known");
+        cluster.refuse(asked, &["handover", "--to", "node-9"], 75, "no controller node-9 is known");
     }
-    refused(&cluster, owner, &["handover", "10.9.0.99"], "is no virtual IP of this node");
+    cluster.refuse(owner, &["handover", "10.9.0.99"], 75, "is no virtual IP of this node");
     // It is not lost yet for the others, and does not answer.
     cluster.signal(other, Signal::SIGSTOP);
-    refused(&cluster, owner, &["handover", "--to", &name(&cluster, other)], "does not take over");
+    cluster.refuse(owner, &["handover", "--to", &name(&cluster, other)], 75, "does not take over");
     cluster.signal(other, Signal::SIGCONT);
-    wait_until_all_know_each_other(&cluster);
+    cluster.wait_until_all_know_each_other();
     let shown =
-        moved(&cluster, &cplb(&cluster, third, &["handover", "--json", "--to", &name(&cluster, owner)]));
+        moved(&cluster, &cluster.cplb(third, &["handover", "--json", "--to", &name(&cluster, owner)]));
     cluster.check(shown["to"] == name(&cluster, owner), || shown.to_string());
     // No node can serve.
     cluster.backends.iter().for_each(|backend| backend.set_readiness(Readiness::Status(500)));
@@ -200,8 +173,8 @@ fn refusals() {
     let owner = cluster.wait_for_owner(None);
     let takeovers = cluster.takeovers();
     let (other, third) = ((owner + 1) % 3, (owner + 2) % 3);
-    refused(&cluster, third, &["handover"], "no other controller can take over");
-    refused(&cluster, owner, &["handover", "--to", &name(&cluster, other)], "does not take over");
+    cluster.refuse(third, &["handover"], 75, "no other controller can take over");
+    cluster.refuse(owner, &["handover", "--to", &name(&cluster, other)], 75, "does not take over");
     cluster.check(cluster.takeovers() == takeovers, || "the VIP moved".to_owned());
     let nobody = Command::new(binary()).args(["handover", "--socket", "/nowhere/cplb.sock"]).output();
     let nobody = nobody.expect("cplb starts");
@@ -212,14 +185,14 @@ fn refusals() {
 
 fn standby() {
     let mut cluster = Cluster::start(Plan::v3("100ms"));
-    wait_until_all_know_each_other(&cluster);
+    cluster.wait_until_all_know_each_other();
     let first = cluster.wait_until_settled();
-    let shown = moved(&cluster, &cplb(&cluster, first, &["standby", "--json"]));
+    let shown = moved(&cluster, &cluster.cplb(first, &["standby", "--json"]));
     cluster.check(shown["from"] == name(&cluster, first), || shown.to_string());
     let second = cluster.wait_for_owner(Some(first));
     let third = 3 - first - second;
     cluster.check(cluster.degraded(first).contains("standby"), || cluster.degraded(first));
-    refused(&cluster, second, &["handover", "--to", &name(&cluster, first)], "standby");
+    cluster.refuse(second, &["handover", "--to", &name(&cluster, first)], 75, "standby");
     // A restart does not end it, and neither does the crash of the Active.
     cluster.signal(first, Signal::SIGTERM);
     cluster.wait_until_ended(first);
@@ -229,14 +202,14 @@ fn standby() {
     let owner = cluster.wait_for_owner(Some(second));
     cluster.check(owner == third, || format!("{owner} took over"));
     // The last one keeps the VIP, and takes it where no other can serve.
-    let output = cplb(&cluster, third, &["standby"]);
+    let output = cluster.cplb(third, &["standby"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let kept = output.status.code() == Some(75) && text.contains("no other controller can take over");
     cluster.check(kept, || format!("{output:?}"));
     cluster.check(cluster.owners().contains(&third), || "the VIP is lost".to_owned());
     cluster.signal(third, Signal::SIGKILL);
     cluster.wait("the node in standby is the last one", || cluster.state(first).as_deref() == Some("active"));
-    let output = cplb(&cluster, first, &["active"]);
+    let output = cluster.cplb(first, &["active"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     cluster
         .check(output.status.success() && text.contains("takes part in the election again"), || text.clone());
@@ -259,12 +232,12 @@ fn with_keepalived() {
         .wait_for_state(&instance, KeepalivedState::Backup, TIMEOUT)
         .unwrap_or_else(|error| cluster.fail(&error.to_string()));
     let target = cluster.node(1).v4().to_string();
-    let shown = moved(&cluster, &cplb(&cluster, 0, &["handover", "--json", "--to", &target]));
+    let shown = moved(&cluster, &cluster.cplb(0, &["handover", "--json", "--to", &target]));
     cluster.check(shown["to"] == target && shown["blackoutSeconds"].is_null(), || shown.to_string());
     let remark = shown["remark"].as_str().unwrap_or_default();
     cluster.check(remark.contains("keepalived"), || shown.to_string());
     let owners = cluster.owners();
     cluster.check(owners == [1], || format!("owners: {owners:?}"));
-    refused(&cluster, 0, &["handover"], "is Active and takes no requests");
+    cluster.refuse(0, &["handover"], 75, "is Active and takes no requests");
     cluster.check(cluster.owners() == [1], || "the VIP moved".to_owned());
 }

@@ -1,13 +1,12 @@
 //! What operators change while clients connect: `cplb drain`, `undrain`, `reload`, `standby` and `log-level`.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testbed::{Failure, Probe, Sessions, Test, Tool};
 
-use crate::support::{Cluster, Plan, TIMEOUT, binary};
+use crate::support::{Cluster, Plan, TIMEOUT};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -19,25 +18,6 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("reload_shows_what_has_changed_or_why_nothing_has", reload).needs([Tool::Nft]),
         Test::new("log_level_changes_while_the_daemon_runs", log_level).needs([Tool::Nft]),
     ]
-}
-
-fn cplb(cluster: &Cluster, index: usize, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg("--socket").arg(cluster.socket(index));
-    command.output().expect("cplb starts")
-}
-
-fn succeed(cluster: &Cluster, index: usize, arguments: &[&str]) -> String {
-    let output = cplb(cluster, index, arguments);
-    cluster.check(output.status.success(), || format!("{arguments:?}: {output:?}"));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn refused(cluster: &Cluster, index: usize, arguments: &[&str], code: i32, why: &str) {
-    let output = cplb(cluster, index, arguments);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let as_expected = output.status.code() == Some(code) && output.stdout.is_empty() && text.contains(why);
-    cluster.check(as_expected, || format!("{why:?} is not in {output:?}"));
 }
 
 /// A backend in the status of a node.
@@ -68,7 +48,7 @@ fn under_load() {
     let probes = [probe(&cluster), probe(&cluster)];
     let since = Instant::now();
     for round in 0..20 {
-        succeed(&cluster, owner, &["drain", &drained, "--wait", "--timeout", "20s"]);
+        cluster.succeed(owner, &["drain", &drained, "--wait", "--timeout", "20s"]);
         // A client may have begun before.
         let quiet = Instant::now() + Duration::from_millis(20);
         cluster.plan.spec.retain(|line| !line.starts_with("balance"));
@@ -76,7 +56,7 @@ fn under_load() {
         cluster.plan.spec.push(format!("balance: {balance}"));
         let config = cluster.plan.render(&cluster.lan);
         std::fs::write(cluster.config_file(owner), config).expect("the file is written");
-        let shown = succeed(&cluster, owner, &["reload"]);
+        let shown = cluster.succeed(owner, &["reload"]);
         cluster.check(
             shown.lines().any(|line| line.starts_with('+') && line.contains(&format!("balance: {balance}"))),
             || shown.clone(),
@@ -86,14 +66,14 @@ fn under_load() {
             let name = format!("api-{}", cluster.node((owner + 1) % 3).name());
             cluster.check(!served.contains_key(&name), || format!("{name} is drained: {served:?}"));
         }
-        succeed(&cluster, owner, &["undrain", &drained]);
+        cluster.succeed(owner, &["undrain", &drained]);
     }
     let reports: Vec<_> = probes.iter().map(Probe::report).collect();
     let failures: Vec<_> = reports.iter().map(|report| report.failures_since(since)).collect();
     cluster.check(failures.iter().all(BTreeMap::is_empty), || format!("failed: {failures:?}"));
     // Connections that are open when the VIP moves are reset by design; no other one fails.
     let since = Instant::now();
-    succeed(&cluster, owner, &["standby"]);
+    cluster.succeed(owner, &["standby"]);
     for probe in &probes {
         let stable = probe.wait_until_stable(Duration::from_millis(100), TIMEOUT);
         cluster.check(stable.is_ok(), || "the VIP does not answer".to_owned());
@@ -114,23 +94,23 @@ fn drain() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();
     let drained = address(&cluster, 0);
-    refused(&cluster, owner, &["drain", "10.9.0.99"], 64, "no such backend: there are ");
-    refused(&cluster, owner, &["drain", "node-1"], 64, "is no address");
-    refused(&cluster, owner, &["drain", &drained, "--service", "other"], 64, "no such service: there are ");
-    refused(&cluster, owner, &["undrain", &drained], 64, "is not drained");
+    cluster.refuse(owner, &["drain", "10.9.0.99"], 64, "no such backend: there are ");
+    cluster.refuse(owner, &["drain", "node-1"], 64, "is no address");
+    cluster.refuse(owner, &["drain", &drained, "--service", "other"], 64, "no such service: there are ");
+    cluster.refuse(owner, &["undrain", &drained], 64, "is not drained");
     // Sessions stay, until the time to wait for them is over.
     let sessions = Sessions::open(cluster.client(), cluster.address(), 6).expect("sessions are open");
     let arguments = ["drain", drained.as_str(), "--wait", "--timeout", "1s"];
-    refused(&cluster, owner, &arguments, 75, "connections are still open");
+    cluster.refuse(owner, &arguments, 75, "connections are still open");
     // The drain ends while an operator waits.
     let waiting = ["drain", drained.as_str(), "--wait", "--for", "1s"];
-    refused(&cluster, owner, &waiting, 75, "has ended meanwhile");
-    succeed(&cluster, owner, &["drain", &drained]);
+    cluster.refuse(owner, &waiting, 75, "has ended meanwhile");
+    cluster.succeed(owner, &["drain", &drained]);
 
     cluster.check(sessions.ended() == 0, || "sessions have ended".to_owned());
     let listed = |arguments: &[&str]| -> Value {
         let arguments = [&["connections", "--json"], arguments].concat();
-        serde_json::from_str(&succeed(&cluster, owner, &arguments)).expect("JSON")
+        serde_json::from_str(&cluster.succeed(owner, &arguments)).expect("JSON")
     };
     // Other controllers check the service through the VIP.
     let client = cluster.client().v4().to_string();
@@ -147,28 +127,28 @@ fn drain() {
     cluster.check(connections.len() == 2 && as_expected, || to_it.to_string());
     let none = listed(&["--client", "10.9.0.99"]);
     cluster.check(none["total"] == 0, || none.to_string());
-    let text = succeed(&cluster, owner, &["connections", "--service", "kube-apiserver", "--client", &client]);
+    let text = cluster.succeed(owner, &["connections", "--service", "kube-apiserver", "--client", &client]);
     cluster.check(text.contains(&drained) && text.contains("6 open"), || text.clone());
     let shown = backend(&cluster, owner, &drained);
     cluster.check(shown["state"] == "draining" && shown["connectionsActive"] != 0, || shown.to_string());
     cluster.check(shown["reason"].as_str().is_some_and(|why| why.contains("operator")), || shown.to_string());
     let before = shown["connectionsTotal"].clone();
     // The rest may not be drained as well.
-    succeed(&cluster, owner, &["drain", &cluster.node(1).v4().to_string()]);
+    cluster.succeed(owner, &["drain", &cluster.node(1).v4().to_string()]);
     let last = cluster.node(2).v4().to_string();
-    refused(&cluster, owner, &["drain", &last], 75, "clients would be refused");
+    cluster.refuse(owner, &["drain", &last], 75, "clients would be refused");
     let probe = probe(&cluster);
     let served = probe.stop().served_by_since(Instant::now() - Duration::from_secs(60));
     let only = format!("api-{}", cluster.node(2).name());
     cluster.check(served.keys().eq([&only]), || format!("{served:?}"));
     drop(sessions);
-    succeed(&cluster, owner, &["drain", &drained, "--wait"]);
+    cluster.succeed(owner, &["drain", &drained, "--wait"]);
     let shown = backend(&cluster, owner, &drained);
     cluster
         .check(shown["connectionsTotal"] == before && shown["connectionsActive"] == 0, || shown.to_string());
     // In other words than those of the drain.
-    succeed(&cluster, owner, &["undrain", &cluster.node(0).v4().to_string(), "--service", "kube-apiserver"]);
-    succeed(&cluster, owner, &["undrain", &address(&cluster, 1)]);
+    cluster.succeed(owner, &["undrain", &cluster.node(0).v4().to_string(), "--service", "kube-apiserver"]);
+    cluster.succeed(owner, &["undrain", &address(&cluster, 1)]);
     cluster.wait("it takes connections again", || backend(&cluster, owner, &drained)["state"] == "up");
 }
 
@@ -177,8 +157,8 @@ fn drain_for_a_time() {
     let owner = cluster.wait_until_settled();
     let drained = address(&cluster, 0);
     let since = Instant::now();
-    succeed(&cluster, owner, &["drain", &drained, "--for", "6s"]);
-    succeed(&cluster, owner, &["reload"]);
+    cluster.succeed(owner, &["drain", &drained, "--for", "6s"]);
+    cluster.succeed(owner, &["reload"]);
     let shown = backend(&cluster, owner, &drained);
     let as_expected = shown["state"] == "draining";
     cluster.check(as_expected || since.elapsed() > Duration::from_secs(6), || shown.to_string());
@@ -190,17 +170,17 @@ fn drain_for_a_time() {
 fn reload() {
     let mut cluster = Cluster::start(Plan::v3("100ms"));
     let owner = cluster.wait_until_settled();
-    let shown = succeed(&cluster, owner, &["reload"]);
+    let shown = cluster.succeed(owner, &["reload"]);
     cluster.check(shown.contains("nothing has changed"), || shown.clone());
     cluster.plan = cluster.plan.clone().instance("priority: 190");
     let file = cluster.config_file(owner);
     std::fs::write(&file, cluster.plan.render(&cluster.lan)).expect("the file is written");
-    let shown = succeed(&cluster, owner, &["reload"]);
+    let shown = cluster.succeed(owner, &["reload"]);
     cluster.check(shown.contains("+ ") && shown.contains("priority: 190"), || shown.clone());
     cluster.check(cluster.status(owner)["instances"][0]["priority"] == 190, || "it is not in use".to_owned());
     std::fs::write(&file, "apiVersion: cplb/v1alpha1\nkind: ControlPlaneLoadBalancer\nspec: {odd: 1}\n")
         .expect("the file is written");
-    refused(&cluster, owner, &["reload"], 65, "odd");
+    cluster.refuse(owner, &["reload"], 65, "odd");
     cluster.check(cluster.degraded(owner).contains("not reloaded"), || cluster.degraded(owner));
     cluster.check(cluster.owners() == [owner], || "the VIP moved".to_owned());
 }
@@ -209,10 +189,10 @@ fn log_level() {
     let cluster = Cluster::start(Plan::v3("100ms"));
     let text = || cluster.daemon(0).log().text();
     cluster.check(!text().contains("TRACE"), || "trace lines before".to_owned());
-    succeed(&cluster, 0, &["log-level", "trace"]);
+    cluster.succeed(0, &["log-level", "trace"]);
     cluster.wait("trace lines are written", || text().contains("TRACE"));
-    let shown = succeed(&cluster, 0, &["log-level"]);
+    let shown = cluster.succeed(0, &["log-level"]);
     cluster.check(shown.trim() == "the log level is trace", || shown.clone());
-    succeed(&cluster, 0, &["log-level", "default"]);
-    refused(&cluster, 0, &["log-level", "loud"], 64, "loud");
+    cluster.succeed(0, &["log-level", "default"]);
+    cluster.refuse(0, &["log-level", "loud"], 64, "loud");
 }

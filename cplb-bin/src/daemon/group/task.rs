@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use vrrp::channel::{
 };
 
 use crate::daemon::sender::EventSender;
+use crate::history::WallTime;
 
 use super::link::{LinkKey, Local};
 use super::{Board, GroupEvent, Order, PeerState};
@@ -77,7 +78,7 @@ impl Task {
             let current = local.borrow_and_update().clone();
             self.channel.reconfigure(config(&current));
             // Peers tell the difference of the clocks by the time in a report, which must be that of sending it.
-            let report = Report { clock: wall_clock(), ..current.report.clone() };
+            let report = Report { clock: WallTime::now().millis(), ..current.report.clone() };
             self.channel.handle_report(Instant::now(), report);
             self.open(&current);
             // A datagram that is discarded changes nothing that has to be shown at once.
@@ -106,7 +107,7 @@ impl Task {
                         Err(error) => self.fail(&error),
                     },
                     () = tokio::time::sleep_until(wake.into()) => {
-                        self.channel.handle_clock(wall_clock());
+                        self.channel.handle_clock(WallTime::now().millis());
                         self.channel.handle_timeout(Instant::now());
                         self.open(&current);
                         changed = true;
@@ -176,7 +177,7 @@ impl Task {
             return false;
         }
         // A report may be the answer.
-        self.channel.handle_clock(wall_clock());
+        self.channel.handle_clock(WallTime::now().millis());
         // The reason of a discard is counted.
         self.channel.handle_datagram(Instant::now(), source, bytes).is_ok()
     }
@@ -238,7 +239,7 @@ impl Task {
 
     fn post(&self) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        let clock = i64::try_from(wall_clock()).unwrap_or(i64::MAX);
+        let clock = i64::try_from(WallTime::now().millis()).unwrap_or(i64::MAX);
         let former = std::mem::take(&mut board.peers);
         board.peers = self
             .channel
@@ -265,12 +266,6 @@ impl Task {
         board.error.clone_from(&self.error);
         (board.sent, board.received) = self.channel.traffic();
     }
-}
-
-/// The wall clock in milliseconds since 1970-01-01 00:00 UTC.
-fn wall_clock() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns whether a sender is none of the controllers, as far as their addresses are known: these may be of another network,

@@ -75,7 +75,7 @@ fn difference(former: &Config, config: &Config) -> Result<Vec<String>, String> {
         return Err("a secret has several lines".to_owned());
     }
     let mut found = Vec::new();
-    // What is not compared by then counts as replaced.
+    // Lines that are not compared by then count as replaced.
     let deadline = Some(Instant::now() + COMPARISON);
     let operations = capture_diff_slices_deadline(Algorithm::Myers, &old, &new, deadline);
     for (index, group) in group_diff_ops(operations, CONTEXT).into_iter().enumerate() {

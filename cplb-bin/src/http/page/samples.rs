@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn series_and_their_samples_are_bounded() {
         let mut samples = Samples::default();
         let names: Vec<String> = (0..2000).map(|number| number.to_string()).collect();
         let backends: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();

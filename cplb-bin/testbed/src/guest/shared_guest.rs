@@ -14,7 +14,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(240);
 /// Environment variable of a test that has its guest for itself.
 pub(super) const OWN_GUEST: &str = "CPLB_OWN_GUEST";
 
-/// How a test uses its guest.
+/// The relation of a test to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GuestUse {
     /// Other tests run in it before and after.

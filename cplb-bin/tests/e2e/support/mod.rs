@@ -13,7 +13,7 @@ pub(crate) mod tproxy;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 pub(crate) use link::Link;
@@ -273,6 +273,42 @@ impl Cluster {
         match self.daemon(index).wait(TIMEOUT) {
             Ok(status) => status,
             Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// The output of a command of operators to a daemon.
+    pub(crate) fn cplb(&self, index: usize, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--socket").arg(self.socket(index));
+        command.output().expect("cplb starts")
+    }
+
+    /// The text that a command prints that succeeds.
+    pub(crate) fn succeed(&self, index: usize, arguments: &[&str]) -> String {
+        let output = self.cplb(index, arguments);
+        self.check(output.status.success(), || format!("{arguments:?}: {output:?}"));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Fails unless a command is refused with this exit code and reason.
+    pub(crate) fn refuse(&self, index: usize, arguments: &[&str], code: i32, why: &str) {
+        let output = self.cplb(index, arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let as_expected =
+            output.status.code() == Some(code) && output.stdout.is_empty() && text.contains(why);
+        self.check(as_expected, || format!("{why:?} is not in {output:?}"));
+    }
+
+    /// Waits until each controller can serve and knows the others by the group channel.
+    pub(crate) fn wait_until_all_know_each_other(&self) {
+        for index in 0..self.len() {
+            self.wait("every node knows the others", || {
+                let status = self.status(index);
+                let peers = status["peers"].as_array().cloned().unwrap_or_default();
+                peers.len() == self.len() - 1
+                    && peers.iter().all(|peer| peer["serving"] == true)
+                    && status["serving"]["serving"] == true
+            });
         }
     }
 
